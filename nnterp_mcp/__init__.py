@@ -1,0 +1,3 @@
+"""nnterp-mcp: an interpretability laboratory for LLM agents."""
+
+__version__ = "0.1.0"
