@@ -1,0 +1,129 @@
+"""Tiny randomly initialised models of every causal-LM type that the installed transformers registers."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from nnterp_mcp.model.tiny_configs import (
+    BOS,
+    EOS,
+    PAD,
+    RESERVED,
+    UNBUILDABLE,
+    VOCABULARY,
+    causal_lm_class,
+    config_class,
+    shrink,
+)
+
+
+def causal_lm_types() -> list[str]:
+    """Every model type with a causal LM in the installed transformers, in alphabetical order."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_config(model_type: str) -> PreTrainedConfig:
+    """A small, consistent configuration of a type, in its causal form.
+
+    Args:
+        model_type: One of `causal_lm_types()`.
+
+    Returns:
+        The configuration from which transformers builds the type's causal LM: for some multimodal types
+        that is the text part alone.
+
+    Raises:
+        LookupError: The type is unknown, or cannot be a text-only causal LM by itself; the message says why.
+    """
+    if model_type in UNBUILDABLE:
+        raise LookupError(f"{model_type} cannot be a causal LM by itself: {UNBUILDABLE[model_type]}")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise LookupError(f"transformers registers no causal LM of type {model_type!r}")
+    return shrink(config_class(model_type))
+
+
+def tiny_model(
+    model_type: str, *, seed: int = 0, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A tiny model of a type, whose weights are random but far from degenerate.
+
+    Matrices keep the size of what they multiply, so that logits depend on the prompt, on every layer and on
+    attention; vectors (norms, biases, gates) are their usual first value and some noise, so that no factor
+    is exactly one and no term exactly zero.
+
+    Args:
+        model_type: One of `causal_lm_types()`.
+        seed: Equal seeds give equal weights, bit for bit. The global random state is left alone.
+        attn_implementation: As in transformers; its own choice by default.
+
+    Returns:
+        The model on the CPU, in float32 and evaluation mode.
+
+    Raises:
+        LookupError: As for `tiny_config`.
+    """
+    config = tiny_config(model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = causal_lm_class(model_type)._from_config(
+            config, attn_implementation=attn_implementation, dtype=torch.float32
+        )
+    _enliven(model, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+def tiny_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for the tiny models, made in memory.
+
+    Args:
+        vocab_size: Size of the model's vocabulary; the last few ids stay unused, as placeholders.
+
+    Returns:
+        A fast tokenizer with offsets, which reads any text, begins it with a bos token and pads on the left.
+    """
+    special = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - RESERVED,
+        special_tokens=[special[i] for i in sorted(special)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["The capital of France is Paris, and that of Spain is Madrid."] * 2, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+    )
+
+
+@torch.no_grad()
+def _enliven(model: PreTrainedModel, generator: torch.Generator) -> None:
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            _redraw(module, name, parameter, generator)
+
+
+def _redraw(module: nn.Module, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim < 2 or name == "A_log":
+        parameter.add_(noise, alpha=0.1)
+    elif isinstance(module, nn.Embedding):
+        parameter.copy_(0.3 * noise)
+    else:
+        parameter.copy_(noise * parameter[0].numel() ** -0.5)
