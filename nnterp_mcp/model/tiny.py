@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from nnterp_mcp.model.tiny_configs import (
     BOS,
     EOS,
+    HIDDEN,
     PAD,
     RESERVED,
     UNBUILDABLE,
@@ -19,6 +20,9 @@ from nnterp_mcp.model.tiny_configs import (
     config_class,
     shrink,
 )
+
+EMBEDDING_STD = 0.3
+NOISE = 0.1
 
 
 def causal_lm_types() -> list[str]:
@@ -110,20 +114,34 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _enliven(model: PreTrainedModel, generator: torch.Generator) -> None:
-    seen: set[int] = set()
+    """Redraw what training would have set: each parameter, and the biases that are saved beside them."""
+    drawn: set[int] = set()  # a tied parameter has several owners
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            _redraw(module, name, parameter, generator)
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in drawn:
+                drawn.add(id(parameter))
+                _redraw(module, parameter, generator)
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved and buffer.is_floating_point() and buffer.ndim and buffer.min() == buffer.max():
+            buffer.add_(_normal(buffer, NOISE, generator))
 
 
-def _redraw(module: nn.Module, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
-    noise = torch.randn(parameter.shape, generator=generator)
-    if parameter.ndim < 2 or name == "A_log":
-        parameter.add_(noise, alpha=0.1)
-    elif isinstance(module, nn.Embedding):
-        parameter.copy_(0.3 * noise)
+def _redraw(module: nn.Module, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    if isinstance(module, nn.Embedding):
+        if parameter.requires_grad:  # or it is a table of sines
+            parameter.copy_(_normal(parameter, EMBEDDING_STD, generator))
+    elif _is_matrix(parameter):
+        inputs = parameter[0].numel() if isinstance(module, nn.Conv1d) else HIDDEN
+        parameter.copy_(_normal(parameter, inputs**-0.5, generator))
     else:
-        parameter.copy_(noise * parameter[0].numel() ** -0.5)
+        parameter.add_(_normal(parameter, NOISE, generator))
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether inputs are multiplied by it: then it starts random around zero, unlike gates, scales and decays."""
+    return parameter.ndim > 1 and bool(parameter.mean().abs() < 0.5 * parameter.std())
+
+
+def _normal(like: torch.Tensor, std: float, generator: torch.Generator) -> torch.Tensor:
+    return std * torch.randn(like.shape, generator=generator)
