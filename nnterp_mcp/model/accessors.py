@@ -1,0 +1,131 @@
+"""Reading and assigning what flows through a layer, inside a trace."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+from jaxtyping import Float
+from nnsight.intervention.envoy import Envoy
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+Part = Literal["block", "attention", "mlp", "attention_contribution", "mlp_contribution"]
+Side = Literal["input", "output"]
+
+_NAMES: dict[str, str] = {
+    "attention": "attention",
+    "attention_contribution": "attention",
+    "mlp": "MLP module",
+    "mlp_contribution": "MLP module",
+}
+
+
+def layer_index(layer: SupportsIndex, anatomy: Anatomy, name: str) -> int:
+    """A layer's number, counted from 0; negative numbers count from the last layer.
+
+    Raises:
+        InvalidRequest: There is no such layer.
+    """
+    try:
+        index = operator.index(layer)
+    except TypeError:
+        raise InvalidRequest(f"layer {layer!r} is not a number: {_range(anatomy, name)}") from None
+    if not -anatomy.num_layers <= index < anatomy.num_layers:
+        raise InvalidRequest(f"layer {index} does not exist: {_range(anatomy, name)}")
+    return index % anatomy.num_layers
+
+
+def require_part(layer: LayerAnatomy, part: Part, anatomy: Anatomy, name: str) -> Site:
+    """The site of a part of a layer.
+
+    Raises:
+        Unsupported: The layer lacks it, or carries several residual streams.
+    """
+    site: Site | None = getattr(layer, part)
+    if site is None:
+        having = [str(other.index) for other in anatomy.layers if getattr(other, part) is not None]
+        others = f"the layers that have one are {', '.join(having)}." if having else "no layer of it has one."
+        kind = f" (it is a {layer.kind} layer)" if layer.kind else ""
+        raise Unsupported(f"layer {layer.index} of {name} has no {_NAMES[part]}{kind}: {others}")
+    if part == "block" and anatomy.faults:
+        raise Unsupported(
+            f"the layers of {name} cannot be read under the standard names: {anatomy.faults[0]}."
+        )
+    return site
+
+
+def _range(anatomy: Anatomy, name: str) -> str:
+    return f"{name} has layers 0 to {anatomy.num_layers - 1}."
+
+
+@dataclass(frozen=True)
+class ModuleList:
+    """One kind of module in every layer: `model.attentions[3]`."""
+
+    model: StandardizedTransformer
+    part: Part
+
+    def __getitem__(self, layer: SupportsIndex) -> Envoy:
+        """The module of one layer, as nnsight wraps it."""
+        anatomy, name = self.model.anatomy, self.model.name
+        facts = anatomy.layers[layer_index(layer, anatomy, name)]
+        return self.model.envoy(require_part(facts, self.part, anatomy, name))
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return self.model.num_layers
+
+
+@dataclass(frozen=True)
+class StateList:
+    """The hidden states on one side of one part of every layer: `model.layers_output[3]`.
+
+    Reads and assignments work inside a trace only, in the order in which the model runs.
+    """
+
+    model: StandardizedTransformer
+    part: Part
+    side: Side
+
+    def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
+        """The hidden states of one layer, for every row and position (padding included)."""
+        site = self._site(layer)
+        envoy = self.model.envoy(site)
+        if self.side == "input":
+            return site.read_input(envoy.inputs)
+        return site.read_output(envoy.output)
+
+    def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
+        """Let the model go on with other hidden states; whatever else the module returned stays as it is."""
+        site = self._site(layer)
+        envoy: Any = self.model.envoy(site)
+        if self.side == "input":
+            envoy.inputs = site.write_input(envoy.inputs, hidden)
+        else:
+            envoy.output = hidden if site.exit is None else site.write_output(envoy.output, hidden)
+
+    def __call__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
+        """The same as indexing."""
+        return self[layer]
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return self.model.num_layers
+
+    @property
+    def returns_tuple(self) -> bool:
+        """Whether the modules return the hidden states with something else beside them."""
+        sites = [getattr(layer, self.part) for layer in self.model.anatomy.layers]
+        return any(site is not None and site.exit is not None for site in sites)
+
+    def _site(self, layer: SupportsIndex) -> Site:
+        anatomy, name = self.model.anatomy, self.model.name
+        facts = anatomy.layers[layer_index(layer, anatomy, name)]
+        return require_part(facts, self.part, anatomy, name)

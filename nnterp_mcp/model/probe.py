@@ -1,0 +1,130 @@
+"""One short forward pass under plain hooks: what ran, in which order, on what, and where attention was."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nnterp_mcp.model.products import Product, ProductWatch
+
+PROBE_TOKENS = 5
+"""Length of the probe: prime, and smaller than any width, so that a dimension is recognised by its size."""
+
+
+@dataclass
+class Call:
+    """One call of one module.
+
+    Attributes:
+        module: The module that ran.
+        parent: The call inside which it ran; None for the model itself.
+        start: Its place in the order in which calls began.
+        end: Its place in the order in which calls began and ended; -1 while it runs.
+        args: Its positional inputs.
+        kwargs: Its keyword inputs.
+        output: What it returned.
+        products: The attention products seen directly inside it, in order, and the code and line of each.
+    """
+
+    module: nn.Module
+    parent: Call | None
+    start: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+    end: int = -1
+    products: list[tuple[Product, tuple[CodeType, int]]] = field(default_factory=list)
+
+    def within(self, module: nn.Module) -> bool:
+        """Whether this call is one of `module`'s or ran inside one."""
+        return any(call.module is module for call in self.lineage())
+
+    def lineage(self) -> Iterator[Call]:
+        """This call, the one that it ran in, and so on up to the model's."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass
+class Tape:
+    """Everything that one forward pass called."""
+
+    input_ids: Int[Tensor, "batch position"]
+    calls: list[Call]
+    logits: Float[Tensor, "batch position vocabulary"]
+
+    def of(self, module: nn.Module) -> Call | None:
+        """The last call of a module, or None where it did not run."""
+        return next((call for call in reversed(self.calls) if call.module is module), None)
+
+    def inside(self, outer: Call) -> list[Call]:
+        """The calls made while `outer` ran, in the order in which they began."""
+        return [call for call in self.calls if outer.start < call.start and call.end < outer.end]
+
+
+def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 position"]:
+    """Distinct, ordinary token ids on the model's first device."""
+    embedding = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    rows = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+    ids = torch.arange(1, length + 1) * max(rows // (length + 3), 1)
+    return (ids % rows).unsqueeze(0).to(_device(embedding))
+
+
+@torch.no_grad()
+def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) -> Tape:
+    """Run the model once on a few tokens and record every call.
+
+    Args:
+        model: A Hugging Face causal LM, wrapped or not; nothing in it is changed.
+        input_ids: The tokens; by default `probe_ids`.
+
+    Returns:
+        The tape. It holds activations: let it go once it is read.
+    """
+    ids = probe_ids(model) if input_ids is None else input_ids
+    calls: list[Call] = []
+    with _recorded(model, calls):
+        output = model(input_ids=ids, use_cache=False)
+    return Tape(ids, calls, output.logits)
+
+
+@contextmanager
+def _recorded(model: nn.Module, calls: list[Call]) -> Generator[None]:
+    open_calls: list[Call] = []
+    clock = iter(range(1 << 62))
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parent = open_calls[-1] if open_calls else None
+        call = Call(module, parent, next(clock), args, kwargs)
+        calls.append(call)
+        open_calls.append(call)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = open_calls.pop()
+        call.output, call.end = output, next(clock)
+
+    def see(product: Product) -> None:
+        if open_calls:
+            open_calls[-1].products.append((product, product.origin()))
+
+    with ExitStack() as stack, ProductWatch(length=PROBE_TOKENS, on_product=see):
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
+            stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
+        yield
+
+
+def _device(module: nn.Module) -> torch.device:
+    device = next(iter(module.parameters())).device
+    hook = getattr(module, "_hf_hook", None)
+    placed: Any = getattr(hook, "execution_device", None)
+    return torch.device(placed) if device.type == "meta" and placed is not None else device

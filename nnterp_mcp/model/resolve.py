@@ -1,0 +1,232 @@
+"""Finds a model's anatomy by its structure: what ran in one short forward pass, on which shapes, when.
+
+No list of module names decides. The layers are the longest list of modules through which hidden states run;
+the head is what holds the output embedding; the final norm is what runs between the two; a layer's attention
+is the module around a softmax over positions (see `products`), its MLP is the module that works on each
+position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
+from nnterp_mcp.model.probe import Call, Tape, probe
+from nnterp_mcp.model.sublayers import resolve_sublayers
+
+
+def resolve(model: nn.Module, tape: Tape | None = None) -> Anatomy:
+    """The anatomy of a causal LM.
+
+    Args:
+        model: A Hugging Face causal LM with weights.
+        tape: A recorded forward pass of it, when there is one already.
+
+    Returns:
+        The anatomy. What structure could not settle is in its `faults`.
+
+    Raises:
+        Unsupported: No list of layers through which hidden states run was found.
+    """
+    tape = probe(model) if tape is None else tape
+    paths = {id(module): path for path, module in model.named_modules()}
+    embedding = _input_embedding(model, paths)
+    head_call = _head(model, tape)
+    layers_module, layer_calls = _layers(model, tape)
+    shape = tuple(_hidden(layer_calls[-1].output)[1].shape)
+    hidden_size = shape[-1]
+    norm_call = _final_norm(tape, layer_calls[-1], head_call, hidden_size)
+    sites = [_block_site(call, paths) for call in layer_calls]
+    anatomy = Anatomy(
+        embed_tokens=embedding,
+        layers_module=Site(layers_module, paths[id(layers_module)]),
+        layers=tuple(
+            resolve_sublayers(LayerAnatomy(index, site), call, tape, paths, _layer_kind(model, index))
+            for index, (site, call) in enumerate(zip(sites, layer_calls, strict=True))
+        ),
+        ln_final=None if norm_call is None else hidden_site(norm_call, paths),
+        lm_head=None if head_call is None else hidden_site(head_call, paths),
+        hidden_size=hidden_size,
+        vocab_size=int(tape.logits.shape[-1]),
+        streams=_streams(shape, tape),
+        stream_shape=shape,
+        head_is_direct=_head_is_direct(tape, layer_calls[-1], norm_call, head_call),
+    )
+    return anatomy.with_faults(*_faults(anatomy, tape))
+
+
+def hidden_site(call: Call, paths: dict[int, str]) -> Site:
+    """The site of a call: where its hidden state goes in and comes out."""
+    entry = _entry(call)
+    place, _ = _hidden(call.output)
+    width = len(call.output) if place is not None else 1
+    return Site(call.module, paths[id(call.module)], entry, place, width)
+
+
+def hidden_input(call: Call) -> Tensor | None:
+    """The first floating-point input of three or more dimensions."""
+    return next((value for _, value in _inputs(call)), None)
+
+
+def _block_site(call: Call, paths: dict[int, str]) -> Site:
+    return hidden_site(call, paths)
+
+
+def _inputs(call: Call) -> Iterator[tuple[int | str, Tensor]]:
+    for place, value in [*enumerate(call.args), *call.kwargs.items()]:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+            yield place, value
+
+
+def _entry(call: Call) -> int | str | None:
+    return next((place for place, _ in _inputs(call)), None)
+
+
+def _hidden(output: Any) -> tuple[int | None, Tensor]:
+    """The first floating-point tensor in an output, and where it is."""
+    if isinstance(output, Tensor):
+        return None, output
+    if isinstance(output, tuple | list):
+        for place, item in enumerate(output):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                return place, item
+    raise Unsupported(f"a layer returned {type(output).__name__}, which holds no hidden state")
+
+
+def _has_hidden(output: Any) -> bool:
+    items = output if isinstance(output, tuple | list) else [output]
+    return any(isinstance(item, Tensor) and item.is_floating_point() for item in items)
+
+
+def _input_embedding(model: Any, paths: dict[int, str]) -> Site:
+    module = model.get_input_embeddings()
+    if module is None or id(module) not in paths:
+        raise Unsupported(f"{type(model).__name__} names no token embedding that is one of its modules")
+    return Site(module, paths[id(module)])
+
+
+def _head(model: Any, tape: Tape) -> Call | None:
+    """The outermost call around the output embedding that goes from hidden states to logits."""
+    embedding = model.get_output_embeddings()
+    call = None if embedding is None else tape.of(embedding)
+    if call is None:
+        return None
+    wide = tape.logits.shape[-1]
+    ancestors = [
+        outer
+        for outer in call.lineage()
+        if isinstance(outer.output, Tensor)
+        and outer.output.shape[-1] == wide
+        and hidden_input(outer) is not None
+    ]
+    return ancestors[-1] if ancestors else None
+
+
+def _layers(model: nn.Module, tape: Tape) -> tuple[nn.Module, list[Call]]:
+    """The list whose members carry the hidden states: the longest one, and the outermost of equals."""
+    found: list[tuple[nn.Module, list[Call]]] = []
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 0:
+            calls = [tape.of(member) for member in module]
+            ran = [call for call in calls if call is not None and _carries(call)]
+            if ran and not any(call.within(other) for call in ran for other, _ in found):
+                found.append((module, sorted(ran, key=lambda call: call.start)))
+    candidates = [(module, calls) for module, calls in found if _is_chain(calls)]
+    if not candidates:
+        raise Unsupported(
+            f"{type(model).__name__} has no list of layers through which hidden states run",
+            "Name the layers with a RenameConfig if there is one.",
+        )
+    return max(candidates, key=lambda found: (len(found[1]), found[1][-1].end))
+
+
+def _carries(call: Call) -> bool:
+    hidden = hidden_input(call)
+    return (
+        hidden is not None
+        and _has_hidden(call.output)
+        and _hidden(call.output)[1].shape == hidden.shape
+        and any(True for _ in call.module.parameters())
+    )
+
+
+def _is_chain(calls: list[Call]) -> bool:
+    """Whether every member takes a state of the same shape, one after another."""
+    shapes = {tuple(_hidden(call.output)[1].shape) for call in calls}
+    return len(shapes) == 1 and all(a.end < b.start for a, b in pairwise(calls))
+
+
+def _final_norm(tape: Tape, last: Call, head: Call | None, hidden_size: int) -> Call | None:
+    """The first module between the last layer and the head whose weights are vectors only."""
+    until = head.start if head is not None else tape.calls[0].end
+    for call in tape.calls:
+        if last.end < call.start < until and _is_norm(call.module):
+            hidden = hidden_input(call)
+            if hidden is not None and hidden.shape[-1] == hidden_size and _has_hidden(call.output):
+                return call
+    return None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weights = list(module.parameters())
+    if any(weight.ndim > 1 for weight in weights):
+        return False
+    return bool(weights) or "norm" in type(module).__name__.lower()
+
+
+def _head_is_direct(tape: Tape, last: Call, norm: Call | None, head: Call | None) -> bool:
+    """Whether each of last layer, norm and head is handed the very tensor that the one before returned.
+
+    Values alone would not tell: a softcap changes small logits by less than a bfloat16 shows.
+    """
+    if head is None or not isinstance(head.output, Tensor):
+        return False
+    state = _hidden(last.output)[1]
+    for call in (norm, head):
+        if call is None:
+            continue
+        if not isinstance(call.output, Tensor) or not _is_same(hidden_input(call), state):
+            return False
+        state = call.output
+    return _is_same(tape.logits, state) and torch.equal(_recompute(last, norm, head), tape.logits)
+
+
+def _is_same(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+@torch.no_grad()
+def _recompute(last: Call, norm: Call | None, head: Call) -> Tensor:
+    state = _hidden(last.output)[1]
+    return head.module(state if norm is None else norm.module(state))
+
+
+def _layer_kind(model: Any, index: int) -> str:
+    config = model.config.get_text_config(decoder=True)
+    for name in ("layer_types", "layers_block_type", "block_types"):
+        kinds = getattr(config, name, None)
+        if isinstance(kinds, list | tuple) and index < len(kinds):
+            return str(kinds[index])
+    return ""
+
+
+def _streams(shape: tuple[int, ...], tape: Tape) -> int:
+    batch_positions = tape.input_ids.numel()
+    count = 1
+    for size in shape[:-1]:
+        count *= size
+    return max(count // batch_positions, 1)
+
+
+def _faults(anatomy: Anatomy, tape: Tape) -> Iterator[str]:
+    expected = (*tape.input_ids.shape, anatomy.hidden_size)
+    if anatomy.streams > 1:
+        yield f"its layers carry {anatomy.streams} residual streams at once (shape {anatomy.stream_shape})"
+    elif anatomy.stream_shape != expected:
+        yield f"its layers return hidden states of shape {anatomy.stream_shape}, not {expected}"

@@ -1,0 +1,233 @@
+"""Finds what is inside one layer: attention, the MLP, and what else moves information between positions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnterp_mcp.model.anatomy import LayerAnatomy, Site
+from nnterp_mcp.model.probe import Call, Tape
+
+
+def resolve_sublayers(
+    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], configured_kind: str
+) -> LayerAnatomy:
+    """Fill in a layer's attention, MLP and kind.
+
+    Args:
+        layer: The layer so far: its number and its block.
+        call: Its recorded call.
+        tape: The whole recording.
+        paths: Each module's dotted path, by the module's id.
+        configured_kind: The kind that the model's configuration gives this layer, or "".
+    """
+    calls = tape.inside(call)
+    hidden = layer.block.read_input((call.args, call.kwargs))
+    core = next((inner for inner in calls if inner.products), call if call.products else None)
+    attention = None if core is None or core is call else _attention(core, call, calls, hidden)
+    others = [
+        inner
+        for inner in _outermost(calls, call, hidden)
+        if attention is None or not _overlap(inner, attention)
+    ]
+    mixers = [inner for inner in others if _mixes_positions(inner)]
+    mlps = [inner for inner in others if inner not in mixers]
+    mlp = max(mlps, key=_weight_count, default=None)
+    return replace(
+        layer,
+        attention=_site(attention, hidden, paths),
+        attention_contribution=_contribution(attention, calls, hidden, paths),
+        core=None if core is None else _site(core, hidden, paths),
+        output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
+        num_heads=0 if core is None else _num_heads(core, hidden),
+        product=None if core is None or core.products[0][0].probabilities is None else core.products[0][1],
+        mlp=_site(mlp, hidden, paths),
+        mlp_contribution=_contribution(mlp, calls, hidden, paths),
+        mixers=tuple(paths[id(inner.module)] for inner in mixers),
+        kind=configured_kind or _kind(attention, mixers),
+    )
+
+
+def _attention(core: Call, block: Call, calls: list[Call], hidden: Tensor) -> Call:
+    """The smallest module around the core that also projects its result back, with its bare wrappers."""
+    for outer in core.lineage():
+        if outer is block:
+            break
+        if _maps_hidden(outer, hidden) and _projects_after(outer, core, calls):
+            return _unwrap(outer, block, calls, hidden)
+    return core
+
+
+def _projects_after(outer: Call, core: Call, calls: list[Call]) -> bool:
+    """Whether a linear map runs inside `outer` after the heads' product.
+
+    The product runs directly inside the core, so a projection of the core's own comes after the projections
+    that read the layer's input: it is the last one, and reads something else.
+    """
+    maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
+    if not maps:
+        return False
+    last = maps[-1]
+    if not core.start < last.start:
+        return False
+    if last.start > core.end:
+        return True
+    inputs = [id(next((a for a in call.args if isinstance(a, Tensor)), None)) for call in maps]
+    return inputs.count(inputs[-1]) == 1 and len(maps) > 1
+
+
+def _unwrap(attention: Call, block: Call, calls: list[Call], hidden: Tensor) -> Call:
+    outer = attention.parent
+    while outer is not None and outer is not block:
+        siblings = [call for call in calls if call.parent is outer]
+        if len(siblings) > 1 or not _maps_hidden(outer, hidden):
+            break
+        attention, outer = outer, outer.parent
+    return attention
+
+
+def _outermost(calls: list[Call], block: Call, hidden: Tensor) -> list[Call]:
+    """The largest modules inside a layer that map hidden states to hidden states by matrices."""
+    found: list[Call] = []
+    for call in calls:
+        inside = any(outer in found for outer in call.lineage() if outer is not call)
+        if not inside and _maps_hidden(call, hidden) and _has_matrices(call.module) and not _is_linear(call):
+            found.append(call)
+    return found
+
+
+def _overlap(one: Call, other: Call) -> bool:
+    return one in other.lineage() or other in one.lineage()
+
+
+def _maps_hidden(call: Call, hidden: Tensor) -> bool:
+    first = next((value for _, value in _tensors(call)), None)
+    output = _first_tensor(call.output)
+    return (
+        first is not None
+        and output is not None
+        and first.shape == hidden.shape
+        and output.shape == hidden.shape
+    )
+
+
+def _tensors(call: Call) -> list[tuple[int | str, Tensor]]:
+    items: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    return [
+        (place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    items = output if isinstance(output, tuple | list) else [output]
+    return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    return any(weight.ndim > 1 for weight in module.parameters())
+
+
+def _is_linear(call: Call) -> bool:
+    module = call.module
+    return _has_matrices(module) and not any(True for _ in module.children()) and len(_tensors(call)) == 1
+
+
+def _weight_count(call: Call) -> int:
+    return sum(weight.numel() for weight in call.module.parameters())
+
+
+@torch.no_grad()
+def _mixes_positions(call: Call) -> bool:
+    """Whether the output at the last position changes with the input at the first."""
+    place, state = _tensors(call)[0]
+    if state.device.type == "meta" or state.ndim < 3:
+        return False
+    changed = state.clone()
+    changed[..., 0, :] = -changed[..., 0, :].flip(-1)
+    before, after = _run_again(call, place, state), _run_again(call, place, changed)
+    return not torch.allclose(before[..., -1, :], after[..., -1, :], rtol=1e-3, atol=1e-5)
+
+
+def _run_again(call: Call, place: int | str, state: Tensor) -> Tensor:
+    args = tuple(state if index == place else value for index, value in enumerate(call.args))
+    kwargs = {name: state if name == place else value for name, value in call.kwargs.items()}
+    output = _first_tensor(call.module(*args, **kwargs))
+    assert output is not None
+    return output
+
+
+def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    if call is None:
+        return None
+    entry = next((place for place, value in _tensors(call) if value.shape == hidden.shape), None)
+    exit_: int | None = None
+    width = 1
+    if isinstance(call.output, tuple | list):
+        width = len(call.output)
+        exit_ = next(
+            (
+                place
+                for place, item in enumerate(call.output)
+                if isinstance(item, Tensor) and item.shape == hidden.shape
+            ),
+            0,
+        )
+    return Site(call.module, paths[id(call.module)], entry, exit_, width)
+
+
+def _contribution(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    """The module whose output is added to the residual stream, also where a sublayer adds it itself."""
+    site = _site(call, hidden, paths)
+    if call is None or site is None:
+        return site
+    maps = [inner for inner in calls if inner.within(call.module) and inner is not call and _is_linear(inner)]
+    states = [value for _, value in _tensors(call) if value.shape == hidden.shape]
+    if not maps or not isinstance(maps[-1].output, Tensor) or maps[-1].output.shape != hidden.shape:
+        return site
+    added = maps[-1].output
+    sums = [site.read_output(call.output)]
+    sums += [
+        _tensors(inner)[0][1]
+        for inner in calls
+        if inner.start > maps[-1].end and inner.within(call.module) and _tensors(inner)
+    ]
+    if hidden.device.type != "meta" and any(
+        _is_sum(total, added, state) for total in sums for state in states
+    ):
+        return _site(maps[-1], hidden, paths)
+    return site
+
+
+def _is_sum(total: Tensor, one: Tensor, other: Tensor) -> bool:
+    return total.shape == one.shape and torch.allclose(total - one, other, rtol=1e-2, atol=1e-4)
+
+
+def _output_projection(
+    core: Call, attention: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]
+) -> Site | None:
+    outer = attention or core
+    maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
+    if not maps or not isinstance(maps[-1].output, Tensor) or maps[-1].output.shape != hidden.shape:
+        return None
+    return Site(maps[-1].module, paths[id(maps[-1].module)])
+
+
+def _num_heads(core: Call, hidden: Tensor) -> int:
+    probabilities = core.products[0][0].probabilities
+    if probabilities is None:
+        return 0
+    length = probabilities.shape[-2] * probabilities.shape[-1]
+    return probabilities.numel() // (length * hidden.shape[0])
+
+
+def _kind(attention: Call | None, mixers: list[Call]) -> str:
+    if attention is not None:
+        return "full_attention"
+    if mixers:
+        name = type(mixers[0].module).__name__
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    return "mlp"
