@@ -50,9 +50,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     return shrink(config_class(model_type))
 
 
-def tiny_model(
-    model_type: str, *, seed: int = 0, attn_implementation: str | None = None
-) -> PreTrainedModel:
+def tiny_model(model_type: str, *, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A tiny model of a type, whose weights are random but far from degenerate.
 
     Matrices keep the size of what they multiply, so that logits depend on the prompt, on every layer and on
@@ -73,9 +71,9 @@ def tiny_model(
     config = tiny_config(model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = causal_lm_class(model_type)._from_config(
-            config, attn_implementation=attn_implementation, dtype=torch.float32
-        )
+        # The automatic classes end here too, but refuse the decoder of a text-to-music model.
+        build = causal_lm_class(model_type)._from_config  # pyright: ignore[reportPrivateUsage]
+        model = build(config, attn_implementation=attn_implementation, dtype=torch.float32)
     _enliven(model, torch.Generator().manual_seed(seed))
     return model.eval()
 
@@ -99,7 +97,8 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["The capital of France is Paris, and that of Spain is Madrid."] * 2, trainer)
+    words = "The capital of France is Paris, and that of Spain is Madrid."
+    tokenizer.train_from_iterator([words, words], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
     )
@@ -139,7 +138,7 @@ def _redraw(module: nn.Module, parameter: nn.Parameter, generator: torch.Generat
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Whether inputs are multiplied by it: then it starts random around zero, unlike gates, scales and decays."""
+    """Whether it multiplies inputs: then it starts random around zero, unlike gates, scales and decays."""
     return parameter.ndim > 1 and bool(parameter.mean().abs() < 0.5 * parameter.std())
 
 

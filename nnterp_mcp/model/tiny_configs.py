@@ -75,7 +75,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 3, "expert_layer_offset": 0},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1} | {"expert_layer_period": 3, "expert_layer_offset": 0},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mllama_text_model": {"cross_attention_layers": [1]},
@@ -90,6 +90,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "phi4_multimodal_audio": dict.fromkeys(
         ("nemo_conv_channels", "ext_pw_out_channel", "depthwise_separable_out_channel"), HIDDEN
     ),
+    "hrm_text": {"num_hidden_layers": LAYERS // 2},  # in each of its two stacks
     "longcat_flash": {"head_dim": HEAD_DIM // 2},
     "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
     "reformer": {"axial_pos_shape": (16, 16), "axial_pos_embds_dim": (32, 32), "hash_seed": 0}
@@ -108,6 +109,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": KV_HEADS, "rope_theta": 10_000.0, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": HIDDEN, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     "dots1": {"n_shared_experts": 1},
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM}
     | {"indexer_budget": WINDOW, "indexer_compress_ratio": 4, "ple_layer_ids": [1], "heads_per_ngram": 2}
@@ -119,25 +121,25 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bigbird_pegasus": {"attention_type": "original_full"},
     "prophetnet": {"add_cross_attention": False},
     "xlm": {"causal": True},
-    "xlnet": {"attn_type": "uni"},
     # One stream of codes, read and written as one stream of tokens.
     "musicgen_decoder": {"num_codebooks": 1},
     "musicgen_melody_decoder": {"num_codebooks": 1},
-    # Its patches are found anew in every forward pass, without a cache.
-    "blt": {"encoder_hash_byte_group_vocab": VOCABULARY, "use_cache": False},
+    # Patches are found anew in every forward pass, without a cache; they end where the small patcher's
+    # entropy, never far from that of a uniform guess, is above its median.
+    "blt": {"encoder_hash_byte_group_vocab": VOCABULARY, "use_cache": False, "patching_threshold": 5.25},
 }
 
 # A part which needs a package more than transformers, and which text never enters, gives way to another.
 STAND_INS: dict[str, dict[str, PreTrainedConfig]] = {
     "gemma3n": {
-        "vision_config": SiglipVisionConfig(
-            hidden_size=HIDDEN,
-            intermediate_size=96,
-            num_hidden_layers=1,
-            num_attention_heads=HEADS,
-            vocab_size=RESERVED // 2,
-            vocab_offset=VOCABULARY - RESERVED,
-            rms_norm_eps=1e-6,
+        "vision_config": SiglipVisionConfig.from_dict(
+            {
+                "hidden_size": HIDDEN,
+                "intermediate_size": 96,
+                "num_hidden_layers": 1,
+                "num_attention_heads": HEADS,
+            }
+            | {"vocab_size": RESERVED // 2, "vocab_offset": VOCABULARY - RESERVED, "rms_norm_eps": 1e-6}
         )
     },
 }
@@ -162,7 +164,7 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
     own = CONFIG_MAPPING[model_type]
     expected = causal_lm_class(model_type).config_class
     parts = [spec.config_class for spec in own.sub_configs_defaults.values()]
-    return expected if expected in parts else own
+    return expected if expected is not None and expected in parts else own
 
 
 def shrink(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -229,5 +231,5 @@ def _layer_kinds(cls: type[PreTrainedConfig]) -> dict[str, list[str]]:
     if not names:
         return {}
     default = cls()
-    kinds = {name: list(dict.fromkeys(getattr(default, name) or ())) for name in names}
+    kinds: dict[str, list[str]] = {name: list(dict.fromkeys(getattr(default, name) or ())) for name in names}
     return {name: (kind * LAYERS)[:LAYERS] for name, kind in kinds.items() if len(kind) > 1}
