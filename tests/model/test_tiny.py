@@ -124,7 +124,7 @@ def test_unbuildable_type_does_not_run_on_tokens(model_type: str, monkeypatch: p
     monkeypatch.setitem(tiny_configs.EXCEPTIONS, "gemma4_text", without_layer_inputs)
 
     # The model wants another's keys and values, or its configuration does not hold together without them.
-    with pytest.raises(ValueError, match="shared_kv_states cannot be None|layer types producing a cache"):
+    with pytest.raises(ValueError, match=r"shared_kv_states cannot be None|layer types producing a cache"):
         logits(tiny_model(model_type), PROMPTS)
 
 
