@@ -49,15 +49,20 @@ def require_part(layer: LayerAnatomy, part: Part, anatomy: Anatomy, name: str) -
         Unsupported: The layer lacks it, or carries several residual streams.
     """
     site: Site | None = getattr(layer, part)
-    if site is None:
+    if site is None and layer.runs:
         having = [str(other.index) for other in anatomy.layers if getattr(other, part) is not None]
         others = f"the layers that have one are {', '.join(having)}." if having else "no layer of it has one."
         kind = f" (it is a {layer.kind} layer)" if layer.kind else ""
         raise Unsupported(f"layer {layer.index} of {name} has no {_NAMES[part]}{kind}: {others}")
-    if part == "block" and anatomy.faults:
+    if not layer.runs:
+        running = [str(other.index) for other in anatomy.layers if other.runs]
         raise Unsupported(
-            f"the layers of {name} cannot be read under the standard names: {anatomy.faults[0]}."
+            f"layer {layer.index} of {name} does not run on text alone ({layer.block.path}): "
+            f"the layers that do are {', '.join(running)}."
         )
+    assert site is not None
+    if part == "block" and anatomy.faults:
+        raise Unsupported(f"the layers of {name} cannot be read under the standard names: {anatomy.faults[0]}.")
     return site
 
 

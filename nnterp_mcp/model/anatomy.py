@@ -81,6 +81,7 @@ class LayerAnatomy:
         product: Code and line at which probabilities multiply values; None where they are never formed.
         kind: "full_attention", "sliding_attention", … or what stands in attention's place: "mamba", ….
         mixers: Paths of other modules that move information between positions.
+        runs: Whether the layer runs on a prompt of text alone; cross-attention to images does not.
     """
 
     index: int
@@ -95,6 +96,7 @@ class LayerAnatomy:
     product: tuple[CodeType, int] | None = None
     kind: str = ""
     mixers: tuple[str, ...] = ()
+    runs: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Anatomy:
     Attributes:
         embed_tokens: The token embedding.
         layers_module: The list that holds the layers.
-        layers: The layers, in the order in which they run.
+        layers: The layers, in order.
         ln_final: The norm between the last layer and the head, or None where there is none.
         lm_head: The module from (normed) hidden states to logits, or None where it is not a module of its
             own.
@@ -127,6 +129,11 @@ class Anatomy:
     stream_shape: tuple[int, ...] = ()
     head_is_direct: bool = False
     faults: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> LayerAnatomy:
+        """The last layer that runs."""
+        return next(layer for layer in reversed(self.layers) if layer.runs)
 
     @property
     def num_layers(self) -> int:

@@ -91,9 +91,7 @@ class AttentionProbabilities:
         facts = anatomy.layers[layer_index(layer, anatomy, name)]
         require_part(facts, "attention", anatomy, name)
         if facts.product is None:
-            raise Unsupported(
-                f"layer {facts.index} of {name} forms no attention probabilities ({facts.kind})."
-            )
+            raise Unsupported(f"layer {facts.index} of {name} forms no attention probabilities ({facts.kind}).")
         return facts
 
 
@@ -104,10 +102,7 @@ def product_source(layer: LayerAnatomy, context: int = 4) -> str:
     code, line = layer.product
     lines, first = inspect.getsourcelines(code)
     around = range(max(line - context, first), min(line + context + 1, first + len(lines)))
-    shown = [
-        f"{'-->' if number == line else '   '} {number:5} {lines[number - first].rstrip()}"
-        for number in around
-    ]
+    shown = [f"{'-->' if number == line else '   '} {number:5} {lines[number - first].rstrip()}" for number in around]
     head = f"{layer.core.path}: {code.co_name} in {code.co_filename}, line {line}"
     return "\n".join([head, *shown])
 
@@ -126,13 +121,9 @@ class _Watched:
         if interleaver is None or not (interleaver.interleaving and interleaver.busy):
             return self._forward(*args, **kwargs)
         if not any(location.startswith(self._prefix) for location in interleaver.parked):
-            interleaver.handle(
-                self._location, None
-            )  # counts this visit: a later step of a generation may ask
+            interleaver.handle(self._location, None)  # counts this visit: a later step of a generation may ask
             return self._forward(*args, **kwargs)
-        hidden = next(
-            value for value in [*args, *kwargs.values()] if isinstance(value, Tensor) and value.ndim >= 3
-        )
+        hidden = next(value for value in [*args, *kwargs.values()] if isinstance(value, Tensor) and value.ndim >= 3)
         serving = _Serving(interleaver, self._location, hidden.shape[0])
         with ProductWatch(hidden.shape[-2], serving.offer, ignore=_in_worker):
             return self._forward(*args, **kwargs)

@@ -69,9 +69,7 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
             _judge("attention_edit", lambda: _check_edit(edited, model)),
         ]
     else:
-        checks += [
-            Check(name, False, checks[0].detail) for name in ("lens", "batch", "attention", "attention_edit")
-        ]
+        checks += [Check(name, False, checks[0].detail) for name in ("lens", "batch", "attention", "attention_edit")]
     model.refuse({check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed})
     return checks
 
@@ -168,9 +166,7 @@ def _check_batch(padded: _Padded | str, edited: _Edited | str, model: Standardiz
     assert isinstance(padded, _Padded)
     assert isinstance(edited, _Edited)
     difference = _difference(padded.logits[1, -SHORT:], edited.logits[0])
-    detail = (
-        f"a prompt padded on the left differs from the prompt alone by at most {difference:.1g} in its logits"
-    )
+    detail = f"a prompt padded on the left differs from the prompt alone by at most {difference:.1g} in its logits"
     return Check("batch", difference <= _tolerance(edited.logits[0]), detail)
 
 
@@ -188,9 +184,7 @@ def _check_attention(edited: _Edited | str, model: StandardizedTransformer) -> C
     if low < -allowed or high > 1 + allowed:
         return Check("attention", False, f"rows of attention sum to between {low:.3g} and {high:.3g}")
     if low < 1 - allowed:
-        return Check(
-            "attention", True, f"rows sum to {low:.2g} to {high:.2g}: an attention sink takes the rest"
-        )
+        return Check("attention", True, f"rows sum to {low:.2g} to {high:.2g}: an attention sink takes the rest")
     return Check("attention", True, "rows sum to 1")
 
 
@@ -203,9 +197,7 @@ def _check_edit(edited: _Edited | str, model: StandardizedTransformer) -> Check:
     before = _difference(edited.logits[1, :-1], edited.logits[0, :-1])
     if change == 0:
         return Check("attention_edit", False, f"editing attention in layer {edited.layer} changes no logit")
-    backwards = (
-        "" if before <= _tolerance(edited.logits[0]) else " (and those of earlier ones: it is not causal)"
-    )
+    backwards = "" if before <= _tolerance(edited.logits[0]) else " (and those of earlier ones: it is not causal)"
     return Check(
         "attention_edit",
         True,

@@ -24,9 +24,7 @@ from torch.overrides import TorchFunctionMode
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
 
-SOFTMAXES: frozenset[Any] = frozenset(
-    {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
-)
+SOFTMAXES: frozenset[Any] = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 PRODUCTS: frozenset[Any] = frozenset(
     {
         torch.matmul,
@@ -128,8 +126,7 @@ class ProductWatch(TorchFunctionMode):
 
     def _is_followed(self, args: Iterable[Any]) -> bool:
         return any(
-            self._is_followed(item) if isinstance(item, list | tuple) else id(item) in self._followed
-            for item in args
+            self._is_followed(item) if isinstance(item, list | tuple) else id(item) in self._followed for item in args
         )
 
 

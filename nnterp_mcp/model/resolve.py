@@ -42,13 +42,12 @@ def resolve(model: nn.Module, tape: Tape | None = None) -> Anatomy:
     shape = tuple(_hidden(layer_calls[-1].output)[1].shape)
     hidden_size = shape[-1]
     norm_call = _final_norm(tape, layer_calls[-1], head_call, hidden_size)
-    sites = [_block_site(call, paths) for call in layer_calls]
     anatomy = Anatomy(
         embed_tokens=embedding,
         layers_module=Site(layers_module, paths[id(layers_module)]),
         layers=tuple(
-            resolve_sublayers(LayerAnatomy(index, site), call, tape, paths, _layer_kind(model, index))
-            for index, (site, call) in enumerate(zip(sites, layer_calls, strict=True))
+            _layer(index, module, tape, paths, _layer_kind(model, index))
+            for index, module in enumerate(layers_module.children())
         ),
         ln_final=None if norm_call is None else hidden_site(norm_call, paths),
         lm_head=None if head_call is None else hidden_site(head_call, paths),
@@ -58,7 +57,7 @@ def resolve(model: nn.Module, tape: Tape | None = None) -> Anatomy:
         stream_shape=shape,
         head_is_direct=_head_is_direct(tape, layer_calls[-1], norm_call, head_call),
     )
-    return anatomy.with_faults(*_faults(anatomy, tape))
+    return anatomy.with_faults(*_faults(anatomy, layer_calls, tape))
 
 
 def hidden_site(call: Call, paths: dict[int, str]) -> Site:
@@ -74,8 +73,11 @@ def hidden_input(call: Call) -> Tensor | None:
     return next((value for _, value in _inputs(call)), None)
 
 
-def _block_site(call: Call, paths: dict[int, str]) -> Site:
-    return hidden_site(call, paths)
+def _layer(index: int, module: nn.Module, tape: Tape, paths: dict[int, str], kind: str) -> LayerAnatomy:
+    call = tape.of(module)
+    if call is None:
+        return LayerAnatomy(index, Site(module, paths[id(module)]), kind=kind, runs=False)
+    return resolve_sublayers(LayerAnatomy(index, hidden_site(call, paths)), call, tape, paths, kind)
 
 
 def _inputs(call: Call) -> Iterator[tuple[int | str, Tensor]]:
@@ -106,8 +108,8 @@ def _has_hidden(output: Any) -> bool:
 
 def _input_embedding(model: Any, paths: dict[int, str]) -> Site:
     module = model.get_input_embeddings()
-    if module is None or id(module) not in paths:
-        raise Unsupported(f"{type(model).__name__} names no token embedding that is one of its modules")
+    if not isinstance(module, nn.Module) or isinstance(module, nn.ModuleList) or id(module) not in paths:
+        raise Unsupported(f"{type(model).__name__} has no token embedding, or more than one")
     return Site(module, paths[id(module)])
 
 
@@ -121,9 +123,7 @@ def _head(model: Any, tape: Tape) -> Call | None:
     ancestors = [
         outer
         for outer in call.lineage()
-        if isinstance(outer.output, Tensor)
-        and outer.output.shape[-1] == wide
-        and hidden_input(outer) is not None
+        if isinstance(outer.output, Tensor) and outer.output.shape[-1] == wide and hidden_input(outer) is not None
     ]
     return ancestors[-1] if ancestors else None
 
@@ -152,7 +152,7 @@ def _carries(call: Call) -> bool:
         hidden is not None
         and _has_hidden(call.output)
         and _hidden(call.output)[1].shape == hidden.shape
-        and any(True for _ in call.module.parameters())
+        and any(weight.ndim > 1 for weight in call.module.parameters())
     )
 
 
@@ -217,16 +217,39 @@ def _layer_kind(model: Any, index: int) -> str:
 
 
 def _streams(shape: tuple[int, ...], tape: Tape) -> int:
-    batch_positions = tape.input_ids.numel()
+    if len(shape) < 4:
+        return 1
     count = 1
     for size in shape[:-1]:
         count *= size
-    return max(count // batch_positions, 1)
+    return max(count // tape.input_ids.numel(), 1)
 
 
-def _faults(anatomy: Anatomy, tape: Tape) -> Iterator[str]:
-    expected = (*tape.input_ids.shape, anatomy.hidden_size)
+def _faults(anatomy: Anatomy, calls: list[Call], tape: Tape) -> Iterator[str]:
+    shape, expected = anatomy.stream_shape, (*tape.input_ids.shape, anatomy.hidden_size)
+    visits = max(sum(other.module is call.module for other in tape.calls) for call in calls)
     if anatomy.streams > 1:
-        yield f"its layers carry {anatomy.streams} residual streams at once (shape {anatomy.stream_shape})"
-    elif anatomy.stream_shape != expected:
-        yield f"its layers return hidden states of shape {anatomy.stream_shape}, not {expected}"
+        yield f"its layers carry {anatomy.streams} residual streams at once (shape {shape})"
+    elif shape[-2] != expected[-2]:
+        yield f"its layers return {shape[-2]} positions for {expected[-2]} tokens (shape {shape})"
+    elif shape != expected:
+        yield f"its layers return hidden states of shape {shape}, not {expected}"
+    if visits > 1:
+        yield f"its layers run {visits} times in one forward pass, so a layer has no one output"
+    if len(calls) > 1 and not any(_continues(one, other, tape) for one, other in pairwise(calls)):
+        yield "what one of its layers returns is not what the next one reads"
+
+
+def _continues(one: Call, other: Call, tape: Tape) -> bool:
+    """Whether a layer reads what the one before returned, or that and the output of a module between them."""
+    state, following = _hidden(one.output)[1], hidden_input(other)
+    if following is None or state.shape != following.shape:
+        return False
+    between = [
+        call.output
+        for call in tape.calls
+        if one.end < call.start and call.end < other.start and isinstance(call.output, Tensor | tuple)
+    ]
+    added = [item for output in between for item in (output if isinstance(output, tuple) else (output,))]
+    sums = [state + item for item in added if isinstance(item, Tensor) and item.shape == state.shape]
+    return any(torch.allclose(total, following, rtol=1e-3, atol=1e-5) for total in (state, *sums))

@@ -18,7 +18,7 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.attention import AttentionProbabilities, watch
-from nnterp_mcp.model.probe import Tape, probe
+from nnterp_mcp.model.implementation import current_attention, probe_eagerly, switch_attention
 from nnterp_mcp.model.resolve import resolve
 from nnterp_mcp.model.vocabulary import project
 
@@ -51,17 +51,12 @@ class StandardizedTransformer(TransformersModel):
             source = str(model)
             name = name or source
             kwargs.setdefault("device_map", "auto")
-            model = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=trust_remote_code, **kwargs
-            )
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-                source, trust_remote_code=trust_remote_code
-            )
+            model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=trust_remote_code, **kwargs)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         assert isinstance(model, nn.Module)
         model.eval()
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        tape = _probe_eagerly(model)
-        self.anatomy: Anatomy = resolve(model, tape)
+        self.anatomy: Anatomy = resolve(model, probe_eagerly(model))
         super().__init__(model, tokenizer=tokenizer, task="text-generation")
         self._refusals: dict[str, str] = {}
         self._bind_names()
@@ -237,7 +232,7 @@ class StandardizedTransformer(TransformersModel):
         """
         if implementation not in ("eager", "sdpa"):
             raise InvalidRequest(f"attention {implementation!r} does not exist: choose eager or sdpa.")
-        switch_attention(self._module, implementation)
+        switch_attention(self.module, implementation)
 
     def require(self, capability: str) -> None:
         """Refuse what the checks at load found not to work.
@@ -265,9 +260,7 @@ class StandardizedTransformer(TransformersModel):
     def context(self) -> int | None:
         """Tokens that the model reads at most, None where its configuration sets no bound."""
         config = self.module.config.get_text_config(decoder=True)
-        bounds = [
-            getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")
-        ]
+        bounds = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
         return next((bound for bound in bounds if isinstance(bound, int) and bound > 0), None)
 
     @property
@@ -279,7 +272,7 @@ class StandardizedTransformer(TransformersModel):
     @property
     def attention(self) -> str:
         """How attention is computed now: `eager`, `sdpa` or another implementation of transformers."""
-        return str(getattr(self.module.config, "_attn_implementation", None) or "eager")
+        return current_attention(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -290,30 +283,3 @@ class StandardizedTransformer(TransformersModel):
     def module(self) -> PreTrainedModel:
         """The Hugging Face model itself."""
         return cast("PreTrainedModel", self._module)
-
-
-def switch_attention(model: Any, implementation: str) -> None:
-    """Set a loaded model's attention implementation.
-
-    Raises:
-        Unsupported: transformers has no such path for this architecture.
-    """
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise Unsupported(f"{type(model).__name__} has no {implementation} attention: {error}") from error
-
-
-def _probe_eagerly(model: Any) -> Tape:
-    """Probe with eager attention where there is such a path, and leave the model as it was."""
-    before = getattr(model.config, "_attn_implementation", None)
-    if before in (None, "eager"):
-        return probe(model)
-    try:
-        switch_attention(model, "eager")
-    except Unsupported:
-        return probe(model)
-    try:
-        return probe(model)
-    finally:
-        switch_attention(model, before)

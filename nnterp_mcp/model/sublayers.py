@@ -27,13 +27,8 @@ def resolve_sublayers(
     """
     calls = tape.inside(call)
     hidden = layer.block.read_input((call.args, call.kwargs))
-    core = next((inner for inner in calls if inner.products), call if call.products else None)
-    attention = None if core is None or core is call else _attention(core, call, calls, hidden)
-    others = [
-        inner
-        for inner in _outermost(calls, call, hidden)
-        if attention is None or not _overlap(inner, attention)
-    ]
+    core, attention = _find_attention(call, calls, hidden)
+    others = [inner for inner in _outermost(calls, call, hidden) if attention is None or not _overlap(inner, attention)]
     mixers = [inner for inner in others if _mixes_positions(inner)]
     mlps = [inner for inner in others if inner not in mixers]
     mlp = max(mlps, key=_weight_count, default=None)
@@ -52,14 +47,21 @@ def resolve_sublayers(
     )
 
 
-def _attention(core: Call, block: Call, calls: list[Call], hidden: Tensor) -> Call:
-    """The smallest module around the core that also projects its result back, with its bare wrappers."""
-    for outer in core.lineage():
-        if outer is block:
-            break
-        if _maps_hidden(outer, hidden) and _projects_after(outer, core, calls):
-            return _unwrap(outer, block, calls, hidden)
-    return core
+def _find_attention(block: Call, calls: list[Call], hidden: Tensor) -> tuple[Call | None, Call | None]:
+    """The module that multiplies probabilities and values, and the attention module around it.
+
+    That is the smallest one that also projects the result back, with its bare wrappers. Softmaxes over something
+    else (experts, the layers below) are not followed by a projection of their own.
+    """
+    cores = [inner for inner in calls if inner.products]
+    for core in cores:
+        for outer in core.lineage():
+            if outer is block:
+                break
+            if _maps_hidden(outer, hidden) and _projects_after(outer, core, calls):
+                return core, _unwrap(outer, block, calls, hidden)
+    core = next(iter(cores), None)
+    return core, core
 
 
 def _projects_after(outer: Call, core: Call, calls: list[Call]) -> bool:
@@ -107,19 +109,12 @@ def _overlap(one: Call, other: Call) -> bool:
 def _maps_hidden(call: Call, hidden: Tensor) -> bool:
     first = next((value for _, value in _tensors(call)), None)
     output = _first_tensor(call.output)
-    return (
-        first is not None
-        and output is not None
-        and first.shape == hidden.shape
-        and output.shape == hidden.shape
-    )
+    return first is not None and output is not None and first.shape == hidden.shape and output.shape == hidden.shape
 
 
 def _tensors(call: Call) -> list[tuple[int | str, Tensor]]:
     items: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
-    return [
-        (place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()
-    ]
+    return [(place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def _first_tensor(output: Any) -> Tensor | None:
@@ -142,12 +137,12 @@ def _weight_count(call: Call) -> int:
 
 @torch.no_grad()
 def _mixes_positions(call: Call) -> bool:
-    """Whether the output at the last position changes with the input at the first."""
+    """Whether the output at the last position changes with the inputs before it."""
     place, state = _tensors(call)[0]
     if state.device.type == "meta" or state.ndim < 3:
         return False
     changed = state.clone()
-    changed[..., 0, :] = -changed[..., 0, :].flip(-1)
+    changed[..., :-1, :] = -changed[..., :-1, :].flip(-1)
     before, after = _run_again(call, place, state), _run_again(call, place, changed)
     return not torch.allclose(before[..., -1, :], after[..., -1, :], rtol=1e-3, atol=1e-5)
 
@@ -195,9 +190,7 @@ def _contribution(call: Call | None, calls: list[Call], hidden: Tensor, paths: d
         for inner in calls
         if inner.start > maps[-1].end and inner.within(call.module) and _tensors(inner)
     ]
-    if hidden.device.type != "meta" and any(
-        _is_sum(total, added, state) for total in sums for state in states
-    ):
+    if hidden.device.type != "meta" and any(_is_sum(total, added, state) for total in sums for state in states):
         return _site(maps[-1], hidden, paths)
     return site
 

@@ -41,9 +41,7 @@ def project(
             f"{anatomy.hidden_size}."
         )
     if anatomy.streams > 1:
-        raise Unsupported(
-            f"{name} has no logits for one hidden state: its layers carry {anatomy.streams} streams."
-        )
+        raise Unsupported(f"{name} has no logits for one hidden state: its layers carry {anatomy.streams} streams.")
     rows = hidden.reshape(-1, 1, anatomy.hidden_size)
     logits = _call_head(anatomy, rows) if anatomy.head_is_direct else replay_tail(model, anatomy, rows)
     return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
@@ -53,7 +51,7 @@ def replay_tail(
     model: nn.Module, anatomy: Anatomy, rows: Float[Tensor, "row 1 hidden"]
 ) -> Float[Tensor, "row 1 vocabulary"]:
     """Run the model with every layer left out and `rows` as what the last one returned."""
-    rows = rows.to(*_place(anatomy.layers[-1].block.module, rows))
+    rows = rows.to(*_place(anatomy.last.block.module, rows))
     embedding = anatomy.embed_tokens.module
     ids = torch.ones(rows.shape[0], 1, dtype=torch.long, device=_place(embedding, rows)[0])
     with _without_layers(anatomy.layers, rows):

@@ -1,0 +1,67 @@
+"""Which code computes attention: asking, and switching on a loaded model, without a second copy of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.probe import Tape, probe
+
+
+def current_attention(model: Any) -> str:
+    """The attention implementation of the part that reads text: `eager`, `sdpa`, …."""
+    return str(getattr(_text_config(model), "_attn_implementation", None) or "eager")
+
+
+def switch_attention(model: Any, implementation: str) -> None:
+    """Set a loaded model's attention implementation.
+
+    transformers switches models that look their implementation up at each call. Older modelling code reads it off
+    the configuration instead; there the configuration is set, and it is for the probe to show that it took.
+
+    Raises:
+        Unsupported: transformers has no such path for this architecture.
+    """
+    try:
+        model.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        raise Unsupported(f"{type(model).__name__} has no {implementation} attention: {error}") from error
+    if current_attention(model) != implementation:
+        for config in _configs(model):
+            config._attn_implementation_internal = implementation
+
+
+def probe_eagerly(model: Any) -> Tape:
+    """Probe with eager attention where there is such a path, and leave the model as it was.
+
+    Where eager attention raises, or gives other logits than the model's own choice, the tape is the latter's.
+    """
+    before = current_attention(model)
+    if before == "eager":
+        return probe(model)
+    plain = probe(model)
+    try:
+        switch_attention(model, "eager")
+        tape = probe(model)
+    except Exception:
+        return plain
+    finally:
+        switch_attention(model, before)
+    scale = float(plain.logits.float().abs().max()) * 8 * torch.finfo(plain.logits.dtype).eps ** 0.5
+    return tape if torch.allclose(tape.logits.float(), plain.logits.float(), rtol=0, atol=scale) else plain
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    seen: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and id(config) not in seen and hasattr(config, "_attn_implementation_internal"):
+            seen.add(id(config))
+            yield config
