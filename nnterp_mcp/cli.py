@@ -1,0 +1,61 @@
+"""The command line: `nnterp-mcp serve | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnterp_mcp import __version__
+from nnterp_mcp.errors import NnterpError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except NnterpError as error:
+        print(f"{error.code}: {error.message}\n{error.next_step}".rstrip(), file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnterp-mcp", description="A laboratory inside language models, over MCP.")
+    parser.add_argument("--version", action="version", version=f"nnterp-mcp {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve MCP (on stdio unless told otherwise)")
+    serve.add_argument(
+        "--transport", choices=["stdio", "http", "sse"], help="http and sse serve both kinds on one port"
+    )
+    serve.add_argument("--host", help="address to bind to; loopback only (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to bind to; 0 lets the system choose (8765)")
+    serve.add_argument("--cache", type=Path, help="folder for converted weights")
+    serve.add_argument(
+        "--trust-remote-code", action="store_true", default=None, help="let models run code of their own"
+    )
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser("demo", help="start a server, connect a client and show a logit lens")
+    demo.add_argument("--transport", choices=["stdio", "http", "sse"], default="stdio")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from nnterp_mcp.server.transports import serve
+    from nnterp_mcp.settings import Settings
+
+    names = ("transport", "host", "port", "cache", "trust_remote_code")
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    serve(Settings(**given))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nnterp_mcp.demo import demonstrate
+
+    return demonstrate(options.transport)

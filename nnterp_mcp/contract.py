@@ -1,0 +1,196 @@
+"""What every tool shares: the spec of a tool, its parameters, its result and what an agent sees of it.
+
+A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
+and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
+are two renderings of that one answer, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import ModelHandle, shown
+
+Cell = str | int | float | None | list[Any]
+"""A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""
+
+
+class Params(BaseModel):
+    """Base of every tool's parameters: flat, frozen, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelParams(Params):
+    """Base of the parameters of every tool that works on a loaded model."""
+
+    model: ModelHandle = None
+
+
+class Result(BaseModel):
+    """Base of what a worker returns: every number, reduced on the device, before any elision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Table(BaseModel):
+    """Rows under named columns; the units stand in the names."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+TableField = Annotated[
+    Table,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "columns": {"type": "array", "items": {"type": "string"}},
+                "rows": {"type": "array", "items": {"type": "array"}},
+            },
+            "required": ["columns", "rows"],
+        }
+    ),
+]
+"""A table in an answer; its cells' types are not spelled out, since an agent pays for every definition."""
+
+
+class Answer(BaseModel):
+    """Base of what an agent sees, the same in both channels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    finding: Annotated[str, Field(description="What was found, in words.")]
+    notes: Annotated[list[str], Field(description="Warnings, and what was left out.")] = []
+
+
+P = TypeVar("P", bound=Params)
+R = TypeVar("R", bound=Result)
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True)
+class ToolSpec(Generic[P, R, A]):
+    """One MCP tool as a value.
+
+    Attributes:
+        name: The tool's name, also its folder's.
+        title: A short title for people.
+        description: What it measures and when to use it, at most 2 KB with the parameters' schema.
+        params: Its parameters.
+        result: What the worker (or the server) computes.
+        answer: What an agent sees.
+        digest: Cuts a result down to an answer.
+        render: Writes an answer as text.
+        place: `worker` runs `toolset/<name>/run.py` beside the model, `server` runs `toolset/<name>/handle.py`.
+        read_only: The call changes nothing.
+        destructive: The call removes something.
+        idempotent: Calling again with the same arguments changes nothing more.
+        open_world: The call reaches beyond this machine.
+    """
+
+    name: str
+    title: str
+    description: str
+    params: type[P]
+    result: type[R]
+    answer: type[A]
+    digest: Callable[[R], A]
+    render: Callable[[A], str]
+    place: Literal["server", "worker"] = "worker"
+    read_only: bool = True
+    destructive: bool = False
+    idempotent: bool = True
+    open_world: bool = False
+
+    def input_schema(self) -> dict[str, Any]:
+        """The JSON schema of the parameters."""
+        return _schema(self.params, "validation")
+
+    def output_schema(self) -> dict[str, Any]:
+        """The JSON schema of the structured content."""
+        return _schema(self.answer, "serialization")
+
+    def parse(self, arguments: Mapping[str, Any]) -> P:
+        """Validates the arguments of a call.
+
+        Some clients send lists and objects as JSON text: where a string is refused, what it holds is tried.
+
+        Raises:
+            InvalidRequest: One line per argument, with the value that came and the values allowed.
+        """
+        try:
+            return self.params.model_validate(arguments)
+        except ValidationError as error:
+            decoded = _decode_refused(arguments, error)
+            if decoded is not None:
+                try:
+                    return self.params.model_validate(decoded)
+                except ValidationError as second:
+                    error = second
+            raise InvalidRequest(_explain(self, error)) from None
+
+
+def _decode_refused(arguments: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
+    decoded = dict(arguments)
+    for name in {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}:
+        value = decoded.get(name)
+        if isinstance(value, str) and value[:1] in "[{-0123456789tfn" and value:
+            try:
+                decoded[name] = json.loads(value)
+            except json.JSONDecodeError:
+                continue
+    return decoded if decoded != dict(arguments) else None
+
+
+def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
+    lines: list[str] = []
+    for detail in error.errors():
+        name = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            known = ", ".join(spec.params.model_fields)
+            lines.append(f"{spec.name} has no argument {name!r}: its arguments are {known}.")
+        elif detail["type"] == "missing":
+            lines.append(f"{spec.name} needs the argument {name!r}.")
+        elif detail["type"] == "value_error":
+            lines.append(f"{detail['msg'].removeprefix('Value error, ')}.")
+        else:
+            message = detail["msg"][:1].lower() + detail["msg"][1:]
+            lines.append(f"{name}: {message}, not {shown(detail['input'])}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _schema(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> dict[str, Any]:
+    schema = _compact(model.model_json_schema(mode=mode))
+    schema.pop("description", None)
+    return schema
+
+
+def _compact(node: Any, named: bool = False) -> Any:
+    """A schema without what says nothing to a reader: titles, null defaults, unions of plain types spelled out.
+
+    Args:
+        node: A part of the schema.
+        named: Whether the node maps names of our own, among which `title` is no keyword.
+    """
+    if isinstance(node, list):
+        return [_compact(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {
+        key: _compact(value, named=key in ("properties", "$defs") and not named)
+        for key, value in node.items()
+        if named or not (key == "title" or (key == "default" and value is None))
+    }
+    union = kept.get("anyOf", [])
+    if union and all(part.keys() == {"type"} for part in union):
+        del kept["anyOf"]
+        kept["type"] = [part["type"] for part in union]
+    return kept

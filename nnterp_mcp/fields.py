@@ -1,0 +1,191 @@
+"""The types of the parameters that tools share: prompts, layers, positions, targets.
+
+Each parses what an agent may send and says in one sentence what it takes. Nothing here knows a model: the worker
+resolves layers and positions against one (`model/layers.py`, `model/positions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    content: str
+
+
+Prompt = str | list[Message]
+"""Plain text, or the turns of a chat, which the model's chat template turns into text."""
+
+_PROMPT_ADAPTER: TypeAdapter[Prompt] = TypeAdapter(Prompt)
+
+
+def _as_prompts(value: Any) -> tuple[Prompt, ...]:
+    wrong = (
+        f"prompts must be a string, a list of chat messages {{role, content}}, or a list of these, not {shown(value)}"
+    )
+    one = isinstance(value, str) or (isinstance(value, list) and value and all(_is_message(item) for item in value))
+    items = [value] if one else value
+    if not isinstance(items, list | tuple):
+        raise ValueError(wrong)
+    if not items:
+        raise ValueError("prompts is empty: give at least one prompt")
+    try:
+        prompts = tuple(_PROMPT_ADAPTER.validate_python(item) for item in items)
+    except ValidationError:
+        raise ValueError(wrong) from None
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty: give at least one token of text")
+    return prompts
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Message) or (isinstance(value, dict) and "role" in value)
+
+
+LayerSpec = Literal["all"] | str | int | tuple[int, ...]
+
+
+def _as_layers(value: Any) -> LayerSpec:
+    if isinstance(value, str) and (value == "all" or _is_slice(value)):
+        return value
+    if _is_int(value):
+        return value
+    if isinstance(value, list | tuple) and value and all(_is_int(item) for item in value):
+        return tuple(value)
+    raise ValueError(
+        f"layers must be an integer, a list of integers, a range such as '4:20' or 'all', not {shown(value)}"
+    )
+
+
+class TextPosition(BaseModel):
+    """Every token of a piece of the prompt's text; `occurrence` counts from 0, or from -1 backwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Annotated[str, Field(min_length=1)]
+    occurrence: int = 0
+
+
+PositionSpec = int | str | TextPosition
+
+
+def _as_positions(value: Any) -> tuple[PositionSpec, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise ValueError("positions is empty: give at least one position")
+    return tuple(_as_position(item) for item in items)
+
+
+def _as_position(value: Any) -> PositionSpec:
+    if _is_int(value) or isinstance(value, TextPosition):
+        return value
+    if isinstance(value, str) and (value in ("last", "all") or _is_slice(value)):
+        return value
+    if isinstance(value, dict):
+        try:
+            return TextPosition.model_validate(value)
+        except ValidationError:
+            pass
+    raise ValueError(
+        "a position must be an integer, 'last', 'all', a range such as '2:5' or {\"text\": …, \"occurrence\": …}, "
+        f"not {shown(value)}"
+    )
+
+
+def _as_targets(value: Any) -> dict[str, tuple[str, ...]]:
+    wrong = f"targets must map a category to one string or a list of strings, not {shown(value)}"
+    if not isinstance(value, Mapping):
+        raise ValueError(wrong)
+    targets: dict[str, tuple[str, ...]] = {}
+    for category, given in value.items():
+        strings = [given] if isinstance(given, str) else given
+        if not isinstance(category, str) or not isinstance(strings, list | tuple):
+            raise ValueError(wrong)
+        if not strings or not all(isinstance(item, str) and item for item in strings):
+            raise ValueError(f"target category {category!r} needs at least one non-empty string, not {shown(given)}")
+        targets[category] = tuple(strings)
+    return targets
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_slice(value: str) -> bool:
+    parts = value.split(":")
+    return len(parts) in (2, 3) and all(not part.strip() or _is_number(part) for part in parts) and parts[2:] != ["0"]
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().removeprefix("-").isdigit()
+
+
+ModelHandle = Annotated[
+    str | None, Field(description="Handle from load_model; may be left out while one model is loaded.")
+]
+Prompts = Annotated[
+    tuple[Prompt, ...],
+    BeforeValidator(_as_prompts),
+    WithJsonSchema(
+        {
+            "type": ["string", "array"],
+            "description": "A prompt or a list of them. A prompt is text, or chat messages [{role, content}].",
+        }
+    ),
+]
+Layers = Annotated[
+    LayerSpec,
+    BeforeValidator(_as_layers),
+    WithJsonSchema(
+        {
+            "type": ["integer", "string", "array"],
+            "description": "Layer, list of layers, range '4:20' (4 to 19; negative from the end) or 'all'.",
+        }
+    ),
+]
+Positions = Annotated[
+    tuple[PositionSpec, ...],
+    BeforeValidator(_as_positions),
+    WithJsonSchema(
+        {
+            "type": ["integer", "string", "object", "array"],
+            "description": "Token position in the prompt (negative from the end), 'last', 'all', range '2:5', "
+            '{"text": "France", "occurrence": 0}, or a list of these.',
+        }
+    ),
+]
+Targets = Annotated[
+    dict[str, tuple[str, ...]],
+    BeforeValidator(_as_targets),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "description": 'Strings to track by category, {"capital": "Paris", "traps": ["London", "Madrid"]}: '
+            "their first tokens, with and without a leading space.",
+        }
+    ),
+]
+TopK = Annotated[int, Field(ge=1, le=20, description="Tokens shown per layer.")]

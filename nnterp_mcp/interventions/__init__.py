@@ -1,0 +1,1 @@
+"""The experiments, as functions over a standardized model."""

@@ -1,0 +1,47 @@
+"""How much memory a model's weights need, and how much there is. All in bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_STORED_BITS = {"8bit": 8, "4bit": 4.5}
+
+
+def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
+    """Bytes that the safetensors weights of a folder take once they are held as `dtype`; 0 if there are none."""
+    count = sum(_numel(file) for file in folder.glob("*.safetensors"))
+    bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
+    return int(count * bits / 8)
+
+
+def free(device: torch.device) -> int:
+    """Bytes free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def free_everywhere() -> int:
+    """Bytes free on the host and on every CUDA device together."""
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return free(torch.device("cpu")) + sum(free(device) for device in devices)
+
+
+def held(model: torch.nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, shared ones counted once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _numel(file: Path) -> int:
+    with file.open("rb") as source:
+        (length,) = struct.unpack("<Q", source.read(8))
+        header: dict[str, Any] = json.loads(source.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -1,0 +1,141 @@
+"""From prompts to token ids, and from token ids to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model reads it, without padding.
+
+    Attributes:
+        index: Its place in the request.
+        text: The text that was encoded, the chat template applied.
+        ids: Its token ids, special tokens included.
+        spans: Where each token stands in the text, as character ranges; empty where it stands for none.
+    """
+
+    index: int
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the left to one length.
+
+    Attributes:
+        prompts: The prompts, in the order of the rows.
+        inputs: `input_ids` and `attention_mask`, each (row, token).
+        padding: Padded tokens before each prompt.
+    """
+
+    prompts: list[EncodedPrompt]
+    inputs: dict[str, Int[Tensor, "row token"]]
+    padding: list[int]
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str | Sequence[Any]], name: str, limit: int | None = None
+) -> list[EncodedPrompt]:
+    """Tokenizes prompts, each for itself.
+
+    Text gets the tokenizer's special tokens. A chat (messages with `role` and `content`) goes through the chat
+    template, which writes its own, and ends with the opening of the assistant's turn unless the assistant spoke last.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: Texts or chats.
+        name: The model's name, for errors.
+        limit: The longest prompt allowed, in tokens.
+
+    Raises:
+        InvalidRequest: A prompt has no tokens or too many, or a chat is given to a model without a chat template.
+    """
+    return [_encode(tokenizer, index, prompt, name, limit) for index, prompt in enumerate(prompts)]
+
+
+def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None) -> EncodedPrompt:
+    text = prompt if isinstance(prompt, str) else _chat_text(tokenizer, prompt, name)
+    encoding = tokenizer(
+        text,
+        add_special_tokens=isinstance(prompt, str),
+        return_offsets_mapping=tokenizer.is_fast,
+        verbose=False,
+    )
+    ids: list[int] = list(encoding["input_ids"])
+    if not ids:
+        raise InvalidRequest(f"prompt {index} has no tokens for {name}: {text!r}", "Give at least one token of text.")
+    if limit is not None and len(ids) > limit:
+        raise InvalidRequest(f"prompt {index} has {len(ids)} tokens: {name} reads at most {limit} here.", "Shorten it.")
+    spans = [(int(start), int(end)) for start, end in encoding["offset_mapping"]] if tokenizer.is_fast else []
+    return EncodedPrompt(index, text, ids, spans)
+
+
+def _chat_text(tokenizer: Any, messages: Sequence[Any], name: str) -> str:
+    if not tokenizer.chat_template:
+        raise InvalidRequest(f"{name} has no chat template, so a prompt must be text", "Give the prompt as a string.")
+    turns = [
+        {"role": turn["role"], "content": turn["content"]}
+        if isinstance(turn, dict)
+        else {"role": turn.role, "content": turn.content}
+        for turn in messages
+    ]
+    try:
+        return tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=turns[-1]["role"] != "assistant"
+        )
+    except Exception as error:
+        raise InvalidRequest(f"the chat template of {name} refuses these messages: {error}") from error
+
+
+def fill_batches(
+    prompts: Sequence[EncodedPrompt], batch_tokens: int, pad_id: int, device: torch.device, pad: bool = True
+) -> list[Batch]:
+    """Packs prompts of similar length into batches of at most `batch_tokens` padded tokens.
+
+    Args:
+        prompts: The prompts.
+        batch_tokens: Tokens in a batch, padding included; a longer prompt gets a batch of its own.
+        pad_id: The id to pad with; masked out.
+        device: Where the tensors go.
+        pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
+    """
+    batches: list[list[EncodedPrompt]] = []
+    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
+        longest = len(batches[-1][0].ids) if batches else 0
+        fits = batches and longest * (len(batches[-1]) + 1) <= batch_tokens
+        if fits and (pad or len(prompt.ids) == longest):
+            batches[-1].append(prompt)
+        else:
+            batches.append([prompt])
+    return [_pad(rows, pad_id, device) for rows in batches]
+
+
+def _pad(rows: list[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
+    longest = max(len(row.ids) for row in rows)
+    padding = [longest - len(row.ids) for row in rows]
+    ids = [[pad_id] * missing + row.ids for missing, row in zip(padding, rows, strict=True)]
+    mask = [[0] * missing + [1] * len(row.ids) for missing, row in zip(padding, rows, strict=True)]
+    inputs = {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+    return Batch(rows, inputs, padding)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as text, its leading space kept (decoding one piece alone loses it in some tokenizers)."""
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    piece = tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text

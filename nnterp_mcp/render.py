@@ -1,0 +1,108 @@
+"""How answers look: numbers rounded to what they mean, compact tables, and elision that says what it left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nnterp_mcp.contract import Answer, Cell, Table
+
+SIGNIFICANT = 3
+"""Digits that a number keeps in an answer."""
+
+
+def rounded(value: Any) -> Any:
+    """Rounds every float in plain data to `SIGNIFICANT` digits."""
+    if isinstance(value, float):
+        if value == 0.0 or not math.isfinite(value):
+            return value
+        return round(value, SIGNIFICANT - 1 - math.floor(math.log10(abs(value))))
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def number(value: int | float) -> str:
+    """A number with `SIGNIFICANT` digits: 0.768, 10.4, 3.1e-05, 12000."""
+    if isinstance(value, int):
+        return str(value)
+    short = rounded(float(value))
+    if short == int(short) and abs(short) < 1e15:
+        return str(int(short))
+    return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
+
+
+def probability(value: float) -> float | str:
+    """A probability as answers give it: below one in a million only that is said."""
+    return value if value == 0 or value >= 1e-6 else "<1e-6"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 538 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{number(float(round(count)) if count >= 100 else count)} {unit}"
+        count /= 1000
+    return f"{number(count)} TB"
+
+
+def seconds(duration: float) -> str:
+    """A duration: 85 ms, 3.2 s, 4 min 10 s."""
+    if duration < 1:
+        return f"{duration * 1000:.0f} ms"
+    if duration < 120:
+        return f"{number(duration)} s"
+    return f"{int(duration // 60)} min {int(duration % 60)} s"
+
+
+def quoted(text: str, limit: int | None = None) -> str:
+    """Text in double quotes with control characters escaped, its end elided past `limit` characters."""
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return json.dumps(text, ensure_ascii=False)
+
+
+def table(content: Table) -> str:
+    """A table as lines of cells joined by ` | `."""
+    lines = [" | ".join(content.columns)]
+    lines += [" | ".join(cell(value) for value in row) for row in content.rows]
+    return "\n".join(lines)
+
+
+def cell(value: Cell) -> str:
+    """One cell: a dash for nothing; parts joined by spaces, pairs by commas."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        separator = ", " if any(isinstance(part, list) for part in value) else " "
+        return separator.join(cell(part) for part in value)
+    return number(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 layer, 30 layers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
+    """Chooses at most `count` of `items`: those in `keep` first (as listed), then evenly spaced ones, in order."""
+    if len(items) <= count:
+        return list(items)
+    chosen = {item for item in list(dict.fromkeys(keep))[:count] if item in items}
+    evenly = [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if count > 1 else [items[-1]]
+    for item in evenly:
+        if len(chosen) >= count:
+            break
+        chosen.add(item)
+    return sorted(chosen, key=list(items).index)
+
+
+def lines(answer: Answer, *parts: str) -> str:
+    """The text of an answer: the finding, the parts, the notes."""
+    return "\n".join(part for part in (answer.finding, *parts, *answer.notes) if part)

@@ -1,0 +1,1 @@
+"""The MCP server. Never imports torch, transformers or nnsight."""

@@ -1,0 +1,42 @@
+"""The one place where answers and errors become MCP results."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+from mcp_types import CallToolResult, TextContent
+
+from nnterp_mcp.contract import Result, ToolSpec
+from nnterp_mcp.errors import Internal, NnterpError
+from nnterp_mcp.render import rounded
+
+logger = logging.getLogger(__name__)
+
+
+def answered(spec: ToolSpec[Any, Any, Any], result: Result) -> CallToolResult:
+    """A result as text and as structured content, both of them renderings of the same answer."""
+    answer = spec.digest(result)
+    return CallToolResult(
+        content=[TextContent(text=spec.render(answer))],
+        structured_content=rounded(answer.model_dump(mode="json")),
+    )
+
+
+def refused(error: NnterpError) -> CallToolResult:
+    """An error, complete in the text: its code, what failed, and what to do."""
+    text = f"{error.code}: {error.message}"
+    return CallToolResult(
+        content=[TextContent(text=f"{text}\n{error.next_step}" if error.next_step else text)], is_error=True
+    )
+
+
+def masked(error: Exception) -> NnterpError:
+    """A fault of ours under a log id, its details in the log only."""
+    log_id = uuid.uuid4().hex[:8]
+    logger.error("[%s] %s", log_id, type(error).__name__, exc_info=error)
+    return Internal(
+        f"an unexpected {type(error).__name__} in the server (log id {log_id})",
+        "The server's log holds the details under that id; other calls are not affected.",
+    )

@@ -1,0 +1,182 @@
+"""The worker's process: one model, one call at a time, on the main thread.
+
+It ends when its standard input does, so that no worker outlives its server, whichever way that one ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from nnterp_mcp.contract import Result
+from nnterp_mcp.errors import Internal, NnterpError, NoModel, OutOfMemory, WorkerLost
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Call, Failure, FromWorker, Reply, Start, encode, to_worker
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+@dataclass
+class Bench:
+    """What the tools of a worker work on.
+
+    Attributes:
+        handle: The model's handle.
+        settings: What the server decided.
+    """
+
+    handle: str
+    settings: Settings
+    _model: StandardizedTransformer | None = None
+
+    @property
+    def model(self) -> StandardizedTransformer:
+        """The loaded model.
+
+        Raises:
+            NoModel: Nothing is loaded yet.
+        """
+        if self._model is None:
+            raise NoModel(f"{self.handle} is not loaded yet", "Wait for load_model to answer.")
+        return self._model
+
+    def place(self, model: StandardizedTransformer) -> None:
+        """Puts the loaded model on the bench."""
+        self._model = model
+
+
+class Inbox:
+    """Reads the server's messages on a thread of its own, so that a cancel arrives while a call computes."""
+
+    def __init__(self, source: BinaryIO, outbox: Outbox) -> None:
+        self.calls: queue.Queue[tuple[Call, Job]] = queue.Queue()
+        self.start: queue.Queue[Start] = queue.Queue()
+        self._source = source
+        self._outbox = outbox
+        self._jobs: dict[int, Job] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def finish(self, job: Job) -> None:
+        """Forgets a job that ended."""
+        self._jobs.pop(job.id, None)
+
+    def _read(self) -> None:
+        for line in self._source:
+            message = to_worker.validate_json(line)
+            if isinstance(message, Start):
+                self.start.put(message)
+            elif isinstance(message, Call):
+                job = Job(message.id, self._outbox.send)
+                self._jobs[message.id] = job
+                self.calls.put((message, job))
+            elif (job := self._jobs.get(message.id)) is not None:
+                job.cancel()
+        os._exit(0)
+
+
+class Outbox:
+    """Sends messages to the server, whole, from any thread."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+
+    def send(self, message: FromWorker) -> None:
+        """Writes one message."""
+        with self._lock:
+            self._sink.write(encode(message))
+            self._sink.flush()
+
+
+def main() -> None:
+    """Serves the calls that come over standard input until it closes."""
+    source, sink = _claim_pipes()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outbox = Outbox(sink)
+    inbox = Inbox(source, outbox)
+    start = inbox.start.get()
+    bench = Bench(start.handle, start.settings)
+    while True:
+        call, job = inbox.calls.get()
+        outbox.send(_answer(bench, call, job))
+        inbox.finish(job)
+
+
+def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
+    try:
+        job.check()
+        return Reply(id=call.id, result=_run(bench, call, job).model_dump(mode="json"), device_memory=_device_memory())
+    except NnterpError as error:
+        return Failure.of(call.id, error)
+    except Exception as error:
+        return Failure.of(call.id, _translate(error))
+
+
+def _run(bench: Bench, call: Call, job: Job) -> Result:
+    spec = specs()[call.tool]
+    module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
+    return module.run(bench, spec.params.model_validate(call.params), job)
+
+
+def _translate(error: Exception) -> NnterpError:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        return OutOfMemory("the call did not fit the memory", "Use fewer or shorter prompts, or fewer layers.")
+    log_id = uuid.uuid4().hex[:8]
+    print(f"[{log_id}]", file=sys.stderr)
+    traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, torch.AcceleratorError):
+        # A device-side assertion leaves the device unusable for this process.
+        threading.Timer(0.5, os._exit, args=(70,)).start()
+        return WorkerLost(f"the accelerator failed and the model was lost (log id {log_id})", "Call load_model again.")
+    return Internal(
+        f"an unexpected {type(error).__name__} in the worker (log id {log_id})",
+        "The server's log holds the details under that id; other calls are not affected.",
+    )
+
+
+def _device_memory() -> int | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.memory_allocated())
+
+
+def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Takes standard input and output for the messages; what libraries print goes to standard error."""
+    source, sink = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends the worker with its server, even while the worker is stopped or deep in native code."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    parent: Any = os.getppid()
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

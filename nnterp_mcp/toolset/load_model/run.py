@@ -1,0 +1,62 @@
+"""`load_model` in the worker: finds, reads, wraps and checks the model."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.worker import Bench
+
+_STEPS = 6
+
+
+def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
+    """Loads the model onto the bench."""
+    begun = time.monotonic()
+    step = 0
+
+    def report(message: str) -> None:
+        nonlocal step
+        step = min(step + 1, _STEPS - 1)
+        job.progress(step, _STEPS, message)
+
+    report("starting the worker's libraries")
+    from transformers.utils import logging
+
+    from nnterp_mcp.model.check import check_model
+    from nnterp_mcp.model.load import Precision, locate, read
+    from nnterp_mcp.model.memory import held
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+    logging.disable_progress_bar()
+    settings = bench.settings
+    code = settings.trust_remote_code
+    located = locate(params.model, params.revision, settings.cache, code, report)
+    precision = Precision(params.dtype, params.quantization)
+    weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
+    report("checking the model")
+    model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
+    checks = check_model(model)
+    bench.place(model)
+    return LoadModelResult(
+        handle=bench.handle,
+        architecture=type(weights).__name__,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        context=model.context,
+        parameters=sum(parameter.numel() for parameter in weights.parameters()),
+        dtype=str(weights.dtype).removeprefix("torch."),
+        device=str(model.device),
+        attention=model.attention,
+        memory=held(weights),
+        seconds=time.monotonic() - begun,
+        source=located.origin,
+        revision=located.revision,
+        checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in checks],
+    )

@@ -1,0 +1,1 @@
+"""The tool `logit_lens`."""

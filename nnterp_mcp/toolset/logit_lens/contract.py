@@ -1,0 +1,207 @@
+"""`logit_lens`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
+from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK
+from nnterp_mcp.render import cell, lines, number, plural, probability, quoted, spread, table
+
+_BUDGET = 700
+"""Tokens that the rows of an answer may take, about."""
+
+
+class LogitLensParams(ModelParams):
+    """What to read, and where."""
+
+    prompts: Prompts
+    layers: Layers = "all"
+    positions: Positions = ("last",)
+    top_k: TopK = 3
+    targets: Targets = Field(default_factory=dict)
+
+
+class LayerReading(BaseModel):
+    """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int
+    top: list[tuple[str, float]]
+    entropy: float
+    kl: float
+    targets: list[tuple[float, int]]
+
+
+class Reading(BaseModel):
+    """The lens at one position of one prompt; the final answer is the model's own likeliest token there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    text: str
+    position: int
+    token: str
+    layers: list[LayerReading]
+    leads_from: int | None
+
+
+class LogitLensResult(Result):
+    """Every reading, at every layer that was asked for."""
+
+    model: str
+    last_layer: int
+    categories: dict[str, list[str]]
+    shared: dict[str, list[str]]
+    readings: list[Reading]
+
+
+class LogitLensAnswer(Answer):
+    """The readings as an agent sees them."""
+
+    model: str
+    total: Annotated[int, Field(description="Readings: prompts × positions.")]
+    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
+    table: TableField
+
+
+def digest(result: LogitLensResult) -> LogitLensAnswer:
+    """One reading as a table of layers, several as a table of readings."""
+    one = len(result.readings) == 1
+    content, hidden = _by_layer(result) if one else _by_reading(result)
+    notes = [f"{a} share the first token {quoted(b[0])}: it counts for both." for a, b in result.shared.items()]
+    if hidden:
+        what = "layer" if one else "reading"
+        notes.append(f"{plural(hidden, what)} not shown; ask for them with layers, positions or fewer prompts.")
+    return LogitLensAnswer(
+        finding=_finding(result.readings[0], result) if one else _summary(result),
+        notes=notes,
+        model=result.model,
+        total=len(result.readings),
+        truncated=hidden > 0,
+        table=content,
+    )
+
+
+def _finding(reading: Reading, result: LogitLensResult) -> str:
+    last = reading.layers[-1]
+    where = f"{quoted(reading.token)} (position {reading.position})"
+    if last.layer != result.last_layer:
+        top, p = last.top[0]
+        return f"After {where}, layer {last.layer} would say {quoted(top)} ({number(p)})."
+    answer, p = last.top[0]
+    return f"After {where}, {result.model} says {quoted(answer)} ({number(p)}); {_leads(reading)}."
+
+
+def _leads(reading: Reading) -> str:
+    """From where on the answer is on top, with what was on top just before."""
+    start = reading.leads_from
+    if start is None or start == reading.layers[0].layer:
+        return "it leads at every layer read"
+    before = next(layer for layer in reversed(reading.layers) if layer.layer < start)
+    return f"it leads from layer {start} on (layer {before.layer}: {quoted(before.top[0][0])})"
+
+
+def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
+    reading = result.readings[0]
+    layers = [layer.layer for layer in reading.layers]
+    shown = spread(layers, _landmarks(reading), _rows(10 * len(reading.layers[0].top), result))
+    rows: list[list[Cell]] = [
+        [
+            layer.layer,
+            [[token, probability(p)] for token, p in layer.top],
+            layer.entropy,
+            layer.kl,
+            *([probability(p), rank] for p, rank in layer.targets),
+        ]
+        for layer in reading.layers
+        if layer.layer in shown
+    ]
+    columns = [
+        "layer",
+        "top tokens",
+        "entropy",
+        "KL to last",
+        *(f"{name} p, rank" for name in result.categories),
+    ]
+    return Table(columns=columns, rows=rows), len(layers) - len(shown)
+
+
+def _rows(top: int, result: LogitLensResult) -> int:
+    """Rows that the budget allows, a top token of a row counting 10 tokens, a category as much, the rest 20."""
+    return max(4, _BUDGET // (top + 10 * len(result.categories) + 20))
+
+
+def _landmarks(reading: Reading) -> list[int]:
+    """The layers to show whatever else is left out: the ends, and where the lead begins."""
+    layers = [layer.layer for layer in reading.layers]
+    marks = [layers[0], layers[-1]]
+    if reading.leads_from is not None:
+        marks += [
+            reading.leads_from,
+            max((layer for layer in layers if layer < reading.leads_from), default=layers[0]),
+        ]
+    return marks
+
+
+def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
+    shown = result.readings[: _rows(10, result)]
+    columns = ["prompt", "position", "token", "answer", "leads from", "entropy"]
+    columns += [f"{name} p, rank" for name in result.categories]
+    rows: list[list[Cell]] = [
+        [
+            reading.prompt,
+            reading.position,
+            reading.token,
+            list(reading.layers[-1].top[0]),
+            reading.leads_from,
+            reading.layers[-1].entropy,
+            *([probability(p), rank] for p, rank in reading.layers[-1].targets),
+        ]
+        for reading in shown
+    ]
+    return Table(columns=columns, rows=rows), len(result.readings) - len(shown)
+
+
+def _summary(result: LogitLensResult) -> str:
+    starts = sorted(reading.leads_from for reading in result.readings if reading.leads_from is not None)
+    prompts = len({reading.prompt for reading in result.readings})
+    where = f"{plural(len(result.readings), 'reading')} of {plural(prompts, 'prompt')}"
+    layer = result.readings[0].layers[-1].layer
+    found = f"the answer of layer {layer} leads from layer {starts[len(starts) // 2]} on in the median"
+    return f"{where}: {found} (layers {starts[0]} to {starts[-1]})." if starts else f"{where}."
+
+
+def render(answer: LogitLensAnswer) -> str:
+    """As text; tokens in quotes so that their spaces show."""
+    content = answer.table
+    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
+    return lines(answer, table(Table(columns=content.columns, rows=rows)))
+
+
+def _quote(column: str, value: Cell) -> Cell:
+    if column == "top tokens" and isinstance(value, list):
+        return [[quoted(token), p] for token, p in value]
+    if column == "answer" and isinstance(value, list):
+        return f"{quoted(value[0])} {cell(value[1])}"
+    return quoted(str(value)) if column == "token" else value
+
+
+SPEC = ToolSpec(
+    name="logit_lens",
+    title="Logit lens",
+    description=(
+        "What each layer would predict next if the model ended there: likeliest tokens, entropy, KL(last layer || "
+        "layer), and the probability and rank of target strings; in nats. At the last layer it is the model's own "
+        "output, exactly. Early layers may hold information in a basis that the lens cannot read, so a flat "
+        "distribution there proves nothing."
+    ),
+    params=LogitLensParams,
+    result=LogitLensResult,
+    answer=LogitLensAnswer,
+    digest=digest,
+    render=render,
+)

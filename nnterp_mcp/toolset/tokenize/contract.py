@@ -1,0 +1,87 @@
+"""`tokenize`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
+from nnterp_mcp.fields import Prompts
+from nnterp_mcp.render import lines, plural, quoted, table
+
+_SHOWN = 64
+
+
+class TokenizeParams(ModelParams):
+    """What to split into tokens."""
+
+    prompts: Prompts
+    chat: Annotated[
+        bool, Field(description="Put a plain text through the chat template as the user's message first.")
+    ] = False
+
+
+class TokenizedPrompt(BaseModel):
+    """One prompt's tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    ids: list[int]
+    tokens: list[str]
+
+
+class TokenizeResult(Result):
+    """Every prompt's tokens."""
+
+    model: str
+    prompts: list[TokenizedPrompt]
+
+
+class TokenizeAnswer(Answer):
+    """The tokens by position."""
+
+    counts: Annotated[list[int], Field(description="Tokens of each prompt.")]
+    tokens: TableField
+
+
+def digest(result: TokenizeResult) -> TokenizeAnswer:
+    """The first tokens of the prompts, shared evenly."""
+    room = max(1, _SHOWN // len(result.prompts))
+    rows: list[list[Cell]] = [
+        [index, position, token, prompt.tokens[position]]
+        for index, prompt in enumerate(result.prompts[:_SHOWN])
+        for position, token in enumerate(prompt.ids[:room])
+    ]
+    counts = [len(prompt.ids) for prompt in result.prompts]
+    listed = ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
+    many = len(counts) > 1
+    hidden = sum(counts) - len(rows)
+    return TokenizeAnswer(
+        finding=f"{plural(len(counts), 'prompt')} of {listed} tokens for {result.model}.",
+        notes=[f"{plural(hidden, 'token')} not shown; tokenize fewer prompts at once to see them."] if hidden else [],
+        counts=counts,
+        tokens=Table(
+            columns=["prompt", "position", "id", "token"] if many else ["position", "id", "token"],
+            rows=[row if many else row[1:] for row in rows],
+        ),
+    )
+
+
+def render(answer: TokenizeAnswer) -> str:
+    """As text, tokens in quotes so that their spaces show."""
+    rows = [[*row[:-1], quoted(str(row[-1]))] for row in answer.tokens.rows]
+    return lines(answer, table(Table(columns=answer.tokens.columns, rows=rows)))
+
+
+SPEC = ToolSpec(
+    name="tokenize",
+    title="Show tokens and positions",
+    description="Splits prompts into the model's tokens, with the ids and positions that other tools refer to.",
+    params=TokenizeParams,
+    result=TokenizeResult,
+    answer=TokenizeAnswer,
+    digest=digest,
+    render=render,
+)

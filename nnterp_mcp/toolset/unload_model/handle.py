@@ -1,0 +1,15 @@
+"""`unload_model` in the server: ends the worker's process."""
+
+from __future__ import annotations
+
+from nnterp_mcp.session.pool import Pool
+from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.toolset.unload_model.contract import UnloadModelParams, UnloadModelResult
+
+
+async def handle(pool: Pool, params: UnloadModelParams, on_progress: OnProgress) -> UnloadModelResult:
+    """Ends the process and reports what it held."""
+    worker = pool.find(params.model, loading=True).worker
+    memory = None if worker is None else worker.host_memory()
+    entry = await pool.unload(params.model)
+    return UnloadModelResult(handle=entry.handle, memory=memory, remaining=[left.handle for left in pool.entries])
