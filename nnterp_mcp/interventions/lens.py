@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -154,3 +155,34 @@ def _describe(
 def _expected(probs: Tensor, values: Tensor) -> Tensor:
     """The mean of values under probabilities; where a probability is zero the value does not count."""
     return torch.where(probs > 0, probs * values, 0).sum(-1)
+
+
+@torch.no_grad()
+def logit_lens(
+    nn_model: StandardizedTransformer,
+    prompts: str | Sequence[str],
+    remote: bool = False,
+    return_inv_logits: bool = False,
+) -> Float[Tensor, "prompt layer vocabulary"] | tuple[Tensor, Tensor]:
+    """The whole next-token distribution of every layer after each prompt, on the CPU.
+
+    `read_lens` gives the numbers that are wanted of it without the memory that this takes.
+
+    Args:
+        nn_model: The model.
+        prompts: One text or several.
+        remote: Only False.
+        return_inv_logits: Return the inverse lens too: the distribution of the negated logits, whose top tokens are
+            those that a layer speaks against most.
+
+    Raises:
+        InvalidRequest: A prompt is empty.
+        Unsupported: `remote` is set, or the model's lens is not exact.
+    """
+    nn_model.require("lens")
+    states = get_token_activations(nn_model, prompts, remote=remote).transpose(0, 1)
+    logits = [nn_model.project_on_vocab(rows).float() for rows in states]
+    probs = torch.stack([rows.softmax(-1).cpu() for rows in logits])
+    if not return_inv_logits:
+        return probs
+    return probs, torch.stack([(-rows).softmax(-1).cpu() for rows in logits])

@@ -1,15 +1,25 @@
-"""Target strings and the tokens by which an answer would begin with them."""
+"""Prompts with target strings, and the tokens by which an answer would begin with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm as tqdm_auto
+
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.activations import compute_next_token_probs
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+GetProbs = Callable[..., Float[Tensor, "prompt layer vocabulary"]]
 
 
-def get_first_tokens(words: str | Sequence[str], tokenizer: Any) -> list[int]:
+def get_first_tokens(words: str | Sequence[str], llm_or_tokenizer: Any) -> list[int]:
     """The first token of each word, with and without a leading space.
 
     Which of the two a model uses depends on how the prompt ends, so both count as beginning the word. A word that
@@ -17,7 +27,7 @@ def get_first_tokens(words: str | Sequence[str], tokenizer: Any) -> list[int]:
 
     Args:
         words: One string or several.
-        tokenizer: The model's tokenizer.
+        llm_or_tokenizer: A tokenizer, or a model that has one.
 
     Returns:
         Token ids, each once, in the order in which they were found.
@@ -25,23 +35,32 @@ def get_first_tokens(words: str | Sequence[str], tokenizer: Any) -> list[int]:
     Raises:
         InvalidRequest: A word has no token.
     """
+    tokenizer = getattr(llm_or_tokenizer, "tokenizer", llm_or_tokenizer)
     found: dict[int, None] = {}
     for word in [words] if isinstance(words, str) else words:
-        first = [token for text in (word, f" {word}") if (token := _first_token(text, tokenizer)) is not None]
-        if not first:
+        first = [_first_token(word, tokenizer), _first_token(f" {word}", tokenizer), _inner_token(word, tokenizer)]
+        tokens = [token for token in first if token is not None]
+        if not tokens:
             raise InvalidRequest(f"the target {word!r} has no token in this vocabulary", "Give it some visible text.")
-        found.update(dict.fromkeys(first))
+        found.update(dict.fromkeys(tokens))
     return list(found)
 
 
 def _first_token(text: str, tokenizer: Any) -> int | None:
     """The first token that carries text; a lone leading space (SentencePiece writes one) carries none."""
-    for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
-        if tokenizer.decode([token]).strip():
-            return token
-        if text[:1].isspace() and text.strip() == "":
-            return token
-    return None
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    blank = not text.strip()
+    return next((token for token in ids if blank or tokenizer.decode([token]).strip()), None)
+
+
+def _inner_token(word: str, tokenizer: Any) -> int | None:
+    """The first token of a word in the middle of a line, for tokenizers that put a space before every text."""
+    first = _first_token(word, tokenizer)
+    if first is None or not str(tokenizer.convert_ids_to_tokens(first)).startswith("▁"):
+        return None
+    before = tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer(f"\n{word}", add_special_tokens=False, verbose=False)["input_ids"]
+    return whole[len(before)] if whole[: len(before)] == before and len(whole) > len(before) else None
 
 
 def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], list[int]]:
@@ -55,3 +74,102 @@ def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, 
     """
     shared = {(a, b): sorted(set(targets[a]) & set(targets[b])) for a, b in combinations(targets, 2)}
     return {pair: ids for pair, ids in shared.items() if ids}
+
+
+@dataclass
+class Prompt:
+    """A prompt and the tokens to follow in its answer.
+
+    Attributes:
+        prompt: The text.
+        target_tokens: Token ids by category.
+        target_strings: The strings that they come from.
+    """
+
+    prompt: str
+    target_tokens: dict[str, list[int]]
+    target_strings: Mapping[str, str | Sequence[str]] | None = None
+
+    @classmethod
+    def from_strings(
+        cls, prompt: str, target_strings: Mapping[str, str | Sequence[str]] | Sequence[str] | str, tokenizer: Any
+    ) -> Prompt:
+        """Finds the first tokens of target strings; strings without a category are called `target`.
+
+        Raises:
+            InvalidRequest: A string has no token.
+        """
+        named = target_strings if isinstance(target_strings, Mapping) else {"target": target_strings}
+        return cls(prompt, {name: get_first_tokens(words, tokenizer) for name, words in named.items()}, named)
+
+    def has_no_collisions(self, ignore_targets: str | Sequence[str] | None = None) -> bool:
+        """Whether no two categories share a token, those in `ignore_targets` left aside."""
+        ignored = [ignore_targets] if isinstance(ignore_targets, str) else ignore_targets or ()
+        kept = {name: tokens for name, tokens in self.target_tokens.items() if name not in ignored}
+        return not find_shared_tokens(kept)
+
+    def get_target_probs(
+        self, probs: Float[Tensor, "prompt layer vocabulary"], layer: int | None = None
+    ) -> dict[str, Tensor]:
+        """The summed probability of each category's tokens, (prompt, layer), or (prompt,) for one layer; on the CPU."""
+        summed = {name: probs[:, :, tokens].sum(-1).cpu() for name, tokens in self.target_tokens.items()}
+        return summed if layer is None else {name: values[:, layer] for name, values in summed.items()}
+
+    def run(self, nn_model: StandardizedTransformer, get_probs: GetProbs) -> dict[str, Tensor]:
+        """Runs the prompt and returns its target probabilities, as `get_target_probs` does."""
+        return self.get_target_probs(get_probs(nn_model, self.prompt))
+
+
+def next_token_probs_unsqueeze(
+    nn_model: StandardizedTransformer, prompt: str | Sequence[str], remote: bool = False, **_: Any
+) -> Float[Tensor, "prompt 1 vocabulary"]:
+    """Next-token probabilities with a layer dimension of one, as `run_prompts` takes them."""
+    return compute_next_token_probs(nn_model, prompt, remote=remote).unsqueeze(1)
+
+
+@torch.no_grad()
+def run_prompts(
+    nn_model: StandardizedTransformer,
+    prompts: Sequence[Prompt],
+    batch_size: int = 32,
+    get_probs_func: GetProbs | None = None,
+    func_kwargs: Mapping[str, Any] | None = None,
+    remote: bool = False,
+    tqdm: Callable[..., Any] | None = tqdm_auto,
+) -> dict[str, Float[Tensor, "prompt layer"]]:
+    """The probabilities of each prompt's targets.
+
+    Args:
+        nn_model: The model.
+        prompts: Prompts with the same categories.
+        batch_size: Prompts in a batch.
+        get_probs_func: Gives (prompt, layer, vocabulary) for a list of texts, as `logit_lens` does; next-token
+            probabilities by default.
+        func_kwargs: Further arguments for it.
+        remote: Passed to it.
+        tqdm: Shows progress; None for none.
+
+    Returns:
+        For each category, summed probabilities (prompt, layer) on the CPU.
+
+    Raises:
+        InvalidRequest: The prompts' categories differ.
+    """
+    if not prompts:
+        return {}
+    names = list(prompts[0].target_tokens)
+    for index, prompt in enumerate(prompts):
+        if set(prompt.target_tokens) != set(names):
+            raise InvalidRequest(
+                f"prompt {index} has the targets {sorted(prompt.target_tokens)}: all must have {sorted(names)}."
+            )
+    read = get_probs_func or next_token_probs_unsqueeze
+    starts: Any = range(0, len(prompts), batch_size)
+    results: dict[str, list[Tensor]] = {name: [] for name in names}
+    for start in tqdm(starts, desc="Running prompts") if tqdm else starts:
+        batch = prompts[start : start + batch_size]
+        probs = read(nn_model, [prompt.prompt for prompt in batch], remote=remote, **(func_kwargs or {}))
+        for row, prompt in zip(probs, batch, strict=True):
+            for name, tokens in prompt.target_tokens.items():
+                results[name].append(row[:, tokens].sum(-1).cpu())
+    return {name: torch.stack(rows) for name, rows in results.items()}

@@ -100,7 +100,12 @@ def _chat_text(tokenizer: Any, messages: Sequence[Any], name: str) -> str:
 
 
 def fill_batches(
-    prompts: Sequence[EncodedPrompt], batch_tokens: int, pad_id: int, device: torch.device, pad: bool = True
+    prompts: Sequence[EncodedPrompt],
+    batch_tokens: int,
+    pad_id: int,
+    device: torch.device,
+    pad: bool = True,
+    batch_size: int | None = None,
 ) -> list[Batch]:
     """Packs prompts of similar length into batches of at most `batch_tokens` padded tokens.
 
@@ -110,11 +115,13 @@ def fill_batches(
         pad_id: The id to pad with; masked out.
         device: Where the tensors go.
         pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
+        batch_size: Prompts in a batch, at most; no bound by default.
     """
     batches: list[list[EncodedPrompt]] = []
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
         longest = len(batches[-1][0].ids) if batches else 0
-        fits = batches and longest * (len(batches[-1]) + 1) <= batch_tokens
+        count = len(batches[-1]) + 1 if batches else 0
+        fits = batches and longest * count <= batch_tokens and (batch_size is None or count <= batch_size)
         if fits and (pad or len(prompt.ids) == longest):
             batches[-1].append(prompt)
         else:

@@ -1,0 +1,45 @@
+"""Steering: adding a vector to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+def steer(
+    nn_model: StandardizedTransformer,
+    layers: int | Sequence[int],
+    steering_vector: Float[Tensor, " hidden"],
+    factor: float = 1,
+    positions: int | Sequence[int] | Tensor | None = None,
+    token_positions: int | Sequence[int] | Tensor | None = None,
+    batch_index: int | Sequence[int] | Tensor | None = None,
+) -> None:
+    """Adds `factor * steering_vector` to the residual stream after layers, inside a trace.
+
+    Args:
+        nn_model: The model whose trace is running.
+        layers: One layer or several.
+        steering_vector: What to add.
+        factor: How much of it.
+        positions: The older name of `token_positions`.
+        token_positions: Tokens of the padded batch to steer; all by default.
+        batch_index: Rows to steer; all by default.
+
+    Raises:
+        InvalidRequest: A layer does not exist.
+
+    Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
+    """
+    nn_model.steer(
+        layers,
+        steering_vector,
+        factor=factor,
+        positions=positions,
+        token_positions=token_positions,
+        batch_index=batch_index,
+    )
