@@ -79,6 +79,8 @@ class LayerAnatomy:
         output_projection: The linear map from the heads' outputs to the residual stream, or None.
         num_heads: Number of attention heads; 0 without attention.
         product: Code and line at which probabilities multiply values; None where they are never formed.
+        score_product: Which of the core's products is that of queries and keys; None where it cannot be told.
+        values_by_head: Whether what the probabilities multiply is laid out head by head.
         kind: "full_attention", "sliding_attention", … or what stands in attention's place: "mamba", ….
         mixers: Paths of other modules that move information between positions.
         runs: Whether the layer runs on a prompt of text alone; cross-attention to images does not.
@@ -94,6 +96,8 @@ class LayerAnatomy:
     output_projection: Site | None = None
     num_heads: int = 0
     product: tuple[CodeType, int] | None = None
+    score_product: int | None = None
+    values_by_head: bool = False
     kind: str = ""
     mixers: tuple[str, ...] = ()
     runs: bool = True

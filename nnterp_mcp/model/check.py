@@ -58,6 +58,7 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
     Returns:
         One entry for each capability, in the order names, lens, batch, attention, attention_edit.
     """
+    model.refuse({})
     checks = [_check_names(model)]
     if checks[0].passed:
         padded = _attempt(lambda: _run_padded(model))

@@ -19,8 +19,9 @@ def current_attention(model: Any) -> str:
 def switch_attention(model: Any, implementation: str) -> None:
     """Set a loaded model's attention implementation.
 
-    transformers switches models that look their implementation up at each call. Older modelling code reads it off
-    the configuration instead; there the configuration is set, and it is for the probe to show that it took.
+    transformers switches models that look their implementation up at each call. Older modelling code reads it
+    off the configuration instead; there the configuration is set, and it is for the probe to show that it
+    took.
 
     Raises:
         Unsupported: transformers has no such path for this architecture.

@@ -19,6 +19,14 @@ PROBE_TOKENS = 5
 
 
 @dataclass
+class SeenProduct:
+    """A product of the pass, and the code and line that computed it."""
+
+    product: Product
+    origin: tuple[CodeType, int]
+
+
+@dataclass
 class Call:
     """One call of one module.
 
@@ -30,7 +38,8 @@ class Call:
         args: Its positional inputs.
         kwargs: Its keyword inputs.
         output: What it returned.
-        products: The attention products seen directly inside it, in order, and the code and line of each.
+        products: The products seen directly inside it, in order.
+        first_product: How many products the whole pass had seen before it.
     """
 
     module: nn.Module
@@ -40,7 +49,13 @@ class Call:
     kwargs: dict[str, Any]
     output: Any = None
     end: int = -1
-    products: list[tuple[Product, tuple[CodeType, int]]] = field(default_factory=list)
+    products: list[SeenProduct] = field(default_factory=list)
+    first_product: int = 0
+
+    @property
+    def attending(self) -> SeenProduct | None:
+        """The first product directly inside it that weighs values by attention."""
+        return next((seen for seen in self.products if seen.product.attends), None)
 
     def within(self, module: nn.Module) -> bool:
         """Whether this call is one of `module`'s or ran inside one."""
@@ -92,19 +107,19 @@ def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) 
     """
     ids = probe_ids(model) if input_ids is None else input_ids
     calls: list[Call] = []
-    with _recorded(model, calls):
+    with _recorded(model, calls, ids.shape[1]):
         output = model(input_ids=ids, use_cache=False)
     return Tape(ids, calls, output.logits)
 
 
 @contextmanager
-def _recorded(model: nn.Module, calls: list[Call]) -> Generator[None]:
+def _recorded(model: nn.Module, calls: list[Call], length: int) -> Generator[None]:
     open_calls: list[Call] = []
     clock = iter(range(1 << 62))
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parent = open_calls[-1] if open_calls else None
-        call = Call(module, parent, next(clock), args, kwargs)
+        call = Call(module, parent, next(clock), args, kwargs, first_product=watch.count)
         calls.append(call)
         open_calls.append(call)
 
@@ -114,9 +129,10 @@ def _recorded(model: nn.Module, calls: list[Call]) -> Generator[None]:
 
     def see(product: Product) -> None:
         if open_calls:
-            open_calls[-1].products.append((product, product.origin()))
+            open_calls[-1].products.append(SeenProduct(product, product.origin()))
 
-    with ExitStack() as stack, ProductWatch(length=PROBE_TOKENS, on_product=see):
+    watch = ProductWatch(length, on_product=see)
+    with ExitStack() as stack, watch:
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)

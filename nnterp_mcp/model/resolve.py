@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
 from nnterp_mcp.model.probe import Call, Tape, probe
+from nnterp_mcp.model.rename import Names, RenameConfig, find_named
 from nnterp_mcp.model.sublayers import resolve_sublayers
 
 
-def resolve(model: nn.Module, tape: Tape | None = None) -> Anatomy:
+def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | None = None) -> Anatomy:
     """The anatomy of a causal LM.
 
     Args:
         model: A Hugging Face causal LM with weights.
         tape: A recorded forward pass of it, when there is one already.
+        names: Which modules are which, where a person knows better.
 
     Returns:
         The anatomy. What structure could not settle is in its `faults`.
@@ -35,18 +37,21 @@ def resolve(model: nn.Module, tape: Tape | None = None) -> Anatomy:
         Unsupported: No list of layers through which hidden states run was found.
     """
     tape = probe(model) if tape is None else tape
+    names = names or RenameConfig()
     paths = {id(module): path for path, module in model.named_modules()}
     embedding = _input_embedding(model, paths)
-    head_call = _head(model, tape)
-    layers_module, layer_calls = _layers(model, tape)
+    head_call = _named_call(model, names.lm_head_name, tape) or _head(model, tape)
+    layers_module, layer_calls = _layers(model, tape, find_named(model, names.layers_name))
     shape = tuple(_hidden(layer_calls[-1].output)[1].shape)
     hidden_size = shape[-1]
-    norm_call = _final_norm(tape, layer_calls[-1], head_call, hidden_size)
+    norm_call = _named_call(model, names.ln_final_name, tape) or _final_norm(
+        tape, layer_calls[-1], head_call, hidden_size
+    )
     anatomy = Anatomy(
         embed_tokens=embedding,
         layers_module=Site(layers_module, paths[id(layers_module)]),
         layers=tuple(
-            _layer(index, module, tape, paths, _layer_kind(model, index))
+            _layer(index, module, tape, paths, _layer_kind(model, index), names)
             for index, module in enumerate(layers_module.children())
         ),
         ln_final=None if norm_call is None else hidden_site(norm_call, paths),
@@ -73,11 +78,18 @@ def hidden_input(call: Call) -> Tensor | None:
     return next((value for _, value in _inputs(call)), None)
 
 
-def _layer(index: int, module: nn.Module, tape: Tape, paths: dict[int, str], kind: str) -> LayerAnatomy:
+def _layer(
+    index: int, module: nn.Module, tape: Tape, paths: dict[int, str], kind: str, names: RenameConfig
+) -> LayerAnatomy:
     call = tape.of(module)
     if call is None:
         return LayerAnatomy(index, Site(module, paths[id(module)]), kind=kind, runs=False)
-    return resolve_sublayers(LayerAnatomy(index, hidden_site(call, paths)), call, tape, paths, kind)
+    return resolve_sublayers(LayerAnatomy(index, hidden_site(call, paths), kind=kind), call, tape, paths, names)
+
+
+def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> Call | None:
+    module = find_named(model, wanted)
+    return None if module is None else tape.of(module)
 
 
 def _inputs(call: Call) -> Iterator[tuple[int | str, Tensor]]:
@@ -128,11 +140,11 @@ def _head(model: Any, tape: Tape) -> Call | None:
     return ancestors[-1] if ancestors else None
 
 
-def _layers(model: nn.Module, tape: Tape) -> tuple[nn.Module, list[Call]]:
+def _layers(model: nn.Module, tape: Tape, named: nn.Module | None) -> tuple[nn.Module, list[Call]]:
     """The list whose members carry the hidden states: the longest one, and the outermost of equals."""
     found: list[tuple[nn.Module, list[Call]]] = []
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 0:
+    for module in model.modules() if named is None else [named]:
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0:
             calls = [tape.of(member) for member in module]
             ran = [call for call in calls if call is not None and _carries(call)]
             if ran and not any(call.within(other) for call in ran for other, _ in found):

@@ -11,16 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
+from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList
 from nnterp_mcp.model.anatomy import Anatomy, Site
-from nnterp_mcp.model.attention import AttentionProbabilities, watch
+from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
+from nnterp_mcp.model.check import Check, check_model
+from nnterp_mcp.model.edits import Indices, skip_layers, steer
 from nnterp_mcp.model.implementation import current_attention, probe_eagerly, switch_attention
+from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
 from nnterp_mcp.model.vocabulary import project
+from nnterp_mcp.model.watch import watch
 
 
 class StandardizedTransformer(TransformersModel):
@@ -31,40 +36,69 @@ class StandardizedTransformer(TransformersModel):
 
     Args:
         model: A Hub id, a local folder, or a loaded Hugging Face causal LM.
-        tokenizer: Its tokenizer; loaded from where the model came from by default.
-        name: What errors and cards call the model; by default its id, or its class.
+        check_renaming: Verify the model now, in two short forward passes (see `check`). What fails is refused
+            later, with its reason.
+        remote: Not offered yet: the weights are read onto this machine.
+        allow_dispatch: Accepted for code written for nnterp; weights are always read at once.
         enable_attention_probs: Start with eager attention, under which probabilities can be read and edited.
+        check_attn_probs_with_trace: Accepted for code written for nnterp; attention is always checked.
+        rename_config: Which modules are which, where that cannot be told from the structure.
+        tokenizer: The tokenizer; loaded from where the model came from by default.
+        name: What errors and cards call the model; by default its id, or its class.
         trust_remote_code: Run modelling code that comes with the weights.
-        **kwargs: Passed to `from_pretrained`.
+        **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default.
+
+    Raises:
+        Unsupported: No list of layers through which hidden states run was found, or `remote` is set.
+
+    Attributes:
+        name: What errors and cards call the model.
+        anatomy: Its modules and layers, as they were resolved.
+        checks: What was verified when it was wrapped; empty without `check_renaming`.
     """
+
+    name: str
+    anatomy: Anatomy
+    checks: list[Check]
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | Path | nn.Module,
+        check_renaming: bool = True,
+        remote: bool = False,
+        allow_dispatch: bool = True,
+        enable_attention_probs: bool = False,
+        check_attn_probs_with_trace: bool = True,
+        rename_config: RenameConfig | None = None,
+        *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str | None = None,
-        enable_attention_probs: bool = False,
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> None:
-        if isinstance(model, str | Path):
-            source = str(model)
-            name = name or source
-            kwargs.setdefault("device_map", "auto")
-            model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=trust_remote_code, **kwargs)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        assert isinstance(model, nn.Module)
-        model.eval()
-        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        self.anatomy: Anatomy = resolve(model, probe_eagerly(model))
-        super().__init__(model, tokenizer=tokenizer, task="text-generation")
+        if remote:
+            raise Unsupported("remote=True is not offered: this class reads the weights onto this machine.")
+        if enable_attention_probs and kwargs.setdefault("attn_implementation", "eager") != "eager":
+            raise InvalidRequest(
+                f"attn_implementation={kwargs['attn_implementation']!r} forms no attention probabilities: "
+                "leave it out, or leave out enable_attention_probs."
+            )
+        loaded, tokenizer = _load(model, tokenizer, trust_remote_code, kwargs)
+        self.name = name or getattr(loaded, "name_or_path", "") or type(loaded).__name__
+        self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
+        self.checks = []
         self._refusals: dict[str, str] = {}
+        self._rename_config = rename_config
+        self._mask: Tensor | None = None
+        super().__init__(loaded, tokenizer=tokenizer, task="text-generation")
         self._bind_names()
         for layer in self.anatomy.layers:
-            if layer.core is not None and layer.product is not None:
-                watch(layer.core.module, self.envoy(layer.core).path, self.interleaver)
+            if layer.core is not None:
+                watch(layer.core.module, layer.score_product)
         if enable_attention_probs:
             self.set_attention("eager")
+        if check_renaming:
+            self.checks = check_model(self)
 
     def _bind_names(self) -> None:
         anatomy = self.anatomy
@@ -88,7 +122,8 @@ class StandardizedTransformer(TransformersModel):
         if host.__dict__.get(alias) is target:
             return
         object.__setattr__(host, alias, target)
-        host._aliases[alias] = target.path.removeprefix(f"{host.path}.")
+        aliases: dict[str, str] = host._aliases  # pyright: ignore[reportPrivateUsage]
+        aliases[alias] = target.path.removeprefix(f"{host.path}.")
 
     def envoy(self, site: Site) -> Envoy:
         """The nnsight wrapper of a module of the anatomy."""
@@ -160,6 +195,26 @@ class StandardizedTransformer(TransformersModel):
         return AttentionProbabilities(self)
 
     @property
+    def queries(self) -> HeadStates:
+        """Each head's queries as they enter the product with the keys."""
+        return HeadStates(self, "queries")
+
+    @property
+    def keys(self) -> HeadStates:
+        """Each head's keys as they enter the product with the queries."""
+        return HeadStates(self, "keys")
+
+    @property
+    def values(self) -> HeadStates:
+        """Each head's values as they are weighted."""
+        return HeadStates(self, "values")
+
+    @property
+    def heads_output(self) -> HeadsOutput:
+        """What each head hands to the output projection."""
+        return HeadsOutput(self)
+
+    @property
     def input_ids(self) -> Int[Tensor, "batch position"]:
         """The token ids of the traced batch."""
         return self.inputs[1]["input_ids"]
@@ -188,10 +243,29 @@ class StandardizedTransformer(TransformersModel):
         """The model's logits."""
         return self.output.logits
 
+    @logits.setter
+    def logits(self, value: Float[Tensor, "batch position vocabulary"]) -> None:
+        output = self.output
+        output.logits = value
+        self.output = output
+
     @property
     def next_token_probs(self) -> Float[Tensor, "batch vocabulary"]:
-        """Probabilities of the token after the last position; assumes padding on the left."""
-        return self.logits[:, -1, :].softmax(-1)
+        """Probabilities of the token after the last one of each row, on whichever side it is padded."""
+        logits = self.logits
+        mask = self._mask
+        if mask is None or mask.shape[1] != logits.shape[1] or bool(mask[:, -1].all()):
+            return logits[:, -1].softmax(-1)
+        rows = Mediator.current("next_token_probs").batch_group
+        if rows is not None:
+            mask = mask[rows[0] : rows[0] + rows[1]]
+        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+        return logits[torch.arange(len(last)), last.to(logits.device)].softmax(-1)
+
+    def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        args, kwargs = super()._batch(invokes, fn)
+        self._mask = kwargs.get("attention_mask")
+        return args, kwargs
 
     def project_on_vocab(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocabulary"]:
         """The logits that the model would give for hidden states after its last layer; exact.
@@ -206,8 +280,96 @@ class StandardizedTransformer(TransformersModel):
         Raises:
             InvalidRequest: The last dimension is not the hidden size.
         """
+        self.require("lens")
         with self.standing_down():
             return project(self._module, self.anatomy, hidden, self.name)
+
+    def get_topk_closest_tokens(
+        self, hidden_state: Float[Tensor, "*row hidden"], k: int = 5
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """The tokens that the model would most probably give for hidden states after its last layer.
+
+        Args:
+            hidden_state: One state, or one for each row.
+            k: How many tokens.
+
+        Returns:
+            Tokens with their probabilities, the most probable first: one mapping, or one for each row.
+
+        Raises:
+            InvalidRequest: The states have more than two dimensions, or another width than the model.
+        """
+        if hidden_state.ndim not in (1, 2):
+            raise InvalidRequest(
+                f"hidden states of shape {tuple(hidden_state.shape)} came: give one of shape ({self.hidden_size},) "
+                f"or several of shape (n, {self.hidden_size})."
+            )
+        found = self.project_on_vocab(hidden_state).softmax(-1).topk(k)
+        if hidden_state.ndim == 1:
+            return self.probs_to_dict(found.indices, found.values)
+        return [self.probs_to_dict(*row) for row in zip(found.indices, found.values, strict=True)]
+
+    def probs_to_dict(self, tokens: Int[Tensor, " k"], probs: Float[Tensor, " k"]) -> dict[str, float]:
+        """Tokens, as the tokenizer writes them, with their probabilities."""
+        names: list[str] = self.tokenizer.convert_ids_to_tokens(tokens.tolist())  # pyright: ignore
+        return dict(zip(names, probs.tolist(), strict=True))
+
+    def skip_layer(self, layer: int, skip_with: Any = None) -> None:
+        """Leave out one layer, inside a trace; see `edits.skip_layers`."""
+        skip_layers(self, layer, layer, skip_with)
+
+    def skip_layers(
+        self, start_layer: int, end_layer: int, skip_with: Any = None, layer_returns_tuple: bool | None = None
+    ) -> None:
+        """Leave out layers from the first to the last, inclusive, inside a trace.
+
+        Args:
+            start_layer: The first layer that does not run.
+            end_layer: The last one.
+            skip_with: What they give instead; by default what went into the first.
+            layer_returns_tuple: Accepted for code written for nnterp; it is known.
+        """
+        skip_layers(self, start_layer, end_layer, skip_with)
+
+    def steer(
+        self,
+        layers: int | list[int],
+        steering_vector: Float[Tensor, " hidden"],
+        factor: float = 1,
+        positions: Indices | None = None,
+        token_positions: Indices | None = None,
+        batch_index: Indices | None = None,
+    ) -> None:
+        """Add `factor * steering_vector` to the residual stream after layers, inside a trace.
+
+        Args:
+            layers: The layers, in any order.
+            steering_vector: What is added.
+            factor: What it is multiplied by.
+            positions: The older name of `token_positions`.
+            token_positions: Columns of the batch, padding counted; all by default.
+            batch_index: Rows of the batch; all by default.
+
+        Raises:
+            InvalidRequest: Both names of the positions came, a layer does not exist, or the width is another.
+        """
+        if positions is not None and token_positions is not None:
+            raise InvalidRequest("positions and token_positions are two names of one thing: give one of them.")
+        columns = token_positions if positions is None else positions
+        steer(self, layers, steering_vector, factor, columns, batch_index)
+
+    @property
+    def attn_probs_available(self) -> bool:
+        """Whether attention probabilities can be read now."""
+        return self.attention_probabilities.enabled and self.can("attention")
+
+    @property
+    def padding_side(self) -> str:
+        """The side on which text is padded in a batch: the left, unless only the right gives exact results."""
+        return str(getattr(self.tokenizer, "padding_side", "left"))
+
+    def detect_layer_output_type(self) -> None:
+        """Does nothing: what layers return is known. For code written for nnterp."""
 
     @contextmanager
     def standing_down(self) -> Generator[None]:
@@ -283,3 +445,22 @@ class StandardizedTransformer(TransformersModel):
     def module(self) -> PreTrainedModel:
         """The Hugging Face model itself."""
         return cast("PreTrainedModel", self._module)
+
+
+def _load(
+    model: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The weights and the tokenizer, read where they are not in memory yet."""
+    source = str(getattr(model, "name_or_path", "")) if isinstance(model, nn.Module) else str(model)
+    if not isinstance(model, nn.Module):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **{"device_map": "auto", **options}
+        )
+    if tokenizer is None:
+        if not source:
+            raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return cast("PreTrainedModel", model).eval(), tokenizer

@@ -11,49 +11,57 @@ from torch import Tensor, nn
 
 from nnterp_mcp.model.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.probe import Call, Tape
+from nnterp_mcp.model.rename import Names, RenameConfig, find_named
 
 
 def resolve_sublayers(
-    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], configured_kind: str
+    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], names: RenameConfig
 ) -> LayerAnatomy:
     """Fill in a layer's attention, MLP and kind.
 
     Args:
-        layer: The layer so far: its number and its block.
+        layer: The layer so far: its number, its block and the kind that the configuration gives it.
         call: Its recorded call.
         tape: The whole recording.
         paths: Each module's dotted path, by the module's id.
-        configured_kind: The kind that the model's configuration gives this layer, or "".
+        names: Which modules are which, where a person knows better.
     """
     calls = tape.inside(call)
     hidden = layer.block.read_input((call.args, call.kwargs))
-    core, attention = _find_attention(call, calls, hidden)
+    core, attention = (None, None) if names.ignore_attn else _find_attention(call, calls, hidden)
+    attention = _named(call, calls, names.attn_name) or attention
     others = [inner for inner in _outermost(calls, call, hidden) if attention is None or not _overlap(inner, attention)]
     mixers = [inner for inner in others if _mixes_positions(inner)]
     mlps = [inner for inner in others if inner not in mixers]
-    mlp = max(mlps, key=_weight_count, default=None)
+    mlp = _named(call, calls, names.mlp_name) or max(mlps, key=_weight_count, default=None)
+    mlp = None if names.ignore_mlp else mlp
+    added = [_named(call, calls, name) for name in (names.attn_output_source, names.mlp_output_source)]
     return replace(
         layer,
         attention=_site(attention, hidden, paths),
-        attention_contribution=_contribution(attention, calls, hidden, paths),
+        attention_contribution=_site(added[0], hidden, paths) or _contribution(attention, calls, hidden, paths),
         core=None if core is None else _site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
-        num_heads=0 if core is None else _num_heads(core, hidden),
-        product=None if core is None or core.products[0][0].probabilities is None else core.products[0][1],
+        **({} if core is None else _heads(core, hidden)),
         mlp=_site(mlp, hidden, paths),
-        mlp_contribution=_contribution(mlp, calls, hidden, paths),
+        mlp_contribution=_site(added[1], hidden, paths) or _contribution(mlp, calls, hidden, paths),
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
-        kind=configured_kind or _kind(attention, mixers),
+        kind=layer.kind or _kind(attention, mixers),
     )
+
+
+def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
+    module = find_named(block.module, names)
+    return next((call for call in reversed(calls) if call.module is module), None)
 
 
 def _find_attention(block: Call, calls: list[Call], hidden: Tensor) -> tuple[Call | None, Call | None]:
     """The module that multiplies probabilities and values, and the attention module around it.
 
-    That is the smallest one that also projects the result back, with its bare wrappers. Softmaxes over something
-    else (experts, the layers below) are not followed by a projection of their own.
+    That is the smallest one that also projects the result back, with its bare wrappers. Softmaxes over
+    something else (experts, the layers below) are not followed by a projection of their own.
     """
-    cores = [inner for inner in calls if inner.products]
+    cores = [inner for inner in calls if inner.attending is not None]
     for core in cores:
         for outer in core.lineage():
             if outer is block:
@@ -209,12 +217,29 @@ def _output_projection(
     return Site(maps[-1].module, paths[id(maps[-1].module)])
 
 
-def _num_heads(core: Call, hidden: Tensor) -> int:
-    probabilities = core.products[0][0].probabilities
-    if probabilities is None:
-        return 0
-    length = probabilities.shape[-2] * probabilities.shape[-1]
-    return probabilities.numel() // (length * hidden.shape[0])
+def _heads(core: Call, hidden: Tensor) -> dict[str, Any]:
+    """How many heads the core has, where it weighs values, and which of its products scores queries and keys."""
+    seen = core.attending
+    assert seen is not None
+    product = seen.product
+    weights = product.operands[product.probabilities or 0]
+    count = weights.numel() // (hidden.shape[0] * weights.shape[-1] * weights.shape[-2])
+    if product.fused:
+        return {"num_heads": count}
+    scoring = next((other.product for other in core.products if other.product.ordinal == product.scores), None)
+    if scoring is not None and (scoring.einsum or not _splits_into(scoring.operands[0], count, hidden)):
+        scoring = None
+    return {
+        "num_heads": count,
+        "product": seen.origin,
+        "score_product": scoring.ordinal - core.first_product if scoring is not None else None,
+        "values_by_head": not product.einsum and _splits_into(product.operands[1], count, hidden),
+    }
+
+
+def _splits_into(tensor: Tensor, heads: int, hidden: Tensor) -> bool:
+    """Whether a tensor is (row, head, position, …), possibly with rows and heads in one dimension."""
+    return tensor.numel() == hidden.shape[0] * heads * tensor.shape[-1] * tensor.shape[-2]
 
 
 def _kind(attention: Call | None, mixers: list[Call]) -> str:

@@ -1,0 +1,95 @@
+"""Edits of the residual stream that have names of their own: leaving layers out, adding a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.model.accessors import layer_index
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+Indices = int | Sequence[int] | Tensor
+"""One index, several, or a mask."""
+
+
+def skip_layers(
+    model: StandardizedTransformer,
+    first: SupportsIndex,
+    last: SupportsIndex,
+    skip_with: Float[Tensor, "batch position hidden"] | tuple[Any, ...] | None = None,
+) -> None:
+    """Leave out layers, inside a trace.
+
+    Args:
+        model: The model.
+        first: The first layer that does not run.
+        last: The last one.
+        skip_with: What they give instead; by default what went into the first.
+
+    Raises:
+        InvalidRequest: A layer does not exist, or they are in the wrong order.
+    """
+    start, end = (layer_index(layer, model.anatomy, model.name) for layer in (first, last))
+    if start > end:
+        raise InvalidRequest(f"layers {start} to {end} cannot be skipped: the first comes after the last.")
+    states = model.layers_input[start] if skip_with is None else skip_with
+    if not isinstance(states, Tensor):
+        states = next(item for item in states if isinstance(item, Tensor))
+    for layer in model.anatomy.layers[start : end + 1]:
+        if layer.runs:
+            model.envoy(layer.block).skip(layer.block.make_output(states))
+
+
+def steer(
+    model: StandardizedTransformer,
+    layers: int | Iterable[int],
+    vector: Float[Tensor, " hidden"],
+    factor: float = 1,
+    positions: Indices | None = None,
+    rows: Indices | None = None,
+) -> None:
+    """Add a vector to the residual stream after layers, inside a trace.
+
+    Args:
+        model: The model.
+        layers: The layers, in any order.
+        vector: What is added; moved to the states' device and dtype.
+        factor: What it is multiplied by first.
+        positions: Columns of the batch, padding counted; all by default.
+        rows: Rows of the batch; all by default.
+
+    Raises:
+        InvalidRequest: A layer does not exist, or the vector's width is not the model's.
+    """
+    if vector.shape[-1] != model.hidden_size:
+        raise InvalidRequest(
+            f"a steering vector of width {vector.shape[-1]} does not fit: {model.name} has a hidden size of "
+            f"{model.hidden_size}."
+        )
+    chosen = [layers] if isinstance(layers, int) else list(layers)
+    for layer in sorted({layer_index(layer, model.anatomy, model.name) for layer in chosen}):
+        states = model.layers_output[layer].clone()
+        where = _select(states, rows, positions)
+        states[where] = states[where] + factor * vector.to(states)
+        model.layers_output[layer] = states
+
+
+def _select(states: Tensor, rows: Indices | None, positions: Indices | None) -> Any:
+    if rows is None and positions is None:
+        return ...
+    if rows is None:
+        return slice(None), _tensor(positions, states)
+    if positions is None:
+        return _tensor(rows, states)
+    return _tensor(rows, states), _tensor(positions, states)
+
+
+def _tensor(indices: Indices | None, like: Tensor) -> Any:
+    return indices if isinstance(indices, int) else torch.as_tensor(indices, device=like.device)

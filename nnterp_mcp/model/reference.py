@@ -1,0 +1,103 @@
+"""Plain transformers with plain PyTorch hooks: what our own code is compared with, and never built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+Ids = Int[Tensor, "batch position"]
+States = Float[Tensor, "batch position hidden"]
+Pattern = Float[Tensor, "batch head query key"]
+
+
+@torch.no_grad()
+def run(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: Any) -> Any:
+    """One forward pass, as transformers documents it."""
+    return model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+
+
+@contextmanager
+def replacing_output(module: nn.Module, change: Callable[[States], States]) -> Generator[None]:
+    """A forward hook that changes the hidden states that a module returns."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return change(output)
+        place = next(i for i, item in enumerate(output) if isinstance(item, Tensor) and item.is_floating_point())
+        return type(output)([*output[:place], change(output[place]), *output[place + 1 :]])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def capturing_output(modules: Sequence[nn.Module], into: dict[int, States]) -> Generator[None]:
+    """Forward hooks that keep a copy of the hidden states that modules return, by their place in the list."""
+    with ExitStack() as stack:
+        for index, module in enumerate(modules):
+
+            def keep(states: States, index: int = index) -> States:
+                into[index] = states.clone()
+                return states
+
+            stack.enter_context(replacing_output(module, keep))
+        yield
+
+
+@contextmanager
+def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """A forward pre-hook that changes the first positional input of a module."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replacing_softmax(
+    blocks: Sequence[nn.Module], length: int, change: Callable[[int, Pattern], Pattern]
+) -> Generator[None]:
+    """PyTorch's softmax replaced: inside block i, results (…, query, key or more) go through `change(i, …)`.
+
+    Only results that have one row for each position and at least as many columns, per head, are attention's.
+    """
+    running: list[int] = []
+
+    def enter(index: int) -> Callable[..., None]:
+        return lambda *_: running.append(index)
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    def replaced(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def softmax(*args: Any, **kwargs: Any) -> Tensor:
+            result = plain(*args, **kwargs)
+            attends = result.ndim >= 3 and result.shape[-2] == length <= result.shape[-1]
+            return change(running[-1], result) if running and attends else result
+
+        return softmax
+
+    places: list[tuple[Any, str]] = [(functional, "softmax"), (torch, "softmax"), (Tensor, "softmax")]
+    originals = [getattr(owner, name) for owner, name in places]
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            stack.callback(block.register_forward_pre_hook(enter(index), prepend=True).remove)
+            stack.callback(block.register_forward_hook(leave).remove)
+        for (owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, replaced(original))
+            stack.callback(setattr, owner, name, original)
+        yield

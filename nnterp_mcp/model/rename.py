@@ -1,0 +1,60 @@
+"""Telling which modules are which: the configuration for what structure cannot settle, and plain module access."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Names = str | list[str] | None
+
+
+@dataclass
+class RenameConfig:
+    """Which modules of a model play which part. Whatever is left out is found by structure.
+
+    A name is the last part of a module's dotted path, or more of it; of several names the first that exists counts.
+
+    Args:
+        attn_name: The attention module of a layer.
+        mlp_name: The MLP module of a layer.
+        ln_final_name: The norm between the last layer and the head.
+        lm_head_name: The module from hidden states to logits.
+        model_name: Accepted for code written for nnterp: the container of the layers needs no name.
+        layers_name: The list of layers.
+        attn_prob_source: From a layer's attention, as nnsight wraps it, to the operation (`….source.…`) whose output
+            is the attention probabilities; for attention that is not found by following its softmax.
+        ignore_mlp: Treat the layers as having no MLP module.
+        ignore_attn: Treat the layers as having no attention.
+        attn_head_config_key: The number of attention heads, or where the model's configuration has it.
+        hidden_size_config_key: Accepted for code written for nnterp: widths are measured.
+        vocab_size_config_key: Accepted for code written for nnterp: sizes are measured.
+        attn_output_source: Path, from a layer on, of the module whose output attention adds to the residual stream.
+        mlp_output_source: The same for the MLP.
+    """
+
+    attn_name: Names = None
+    mlp_name: Names = None
+    ln_final_name: Names = None
+    lm_head_name: Names = None
+    model_name: Names = None
+    layers_name: Names = None
+    attn_prob_source: Callable[[Any], Any] | None = None
+    ignore_mlp: bool | None = None
+    ignore_attn: bool | None = None
+    attn_head_config_key: Names | int = None
+    hidden_size_config_key: Names | int = None
+    vocab_size_config_key: Names | int = None
+    attn_output_source: str | None = None
+    mlp_output_source: str | None = None
+
+
+def find_named(root: nn.Module, names: Names) -> nn.Module | None:
+    """The first module below `root` whose path is, or ends with, one of the names."""
+    for name in [names] if isinstance(names, str) else names or []:
+        for path, module in root.named_modules():
+            if path == name or path.endswith(f".{name}"):
+                return module
+    return None

@@ -1,0 +1,131 @@
+"""Offers what happens inside an attention module to traces: queries, keys, values and probabilities.
+
+A module's forward is watched only while a trace is waiting for something inside it. Each tensor is offered at
+a location of its own, in order with the module's other inputs and outputs, and the model goes on with what
+the trace makes of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from greenlet import getcurrent
+from nnsight.intervention.interleaver import Interleaver
+from nnsight.intervention.source import STATE, Controller, State
+from torch import Tensor, nn
+
+from nnterp_mcp.model.products import Product, ProductWatch
+
+Quantity = Literal["queries", "keys", "values", "attention_probabilities"]
+QUANTITIES: tuple[Quantity, ...] = ("queries", "keys", "values", "attention_probabilities")
+
+
+def location(path: str, quantity: Quantity) -> str:
+    """Where a trace finds a quantity of the attention module at a path."""
+    return f"{path}.{quantity}"
+
+
+def watch(module: nn.Module, score_product: int | None) -> None:
+    """Let traces reach what happens inside an attention module.
+
+    Args:
+        module: The module that multiplies probabilities and values, already wrapped by nnsight.
+        score_product: Which of its products is that of queries and keys; None when it cannot be told.
+    """
+    module.__dict__["forward"] = _Watched(module, module.__dict__[STATE], score_product)
+
+
+class _Watched(Controller):
+    """nnsight's handoff of a module, and of the products inside it when a trace asks for them."""
+
+    def __init__(self, module: nn.Module, state: State, score_product: int | None) -> None:
+        super().__init__(module, state)
+        self._score_product = score_product
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        interleaver, path, _ = self.state.active()
+        if interleaver is None or path is None:
+            return super().__call__(*args, **kwargs)
+        offers = _Offers(interleaver, path, self._score_product)
+        if any(place.startswith(f"{path}.") for place in interleaver.parked):
+            hidden = _hidden(args, kwargs)
+            offers.batch = hidden.shape[0]
+            with ProductWatch(hidden.shape[-2], offers.on_product, ignore=_in_worker):
+                result = super().__call__(*args, **kwargs)
+        else:
+            result = super().__call__(*args, **kwargs)
+        offers.count_visit()
+        return result
+
+
+class _Offers:
+    """Offers the quantities of one call of an attention module, each of them once."""
+
+    def __init__(self, interleaver: Interleaver, path: str, score_product: int | None) -> None:
+        self.batch = 1
+        self._interleaver = interleaver
+        self._path = path
+        self._score_product = score_product
+        self._made: set[Quantity] = set()
+
+    def on_product(self, product: Product) -> None:
+        if product.fused:
+            self._offer_fused(product)
+        elif product.probabilities is not None:
+            self._offer_weighing(product, product.probabilities)
+        elif product.ordinal == self._score_product and not product.einsum:
+            self._offer_scores(product)
+
+    def count_visit(self) -> None:
+        """Count what was not offered as passed: a later step of a generation may ask for it."""
+        counts = self._interleaver.counts
+        for place in (location(self._path, quantity) for quantity in QUANTITIES if quantity not in self._made):
+            counts[place] = counts.get(place, 0) + 1
+
+    def _offer_fused(self, product: Product) -> None:
+        query, key, value = product.operands
+        if any(self._is_wanted(quantity) for quantity in QUANTITIES):
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (item.repeat_interleave(repeats, dim=1) if repeats > 1 else item for item in (key, value))
+            offered = self._in_turn({"queries": query, "keys": key, "values": value})
+            product.operands = [offered["queries"], offered["keys"], offered["values"]]
+
+    def _offer_scores(self, product: Product) -> None:
+        query, key = product.operands
+        offered = self._in_turn({"queries": query, "keys": key.transpose(-1, -2)})
+        product.operands = [offered["queries"], offered["keys"].transpose(-1, -2)]
+
+    def _offer_weighing(self, product: Product, place: int) -> None:
+        pattern, other = product.operands[place], product.operands[1 - place]
+        items: dict[Quantity, Tensor] = {"attention_probabilities": pattern}
+        if not product.einsum:
+            items["values"] = other
+        offered = self._in_turn(items)
+        product.operands[place] = offered["attention_probabilities"]
+        product.operands[1 - place] = offered.get("values", other)
+
+    def _in_turn(self, items: dict[Quantity, Tensor]) -> dict[Quantity, Tensor]:
+        """Offer several tensors, first the one for which a trace is waiting already."""
+        order = sorted(items, key=lambda quantity: not self._is_wanted(quantity))
+        return {quantity: self._offer(quantity, items[quantity]) for quantity in order}
+
+    def _offer(self, quantity: Quantity, tensor: Tensor) -> Tensor:
+        if quantity in self._made or not self._is_wanted(quantity):
+            return tensor
+        # A copy, for the tensor itself may be the cache's, or be needed unchanged for the backward pass.
+        by_head = tensor.reshape(self.batch, -1, *tensor.shape[-2:]).clone()
+        self._made.add(quantity)
+        edited = self._interleaver.handle(location(self._path, quantity), by_head)
+        return edited.to(tensor).reshape(tensor.shape)
+
+    def _is_wanted(self, quantity: Quantity) -> bool:
+        return location(self._path, quantity) in self._interleaver.parked
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(item for item in [*args, *kwargs.values()] if isinstance(item, Tensor) and item.ndim >= 3)
+
+
+def _in_worker() -> bool:
+    """Whether the code that runs now is a trace's, not the model's."""
+    return getattr(getcurrent(), "mediator", None) is not None
