@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp import __version__
-from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.errors import InvalidRequest, NnterpError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +46,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
     from nnterp_mcp.server.transports import serve
     from nnterp_mcp.settings import Settings
 
     names = ("transport", "host", "port", "cache", "trust_remote_code")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
-    serve(Settings(**given))
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        wrong = "\n".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
+        raise InvalidRequest(
+            wrong, "Change the flag, or the variable of the environment: NNTERP_MCP_ and the name in capitals."
+        ) from None
+    serve(settings)
     return 0
 
 

@@ -23,6 +23,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
+from nnterp_mcp.fields import shown
 from nnterp_mcp.model import memory
 from nnterp_mcp.render import size
 
@@ -78,15 +79,23 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
     """
     if name == BUILTIN:
         return _locate_builtin(cache, report)
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _existing(name)
+    if path is not None:
         return _locate_local(path)
     if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
         raise UnknownModel(
-            f"there is no file or folder {name!r}",
+            f"there is no file or folder {shown(name)}",
             f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
         )
     return _locate_on_hub(name, revision, code, report)
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # longer than a path can be, or the home of nobody
+        return None
 
 
 def read(
@@ -157,12 +166,12 @@ def place(device: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=chosen).tolist()  # the meta device computes nothing
     except (RuntimeError, AssertionError):
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         count = torch.accelerator.device_count() if accelerator else 0
         known = ["auto", "cpu"] + [f"{accelerator}:{index}" for index in range(count)]
-        raise InvalidRequest(f"device {device!r} is not available: this machine has {', '.join(known)}.") from None
+        raise InvalidRequest(f"device {shown(device)} is not available: choose one of {', '.join(known)}.") from None
     return chosen
 
 
@@ -250,9 +259,8 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -281,7 +289,14 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
             f"the Hub has no model {name!r} (or a private one)",
             f"Check the spelling, set HF_TOKEN for a private model, or load {BUILTIN!r}, which is built in.",
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise UnknownModel(
+            f"there is no file or folder {shown(name)}, and it is no Hub id either",
+            f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
+        ) from error
+    except NnterpError:
+        raise
+    except Exception as error:  # which HTTP library the Hub's client uses depends on its version
         try:
             folder = snapshot_download(name, revision=revision, local_files_only=True, **patterns)
         except (LocalEntryNotFoundError, OSError):
@@ -331,7 +346,7 @@ def _quantization(kind: str, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise Unsupported(
             f"quantization {kind!r} needs bitsandbytes, which is not installed",
-            "Run: pip install 'nnterp-mcp[quantization]', or leave quantization out.",
+            "Run: pip install bitsandbytes, or leave quantization out.",
         )
     if kind == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)

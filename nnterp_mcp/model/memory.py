@@ -11,11 +11,17 @@ from typing import Any
 import psutil
 import torch
 
+from nnterp_mcp.errors import UnknownModel
+
 _STORED_BITS = {"8bit": 8, "4bit": 4.5}
 
 
 def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
-    """Bytes that the safetensors weights of a folder take once they are held as `dtype`; 0 if there are none."""
+    """Bytes that the safetensors weights of a folder take once they are held as `dtype`; 0 if there are none.
+
+    Raises:
+        UnknownModel: A file is cut short, or not what its name says.
+    """
     count = sum(_numel(file) for file in folder.glob("*.safetensors"))
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
@@ -41,7 +47,14 @@ def held(model: torch.nn.Module) -> int:
 
 
 def _numel(file: Path) -> int:
-    with file.open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8))
-        header: dict[str, Any] = json.loads(source.read(length))
+    try:
+        with file.open("rb") as source:
+            (length,) = struct.unpack("<Q", source.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header: dict[str, Any] = json.loads(source.read(length))
+    except (ValueError, struct.error) as error:
+        raise UnknownModel(
+            f"{file} is no safetensors file ({error})", "Download it again; with Git LFS, fetch the files themselves."
+        ) from error
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
 import anyio
 from mcp.server.lowlevel import Server
 
-from nnterp_mcp.errors import Forbidden
+from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.server.app import build
 from nnterp_mcp.session.pool import Pool
 from nnterp_mcp.settings import LOOPBACK, Settings
@@ -26,25 +27,38 @@ def serve(settings: Settings) -> None:
 
     Raises:
         Forbidden: The host is not a loopback address.
+        InvalidRequest: The port is taken.
     """
     if settings.transport != "stdio" and settings.host not in LOOPBACK:
         raise Forbidden(
             f"the server binds to loopback addresses only, not {settings.host!r}",
             f"Use one of {', '.join(LOOPBACK)}.",
         )
+    listener = None if settings.transport == "stdio" else _listen(settings)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for noisy in ("mcp", "httpx", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    anyio.run(_serve, settings)
+    anyio.run(_serve, settings, listener)
     # A thread that still reads standard input cannot be cancelled, and would hold the interpreter back.
     sys.stdout.flush()
     os._exit(0)
 
 
-async def _serve(settings: Settings) -> None:
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise InvalidRequest(
+            f"port {settings.port} of {settings.host} cannot be opened: {os.strerror(error.errno or 0)}",
+            "Choose another with --port; 0 lets the system choose.",
+        ) from error
+
+
+async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Pool(settings) as pool:
         server = build(pool)
-        await (_serve_stdio(server) if settings.transport == "stdio" else _serve_http(server, settings))
+        await (_serve_stdio(server) if listener is None else _serve_http(server, settings, listener))
 
 
 async def _serve_stdio(server: Server[Any]) -> None:
@@ -64,20 +78,14 @@ async def _end_on_signal(scope: anyio.CancelScope) -> None:
             return
 
 
-async def _serve_http(server: Server[Any], settings: Settings) -> None:
+async def _serve_http(server: Server[Any], settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(
-        http_app(server, settings.host),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
+    config = uvicorn.Config(http_app(server, settings.host), log_level="warning", timeout_graceful_shutdown=2)
     http = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_announce, http, settings)
-        await http.serve()
+        tasks.start_soon(_announce, http, settings.host, listener.getsockname()[1])
+        await http.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
 
 
@@ -108,11 +116,10 @@ def http_app(server: Server[Any], host: str) -> Any:
     return app
 
 
-async def _announce(http: Any, settings: Settings) -> None:
+async def _announce(http: Any, host: str, port: int) -> None:
     while not http.started:
         await anyio.sleep(0.01)
-    port = http.servers[0].sockets[0].getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = f"[{host}]" if ":" in host else host
     print(
         f"nnterp-mcp is listening on http://{host}:{port}{HTTP_PATH} (streamable HTTP) "
         f"and http://{host}:{port}{SSE_PATH} (SSE)",
