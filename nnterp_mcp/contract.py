@@ -7,12 +7,12 @@ are two renderings of that one answer, so that they cannot disagree.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import ModelHandle, shown
@@ -144,8 +144,8 @@ def _decode_refused(arguments: Mapping[str, Any], error: ValidationError) -> dic
         value = decoded.get(name)
         if isinstance(value, str) and value[:1] in "[{-0123456789tfn" and value:
             try:
-                decoded[name] = json.loads(value)
-            except json.JSONDecodeError:
+                decoded[name] = from_json(value)
+            except ValueError:
                 continue
     return decoded if decoded != dict(arguments) else None
 
@@ -156,7 +156,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = ", ".join(spec.params.model_fields)
-            lines.append(f"{spec.name} has no argument {name!r}: its arguments are {known}.")
+            lines.append(f"{spec.name} has no argument {shown(name)}: its arguments are {known}.")
         elif detail["type"] == "missing":
             lines.append(f"{spec.name} needs the argument {name!r}.")
         elif detail["type"] == "value_error":

@@ -6,6 +6,7 @@ resolves layers and positions against one (`model/layers.py`, `model/positions.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -125,7 +126,9 @@ def _as_targets(value: Any) -> dict[str, tuple[str, ...]]:
         if not isinstance(category, str) or not isinstance(strings, list | tuple):
             raise ValueError(wrong)
         if not strings or not all(isinstance(item, str) and item for item in strings):
-            raise ValueError(f"target category {category!r} needs at least one non-empty string, not {shown(given)}")
+            raise ValueError(
+                f"target category {shown(category)} needs at least one non-empty string, not {shown(given)}"
+            )
         targets[category] = tuple(strings)
     return targets
 
@@ -134,13 +137,11 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+_SLICE = re.compile(r"\s*(-?[0-9]{1,9})?\s*:\s*(-?[0-9]{1,9})?\s*(:\s*(-?(?!0+\s*$)[0-9]{1,9})?\s*)?")
+
+
 def _is_slice(value: str) -> bool:
-    parts = value.split(":")
-    return len(parts) in (2, 3) and all(not part.strip() or _is_number(part) for part in parts) and parts[2:] != ["0"]
-
-
-def _is_number(text: str) -> bool:
-    return text.strip().removeprefix("-").isdigit()
+    return _SLICE.fullmatch(value) is not None
 
 
 ModelHandle = Annotated[

@@ -31,6 +31,8 @@ def number(value: int | float) -> str:
     if isinstance(value, int):
         return str(value)
     short = rounded(float(value))
+    if not math.isfinite(short):
+        return str(short)
     if short == int(short) and abs(short) < 1e15:
         return str(int(short))
     return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
@@ -59,11 +61,14 @@ def seconds(duration: float) -> str:
     return f"{int(duration // 60)} min {int(duration % 60)} s"
 
 
-def quoted(text: str, limit: int | None = None) -> str:
-    """Text in double quotes with control characters escaped, its end elided past `limit` characters."""
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1] + "…"
+def quoted(text: str) -> str:
+    """Text in double quotes with control characters escaped."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def elided(text: str, limit: int = 24) -> str:
+    """Text whose end is left out past `limit` characters: a token can be a run of hundreds of spaces."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def table(content: Table) -> str:

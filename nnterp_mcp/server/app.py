@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import anyio
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
@@ -96,6 +97,9 @@ async def _call(
     except NnterpError as error:
         code = error.code
         return replies.refused(error)
+    except anyio.get_cancelled_exc_class():
+        code = "cancelled"
+        raise
     except Exception as error:
         code = "internal"
         return replies.refused(replies.masked(error))

@@ -14,6 +14,9 @@ from nnterp_mcp.render import rounded
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ERROR = 2000
+"""Characters; what a caller sent may be quoted in an error, and may be long."""
+
 
 def answered(spec: ToolSpec[Any, Any, Any], result: Result) -> CallToolResult:
     """A result as text and as structured content, both of them renderings of the same answer."""
@@ -27,6 +30,8 @@ def answered(spec: ToolSpec[Any, Any, Any], result: Result) -> CallToolResult:
 def refused(error: NnterpError) -> CallToolResult:
     """An error, complete in the text: its code, what failed, and what to do."""
     text = f"{error.code}: {error.message}"
+    if len(text) > _LONGEST_ERROR:
+        text = text[: _LONGEST_ERROR - 1] + "…"
     return CallToolResult(
         content=[TextContent(text=f"{text}\n{error.next_step}" if error.next_step else text)], is_error=True
     )

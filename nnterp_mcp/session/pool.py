@@ -27,6 +27,9 @@ from nnterp_mcp.session.process import OnProgress, WorkerProcess
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 
+_LONGEST_NAME = 60
+"""Characters of a handle, but for the number that may follow."""
+
 
 @dataclass(eq=False)
 class Entry:
@@ -64,6 +67,7 @@ class Pool:
         self._settings = settings
         self._entries: dict[str, Entry] = {}
         self._gone: dict[str, str] = {}
+        self._loaded: dict[str, dict[str, Any]] = {}
         self._tasks: TaskGroup
         self._stack = AsyncExitStack()
 
@@ -146,7 +150,7 @@ class Pool:
             StaleHandle: The handle's model is gone.
         """
         entry = self._entries.get(handle) if handle is not None else self._only()
-        if entry is None and handle is not None:
+        if entry is None and handle is not None and handle not in self._gone:
             named = [entry for entry in self._entries.values() if entry.source == handle]
             entry = named[0] if len(named) == 1 else None
         if entry is None:
@@ -179,17 +183,20 @@ class Pool:
                 + ", ".join(self._entries),
                 "Call unload_model for one of them first.",
             )
-        entry = Entry(self._mint(str(request["model"])), str(request["model"]), request)
+        entry = Entry(self._mint(request), str(request["model"]), request)
         self._entries[entry.handle] = entry
         self._gone.pop(entry.handle, None)
         self._tasks.start_soon(self._run, entry)
         return entry
 
-    def _mint(self, source: str) -> str:
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1])
+    def _mint(self, request: dict[str, Any]) -> str:
+        """A handle that is free, and never stood for anything but this request."""
+        name = str(request["model"]).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", name[:_LONGEST_NAME])
         base = base.removesuffix(".gguf").strip("-.").lower() or "model"
         handles = (base if count == 1 else f"{base}-{count}" for count in range(1, 1 << 30))
-        return next(handle for handle in handles if handle not in self._entries)
+        free = (handle for handle in handles if handle not in self._entries)
+        return next(handle for handle in free if self._loaded.get(handle, request) == request)
 
     async def _follow(self, entry: Entry, on_progress: OnProgress) -> None:
         send, receive = anyio.create_memory_object_stream[Progress](math.inf)
@@ -198,12 +205,13 @@ class Pool:
             async for progress in receive:
                 await on_progress(progress)
         except anyio.get_cancelled_exc_class():
-            entry.followers.remove(send)
-            if not entry.followers and not entry.loaded.is_set():
+            if entry.followers == [send] and not entry.loaded.is_set():
                 with anyio.CancelScope(shield=True):
                     await self._close(entry, "its load was cancelled")
             raise
         finally:
+            if send in entry.followers:
+                entry.followers.remove(send)
             send.close()
             receive.close()
 
@@ -232,6 +240,7 @@ class Pool:
         if entry.error is not None:
             await worker.stop("its load failed")
         else:
+            self._loaded[entry.handle] = entry.request
             self._finish_load(entry)
 
     def _finish_load(self, entry: Entry) -> None:

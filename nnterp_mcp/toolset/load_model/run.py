@@ -17,12 +17,13 @@ _STEPS = 6
 def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     """Loads the model onto the bench."""
     begun = time.monotonic()
-    step = 0
+    done = 0.0
 
     def report(message: str) -> None:
-        nonlocal step
-        step = min(step + 1, _STEPS - 1)
-        job.progress(step, _STEPS, message)
+        # How many steps there are shows only on the way: progress must grow with each, and not end before the load.
+        nonlocal done
+        done += (1 - done) / _STEPS
+        job.progress(round(done, 4), 1, message)
 
     report("starting the worker's libraries")
     from transformers.utils import logging

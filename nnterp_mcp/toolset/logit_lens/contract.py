@@ -8,10 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK
-from nnterp_mcp.render import cell, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.render import cell, elided, lines, number, plural, probability, quoted, spread, table
 
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
+
+_CATEGORIES = 8
+"""Target categories that an answer shows."""
+
+_SHARED = 3
+"""Pairs of categories with a common first token that an answer names."""
 
 
 class LogitLensParams(ModelParams):
@@ -72,28 +78,47 @@ def digest(result: LogitLensResult) -> LogitLensAnswer:
     """One reading as a table of layers, several as a table of readings."""
     one = len(result.readings) == 1
     content, hidden = _by_layer(result) if one else _by_reading(result)
-    notes = [f"{a} share the first token {quoted(b[0])}: it counts for both." for a, b in result.shared.items()]
-    if hidden:
-        what = "layer" if one else "reading"
-        notes.append(f"{plural(hidden, what)} not shown; ask for them with layers, positions or fewer prompts.")
     return LogitLensAnswer(
         finding=_finding(result.readings[0], result) if one else _summary(result),
-        notes=notes,
+        notes=_notes(result, hidden, "layer" if one else "reading"),
         model=result.model,
         total=len(result.readings),
-        truncated=hidden > 0,
+        truncated=hidden > 0 or len(result.categories) > _CATEGORIES,
         table=content,
     )
 
 
+def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
+    notes = [
+        f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
+        for pair, tokens in list(result.shared.items())[:_SHARED]
+    ]
+    if len(result.shared) > _SHARED:
+        notes.append(f"{plural(len(result.shared) - _SHARED, 'more pair')} of categories share first tokens.")
+    if len(result.categories) > _CATEGORIES:
+        others = len(result.categories) - _CATEGORIES
+        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
+    if hidden:
+        notes.append(f"{plural(hidden, what)} not shown; ask for them with layers, positions or fewer prompts.")
+    return notes
+
+
+def _columns(result: LogitLensResult) -> list[str]:
+    return [f"{elided(name)} p, rank" for name in list(result.categories)[:_CATEGORIES]]
+
+
+def _targets(layer: LayerReading) -> list[Cell]:
+    return [[probability(p), rank] for p, rank in layer.targets[:_CATEGORIES]]
+
+
 def _finding(reading: Reading, result: LogitLensResult) -> str:
     last = reading.layers[-1]
-    where = f"{quoted(reading.token)} (position {reading.position})"
+    where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
         top, p = last.top[0]
-        return f"After {where}, layer {last.layer} would say {quoted(top)} ({number(p)})."
+        return f"After {where}, layer {last.layer} would say {quoted(elided(top))} ({number(p)})."
     answer, p = last.top[0]
-    return f"After {where}, {result.model} says {quoted(answer)} ({number(p)}); {_leads(reading)}."
+    return f"After {where}, {result.model} says {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
 
 
 def _leads(reading: Reading) -> str:
@@ -102,7 +127,7 @@ def _leads(reading: Reading) -> str:
     if start is None or start == reading.layers[0].layer:
         return "it leads at every layer read"
     before = next(layer for layer in reversed(reading.layers) if layer.layer < start)
-    return f"it leads from layer {start} on (layer {before.layer}: {quoted(before.top[0][0])})"
+    return f"it leads from layer {start} on (layer {before.layer}: {quoted(elided(before.top[0][0]))})"
 
 
 def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
@@ -112,10 +137,10 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
     rows: list[list[Cell]] = [
         [
             layer.layer,
-            [[token, probability(p)] for token, p in layer.top],
+            [[elided(token), probability(p)] for token, p in layer.top],
             layer.entropy,
             layer.kl,
-            *([probability(p), rank] for p, rank in layer.targets),
+            *_targets(layer),
         ]
         for layer in reading.layers
         if layer.layer in shown
@@ -125,14 +150,14 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
         "top tokens",
         "entropy",
         "KL to last",
-        *(f"{name} p, rank" for name in result.categories),
+        *_columns(result),
     ]
     return Table(columns=columns, rows=rows), len(layers) - len(shown)
 
 
 def _rows(top: int, result: LogitLensResult) -> int:
     """Rows that the budget allows, a top token of a row counting 10 tokens, a category as much, the rest 20."""
-    return max(4, _BUDGET // (top + 10 * len(result.categories) + 20))
+    return max(4, _BUDGET // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
 
 
 def _landmarks(reading: Reading) -> list[int]:
@@ -149,19 +174,20 @@ def _landmarks(reading: Reading) -> list[int]:
 
 def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
     shown = result.readings[: _rows(10, result)]
-    columns = ["prompt", "position", "token", "answer", "leads from", "entropy"]
-    columns += [f"{name} p, rank" for name in result.categories]
+    columns = ["prompt", "position", "token", "answer", "leads from", "entropy", *_columns(result)]
     rows: list[list[Cell]] = [
         [
             reading.prompt,
             reading.position,
-            reading.token,
-            list(reading.layers[-1].top[0]),
+            elided(reading.token),
+            [elided(answer), probability(p)],
             reading.leads_from,
-            reading.layers[-1].entropy,
-            *([probability(p), rank] for p, rank in reading.layers[-1].targets),
+            last.entropy,
+            *_targets(last),
         ]
         for reading in shown
+        for last in reading.layers[-1:]
+        for answer, p in last.top[:1]
     ]
     return Table(columns=columns, rows=rows), len(result.readings) - len(shown)
 

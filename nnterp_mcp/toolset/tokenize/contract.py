@@ -8,9 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Prompts
-from nnterp_mcp.render import lines, plural, quoted, table
+from nnterp_mcp.render import elided, lines, plural, quoted, table
 
-_SHOWN = 64
+_SHOWN = 48
+"""Tokens that an answer lists."""
+
+_COUNTED = 16
+"""Prompts whose lengths an answer lists."""
 
 
 class TokenizeParams(ModelParams):
@@ -42,7 +46,7 @@ class TokenizeResult(Result):
 class TokenizeAnswer(Answer):
     """The tokens by position."""
 
-    counts: Annotated[list[int], Field(description="Tokens of each prompt.")]
+    counts: Annotated[list[int], Field(description=f"Tokens of each of the first {_COUNTED} prompts.")]
     tokens: TableField
 
 
@@ -50,18 +54,19 @@ def digest(result: TokenizeResult) -> TokenizeAnswer:
     """The first tokens of the prompts, shared evenly."""
     room = max(1, _SHOWN // len(result.prompts))
     rows: list[list[Cell]] = [
-        [index, position, token, prompt.tokens[position]]
+        [index, position, token, elided(prompt.tokens[position])]
         for index, prompt in enumerate(result.prompts[:_SHOWN])
         for position, token in enumerate(prompt.ids[:room])
     ]
     counts = [len(prompt.ids) for prompt in result.prompts]
-    listed = ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
-    many = len(counts) > 1
-    hidden = sum(counts) - len(rows)
+    total, many = sum(counts), len(counts) > 1
+    listed = ", ".join(map(str, counts[:_COUNTED])) + (", …" if len(counts) > _COUNTED else "")
+    lengths = f"{plural(total, 'token')} ({listed})" if many else plural(total, "token")
+    hidden = total - len(rows)
     return TokenizeAnswer(
-        finding=f"{plural(len(counts), 'prompt')} of {listed} tokens for {result.model}.",
+        finding=f"{plural(len(counts), 'prompt')} of {lengths} for {result.model}.",
         notes=[f"{plural(hidden, 'token')} not shown; tokenize fewer prompts at once to see them."] if hidden else [],
-        counts=counts,
+        counts=counts[:_COUNTED],
         tokens=Table(
             columns=["prompt", "position", "id", "token"] if many else ["position", "id", "token"],
             rows=[row if many else row[1:] for row in rows],
