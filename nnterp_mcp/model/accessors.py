@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
+from nnsight.intervention.eproperty import eproperty
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
@@ -48,11 +49,13 @@ def require_part(layer: LayerAnatomy, part: Part, anatomy: Anatomy, name: str) -
     Raises:
         Unsupported: The layer lacks it, or carries several residual streams.
     """
+    if anatomy.faults:
+        raise Unsupported(f"the layers of {name} cannot be read under the standard names: {anatomy.faults[0]}.")
     site: Site | None = getattr(layer, part)
     if site is None and layer.runs:
         having = [str(other.index) for other in anatomy.layers if getattr(other, part) is not None]
         others = f"the layers that have one are {', '.join(having)}." if having else "no layer of it has one."
-        kind = f" (it is a {layer.kind} layer)" if layer.kind else ""
+        kind = f" (it is a {layer.kind} layer)" if layer.kind and not layer.note else layer.note and f" ({layer.note})"
         raise Unsupported(f"layer {layer.index} of {name} has no {_NAMES[part]}{kind}: {others}")
     if not layer.runs:
         running = [str(other.index) for other in anatomy.layers if other.runs]
@@ -61,13 +64,38 @@ def require_part(layer: LayerAnatomy, part: Part, anatomy: Anatomy, name: str) -
             f"the layers that do are {', '.join(running)}."
         )
     assert site is not None
-    if part == "block" and anatomy.faults:
-        raise Unsupported(f"the layers of {name} cannot be read under the standard names: {anatomy.faults[0]}.")
     return site
 
 
 def _range(anatomy: Anatomy, name: str) -> str:
     return f"{name} has layers 0 to {anatomy.num_layers - 1}."
+
+
+def read_output(envoy: Envoy, site: Site) -> Float[Tensor, "batch position hidden"]:
+    """The hidden state that a module returned; a copy where the model itself writes to it later."""
+    host: Any = _Kept(envoy.path, site) if site.mutated else envoy
+    return host.state if site.mutated else site.read_output(host.output)
+
+
+def assign_output(envoy: Any, site: Site, hidden: Float[Tensor, "batch position hidden"]) -> None:
+    """Let the model go on with another hidden state; whatever else the module returned stays as it is."""
+    envoy.output = hidden if site.exit is None else site.write_output(envoy.output, hidden)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A module's hidden state that stays what it was, while edits to it still reach the model."""
+
+    path: str
+    site: Site
+
+    @eproperty(key="output")
+    def state(self, value: Any) -> Any:
+        return self.site.read_output(value).clone()
+
+    @state.transform
+    def state(self, view: Tensor, raw: Any) -> Any:
+        return self.site.write_output(raw, view.clone())
 
 
 @dataclass(frozen=True)
@@ -103,9 +131,7 @@ class StateList:
         """The hidden states of one layer, for every row and position (padding included)."""
         site = self._site(layer)
         envoy = self.model.envoy(site)
-        if self.side == "input":
-            return site.read_input(envoy.inputs)
-        return site.read_output(envoy.output)
+        return site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site)
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
         """Let the model go on with other hidden states; whatever else the module returned stays as it is."""
@@ -114,7 +140,7 @@ class StateList:
         if self.side == "input":
             envoy.inputs = site.write_input(envoy.inputs, hidden)
         else:
-            envoy.output = hidden if site.exit is None else site.write_output(envoy.output, hidden)
+            assign_output(envoy, site, hidden)
 
     def __call__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
         """The same as indexing."""

@@ -24,6 +24,8 @@ class Site:
         entry: Which input is the hidden state: a position, or a keyword.
         exit: Which element of the output is the hidden state; None when the output is the tensor itself.
         width: Number of elements of the output; 1 when the output is the tensor itself.
+        carries: Whether those other elements hold something that a later module needs.
+        mutated: Whether the model writes to the hidden state after the module has returned it.
     """
 
     module: nn.Module
@@ -31,6 +33,8 @@ class Site:
     entry: int | str | None = 0
     exit: int | None = None
     width: int = 1
+    carries: bool = False
+    mutated: bool = False
 
     def read_input(self, inputs: Inputs) -> Float[Tensor, "batch position hidden"]:
         """The hidden state among the module's inputs."""
@@ -83,6 +87,8 @@ class LayerAnatomy:
         values_by_head: Whether what the probabilities multiply is laid out head by head.
         kind: "full_attention", "sliding_attention", … or what stands in attention's place: "mamba", ….
         mixers: Paths of other modules that move information between positions.
+        additive: Whether its input and what attention and MLP add to it make up its output, and nothing else.
+        note: Why a part is missing, where it is not for want of a candidate.
         runs: Whether the layer runs on a prompt of text alone; cross-attention to images does not.
     """
 
@@ -100,6 +106,8 @@ class LayerAnatomy:
     values_by_head: bool = False
     kind: str = ""
     mixers: tuple[str, ...] = ()
+    additive: bool = False
+    note: str = ""
     runs: bool = True
 
 

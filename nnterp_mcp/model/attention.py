@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from jaxtyping import Float
-from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
@@ -128,10 +127,10 @@ class HeadsOutput(_OfLayers):
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch position head width"]) -> None:
         """Let the layer go on with other outputs."""
-        envoy: Any = self._projection(layer)[0]
+        envoy, _ = self._projection(layer)
         envoy.input = value.flatten(-2)
 
-    def _projection(self, layer: SupportsIndex) -> tuple[Envoy, int]:
+    def _projection(self, layer: SupportsIndex) -> tuple[Any, int]:
         facts = self._facts(layer)
         if facts.output_projection is None:
             raise Unsupported(

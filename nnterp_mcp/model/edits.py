@@ -25,7 +25,7 @@ def skip_layers(
     last: SupportsIndex,
     skip_with: Float[Tensor, "batch position hidden"] | tuple[Any, ...] | None = None,
 ) -> None:
-    """Leave out layers, inside a trace.
+    """Leave out layers, inside a trace: the residual stream goes past them as it is.
 
     Args:
         model: The model.
@@ -43,7 +43,10 @@ def skip_layers(
     if not isinstance(states, Tensor):
         states = next(item for item in states if isinstance(item, Tensor))
     for layer in model.anatomy.layers[start : end + 1]:
-        if layer.runs:
+        if layer.runs and layer.block.carries:
+            # It runs for what it returns beside the hidden states, which later layers need.
+            model.layers_output[layer.index] = states
+        elif layer.runs:
             model.envoy(layer.block).skip(layer.block.make_output(states))
 
 

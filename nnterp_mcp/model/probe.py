@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.products import Product, ProductWatch
 
 PROBE_TOKENS = 5
@@ -40,6 +41,8 @@ class Call:
         output: What it returned.
         products: The products seen directly inside it, in order.
         first_product: How many products the whole pass had seen before it.
+        version: How often its output had been written to when it returned.
+        mutated: Whether the model wrote to its output afterwards.
     """
 
     module: nn.Module
@@ -51,6 +54,8 @@ class Call:
     end: int = -1
     products: list[SeenProduct] = field(default_factory=list)
     first_product: int = 0
+    version: int = 0
+    mutated: bool = False
 
     @property
     def attending(self) -> SeenProduct | None:
@@ -89,7 +94,9 @@ class Tape:
 def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 position"]:
     """Distinct, ordinary token ids on the model's first device."""
     embedding = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    rows = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+    if not isinstance(getattr(embedding, "weight", None), Tensor):
+        raise Unsupported(f"{type(model).__name__} has no single token embedding: it does not read plain text.")
+    rows = int(embedding.weight.shape[0])
     ids = torch.arange(1, length + 1) * max(rows // (length + 3), 1)
     return (ids % rows).unsqueeze(0).to(_device(embedding))
 
@@ -109,7 +116,25 @@ def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) 
     calls: list[Call] = []
     with _recorded(model, calls, ids.shape[1]):
         output = model(input_ids=ids, use_cache=False)
+    for call in calls:
+        call.mutated = _version(call.output) != call.version
     return Tape(ids, calls, output.logits)
+
+
+def first_state(value: Any) -> tuple[int | None, Tensor | None]:
+    """The first floating-point tensor in what a module returned, and its place when there are several items."""
+    if isinstance(value, Tensor):
+        return None, value
+    if isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                return place, item
+    return None, None
+
+
+def _version(output: Any) -> int:
+    state = first_state(output)[1]
+    return 0 if state is None else state._version
 
 
 @contextmanager
@@ -125,7 +150,7 @@ def _recorded(model: nn.Module, calls: list[Call], length: int) -> Generator[Non
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = open_calls.pop()
-        call.output, call.end = output, next(clock)
+        call.output, call.end, call.version = output, next(clock), _version(output)
 
     def see(product: Product) -> None:
         if open_calls:

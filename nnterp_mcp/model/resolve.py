@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
-from nnterp_mcp.model.probe import Call, Tape, probe
+from nnterp_mcp.model.probe import Call, Tape, first_state, probe
 from nnterp_mcp.model.rename import Names, RenameConfig, find_named
 from nnterp_mcp.model.sublayers import resolve_sublayers
 
@@ -39,7 +39,7 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
     tape = probe(model) if tape is None else tape
     names = names or RenameConfig()
     paths = {id(module): path for path, module in model.named_modules()}
-    embedding = _input_embedding(model, paths)
+    embedding = _input_embedding(model, paths, tape)
     head_call = _named_call(model, names.lm_head_name, tape) or _head(model, tape)
     layers_module, layer_calls = _layers(model, tape, find_named(model, names.layers_name))
     shape = tuple(_hidden(layer_calls[-1].output)[1].shape)
@@ -51,8 +51,7 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
         embed_tokens=embedding,
         layers_module=Site(layers_module, paths[id(layers_module)]),
         layers=tuple(
-            _layer(index, module, tape, paths, _layer_kind(model, index), names)
-            for index, module in enumerate(layers_module.children())
+            _layer(index, module, tape, paths, model, names) for index, module in enumerate(layers_module.children())
         ),
         ln_final=None if norm_call is None else hidden_site(norm_call, paths),
         lm_head=None if head_call is None else hidden_site(head_call, paths),
@@ -67,10 +66,22 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
 
 def hidden_site(call: Call, paths: dict[int, str]) -> Site:
     """The site of a call: where its hidden state goes in and comes out."""
-    entry = _entry(call)
     place, _ = _hidden(call.output)
-    width = len(call.output) if place is not None else 1
-    return Site(call.module, paths[id(call.module)], entry, place, width)
+    others = [] if place is None else [item for at, item in enumerate(call.output) if at != place]
+    return Site(
+        call.module,
+        paths[id(call.module)],
+        _entry(call),
+        place,
+        1 + len(others),
+        carries=any(_is_needed(item) for item in others),
+        mutated=call.mutated,
+    )
+
+
+def _is_needed(item: Any) -> bool:
+    """Whether what a layer returns beside hidden states may matter later; attention weights do not."""
+    return item is not None and not (isinstance(item, Tensor) and item.ndim == 4)
 
 
 def hidden_input(call: Call) -> Tensor | None:
@@ -79,12 +90,15 @@ def hidden_input(call: Call) -> Tensor | None:
 
 
 def _layer(
-    index: int, module: nn.Module, tape: Tape, paths: dict[int, str], kind: str, names: RenameConfig
+    index: int, module: nn.Module, tape: Tape, paths: dict[int, str], model: Any, names: RenameConfig
 ) -> LayerAnatomy:
-    call = tape.of(module)
+    call, kind = tape.of(module), _layer_kind(model, index)
     if call is None:
         return LayerAnatomy(index, Site(module, paths[id(module)]), kind=kind, runs=False)
-    return resolve_sublayers(LayerAnatomy(index, hidden_site(call, paths), kind=kind), call, tape, paths, names)
+    layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind)
+    stream = int(layer.block.read_input((call.args, call.kwargs)).shape[-1])
+    width = getattr(model.config.get_text_config(decoder=True), "hidden_size", stream)
+    return resolve_sublayers(layer, call, tape, paths, min(width, stream), names)
 
 
 def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> Call | None:
@@ -103,26 +117,22 @@ def _entry(call: Call) -> int | str | None:
 
 
 def _hidden(output: Any) -> tuple[int | None, Tensor]:
-    """The first floating-point tensor in an output, and where it is."""
-    if isinstance(output, Tensor):
-        return None, output
-    if isinstance(output, tuple | list):
-        for place, item in enumerate(output):
-            if isinstance(item, Tensor) and item.is_floating_point():
-                return place, item
-    raise Unsupported(f"a layer returned {type(output).__name__}, which holds no hidden state")
+    place, state = first_state(output)
+    if state is None:
+        raise Unsupported(f"a layer returned {type(output).__name__}, which holds no hidden state")
+    return place, state
 
 
 def _has_hidden(output: Any) -> bool:
-    items = output if isinstance(output, tuple | list) else [output]
-    return any(isinstance(item, Tensor) and item.is_floating_point() for item in items)
+    return first_state(output)[1] is not None
 
 
-def _input_embedding(model: Any, paths: dict[int, str]) -> Site:
+def _input_embedding(model: Any, paths: dict[int, str], tape: Tape) -> Site:
     module = model.get_input_embeddings()
     if not isinstance(module, nn.Module) or isinstance(module, nn.ModuleList) or id(module) not in paths:
         raise Unsupported(f"{type(model).__name__} has no token embedding, or more than one")
-    return Site(module, paths[id(module)])
+    call = tape.of(module)
+    return Site(module, paths[id(module)], mutated=call is not None and call.mutated)
 
 
 def _head(model: Any, tape: Tape) -> Call | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model.accessors import ModuleList, StateList
+from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
 from nnterp_mcp.model.check import Check, check_model
@@ -232,7 +232,8 @@ class StandardizedTransformer(TransformersModel):
     @property
     def token_embeddings(self) -> Float[Tensor, "batch position hidden"]:
         """The embedded tokens, before anything is added to them."""
-        return self.embed_tokens.output
+        site = self.anatomy.embed_tokens
+        return read_output(self.envoy(site), site)
 
     @token_embeddings.setter
     def token_embeddings(self, value: Float[Tensor, "batch position hidden"]) -> None:
@@ -463,4 +464,4 @@ def _load(
         if not source:
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return cast("PreTrainedModel", model).eval(), tokenizer
+    return cast("PreTrainedModel", model).eval(), cast("PreTrainedTokenizerBase", tokenizer)

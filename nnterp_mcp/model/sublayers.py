@@ -15,7 +15,7 @@ from nnterp_mcp.model.rename import Names, RenameConfig, find_named
 
 
 def resolve_sublayers(
-    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], names: RenameConfig
+    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], width: int, names: RenameConfig
 ) -> LayerAnatomy:
     """Fill in a layer's attention, MLP and kind.
 
@@ -24,30 +24,69 @@ def resolve_sublayers(
         call: Its recorded call.
         tape: The whole recording.
         paths: Each module's dotted path, by the module's id.
+        width: The width of what attention and MLP read and return.
         names: Which modules are which, where a person knows better.
     """
     calls = tape.inside(call)
-    hidden = layer.block.read_input((call.args, call.kwargs))
-    core, attention = (None, None) if names.ignore_attn else _find_attention(call, calls, hidden)
-    attention = _named(call, calls, names.attn_name) or attention
-    others = [inner for inner in _outermost(calls, call, hidden) if attention is None or not _overlap(inner, attention)]
+    state = layer.block.read_input((call.args, call.kwargs))
+    hidden = state[..., :width]
+    attentions = [] if names.ignore_attn else _find_attentions(call, calls, hidden)
+    named = _named(call, calls, names.attn_name)
+    attention = named or (attentions[0] if len(attentions) == 1 else None)
+    core = _core(attention, calls)
+    others = [
+        inner
+        for inner in _outermost(calls, call, hidden, attentions)
+        if not any(inner.within(found.module) for found in attentions)
+    ]
     mixers = [inner for inner in others if _mixes_positions(inner)]
-    mlps = [inner for inner in others if inner not in mixers]
-    mlp = _named(call, calls, names.mlp_name) or max(mlps, key=_weight_count, default=None)
-    mlp = None if names.ignore_mlp else mlp
-    added = [_named(call, calls, name) for name in (names.attn_output_source, names.mlp_output_source)]
+    mlps = [] if names.ignore_mlp else [inner for inner in others if inner not in mixers]
+    mlp = _named(call, calls, names.mlp_name) or (mlps[0] if len(mlps) == 1 else None)
+    notes = [
+        _note("attention", attentions, paths) if named is None else "",
+        _note("MLP", mlps, paths) if mlp is None else "",
+    ]
+    added = [
+        _site(_named(call, calls, name), hidden, paths) or _contribution(part, calls, hidden, paths)
+        for name, part in ((names.attn_output_source, attention), (names.mlp_output_source, mlp))
+    ]
     return replace(
         layer,
         attention=_site(attention, hidden, paths),
-        attention_contribution=_site(added[0], hidden, paths) or _contribution(attention, calls, hidden, paths),
-        core=None if core is None else _site(core, hidden, paths),
+        attention_contribution=added[0],
+        core=_site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
         **({} if core is None else _heads(core, hidden)),
         mlp=_site(mlp, hidden, paths),
-        mlp_contribution=_site(added[1], hidden, paths) or _contribution(mlp, calls, hidden, paths),
+        mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
         kind=layer.kind or _kind(attention, mixers),
+        additive=_is_additive(layer, call, tape, [site for site in added if site is not None]),
+        note="; ".join(note for note in notes if note),
     )
+
+
+def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
+    if len(found) < 2:
+        return ""
+    listed = ", ".join(
+        paths[id(inner.module)].rsplit(".", 1)[-1] if part == "MLP" else paths[id(inner.module)] for inner in found
+    )
+    return f"it has {len(found)} {part} modules: {listed}"
+
+
+def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site]) -> bool:
+    total = layer.block.read_input((call.args, call.kwargs))
+    for site in added:
+        part = tape.of(site.module)
+        state = None if part is None or part.mutated else site.read_output(part.output)
+        if state is None or state.shape != total.shape:
+            return False
+        total = total + state
+    output = layer.block.read_output(call.output)
+    if output.device.type == "meta":
+        return False
+    return torch.allclose(total.float(), output.float(), rtol=1e-2, atol=1e-3 * float(output.abs().max()))
 
 
 def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
@@ -55,21 +94,31 @@ def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
     return next((call for call in reversed(calls) if call.module is module), None)
 
 
-def _find_attention(block: Call, calls: list[Call], hidden: Tensor) -> tuple[Call | None, Call | None]:
-    """The module that multiplies probabilities and values, and the attention module around it.
+def _find_attentions(block: Call, calls: list[Call], hidden: Tensor) -> list[Call]:
+    """The attention modules: for each product of probabilities and values, the smallest module around it that also
+    projects the result back, with its bare wrappers.
 
-    That is the smallest one that also projects the result back, with its bare wrappers. Softmaxes over
-    something else (experts, the layers below) are not followed by a projection of their own.
+    Softmaxes over something else (experts, the layers below) are not followed by a projection of their own.
     """
     cores = [inner for inner in calls if inner.attending is not None]
+    found: list[Call] = []
     for core in cores:
         for outer in core.lineage():
             if outer is block:
                 break
-            if _maps_hidden(outer, hidden) and _projects_after(outer, core, calls):
-                return core, _unwrap(outer, block, calls, hidden)
-    core = next(iter(cores), None)
-    return core, core
+            if _returns_hidden(outer, hidden) and _projects_after(outer, core, calls):
+                attention = _unwrap(outer, block, calls, hidden)
+                found += [attention] if all(other.module is not attention.module for other in found) else []
+                break
+    return found or cores[:1]
+
+
+def _core(attention: Call | None, calls: list[Call]) -> Call | None:
+    """The call inside an attention module that multiplies probabilities and values."""
+    if attention is None:
+        return None
+    inside = [inner for inner in calls if inner.attending is not None and inner.within(attention.module)]
+    return next(iter(inside), None)
 
 
 def _projects_after(outer: Call, core: Call, calls: list[Call]) -> bool:
@@ -94,24 +143,38 @@ def _unwrap(attention: Call, block: Call, calls: list[Call], hidden: Tensor) -> 
     outer = attention.parent
     while outer is not None and outer is not block:
         siblings = [call for call in calls if call.parent is outer]
-        if len(siblings) > 1 or not _maps_hidden(outer, hidden):
+        if len(siblings) > 1 or not _returns_hidden(outer, hidden):
             break
         attention, outer = outer, outer.parent
     return attention
 
 
-def _outermost(calls: list[Call], block: Call, hidden: Tensor) -> list[Call]:
-    """The largest modules inside a layer that map hidden states to hidden states by matrices."""
+def _outermost(calls: list[Call], block: Call, hidden: Tensor, attentions: list[Call]) -> list[Call]:
+    """The largest modules beside attention that map hidden states to hidden states by matrices."""
+    around = [outer for attention in attentions for outer in attention.lineage() if outer is not attention]
     found: list[Call] = []
     for call in calls:
         inside = any(outer in found for outer in call.lineage() if outer is not call)
-        if not inside and _maps_hidden(call, hidden) and _has_matrices(call.module) and not _is_linear(call):
+        if not inside and call not in around and _maps_hidden(call, hidden) and _transforms(call):
             found.append(call)
     return found
 
 
-def _overlap(one: Call, other: Call) -> bool:
-    return one in other.lineage() or other in one.lineage()
+def _transforms(call: Call) -> bool:
+    """Whether a module has matrices and is more than one linear map or a norm."""
+    return _has_matrices(call.module) and not _is_linear(call) and "norm" not in type(call.module).__name__.lower()
+
+
+def _returns_hidden(call: Call, hidden: Tensor) -> bool:
+    """Whether a module reads something at each position and returns hidden states."""
+    first = next((value for _, value in _tensors(call)), None)
+    output = _first_tensor(call.output)
+    return (
+        first is not None
+        and first.shape[:-1] == hidden.shape[:-1]
+        and output is not None
+        and output.shape == hidden.shape
+    )
 
 
 def _maps_hidden(call: Call, hidden: Tensor) -> bool:
@@ -139,10 +202,6 @@ def _is_linear(call: Call) -> bool:
     return _has_matrices(module) and not any(True for _ in module.children()) and len(_tensors(call)) == 1
 
 
-def _weight_count(call: Call) -> int:
-    return sum(weight.numel() for weight in call.module.parameters())
-
-
 @torch.no_grad()
 def _mixes_positions(call: Call) -> bool:
     """Whether the output at the last position changes with the inputs before it."""
@@ -166,7 +225,7 @@ def _run_again(call: Call, place: int | str, state: Tensor) -> Tensor:
 def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
     if call is None:
         return None
-    entry = next((place for place, value in _tensors(call) if value.shape == hidden.shape), None)
+    entry = next((place for place, value in _tensors(call) if value.shape[:-1] == hidden.shape[:-1]), None)
     exit_: int | None = None
     width = 1
     if isinstance(call.output, tuple | list):
@@ -179,7 +238,7 @@ def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | No
             ),
             0,
         )
-    return Site(call.module, paths[id(call.module)], entry, exit_, width)
+    return Site(call.module, paths[id(call.module)], entry, exit_, width, mutated=call.mutated)
 
 
 def _contribution(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from greenlet import getcurrent
 from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.source import STATE, Controller, State
@@ -67,6 +68,7 @@ class _Offers:
         self._path = path
         self._score_product = score_product
         self._made: set[Quantity] = set()
+        self._weighed: tuple[Tensor, Tensor] | None = None
 
     def on_product(self, product: Product) -> None:
         if product.fused:
@@ -97,10 +99,16 @@ class _Offers:
 
     def _offer_weighing(self, product: Product, place: int) -> None:
         pattern, other = product.operands[place], product.operands[1 - place]
+        if self._weighed is not None:
+            before, after = self._weighed
+            if before.shape == pattern.shape and torch.equal(before, pattern):
+                product.operands[place] = after  # the same probabilities weigh further values
+            return
         items: dict[Quantity, Tensor] = {"attention_probabilities": pattern}
         if not product.einsum:
             items["values"] = other
         offered = self._in_turn(items)
+        self._weighed = (pattern, offered["attention_probabilities"])
         product.operands[place] = offered["attention_probabilities"]
         product.operands[1 - place] = offered.get("values", other)
 
