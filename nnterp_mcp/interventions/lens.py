@@ -86,11 +86,12 @@ def read_lens(
     device = model.device
     categories = [torch.tensor(ids, device=device) for ids in (targets or {}).values()]
     read = sorted({*layers, model.num_layers - 1})
+    asked = {prompt.index: list(at) for prompt, at in zip(prompts, positions, strict=True)}
     parts: list[dict[str, Tensor]] = []
     keys: list[tuple[int, int]] = []
     done = 0
     for batch in fill_batches(prompts, batch_tokens, model.pad_id, device, pad=model.can("batch")):
-        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in positions[prompt.index]]
+        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
         keys += [(batch.prompts[row].index, at) for row, at in wanted]
         states = _read_states(model, batch, wanted, read)
         parts += _reduce(model, states, top_k, categories)
@@ -136,7 +137,8 @@ def _describe(
 ) -> dict[str, Tensor]:
     """What is kept of the distributions; the last layer's is the one that the others are compared with."""
     logits = logits.float()
-    log_probs = logits.log_softmax(-1)
+    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
     probs = log_probs.exp()
     top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
     final_probs, final_log_probs = probs[:, -1:], log_probs[:, -1:]

@@ -1,0 +1,40 @@
+"""Models that the tests share: tiny random ones in folders, and the real default model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny model with its tokenizer; equal arguments give the same folder."""
+    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+
+    root = tmp_path_factory.mktemp("models")
+
+    def save(family: str, seed: int = 0) -> Path:
+        folder = root / (f"tiny-{family}" if seed == 0 else f"tiny-{family}-seed-{seed}")
+        if not folder.exists():
+            tiny_model(family, seed=seed).save_pretrained(folder)
+            tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The default model, converted; no test is skipped for want of it, since it is part of the setup."""
+    from nnterp_mcp.model.load import BUILTIN, locate
+    from nnterp_mcp.settings import Settings
+
+    return locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
