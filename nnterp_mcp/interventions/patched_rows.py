@@ -1,0 +1,330 @@
+"""Many rows of one target prompt, each with its hidden state replaced at one position after one layer.
+
+A row differs from the unpatched prompt only from the patched position and the patched layer on. What it has in common
+with it is computed once: the keys and values of the tokens before the position, and the layers below the patch. A row
+joins the batch at its own layer, as a copy of the unpatched row with its state put in.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held at one time: rows run in batches of this many over the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A prompt and the place in it where states are put.
+
+    Attributes:
+        ids: The prompt's tokens, without padding.
+        position: Which of them is patched, from 0.
+    """
+
+    ids: tuple[int, ...]
+    position: int
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the rows share with the unpatched prompt.
+
+    Attributes:
+        prefix: Keys and values of the tokens before the patched position.
+        layers: The layers up to the patched one.
+    """
+
+    prefix: bool
+    layers: bool
+
+
+_NOTHING = Sharing(prefix=False, layers=False)
+_LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
+"""What is tried, the cheapest first; sharing nothing is right for every model."""
+
+
+@dataclass(frozen=True)
+class PatchedBatch:
+    """Some of the rows, after they ran; still on the model's device.
+
+    Attributes:
+        rows: Which rows these are.
+        logits: The logits after the target prompt's last token.
+        continuations: What the model then says, greedily; ends before a token that ends the text.
+        unpatched_logits: The same logits without any patch.
+        unpatched_continuation: What the model says without any patch.
+    """
+
+    rows: list[int]
+    logits: Float[Tensor, "row vocabulary"]
+    continuations: list[list[int]]
+    unpatched_logits: Float[Tensor, " vocabulary"]
+    unpatched_continuation: list[int]
+
+
+@torch.inference_mode()
+def run_patched(
+    model: StandardizedTransformer,
+    target: Target,
+    states: Float[Tensor, "row hidden"],
+    layers: Sequence[int],
+    *,
+    max_new_tokens: int = 0,
+    batch_tokens: int = 4096,
+) -> Iterator[PatchedBatch]:
+    """Runs the target prompt once for each row, its state put in as the output of the row's layer.
+
+    The patch acts while the prompt is read; tokens that are generated see it through their attention. How much the
+    rows share is found by trying it once on the model: the cheapest way whose logits equal those of rows that share
+    nothing.
+
+    Args:
+        model: The model.
+        target: The target prompt and position.
+        states: The state of each row.
+        layers: The layer of each row.
+        max_new_tokens: How many tokens to generate; none by default.
+        batch_tokens: Tokens of the prompt and of its continuation in a batch, at most, over all its rows.
+
+    Yields:
+        The rows, in batches; within and among batches in the order of their layers.
+    """
+    sharing = _choose_sharing(model, target, generating=max_new_tokens > 1)
+    prefix = _read_prefix(model, target) if sharing.prefix else None
+    length = len(target.ids) + max_new_tokens
+    size = max(1, min(batch_tokens // length, LOGITS_AT_ONCE // model.vocab_size) - 1)
+    order = sorted(range(len(layers)), key=layers.__getitem__)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        patch = _Patch(states[rows], [layers[row] for row in rows], target.position)
+        logits, cache = _run(model, target, patch, sharing, prefix)
+        said = _continue(model, target, patch, logits, cache, max_new_tokens)
+        yield PatchedBatch(rows, logits[1:], said[1:], logits[0], said[0])
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """The states of a batch's rows, in the order of their layers. Row 0 of the batch stays unpatched."""
+
+    states: Float[Tensor, "row hidden"]
+    layers: list[int]
+    position: int
+
+    def by_layer(self) -> dict[int, slice]:
+        """The patched rows of each layer."""
+        return {
+            layer: slice(self.layers.index(layer), self.layers.index(layer) + self.layers.count(layer))
+            for layer in dict.fromkeys(self.layers)
+        }
+
+    def join(
+        self, hidden: Float[Tensor, "row position hidden"], rows: slice, position: int
+    ) -> Float[Tensor, "more position hidden"]:
+        """Appends rows to the batch: copies of the unpatched row, but for their states."""
+        joining = hidden[:1].repeat(rows.stop - rows.start, 1, 1)
+        joining[:, position] = self.states[rows].to(hidden)
+        return torch.cat([hidden, joining])
+
+    def put(
+        self, hidden: Float[Tensor, "row position hidden"], rows: slice, position: int
+    ) -> Float[Tensor, "row position hidden"]:
+        """Replaces the states of rows that are in the batch from the start."""
+        hidden = hidden.clone()
+        hidden[1 + rows.start : 1 + rows.stop, position] = self.states[rows].to(hidden)
+        return hidden
+
+
+class _SharedCache(DynamicCache):
+    """Keys and values of a batch whose rows become more: a row that joins has those of the unpatched row."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
+            layer.keys = _extend(layer.keys, key_states.shape[0])
+            layer.values = _extend(layer.values, value_states.shape[0])
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def fork(self) -> _SharedCache:
+        """A cache that begins with the same tokens; extending it leaves this one alone."""
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        return other
+
+
+def _extend(states: Any, rows: int) -> Tensor:
+    missing = rows - states.shape[0]
+    return torch.cat([states, states[:1].expand(missing, *states.shape[1:])]) if missing > 0 else states
+
+
+def _read_prefix(model: StandardizedTransformer, target: Target) -> _SharedCache:
+    """Keys and values of the tokens before the patched position.
+
+    Raises:
+        Unsupported: A layer carries something else, which rows cannot share.
+    """
+    cache = _SharedCache(config=model.module.config)
+    if any(cache.is_linear):
+        raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
+    if target.position > 0:
+        ids = torch.tensor([target.ids[: target.position]], device=model.device)
+        with model.trace(input_ids=ids, past_key_values=cache, use_cache=True) as tracer:
+            model.layers_output[model.anatomy.last.index]
+            tracer.stop()
+    return cache
+
+
+def _run(
+    model: StandardizedTransformer, target: Target, patch: _Patch, sharing: Sharing, prefix: _SharedCache | None
+) -> tuple[Float[Tensor, "row vocabulary"], _SharedCache | None]:
+    """The logits after the last token, the unpatched row's first; and the cache, where there is a prefix to share."""
+    first = 0 if prefix is None else target.position
+    rows = 1 if sharing.layers else 1 + len(patch.layers)
+    ids = torch.tensor([target.ids[first:]], device=model.device).repeat(rows, 1)
+    cache = None if prefix is None else prefix.fork()
+    return _trace(model, ids, patch, target.position - first, sharing.layers, cache), cache
+
+
+def _trace(
+    model: StandardizedTransformer,
+    ids: Int[Tensor, "row token"],
+    patch: _Patch,
+    position: int,
+    joining: bool,
+    cache: _SharedCache | None,
+) -> Float[Tensor, "row vocabulary"]:
+    place = patch.join if joining else patch.put
+    with model.trace(input_ids=ids, **_options(model, cache)):
+        for layer, rows in patch.by_layer().items():
+            model.layers_output[layer] = place(model.layers_output[layer], rows, position)
+        logits = nnsight.save(model.logits[:, -1].float())
+    return logits  # noqa: RET504 - the trace ends before
+
+
+def _options(model: StandardizedTransformer, cache: _SharedCache | None) -> dict[str, Any]:
+    """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
+    options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+        options["logits_to_keep"] = 1
+    return options
+
+
+def _continue(
+    model: StandardizedTransformer,
+    target: Target,
+    patch: _Patch,
+    logits: Float[Tensor, "row vocabulary"],
+    cache: _SharedCache | None,
+    count: int,
+) -> list[list[int]]:
+    """What each row goes on to say: through the cache, or by reading everything again where there is none."""
+    said = logits.new_empty((len(logits), 0), dtype=torch.long)
+    ends = _end_tokens(model)
+    for step in range(count):
+        said = torch.cat([said, logits.argmax(-1, keepdim=True)], dim=1)
+        if step + 1 == count or bool(torch.isin(said, ends).any(1).all()):
+            break
+        logits = _step(model, target, patch, said, cache)
+    return [_until(row, ends.tolist()) for row in said.tolist()]
+
+
+def _step(
+    model: StandardizedTransformer,
+    target: Target,
+    patch: _Patch,
+    said: Int[Tensor, "row token"],
+    cache: _SharedCache | None,
+) -> Float[Tensor, "row vocabulary"]:
+    if cache is not None:
+        return _trace(model, said[:, -1:], _Patch(patch.states[:0], [], 0), 0, False, cache)
+    prompt = torch.tensor([target.ids], device=said.device).repeat(len(said), 1)
+    return _trace(model, torch.cat([prompt, said], dim=1), patch, target.position, False, None)
+
+
+def _end_tokens(model: StandardizedTransformer) -> Int[Tensor, " token"]:
+    given = getattr(model.module.generation_config, "eos_token_id", None)
+    ids = [] if given is None else [given] if isinstance(given, int) else list(given)
+    return torch.tensor(ids, dtype=torch.long, device=model.device)
+
+
+def _until(tokens: list[int], ends: list[int]) -> list[int]:
+    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+_Situation = tuple[str, bool, bool]
+"""How attention is computed, whether tokens follow the patched one, whether tokens are generated."""
+_tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = WeakKeyDictionary()
+"""What each model was found to allow, and the longest target prompt on which it was found."""
+
+
+def _choose_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
+    """The cheapest sharing that was seen to change nothing, on this target prompt or a longer one."""
+    known = _tried.setdefault(model.module, {})
+    situation = (model.attention, target.position < len(target.ids) - 1, generating)
+    length, sharing = known.get(situation, (0, _NOTHING))
+    if length < len(target.ids):
+        sharing = _try_sharing(model, target, generating)
+        known[situation] = len(target.ids), sharing
+    return sharing
+
+
+def _try_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
+    last = model.num_layers - 1
+    layers = sorted({0, last // 3, 2 * last // 3, last})
+    noise = torch.randn(len(layers), model.hidden_size, generator=torch.Generator().manual_seed(0))
+    patch = _Patch(noise.to(model.device), layers, target.position)
+    expected = _attempt(model, target, patch, _NOTHING, generating)
+    tolerance = TOLERANCES.get(model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
+    for sharing in _LADDER:
+        try:
+            found = _attempt(model, target, patch, sharing, generating)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever the modelling code raises, it does not allow this
+            continue
+        if found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance):
+            return sharing
+    return _NOTHING
+
+
+def _attempt(
+    model: StandardizedTransformer, target: Target, patch: _Patch, sharing: Sharing, generating: bool
+) -> Float[Tensor, "step row vocabulary"]:
+    """The logits after the prompt and, when generating, after one more token."""
+    prefix = _read_prefix(model, target) if sharing.prefix else None
+    logits, cache = _run(model, target, patch, sharing, prefix)
+    if not generating:
+        return logits[None]
+    said = torch.full((len(logits), 1), target.ids[0], device=logits.device)
+    return torch.stack([logits, _step(model, target, patch, said, cache)])
+
+
+def resolve_target(ids: Sequence[int], position: int) -> Target:
+    """A target from tokens and a position that counts from either end.
+
+    Raises:
+        InvalidRequest: The position does not exist.
+    """
+    if not -len(ids) <= position < len(ids):
+        raise InvalidRequest(
+            f"position {position} does not exist: the target prompt has positions 0 to {len(ids) - 1}."
+        )
+    return Target(tuple(ids), position % len(ids))

@@ -1,0 +1,105 @@
+"""What is kept of a next-token distribution: reduced beside the model, so that nothing of vocabulary size leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is kept of some distributions.
+
+    Attributes:
+        top_ids: The likeliest tokens.
+        top_probs: Their probabilities.
+        entropy: In nats.
+        target_probs: Summed probability of each category's tokens.
+        target_ranks: Rank of each category's likeliest token; 1 is the top, 0 stands for a category without tokens.
+    """
+
+    top_ids: Int[Tensor, "*rows k"]
+    top_probs: Float[Tensor, "*rows k"]
+    entropy: Float[Tensor, "*rows"]
+    target_probs: Float[Tensor, "*rows category"]
+    target_ranks: Int[Tensor, "*rows category"]
+
+    @classmethod
+    def gather(cls, parts: Sequence[Readout], order: Sequence[int], shape: Sequence[int]) -> Readout:
+        """Parts brought into order, on the CPU.
+
+        Args:
+            parts: Readouts of some rows each.
+            order: The place of each row, part by part.
+            shape: The rows' shape in the whole.
+        """
+        inverse = torch.tensor(order, dtype=torch.long).argsort()
+        whole = [torch.cat([getattr(part, field.name) for part in parts]).cpu()[inverse] for field in fields(cls)]
+        return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Tokens to follow by category, padded to one length.
+
+    Attributes:
+        ids: Token ids.
+        real: Which of them are no padding.
+    """
+
+    ids: Int[Tensor, "*rows category token"]
+    real: Bool[Tensor, "*rows category token"]
+
+    @classmethod
+    def of(cls, sets: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Categories:
+        """Categories for each row: `sets[row][category]` are token ids."""
+        longest = max((len(ids) for row in sets for ids in row), default=0)
+        ids = [[[*one, *[0] * (longest - len(one))] for one in row] for row in sets]
+        real = [[[index < len(one) for index in range(longest)] for one in row] for row in sets]
+        shape = (len(sets), len(sets[0]) if sets else 0, longest)
+        return cls(
+            torch.tensor(ids, dtype=torch.long, device=device).reshape(shape),
+            torch.tensor(real, dtype=torch.bool, device=device).reshape(shape),
+        )
+
+    def __getitem__(self, rows: Tensor) -> Categories:
+        """The categories of some rows."""
+        return Categories(self.ids[rows], self.real[rows])
+
+
+def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
+    """Reduces distributions to their likeliest tokens, their entropy, and the probability and rank of chosen tokens.
+
+    Args:
+        logits: The distributions.
+        top_k: How many of the likeliest tokens to keep.
+        categories: The tokens to follow in each row.
+    """
+    logits = logits.float()
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
+    flat = categories.ids.flatten(1)
+    chosen = probs.gather(-1, flat).reshape(categories.ids.shape)
+    best = logits.gather(-1, flat).reshape(categories.ids.shape).masked_fill(~categories.real, -torch.inf)
+    return Readout(
+        top_ids=top.indices,
+        top_probs=top.values,
+        entropy=-torch.where(probs > 0, probs * log_probs, 0).sum(-1),
+        target_probs=chosen.masked_fill(~categories.real, 0).sum(-1),
+        target_ranks=_ranks(logits, best) * categories.real.any(-1),
+    )
+
+
+def _ranks(
+    logits: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
+) -> Int[Tensor, "row category"]:
+    if values.shape[-1] == 0:
+        return values.new_zeros(values.shape[:-1], dtype=torch.long)
+    best = values.amax(-1)
+    above = [(logits > best[:, [category]]).sum(-1) for category in range(best.shape[-1])]
+    return 1 + torch.stack(above, -1) if above else best.long()
