@@ -327,6 +327,36 @@ def site_of(operation: StateOperation) -> Site:
     return _DEFAULT_SITES[operation.op]
 
 
+def describe(operation: Operation) -> str:
+    """An operation in a few words, as answers name what was in force."""
+    parts: list[str] = [operation.op]
+    if isinstance(operation, Add | ProjectOut):
+        parts.append(label_of(operation.vector))
+    if isinstance(operation, Add | Scale):
+        parts.append(f"× {operation.factor:g}")
+    if isinstance(operation, StateOperation):
+        parts.append(f"at {site_of(operation)}")
+    if operation.layers is not None:
+        parts.append(f"of layers {_listed(operation.layers)}")
+    heads = None if isinstance(operation, Skip) else operation.heads
+    if heads is not None and heads != "all":
+        parts.append(f"heads {_listed(heads)}")
+    return " ".join(parts)
+
+
+def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
+    """How answers and errors name a vector."""
+    if isinstance(vector, str):
+        return f"the vector {vector!r}"
+    if isinstance(vector, TokenDifference):
+        return f"{vector.positive!r} − {vector.negative!r}" if vector.negative else repr(vector.positive)
+    return "the vector given"
+
+
+def _listed(asked: IndexSpec) -> str:
+    return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
+
+
 def _check(operation: Operation) -> None:
     """What no single field can tell."""
     site = site_of(operation) if isinstance(operation, StateOperation) else None
@@ -415,11 +445,11 @@ Interventions = Annotated[
         {
             "type": "array",
             "items": {"type": "object"},
-            "description": 'Edits while the model runs, each {op, layers, …}. op: add (vector: name, numbers or {"positive": '
-            '" love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, position, layer}), '
-            "project_out (vector), all with site, positions, heads; skip; knockout (heads, query_positions, "
-            "key_positions); set_attention (pattern). site: token_embeddings, "
-            "layers_/attentions_/mlps_/heads_output, layers_input, queries, keys, values.",
+            "description": "Edits while the model runs, each {op, layers, …}. op: add (vector: name, numbers or "
+            '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
+            "position, layer}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
+            "query_positions, key_positions); set_attention (pattern). site: token_embeddings, "
+            "layers_/attentions_/mlps_/heads_output, layers_input, queries, keys, values",
         }
     ),
 ]

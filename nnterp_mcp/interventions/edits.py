@@ -1,0 +1,306 @@
+"""What operations do to tensors, once everything that they refer to is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.indices import resolve_indices
+from nnterp_mcp.interventions.places import Place, by_position
+from nnterp_mcp.interventions.windows import Reach, Selection, Window
+from nnterp_mcp.operations import IndexSpec, Pattern
+
+Seen = dict[Place, Tensor]
+"""What a pass keeps for edits further on: by place, (batch, position, …)."""
+
+
+class Edit(Protocol):
+    """A change of what is at one place."""
+
+    @property
+    def place(self) -> Place:
+        """Where it acts."""
+        ...
+
+    @property
+    def needs(self) -> Sequence[Place]:
+        """Earlier places of the same pass that it reads."""
+        ...
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        """The value with the change made; the tensor that came stays as it is."""
+        ...
+
+
+class Change(Protocol):
+    """What becomes of the states that an edit reaches."""
+
+    def __call__(
+        self, states: Float[Tensor, "entry *head width"], chosen: Selection, window: Window, seen: Seen
+    ) -> Tensor:
+        """The new states."""
+        ...
+
+
+@dataclass(frozen=True)
+class StateEdit:
+    """A change of states at some positions, of some heads, in some components.
+
+    Attributes:
+        place: Where it acts.
+        reach: The positions.
+        change: What becomes of the states.
+        heads: The heads; None for all.
+        neurons: The components as they were asked for, since some widths show only in a pass; None for all.
+        needs: Earlier places that the change reads.
+    """
+
+    place: Place
+    reach: Reach
+    change: Change
+    heads: Sequence[int] | None = None
+    neurons: IndexSpec | None = None
+    needs: Sequence[Place] = ()
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        """The states with the change made."""
+        states = by_position(value, self.place.site)
+        chosen = window.select(self.reach, states.shape[1])
+        if not chosen.entries:
+            return value
+        picked = chosen.pick(states)
+        part = picked if self.heads is None else picked[:, list(self.heads)]
+        changed = self.change(part, chosen, window, seen).to(part)
+        if self.neurons is not None:
+            components = resolve_indices(self.neurons, part.shape[-1], "neuron", f"the {self.place}")
+            changed = part.index_copy(-1, torch.tensor(components, device=part.device), changed[..., components])
+        if self.heads is not None:
+            changed = picked.index_copy(1, torch.tensor(list(self.heads), device=picked.device), changed)
+        return by_position(chosen.put(states, changed), self.place.site)
+
+
+@dataclass(frozen=True)
+class Added:
+    """The states plus a vector."""
+
+    vector: Float[Tensor, " width"]
+    label: str
+    place: Place
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        require_width(self.vector, states.shape[-1], self.label, self.place)
+        return states + self.vector.to(states)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The states times a factor."""
+
+    factor: float
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        return states * self.factor if self.factor else torch.zeros_like(states)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """The states without their component along a vector."""
+
+    vector: Float[Tensor, " width"]
+    label: str
+    place: Place
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        require_width(self.vector, states.shape[-1], self.label, self.place)
+        direction = torch.nn.functional.normalize(self.vector.to(states.device).float(), dim=0)
+        along = states.float() @ direction
+        return states - (along[..., None] * direction).to(states)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A mean in the states' place."""
+
+    mean: Float[Tensor, "*head width"]
+    heads: Sequence[int] | None = None
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        mean = self.mean if self.heads is None else self.mean[list(self.heads)]
+        return mean.to(states).expand_as(states)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """States of another run in the states' place.
+
+    Attributes:
+        states: Those for each prompt.
+        index: Which of them goes to each position of each prompt.
+        heads: The heads that are patched; None for all.
+    """
+
+    states: Mapping[int, Float[Tensor, "state *head width"]]
+    index: Mapping[tuple[int, int], int]
+    heads: Sequence[int] | None = None
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        taken = torch.stack([self.states[prompt][self.index[prompt, at]] for prompt, at in chosen.entries])
+        taken = taken if self.heads is None else taken[:, list(self.heads)]
+        return taken.to(states)
+
+
+@dataclass(frozen=True)
+class PatchedPatterns:
+    """Attention of another run in attention's place: what each query reads from each key of its prompt.
+
+    Attributes:
+        patterns: Each prompt's, for the queries that are patched, in ascending order.
+        index: Which of them goes to each position of each prompt.
+        heads: The heads that are patched; None for all.
+    """
+
+    patterns: Mapping[int, Float[Tensor, "query head key"]]
+    index: Mapping[tuple[int, int], int]
+    heads: Sequence[int] | None = None
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new attention, on the prompt's own columns."""
+        new = torch.zeros_like(states)
+        padding = {prompt.index: before for prompt, before in zip(window.prompts, window.padding, strict=True)}
+        begin = window.length - states.shape[-1]
+        for entry, (prompt, position) in enumerate(chosen.entries):
+            pattern = self.patterns[prompt][self.index[prompt, position]]
+            pattern = pattern if self.heads is None else pattern[list(self.heads)]
+            start = padding[prompt] - begin
+            new[entry, :, start : start + pattern.shape[-1]] = pattern.to(states)
+        return new
+
+
+@dataclass(frozen=True)
+class PassedOn:
+    """What came into the layer in the place of what it made."""
+
+    entrance: Place
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        return chosen.pick(seen[self.entrance].to(states.device))
+
+
+def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
+    """Refuses a vector that does not fit the states.
+
+    Raises:
+        InvalidRequest: Its width is another one.
+    """
+    if vector.shape != (width,):
+        raise InvalidRequest(f"{label} has {vector.shape[-1]} numbers, and the {place} has {width}.")
+
+
+@dataclass(frozen=True)
+class KnockoutEdit:
+    """What queries read from keys, cut.
+
+    Attributes:
+        place: The layer's attention probabilities.
+        queries: The queries.
+        keys: The keys that they do not read any more.
+        heads: The heads.
+        renormalise: Whether the other keys share what was cut.
+        needs: Nothing.
+    """
+
+    place: Place
+    queries: Reach
+    keys: Reach
+    heads: Sequence[int]
+    renormalise: bool
+    needs: Sequence[Place] = ()
+
+    def apply(
+        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
+    ) -> Float[Tensor, "batch head query key"]:
+        """The attention probabilities without what was cut."""
+        queries = window.mask(self.queries, value.shape[2], value.device)
+        keys = window.mask(self.keys, value.shape[3], value.device)
+        cut = queries[:, None, :, None] & keys[:, None, None, :] & _marked(self.heads, value)
+        kept = value.masked_fill(cut, 0)
+        if not self.renormalise:
+            return kept
+        return torch.where(cut.any(-1, keepdim=True), kept * _rescale(value, kept), value)
+
+
+def _rescale(before: Float[Tensor, "*rows key"], kept: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows 1"]:
+    """What masking the scores instead would have multiplied the kept probabilities by.
+
+    Where a row sums to less than one an attention sink takes the rest, and takes its part of what was cut.
+    """
+    rounding = max(1e-5, 2 * torch.finfo(before.dtype).eps)
+    total = before.float().sum(-1, keepdim=True)
+    sink = torch.where(total < 1 - rounding, 1 - total, 0)
+    left = (kept.float().sum(-1, keepdim=True) + sink).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((total + sink) / left).to(before)
+
+
+@dataclass(frozen=True)
+class PatternEdit:
+    """Attention probabilities set to a pattern.
+
+    Attributes:
+        place: The layer's attention probabilities.
+        queries: The queries.
+        heads: The heads.
+        pattern: What each query reads; a matrix is over the prompt's tokens.
+        needs: Nothing.
+    """
+
+    place: Place
+    queries: Reach
+    heads: Sequence[int]
+    pattern: Pattern | Float[Tensor, "query key"]
+    needs: Sequence[Place] = ()
+
+    def apply(
+        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
+    ) -> Float[Tensor, "batch head query key"]:
+        """The attention probabilities with the pattern set."""
+        queries = window.mask(self.queries, value.shape[2], value.device)
+        chosen = queries[:, None, :, None] & _marked(self.heads, value)
+        return torch.where(chosen, self._pattern(value, window)[:, None].to(value), value)
+
+    def _pattern(self, value: Tensor, window: Window) -> Float[Tensor, "batch query key"]:
+        query = window.positions(value.shape[2], value.device)[:, :, None]
+        key = window.positions(value.shape[3], value.device)[:, None, :]
+        if isinstance(self.pattern, Tensor):
+            return _look_up(self.pattern.to(value.device), query, key)
+        if self.pattern == "uniform":
+            read = (key >= 0) & (key <= query)
+            return read / read.sum(-1, keepdim=True).clamp_min(1)
+        wanted = {"first": query * 0, "previous": (query - 1).clamp_min(0), "self": query}[self.pattern]
+        return (key == wanted).float()
+
+
+def _look_up(
+    matrix: Float[Tensor, "query key"], query: Int[Tensor, "batch query 1"], key: Int[Tensor, "batch 1 key"]
+) -> Float[Tensor, "batch query key"]:
+    """The matrix laid over a padded batch; zero beyond its edges."""
+    inside = (query >= 0) & (query < matrix.shape[0]) & (key >= 0) & (key < matrix.shape[1])
+    found = matrix[query.clamp(0, matrix.shape[0] - 1), key.clamp(0, matrix.shape[1] - 1)]
+    return torch.where(inside, found, 0)
+
+
+def _marked(heads: Sequence[int], value: Tensor) -> Tensor:
+    marked = torch.zeros(value.shape[1], dtype=torch.bool, device=value.device)
+    marked[list(heads)] = True
+    return marked[None, :, None, None]

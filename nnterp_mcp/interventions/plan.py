@@ -1,0 +1,292 @@
+"""From what a request says to what a pass does: layers, heads, positions and vectors resolved against one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.interventions.edits import (
+    Added,
+    Averaged,
+    Change,
+    Edit,
+    KnockoutEdit,
+    PassedOn,
+    Patched,
+    PatchedPatterns,
+    PatternEdit,
+    Projected,
+    Scaled,
+    StateEdit,
+)
+from nnterp_mcp.interventions.engine import NOTHING, Plan
+from nnterp_mcp.interventions.indices import in_step, resolve_indices
+from nnterp_mcp.interventions.places import Place, require_place
+from nnterp_mcp.interventions.sources import Gathered, Request, gather
+from nnterp_mcp.interventions.vectors import Vectors, resolve_vector
+from nnterp_mcp.interventions.windows import Reach, goes_on
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.positions import resolve_positions
+from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import (
+    HEAD_SITES,
+    Add,
+    IndexSpec,
+    Knockout,
+    Mean,
+    Operation,
+    Patch,
+    ProjectOut,
+    Scale,
+    SetAttention,
+    Skip,
+    StateOperation,
+    describe,
+    label_of,
+    site_of,
+)
+
+Draft = Callable[[Gathered], Edit]
+"""An edit that waits for states of clean runs."""
+
+
+def plan(
+    model: StandardizedTransformer,
+    operations: Sequence[Operation],
+    prompts: Sequence[EncodedPrompt],
+    vectors: Vectors | None = None,
+    *,
+    batch_tokens: int = 4096,
+    check: Callable[[], None] = lambda: None,
+) -> Plan:
+    """Resolves operations against a model and the prompts of a request.
+
+    What patches and means take from clean runs is computed here, in as few passes as its prompts need.
+
+    Args:
+        model: The model.
+        operations: The operations; the order counts only among those at one place.
+        prompts: The prompts of the request, by which positions and prompt indices are meant.
+        vectors: Finds a vector by its name.
+        batch_tokens: Padded tokens in a forward pass over sources, at most.
+        check: Called before each such pass; what it raises ends the planning.
+
+    Returns:
+        The plan, for `forward` and `generate` on any of these prompts.
+
+    Raises:
+        InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
+        Unsupported: The model cannot do it; by name.
+    """
+    if not operations:
+        return NOTHING
+    planner = _Planner(model, prompts, vectors)
+    drafts = [draft for operation in operations for draft in planner.draft(operation)]
+    gathered = gather(model, planner.requests, batch_tokens, check)
+    edits: dict[Place, list[Edit]] = {}
+    for edit in sorted((draft(gathered) for draft in drafts), key=_is_no_skip):
+        edits.setdefault(edit.place, []).append(edit)
+    return Plan(edits, [describe(operation) for operation in operations])
+
+
+def _is_no_skip(edit: Edit) -> bool:
+    """For sorting: a layer is skipped before anything else is done to its output."""
+    return not (isinstance(edit, StateEdit) and isinstance(edit.change, PassedOn))
+
+
+class _Planner:
+    """Turns operations into drafts, and notes what they need of clean runs."""
+
+    def __init__(
+        self, model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], vectors: Vectors | None
+    ) -> None:
+        self.requests: list[Request] = []
+        self._model = model
+        self._prompts = prompts
+        self._vectors = vectors
+        self._encoded: dict[Any, EncodedPrompt] = {}
+
+    def draft(self, operation: Operation) -> Iterator[Draft]:
+        """The edits of one operation."""
+        chosen = self._chosen(operation.prompts)
+        if isinstance(operation, Skip):
+            yield from self._skip(operation, chosen)
+        elif isinstance(operation, Knockout):
+            yield from self._knock_out(operation, chosen)
+        elif isinstance(operation, SetAttention):
+            yield from self._set_attention(operation, chosen)
+        else:
+            for place in self._places(operation, site_of(operation)):
+                yield self._change_states(operation, place, chosen)
+
+    def _chosen(self, asked: IndexSpec) -> list[EncodedPrompt]:
+        found = resolve_indices(asked, len(self._prompts), "prompt", "the request")
+        return [self._prompts[index] for index in found]
+
+    def _places(self, operation: Operation, site: Any) -> list[Place]:
+        model = self._model
+        layers = [None] if operation.layers is None else resolve_layers(operation.layers, model.num_layers, model.name)
+        places = [Place(site, layer) for layer in layers]
+        for place in places:
+            require_place(model, place)
+        return places
+
+    def _heads(self, asked: IndexSpec, place: Place) -> list[int]:
+        assert place.layer is not None
+        count = self._model.anatomy.layers[place.layer].num_heads
+        return resolve_indices(asked, count, "head", f"layer {place.layer} of {self._model.name}")
+
+    def _reach(self, asked: Sequence[Any], chosen: Sequence[EncodedPrompt], steps: IndexSpec, onward: bool) -> Reach:
+        return Reach({prompt.index: resolve_positions(asked, prompt) for prompt in chosen}, onward, in_step(steps))
+
+    def _skip(self, operation: Skip, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:
+        reach = self._reach(["all"], chosen, operation.steps, True)
+        for place in self._places(operation, "layers_output"):
+            entrance = Place("layers_input", place.layer)
+            edit = StateEdit(place, reach, PassedOn(entrance), needs=(entrance,))
+            yield lambda gathered, edit=edit: edit
+
+    def _knock_out(self, operation: Knockout, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:
+        asked, read = operation.query_positions, operation.key_positions
+        queries = self._reach(asked, chosen, operation.steps, goes_on(asked))
+        keys = self._reach(read, chosen, "all", goes_on(read, last=False))
+        for place in self._places(operation, "attention_probabilities"):
+            edit = KnockoutEdit(place, queries, keys, self._heads(operation.heads, place), operation.renormalise)
+            yield lambda gathered, edit=edit: edit
+
+    def _set_attention(self, operation: SetAttention, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:
+        pattern = operation.pattern
+        onward = isinstance(pattern, str) and goes_on(operation.query_positions)
+        queries = self._reach(operation.query_positions, chosen, operation.steps, onward)
+        content = pattern if isinstance(pattern, str) else _matrix(pattern, chosen)
+        for place in self._places(operation, "attention_probabilities"):
+            edit = PatternEdit(place, queries, self._heads(operation.heads, place), content)
+            yield lambda gathered, edit=edit: edit
+
+    def _change_states(self, operation: StateOperation, place: Place, chosen: Sequence[EncodedPrompt]) -> Draft:
+        onward = not isinstance(operation, Patch) and goes_on(operation.positions)
+        reach = self._reach(operation.positions, chosen, operation.steps, onward)
+        heads = None if operation.heads is None else self._heads(operation.heads, place)
+        if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
+            resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"the {place}")
+        change = self._change(operation, place, reach, chosen, heads)
+        return lambda gathered: StateEdit(place, reach, change(gathered), heads, operation.neurons)
+
+    def _change(
+        self,
+        operation: StateOperation,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        if isinstance(operation, Patch):
+            return self._patch(operation, place, reach, chosen, heads)
+        if isinstance(operation, Mean):
+            return self._average(operation, place, heads)
+        change = self._simple(operation, place)
+        return lambda gathered: change
+
+    def _simple(self, operation: StateOperation, place: Place) -> Change:
+        if isinstance(operation, Add):
+            vector = resolve_vector(self._model, operation.vector, place, self._vectors)
+            return Added(vector * operation.factor, label_of(operation.vector), place)
+        if isinstance(operation, ProjectOut):
+            vector = resolve_vector(self._model, operation.vector, place, self._vectors)
+            if not bool(vector.any()):
+                raise InvalidRequest(f"{label_of(operation.vector)} is zero, so it has no direction to project out.")
+            return Projected(vector, label_of(operation.vector), place)
+        return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
+
+    def _average(self, operation: Mean, place: Place, heads: Sequence[int] | None) -> Callable[[Gathered], Change]:
+        over = self._prompts if operation.over is None else [self._encode(prompt) for prompt in operation.over]
+        requests = [
+            Request(prompt, place, resolve_positions(operation.over_positions, prompt), summed=True) for prompt in over
+        ]
+        self.requests += requests
+        count = sum(len(request.positions) for request in requests)
+        return lambda gathered: Averaged(torch.stack([gathered[request] for request in requests]).sum(0) / count, heads)
+
+    def _patch(
+        self,
+        operation: Patch,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        origin = self._origin(operation, place)
+        requests: dict[int, Request] = {}
+        index: dict[tuple[int, int], int] = {}
+        for prompt in chosen:
+            source = self._source_prompt(operation, prompt)
+            positions = resolve_positions(operation.source.position or operation.positions, source)
+            into = reach.positions[prompt.index]
+            _require_match(positions, into, prompt, source, place)
+            requests[prompt.index] = Request(source, origin, positions)
+            index |= {(prompt.index, at): min(i, len(positions) - 1) for i, at in enumerate(into)}
+        self.requests += requests.values()
+        if place.site == "attention_probabilities":
+            return lambda gathered: PatchedPatterns({p: gathered[r] for p, r in requests.items()}, index, heads)
+        return lambda gathered: Patched({p: gathered[r] for p, r in requests.items()}, index, heads)
+
+    def _origin(self, operation: Patch, place: Place) -> Place:
+        layer = operation.source.layer
+        if operation.source.run is not None:
+            raise Unsupported("a patch cannot come from a run yet", "Give from as {prompt, position, layer}.")
+        if layer is None:
+            return place
+        if place.layer is None:
+            raise InvalidRequest("a patch at token_embeddings has no layer to come from: leave out from.layer.")
+        (found,) = resolve_layers(layer, self._model.num_layers, self._model.name)
+        origin = Place(place.site, found)
+        require_place(self._model, origin)
+        return origin
+
+    def _source_prompt(self, operation: Patch, prompt: EncodedPrompt) -> EncodedPrompt:
+        asked = operation.source.prompt
+        if asked is None:
+            return prompt
+        if isinstance(asked, int):
+            (index,) = resolve_indices(asked, len(self._prompts), "prompt", "the request")
+            return self._prompts[index]
+        return self._encode(asked)
+
+    def _encode(self, prompt: Any) -> EncodedPrompt:
+        key = prompt if isinstance(prompt, str) else tuple(prompt)
+        if key not in self._encoded:
+            (self._encoded[key],) = encode_prompts(
+                self._model.tokenizer, [prompt], self._model.name, self._model.context
+            )
+        return self._encoded[key]
+
+
+def _matrix(pattern: Sequence[Sequence[float]], chosen: Sequence[EncodedPrompt]) -> torch.Tensor:
+    widths = {len(row) for row in pattern}
+    for prompt in chosen:
+        length = len(prompt.ids)
+        if len(pattern) != length or widths != {length}:
+            raise InvalidRequest(
+                f"a pattern of {len(pattern)} rows of {' or '.join(map(str, sorted(widths)))} numbers does not fit "
+                f"prompt {prompt.index}, which has {length} tokens: it needs {length} rows of {length}."
+            )
+    return torch.tensor(pattern)
+
+
+def _require_match(
+    positions: Sequence[int], into: Sequence[int], prompt: EncodedPrompt, source: EncodedPrompt, place: Place
+) -> None:
+    if len(positions) not in (1, len(into)):
+        raise InvalidRequest(
+            f"the patch takes {len(positions)} positions and puts {len(into)} into prompt {prompt.index}: "
+            "take one, or as many as are put."
+        )
+    if place.site == "attention_probabilities" and len(source.ids) != len(prompt.ids):
+        raise InvalidRequest(
+            f"attention can be patched between prompts of equal length only: the source has {len(source.ids)} tokens, "
+            f"prompt {prompt.index} has {len(prompt.ids)}."
+        )

@@ -1,0 +1,79 @@
+"""States of clean runs, which patches and means put in the place of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.interventions.engine import Read, forward
+from nnterp_mcp.interventions.places import Place, by_position
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """States of one prompt that something else needs.
+
+    Attributes:
+        prompt: The prompt.
+        place: Where they are.
+        positions: At which positions.
+        summed: Whether only their sum is needed.
+    """
+
+    prompt: EncodedPrompt
+    place: Place
+    positions: Sequence[int]
+    summed: bool = False
+
+
+Gathered = dict[Request, Float[Tensor, "*position_and_head width"]]
+"""The states of each request; at attention probabilities the width is the prompt's keys."""
+
+
+def gather(
+    model: StandardizedTransformer, requests: Sequence[Request], batch_tokens: int, check: Callable[[], None]
+) -> Gathered:
+    """Runs the prompts of all requests, each once and with no operation in force.
+
+    Args:
+        model: The model.
+        requests: What is needed.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        check: Called before each batch; what it raises ends the gathering.
+    """
+    needed: dict[tuple[int, ...], list[Request]] = {}
+    for request in requests:
+        needed.setdefault(tuple(request.prompt.ids), []).append(request)
+    groups = list(needed.values())
+    prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
+    gathered: Gathered = {}
+    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+        check()
+        asked = [(row, request) for row, prompt in enumerate(batch.prompts) for request in groups[prompt.index]]
+        places = {request.place for _, request in asked}
+        reads = [Read(place, _taker(place, batch, asked)) for place in places]
+        for found in forward(model, batch, reads=reads).reads:
+            gathered.update(found)
+    return gathered
+
+
+def _taker(place: Place, batch: Batch, asked: Sequence[tuple[int, Request]]) -> Callable[[Tensor], Gathered]:
+    def take(value: Tensor) -> Gathered:
+        states = by_position(value, place.site)
+        return {request: _take(states, batch, row, request) for row, request in asked if request.place == place}
+
+    return take
+
+
+def _take(states: Tensor, batch: Batch, row: int, request: Request) -> Tensor:
+    before = batch.padding[row]
+    taken = states[row, torch.tensor([before + at for at in request.positions], device=states.device)]
+    if request.place.site == "attention_probabilities":
+        taken = taken[..., before:].clone()
+    return taken.float().sum(0) if request.summed else taken

@@ -1,0 +1,77 @@
+"""The vectors that operations name: handles, directions between tokens, plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.interventions.edits import require_width
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import HEAD_SITES, TokenDifference, Vector, label_of
+
+Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
+"""Finds a vector by its name: one for every layer, or one for each."""
+
+
+def resolve_vector(
+    model: StandardizedTransformer, asked: Vector, place: Place, vectors: Vectors | None
+) -> Float[Tensor, " width"]:
+    """The vector that an operation adds or removes at a place.
+
+    Args:
+        model: The model.
+        asked: What the request says.
+        place: Where it is used.
+        vectors: Finds named vectors.
+
+    Raises:
+        InvalidRequest: It does not fit the states there, or there is none of that name.
+        Unsupported: The model has no embeddings of that kind.
+    """
+    vector = _find(model, asked, vectors)
+    if vector.ndim == 2:
+        if place.layer is None or vector.shape[0] != model.num_layers:
+            raise InvalidRequest(
+                f"{label_of(asked)} has a row for each of {vector.shape[0]} layers, and does not fit the {place}."
+            )
+        vector = vector[place.layer]
+    if place.site not in HEAD_SITES and place.layer is not None:
+        require_width(vector, model.hidden_size, label_of(asked), place)
+    return vector
+
+
+def _find(model: StandardizedTransformer, asked: Vector, vectors: Vectors | None) -> Tensor:
+    if isinstance(asked, TokenDifference):
+        return _between_tokens(model, asked)
+    if isinstance(asked, tuple):
+        return torch.tensor(asked)
+    if vectors is None:
+        raise InvalidRequest(
+            f"the vector {asked!r} does not exist: there are no named vectors here.",
+            "Give a token difference or the numbers.",
+        )
+    return vectors(asked)
+
+
+def _between_tokens(model: StandardizedTransformer, asked: TokenDifference) -> Tensor:
+    module: Any = model.module
+    owner = module.get_input_embeddings() if asked.of == "embeddings" else module.get_output_embeddings()
+    weight = getattr(owner, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise Unsupported(f"{model.name} has no matrix of {asked.of}, so no difference between their rows.")
+    rows = _row(model, weight, asked.positive)
+    return rows if asked.negative is None else rows - _row(model, weight, asked.negative)
+
+
+def _row(model: StandardizedTransformer, weight: Tensor, text: str) -> Tensor:
+    tokenizer: Any = model.tokenizer
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not ids:
+        raise InvalidRequest(f"{text!r} has no tokens for {model.name}.", "Give some visible text.")
+    return weight[ids].detach().float().mean(0)
