@@ -1,0 +1,317 @@
+"""What attention heads read: entropy, mass on telling tokens, the strongest pairs, what chosen queries attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nnterp_mcp.fields import LayerSpec
+from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
+from nnterp_mcp.interventions.indices import resolve_indices
+from nnterp_mcp.interventions.places import Place, require_place
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import IndexSpec
+
+Target = Literal["first", "previous", "itself", "duplicate", "induction"]
+"""A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
+the tokens that followed those."""
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+_AT_ONCE = 1 << 24
+"""Attention probabilities that are reduced at one time."""
+
+
+class HeadChoice(NamedTuple):
+    """Heads of one layer."""
+
+    layer: int
+    heads: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionNumbers:
+    """What is kept of the attention of some heads in some prompts. Means are over the chosen queries of a prompt.
+
+    Attributes:
+        entropy: Entropy of what a query attends to, in nats; an attention sink counts as one more thing to attend to.
+        mass: Attention that each of `TARGETS` gets, over the queries that have one; NaN where none has.
+        sink: Attention that no token gets.
+        pair_probs: The strongest pairs of a query and a key, the first token left out of the keys; zeros fill up
+            where there are fewer.
+        pair_queries: Positions of their queries.
+        pair_keys: Positions of their keys.
+        read_first: What each query that is read by itself gives to the first token.
+        read_probs: What it gives to the strongest other keys.
+        read_keys: Their positions.
+    """
+
+    entropy: Float[Tensor, "prompt head"]
+    mass: Float[Tensor, "prompt head target"]
+    sink: Float[Tensor, "prompt head"]
+    pair_probs: Float[Tensor, "prompt head k"]
+    pair_queries: Int[Tensor, "prompt head k"]
+    pair_keys: Int[Tensor, "prompt head k"]
+    read_first: Float[Tensor, "read head"]
+    read_probs: Float[Tensor, "read head k"]
+    read_keys: Int[Tensor, "read head k"]
+
+    def of(self, target: Target) -> Float[Tensor, "prompt head"]:
+        """The mass on one target."""
+        return self.mass[..., TARGETS.index(target)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionReadings(AttentionNumbers):
+    """The same on the CPU, with what its dimensions stand for.
+
+    Attributes:
+        heads: Layer and number of each head.
+        reads: Prompt and position of each query that is read by itself.
+    """
+
+    heads: list[tuple[int, int]]
+    reads: list[tuple[int, int]]
+
+
+def choose_heads(
+    model: StandardizedTransformer, layers: LayerSpec = "all", heads: IndexSpec = "all"
+) -> list[HeadChoice]:
+    """The heads of those of the layers that form attention probabilities.
+
+    Args:
+        model: The model.
+        layers: The layers; those without attention are left out.
+        heads: The heads of each of them.
+
+    Raises:
+        InvalidRequest: A layer or a head does not exist.
+        Unsupported: None of the layers forms attention probabilities.
+    """
+    asked = resolve_layers(layers, model.num_layers, model.name)
+    model.require("attention")
+    forming = [layer for layer in asked if model.anatomy.layers[layer].product is not None]
+    if not forming:
+        require_place(model, Place("attention_probabilities", asked[0]))
+    counts = {layer: model.anatomy.layers[layer].num_heads for layer in forming}
+    return [
+        HeadChoice(layer, resolve_indices(heads, count, "head", f"layer {layer} of {model.name}"))
+        for layer, count in counts.items()
+    ]
+
+
+def read_attention(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    chosen: Sequence[HeadChoice],
+    queries: Sequence[Sequence[int]] | None = None,
+    *,
+    top_k: int = 3,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda prompts_done: None,
+) -> AttentionReadings:
+    """Reads where heads look, in probabilities that are reduced beside the model; no pattern leaves the device.
+
+    Attention is where information could be read from, not what was done with it: a head may look at a token whose
+    value it maps to nothing, and most heads rest on the first token when they have nothing to do. So what goes to the
+    first token counts as mass on `first` only, never towards another target or a pair.
+
+    Args:
+        model: The model; it attends eagerly during the call only.
+        prompts: The prompts.
+        chosen: The heads, as `choose_heads` gives them.
+        queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
+            first token, which can only attend to itself, in their means alone.
+        top_k: How many pairs of each head and keys of each read to keep.
+        plan: The operations in force, planned for these prompts; probabilities are read after them.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
+
+    Returns:
+        The readings in the order of the prompts.
+
+    Raises:
+        Unsupported: A place that the plan needs is missing.
+
+    Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the kinds of heads.
+    """
+    means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
+    asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
+    parts: list[AttentionNumbers] = []
+    order: list[int] = []
+    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+        here = [asked[prompt.index] for prompt in batch.prompts]
+        reads = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
+        parts.append(join_heads(forward(model, batch, plan, reads).reads))
+        order += [prompt.index for prompt in batch.prompts]
+        on_batch(len(order))
+    return _sorted(parts, order, chosen, {} if queries is None else asked)
+
+
+def attention_reads(
+    batch: Batch,
+    queries: Sequence[Sequence[int]],
+    chosen: Sequence[HeadChoice],
+    top_k: int = 1,
+    *,
+    one_by_one: bool = False,
+) -> list[Read]:
+    """What to take from each layer in a pass over a batch; `join_heads` puts the layers together.
+
+    Args:
+        batch: The batch.
+        queries: For each row, the positions that read.
+        chosen: The heads.
+        top_k: How many pairs and keys to keep.
+        one_by_one: Whether what each query reads is wanted too, not only the means.
+    """
+    asked = _Asked.over(batch, queries, one_by_one)
+
+    def reader(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
+        return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
+
+    return [Read(Place("attention_probabilities", layer), reader(heads)) for layer, heads in chosen]
+
+
+def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:
+    """Several layers' numbers as if they were one layer's."""
+    return AttentionNumbers(**_concatenate(parts, dim=1))
+
+
+def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tensor]:
+    device = parts[0].entropy.device
+    names = [field.name for field in fields(AttentionNumbers)]
+    return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
+
+
+def _sorted(
+    parts: Sequence[AttentionNumbers],
+    order: Sequence[int],
+    chosen: Sequence[HeadChoice],
+    asked: Mapping[int, Sequence[int]],
+) -> AttentionReadings:
+    """The batches in the order of the prompts; `order` is the prompt of each of their rows."""
+    whole = _concatenate(parts, dim=0)
+    rows = sorted(range(len(order)), key=order.__getitem__)
+    reads = [(prompt, position) for prompt in order for position in asked.get(prompt, ())]
+    read_rows = sorted(range(len(reads)), key=reads.__getitem__)
+    return AttentionReadings(
+        **{name: tensor[read_rows if name.startswith("read") else rows].cpu() for name, tensor in whole.items()},
+        heads=[(layer, head) for layer, heads in chosen for head in heads],
+        reads=sorted(reads),
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which queries of a padded batch read, and where their targets are.
+
+    Attributes:
+        first: The column of each row's first token.
+        query: The queries over which means are taken.
+        real: The pairs of tokens that are no padding.
+        targets: The pairs that count for each target.
+        rows: The rows of the queries that are read one by one.
+        columns: Their columns.
+    """
+
+    first: Int[Tensor, " row"]
+    query: Bool[Tensor, "row query"]
+    real: Bool[Tensor, "row query key"]
+    targets: Bool[Tensor, "row target query key"]
+    rows: Int[Tensor, " read"]
+    columns: Int[Tensor, " read"]
+
+    @staticmethod
+    def over(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> _Asked:
+        ids = batch.inputs["input_ids"]
+        first = torch.tensor(batch.padding, device=ids.device)
+        at = torch.arange(ids.shape[1], device=ids.device) - first[:, None]
+        places = [(row, batch.padding[row] + position) for row, here in enumerate(queries) for position in here]
+        rows, columns = torch.tensor(places, dtype=torch.long, device=ids.device).reshape(-1, 2).T
+        query = torch.zeros_like(ids, dtype=torch.bool)
+        query[rows, columns] = True
+        real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
+        targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
+        kept = slice(None) if one_by_one else slice(0)
+        return _Asked(first, query, real, targets, rows[kept], columns[kept])
+
+    def to(self, device: torch.device) -> _Asked:
+        return _Asked(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
+    """Which keys are which targets of which queries; `at` is the position of each column, negative in padding."""
+    query, key = at[:, :, None], at[:, None, :]
+    later = key > 0
+    same = ids[:, :, None] == ids[:, None, :]
+    followed = ids[:, :, None] == ids.roll(1, dims=1)[:, None, :]
+    found: dict[Target, Tensor] = {
+        "first": (key == 0).expand_as(same),
+        "previous": later & (key == query - 1),
+        "itself": later & (key == query),
+        "duplicate": later & (key < query) & same,
+        "induction": later & (key < query) & followed,
+    }
+    return torch.stack([found[target] for target in TARGETS], dim=1)
+
+
+def _reduce(
+    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: _Asked, top_k: int
+) -> AttentionNumbers:
+    few = max(1, _AT_ONCE // pattern[:, 0].numel())
+    starts = range(0, len(heads), few)
+    parts = [_reduce_some(pattern[:, heads[start : start + few]].float(), asked, top_k) for start in starts]
+    return join_heads(parts)
+
+
+def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: _Asked, top_k: int) -> AttentionNumbers:
+    pattern = torch.where(asked.real[:, None], pattern, 0)  # what padded queries read may be anything, NaN included
+    sink = (1 - pattern.sum(-1)).clamp_min(0)
+    entropy = -torch.xlogy(pattern, pattern).sum(-1) - torch.xlogy(sink, sink)
+    columns = torch.arange(pattern.shape[-1], device=pattern.device)
+    beyond_first = pattern * (columns != asked.first[:, None])[:, None, None]
+    pairs = _strongest((beyond_first * asked.query[:, None, :, None]).flatten(2), top_k)
+    keys = _strongest(beyond_first[asked.rows, :, asked.columns], top_k)
+    first = asked.first[:, None, None]
+    return AttentionNumbers(
+        entropy=_mean_over(entropy, asked.query),
+        mass=torch.einsum("rhqk,rtqk->rht", pattern, asked.targets.float()) / _askers(asked.targets),
+        sink=_mean_over(sink, asked.query),
+        pair_probs=pairs.values,
+        pair_queries=(pairs.indices // len(columns) - first).clamp_min(0),
+        pair_keys=(pairs.indices % len(columns) - first).clamp_min(0),
+        read_first=pattern[asked.rows, :, asked.columns, asked.first[asked.rows]],
+        read_probs=keys.values,
+        read_keys=(keys.indices - first[asked.rows]).clamp_min(0),
+    )
+
+
+def _mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:
+    return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
+
+
+def _askers(targets: Bool[Tensor, "row target query key"]) -> Int[Tensor, "row 1 target"]:
+    """How many queries have each target."""
+    return targets.any(-1).sum(-1)[:, None]
+
+
+class _Strongest(NamedTuple):
+    values: Float[Tensor, "*rows k"]
+    indices: Int[Tensor, "*rows k"]
+
+
+def _strongest(values: Float[Tensor, "*rows item"], k: int) -> _Strongest:
+    """The k largest values, the largest first, filled up with zeros."""
+    found = values.topk(min(k, values.shape[-1]), dim=-1)
+    missing = (0, k - found.values.shape[-1])
+    return _Strongest(pad(found.values, missing), pad(found.indices, missing))
