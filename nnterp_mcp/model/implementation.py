@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.probe import Tape, probe
@@ -16,12 +17,15 @@ def current_attention(model: Any) -> str:
     return str(getattr(_text_config(model), "_attn_implementation", None) or "eager")
 
 
-def switch_attention(model: Any, implementation: str) -> None:
+def switch_attention(model: Any, implementation: str) -> bool:
     """Set a loaded model's attention implementation.
 
     transformers switches models that look their implementation up at each call. Older modelling code reads it
     off the configuration instead; there the configuration is set, and it is for the probe to show that it
     took.
+
+    Returns:
+        Whether transformers itself made the switch.
 
     Raises:
         Unsupported: transformers has no such path for this architecture.
@@ -30,29 +34,38 @@ def switch_attention(model: Any, implementation: str) -> None:
         model.set_attn_implementation(implementation)
     except (ValueError, ImportError) as error:
         raise Unsupported(f"{type(model).__name__} has no {implementation} attention: {error}") from error
-    if current_attention(model) != implementation:
-        for config in _configs(model):
-            config._attn_implementation_internal = implementation
+    if current_attention(model) == implementation:
+        return True
+    for config in _configs(model):
+        config._attn_implementation_internal = implementation
+    return False
 
 
 def probe_eagerly(model: Any) -> Tape:
     """Probe with eager attention where there is such a path, and leave the model as it was.
 
-    Where eager attention raises, or gives other logits than the model's own choice, the tape is the latter's.
+    Where eager attention raises, or where the switch was not transformers' own and gives other logits, the tape is
+    that of the model's own choice.
     """
     before = current_attention(model)
     if before == "eager":
         return probe(model)
-    plain = probe(model)
     try:
-        switch_attention(model, "eager")
+        trusted = switch_attention(model, "eager")
         tape = probe(model)
     except Exception:
-        return plain
+        tape, trusted = None, False
     finally:
         switch_attention(model, before)
-    scale = float(plain.logits.float().abs().max()) * 8 * torch.finfo(plain.logits.dtype).eps ** 0.5
-    return tape if torch.allclose(tape.logits.float(), plain.logits.float(), rtol=0, atol=scale) else plain
+    if tape is not None and trusted:
+        return tape
+    plain = probe(model)
+    return tape if tape is not None and _agree(tape.logits, plain.logits) else plain
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    allowed = 8 * torch.finfo(other.dtype).eps ** 0.5 * float(other.float().abs().max())
+    return torch.allclose(one.float(), other.float(), rtol=0, atol=allowed)
 
 
 def _text_config(model: Any) -> Any:

@@ -81,6 +81,8 @@ class Tape:
     input_ids: Int[Tensor, "batch position"]
     calls: list[Call]
     logits: Float[Tensor, "batch position vocabulary"]
+    mixing: dict[tuple[type, ...], bool] = field(default_factory=dict)
+    """Which kinds of modules were found to move information between positions."""
 
     def of(self, module: nn.Module) -> Call | None:
         """The last call of a module, or None where it did not run."""

@@ -9,6 +9,7 @@ position alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
 from nnterp_mcp.model.probe import Call, Tape, first_state, probe
 from nnterp_mcp.model.rename import Names, RenameConfig, find_named
-from nnterp_mcp.model.sublayers import resolve_sublayers
+from nnterp_mcp.model.sublayers import is_norm, resolve_sublayers
 
 
 def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | None = None) -> Anatomy:
@@ -98,7 +99,10 @@ def _layer(
     layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind)
     stream = int(layer.block.read_input((call.args, call.kwargs)).shape[-1])
     width = getattr(model.config.get_text_config(decoder=True), "hidden_size", stream)
-    return resolve_sublayers(layer, call, tape, paths, min(width, stream), names)
+    layer = resolve_sublayers(layer, call, tape, paths, min(width, stream), names)
+    # The probe runs without a cache; with one, a recurrent layer hands its state on beside the hidden states.
+    recurrent = layer.block.exit is not None and layer.attention is None
+    return replace(layer, block=replace(layer.block, carries=layer.block.carries or recurrent))
 
 
 def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> Call | None:
@@ -185,21 +189,14 @@ def _is_chain(calls: list[Call]) -> bool:
 
 
 def _final_norm(tape: Tape, last: Call, head: Call | None, hidden_size: int) -> Call | None:
-    """The first module between the last layer and the head whose weights are vectors only."""
+    """The first norm between the last layer and the head."""
     until = head.start if head is not None else tape.calls[0].end
     for call in tape.calls:
-        if last.end < call.start < until and _is_norm(call.module):
+        if last.end < call.start < until and is_norm(call.module):
             hidden = hidden_input(call)
             if hidden is not None and hidden.shape[-1] == hidden_size and _has_hidden(call.output):
                 return call
     return None
-
-
-def _is_norm(module: nn.Module) -> bool:
-    weights = list(module.parameters())
-    if any(weight.ndim > 1 for weight in weights):
-        return False
-    return bool(weights) or "norm" in type(module).__name__.lower()
 
 
 def _head_is_direct(tape: Tape, last: Call, norm: Call | None, head: Call | None) -> bool:

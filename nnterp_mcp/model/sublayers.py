@@ -39,7 +39,7 @@ def resolve_sublayers(
         for inner in _outermost(calls, call, hidden, attentions)
         if not any(inner.within(found.module) for found in attentions)
     ]
-    mixers = [inner for inner in others if _mixes_positions(inner)]
+    mixers = [inner for inner in others if _mixes_positions(inner, tape)]
     mlps = [] if names.ignore_mlp else [inner for inner in others if inner not in mixers]
     mlp = _named(call, calls, names.mlp_name) or (mlps[0] if len(mlps) == 1 else None)
     notes = [
@@ -154,15 +154,11 @@ def _outermost(calls: list[Call], block: Call, hidden: Tensor, attentions: list[
     around = [outer for attention in attentions for outer in attention.lineage() if outer is not attention]
     found: list[Call] = []
     for call in calls:
-        inside = any(outer in found for outer in call.lineage() if outer is not call)
-        if not inside and call not in around and _maps_hidden(call, hidden) and _transforms(call):
+        inside = any(outer in found or is_norm(outer.module) for outer in call.lineage())
+        transforms = _has_matrices(call.module) and not _is_linear(call)
+        if not inside and call not in around and _maps_hidden(call, hidden) and transforms:
             found.append(call)
     return found
-
-
-def _transforms(call: Call) -> bool:
-    """Whether a module has matrices and is more than one linear map or a norm."""
-    return _has_matrices(call.module) and not _is_linear(call) and "norm" not in type(call.module).__name__.lower()
 
 
 def _returns_hidden(call: Call, hidden: Tensor) -> bool:
@@ -193,6 +189,13 @@ def _first_tensor(output: Any) -> Tensor | None:
     return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: its weights are vectors only, or its class says so (some have gates inside)."""
+    weights = list(module.parameters())
+    named = "norm" in type(module).__name__.lower()
+    return named or (bool(weights) and all(weight.ndim <= 1 for weight in weights))
+
+
 def _has_matrices(module: nn.Module) -> bool:
     return any(weight.ndim > 1 for weight in module.parameters())
 
@@ -203,8 +206,15 @@ def _is_linear(call: Call) -> bool:
 
 
 @torch.no_grad()
-def _mixes_positions(call: Call) -> bool:
-    """Whether the output at the last position changes with the inputs before it."""
+def _mixes_positions(call: Call, tape: Tape) -> bool:
+    """Whether the output at the last position changes with the inputs before it; tried once for modules alike."""
+    alike = (type(call.module), *(type(child) for child in call.module.children()))
+    if alike not in tape.mixing:
+        tape.mixing[alike] = _depends_on_earlier(call)
+    return tape.mixing[alike]
+
+
+def _depends_on_earlier(call: Call) -> bool:
     place, state = _tensors(call)[0]
     if state.device.type == "meta" or state.ndim < 3:
         return False
