@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from nnterp_mcp.fields import Layers, Message, Positions, Prompts, Targets, TextPosition, shown
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+PARSERS = {field: TypeAdapter(field) for field in (Prompts, Layers, Positions, Targets)}
+
+
+def parse(field: Any, value: Any) -> Any:
+    return PARSERS[field].validate_python(value)
+
+
+def wrong(field: Any, value: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        parse(field, value)
+    (error,) = caught.value.errors()
+    return error["msg"].removeprefix("Value error, ")
+
+
+@given(json_values)
+def test_anything_is_parsed_or_refused_with_one_sentence(value: Any) -> None:
+    for parser in PARSERS.values():
+        try:
+            parser.validate_python(value)
+        except ValidationError as error:
+            (detail,) = error.errors()
+            assert detail["type"] == "value_error"
+            assert len(detail["msg"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("given_", "meant"),
+    [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([{"role": "user", "content": "a"}], ([Message(role="user", content="a")],)),
+        (["a", [{"role": "user", "content": "b"}]], ("a", [Message(role="user", content="b")])),
+    ],
+)
+def test_prompts(given_: Any, meant: Any) -> None:
+    assert parse(Prompts, given_) == meant
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "prompts is empty: give at least one prompt"),
+        ("", "prompt 0 is empty: give at least one token of text"),
+        (["a", ""], "prompt 1 is empty: give at least one token of text"),
+        (["a", []], "prompt 1 is empty: give at least one token of text"),
+        (
+            5,
+            "prompts must be a string, a list of chat messages {role, content}, or a list of these, not 5",
+        ),
+        (
+            [{"role": "user", "text": "a"}],
+            "prompts must be a string, a list of chat messages {role, content}, or a list of these, "
+            "not [{'role': 'user', 'text': 'a'}]",
+        ),
+    ],
+)
+def test_prompts_that_are_refused(value: Any, message: str) -> None:
+    assert wrong(Prompts, value) == message
+
+
+@pytest.mark.parametrize(
+    ("given_", "meant"),
+    [("all", "all"), (3, 3), (-1, -1), ([0, 2], (0, 2)), ("4:20", "4:20"), ("::-1", "::-1"), (" 1 : ", " 1 : ")],
+)
+def test_layers(given_: Any, meant: Any) -> None:
+    assert parse(Layers, given_) == meant
+
+
+@pytest.mark.parametrize(
+    "value", ["some", True, 1.5, [], [True], ["1"], "1:2:0", "1:2:-00", "1:2:3:4", "²:", "9" * 5000 + ":"]
+)
+def test_layers_that_are_refused(value: Any) -> None:
+    assert wrong(Layers, value) == (
+        f"layers must be an integer, a list of integers, a range such as '4:20' or 'all', not {shown(value)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_", "meant"),
+    [
+        ("last", ("last",)),
+        ([0, "all", "2:5"], (0, "all", "2:5")),
+        ({"text": "France"}, (TextPosition(text="France"),)),
+        ([{"text": "France", "occurrence": -1}], (TextPosition(text="France", occurrence=-1),)),
+    ],
+)
+def test_positions(given_: Any, meant: Any) -> None:
+    assert parse(Positions, given_) == meant
+
+
+@pytest.mark.parametrize("value", ["first", True, 1.5, {"text": ""}, {"word": "a"}, "a:b", None])
+def test_positions_that_are_refused(value: Any) -> None:
+    assert wrong(Positions, value) == (
+        "a position must be an integer, 'last', 'all', a range such as '2:5' or {\"text\": …, \"occurrence\": …}, "
+        f"not {shown(value)}"
+    )
+
+
+def test_no_positions() -> None:
+    assert wrong(Positions, []) == "positions is empty: give at least one position"
+
+
+def test_targets() -> None:
+    given_ = {"capital": "Paris", "traps": ["London", "Madrid"]}
+
+    assert parse(Targets, given_) == {"capital": ("Paris",), "traps": ("London", "Madrid")}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Paris", "targets must map a category to one string or a list of strings, not 'Paris'"),
+        ({"a": 5}, "targets must map a category to one string or a list of strings, not {'a': 5}"),
+        ({"a": []}, "target category 'a' needs at least one non-empty string, not []"),
+        ({"a": ["b", ""]}, "target category 'a' needs at least one non-empty string, not ['b', '']"),
+    ],
+)
+def test_targets_that_are_refused(value: Any, message: str) -> None:
+    assert wrong(Targets, value) == message
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    assert shown("x" * 1000) == "'" + "x" * 78 + "…"
