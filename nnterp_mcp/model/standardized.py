@@ -369,6 +369,11 @@ class StandardizedTransformer(TransformersModel):
         """The side on which text is padded in a batch: the left, unless only the right gives exact results."""
         return str(getattr(self.tokenizer, "padding_side", "left"))
 
+    def pad_on(self, side: Literal["left", "right"]) -> None:
+        """Pad text on this side from now on."""
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = side
+
     def detect_layer_output_type(self) -> None:
         """Does nothing: what layers return is known. For code written for nnterp."""
 
