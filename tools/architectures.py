@@ -1,0 +1,28 @@
+"""Writes docs/architectures.md: every causal-LM type of transformers, and what was verified for it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from nnterp_mcp.model.census import check_all_types, render_table, totals
+
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+def main() -> int:
+    """Run the census and write the page; the exit code says whether any number was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2)
+    jobs: int = parser.parse_args().jobs
+    begun = time.monotonic()
+    reports = check_all_types(jobs)
+    PAGE.write_text(render_table(reports), encoding="utf-8")
+    print(totals(reports), f"{time.monotonic() - begun:.0f} s")
+    return int(any(report.wrong for report in reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
