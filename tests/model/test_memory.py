@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nnterp_mcp.errors import UnknownModel
+from nnterp_mcp.model import memory
+from nnterp_mcp.model.tiny import tiny_model
+
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca\n"
+)
+
+
+def test_need_is_known_before_the_weights_are_read(tiny: Callable[..., Path]) -> None:
+    folder = tiny("llama")
+    count = AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+
+    assert memory.of_weights(folder, torch.float32) == 4 * count
+    assert memory.of_weights(folder, torch.bfloat16) == 2 * count
+    assert memory.of_weights(folder, torch.float32, "8bit") == count
+    assert memory.of_weights(folder, torch.float32, "4bit") == int(4.5 / 8 * count)
+    assert memory.of_weights(folder.parent, torch.float32) == 0
+
+
+def test_tied_weights_are_held_once() -> None:
+    model = tiny_model("gpt2")
+    stored = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
+
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert memory.held(model) == sum(stored.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (POINTER.encode(), "the header is longer than the file"),
+        (b"", "unpack requires a buffer of 8 bytes"),
+        (struct.pack("<Q", 4) + b"what", "Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+
+    with pytest.raises(UnknownModel) as caught:
+        memory.of_weights(tmp_path, torch.float32)
+    assert caught.value.message == f"{file} is no safetensors file ({reason})"
+
+
+def test_free_memory_is_the_machines() -> None:
+    assert 0 < memory.free(torch.device("cpu")) <= memory.free_everywhere()
