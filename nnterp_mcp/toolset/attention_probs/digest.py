@@ -1,0 +1,185 @@
+"""From what every head reads to an answer: the most telling heads, or the strongest heads of each query."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import fmean, median
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.render import elided, in_force, number, plural, quoted
+from nnterp_mcp.toolset.attention_probs.result import (
+    AttentionProbsAnswer,
+    AttentionProbsResult,
+    HeadReading,
+    QueryReading,
+)
+
+_BUDGET = 600
+"""Tokens that the rows of an answer may take, about."""
+
+_NAMED = 3
+"""Heads of a kind, or queries, that a finding names."""
+
+_KINDS = {"induction": "induction", "previous": "previous-token", "duplicate": "duplicate-token"}
+_MASSES = ("entropy", "first", "previous", "itself", "duplicate", "induction")
+
+
+def digest(result: AttentionProbsResult) -> AttentionProbsAnswer:
+    """One table of heads, or of queries and heads where queries were named."""
+    content, note = _by_query(result) if result.queries else _by_head(result)
+    findings = [_on_query(query, result) for query in result.queries[:_NAMED]] or [_overview(result)]
+    return AttentionProbsAnswer(
+        finding=" ".join([*findings, *_on_kinds(result)]),
+        notes=[*note, *_notes(result)],
+        model=result.model,
+        total=len(result.heads),
+        truncated=bool(note),
+        table=content,
+    )
+
+
+def _short(value: float | None) -> float | None:
+    """Attention to a hundredth."""
+    return None if value is None else round(value, 2)
+
+
+def _overview(result: AttentionProbsResult) -> str:
+    layers = len({head.layer for head in result.heads})
+    where = f"{plural(len(result.heads), 'head')} of {plural(layers, 'layer')} on {plural(result.prompts, 'prompt')}"
+    first = [head.mean.first for head in result.heads if head.mean.first is not None]
+    rest = f"; {number(round(fmean(first), 2))} of their attention goes to the first token" if first else ""
+    return f"{result.model}: {where}{rest}."
+
+
+def _on_query(query: QueryReading, result: AttentionProbsResult) -> str:
+    prompt = f" of prompt {query.prompt}" if result.prompts > 1 else ""
+    where = f"{quoted(elided(query.token))} (position {query.position}{prompt})"
+    strongest = max(query.heads, key=lambda head: head.strongest)
+    if not strongest.keys:
+        return f"{where} attends to the first token alone."
+    token, at, p = strongest.keys[0]
+    (common, place), count = Counter(head.keys[0][:2] for head in query.heads if head.keys).most_common(1)[0]
+    first = fmean(head.first for head in query.heads)
+    return (
+        f"{where} attends most to {quoted(elided(token))} at {at}, in {strongest.name} ({number(round(p, 2))}); past "
+        f"the first token, which gets {number(round(first, 2))} in the mean, the strongest key is "
+        f"{quoted(elided(common))} at {place} in {count} of {plural(len(query.heads), 'head')}."
+    )
+
+
+def _on_kinds(result: AttentionProbsResult) -> list[str]:
+    copying = result.copying
+    if copying is None:
+        return []
+    named = "; ".join(f"{words} {_strongest(result.heads, kind)}" for kind, words in _KINDS.items())
+    return [
+        f"On repeated random tokens the strongest heads are: {named}. There the right next token has probability "
+        f"{number(round(copying.probability, 3))} (log {number(copying.log_probability)} nats)."
+    ]
+
+
+def _score(kind: str) -> Callable[[HeadReading], float]:
+    """How much a head is of a kind: on random tokens if that was measured, on the prompts otherwise."""
+    return lambda head: getattr(head.kinds or head.mean, kind) or 0.0
+
+
+def _strongest(heads: Sequence[HeadReading], kind: str) -> str:
+    score = _score(kind)
+    first, *others = sorted(heads, key=score, reverse=True)[:_NAMED]
+    return ", ".join([f"{first.name} ({number(round(score(first), 2))})", *(head.name for head in others)])
+
+
+def _by_head(result: AttentionProbsResult) -> tuple[Table, list[str]]:
+    shown = _telling(result.heads)
+    measured = [name for name in _MASSES if any(getattr(head.mean, name) is not None for head in result.heads)]
+    rows: list[list[Cell]] = [
+        [
+            head.name,
+            reason,
+            *(_short(getattr(head.mean, name)) for name in measured),
+            *([[_short(_score(kind)(head)) for kind in _KINDS]] if result.copying else []),
+            _pair(head),
+        ]
+        for head, reason in shown
+    ]
+    random = [f"on random tokens: {', '.join(_KINDS)}"] if result.copying else []
+    columns = ["head", "shown for", *measured, *random, "strongest pair: query, key, p"]
+    hidden = len(result.heads) - len(rows)
+    return Table(columns=columns, rows=rows), _hidden(plural(hidden, "head"), "layers and heads") if hidden else []
+
+
+def _pair(head: HeadReading) -> Cell:
+    pairs = [[elided(pair.query_token), elided(pair.key_token), _short(pair.probability)] for pair in head.pairs[:1]]
+    return list(pairs) or None
+
+
+def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str]]:
+    """The heads to show with what each is shown for: the strongest of each kind, and the extremes."""
+    ranks: list[tuple[str, int, Callable[[HeadReading], float]]] = [
+        ("induction", 3, _score("induction")),
+        ("previous token", 3, _score("previous")),
+        ("duplicate token", 2, _score("duplicate")),
+        ("highest entropy", 1, lambda head: head.mean.entropy or 0.0),
+    ]
+    shown: list[tuple[HeadReading, str]] = []
+    for reason, count, score in ranks:
+        free = [head for head in heads if score(head) > 0 and all(head is not other for other, _ in shown)]
+        shown += [(head, reason) for head in sorted(free, key=score, reverse=True)[:count]]
+    return shown
+
+
+def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
+    keys = max(len(head.keys) for query in result.queries for head in query.heads)
+    room = max(4, _BUDGET // (22 + 9 * max(1, keys)))
+    queries = result.queries[:room]
+    each = room // len(queries)
+    rows: list[list[Cell]] = [
+        [
+            *([query.prompt] if result.prompts > 1 else []),
+            query.position,
+            elided(query.token),
+            head.name,
+            _short(head.first),
+            [[elided(token), at, _short(p)] for token, at, p in head.keys if _short(p)] or None,
+        ]
+        for query in queries
+        for head in sorted(query.heads, key=lambda head: head.strongest, reverse=True)[:each]
+    ]
+    columns = ["position", "token", "head", "first", "attends to: token, at, p"]
+    if result.prompts > 1:
+        columns.insert(0, "prompt")
+    total = sum(len(query.heads) for query in result.queries)
+    hidden = total - len(rows)
+    what = f"{hidden} of {plural(total, 'row')} (query and head)"
+    return Table(columns=columns, rows=rows), _hidden(what, "query_positions, layers and heads") if hidden else []
+
+
+def _hidden(what: str, parameters: str) -> list[str]:
+    return [f"{what} not shown; ask for them with {parameters}."]
+
+
+def _notes(result: AttentionProbsResult) -> list[str]:
+    notes = [
+        f"Without attention, and not read: {_listed(layers)} ({kind})."
+        for kind, layers in result.without_attention.items()
+    ]
+    sinks = [head.mean.sink for head in result.heads if head.mean.sink is not None]
+    if sinks and fmean(sinks) > 0.01:
+        notes.append(
+            f"Rows sum to less than 1: no token gets {number(round(fmean(sinks), 2))} of the attention in the mean (a "
+            "sink); entropy counts it as one more key."
+        )
+    deviations = [head.deviation.first for head in result.heads if head.deviation and head.deviation.first is not None]
+    if deviations and not result.queries:
+        notes.append(f"Means over prompts; between prompts, first varies by {number(round(median(deviations), 2))}.")
+    notes += in_force(result.interventions)
+    if result.unscored:
+        notes.append(f"Kinds of heads were not scored: {result.unscored}.")
+    return notes
+
+
+def _listed(layers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, layers[:12]))
+    more = f" and {len(layers) - 12} more" if len(layers) > 12 else ""
+    return f"{'layer' if len(layers) == 1 else 'layers'} {shown}{more}"

@@ -1,0 +1,249 @@
+"""`attention_probs` in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.interventions.attention import TARGETS, AttentionReadings, HeadChoice, choose_heads, read_attention
+from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
+from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.positions import resolve_positions
+from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, token_text
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import Operation, Patch, SetAttention
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.attention_probs.contract import AttentionProbsParams
+from nnterp_mcp.toolset.attention_probs.result import (
+    AttentionProbsResult,
+    Copying,
+    HeadRead,
+    HeadReading,
+    KindScores,
+    Masses,
+    Pair,
+    QueryReading,
+)
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.worker import Bench
+
+_KEYS = 200_000
+"""Keys that the queries of one call may name."""
+
+_TIED = "the interventions name positions or prompts, which random tokens do not have"
+
+
+def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsResult:
+    """Reads the prompts, and repeated random tokens where kinds are wanted."""
+    model, settings = bench.model, bench.settings
+    prompts = _encode(bench, params)
+    chosen = choose_heads(model, params.layers, params.heads)
+    queries = _queries(params, prompts, chosen)
+    wanted = params.query_positions is None if params.kinds is None else params.kinds
+    fits = all(_acts_everywhere(operation) for operation in params.interventions)
+    if params.kinds and not fits:
+        raise InvalidRequest(
+            f"kinds of heads cannot be scored: {_TIED}.", "Leave out kinds, or let them act at all positions."
+        )
+    in_force = plan(
+        model,
+        params.interventions,
+        prompts,
+        bench.find_vector,
+        batch_tokens=settings.batch_tokens,
+        check=job.check,
+    )
+    readings = read_attention(
+        model,
+        prompts,
+        chosen,
+        queries,
+        top_k=params.top_k,
+        plan=in_force,
+        batch_tokens=settings.batch_tokens,
+        on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
+    )
+    kinds = _score(bench, params, chosen, job) if wanted and fits else None
+    return AttentionProbsResult(
+        model=bench.handle,
+        prompts=len(prompts),
+        without_attention=_without_attention(model, params, chosen),
+        interventions=list(in_force.labels),
+        unscored=_TIED if wanted and not fits else None,
+        copying=None if kinds is None else _copying(kinds),
+        heads=_head_readings(readings, kinds, prompts, model.tokenizer),
+        queries=_query_readings(readings, prompts, model.tokenizer),
+    )
+
+
+def _encode(bench: Bench, params: AttentionProbsParams) -> list[EncodedPrompt]:
+    model, settings = bench.model, bench.settings
+    if len(params.prompts) > settings.max_prompts:
+        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
+    longest = min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens)
+    return encode_prompts(model.tokenizer, params.prompts, bench.handle, longest)
+
+
+def _queries(
+    params: AttentionProbsParams, prompts: Sequence[EncodedPrompt], chosen: Sequence[HeadChoice]
+) -> list[list[int]] | None:
+    if params.query_positions is None:
+        return None
+    queries = [resolve_positions(params.query_positions, prompt) for prompt in prompts]
+    keys = sum(len(at) for at in queries) * sum(len(heads) for _, heads in chosen) * params.top_k
+    if keys > _KEYS:
+        raise LimitExceeded(
+            f"these queries would name {keys} keys, and a call may name {_KEYS}.",
+            "Choose fewer query_positions, layers or heads, or a smaller top_k.",
+        )
+    return queries
+
+
+def _acts_everywhere(operation: Operation) -> bool:
+    """Whether an operation means the same on any sequence of tokens."""
+    names = ("positions", "query_positions", "key_positions")
+    anywhere = all(getattr(operation, name, ("all",)) == ("all",) for name in names) and operation.prompts == "all"
+    from_prompt = isinstance(operation, Patch) or (
+        isinstance(operation, SetAttention) and not isinstance(operation.pattern, str)
+    )
+    return anywhere and not from_prompt
+
+
+def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job) -> HeadKinds:
+    model, settings = bench.model, bench.settings
+    repeated = repeat_random_tokens(model)
+    total = len(repeated.prompts)
+    in_force = plan(
+        model,
+        params.interventions,
+        repeated.prompts,
+        bench.find_vector,
+        batch_tokens=settings.batch_tokens,
+        check=job.check,
+    )
+    return score_heads(
+        model,
+        repeated,
+        chosen,
+        plan=in_force,
+        batch_tokens=settings.batch_tokens,
+        on_batch=lambda done: job.progress(done, total, f"{done} of {total} sequences of random tokens"),
+    )
+
+
+def _without_attention(
+    model: StandardizedTransformer, params: AttentionProbsParams, chosen: Sequence[HeadChoice]
+) -> dict[str, list[int]]:
+    read = {layer for layer, _ in chosen}
+    lacking: dict[str, list[int]] = {}
+    for layer in resolve_layers(params.layers, model.num_layers, model.name):
+        if layer not in read:
+            lacking.setdefault(model.anatomy.layers[layer].kind, []).append(layer)
+    return lacking
+
+
+def _copying(kinds: HeadKinds) -> Copying:
+    return Copying(
+        sequences=len(kinds.probability),
+        probability=float(kinds.probability.mean()),
+        log_probability=float(kinds.log_probability.mean()),
+        deviation=float(kinds.log_probability.std(correction=0)),
+    )
+
+
+def _head_readings(
+    readings: AttentionReadings, kinds: HeadKinds | None, prompts: Sequence[EncodedPrompt], tokenizer: Any
+) -> list[HeadReading]:
+    columns = {"entropy": readings.entropy, "sink": readings.sink} | {name: readings.of(name) for name in TARGETS}
+    means = _by_head({name: values.nanmean(0) for name, values in columns.items()})
+    deviations = _by_head({name: _deviation(values) for name, values in columns.items()})
+    scores = (
+        None if kinds is None else _by_head({name: getattr(kinds, name).mean(0) for name in KindScores.model_fields})
+    )
+    several = len(prompts) > 1
+    return [
+        HeadReading(
+            layer=layer,
+            head=head,
+            mean=Masses(**means[index]),
+            deviation=Masses(**deviations[index]) if several else None,
+            kinds=None if scores is None else KindScores.model_validate(scores[index]),
+            pairs=_pairs(readings, index, prompts, tokenizer),
+        )
+        for index, (layer, head) in enumerate(readings.heads)
+    ]
+
+
+def _deviation(values: Float[Tensor, "prompt head"]) -> Float[Tensor, " head"]:
+    """The standard deviation over the prompts that have a value."""
+    return (values - values.nanmean(0)).square().nanmean(0).sqrt()
+
+
+def _by_head(columns: dict[str, Float[Tensor, " head"]]) -> list[dict[str, float | None]]:
+    """Each head's numbers by name, None for those that are not defined."""
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [{name: None if isnan(value) else value for name, value in zip(columns, row, strict=True)} for row in rows]
+
+
+def _pairs(readings: AttentionReadings, head: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> list[Pair]:
+    """The strongest pairs of a head over all prompts."""
+    probs = readings.pair_probs[:, head]
+    count = probs.shape[-1]
+    best = probs.flatten().topk(count)
+    found: list[Pair] = []
+    for probability, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        row, column = divmod(place, count)
+        query, key = int(readings.pair_queries[row, head, column]), int(readings.pair_keys[row, head, column])
+        ids = prompts[row].ids
+        if probability > 0:
+            found.append(
+                Pair(
+                    prompt=row,
+                    query=query,
+                    query_token=token_text(tokenizer, ids[query]),
+                    key=key,
+                    key_token=token_text(tokenizer, ids[key]),
+                    probability=probability,
+                )
+            )
+    return found
+
+
+def _query_readings(
+    readings: AttentionReadings, prompts: Sequence[EncodedPrompt], tokenizer: Any
+) -> list[QueryReading]:
+    return [
+        QueryReading(
+            prompt=prompt,
+            position=position,
+            token=token_text(tokenizer, prompts[prompt].ids[position]),
+            heads=_head_reads(readings, row, prompts[prompt], tokenizer),
+        )
+        for row, (prompt, position) in enumerate(readings.reads)
+    ]
+
+
+def _head_reads(readings: AttentionReadings, row: int, prompt: EncodedPrompt, tokenizer: Any) -> list[HeadRead]:
+    columns = zip(
+        readings.heads,
+        readings.read_first[row].tolist(),
+        readings.read_keys[row].tolist(),
+        readings.read_probs[row].tolist(),
+        strict=True,
+    )
+    return [
+        HeadRead(
+            layer=layer,
+            head=head,
+            first=first,
+            keys=[(token_text(tokenizer, prompt.ids[at]), at, p) for at, p in zip(keys, probs, strict=True) if p > 0],
+        )
+        for (layer, head), first, keys, probs in columns
+    ]
