@@ -12,6 +12,9 @@ from nnterp_mcp.contract import Answer, Cell, Table
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
+_LABELS = 4
+"""Interventions that a note names one by one."""
+
 
 def rounded(value: Any) -> Any:
     """Rounds every float in plain data to `SIGNIFICANT` digits."""
@@ -69,6 +72,15 @@ def quoted(text: str) -> str:
 def elided(text: str, limit: int = 24) -> str:
     """Text whose end is left out past `limit` characters: a token can be a run of hundreds of spaces."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def in_force(interventions: Sequence[str]) -> list[str]:
+    """The note that names the interventions of a call: one short line, or none."""
+    if not interventions:
+        return []
+    named = "; ".join(elided(label, 80) for label in interventions[:_LABELS])
+    others = len(interventions) - _LABELS
+    return [f"In force: {named}; and {others} more." if others > 0 else f"In force: {named}."]
 
 
 def table(content: Table) -> str:

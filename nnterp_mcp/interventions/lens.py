@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.interventions.activations import get_token_activations
+from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
+from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -53,6 +54,7 @@ def read_lens(
     *,
     top_k: int = 3,
     targets: Mapping[str, Sequence[int]] | None = None,
+    plan: Plan = NOTHING,
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> LensReadings:
@@ -71,6 +73,7 @@ def read_lens(
         layers: The layers to read, in ascending order.
         top_k: How many of the likeliest tokens to keep.
         targets: Token ids by category, whose probability and rank to follow.
+        plan: The operations in force, planned for these prompts; the last layer's output is then the edited model's.
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
 
@@ -93,7 +96,7 @@ def read_lens(
     for batch in fill_batches(prompts, batch_tokens, model.pad_id, device, pad=model.can("batch")):
         wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
         keys += [(batch.prompts[row].index, at) for row, at in wanted]
-        states = _read_states(model, batch, wanted, read)
+        states = _read_states(model, batch, wanted, read, plan)
         parts += _reduce(model, states, top_k, categories)
         done += len(batch.prompts)
         on_batch(done)
@@ -108,17 +111,20 @@ def read_lens(
     )
 
 
-@torch.inference_mode()
 def _read_states(
-    model: StandardizedTransformer, batch: Batch, wanted: Sequence[tuple[int, int]], layers: Sequence[int]
+    model: StandardizedTransformer,
+    batch: Batch,
+    wanted: Sequence[tuple[int, int]],
+    layers: Sequence[int],
+    plan: Plan,
 ) -> Float[Tensor, "reading layer hidden"]:
     """The states at the wanted rows and positions; the head never runs."""
     rows = torch.tensor([row for row, _ in wanted], device=batch.inputs["input_ids"].device)
     columns = torch.tensor([batch.padding[row] + at for row, at in wanted], device=rows.device)
-    with model.trace(batch.inputs) as tracer:
-        states = nnsight.save([model.layers_output[layer][rows, columns].to(rows.device) for layer in layers])
-        tracer.stop()
-    return torch.stack(states, dim=1)
+    reads = [
+        Read(Place("layers_output", layer), lambda state: state[rows, columns].to(rows.device)) for layer in layers
+    ]
+    return torch.stack(forward(model, batch, plan, reads).reads, dim=1)
 
 
 @torch.inference_mode()

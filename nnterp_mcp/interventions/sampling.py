@@ -53,7 +53,7 @@ def choose(
     else:
         draws = torch.stack([torch.rand((), generator=generator) for generator in dice]).to(logits.device)
         tokens = _draw(logits / sampling.temperature, sampling, draws)
-    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _draw(

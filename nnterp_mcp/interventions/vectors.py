@@ -16,7 +16,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import HEAD_SITES, TokenDifference, Vector, label_of
 
 Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
-"""Finds a vector by its name: one for every layer, or one for each."""
+"""Finds a vector by its name: one for any layer, or a row for each, without numbers (NaN) where there is none."""
 
 
 def resolve_vector(
@@ -39,6 +39,12 @@ def resolve_vector(
         if place.layer is None or vector.shape[0] != model.num_layers:
             raise InvalidRequest(
                 f"{label_of(asked)} has a row for each of {vector.shape[0]} layers, and does not fit the {place}."
+            )
+        having = [str(layer) for layer, row in enumerate(vector) if not bool(row.isnan().any())]
+        if str(place.layer) not in having:
+            raise InvalidRequest(
+                f"{label_of(asked)} has no direction for layer {place.layer}: it has one for layers "
+                f"{', '.join(having)}."
             )
         vector = vector[place.layer]
     if place.site not in HEAD_SITES and place.layer is not None:

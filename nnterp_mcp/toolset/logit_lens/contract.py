@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK
-from nnterp_mcp.render import cell, elided, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.operations import Interventions
+from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, probability, quoted, spread, table
 
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
@@ -28,6 +29,7 @@ class LogitLensParams(ModelParams):
     positions: Positions = ("last",)
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
+    interventions: Interventions = ()
 
 
 class LayerReading(BaseModel):
@@ -62,6 +64,7 @@ class LogitLensResult(Result):
     last_layer: int
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
+    interventions: list[str]
     readings: list[Reading]
 
 
@@ -89,7 +92,8 @@ def digest(result: LogitLensResult) -> LogitLensAnswer:
 
 
 def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
-    notes = [
+    notes = in_force(result.interventions)
+    notes += [
         f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
         for pair, tokens in list(result.shared.items())[:_SHARED]
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.interventions.lens import LensReadings, read_lens
+from nnterp_mcp.interventions.plan import plan
 from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
@@ -30,6 +31,14 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens),
     )
     targets = {name: get_first_tokens(words, model.tokenizer) for name, words in params.targets.items()}
+    edits = plan(
+        model,
+        params.interventions,
+        prompts,
+        bench.find_vector,
+        batch_tokens=settings.batch_tokens,
+        check=job.check,
+    )
     readings = read_lens(
         model,
         prompts,
@@ -37,6 +46,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         resolve_layers(params.layers, model.num_layers, bench.handle),
         top_k=params.top_k,
         targets=targets,
+        plan=edits,
         batch_tokens=settings.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
     )
@@ -45,6 +55,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         last_layer=model.num_layers - 1,
         categories=_words(targets, model.tokenizer),
         shared=_words({f"{a} and {b}": ids for (a, b), ids in find_shared_tokens(targets).items()}, model.tokenizer),
+        interventions=list(edits.labels),
         readings=[_reading(readings, index, prompts, model.tokenizer) for index in range(len(readings.prompts))],
     )
 
