@@ -1,0 +1,191 @@
+"""`generate`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
+from nnterp_mcp.fields import Prompts
+from nnterp_mcp.operations import Interventions
+from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, quoted, table
+
+_CHARACTERS = 2400
+"""Characters of generated text that an answer may hold, about 600 tokens."""
+
+_ROWS = 24
+"""Texts that an answer may show."""
+
+_LOG_PROBS = 48
+"""Tokens whose log-probabilities an answer may show."""
+
+
+class GenerateParams(ModelParams):
+    """What to continue, how to choose tokens, and what to change on the way."""
+
+    prompts: Prompts
+    interventions: Interventions = ()
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 32
+    temperature: Annotated[float, Field(ge=0, le=100, description="0: the likeliest token each time.")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="0: all tokens.")] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 0
+    chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
+        False
+    )
+    logprobs: Annotated[bool, Field(description="Show the log-probability of each token.")] = False
+
+
+class Continuation(BaseModel):
+    """One generated text; log-probabilities in nats under the model that generated it, before temperature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    tokens: list[str]
+    log_probs: list[float]
+    ended: bool
+
+
+class Continued(BaseModel):
+    """One prompt, continued by the model as it is and, if there are interventions, with them in force."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    prompt_tokens: int
+    baseline: Continuation
+    edited: Continuation | None
+    differs_at: int | None
+
+
+class GenerateResult(Result):
+    """Every text, whole."""
+
+    model: str
+    interventions: list[str]
+    logprobs: bool
+    texts: list[Continued]
+
+
+class GenerateAnswer(Answer):
+    """The texts as an agent sees them."""
+
+    model: str
+    total: Annotated[int, Field(description="Texts: prompts, twice if edited.")]
+    truncated: Annotated[bool, Field(description="Whether text or rows were left out.")]
+    table: TableField
+
+
+def digest(result: GenerateResult) -> GenerateAnswer:
+    """The texts side by side, cut to what an answer may hold."""
+    runs = [
+        (index, name, text, one.differs_at)
+        for index, one in enumerate(result.texts)
+        for name, text in (("baseline", one.baseline), ("edited", one.edited))
+        if text is not None
+    ]
+    shown = runs[:_ROWS]
+    limit = _CHARACTERS // ((2 if result.logprobs else 1) * len(shown))
+    listed = max(1, _LOG_PROBS // len(shown))
+    columns = ["prompt", "run", "tokens", "stop", "mean log-prob", "differs at", "text"]
+    rows: list[list[Cell]] = [
+        [
+            index,
+            name,
+            len(text.tokens),
+            "end" if text.ended else "length",
+            fmean(text.log_probs),
+            at if name == "edited" else None,
+            elided(text.text, limit),
+            *([_listed(text, listed)] if result.logprobs else []),
+        ]
+        for index, name, text, at in shown
+    ]
+    cut = sum(max(0, len(text.text) - limit + 1) for _, _, text, _ in shown)
+    unlisted = sum(max(0, len(text.tokens) - listed) for _, _, text, _ in shown) if result.logprobs else 0
+    return GenerateAnswer(
+        finding=_finding(result),
+        notes=[*in_force(result.interventions), *_left_out(len(runs) - len(shown), cut, unlisted)],
+        model=result.model,
+        total=len(runs),
+        truncated=len(shown) < len(runs) or cut > 0 or unlisted > 0,
+        table=_trimmed(Table(columns=columns + ["token log-probs"] * result.logprobs, rows=rows), result),
+    )
+
+
+def _listed(text: Continuation, count: int) -> list[Cell]:
+    pairs = zip(text.tokens[:count], text.log_probs[:count], strict=True)
+    return [[elided(token), log_prob] for token, log_prob in pairs]
+
+
+def _trimmed(content: Table, result: GenerateResult) -> Table:
+    """The table without what says nothing: the run where there is one only, the prompt where there is one only."""
+    said_nothing = set[str]()
+    if not result.interventions:
+        said_nothing |= {"run", "differs at"}
+    if len(result.texts) == 1:
+        said_nothing.add("prompt")
+    kept = [place for place, column in enumerate(content.columns) if column not in said_nothing]
+    return Table(
+        columns=[content.columns[place] for place in kept],
+        rows=[[row[place] for place in kept] for row in content.rows],
+    )
+
+
+def _left_out(rows: int, characters: int, tokens: int) -> list[str]:
+    notes: list[str] = []
+    if rows:
+        notes.append(f"{plural(rows, 'text')} not shown; ask for fewer prompts at once.")
+    if characters:
+        notes.append(f"{plural(characters, 'character')} of text not shown; ask for fewer prompts or tokens at once.")
+    if tokens:
+        notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown.")
+    return notes
+
+
+def _finding(result: GenerateResult) -> str:
+    count = plural(len(result.texts), "prompt")
+    if not result.interventions:
+        tokens = sum(len(one.baseline.tokens) for one in result.texts)
+        mean = fmean(value for one in result.texts for value in one.baseline.log_probs)
+        return f"{result.model} continued {count} by {plural(tokens, 'token')}, mean log-prob {number(mean)} nats."
+    changed = [one.differs_at for one in result.texts if one.differs_at is not None]
+    if not changed:
+        return f"The interventions change nothing in the text after {count}."
+    if len(result.texts) == 1:
+        return f"With the interventions the text differs from token {changed[0]} on."
+    where = number(float(median(changed)))
+    return f"The interventions change {len(changed)} of {len(result.texts)} texts, from token {where} on in the median."
+
+
+def render(answer: GenerateAnswer) -> str:
+    """As text; generated text in quotes so that its lines and spaces show."""
+    columns = answer.table.columns
+    rows = [[_quote(column, value) for column, value in zip(columns, row, strict=True)] for row in answer.table.rows]
+    return lines(answer, table(Table(columns=columns, rows=rows)))
+
+
+def _quote(column: str, value: Cell) -> Cell:
+    if column == "token log-probs" and isinstance(value, list):
+        return ", ".join(f"{quoted(token)} {cell(log_prob)}" for token, log_prob in value)
+    return quoted(str(value)) if column == "text" else value
+
+
+SPEC = ToolSpec(
+    name="generate",
+    title="Generate text",
+    description=(
+        "Continues prompts, and with interventions shows the edited text beside its baseline (same seed). They act at "
+        "every new token where positions say 'all', 'last' or an open range such as '1:'; steps (0: the prompt) says "
+        "otherwise. Log-probabilities in nats are of the model that chose the tokens, before temperature: a "
+        "damaged model can be confident."
+    ),
+    params=GenerateParams,
+    result=GenerateResult,
+    answer=GenerateAnswer,
+    digest=digest,
+    render=render,
+)
