@@ -34,6 +34,15 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to bind to; loopback only (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to bind to; 0 lets the system choose (8765)")
     serve.add_argument("--cache", type=Path, help="folder for converted weights")
+    serve.add_argument("--data", type=Path, help="folder for named vectors")
+    serve.add_argument(
+        "--folder",
+        type=Path,
+        action="append",
+        dest="folders",
+        metavar="FOLDER",
+        help="let calls read files below this folder; may be given again",
+    )
     serve.add_argument(
         "--trust-remote-code", action="store_true", default=None, help="let models run code of their own"
     )
@@ -51,7 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
     from nnterp_mcp.server.transports import serve
     from nnterp_mcp.settings import Settings
 
-    names = ("transport", "host", "port", "cache", "trust_remote_code")
+    names = ("transport", "host", "port", "cache", "data", "folders", "trust_remote_code")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
     try:
         settings = Settings(**given)

@@ -17,6 +17,10 @@ def _default_cache() -> Path:
     return Path(platformdirs.user_cache_dir("nnterp-mcp", appauthor=False))
 
 
+def _default_data() -> Path:
+    return Path(platformdirs.user_data_dir("nnterp-mcp", appauthor=False))
+
+
 class Settings(BaseSettings):
     """What the person who starts the server decides. Flags of `nnterp-mcp serve` override the environment."""
 
@@ -29,6 +33,12 @@ class Settings(BaseSettings):
 
     cache: Path = Field(default_factory=_default_cache)
     """Where converted weights are kept."""
+
+    data: Path = Field(default_factory=_default_data)
+    """Where named vectors are kept."""
+
+    folders: tuple[Path, ...] = ()
+    """Folders below which a call may name files to read; none by default. In the environment a JSON list."""
 
     trust_remote_code: bool = False
     """Whether code from a model's repository may run."""

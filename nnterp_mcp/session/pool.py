@@ -61,10 +61,14 @@ class Entry:
 
 
 class Pool:
-    """Loads models into workers of their own and hands calls to them. Use as an async context manager."""
+    """Loads models into workers of their own and hands calls to them. Use as an async context manager.
+
+    Attributes:
+        settings: What the person who started the server decided.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._entries: dict[str, Entry] = {}
         self._gone: dict[str, str] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
@@ -177,9 +181,9 @@ class Pool:
         return NoModel(f"no loaded model has the handle {handle!r}; {loaded}", "Call load_model to load it.")
 
     def _admit(self, request: dict[str, Any]) -> Entry:
-        if len(self._entries) >= self._settings.max_models:
+        if len(self._entries) >= self.settings.max_models:
             raise LimitExceeded(
-                f"{len(self._entries)} models are loaded, and this server allows {self._settings.max_models}: "
+                f"{len(self._entries)} models are loaded, and this server allows {self.settings.max_models}: "
                 + ", ".join(self._entries),
                 "Call unload_model for one of them first.",
             )
@@ -219,7 +223,7 @@ class Pool:
         """Owns a worker's life: spawns it, loads the model, and stays until the process ends."""
         with entry.scope:
             try:
-                entry.worker = await WorkerProcess.spawn(entry.handle, self._settings)
+                entry.worker = await WorkerProcess.spawn(entry.handle, self.settings)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._load, entry, entry.worker)
                     await entry.worker.listen()
@@ -230,10 +234,10 @@ class Pool:
 
     async def _load(self, entry: Entry, worker: WorkerProcess) -> None:
         try:
-            with anyio.fail_after(self._settings.load_timeout):
+            with anyio.fail_after(self.settings.load_timeout):
                 entry.card = await worker.call("load_model", entry.request, entry.publish)
         except TimeoutError:
-            limit = self._settings.load_timeout
+            limit = self.settings.load_timeout
             entry.error = TimedOut(f"{entry.handle} was not loaded within {limit:g} s and was given up")
         except NnterpError as error:
             entry.error = error

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
-from nnterp_mcp.render import lines, plural, seconds, size, table
+from nnterp_mcp.render import lines, number, plural, seconds, size, table
+from nnterp_mcp.session.vectors import VectorCard
+
+_VECTORS = 12
+"""Vectors that an answer shows."""
 
 
 class SessionParams(Params):
@@ -28,9 +32,10 @@ class LoadedModel(BaseModel):
 
 
 class SessionResult(Result):
-    """Everything that is loaded, and what was lost."""
+    """Everything that is loaded, what was lost, and the vectors that are kept, the newest first."""
 
     models: list[LoadedModel]
+    vectors: list[VectorCard]
     gone: dict[str, str]
     free_memory: int
 
@@ -39,10 +44,11 @@ class SessionAnswer(Answer):
     """The same as an agent sees it."""
 
     models: TableField
+    vectors: TableField
 
 
 def digest(result: SessionResult) -> SessionAnswer:
-    """A table of the models."""
+    """A table of the models and one of the vectors."""
     columns = ["model", "source", "state", "device", "dtype", "since", "host memory", "device memory"]
     rows: list[list[Cell]] = [
         [
@@ -60,20 +66,56 @@ def digest(result: SessionResult) -> SessionAnswer:
     count = plural(len(result.models), "model")
     return SessionAnswer(
         finding=f"{count} loaded; {size(result.free_memory)} of host memory available.",
-        notes=[f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]],
+        notes=_notes(result),
         models=Table(columns=columns, rows=rows),
+        vectors=_vectors(result.vectors[:_VECTORS]),
     )
+
+
+def _notes(result: SessionResult) -> list[str]:
+    notes = [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
+    if len(result.vectors) > _VECTORS:
+        notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")
+    return notes
+
+
+def _vectors(cards: list[VectorCard]) -> Table:
+    rows: list[list[Cell]] = [
+        [card.name, card.model, card.identity.fingerprint[:6], card.method, _layers(card), _norms(card)]
+        for card in cards
+    ]
+    return Table(columns=["vector", "model", "weights", "method", "layers", "norm"], rows=rows)
+
+
+def _layers(card: VectorCard) -> str:
+    layers = card.layers
+    if not layers:
+        return "any"
+    unbroken = len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if unbroken else ", ".join(map(str, layers))
+
+
+def _norms(card: VectorCard) -> str:
+    least, most = number(min(card.norms)), number(max(card.norms))
+    return least if least == most else f"{least} to {most}"
 
 
 def render(answer: SessionAnswer) -> str:
     """As text."""
-    return lines(answer, table(answer.models) if answer.models.rows else "Call load_model to load one.")
+    return lines(
+        answer,
+        table(answer.models) if answer.models.rows else "Call load_model to load one.",
+        table(answer.vectors) if answer.vectors.rows else "",
+    )
 
 
 SPEC = ToolSpec(
     name="session",
     title="What is loaded",
-    description="Lists the loaded models: handle, source, device, since when, and the memory that each holds.",
+    description=(
+        "Lists the loaded models (handle, source, device, since when, the memory that each holds) and the vectors that "
+        "make_vector kept; a vector serves only the weights that it was made on."
+    ),
     params=SessionParams,
     result=SessionResult,
     answer=SessionAnswer,

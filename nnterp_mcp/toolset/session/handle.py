@@ -8,13 +8,15 @@ import psutil
 
 from nnterp_mcp.session.pool import Entry, Pool
 from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.vectors import VectorStore
 from nnterp_mcp.toolset.session.contract import LoadedModel, SessionParams, SessionResult
 
 
 async def handle(pool: Pool, params: SessionParams, on_progress: OnProgress) -> SessionResult:
-    """Describes every model of the pool."""
+    """Describes every model of the pool, and every vector on disk."""
     return SessionResult(
         models=[_describe(entry) for entry in pool.entries],
+        vectors=VectorStore(pool.settings.data / "vectors").cards(),
         gone=pool.gone,
         free_memory=psutil.virtual_memory().available,
     )

@@ -1,0 +1,246 @@
+"""Many runs of a few prompts, each with a vector of its own added to the residual stream after one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.edits import Edit, Seen, StateEdit
+from nnterp_mcp.interventions.engine import Plan, forward
+from nnterp_mcp.interventions.generation import generate
+from nnterp_mcp.interventions.indices import resolve_indices
+from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, run_patched
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.states import read_states
+from nnterp_mcp.interventions.vectors import Vectors
+from nnterp_mcp.interventions.windows import Reach, Selection, Window, goes_on
+from nnterp_mcp.model.positions import resolve_positions
+from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import Operation, Patch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prompt, and what is added to its states.
+
+    Attributes:
+        prompt: The prompt; runs of one prompt follow one another.
+        layer: The layer after which the vector is added; None in a baseline, which is its prompt's first run.
+        vector: What is added.
+    """
+
+    prompt: EncodedPrompt
+    layer: int | None = None
+    vector: Float[Tensor, " hidden"] | None = None
+
+
+ReadRuns = Iterator[tuple[list[int], Float[Tensor, "run vocabulary"]]]
+"""Runs by their place in the list, with the logits after their prompt; a prompt's baseline before its other runs."""
+
+
+class Additions(Protocol):
+    """A way to make runs."""
+
+    def read(self) -> ReadRuns:
+        """Makes every run, a batch at a time."""
+        ...
+
+    def generate(
+        self, runs: Sequence[int], max_new_tokens: int, on_token: Callable[[int], None]
+    ) -> dict[int, list[int]]:
+        """What some of the runs go on to say, greedily; the vector is added at new tokens where positions go on."""
+        ...
+
+
+def additions(
+    model: StandardizedTransformer,
+    runs: Sequence[Run],
+    positions: Sequence[PositionSpec],
+    operations: Sequence[Operation],
+    vectors: Vectors | None,
+    *,
+    generating: bool,
+    batch_tokens: int,
+) -> Additions:
+    """The cheapest exact way to make runs.
+
+    Args:
+        model: The model.
+        runs: The runs.
+        positions: Where each run's vector is added.
+        operations: What else is in force in all of them; prompt indices mean the prompts.
+        vectors: Finds the vectors that these name.
+        generating: Whether text will be generated.
+        batch_tokens: Padded tokens in a forward pass, at most.
+
+    Raises:
+        InvalidRequest: A layer, position, prompt or vector does not exist or fit.
+        Unsupported: The model cannot do it; by name.
+    """
+    where = {run.prompt.index: resolve_positions(positions, run.prompt) for run in runs if run.layer is None}
+    onward = goes_on(positions)
+    steered = any(run.layer is not None for run in runs)
+    if steered and not operations and all(len(at) == 1 for at in where.values()) and not (onward and generating):
+        return _AtOnePosition(model, runs, {prompt: at for prompt, (at,) in where.items()}, batch_tokens)
+    rows = [replace(run.prompt, index=row) for row, run in enumerate(runs)]
+    spread = [_on_rows(operation, runs) for operation in operations]
+    common = plan(model, spread, rows, vectors, batch_tokens=batch_tokens)
+    return _Everywhere(model, rows, _with(common, _edits(runs, where, onward)), batch_tokens)
+
+
+@dataclass(frozen=True)
+class _Everywhere:
+    """Each run is a row that is computed whole."""
+
+    model: StandardizedTransformer
+    rows: Sequence[EncodedPrompt]
+    steering: Plan
+    batch_tokens: int
+
+    def read(self) -> ReadRuns:
+        """Makes every run, a batch at a time."""
+        model = self.model
+        count = max(1, LOGITS_AT_ONCE // model.vocab_size)
+        batches = fill_batches(
+            self.rows, self.batch_tokens, model.pad_id, model.device, pad=model.can("batch"), batch_size=count
+        )
+        for batch in batches:
+            ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
+            logits = forward(model, batch, self.steering, logits=ends).logits
+            assert logits is not None
+            yield [prompt.index for prompt in batch.prompts], logits
+
+    def generate(
+        self, runs: Sequence[int], max_new_tokens: int, on_token: Callable[[int], None]
+    ) -> dict[int, list[int]]:
+        """What some of the runs go on to say."""
+        said = generate(
+            self.model,
+            [self.rows[run] for run in runs],
+            self.steering,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=self.batch_tokens,
+            on_token=on_token,
+        )
+        return {generation.prompt: generation.ids for generation in said}
+
+
+@dataclass(frozen=True)
+class _AtOnePosition:
+    """The state at the position is known beforehand: the unsteered one and what is added.
+
+    Rows that put it in share the keys and values before the position, and the layers below, where that is exact.
+    """
+
+    model: StandardizedTransformer
+    runs: Sequence[Run]
+    where: Mapping[int, int]
+    batch_tokens: int
+
+    def read(self) -> ReadRuns:
+        """Makes every run, a batch at a time."""
+        for baseline, steered in self._by_prompt(range(len(self.runs))):
+            for index, batch in enumerate(self._run(steered, 0)):
+                rows = [steered[row] for row in batch.rows]
+                if index == 0:
+                    yield [baseline, *rows], torch.cat([batch.unpatched_logits[None], batch.logits])
+                else:
+                    yield rows, batch.logits
+
+    def generate(
+        self, runs: Sequence[int], max_new_tokens: int, on_token: Callable[[int], None]
+    ) -> dict[int, list[int]]:
+        """What some of the runs go on to say."""
+        said: dict[int, list[int]] = {}
+        for baseline, steered in self._by_prompt(runs):
+            for batch in self._run(steered, max_new_tokens):
+                said[baseline] = batch.unpatched_continuation
+                said |= {steered[row]: ids for row, ids in zip(batch.rows, batch.continuations, strict=True)}
+                on_token(len(said))
+        return said
+
+    def _by_prompt(self, runs: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """The baseline and the steered runs of each prompt."""
+        for _, group in groupby(runs, lambda run: self.runs[run].prompt.index):
+            baseline, *steered = group
+            yield baseline, steered
+
+    def _run(self, steered: Sequence[int], max_new_tokens: int) -> Iterator[PatchedBatch]:
+        runs = [self.runs[run] for run in steered]
+        prompt, position = runs[0].prompt, self.where[runs[0].prompt.index]
+        layers = [run.layer for run in runs if run.layer is not None]
+        read = sorted(set(layers))
+        (states,) = read_states(self.model, [prompt], [[position]], read)
+        put = [
+            states[read.index(run.layer)] + run.vector.to(states)
+            for run in runs
+            if run.layer is not None and run.vector is not None
+        ]
+        return run_patched(
+            self.model,
+            Target(tuple(prompt.ids), position),
+            torch.stack(put),
+            layers,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=self.batch_tokens,
+        )
+
+
+def _on_rows(operation: Operation, runs: Sequence[Run]) -> Operation:
+    """An operation that means prompts of the request, as one that means their rows."""
+    rows_of: dict[int, list[int]] = {}
+    for row, run in enumerate(runs):
+        rows_of.setdefault(run.prompt.index, []).append(row)
+    owners = list(rows_of)
+    chosen = [owners[at] for at in resolve_indices(operation.prompts, len(owners), "prompt", "the request")]
+    changed = operation.model_copy(update={"prompts": tuple(row for owner in chosen for row in rows_of[owner])})
+    if isinstance(changed, Patch) and isinstance(changed.source.prompt, int):
+        (at,) = resolve_indices(changed.source.prompt, len(owners), "prompt", "the request")
+        source = changed.source.model_copy(update={"prompt": rows_of[owners[at]][0]})
+        changed = changed.model_copy(update={"source": source})
+    return changed
+
+
+@dataclass(frozen=True)
+class _AddedByRow:
+    """The states plus a vector of each row's own."""
+
+    vectors: Float[Tensor, "steered hidden"]
+    of_row: Mapping[int, int]
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        return states + self.vectors.to(states)[[self.of_row[row] for row, _ in chosen.entries]]
+
+
+def _edits(runs: Sequence[Run], where: Mapping[int, Sequence[int]], onward: bool) -> list[Edit]:
+    """One edit for each layer, whatever the number of its runs."""
+    vectors: dict[int, dict[int, Tensor]] = {}
+    for row, run in enumerate(runs):
+        if run.layer is not None and run.vector is not None:
+            vectors.setdefault(run.layer, {})[row] = run.vector
+    return [
+        StateEdit(
+            Place("layers_output", layer),
+            Reach({row: where[runs[row].prompt.index] for row in added}, onward),
+            _AddedByRow(torch.stack(list(added.values())), {row: index for index, row in enumerate(added)}),
+        )
+        for layer, added in vectors.items()
+    ]
+
+
+def _with(common: Plan, edits: Sequence[Edit]) -> Plan:
+    """A plan with more edits, each after what is done at its place already."""
+    whole = {place: [*listed] for place, listed in common.edits.items()}
+    for edit in edits:
+        whole.setdefault(edit.place, []).append(edit)
+    return Plan(whole, common.labels)

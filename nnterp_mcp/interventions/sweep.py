@@ -1,0 +1,210 @@
+"""Steering over a sweep of layers and factors, beside the unsteered model and beside random directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.additions import Run, additions
+from nnterp_mcp.interventions.directions import random_direction
+from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
+from nnterp_mcp.interventions.states import read_states
+from nnterp_mcp.interventions.vectors import Vectors
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import Operation
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What one run of a sweep adds.
+
+    Attributes:
+        prompt: The prompt's index.
+        layer: The layer after which a direction is added; None where nothing is: the baseline.
+        factor: What the direction is multiplied by.
+        control: Which random direction it is; None for the vector itself.
+    """
+
+    prompt: int
+    layer: int | None = None
+    factor: float = 0.0
+    control: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of every run, in the order of the doses; on the CPU.
+
+    Attributes:
+        doses: The runs: for each prompt its baseline, then the vector and its controls by layer and factor.
+        readout: What is kept of each distribution after the prompt.
+        kl: KL(steered ‖ baseline) of that distribution, in nats.
+        stream: The length of each prompt's unsteered state at its last token, after each layer of the sweep.
+        texts: The tokens that were generated, by run; empty where none were.
+        labels: The other interventions in force, one short line each.
+    """
+
+    doses: list[Dose]
+    readout: Readout
+    kl: Float[Tensor, " dose"]
+    stream: Float[Tensor, "prompt layer"]
+    texts: dict[int, list[int]]
+    labels: Sequence[str]
+
+
+def doses_of(prompt: int, layers: Sequence[int], factors: Sequence[float], controls: int) -> list[Dose]:
+    """The runs of one prompt; a factor of zero is the baseline and needs none of its own."""
+    directions = [None, *range(controls)]
+    steered = [
+        Dose(prompt, layer, factor, control)
+        for layer in layers
+        for factor in factors
+        if factor != 0
+        for control in directions
+    ]
+    return [Dose(prompt), *steered]
+
+
+@torch.inference_mode()
+def sweep(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    directions: Mapping[int, Float[Tensor, " hidden"]],
+    factors: Sequence[float],
+    *,
+    positions: Sequence[PositionSpec] = ("all",),
+    operations: Sequence[Operation] = (),
+    vectors: Vectors | None = None,
+    controls: int = 0,
+    seed: int = 0,
+    top_k: int = 3,
+    targets: Mapping[str, Sequence[int]] | None = None,
+    max_new_tokens: int = 0,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda runs_done: None,
+    on_token: Callable[[int], None] = lambda steps_done: None,
+) -> Sweep:
+    """Adds `factor` times a direction to the residual stream after one layer, for every layer and factor.
+
+    Measures what the model does with the addition, not whether it uses the direction by itself. Large additions move
+    any distribution, whatever their direction: judge the effect beside random directions of equal length, which
+    `controls` asks for, and beside what sense the text still makes.
+
+    All runs are rows of common forward passes. The addition acts at the positions, and at every new token if they are
+    `all`, `last` or a range without an end.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        directions: What to add after each layer of the sweep.
+        factors: What to multiply it by; zero stands for the baseline, which always runs.
+        positions: The positions of each prompt at which to add.
+        operations: Other interventions, in force in every run, the baseline included.
+        vectors: Finds the vectors that these name.
+        controls: How many random directions to add in its place, each as long as the direction of its layer.
+        seed: The seed of the first of them; the next ones follow.
+        top_k: How many of the likeliest tokens to keep.
+        targets: Token ids by category, whose probability and rank to follow.
+        max_new_tokens: How many tokens to generate, greedily; of the controls only the first one generates.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        on_batch: Called after each forward pass with the number of runs read; what it raises ends the sweep.
+        on_token: Called after each step of the generation with the number of steps done; likewise.
+
+    Raises:
+        InvalidRequest: A layer, position or vector does not exist or fit.
+        Unsupported: The model cannot do it; by name.
+
+    Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
+    """
+    layers = sorted(directions)
+    doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
+    by_index = {prompt.index: prompt for prompt in prompts}
+    drawn = _draw(directions, controls, seed)
+    runs = [Run(by_index[dose.prompt], dose.layer, _vector(dose, drawn)) for dose in doses]
+    # Planned for the prompts first: what is wrong is then told of these, not of the rows that they become.
+    common = plan(model, operations, prompts, vectors, batch_tokens=batch_tokens)
+    ends = [[len(prompt.ids) - 1] for prompt in prompts]
+    stream = read_states(model, prompts, ends, layers, plan=common, batch_tokens=batch_tokens).float().norm(dim=-1)
+    making = additions(
+        model, runs, positions, operations, vectors, generating=max_new_tokens > 0, batch_tokens=batch_tokens
+    )
+    reader = _Reader(doses, top_k, list((targets or {}).values()))
+    for rows, logits in making.read():
+        reader.take(rows, logits)
+        on_batch(len(reader.order))
+    speaking = [row for row, dose in enumerate(doses) if dose.control in (None, 0)]
+    texts = making.generate(speaking, max_new_tokens, on_token) if max_new_tokens else {}
+    return Sweep(doses, reader.readout, reader.kl, stream.cpu(), texts, common.labels)
+
+
+Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
+"""By layer, the vector's direction (None) and the random ones."""
+
+
+def _draw(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, seed: int) -> Drawn:
+    drawn: Drawn = {(layer, None): direction.float().cpu() for layer, direction in directions.items()}
+    for layer, direction in directions.items():
+        norm, width = float(direction.float().norm()), direction.shape[-1]
+        for control in range(controls):
+            drawn[layer, control] = random_direction(width, norm, seed + control).vectors[0]
+    return drawn
+
+
+def _vector(dose: Dose, drawn: Drawn) -> Float[Tensor, " hidden"] | None:
+    return None if dose.layer is None else dose.factor * drawn[dose.layer, dose.control]
+
+
+class _Reader:
+    """Keeps what is to be known of runs that come batch by batch, each against the baseline of its prompt."""
+
+    def __init__(self, doses: Sequence[Dose], top_k: int, categories: Sequence[Sequence[int]]) -> None:
+        self.order: list[int] = []
+        self._doses = doses
+        self._top_k = top_k
+        self._categories = list(categories)
+        self._baselines: dict[int, Float[Tensor, " vocabulary"]] = {}
+        self._readouts: list[Readout] = []
+        self._kl: list[Tensor] = []
+
+    @property
+    def readout(self) -> Readout:
+        """What is kept of every distribution, in the order of the doses."""
+        return Readout.gather(self._readouts, self.order, (len(self.order),))
+
+    @property
+    def kl(self) -> Float[Tensor, " dose"]:
+        """KL(steered ‖ baseline), in the order of the doses."""
+        return torch.cat(self._kl).cpu()[torch.tensor(self.order).argsort()]
+
+    def take(self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> None:
+        """Reads some runs; a prompt's baseline comes before its other runs."""
+        categories = Categories.of([self._categories] * len(rows), logits.device)
+        self._readouts.append(read_distribution(logits, self._top_k, categories))
+        self._kl.append(self._divergences(rows, logits.float()))
+        self.order += rows
+
+    def _divergences(self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
+        parts: list[Tensor] = []
+        log_probs = logits - logits.logsumexp(-1, keepdim=True)
+        for prompt, group in groupby(range(len(rows)), lambda at: self._doses[rows[at]].prompt):
+            own = log_probs[list(group)]
+            if prompt not in self._baselines:
+                # The next batch may go on with the last prompt's runs, and with no others.
+                self._baselines = {prompt: own[0].clone()}
+            parts.append(_divergence(own, self._baselines[prompt]))
+        return torch.cat(parts)
+
+
+def _divergence(
+    steered: Float[Tensor, "row vocabulary"], baseline: Float[Tensor, " vocabulary"]
+) -> Float[Tensor, " row"]:
+    probs = steered.exp()
+    return torch.where(probs > 0, probs * (steered - baseline), 0).sum(-1).clamp_min(0)

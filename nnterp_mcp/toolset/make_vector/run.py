@@ -1,0 +1,171 @@
+"""`make_vector` in the worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.interventions.directions import (
+    Directions,
+    States,
+    activation,
+    average_states,
+    given_directions,
+    mean_difference,
+    principal_component,
+    random_direction,
+    token_difference,
+)
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.operations import TokenDifference
+from nnterp_mcp.session.folders import allowed_file
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.vectors import VectorCard
+from nnterp_mcp.toolset.make_vector.contract import DirectionFacts, MakeVectorParams, MakeVectorResult, Method
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.worker import Bench
+
+_PACKAGES = ("nnterp-mcp", "torch", "transformers", "nnsight")
+
+
+def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
+    """Makes the vector and keeps it, or deletes it."""
+    if params.method == "delete":
+        card = bench.vectors.delete(params.name, bench.identity, bench.handle)
+        return MakeVectorResult(model=bench.handle, card=card, deleted=True)
+    made = _METHODS[params.method](bench, params, job)
+    if params.norm is not None:
+        made = made.scaled(params.norm)
+    card = _card(bench, params, made)
+    replaced = bench.vectors.save(card, made.vectors.numpy())
+    return MakeVectorResult(
+        model=bench.handle,
+        card=card,
+        replaced=None if replaced is None else replaced.made,
+        prompts=(len(params.positive), len(params.negative)),
+        directions=_describe(made),
+    )
+
+
+def _card(bench: Bench, params: MakeVectorParams, made: Directions) -> VectorCard:
+    return VectorCard(
+        name=params.name,
+        model=bench.handle,
+        identity=bench.identity,
+        method=params.method,
+        layers=made.layers,
+        norms=made.norms.tolist(),
+        request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
+        versions={package: version(package) for package in _PACKAGES},
+        made=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def _describe(made: Directions) -> list[DirectionFacts]:
+    apart = made.separation
+    columns: dict[str, Tensor | None] = {
+        "norm": made.norms,
+        "stream": made.stream,
+        "positive": None if apart is None else apart.positive,
+        "negative": None if apart is None else apart.negative,
+        "effect": None if apart is None else apart.effect,
+        "held_out": None if apart is None else apart.held_out,
+        "explained": made.explained,
+    }
+    return [
+        DirectionFacts(
+            layer=made.layers[row] if made.layers else None,
+            **{name: _finite(values, row) for name, values in columns.items()},  # pyright: ignore[reportArgumentType]
+        )
+        for row in range(len(made.vectors))
+    ]
+
+
+def _finite(values: Tensor | None, row: int) -> float | None:
+    return float(values[row]) if values is not None and bool(values[row].isfinite()) else None
+
+
+def _states(bench: Bench, params: MakeVectorParams, job: Job) -> list[States]:
+    """The states of the positive and of the negative prompts, where there are any."""
+    model, settings = bench.model, bench.settings
+    total = len(params.positive) + len(params.negative)
+    if total > settings.max_prompts:
+        raise LimitExceeded(f"{total} prompts, and this server allows {settings.max_prompts} a call.")
+    sets = [prompts for prompts in (params.positive, params.negative) if prompts]
+    before = 0
+    found: list[States] = []
+    for prompts in sets:
+        found.append(
+            average_states(
+                model,
+                prompts,
+                resolve_layers(params.layers, model.num_layers, bench.handle),
+                params.positions,
+                limit=min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens),
+                batch_tokens=settings.batch_tokens,
+                on_batch=_reporter(job, before, total),
+            )
+        )
+        before += len(prompts)
+    return found
+
+
+def _reporter(job: Job, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: job.progress(before + done, total, f"{before + done} of {total} prompts")
+
+
+def _between_tokens(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+    texts = [str(prompts[0]) if prompts else None for prompts in (params.positive, params.negative)]
+    matrix = params.method.removesuffix("_difference") + "s"
+    asked = TokenDifference.model_validate({"positive": texts[0], "negative": texts[1], "of": matrix})
+    return token_difference(bench.model, asked)
+
+
+def _from_file(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+    assert params.file is not None
+    path = allowed_file(params.file, bench.settings.folders)
+    layers = resolve_layers(params.layers, bench.model.num_layers, bench.handle)
+    try:
+        numbers = _read_numbers(path)
+    except Exception as error:
+        raise InvalidRequest(
+            f"{path.name} cannot be read as numbers ({error}).",
+            "Give a JSON list of numbers, a list of such lists, or a safetensors file with one tensor.",
+        ) from error
+    return given_directions(numbers, bench.model.hidden_size, layers, path.name)
+
+
+def _read_numbers(path: Path) -> Tensor:
+    if path.suffix != ".safetensors":
+        return torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.float32)
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    if len(tensors) != 1:
+        raise ValueError(f"it holds {len(tensors)} tensors: {', '.join(sorted(tensors)[:5])}")
+    return next(iter(tensors.values())).float()
+
+
+def _random(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+    assert params.norm is not None
+    return random_direction(bench.model.hidden_size, params.norm, params.seed)
+
+
+_METHODS: dict[Method, Callable[[Bench, MakeVectorParams, Job], Directions]] = {
+    "mean_difference": lambda *call: mean_difference(*_states(*call)),
+    "principal_component": lambda *call: principal_component(*_states(*call)),
+    "activation": lambda *call: activation(*_states(*call)),
+    "embedding_difference": _between_tokens,
+    "unembedding_difference": _between_tokens,
+    "random": _random,
+    "file": _from_file,
+}

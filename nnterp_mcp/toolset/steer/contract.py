@@ -1,0 +1,80 @@
+"""`steer`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from nnterp_mcp.contract import ModelParams, ToolSpec
+from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK, shown
+from nnterp_mcp.operations import Interventions, Vector
+from nnterp_mcp.toolset.steer.digest import digest, render
+from nnterp_mcp.toolset.steer.result import SteerAnswer, SteerResult
+
+_MOST_FACTORS = 32
+
+
+def _as_factors(value: Any) -> tuple[float, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not 0 < len(items) <= _MOST_FACTORS or not all(
+        isinstance(item, int | float) and not isinstance(item, bool) for item in items
+    ):
+        raise ValueError(f"factors must be a number or a list of 1 to {_MOST_FACTORS} numbers, not {shown(value)}")
+    return tuple(sorted({float(item) for item in items}))
+
+
+Factors = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_as_factors),
+    WithJsonSchema(
+        {
+            "type": ["number", "array"],
+            "description": "What the vector is multiplied by: a number or a list, such as [-4, -2, 2, 4].",
+        }
+    ),
+]
+SteeringVector = Annotated[
+    Vector,
+    WithJsonSchema(
+        {
+            "type": ["string", "object", "array"],
+            "description": 'A vector\'s name (make_vector), {"positive": " love", "negative": " hate"} (difference '
+            'of token embeddings; "of": "unembeddings") or numbers.',
+        }
+    ),
+]
+
+
+class SteerParams(ModelParams):
+    """What to add, where, and how much of it."""
+
+    prompts: Prompts
+    vector: SteeringVector
+    layers: Layers
+    factors: Factors
+    positions: Positions = ("all",)
+    max_new_tokens: Annotated[
+        int, Field(ge=0, le=256, description="Tokens to generate; 0 for the next token's distribution only.")
+    ] = 0
+    top_k: TopK = 3
+    targets: Targets = Field(default_factory=dict)
+    control: Annotated[bool, Field(description="Also add random directions of equal norm.")] = False
+    interventions: Interventions = ()
+
+
+SPEC = ToolSpec(
+    name="steer",
+    title="Steer with a vector",
+    description=(
+        "Adds factor × vector to the residual stream after one layer at a time and shows what the model then says "
+        "beside its baseline, over a sweep of layers and factors: next-token distributions, KL(steered || baseline) "
+        "in nats, and generated text (steered at every token). Any large push moves a model: control=true adds random "
+        "directions of equal norm, beside which an effect counts. `push` is the length added over the state's own."
+    ),
+    params=SteerParams,
+    result=SteerResult,
+    answer=SteerAnswer,
+    digest=digest,
+    render=render,
+)

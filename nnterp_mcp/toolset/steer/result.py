@@ -1,0 +1,60 @@
+"""What `steer` computes, and what an agent sees of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+
+
+class SteeredRun(BaseModel):
+    """One run: the baseline of a prompt, or one direction added after one layer.
+
+    Attributes:
+        prompt: The prompt's index.
+        layer: The layer; None for the baseline.
+        factor: What the direction was multiplied by.
+        control: Which random direction it was; None for the vector itself.
+        push: Length of what was added over the length of the unsteered state at the last token after that layer.
+        kl: KL(steered ‖ baseline) of the next token's distribution, in nats.
+        top: The likeliest next tokens with their probabilities.
+        targets: Probability and rank of each category.
+        text: What was generated; None where nothing was.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    layer: int | None
+    factor: float
+    control: int | None
+    push: float | None
+    kl: float
+    top: list[tuple[str, float]]
+    targets: list[tuple[float, int]]
+    text: str | None
+
+
+class SteerResult(Result):
+    """Every run, the baseline of each prompt before its own."""
+
+    model: str
+    vector: str
+    norms: dict[int, float]
+    prompts: list[str]
+    controls: int
+    categories: dict[str, list[str]]
+    shared: dict[str, list[str]]
+    in_force: list[str]
+    runs: list[SteeredRun]
+
+
+class SteerAnswer(Answer):
+    """The sweep as an agent sees it."""
+
+    model: str
+    total: Annotated[int, Field(description="Cells of the sweep: layers × factors, × prompts with text.")]
+    truncated: Annotated[bool, Field(description="Whether rows or categories were left out.")]
+    table: TableField

@@ -1,0 +1,147 @@
+"""`steer` in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.interventions.places import Place, require_place
+from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.sweep import Dose, Sweep, sweep
+from nnterp_mcp.interventions.vectors import resolve_vector
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.prompts import encode_prompts, token_text
+from nnterp_mcp.operations import label_of
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.steer.contract import SteerParams
+from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.worker import Bench
+
+_CONTROLS = 5
+"""Random directions beside the vector."""
+
+_MOST_RUNS = 20_000
+
+
+def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
+    """Runs the sweep and puts words to its tokens."""
+    model, settings = bench.model, bench.settings
+    if len(params.prompts) > settings.max_prompts:
+        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
+    limit = min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens) - params.max_new_tokens
+    prompts = encode_prompts(model.tokenizer, params.prompts, bench.handle, limit)
+    directions = _directions(bench, params)
+    controls = _CONTROLS if params.control else 0
+    total = _count(params, len(directions), controls)
+    targets = {name: get_first_tokens(words, model.tokenizer) for name, words in params.targets.items()}
+    found = sweep(
+        model,
+        prompts,
+        directions,
+        params.factors,
+        positions=params.positions,
+        operations=params.interventions,
+        vectors=bench.find_vector,
+        controls=controls,
+        top_k=params.top_k,
+        targets=targets,
+        max_new_tokens=params.max_new_tokens,
+        batch_tokens=settings.batch_tokens,
+        on_batch=lambda done: job.progress(
+            done, None if params.max_new_tokens else total, f"{done} of {total} runs read"
+        ),
+        on_token=lambda done: job.progress(total + done, None, f"{done} steps of the generation"),
+    )
+    return SteerResult(
+        model=bench.handle,
+        vector=label_of(params.vector),
+        norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
+        prompts=[prompt.text for prompt in prompts],
+        controls=controls,
+        categories=_words(targets, model.tokenizer),
+        shared=_words({f"{a} and {b}": ids for (a, b), ids in find_shared_tokens(targets).items()}, model.tokenizer),
+        in_force=list(found.labels),
+        runs=_runs(found, directions, model.tokenizer),
+    )
+
+
+def _count(params: SteerParams, layers: int, controls: int) -> int:
+    factors = sum(factor != 0 for factor in params.factors)
+    total = len(params.prompts) * (1 + layers * factors * (1 + controls))
+    if total > _MOST_RUNS:
+        raise LimitExceeded(
+            f"{total} runs (prompts × layers × factors × directions), and at most {_MOST_RUNS} are made in a call.",
+            "Give fewer layers, factors or prompts.",
+        )
+    return total
+
+
+def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
+    """The vector's direction at each layer of the sweep."""
+    model = bench.model
+    layers = resolve_layers(params.layers, model.num_layers, bench.handle)
+    places = [Place("layers_output", layer) for layer in layers]
+    for place in places:
+        require_place(model, place)
+    found = {
+        layer: resolve_vector(model, params.vector, place, bench.find_vector)
+        for layer, place in zip(layers, places, strict=True)
+    }
+    if not all(bool(direction.any()) for direction in found.values()):
+        raise InvalidRequest(f"{label_of(params.vector)} is zero, so it has no direction.")
+    return found
+
+
+def _runs(found: Sweep, directions: Mapping[int, Tensor], tokenizer: Any) -> list[SteeredRun]:
+    order = sorted(directions)
+    prompts = list(dict.fromkeys(dose.prompt for dose in found.doses))
+    lengths = {
+        (prompt, layer): length
+        for prompt, row in zip(prompts, found.stream.tolist(), strict=True)
+        for layer, length in zip(order, row, strict=True)
+    }
+    norms = {layer: float(direction.float().norm()) for layer, direction in directions.items()}
+    return [
+        SteeredRun(
+            prompt=dose.prompt,
+            layer=dose.layer,
+            factor=dose.factor,
+            control=dose.control,
+            push=_push(dose, norms, lengths),
+            kl=kl,
+            top=[(token_text(tokenizer, token), p) for token, p in zip(ids, probs, strict=True)],
+            targets=list(zip(target_probs, ranks, strict=True)),
+            text=_text(found.texts.get(row), tokenizer),
+        )
+        for row, (dose, kl, ids, probs, target_probs, ranks) in enumerate(
+            zip(
+                found.doses,
+                found.kl.tolist(),
+                found.readout.top_ids.tolist(),
+                found.readout.top_probs.tolist(),
+                found.readout.target_probs.tolist(),
+                found.readout.target_ranks.tolist(),
+                strict=True,
+            )
+        )
+    ]
+
+
+def _push(dose: Dose, norms: Mapping[int, float], lengths: Mapping[tuple[int, int], float]) -> float | None:
+    if dose.layer is None:
+        return None
+    length = lengths[dose.prompt, dose.layer]
+    return abs(dose.factor) * norms[dose.layer] / length if length else None
+
+
+def _text(ids: Sequence[int] | None, tokenizer: Any) -> str | None:
+    return None if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _words(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
+    return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}
