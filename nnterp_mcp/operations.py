@@ -329,18 +329,20 @@ def site_of(operation: StateOperation) -> Site:
 
 def describe(operation: Operation) -> str:
     """An operation in a few words, as answers name what was in force."""
-    parts: list[str] = [operation.op]
+    parts = [operation.op]
+    if isinstance(operation, Add | Scale):
+        parts.append(f"{operation.factor:g} ×")
     if isinstance(operation, Add | ProjectOut):
         parts.append(label_of(operation.vector))
-    if isinstance(operation, Add | Scale):
-        parts.append(f"× {operation.factor:g}")
+    if isinstance(operation, SetAttention):
+        parts.append(operation.pattern if isinstance(operation.pattern, str) else "to a matrix")
     if isinstance(operation, StateOperation):
         parts.append(f"at {site_of(operation)}")
     if operation.layers is not None:
-        parts.append(f"of layers {_listed(operation.layers)}")
+        parts.append(f"of {_listed('layer', operation.layers)}")
     heads = None if isinstance(operation, Skip) else operation.heads
     if heads is not None and heads != "all":
-        parts.append(f"heads {_listed(heads)}")
+        parts.append(_listed("head", heads))
     return " ".join(parts)
 
 
@@ -353,8 +355,11 @@ def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
     return "the vector given"
 
 
-def _listed(asked: IndexSpec) -> str:
-    return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
+def _listed(noun: str, asked: IndexSpec) -> str:
+    if asked == "all":
+        return f"all {noun}s"
+    numbers = asked if isinstance(asked, tuple) else (asked,)
+    return f"{noun}{'s' if len(numbers) > 1 or isinstance(asked, str) else ''} {', '.join(map(str, numbers))}"
 
 
 def _check(operation: Operation) -> None:

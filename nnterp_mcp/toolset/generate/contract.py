@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -157,8 +157,8 @@ def _finding(result: GenerateResult) -> str:
         return f"The interventions change nothing in the text after {count}."
     if len(result.texts) == 1:
         return f"With the interventions the text differs from token {changed[0]} on."
-    where = number(float(median(changed)))
-    return f"The interventions change {len(changed)} of {len(result.texts)} texts, from token {where} on in the median."
+    changes = f"The interventions change {len(changed)} of {len(result.texts)} texts"
+    return f"{changes}, in the median from token {median_low(changed)} on."
 
 
 def render(answer: GenerateAnswer) -> str:
