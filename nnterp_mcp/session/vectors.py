@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
@@ -23,6 +22,7 @@ from nnterp_mcp.fields import shown
 
 if TYPE_CHECKING:
     import numpy as np
+    from jaxtyping import Float
 
 _SUFFIX = ".safetensors"
 _TENSOR = "directions"

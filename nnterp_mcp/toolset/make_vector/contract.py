@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, Prompts
+from nnterp_mcp.fields import Layers, Positions, Prompt, Prompts
 from nnterp_mcp.render import lines, number, plural, spread, table
 from nnterp_mcp.session.vectors import VectorCard, VectorName
 
@@ -50,27 +50,33 @@ _TAKES: dict[Method, tuple[str, ...]] = {
 }
 
 
+_PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
+
+
+def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
+    return _PROMPTS.validate_python(value) if value not in (None, (), []) else ()
+
+
+PromptSet = Annotated[
+    tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema({"type": ["string", "array"]})
+]
+"""Prompts, or none where a method needs none."""
+
+
 class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
-    name: Annotated[VectorName, Field(description="The vector's name for later calls: letters, digits, . _ -")]
+    name: Annotated[VectorName, Field(description="Name for later calls: letters, digits, . _ -")]
     method: Method
-    positive: Annotated[
-        Prompts, Field(description="Prompt or prompts to point towards; one text for *embedding_.")
-    ] = ()
-    negative: Annotated[
-        Prompts, Field(description="Prompts to point away from: as many, for principal_component.")
-    ] = ()
+    positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
+    negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
     layers: Layers = "all"
     positions: Positions = ("last",)
-    norm: Annotated[float, Field(gt=0, description="Length to scale to; needed by random.")] | None = None
+    norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    file: (
-        Annotated[
-            str, Field(min_length=1, description="JSON or safetensors, numbers of one direction or one per layer.")
-        ]
-        | None
-    ) = None
+    file: Annotated[
+        str | None, Field(min_length=1, description="JSON or safetensors: one direction, or one per layer.")
+    ] = None
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
@@ -78,8 +84,9 @@ class MakeVectorParams(ModelParams):
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
         taken = {"name", "method", "model", *_NEEDS[self.method], *_TAKES[self.method]}
-        given = {name for name in self.model_fields_set if getattr(self, name) not in (None, ())}
-        if odd := sorted(given - taken):
+        fields = type(self).model_fields
+        odd = [name for name in fields if name not in taken and getattr(self, name) != fields[name].default]
+        if odd:
             raise ValueError(f"the method {self.method} takes no {' and no '.join(odd)}")
         if self.method.endswith("embedding_difference"):
             self._check_texts()

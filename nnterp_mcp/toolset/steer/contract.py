@@ -30,7 +30,7 @@ Factors = Annotated[
     WithJsonSchema(
         {
             "type": ["number", "array"],
-            "description": "What the vector is multiplied by: a number or a list, such as [-4, -2, 2, 4].",
+            "description": "What the vector is multiplied by: a number or a list.",
         }
     ),
 ]
@@ -39,8 +39,8 @@ SteeringVector = Annotated[
     WithJsonSchema(
         {
             "type": ["string", "object", "array"],
-            "description": 'A vector\'s name (make_vector), {"positive": " love", "negative": " hate"} (difference '
-            'of token embeddings; "of": "unembeddings") or numbers.',
+            "description": 'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; '
+            '"of": "unembeddings") or numbers.',
         }
     ),
 ]
@@ -54,9 +54,7 @@ class SteerParams(ModelParams):
     layers: Layers
     factors: Factors
     positions: Positions = ("all",)
-    max_new_tokens: Annotated[
-        int, Field(ge=0, le=256, description="Tokens to generate; 0 for the next token's distribution only.")
-    ] = 0
+    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
     control: Annotated[bool, Field(description="Also add random directions of equal norm.")] = False
