@@ -22,7 +22,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.interventions.edits import Seen
+from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 LOGITS_AT_ONCE = 1 << 24
@@ -36,10 +41,12 @@ class Target:
     Attributes:
         ids: The prompt's tokens, without padding.
         position: Which of them is patched, from 0.
+        index: The prompt's place in the request, by which operations choose prompts.
     """
 
     ids: tuple[int, ...]
     position: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def run_patched(
     *,
     max_new_tokens: int = 0,
     batch_tokens: int = 4096,
+    plan: Plan = NOTHING,
 ) -> Iterator[PatchedBatch]:
     """Runs the target prompt once for each row, its state put in as the output of the row's layer.
 
@@ -102,18 +110,20 @@ def run_patched(
         layers: The layer of each row.
         max_new_tokens: How many tokens to generate; none by default.
         batch_tokens: Tokens of the prompt and of its continuation in a batch, at most, over all its rows.
+        plan: The operations in force, planned for a request that the target prompt belongs to. Rows then share
+            nothing, and read everything again for each new token.
 
     Yields:
         The rows, in batches; within and among batches in the order of their layers.
     """
-    sharing = _choose_sharing(model, target, generating=max_new_tokens > 1)
+    sharing = _NOTHING if plan else find_sharing(model, target, generating=max_new_tokens > 1)
     prefix = _read_prefix(model, target) if sharing.prefix else None
     length = len(target.ids) + max_new_tokens
     size = max(1, min(batch_tokens // length, LOGITS_AT_ONCE // model.vocab_size) - 1)
     order = sorted(range(len(layers)), key=layers.__getitem__)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        patch = _Patch(states[rows], [layers[row] for row in rows], target.position)
+        patch = _Patch(states[rows], [layers[row] for row in rows], target.position, plan)
         logits, cache = _run(model, target, patch, sharing, prefix)
         said = _continue(model, target, patch, logits, cache, max_new_tokens)
         yield PatchedBatch(rows, logits[1:], said[1:], logits[0], said[0])
@@ -121,11 +131,19 @@ def run_patched(
 
 @dataclass(frozen=True)
 class _Patch:
-    """The states of a batch's rows, in the order of their layers. Row 0 of the batch stays unpatched."""
+    """The states of a batch's rows, in the order of their layers. Row 0 of the batch stays unpatched.
+
+    Attributes:
+        states: The state of each row.
+        layers: The layer of each row.
+        position: The token that is replaced.
+        plan: The operations in force besides.
+    """
 
     states: Float[Tensor, "row hidden"]
     layers: list[int]
     position: int
+    plan: Plan = NOTHING
 
     def by_layer(self) -> dict[int, slice]:
         """The patched rows of each layer."""
@@ -200,6 +218,8 @@ def _run(
     rows = 1 if sharing.layers else 1 + len(patch.layers)
     ids = torch.tensor([target.ids[first:]], device=model.device).repeat(rows, 1)
     cache = None if prefix is None else prefix.fork()
+    if patch.plan:
+        return _run_planned(model, target, ids, patch), None
     return _trace(model, ids, patch, target.position - first, sharing.layers, cache), cache
 
 
@@ -256,7 +276,42 @@ def _step(
     if cache is not None:
         return _trace(model, said[:, -1:], _Patch(patch.states[:0], [], 0), 0, False, cache)
     prompt = torch.tensor([target.ids], device=said.device).repeat(len(said), 1)
-    return _trace(model, torch.cat([prompt, said], dim=1), patch, target.position, False, None)
+    ids = torch.cat([prompt, said], dim=1)
+    if patch.plan:
+        return _run_planned(model, target, ids, patch)
+    return _trace(model, ids, patch, target.position, False, None)
+
+
+@dataclass(frozen=True)
+class _Put:
+    """The patch as an edit among others; what is put in is what the model goes on with."""
+
+    place: Place
+    patch: _Patch
+    rows: slice
+    needs: Sequence[Place] = ()
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        return self.patch.put(value, self.rows, self.patch.position)
+
+
+def _run_planned(
+    model: StandardizedTransformer, target: Target, ids: Int[Tensor, "row token"], patch: _Patch
+) -> Float[Tensor, "row vocabulary"]:
+    """The same with operations in force, which come before the patch where they meet it."""
+    puts = [_Put(Place("layers_output", layer), patch, rows) for layer, rows in patch.by_layer().items()]
+    places = dict.fromkeys([*patch.plan.edits, *(put.place for put in puts)])
+    edits = {
+        place: [*patch.plan.edits.get(place, ()), *(put for put in puts if put.place == place)] for place in places
+    }
+    rows, length = ids.shape
+    window = Window([EncodedPrompt(target.index, "", list(target.ids), [])] * rows, [0] * rows, 0, length)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    every, last = torch.arange(rows), torch.full((rows,), length - 1)
+    with attention_for(model, patch.plan):
+        logits = run(model, inputs, window, Plan(edits, patch.plan.labels), (), (every, last)).logits
+    assert logits is not None
+    return logits.float()
 
 
 def _end_tokens(model: StandardizedTransformer) -> Int[Tensor, " token"]:
@@ -275,7 +330,8 @@ _tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = We
 """What each model was found to allow, and the longest target prompt on which it was found."""
 
 
-def _choose_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
+@torch.inference_mode()
+def find_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
     """The cheapest sharing that was seen to change nothing, on this target prompt or a longer one."""
     known = _tried.setdefault(model.module, {})
     situation = (model.attention, target.position < len(target.ids) - 1, generating)

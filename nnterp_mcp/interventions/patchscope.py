@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import get_token_activations, refuse_remote
+from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, resolve_target, run_patched
 from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
 from nnterp_mcp.interventions.target_prompts import (
@@ -72,6 +73,7 @@ def read_patchscope(
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     max_new_tokens: int = 0,
+    plan: Plan = NOTHING,
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda patches_done: None,
 ) -> PatchscopeReadings:
@@ -93,6 +95,7 @@ def read_patchscope(
         top_k: How many of the likeliest tokens to keep.
         categories: For each source, the token ids of each category to follow.
         max_new_tokens: How many tokens to generate greedily; none by default. The patch acts on the prompt only.
+        plan: The operations in force while the target prompt runs, planned for a request that it belongs to.
         batch_tokens: Tokens in a batch, at most.
         on_batch: Called after each batch with the number of patches done; what it raises ends the reading.
 
@@ -115,6 +118,7 @@ def read_patchscope(
         [layer for _ in range(len(states)) for _, layer in pairs],
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
+        plan=plan,
     )
     parts: list[Readout] = []
     order: list[int] = []

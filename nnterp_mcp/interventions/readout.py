@@ -80,7 +80,8 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
         categories: The tokens to follow in each row.
     """
     logits = logits.float()
-    log_probs = logits.log_softmax(-1)
+    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
     probs = log_probs.exp()
     top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
     flat = categories.ids.flatten(1)

@@ -1,0 +1,94 @@
+"""What `patchscope` computes, and what an agent sees of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+
+
+class Distribution(BaseModel):
+    """What the target prompt says: probabilities from 0 to 1, entropy in nats.
+
+    Attributes:
+        top: The likeliest tokens.
+        entropy: Entropy of the distribution.
+        tracked: Probability and rank of each tracked category; rank 0 where it has no token.
+        text: What is generated; None where nothing was asked for.
+        says: For each tracked category, whether it is what is said: on top, or a word of the text.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    top: list[tuple[str, float]]
+    entropy: float
+    tracked: list[tuple[float, int]]
+    text: str | None
+    says: list[bool]
+
+
+class Patch(Distribution):
+    """What it says with a state of `source_layer` put in as the output of `target_layer`."""
+
+    source_layer: int
+    target_layer: int
+
+
+class Source(BaseModel):
+    """One position of one source prompt, under every patch.
+
+    Attributes:
+        prompt: The source prompt's number.
+        position: The position in it.
+        token: The token there.
+        answer: The model's own likeliest next token after it; None where its lens is not exact.
+        unpatched: The target prompt left alone.
+        patches: The target prompt under each patch.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    position: int
+    token: str
+    answer: str | None
+    unpatched: Distribution
+    patches: list[Patch]
+
+
+class PatchscopeResult(Result):
+    """Every patch.
+
+    Attributes:
+        model: The model's handle.
+        before: The target prompt's text before the patched token.
+        target_token: That token.
+        after: The text after it.
+        layout: `same` or `pairs`: one target layer for each source layer; `grid`: several.
+        categories: The targets' tokens; without targets, what is tracked is the source's own token and answer.
+        shared: Tokens that count for two categories.
+        interventions: What was in force, one line each.
+        sources: The sources.
+    """
+
+    model: str
+    before: str
+    target_token: str
+    after: str
+    layout: Literal["same", "pairs", "grid"]
+    categories: dict[str, list[str]]
+    shared: dict[str, list[str]]
+    interventions: list[str]
+    sources: list[Source]
+
+
+class PatchscopeAnswer(Answer):
+    """The patches as an agent sees them."""
+
+    model: str
+    target: Annotated[str, Field(description="The target prompt, the patched token in «».")]
+    total: Annotated[int, Field(description="Patches: sources × layer pairs.")]
+    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
+    table: TableField
