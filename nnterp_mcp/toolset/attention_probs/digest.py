@@ -35,6 +35,7 @@ def digest(result: AttentionProbsResult) -> AttentionProbsAnswer:
         model=result.model,
         total=len(result.heads),
         truncated=bool(note),
+        copying=None if result.copying is None else result.copying.probability,
         table=content,
     )
 
@@ -84,6 +85,12 @@ def _score(kind: str) -> Callable[[HeadReading], float]:
     return lambda head: getattr(head.kinds or head.mean, kind) or 0.0
 
 
+def _sharpness(head: HeadReading) -> float:
+    """How little a head spreads its attention; nothing where it rests on the first token."""
+    entropy, first = head.mean.entropy, head.mean.first
+    return 0.0 if entropy is None or first is None or first > 0.5 else 1 / (1 + entropy)
+
+
 def _strongest(heads: Sequence[HeadReading], kind: str) -> str:
     score = _score(kind)
     first, *others = sorted(heads, key=score, reverse=True)[:_NAMED]
@@ -115,12 +122,12 @@ def _pair(head: HeadReading) -> Cell:
 
 
 def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str]]:
-    """The heads to show with what each is shown for: the strongest of each kind, and the extremes."""
+    """The heads to show with what each is shown for."""
     ranks: list[tuple[str, int, Callable[[HeadReading], float]]] = [
-        ("induction", 3, _score("induction")),
+        ("induction", 4, _score("induction")),
         ("previous token", 3, _score("previous")),
-        ("duplicate token", 2, _score("duplicate")),
-        ("highest entropy", 1, lambda head: head.mean.entropy or 0.0),
+        ("duplicate token", 1, _score("duplicate")),
+        ("low entropy", 1, _sharpness),
     ]
     shown: list[tuple[HeadReading, str]] = []
     for reason, count, score in ranks:

@@ -134,4 +134,5 @@ class AttentionProbsAnswer(Answer):
     model: str
     total: Annotated[int, Field(description="Heads read.")]
     truncated: Annotated[bool, Field(description="Whether rows were left out.")]
+    copying: Annotated[float | None, Field(description="p(right next token), repeated random tokens.")] = None
     table: TableField

@@ -1,0 +1,1 @@
+"""The tool `inspect_model`."""

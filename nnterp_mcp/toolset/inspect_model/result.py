@@ -1,0 +1,126 @@
+"""What `inspect_model` finds, and what of it an agent sees."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModuleLine(_Part):
+    """A module, or several alike.
+
+    Attributes:
+        depth: Levels below the module that was asked for.
+        standard: Its standard name, if it has one; below a group of modules relative to them, like the path.
+        path: Where transformers has it.
+        kind: Its class.
+        tensors: Its own parameters with their shapes.
+        parameters: Numbers in all parameters of it and what is below it; of each, where it stands for several.
+        more: Whether some of them are below it.
+    """
+
+    depth: int
+    standard: str | None
+    path: str
+    kind: str
+    tensors: dict[str, str]
+    parameters: int
+    more: bool
+
+
+class LayerGroup(_Part):
+    """Layers of one kind.
+
+    Attributes:
+        layers: Their numbers.
+        kind: As the configuration or the structure calls it.
+        heads: Attention heads.
+        sites: Where states can be read and edited.
+        lacking: The other sites.
+        product: Where probabilities multiply values, in a line; None where they are never formed.
+    """
+
+    layers: list[int]
+    kind: str
+    heads: int
+    sites: list[str]
+    lacking: list[str]
+    product: str | None
+
+
+class Source(_Part):
+    """Code of the model.
+
+    Attributes:
+        function: What it is.
+        file: The file's name.
+        first: The number of its first line in the file.
+        lines: All of its lines.
+        start: The line to begin with.
+        product: The line at which attention probabilities multiply values; None where it is elsewhere.
+    """
+
+    function: str
+    file: str
+    first: int
+    lines: list[str]
+    start: int
+    product: int | None
+
+
+class InspectModelResult(Result):
+    """A module of the model, or the whole model where `path` is empty.
+
+    Attributes:
+        model: The model's handle.
+        path: Where transformers has the module.
+        standard: Its standard name, if it has one.
+        kind: Its class.
+        home: The Python module of that class.
+        parameters: Numbers in its parameters.
+        dtype: Their types.
+        device: Where they are.
+        hidden_states: Where hidden states go in and come out; empty where that is not known.
+        tensors: Its own parameters with their shapes.
+        tree: What is below it.
+        silent: How many modules below it have no parameters and are left out.
+        layers: The layers, by kind; for the whole model only.
+        attention: The attention implementation in use.
+        refused: Capabilities that the check at load refused, with the reason.
+        source: Its code, if that was asked for.
+    """
+
+    model: str
+    path: str
+    standard: str | None
+    kind: str
+    home: str
+    parameters: int
+    dtype: str
+    device: str
+    hidden_states: str
+    tensors: dict[str, str]
+    tree: list[ModuleLine]
+    silent: int
+    layers: list[LayerGroup]
+    attention: str
+    refused: dict[str, str]
+    source: Source | None
+
+
+class InspectModelAnswer(Answer):
+    """The module's tree, the model's layers by kind, or a module's code."""
+
+    model: str
+    total: Annotated[int, Field(description="Lines of the tree, or of the code.")]
+    truncated: Annotated[bool, Field(description="Whether some were left out.")]
+    tree: TableField | None = None
+    layers: TableField | None = None
+    source: Annotated[str | None, Field(description="Code with its line numbers in the file.")] = None
