@@ -54,16 +54,28 @@ class AttentionProbabilities(_OfLayers):
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch head query key"]:
         """The probabilities of one layer. Edits in place take effect; padding is included."""
         self.model.require("attention")
-        return Mediator.value(self._place(layer))
+        source = self._named_source(layer)
+        return Mediator.value(self._place(layer)) if source is None else source.output
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch head query key"]) -> None:
         """Let the layer go on with other probabilities."""
         self.model.require("attention_edit")
-        Mediator.swap(self._place(layer), value)
+        source = self._named_source(layer)
+        if source is None:
+            Mediator.swap(self._place(layer), value)
+        else:
+            source.output = value
 
     def print_source(self, layer: SupportsIndex = 0) -> None:
         """Print the line of the modelling code at which they are taken, and what is around it."""
         print(product_source(self._forming(layer)))
+
+    def _named_source(self, layer: SupportsIndex) -> Any:
+        """The operation that a `RenameConfig` names, if it names one."""
+        config = self.model.rename_config
+        if config is None or config.attn_prob_source is None:
+            return None
+        return config.attn_prob_source(self.model.attentions[layer])
 
     def _place(self, layer: SupportsIndex) -> str:
         facts = self._forming(layer)

@@ -100,7 +100,7 @@ def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 po
         raise Unsupported(f"{type(model).__name__} has no single token embedding: it does not read plain text.")
     rows = int(embedding.weight.shape[0])
     ids = torch.arange(1, length + 1) * max(rows // (length + 3), 1)
-    return (ids % rows).unsqueeze(0).to(_device(embedding))
+    return (ids % rows).unsqueeze(0).to(input_device(model))
 
 
 @torch.no_grad()
@@ -166,8 +166,11 @@ def _recorded(model: nn.Module, calls: list[Call], length: int) -> Generator[Non
         yield
 
 
-def _device(module: nn.Module) -> torch.device:
-    device = next(iter(module.parameters())).device
-    hook = getattr(module, "_hf_hook", None)
-    placed: Any = getattr(hook, "execution_device", None)
-    return torch.device(placed) if device.type == "meta" and placed is not None else device
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model takes its token ids; an offloaded embedding says itself where it computes."""
+    embedding: nn.Module = model.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
+    weight = next(embedding.parameters(), None)
+    placed: Any = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if placed is not None and (weight is None or weight.device.type == "meta"):
+        return torch.device(placed)
+    return torch.device("cpu") if weight is None else weight.device

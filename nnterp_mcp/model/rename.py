@@ -58,3 +58,45 @@ def find_named(root: nn.Module, names: Names) -> nn.Module | None:
             if path == name or path.endswith(f".{name}"):
                 return module
     return None
+
+
+_MODELS = ("transformer", "gpt_neox", "backbone")
+_CONTAINERS = ("model", "model.decoder", "model.language_model", *_MODELS)
+_PARTS: dict[str, tuple[str, ...]] = {
+    "layers": ("layers", "h", "blocks"),
+    "ln_final": ("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "final_norm", "embedding_norm"),
+    "embed_tokens": ("embed_tokens", "wte", "embed_in", "word_embeddings", "embeddings"),
+}
+_SUBLAYERS: dict[str, tuple[str, ...]] = {
+    "self_attn": ("attn", "self_attention", "attention", "norm_attn_norm", "temporal_block"),
+    "mlp": ("block_sparse_moe", "feed_forward", "ffn", "mlp_block"),
+}
+
+
+def get_rename_dict(rename_config: RenameConfig | None = None) -> dict[str, str]:
+    """Names for nnsight's `rename=`, under which the usual families have the standard names.
+
+    nnsight renames by name, before anything is known of the model, so this is a list of what modules are called and
+    covers less than `StandardizedTransformer`, which finds them by what they do.
+
+    Args:
+        rename_config: Further names.
+
+    Returns:
+        From the names that architectures use to the standard ones.
+    """
+    config = rename_config or RenameConfig()
+    names = {f"{root}.{part}": standard for standard, parts in _PARTS.items() for part in parts for root in _CONTAINERS}
+    names |= {part: standard for standard, parts in _SUBLAYERS.items() for part in parts}
+    names |= {"embed_out": "lm_head", **dict.fromkeys(_MODELS, "model")}
+    given = {
+        "model": config.model_name,
+        "layers": config.layers_name,
+        "self_attn": config.attn_name,
+        "mlp": config.mlp_name,
+        "ln_final": config.ln_final_name,
+        "lm_head": config.lm_head_name,
+    }
+    for standard, own in given.items():
+        names |= dict.fromkeys([own] if isinstance(own, str) else own or [], standard)
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, Head
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
 from nnterp_mcp.model.implementation import current_attention, probe_eagerly, switch_attention
+from nnterp_mcp.model.probe import input_device
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
 from nnterp_mcp.model.vocabulary import project
@@ -54,12 +56,14 @@ class StandardizedTransformer(TransformersModel):
     Attributes:
         name: What errors and cards call the model.
         anatomy: Its modules and layers, as they were resolved.
+        rename_config: Which modules are which, as it was given.
         checks: What was verified when it was wrapped; empty without `check_renaming`.
     """
 
     name: str
     anatomy: Anatomy
     checks: list[Check]
+    rename_config: RenameConfig | None
 
     def __init__(
         self,
@@ -88,9 +92,12 @@ class StandardizedTransformer(TransformersModel):
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []
         self._refusals: dict[str, str] = {}
-        self._rename_config = rename_config
+        self.rename_config = rename_config
         self._mask: Tensor | None = None
-        super().__init__(loaded, tokenizer=tokenizer, task="text-generation")
+        with warnings.catch_warnings():
+            # BERT's modules named `output`: the standard names reach them whatever nnsight calls them.
+            warnings.filterwarnings("ignore", message=".*which nnsight already serves on every module")
+            super().__init__(loaded, tokenizer=tokenizer, task="text-generation")
         self._bind_names()
         for layer in self.anatomy.layers:
             if layer.core is not None:
@@ -445,7 +452,7 @@ class StandardizedTransformer(TransformersModel):
     @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
-        return self.module.device
+        return input_device(self.module)
 
     @property
     def module(self) -> PreTrainedModel:

@@ -66,12 +66,13 @@ def _call_head(anatomy: Anatomy, rows: Float[Tensor, "row 1 hidden"]) -> Float[T
 
 
 def _place(module: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where a module computes, and in which precision; offloaded modules say where themselves."""
-    hook = getattr(module, "_hf_hook", None)
-    executes: Any = getattr(hook, "execution_device", None)
+    """Where a module computes, and in which precision; offloaded parts say themselves where."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    executes: Any = next((hook.execution_device for hook in hooks if hasattr(hook, "execution_device")), None)
     for weight in module.parameters():
         if weight.is_floating_point():
-            return torch.device(executes if executes is not None else weight.device), weight.dtype
+            on = weight.device if executes is None else torch.device(executes)
+            return on, weight.dtype
     return like.device, like.dtype
 
 
