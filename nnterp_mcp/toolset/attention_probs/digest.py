@@ -15,20 +15,30 @@ from nnterp_mcp.toolset.attention_probs.result import (
     QueryReading,
 )
 
-_BUDGET = 600
+_BUDGET = 560
 """Tokens that the rows of an answer may take, about."""
 
+_HEADS = 9
+"""Heads that an answer shows."""
+
 _NAMED = 3
-"""Heads of a kind, or queries, that a finding names."""
+"""Heads of a kind that a finding names."""
+
+_QUERIES = 2
+"""Queries that a finding describes."""
+
+_OF_A_KIND = 0.1
+"""The score from which on a head is named for a kind."""
 
 _KINDS = {"induction": "induction", "previous": "previous-token", "duplicate": "duplicate-token"}
+_SHOWN = {"induction": ("induction", 4), "previous": ("previous token", 3), "duplicate": ("duplicate token", 1)}
 _MASSES = ("entropy", "first", "previous", "itself", "duplicate", "induction")
 
 
 def digest(result: AttentionProbsResult) -> AttentionProbsAnswer:
     """One table of heads, or of queries and heads where queries were named."""
     content, note = _by_query(result) if result.queries else _by_head(result)
-    findings = [_on_query(query, result) for query in result.queries[:_NAMED]] or [_overview(result)]
+    findings = [_on_query(query, result) for query in result.queries[:_QUERIES]] or [_overview(result)]
     return AttentionProbsAnswer(
         finding=" ".join([*findings, *_on_kinds(result)]),
         notes=[*note, *_notes(result)],
@@ -92,9 +102,16 @@ def _sharpness(head: HeadReading) -> float:
 
 
 def _strongest(heads: Sequence[HeadReading], kind: str) -> str:
+    found = _of_a_kind(heads, kind)[:_NAMED]
+    if not found:
+        return f"none from {_OF_A_KIND} on"
+    best = number(round(_score(kind)(found[0]), 2))
+    return ", ".join([f"{found[0].name} ({best})", *(head.name for head in found[1:])])
+
+
+def _of_a_kind(heads: Sequence[HeadReading], kind: str) -> list[HeadReading]:
     score = _score(kind)
-    first, *others = sorted(heads, key=score, reverse=True)[:_NAMED]
-    return ", ".join([f"{first.name} ({number(round(score(first), 2))})", *(head.name for head in others)])
+    return sorted((head for head in heads if score(head) >= _OF_A_KIND), key=score, reverse=True)
 
 
 def _by_head(result: AttentionProbsResult) -> tuple[Table, list[str]]:
@@ -121,19 +138,17 @@ def _pair(head: HeadReading) -> Cell:
     return list(pairs) or None
 
 
-def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str]]:
-    """The heads to show with what each is shown for."""
-    ranks: list[tuple[str, int, Callable[[HeadReading], float]]] = [
-        ("induction", 4, _score("induction")),
-        ("previous token", 3, _score("previous")),
-        ("duplicate token", 1, _score("duplicate")),
-        ("low entropy", 1, _sharpness),
-    ]
-    shown: list[tuple[HeadReading, str]] = []
-    for reason, count, score in ranks:
-        free = [head for head in heads if score(head) > 0 and all(head is not other for other, _ in shown)]
-        shown += [(head, reason) for head in sorted(free, key=score, reverse=True)[:count]]
-    return shown
+def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str | None]]:
+    """The heads to show with what each is shown for; all of them in their order where they are few."""
+    ranks = [(words, count, _of_a_kind(heads, kind)) for kind, (words, count) in _SHOWN.items()]
+    ranks.append(("low entropy", 1, sorted(filter(_sharpness, heads), key=_sharpness, reverse=True)))
+    shown: dict[str, str | None] = {}
+    for reason, count, ranked in ranks:
+        shown |= dict.fromkeys([head.name for head in ranked if head.name not in shown][:count], reason)
+    shown |= dict.fromkeys([head.name for head in heads if head.name not in shown][: max(0, _HEADS - len(shown))])
+    named = {head.name: head for head in heads}
+    order = named if len(heads) <= _HEADS else shown
+    return [(named[name], shown[name]) for name in order]
 
 
 def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
