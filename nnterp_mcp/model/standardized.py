@@ -14,7 +14,7 @@ from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
@@ -23,9 +23,11 @@ from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, Head
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
 from nnterp_mcp.model.implementation import current_attention, probe_eagerly, switch_attention
+from nnterp_mcp.model.names import bind_names
 from nnterp_mcp.model.probe import input_device
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
+from nnterp_mcp.model.sources import load_both
 from nnterp_mcp.model.vocabulary import project
 from nnterp_mcp.model.watch import watch
 
@@ -87,7 +89,7 @@ class StandardizedTransformer(TransformersModel):
                 f"attn_implementation={kwargs['attn_implementation']!r} forms no attention probabilities: "
                 "leave it out, or leave out enable_attention_probs."
             )
-        loaded, tokenizer = _load(model, tokenizer, trust_remote_code, kwargs)
+        loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
         self.name = name or getattr(loaded, "name_or_path", "") or type(loaded).__name__
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []
@@ -98,7 +100,7 @@ class StandardizedTransformer(TransformersModel):
             # BERT's modules named `output`: the standard names reach them whatever nnsight calls them.
             warnings.filterwarnings("ignore", message=".*which nnsight already serves on every module")
             super().__init__(loaded, tokenizer=tokenizer, task="text-generation")
-        self._bind_names()
+        bind_names(self, self.anatomy)
         for layer in self.anatomy.layers:
             if layer.core is not None:
                 watch(layer.core.module, layer.score_product)
@@ -106,31 +108,6 @@ class StandardizedTransformer(TransformersModel):
             self.set_attention("eager")
         if check_renaming:
             self.checks = check_model(self)
-
-    def _bind_names(self) -> None:
-        anatomy = self.anatomy
-        roots = {
-            "embed_tokens": anatomy.embed_tokens,
-            "layers": anatomy.layers_module,
-            "ln_final": anatomy.ln_final,
-            "lm_head": anatomy.lm_head,
-        }
-        for alias, site in roots.items():
-            self._bind(self, alias, site)
-        for layer in anatomy.layers:
-            block = self.envoy(layer.block)
-            self._bind(block, "self_attn", layer.attention)
-            self._bind(block, "mlp", layer.mlp)
-
-    def _bind(self, host: Envoy, alias: str, site: Site | None) -> None:
-        if site is None:
-            return
-        target = self.envoy(site)
-        if host.__dict__.get(alias) is target:
-            return
-        object.__setattr__(host, alias, target)
-        aliases: dict[str, str] = host._aliases  # pyright: ignore[reportPrivateUsage]
-        aliases[alias] = target.path.removeprefix(f"{host.path}.")
 
     def envoy(self, site: Site) -> Envoy:
         """The nnsight wrapper of a module of the anatomy."""
@@ -458,22 +435,3 @@ class StandardizedTransformer(TransformersModel):
     def module(self) -> PreTrainedModel:
         """The Hugging Face model itself."""
         return cast("PreTrainedModel", self._module)
-
-
-def _load(
-    model: str | Path | nn.Module,
-    tokenizer: PreTrainedTokenizerBase | None,
-    trust_remote_code: bool,
-    options: dict[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The weights and the tokenizer, read where they are not in memory yet."""
-    source = str(getattr(model, "name_or_path", "")) if isinstance(model, nn.Module) else str(model)
-    if not isinstance(model, nn.Module):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=trust_remote_code, **{"device_map": "auto", **options}
-        )
-    if tokenizer is None:
-        if not source:
-            raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return cast("PreTrainedModel", model).eval(), cast("PreTrainedTokenizerBase", tokenizer)

@@ -67,8 +67,8 @@ def _call_head(anatomy: Anatomy, rows: Float[Tensor, "row 1 hidden"]) -> Float[T
 
 def _place(module: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
     """Where a module computes, and in which precision; offloaded parts say themselves where."""
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
-    executes: Any = next((hook.execution_device for hook in hooks if hasattr(hook, "execution_device")), None)
+    devices = (getattr(getattr(part, "_hf_hook", None), "execution_device", None) for part in module.modules())
+    executes: Any = next((device for device in devices if device is not None), None)
     for weight in module.parameters():
         if weight.is_floating_point():
             on = weight.device if executes is None else torch.device(executes)
