@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Before nnsight, whose `.save` on every object breaks classes that are built later.
+import mcp.client.sse  # noqa: F401
+import mcp.client.stdio  # noqa: F401
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,3 +48,18 @@ def smollm2_folder() -> Path:
     from nnterp_mcp.settings import Settings
 
     return locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
+
+
+@pytest.fixture(scope="session")
+def count_tokens(smollm2_folder: Path) -> Callable[[object], int]:
+    """Counts the tokens that a model reads for a text, or for data as compact JSON."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+
+    def count(content: object) -> int:
+        if not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return len(tokenizer(content)["input_ids"])
+
+    return count

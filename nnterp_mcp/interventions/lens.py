@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.interventions.activations import get_token_activations
-from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
-from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.interventions.engine import NOTHING, Plan
+from nnterp_mcp.interventions.readout import Categories, Readout, expected, normalize, read_log_probs
+from nnterp_mcp.interventions.states import iterate_states
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -27,23 +28,15 @@ class LensReadings:
         prompts: The prompt of each reading.
         positions: Its position in the unpadded prompt.
         layers: The layers that were read, in ascending order.
-        top_ids: The likeliest tokens.
-        top_probs: Their probabilities.
-        entropy: Entropy of each distribution, in nats.
+        readout: Top tokens, entropies and targets, by reading and layer.
         kl: KL(last layer ‖ this layer), in nats.
-        target_probs: Summed probability of each target category's tokens.
-        target_ranks: Rank of each category's likeliest token; 1 is the top.
     """
 
     prompts: list[int]
     positions: list[int]
     layers: list[int]
-    top_ids: Int[Tensor, "reading layer k"]
-    top_probs: Float[Tensor, "reading layer k"]
-    entropy: Float[Tensor, "reading layer"]
+    readout: Readout
     kl: Float[Tensor, "reading layer"]
-    target_probs: Float[Tensor, "reading layer category"]
-    target_ranks: Int[Tensor, "reading layer category"]
 
 
 def read_lens(
@@ -53,7 +46,7 @@ def read_lens(
     layers: Sequence[int],
     *,
     top_k: int = 3,
-    targets: Mapping[str, Sequence[int]] | None = None,
+    categories: Sequence[Sequence[Sequence[int]]] | None = None,
     plan: Plan = NOTHING,
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
@@ -64,7 +57,7 @@ def read_lens(
     basis than the last one: a flat or odd distribution there is no proof that the information is absent. At the
     last layer it is the model's output, exactly.
 
-    Everything is reduced beside the model: only the numbers in `LensReadings` leave the device.
+    Everything is reduced beside the model: only the numbers in the readings leave the device.
 
     Args:
         model: The model.
@@ -72,7 +65,7 @@ def read_lens(
         positions: For each prompt, the positions to read.
         layers: The layers to read, in ascending order.
         top_k: How many of the likeliest tokens to keep.
-        targets: Token ids by category, whose probability and rank to follow.
+        categories: For each prompt, the token ids of each category whose probability and rank to follow.
         plan: The operations in force, planned for these prompts; the last layer's output is then the edited model's.
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
@@ -86,45 +79,39 @@ def read_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     model.require("lens")
-    device = model.device
-    categories = [torch.tensor(ids, device=device) for ids in (targets or {}).values()]
-    read = sorted({*layers, model.num_layers - 1})
-    asked = {prompt.index: list(at) for prompt, at in zip(prompts, positions, strict=True)}
-    parts: list[dict[str, Tensor]] = []
+    place = {prompt.index: row for row, prompt in enumerate(prompts)}
+    followed = Categories.of(categories or [[]] * len(prompts), model.device)
+    last = model.num_layers - 1
+    read = [*layers] if layers[-1] == last else [*layers, last]
     keys: list[tuple[int, int]] = []
-    done = 0
-    for batch in fill_batches(prompts, batch_tokens, model.pad_id, device, pad=model.can("batch")):
-        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-        keys += [(batch.prompts[row].index, at) for row, at in wanted]
-        states = _read_states(model, batch, wanted, read, plan)
-        parts += _reduce(model, states, top_k, categories)
-        done += len(batch.prompts)
-        on_batch(done)
+    parts: list[Readout] = []
+    divergences: list[Tensor] = []
+    for found in iterate_states(model, prompts, positions, read, plan=plan, batch_tokens=batch_tokens):
+        keys += found.keys
+        rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
+        for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
+            readout, divergence = _reduce(model, part, top_k, followed[chosen], len(layers))
+            parts.append(readout)
+            divergences.append(divergence)
+        on_batch(found.prompts_done)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    kept = [read.index(layer) for layer in layers]
-    whole = {name: torch.cat([part[name] for part in parts])[order][:, kept].cpu() for name in parts[0]}
+    count = len(layers)
+    places = [position * count + layer for position in _inverse(order) for layer in range(count)]
     return LensReadings(
         prompts=[keys[index][0] for index in order],
         positions=[keys[index][1] for index in order],
         layers=list(layers),
-        **whole,
+        readout=Readout.gather(parts, places, (len(keys), count)),
+        kl=torch.cat(divergences)[order].cpu(),
     )
 
 
-def _read_states(
-    model: StandardizedTransformer,
-    batch: Batch,
-    wanted: Sequence[tuple[int, int]],
-    layers: Sequence[int],
-    plan: Plan,
-) -> Float[Tensor, "reading layer hidden"]:
-    """The states at the wanted rows and positions; the head never runs."""
-    rows = torch.tensor([row for row, _ in wanted], device=batch.inputs["input_ids"].device)
-    columns = torch.tensor([batch.padding[row] + at for row, at in wanted], device=rows.device)
-    reads = [
-        Read(Place("layers_output", layer), lambda state: state[rows, columns].to(rows.device)) for layer in layers
-    ]
-    return torch.stack(forward(model, batch, plan, reads).reads, dim=1)
+def _chunks(
+    model: StandardizedTransformer, states: Float[Tensor, "reading layer hidden"], rows: Int[Tensor, " reading"]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Readings, and the rows of their categories, in parts whose logits are held at one time."""
+    size = max(1, _LOGITS_AT_ONCE // (states.shape[1] * model.vocab_size))
+    return states.split(size), rows.split(size)
 
 
 @torch.inference_mode()
@@ -132,37 +119,20 @@ def _reduce(
     model: StandardizedTransformer,
     states: Float[Tensor, "reading layer hidden"],
     top_k: int,
-    categories: Sequence[Int[Tensor, " token"]],
-) -> list[dict[str, Tensor]]:
-    chunk = max(1, _LOGITS_AT_ONCE // (states.shape[1] * model.vocab_size))
-    return [_describe(model.project_on_vocab(part), top_k, categories) for part in states.split(chunk)]
+    followed: Categories,
+    count: int,
+) -> tuple[Readout, Float[Tensor, "reading layer"]]:
+    """What is kept of the first `count` layers; the last one is the one that they are compared with."""
+    log_probs = normalize(model.project_on_vocab(states))
+    last = log_probs[:, -1:]
+    divergence = expected(last.exp(), last - log_probs[:, :count]).clamp_min(0)
+    by_row = torch.arange(len(states), device=states.device).repeat_interleave(count)
+    return read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row]), divergence
 
 
-def _describe(
-    logits: Float[Tensor, "reading layer vocabulary"], top_k: int, categories: Sequence[Int[Tensor, " token"]]
-) -> dict[str, Tensor]:
-    """What is kept of the distributions; the last layer's is the one that the others are compared with."""
-    logits = logits.float()
-    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
-    log_probs = logits - logits.logsumexp(-1, keepdim=True)
-    probs = log_probs.exp()
-    top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
-    final_probs, final_log_probs = probs[:, -1:], log_probs[:, -1:]
-    at = [logits[..., ids].amax(-1, keepdim=True) for ids in categories]
-    empty = logits.new_empty((*logits.shape[:2], 0))
-    return {
-        "top_ids": top.indices,
-        "top_probs": top.values,
-        "entropy": _expected(probs, -log_probs),
-        "kl": _expected(final_probs, final_log_probs - log_probs).clamp_min(0),
-        "target_probs": torch.stack([probs[..., ids].sum(-1) for ids in categories], -1) if at else empty,
-        "target_ranks": torch.stack([1 + (logits > best).sum(-1) for best in at], -1) if at else empty.long(),
-    }
-
-
-def _expected(probs: Tensor, values: Tensor) -> Tensor:
-    """The mean of values under probabilities; where a probability is zero the value does not count."""
-    return torch.where(probs > 0, probs * values, 0).sum(-1)
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each item stands in an order."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm as tqdm_auto
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import compute_next_token_probs
+from nnterp_mcp.model.prompts import token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 GetProbs = Callable[..., Float[Tensor, "prompt layer vocabulary"]]
@@ -74,6 +75,36 @@ def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, 
     """
     shared = {(a, b): sorted(set(targets[a]) & set(targets[b])) for a, b in combinations(targets, 2)}
     return {pair: ids for pair, ids in shared.items() if ids}
+
+
+@dataclass(frozen=True)
+class FollowedTargets:
+    """Target categories as an experiment follows them.
+
+    Attributes:
+        ids: The first tokens of each category.
+        words: The same as text.
+        shared: The tokens, as text, that two categories share, under `a and b`.
+    """
+
+    ids: dict[str, list[int]]
+    words: dict[str, list[str]]
+    shared: dict[str, list[str]]
+
+
+def follow_targets(targets: Mapping[str, Sequence[str]], tokenizer: Any) -> FollowedTargets:
+    """Finds the first tokens of target strings by category.
+
+    Raises:
+        InvalidRequest: A string has no token.
+    """
+    ids = {name: get_first_tokens(words, tokenizer) for name, words in targets.items()}
+    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids).items()}
+    return FollowedTargets(ids, _texts(ids, tokenizer), _texts(shared, tokenizer))
+
+
+def _texts(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
+    return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}
 
 
 @dataclass

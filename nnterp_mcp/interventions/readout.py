@@ -79,28 +79,42 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
         top_k: How many of the likeliest tokens to keep.
         categories: The tokens to follow in each row.
     """
-    logits = logits.float()
-    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
-    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    return read_log_probs(normalize(logits), top_k, categories)
+
+
+def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
+    """Does what `read_distribution` does, for what is normalized already."""
     probs = log_probs.exp()
     top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
     flat = categories.ids.flatten(1)
     chosen = probs.gather(-1, flat).reshape(categories.ids.shape)
-    best = logits.gather(-1, flat).reshape(categories.ids.shape).masked_fill(~categories.real, -torch.inf)
+    best = log_probs.gather(-1, flat).reshape(categories.ids.shape).masked_fill(~categories.real, -torch.inf)
     return Readout(
         top_ids=top.indices,
         top_probs=top.values,
-        entropy=-torch.where(probs > 0, probs * log_probs, 0).sum(-1),
+        entropy=expected(probs, -log_probs),
         target_probs=chosen.masked_fill(~categories.real, 0).sum(-1),
-        target_ranks=_ranks(logits, best) * categories.real.any(-1),
+        target_ranks=_ranks(log_probs, best) * categories.real.any(-1),
     )
 
 
+def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
+    """Log-probabilities, in float32."""
+    logits = logits.float()
+    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
+def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:
+    """The mean of values under probabilities; where a probability is zero the value does not count."""
+    return torch.where(probs > 0, probs * values, 0).sum(-1)
+
+
 def _ranks(
-    logits: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
+    log_probs: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
 ) -> Int[Tensor, "row category"]:
     if values.shape[-1] == 0:
         return values.new_zeros(values.shape[:-1], dtype=torch.long)
     best = values.amax(-1)
-    above = [(logits > best[:, [category]]).sum(-1) for category in range(best.shape[-1])]
+    above = [(log_probs > best[:, [category]]).sum(-1) for category in range(best.shape[-1])]
     return 1 + torch.stack(above, -1) if above else best.long()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,52 @@ from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+@dataclass(frozen=True)
+class BatchStates:
+    """What one batch gave.
+
+    Attributes:
+        keys: Prompt index and position of each reading.
+        states: The residual streams, on the model's device.
+        prompts_done: Prompts that have run so far.
+    """
+
+    keys: list[tuple[int, int]]
+    states: Float[Tensor, "reading layer hidden"]
+    prompts_done: int
+
+
+def iterate_states(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    positions: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+) -> Iterator[BatchStates]:
+    """Reads the residual stream after layers batch by batch, running no further than the last of them.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        positions: For each prompt, the positions to read in the unpadded prompt.
+        layers: The layers to read, in ascending order.
+        plan: The operations in force, planned for these prompts.
+        batch_tokens: Padded tokens in a forward pass, at most.
+
+    Yields:
+        The states of each batch; prompts of similar length come together, so not in their order.
+    """
+    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
+    done = 0
+    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
+        done += len(batch.prompts)
+        keys = [(batch.prompts[row].index, at) for row, at in wanted]
+        yield BatchStates(keys, _read(model, batch, wanted, layers, plan), done)
 
 
 def read_states(
@@ -24,7 +71,7 @@ def read_states(
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> Float[Tensor, "reading layer hidden"]:
-    """Reads the residual stream after layers, running no further than the last of them.
+    """All that `iterate_states` reads, in the order of the prompts, then of the positions.
 
     Args:
         model: The model.
@@ -36,18 +83,14 @@ def read_states(
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
 
     Returns:
-        The states on the model's device, in the order of the prompts, then of the positions.
+        The states on the model's device.
     """
-    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
     parts: list[Tensor] = []
     keys: list[tuple[int, int]] = []
-    done = 0
-    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
-        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-        keys += [(batch.prompts[row].index, at) for row, at in wanted]
-        parts.append(_read(model, batch, wanted, layers, plan))
-        done += len(batch.prompts)
-        on_batch(done)
+    for found in iterate_states(model, prompts, positions, layers, plan=plan, batch_tokens=batch_tokens):
+        parts.append(found.states)
+        keys += found.keys
+        on_batch(found.prompts_done)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return torch.cat(parts)[order]
 

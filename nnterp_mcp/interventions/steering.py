@@ -12,7 +12,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 
 def steer(
     nn_model: StandardizedTransformer,
-    layers: int | Sequence[int],
+    layers: int | list[int],
     steering_vector: Float[Tensor, " hidden"],
     factor: float = 1,
     positions: int | Sequence[int] | Tensor | None = None,

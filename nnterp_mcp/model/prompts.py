@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import Message, Prompt
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def _chat_text(tokenizer: Any, messages: Sequence[Any], name: str) -> str:
         )
     except Exception as error:
         raise InvalidRequest(f"the chat template of {name} refuses these messages: {error}") from error
+
+
+def as_chats(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as chats: a text becomes the user's message."""
+    return [[Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 def fill_batches(

@@ -13,81 +13,14 @@ import sys
 import threading
 import traceback
 import uuid
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
-from nnterp_mcp.errors import Internal, NnterpError, NoModel, OutOfMemory, WorkerLost
+from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, WorkerLost
+from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.session.wire import Call, Failure, FromWorker, Reply, Start, encode, to_worker
-from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nnterp_mcp.model.standardized import StandardizedTransformer
-
-
-@dataclass
-class Bench:
-    """What the tools of a worker work on.
-
-    Attributes:
-        handle: The model's handle.
-        settings: What the server decided.
-    """
-
-    handle: str
-    settings: Settings
-    _model: StandardizedTransformer | None = None
-
-    @property
-    def model(self) -> StandardizedTransformer:
-        """The loaded model.
-
-        Raises:
-            NoModel: Nothing is loaded yet.
-        """
-        if self._model is None:
-            raise NoModel(f"{self.handle} is not loaded yet", "Wait for load_model to answer.")
-        return self._model
-
-    @cached_property
-    def identity(self) -> ModelIdentity:
-        """What tells the loaded model's weights from others."""
-        from nnterp_mcp.model.fingerprint import fingerprint
-
-        module = self.model.module
-        return ModelIdentity(
-            architecture=type(module).__name__,
-            hidden_size=self.model.hidden_size,
-            fingerprint=fingerprint(module),
-        )
-
-    @property
-    def vectors(self) -> VectorStore:
-        """The named vectors of every model."""
-        return VectorStore(self.settings.data / "vectors")
-
-    def find_vector(self, name: str) -> Tensor:
-        """A named vector of the loaded model, as interventions look it up.
-
-        Raises:
-            InvalidRequest: It does not exist, or belongs to other weights.
-        """
-        import torch
-
-        from nnterp_mcp.interventions.directions import spread_over_layers
-
-        stored = self.vectors.load(name, self.identity, self.handle)
-        return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
-
-    def place(self, model: StandardizedTransformer) -> None:
-        """Puts the loaded model on the bench."""
-        self._model = model
 
 
 class Inbox:

@@ -128,7 +128,7 @@ def subject(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Subjec
 
 @pytest.fixture(scope="module")
 def readings(subject: Subject) -> LensReadings:
-    return subject.read(top_k=min(1000, subject.model.vocab_size), targets=TARGETS)
+    return subject.read(top_k=min(1000, subject.model.vocab_size), categories=[list(TARGETS.values())] * len(PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +148,8 @@ def test_probabilities_are_those_of_plain_transformers(
     subject: Subject, readings: LensReadings, reference: Tensor
 ) -> None:
     probs = reference.exp()
-    at_same_tokens = (probs.gather(-1, readings.top_ids) - readings.top_probs).abs().max()
-    at_same_ranks = (probs.topk(readings.top_probs.shape[-1]).values - readings.top_probs).abs().max()
+    at_same_tokens = (probs.gather(-1, readings.readout.top_ids) - readings.readout.top_probs).abs().max()
+    at_same_ranks = (probs.topk(readings.readout.top_probs.shape[-1]).values - readings.readout.top_probs).abs().max()
     print(f"largest difference, {subject.model.name}: {at_same_tokens:.2e}")
 
     assert at_same_tokens < 1e-5
@@ -160,7 +160,7 @@ def test_probabilities_are_those_of_plain_transformers(
 def test_last_layer_is_the_models_output(subject: Subject, readings: LensReadings) -> None:
     probs = torch.cat(subject.outputs).double().softmax(-1)
 
-    assert (probs.gather(-1, readings.top_ids[:, -1]) - readings.top_probs[:, -1]).abs().max() < 1e-5
+    assert (probs.gather(-1, readings.readout.top_ids[:, -1]) - readings.readout.top_probs[:, -1]).abs().max() < 1e-5
 
 
 def test_entropy_and_divergence(readings: LensReadings, reference: Tensor) -> None:
@@ -168,7 +168,7 @@ def test_entropy_and_divergence(readings: LensReadings, reference: Tensor) -> No
     last = reference[:, -1:]
     divergence = (last.exp() * (last - reference)).sum(-1)
 
-    assert (readings.entropy - entropy).abs().max() < 1e-4
+    assert (readings.readout.entropy - entropy).abs().max() < 1e-4
     assert (readings.kl - divergence).abs().max() < 1e-3
     assert readings.kl[:, -1].max() < 1e-6
     assert divergence[:, 0].max() > 0.1
@@ -180,9 +180,9 @@ def test_targets(readings: LensReadings, reference: Tensor) -> None:
         best = reference[..., ids].amax(-1, keepdim=True)
         # Where logits all but tie, either order is right.
         least, most = ((1 + (reference > best + slack).sum(-1)) for slack in (1e-4, -1e-4))
-        ranks = readings.target_ranks[..., index]
+        ranks = readings.readout.target_ranks[..., index]
 
-        assert (readings.target_probs[..., index] - probs).abs().max() < 1e-5
+        assert (readings.readout.target_probs[..., index] - probs).abs().max() < 1e-5
         assert ((least <= ranks) & (ranks <= most)).all()
         assert ranks.max() > ranks.min()
 
@@ -190,13 +190,15 @@ def test_targets(readings: LensReadings, reference: Tensor) -> None:
 def test_small_batches_read_the_same(subject: Subject, readings: LensReadings) -> None:
     done: list[int] = []
     lengths = sorted(len(prompt.ids) for prompt in subject.encoded)
-    small = subject.read(top_k=5, targets=TARGETS, batch_tokens=2 * lengths[-2], on_batch=done.append)
+    small = subject.read(
+        top_k=5, categories=[list(TARGETS.values())] * len(PROMPTS), batch_tokens=2 * lengths[-2], on_batch=done.append
+    )
 
     assert len(done) > 1
     assert done[-1] == len(PROMPTS)
     assert small.prompts == readings.prompts
-    assert (small.top_probs - readings.top_probs[..., :5]).abs().max() < 1e-5
-    assert (small.entropy - readings.entropy).abs().max() < 1e-4
+    assert (small.readout.top_probs - readings.readout.top_probs[..., :5]).abs().max() < 1e-5
+    assert (small.readout.entropy - readings.readout.entropy).abs().max() < 1e-4
 
 
 def test_each_prompt_alone_reads_the_same(subject: Subject, readings: LensReadings) -> None:
@@ -204,7 +206,7 @@ def test_each_prompt_alone_reads_the_same(subject: Subject, readings: LensReadin
         rows = [index for index, of in enumerate(readings.prompts) if of == prompt.index]
         alone = read_lens(subject.model, [prompt], [range(len(prompt.ids))], readings.layers, top_k=5)
 
-        assert (alone.top_probs - readings.top_probs[rows][..., :5]).abs().max() < 1e-5
+        assert (alone.readout.top_probs - readings.readout.top_probs[rows][..., :5]).abs().max() < 1e-5
 
 
 def test_some_layers_and_positions(subject: Subject, readings: LensReadings) -> None:
@@ -213,10 +215,10 @@ def test_some_layers_and_positions(subject: Subject, readings: LensReadings) -> 
     rows = [readings.prompts.index(prompt.index) + len(prompt.ids) - 1 for prompt in subject.encoded]
 
     assert some.positions == [at for (at,) in positions]
-    assert some.top_ids.shape == (len(PROMPTS), 2, 2)
-    assert (some.top_probs - readings.top_probs[rows][:, [0, 2], :2]).abs().max() < 1e-5
+    assert some.readout.top_ids.shape == (len(PROMPTS), 2, 2)
+    assert (some.readout.top_probs - readings.readout.top_probs[rows][:, [0, 2], :2]).abs().max() < 1e-5
     assert (some.kl - readings.kl[rows][:, [0, 2]]).abs().max() < 1e-3
-    assert some.target_probs.shape[-1] == 0
+    assert some.readout.target_probs.shape[-1] == 0
 
 
 def test_what_a_batch_raises_ends_the_reading(subject: Subject) -> None:
@@ -228,4 +230,4 @@ def test_what_a_batch_raises_ends_the_reading(subject: Subject) -> None:
 
     with pytest.raises(Enough):
         subject.read(on_batch=stop)
-    assert subject.read(top_k=1).top_ids.shape[-1] == 1
+    assert subject.read(top_k=1).readout.top_ids.shape[-1] == 1

@@ -12,10 +12,9 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.interventions.attention import TARGETS, AttentionReadings, HeadChoice, choose_heads, read_attention
 from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
-from nnterp_mcp.interventions.plan import plan
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import Operation, Patch, SetAttention
 from nnterp_mcp.session.jobs import Job
@@ -32,7 +31,7 @@ from nnterp_mcp.toolset.attention_probs.result import (
 )
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 _KEYS = 200_000
 """Keys that the queries of one call may name."""
@@ -43,7 +42,7 @@ _TIED = "the interventions name positions or prompts, which random tokens do not
 def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsResult:
     """Reads the prompts, and repeated random tokens where kinds are wanted."""
     model, settings = bench.model, bench.settings
-    prompts = _encode(bench, params)
+    prompts = bench.encode(params.prompts)
     chosen = choose_heads(model, params.layers, params.heads)
     queries = _queries(params, prompts, chosen)
     wanted = params.query_positions is None if params.kinds is None else params.kinds
@@ -52,14 +51,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         raise InvalidRequest(
             f"kinds of heads cannot be scored: {_TIED}.", "Leave out kinds, or let them act at all positions."
         )
-    in_force = plan(
-        model,
-        params.interventions,
-        prompts,
-        bench.find_vector,
-        batch_tokens=settings.batch_tokens,
-        check=job.check,
-    )
+    in_force = bench.plan(params.interventions, prompts, job)
     readings = read_attention(
         model,
         prompts,
@@ -81,14 +73,6 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         heads=_head_readings(readings, kinds, prompts, model.tokenizer),
         queries=_query_readings(readings, prompts, model.tokenizer),
     )
-
-
-def _encode(bench: Bench, params: AttentionProbsParams) -> list[EncodedPrompt]:
-    model, settings = bench.model, bench.settings
-    if len(params.prompts) > settings.max_prompts:
-        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
-    longest = min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens)
-    return encode_prompts(model.tokenizer, params.prompts, bench.handle, longest)
 
 
 def _queries(
@@ -120,14 +104,7 @@ def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoi
     model, settings = bench.model, bench.settings
     repeated = repeat_random_tokens(model)
     total = len(repeated.prompts)
-    in_force = plan(
-        model,
-        params.interventions,
-        repeated.prompts,
-        bench.find_vector,
-        batch_tokens=settings.batch_tokens,
-        check=job.check,
-    )
+    in_force = bench.plan(params.interventions, repeated.prompts, job)
     return score_heads(
         model,
         repeated,

@@ -6,30 +6,21 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import Generation, generate
-from nnterp_mcp.interventions.plan import plan
 from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 
 def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     """Generates the baseline and, if there are interventions, the edited text."""
-    prompts = _encode(bench, params)
-    edits = plan(
-        bench.model,
-        params.interventions,
-        prompts,
-        bench.find_vector,
-        batch_tokens=bench.settings.batch_tokens,
-        check=job.check,
-    )
+    prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
+    edits = bench.plan(params.interventions, prompts, job)
     steps = count(1)
     baseline = _generate(bench, params, prompts, NOTHING, job, steps)
     edited = _generate(bench, params, prompts, edits, job, steps) if edits else [None] * len(prompts)
@@ -49,25 +40,6 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
             for prompt, plain, other in zip(prompts, baseline, edited, strict=True)
         ],
     )
-
-
-def _encode(bench: Bench, params: GenerateParams) -> list[EncodedPrompt]:
-    model, settings = bench.model, bench.settings
-    if len(params.prompts) > settings.max_prompts:
-        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
-    room = settings.max_prompt_tokens
-    if model.context is not None:
-        room = min(room, model.context - params.max_new_tokens)
-        if room < 1:
-            raise LimitExceeded(
-                f"max_new_tokens {params.max_new_tokens} leaves no room for a prompt: {bench.handle} reads "
-                f"{model.context} tokens in all."
-            )
-    texts = [
-        [{"role": "user", "content": prompt}] if params.chat and isinstance(prompt, str) else prompt
-        for prompt in params.prompts
-    ]
-    return encode_prompts(model.tokenizer, texts, bench.handle, room)
 
 
 def _generate(

@@ -18,7 +18,7 @@ from nnterp_mcp.toolset.inspect_model.source import describe_product, read_forwa
 from nnterp_mcp.toolset.inspect_model.tree import Names, Outline
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 
 _CAPABILITIES = ("names", "lens", "batch", "attention", "attention_edit")

@@ -9,7 +9,7 @@ from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 _STEPS = 6
 

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.interventions.lens import LensReadings, read_lens
-from nnterp_mcp.interventions.plan import plan
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.logit_lens.contract import LayerReading, LogitLensParams, LogitLensResult, Reading
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 
 def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     """Reads the lens and puts words to its tokens."""
     model, settings = bench.model, bench.settings
-    if len(params.prompts) > settings.max_prompts:
-        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
-    prompts = encode_prompts(
-        model.tokenizer,
-        params.prompts,
-        bench.handle,
-        min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens),
-    )
-    targets = {name: get_first_tokens(words, model.tokenizer) for name, words in params.targets.items()}
-    edits = plan(
-        model,
-        params.interventions,
-        prompts,
-        bench.find_vector,
-        batch_tokens=settings.batch_tokens,
-        check=job.check,
-    )
+    prompts = bench.encode(params.prompts)
+    targets = follow_targets(params.targets, model.tokenizer)
+    edits = bench.plan(params.interventions, prompts, job)
     readings = read_lens(
         model,
         prompts,
         [resolve_positions(params.positions, prompt) for prompt in prompts],
         resolve_layers(params.layers, model.num_layers, bench.handle),
         top_k=params.top_k,
-        targets=targets,
+        categories=[list(targets.ids.values())] * len(prompts),
         plan=edits,
         batch_tokens=settings.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
@@ -53,27 +37,23 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     return LogitLensResult(
         model=bench.handle,
         last_layer=model.num_layers - 1,
-        categories=_words(targets, model.tokenizer),
-        shared=_words({f"{a} and {b}": ids for (a, b), ids in find_shared_tokens(targets).items()}, model.tokenizer),
+        categories=targets.words,
+        shared=targets.shared,
         interventions=list(edits.labels),
         readings=[_reading(readings, index, prompts, model.tokenizer) for index in range(len(readings.prompts))],
     )
-
-
-def _words(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
-    return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}
 
 
 def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> Reading:
     prompt, position = prompts[readings.prompts[index]], readings.positions[index]
     columns = zip(
         readings.layers,
-        readings.top_ids[index].tolist(),
-        readings.top_probs[index].tolist(),
-        readings.entropy[index].tolist(),
+        readings.readout.top_ids[index].tolist(),
+        readings.readout.top_probs[index].tolist(),
+        readings.readout.entropy[index].tolist(),
         readings.kl[index].tolist(),
-        readings.target_probs[index].tolist(),
-        readings.target_ranks[index].tolist(),
+        readings.readout.target_probs[index].tolist(),
+        readings.readout.target_ranks[index].tolist(),
         strict=True,
     )
     return Reading(
@@ -81,7 +61,7 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
         text=prompt.text,
         position=position,
         token=token_text(tokenizer, prompt.ids[position]),
-        leads_from=_leads_from(readings.layers, readings.top_ids[index, :, 0].tolist()),
+        leads_from=_leads_from(readings.layers, readings.readout.top_ids[index, :, 0].tolist()),
         layers=[
             LayerReading(
                 layer=layer,

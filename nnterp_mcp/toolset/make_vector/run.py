@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.directions import (
     Directions,
     States,
@@ -32,7 +32,7 @@ from nnterp_mcp.session.vectors import VectorCard
 from nnterp_mcp.toolset.make_vector.contract import DirectionFacts, MakeVectorParams, MakeVectorResult, Method
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 _PACKAGES = ("nnterp-mcp", "torch", "transformers", "nnsight")
 
@@ -98,8 +98,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> list[States]:
     """The states of the positive and of the negative prompts, where there are any."""
     model, settings = bench.model, bench.settings
     total = len(params.positive) + len(params.negative)
-    if total > settings.max_prompts:
-        raise LimitExceeded(f"{total} prompts, and this server allows {settings.max_prompts} a call.")
+    bench.admit(total)
     sets = [prompts for prompts in (params.positive, params.negative) if prompts]
     before = 0
     found: list[States] = []
@@ -110,7 +109,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> list[States]:
                 prompts,
                 resolve_layers(params.layers, model.num_layers, bench.handle),
                 params.positions,
-                limit=min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens),
+                limit=bench.longest_prompt(),
                 batch_tokens=settings.batch_tokens,
                 on_batch=_reporter(job, before, total),
             )

@@ -10,24 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.fields import Prompt
 from nnterp_mcp.interventions.patched_rows import Target
 from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings, pair_layers, read_patchscope
-from nnterp_mcp.interventions.plan import plan
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.prompts import follow_targets, get_first_tokens
 from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -54,23 +52,14 @@ class _Place:
 def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     """Reads the sources, patches the target, and puts words to the tokens."""
     model, settings = bench.model, bench.settings
-    if len(params.source_prompts) > settings.max_prompts:
-        given = len(params.source_prompts)
-        raise LimitExceeded(f"{given} source prompts, and this server allows {settings.max_prompts} a call.")
-    limit = min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens)
-    prompts = encode_prompts(model.tokenizer, params.source_prompts, bench.handle, limit)
+    prompts = bench.encode(params.source_prompts)
     positions = [resolve_positions(params.source_positions, prompt) for prompt in prompts]
     pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
-    encoded = _encode(model, params.target_prompt, bench.handle, limit - params.max_new_tokens, len(prompts))
-    target = Target(tuple(encoded.ids), resolve_positions([params.target_position], encoded)[-1], encoded.index)
-    edits = plan(
-        model,
-        params.interventions,
-        [*prompts, encoded],
-        bench.find_vector,
-        batch_tokens=settings.batch_tokens,
-        check=job.check,
+    encoded = _encode(
+        model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
+    target = Target(tuple(encoded.ids), resolve_positions([params.target_position], encoded)[-1], encoded.index)
+    edits = bench.plan(params.interventions, [*prompts, encoded], job)
     layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
     states = read_states(
         model,
@@ -81,11 +70,11 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         batch_tokens=settings.batch_tokens,
         on_batch=lambda done: job.check(),
     )
-    targets = {name: get_first_tokens(words, model.tokenizer) for name, words in params.targets.items()}
+    targets = follow_targets(params.targets, model.tokenizer)
     answers = _answers(model, states[:, -1])
     at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
     places = [
-        _place(model.tokenizer, prompt, position, answer, params.targets, targets)
+        _place(model.tokenizer, prompt, position, answer, params.targets, targets.ids)
         for (prompt, position), answer in zip(at, answers, strict=True)
     ]
     total = len(places) * len(pairs)
@@ -109,8 +98,8 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         target_token=token,
         after=after,
         layout=_layout(pairs),
-        categories=_words(targets, model.tokenizer),
-        shared=_words({f"{a} and {b}": ids for (a, b), ids in find_shared_tokens(targets).items()}, model.tokenizer),
+        categories=targets.words,
+        shared=targets.shared,
         interventions=list(edits.labels),
         sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0).sources(places),
     )
@@ -166,10 +155,6 @@ def _layout(pairs: Sequence[LayerPair]) -> Literal["same", "pairs", "grid"]:
     if all(source == target for source, target in pairs):
         return "same"
     return "pairs" if len({source for source, _ in pairs}) == len(pairs) else "grid"
-
-
-def _words(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
-    return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}
 
 
 @dataclass(frozen=True)

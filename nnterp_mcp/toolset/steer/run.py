@@ -9,18 +9,18 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.interventions.places import Place, require_place
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.interventions.sweep import Dose, Sweep, sweep
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import encode_prompts, token_text
+from nnterp_mcp.model.prompts import token_text
 from nnterp_mcp.operations import label_of
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.steer.contract import SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 _CONTROLS = 5
 """Random directions beside the vector."""
@@ -31,14 +31,11 @@ _MOST_RUNS = 20_000
 def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     """Runs the sweep and puts words to its tokens."""
     model, settings = bench.model, bench.settings
-    if len(params.prompts) > settings.max_prompts:
-        raise LimitExceeded(f"{len(params.prompts)} prompts, and this server allows {settings.max_prompts} a call.")
-    limit = min(model.context or settings.max_prompt_tokens, settings.max_prompt_tokens) - params.max_new_tokens
-    prompts = encode_prompts(model.tokenizer, params.prompts, bench.handle, limit)
+    prompts = bench.encode(params.prompts, params.max_new_tokens)
     directions = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
     total = _count(params, len(directions), controls)
-    targets = {name: get_first_tokens(words, model.tokenizer) for name, words in params.targets.items()}
+    targets = follow_targets(params.targets, model.tokenizer)
     found = sweep(
         model,
         prompts,
@@ -49,7 +46,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         vectors=bench.find_vector,
         controls=controls,
         top_k=params.top_k,
-        targets=targets,
+        targets=targets.ids,
         max_new_tokens=params.max_new_tokens,
         batch_tokens=settings.batch_tokens,
         on_batch=lambda done: job.progress(
@@ -63,8 +60,8 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
         prompts=[prompt.text for prompt in prompts],
         controls=controls,
-        categories=_words(targets, model.tokenizer),
-        shared=_words({f"{a} and {b}": ids for (a, b), ids in find_shared_tokens(targets).items()}, model.tokenizer),
+        categories=targets.words,
+        shared=targets.shared,
         in_force=list(found.labels),
         runs=_runs(found, directions, model.tokenizer),
     )
@@ -141,7 +138,3 @@ def _push(dose: Dose, norms: Mapping[int, float], lengths: Mapping[tuple[int, in
 
 def _text(ids: Sequence[int] | None, tokenizer: Any) -> str | None:
     return None if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _words(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
-    return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}

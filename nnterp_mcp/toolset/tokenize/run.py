@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.model.prompts import encode_prompts, token_text
+from nnterp_mcp.model.prompts import as_chats, encode_prompts, token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.tokenize.contract import TokenizedPrompt, TokenizeParams, TokenizeResult
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.worker import Bench
+    from nnterp_mcp.session.bench import Bench
 
 
 def run(bench: Bench, params: TokenizeParams, job: Job) -> TokenizeResult:
     """Tokenizes every prompt."""
     tokenizer = bench.model.tokenizer
-    prompts = [
-        [{"role": "user", "content": prompt}] if params.chat and isinstance(prompt, str) else prompt
-        for prompt in params.prompts
-    ]
+    prompts = as_chats(params.prompts) if params.chat else params.prompts
     return TokenizeResult(
         model=bench.handle,
         prompts=[

@@ -1,0 +1,138 @@
+"""What the tools of a worker work on: the loaded model, the server's limits, and the named vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nnterp_mcp.errors import LimitExceeded, NoModel
+from nnterp_mcp.fields import Prompt
+from nnterp_mcp.operations import Operation
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
+from nnterp_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nnterp_mcp.interventions.engine import Plan
+    from nnterp_mcp.model.prompts import EncodedPrompt
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+@dataclass
+class Bench:
+    """What the tools of a worker work on.
+
+    Attributes:
+        handle: The model's handle.
+        settings: What the server decided.
+    """
+
+    handle: str
+    settings: Settings
+    _model: StandardizedTransformer | None = None
+
+    @property
+    def model(self) -> StandardizedTransformer:
+        """The loaded model.
+
+        Raises:
+            NoModel: Nothing is loaded yet.
+        """
+        if self._model is None:
+            raise NoModel(f"{self.handle} is not loaded yet", "Wait for load_model to answer.")
+        return self._model
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """What tells the loaded model's weights from others."""
+        from nnterp_mcp.model.fingerprint import fingerprint
+
+        module = self.model.module
+        return ModelIdentity(
+            architecture=type(module).__name__,
+            hidden_size=self.model.hidden_size,
+            fingerprint=fingerprint(module),
+        )
+
+    @property
+    def vectors(self) -> VectorStore:
+        """The named vectors of every model."""
+        return VectorStore(self.settings.data / "vectors")
+
+    def find_vector(self, name: str) -> Tensor:
+        """A named vector of the loaded model, as interventions look it up.
+
+        Raises:
+            InvalidRequest: It does not exist, or belongs to other weights.
+        """
+        import torch
+
+        from nnterp_mcp.interventions.directions import spread_over_layers
+
+        stored = self.vectors.load(name, self.identity, self.handle)
+        return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
+
+    def place(self, model: StandardizedTransformer) -> None:
+        """Puts the loaded model on the bench."""
+        self._model = model
+
+    def longest_prompt(self, new_tokens: int = 0) -> int:
+        """Tokens that a prompt may have when so many are to follow it.
+
+        Raises:
+            LimitExceeded: They leave no room for a prompt.
+        """
+        context = self.model.context
+        room = (
+            self.settings.max_prompt_tokens
+            if context is None
+            else min(self.settings.max_prompt_tokens, context - new_tokens)
+        )
+        if room < 1:
+            raise LimitExceeded(
+                f"max_new_tokens {new_tokens} leaves no room for a prompt: {self.handle} reads {context} tokens in all."
+            )
+        return room
+
+    def encode(self, prompts: Sequence[Prompt], new_tokens: int = 0) -> list[EncodedPrompt]:
+        """Tokenizes the prompts of a request within the server's and the model's limits.
+
+        Raises:
+            LimitExceeded: There are too many prompts, or no room for any.
+            InvalidRequest: A prompt has no tokens or too many.
+        """
+        from nnterp_mcp.model.prompts import encode_prompts
+
+        self.admit(len(prompts))
+        return encode_prompts(self.model.tokenizer, prompts, self.handle, self.longest_prompt(new_tokens))
+
+    def admit(self, prompts: int) -> None:
+        """Refuses more prompts than the server allows.
+
+        Raises:
+            LimitExceeded: There are too many.
+        """
+        if prompts > self.settings.max_prompts:
+            raise LimitExceeded(f"{prompts} prompts, and this server allows {self.settings.max_prompts} a call.")
+
+    def plan(self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job) -> Plan:
+        """Plans the interventions of a request.
+
+        Raises:
+            InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.interventions.plan import plan
+
+        return plan(
+            self.model,
+            operations,
+            prompts,
+            self.find_vector,
+            batch_tokens=self.settings.batch_tokens,
+            check=job.check,
+        )

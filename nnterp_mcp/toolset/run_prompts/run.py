@@ -1,0 +1,179 @@
+"""`run_prompts` in the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.engine import Plan
+from nnterp_mcp.interventions.lens import read_lens
+from nnterp_mcp.interventions.patched_rows import Target, resolve_target
+from nnterp_mcp.interventions.patchscope import pair_layers, read_patchscope
+from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.readout import Readout
+from nnterp_mcp.interventions.states import read_states
+from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.session.folders import allowed_file
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.run_prompts.contract import (
+    PromptFile,
+    PromptItem,
+    PromptRow,
+    RunPromptsParams,
+    RunPromptsResult,
+)
+from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.bench import Bench
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """What is read of which prompts.
+
+    Attributes:
+        prompts: The prompts.
+        layers: The layers to read.
+        categories: For each prompt, the token ids of each category.
+        plan: The operations in force.
+        batch_tokens: Padded tokens in a batch.
+    """
+
+    prompts: list[EncodedPrompt]
+    layers: list[int]
+    categories: list[list[list[int]]]
+    plan: Plan
+    batch_tokens: int
+
+
+def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
+    """Reads every prompt and puts words to its tokens."""
+    model = bench.model
+    items = _items(bench, params)
+    names, targets = _targets(items, params, model.tokenizer)
+    prompts = bench.encode([item.prompt for item in items])
+    last = [model.num_layers - 1]
+    experiment = _Experiment(
+        prompts,
+        last if params.readout == "next_token" else resolve_layers(params.layers, model.num_layers, bench.handle),
+        targets,
+        bench.plan(params.interventions, prompts, job),
+        params.batch_tokens or bench.settings.batch_tokens,
+    )
+    begun = time.monotonic()
+    readout = (_read_patchscope if params.readout == "patchscope" else _read_lens)(bench, experiment, job)
+    elapsed = time.monotonic() - begun
+    return RunPromptsResult(
+        model=bench.handle,
+        readout=params.readout,
+        layers=experiment.layers,
+        categories=names,
+        shared=_shared(names, targets, model.tokenizer),
+        interventions=list(experiment.plan.labels),
+        rows=[_row(model.tokenizer, prompt, readout, index) for index, prompt in enumerate(prompts)],
+        seconds=elapsed,
+    )
+
+
+def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
+    if isinstance(params.prompts, PromptFile):
+        return read_prompt_file(allowed_file(params.prompts.path, bench.settings.folders))
+    return params.prompts
+
+
+def _targets(
+    items: Sequence[PromptItem], params: RunPromptsParams, tokenizer: object
+) -> tuple[list[str], list[list[list[int]]]]:
+    """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
+
+    Raises:
+        InvalidRequest: A prompt lacks a category that another has.
+    """
+    words = [params.targets | item.targets for item in items]
+    names = list(words[0])
+    for index, own in enumerate(words):
+        if set(own) != set(names):
+            raise InvalidRequest(
+                f"prompt {index} has the target categories {sorted(own)}: all must have those of prompt 0, {names}."
+            )
+    known: dict[tuple[str, ...], list[int]] = {}
+    for strings in (strings for own in words for strings in own.values()):
+        if strings not in known:
+            known[strings] = get_first_tokens(strings, tokenizer)
+    return names, [[known[own[name]] for name in names] for own in words]
+
+
+def _read_lens(bench: Bench, experiment: _Experiment, job: Job) -> Readout:
+    count = len(experiment.prompts)
+    readings = read_lens(
+        bench.model,
+        experiment.prompts,
+        [[len(prompt.ids) - 1] for prompt in experiment.prompts],
+        experiment.layers,
+        categories=experiment.categories,
+        top_k=1,
+        plan=experiment.plan,
+        batch_tokens=experiment.batch_tokens,
+        on_batch=lambda done: job.progress(done, count, f"{done} of {count} prompts"),
+    )
+    return readings.readout
+
+
+def _read_patchscope(bench: Bench, experiment: _Experiment, job: Job) -> Readout:
+    model, prompts = bench.model, experiment.prompts
+    states = read_states(
+        model,
+        prompts,
+        [[len(prompt.ids) - 1] for prompt in prompts],
+        experiment.layers,
+        plan=experiment.plan,
+        batch_tokens=experiment.batch_tokens,
+        on_batch=lambda done: job.check(),
+    )
+    pairs = pair_layers(experiment.layers, "same", model.num_layers, bench.handle)
+    total = len(prompts) * len(pairs)
+    return read_patchscope(
+        model,
+        states,
+        experiment.layers,
+        _target(bench),
+        pairs,
+        top_k=1,
+        categories=experiment.categories,
+        batch_tokens=experiment.batch_tokens,
+        on_batch=lambda done: job.progress(done, total, f"{done} of {total} patches"),
+    ).patched
+
+
+def _target(bench: Bench) -> Target:
+    """The repeat prompt of the patchscope's paper."""
+    prompt = repeat_prompt()
+    encoded = encode_target(bench.model.tokenizer, prompt.prompt, bench.handle, bench.longest_prompt())
+    return resolve_target(encoded.ids, prompt.index_to_patch)
+
+
+def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object) -> dict[str, list[str]]:
+    """The first tokens that two categories share in any prompt."""
+    shared: dict[str, dict[str, None]] = {}
+    for ids in targets:
+        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True))).items():
+            found = shared.setdefault(f"{a} and {b}", {})
+            found.update(dict.fromkeys(token_text(tokenizer, token) for token in tokens))
+    return {pair: list(tokens) for pair, tokens in shared.items()}
+
+
+def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int) -> PromptRow:
+    top = zip(readout.top_ids[index, -1].tolist(), readout.top_probs[index, -1].tolist(), strict=True)
+    return PromptRow(
+        text=prompt.text,
+        tokens=len(prompt.ids),
+        top=[(token_text(tokenizer, token), p) for token, p in top],
+        probabilities=readout.target_probs[index].tolist(),
+        ranks=readout.target_ranks[index].tolist(),
+    )
