@@ -136,7 +136,7 @@ def first_state(value: Any) -> tuple[int | None, Tensor | None]:
 
 def _version(output: Any) -> int:
     state = first_state(output)[1]
-    return 0 if state is None else state._version
+    return 0 if state is None or state.is_inference() else state._version
 
 
 @contextmanager
