@@ -15,7 +15,7 @@ from nnterp_mcp.toolset.attention_probs.result import (
     QueryReading,
 )
 
-_BUDGET = 560
+_BUDGET = 500
 """Tokens that the rows of an answer may take, about."""
 
 _HEADS = 9
@@ -26,6 +26,9 @@ _NAMED = 3
 
 _QUERIES = 2
 """Queries that a finding describes."""
+
+_LAYERS = 8
+"""Layers that a note lists."""
 
 _OF_A_KIND = 0.1
 """The score from which on a head is named for a kind."""
@@ -96,9 +99,11 @@ def _score(kind: str) -> Callable[[HeadReading], float]:
 
 
 def _sharpness(head: HeadReading) -> float:
-    """How little a head spreads its attention; nothing where it rests on the first token."""
-    entropy, first = head.mean.entropy, head.mean.first
-    return 0.0 if entropy is None or first is None or first > 0.5 else 1 / (1 + entropy)
+    """How little a head spreads its attention; nothing where it rests on the first token or on none."""
+    mean = head.mean
+    if mean.entropy is None or mean.first is None or mean.sink is None or mean.first + mean.sink > 0.5:
+        return 0.0
+    return 1 / (1 + mean.entropy)
 
 
 def _strongest(heads: Sequence[HeadReading], kind: str) -> str:
@@ -142,13 +147,12 @@ def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str | None
     """The heads to show with what each is shown for; all of them in their order where they are few."""
     ranks = [(words, count, _of_a_kind(heads, kind)) for kind, (words, count) in _SHOWN.items()]
     ranks.append(("low entropy", 1, sorted(filter(_sharpness, heads), key=_sharpness, reverse=True)))
-    shown: dict[str, str | None] = {}
+    shown: dict[str, str] = {}
     for reason, count, ranked in ranks:
         shown |= dict.fromkeys([head.name for head in ranked if head.name not in shown][:count], reason)
-    shown |= dict.fromkeys([head.name for head in heads if head.name not in shown][: max(0, _HEADS - len(shown))])
     named = {head.name: head for head in heads}
-    order = named if len(heads) <= _HEADS else shown
-    return [(named[name], shown[name]) for name in order]
+    order = named if len(heads) <= _HEADS else shown or list(named)[:_HEADS]
+    return [(named[name], shown.get(name)) for name in order]
 
 
 def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
@@ -188,9 +192,10 @@ def _notes(result: AttentionProbsResult) -> list[str]:
     ]
     sinks = [head.mean.sink for head in result.heads if head.mean.sink is not None]
     if sinks and fmean(sinks) > 0.01:
+        taker = "interventions or an attention sink" if result.interventions else "an attention sink"
         notes.append(
-            f"Rows sum to less than 1: no token gets {number(round(fmean(sinks), 2))} of the attention in the mean (a "
-            "sink); entropy counts it as one more key."
+            f"Rows sum to less than 1: {number(round(fmean(sinks), 2))} of the attention in the mean goes to no token "
+            f"({taker}); entropy counts that as one more key."
         )
     deviations = [head.deviation.first for head in result.heads if head.deviation and head.deviation.first is not None]
     if deviations and not result.queries:
@@ -202,6 +207,5 @@ def _notes(result: AttentionProbsResult) -> list[str]:
 
 
 def _listed(layers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, layers[:12]))
-    more = f" and {len(layers) - 12} more" if len(layers) > 12 else ""
-    return f"{'layer' if len(layers) == 1 else 'layers'} {shown}{more}"
+    more = f" and {len(layers) - _LAYERS} more" if len(layers) > _LAYERS else ""
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers[:_LAYERS]))}{more}"
