@@ -182,7 +182,7 @@ def test_every_generated_token_is_that_of_plain_hooks(
 
 def test_other_interventions_are_in_force_in_every_run(subject: Subject) -> None:
     operations: list[Operation] = [
-        parse_operation({"op": "scale", "site": "mlps_output", "layers": 1, "factor": 0.5, "prompts": 2}),
+        parse_operation({"op": "skip", "layers": 2, "prompts": 2}),
         parse_operation({"op": "patch", "layers": 1, "positions": "last", "from": {"prompt": 1}, "prompts": [0]}),
     ]
     found = subject.sweep(positions=("last",), operations=operations, controls=1)

@@ -183,8 +183,13 @@ def _finding(result: MakeVectorResult, best: DirectionFacts | None) -> str:
     chance = "no better than chance" if best.held_out <= 0.5 else f"{number(best.held_out)} (chance: 0.5)"
     return (
         f"{made}. Of unseen prompts, a positive one projects further on it than a negative one with probability "
-        f"{chance} at layer {best.layer}."
+        f"{chance} at layer {best.layer}{_choice(result)}."
     )
+
+
+def _choice(result: MakeVectorResult) -> str:
+    """That the layer was picked by this very figure."""
+    return f", the best of {len(result.directions)}" if len(result.directions) > 1 else ""
 
 
 def _notes(result: MakeVectorResult, hidden: int) -> list[str]:

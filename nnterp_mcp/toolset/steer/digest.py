@@ -264,7 +264,7 @@ def render(answer: SteerAnswer) -> str:
 
 def _quote(column: str, value: Cell) -> Cell:
     if column == "layer" and value is None:
-        return "none"
+        return "baseline"
     if column == "top tokens" and isinstance(value, list):
         return [[quoted(token), p] for token, p in value]
     return quoted(value) if column.startswith("text") and isinstance(value, str) else value

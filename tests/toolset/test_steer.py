@@ -1,0 +1,251 @@
+"""The tool `steer`: what it says, how much, and what it refuses; its numbers are tested with the sweep."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.render import rounded
+from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset.steer.contract import SPEC
+from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
+from tests.toolset.test_make_vector import make_bench
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+INLINE = {"positive": " Paris", "negative": " Madrid"}
+TARGETS = {"capital": "Paris", "traps": ["Spain", "Madrid"]}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("steer"))
+
+
+def ask(bench: Bench, job: Job | None = None, **arguments: Any) -> SteerResult:
+    """Runs the tool as a worker does, the parameters sent over the wire."""
+    from nnterp_mcp.toolset.steer.run import run
+
+    sent = SPEC.parse({"prompts": "The capital is", "layers": [1, 2], "factors": [-2, 4]} | arguments)
+    params = SPEC.params.model_validate(sent.model_dump(mode="json"))
+    result = run(bench, params, job or Job(1, lambda progress: None))
+    return SPEC.result.model_validate_json(result.model_dump_json())
+
+
+def test_every_cell_stands_beside_its_baseline_and_its_controls(bench: Bench) -> None:
+    result = ask(bench, vector=INLINE, control=True, targets=TARGETS, prompts=["The capital is", "Spain"])
+
+    cells = [(run.prompt, run.layer, run.factor, run.control) for run in result.runs]
+    steered = list(product([1, 2], [-2.0, 4.0], [None, *range(5)]))
+    assert cells == [
+        cell for prompt in (0, 1) for cell in ((prompt, None, 0.0, None), *((prompt, *rest) for rest in steered))
+    ]
+    assert result.controls == 5
+    assert all(run.kl == 0 for run in result.runs if run.layer is None)
+    assert all(run.kl > 0 for run in result.runs if run.layer is not None)
+    assert all(run.text is None for run in result.runs)
+    assert list(result.categories) == ["capital", "traps"]
+
+
+def test_push_is_the_length_added_over_the_length_there(bench: Bench) -> None:
+    from nnterp_mcp.interventions.activations import get_token_activations
+
+    result = ask(bench, vector=INLINE, layers=2, factors=-3)
+    length = float(get_token_activations(bench.model, "The capital is", [2])[0, 0].norm())
+    (push,) = [run.push for run in result.runs if run.push is not None]
+
+    assert abs(push - 3 * result.norms[2] / length) < 1e-4
+
+
+def test_texts_are_generated_on_request(bench: Bench) -> None:
+    result = ask(bench, vector=INLINE, control=True, max_new_tokens=3)
+
+    heard = {(run.layer, run.factor, run.control) for run in result.runs if run.text is not None}
+    assert heard == {(None, 0.0, None), *product([1, 2], [-2.0, 4.0], [None, 0])}
+
+
+def test_a_factor_of_zero_alone_is_no_steering(bench: Bench) -> None:
+    answer = SPEC.digest(ask(bench, vector=INLINE, factors=0))
+
+    assert answer.finding.startswith("tiny was not steered: a factor of 0 adds nothing")
+    assert [row[0] for row in answer.table.rows] == [None]
+
+
+def test_named_vectors_and_numbers(bench: Bench) -> None:
+    from nnterp_mcp.interventions.directions import random_direction
+    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE
+    from nnterp_mcp.toolset.make_vector.run import run
+
+    make = MAKE.parse({"name": "noise", "method": "random", "norm": 3, "seed": 2})
+    run(bench, make, Job(1, lambda progress: None))
+    numbers = random_direction(bench.model.hidden_size, 3, 2).vectors[0].tolist()
+    named, given = ask(bench, vector="noise"), ask(bench, vector=numbers)
+
+    assert [round(run.kl, 5) for run in named.runs] == [round(run.kl, 5) for run in given.runs]
+    assert named.vector == "the vector 'noise'"
+    MAKE.parse({"name": "few", "method": "activation", "positive": "We", "layers": [1]})
+    few = MAKE.parse({"name": "few", "method": "activation", "positive": "We", "layers": [1]})
+    run(bench, few, Job(1, lambda progress: None))
+    with pytest.raises(InvalidRequest, match="the vector 'few' has no direction for layer 2: it has one for layers 1"):
+        ask(bench, vector="few")
+    in_force = ask(bench, vector="noise", interventions=[{"op": "project_out", "layers": 1, "vector": "noise"}])
+    assert len(in_force.in_force) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"factors": []}, r"factors must be a number or a list of 1 to 32 numbers, not \[\]"),
+        ({"factors": [True]}, "factors must be a number or a list"),
+        ({"factors": "x"}, "factors must be a number or a list"),
+        ({"vector": {}}, "vector must be the name of a vector"),
+        ({"max_new_tokens": -1}, "max_new_tokens: input should be greater than or equal to 0"),
+        ({"positions": "first"}, "a position must be an integer"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        SPEC.parse({"prompts": "We", "vector": "joy", "layers": 1, "factors": 1} | arguments)
+
+
+def test_refusals_in_the_worker(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match="layer 4 does not exist: tiny has layers 0 to 3"):
+        ask(bench, vector=INLINE, layers=4)
+    with pytest.raises(InvalidRequest, match="tiny has no vector 'joy'"):
+        ask(bench, vector="joy")
+    with pytest.raises(InvalidRequest, match="the vector given has 3 numbers"):
+        ask(bench, vector=[1.0, 2.0, 3.0])
+    with pytest.raises(InvalidRequest, match="is zero, so it has no direction"):
+        ask(bench, vector={"positive": " a", "negative": " a"})
+    with pytest.raises(LimitExceeded, match="and at most 20000 are made in a call"):
+        ask(
+            Bench("tiny", Settings(max_prompts=1000), bench.model),
+            prompts=["a"] * 600,
+            vector=INLINE,
+            factors=list(range(10)),
+            layers="all",
+        )
+
+
+def test_progress_grows_and_a_cancelled_call_stops(bench: Bench) -> None:
+    told: list[Progress] = []
+    ask(bench, Job(1, told.append), vector=INLINE, max_new_tokens=3)
+
+    assert len(told) > 2
+    assert [progress.done for progress in told] == sorted({progress.done for progress in told})
+    job = Job(1, lambda progress: job.cancel())
+    with pytest.raises(Cancelled):
+        ask(bench, job, vector=INLINE, max_new_tokens=3)
+
+
+def made_result(
+    layers: int, factors: int, prompts: int = 1, controls: int = 0, text: str | None = None, categories: int = 0
+) -> SteerResult:
+    """A result with wide cells, for measuring answers without a model."""
+    runs: list[SteeredRun] = []
+    top = [(" Constantinople", 0.123456), (" Liechtenstein", 0.0123456), ("\n\n", 1.2345e-5)]
+    for prompt in range(prompts):
+        shared: dict[str, Any] = {"prompt": prompt, "top": top}
+        before = [(0.00123456, 1234)] * categories
+        runs.append(
+            SteeredRun(layer=None, factor=0, control=None, push=None, kl=0, text=text, targets=before, **shared)
+        )
+        for layer, factor, control in product(range(layers), range(1, factors + 1), [None, *range(controls)]):
+            size = 1.0 if control is None else 0.3 + 0.11 * control
+            runs.append(
+                SteeredRun(
+                    layer=layer,
+                    factor=factor - factors / 2 - 0.25,
+                    control=control,
+                    push=0.3456 * factor,
+                    kl=size * (0.12345 * factor + 0.01 * layer),
+                    text=text if control in (None, 0) else None,
+                    targets=[(min(1.0, size * (0.001 + 0.01234 * layer)), 123)] * categories,
+                    **shared,
+                )
+            )
+    return SteerResult(
+        model="smollm2-135m",
+        vector="the vector 'joy'",
+        norms=dict.fromkeys(range(layers), 20.0),
+        prompts=["I think that"] * prompts,
+        controls=controls,
+        categories={f"category {index}": [" a"] for index in range(categories)},
+        shared={},
+        in_force=[],
+        runs=runs,
+    )
+
+
+TEXT = (
+    " filled with so much love and support from my family and friends.\nI'm happy to share my passion for the outdoors"
+    * 3
+)
+CASES = {
+    "plain": made_result(3, 2),
+    "control": made_result(3, 2, controls=5),
+    "targets": made_result(3, 2, controls=5, categories=2),
+    "prompts": made_result(2, 2, prompts=3, controls=5, categories=1),
+    "text": made_result(1, 2, text=TEXT),
+    "texts": made_result(1, 2, prompts=2, text=TEXT, controls=5),
+    "one": made_result(1, 1),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_says(snapshot: SnapshotAssertion, case: str) -> None:
+    assert SPEC.render(SPEC.digest(CASES[case])) == snapshot
+
+
+def test_an_effect_within_its_control_is_said_to_be_none() -> None:
+    result = made_result(1, 1, controls=5)
+    for run in result.runs:
+        run.kl = 0.5 if run.control is None else 0.3 + 0.1 * run.control
+
+    assert "no further than random directions of equal norm do (0.5 ± 0.16 nats over 5 of them)" in (
+        SPEC.digest(result).finding
+    )
+
+
+def test_both_channels_say_the_same() -> None:
+    answer = SPEC.digest(CASES["targets"])
+    said = SPEC.render(answer)
+
+    assert answer.finding in said
+    assert all(note in said for note in answer.notes)
+    assert len(said.split("\n")) == 2 + len(answer.table.rows) + len(answer.notes)
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize(
+    "result",
+    [
+        made_result(32, 5),
+        made_result(32, 5, controls=5),
+        made_result(32, 5, controls=5, categories=6),
+        made_result(32, 5, prompts=20, controls=5, categories=2),
+        made_result(32, 5, text=TEXT),
+        made_result(32, 5, text=TEXT, controls=5, categories=1),
+        made_result(32, 5, prompts=20, text=TEXT),
+    ],
+    ids=["plain", "control", "targets", "prompts", "text", "text control", "texts"],
+)
+def test_answers_are_small(smollm2_folder: Path, result: SteerResult) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    answer = SPEC.digest(result)
+
+    assert answer.truncated
+    assert len(answer.table.rows) >= 3
+    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
+    assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
