@@ -9,10 +9,10 @@ demo: setup ## Start a server, connect a client, load the default model and show
 	$(BIN)/nnterp-mcp demo
 
 test: lint ## Check the tree and run every test.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 quick: lint ## The same without the tests that take minutes.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check

@@ -134,8 +134,9 @@ def http(transport: str = "http", **settings: Any) -> Generator[HttpServer]:
 class Raw:
     """A server on stdio without a client: lines in, lines out."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
+        self.log = log
         self.lines: list[bytes] = []
 
     def send(self, method: str, id: int | None = None, **params: Any) -> None:  # noqa: A002 - the protocol's name
@@ -149,6 +150,14 @@ class Raw:
         for line in iter(self.process.stdout.readline, b""):
             self.lines.append(line)
             if (message := json.loads(line)).get("id") == id and "method" not in message:
+                return message
+        raise AssertionError("the server closed its output")
+
+    def notification(self, method: str) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in iter(self.process.stdout.readline, b""):
+            self.lines.append(line)
+            if (message := json.loads(line)).get("method") == method:
                 return message
         raise AssertionError("the server closed its output")
 
@@ -168,7 +177,7 @@ class Raw:
 
 @contextmanager
 def raw(command: Sequence[str] | None = None, **settings: Any) -> Generator[Raw]:
-    with _log() as (_, sink):
+    with _log() as (log, sink):
         process = subprocess.Popen(
             command or serve_command(),
             stdin=subprocess.PIPE,
@@ -177,7 +186,7 @@ def raw(command: Sequence[str] | None = None, **settings: Any) -> Generator[Raw]
             env=environment(**settings),
         )
         try:
-            yield Raw(process)
+            yield Raw(process, log)
         finally:
             process.kill()
             process.wait()

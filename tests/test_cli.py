@@ -74,7 +74,6 @@ def test_a_server_without_a_client_ends_well() -> None:
 
 
 @pytest.mark.smollm2
-@pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize(
     "transport", ["stdio", *(pytest.param(name, marks=pytest.mark.slow) for name in ("http", "sse"))]
 )

@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import anyio
 from mcp.server.lowlevel import Server
@@ -38,8 +39,13 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for noisy in ("mcp", "httpx", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    anyio.run(_serve, settings, listener)
-    # A thread that still reads standard input cannot be cancelled, and would hold the interpreter back.
+    with suppress(KeyboardInterrupt):
+        anyio.run(_serve, settings, listener)
+    _exit()
+
+
+def _exit() -> NoReturn:
+    """Ends the process at once: a thread that reads standard input cannot be cancelled, and would hold it back."""
     sys.stdout.flush()
     os._exit(0)
 
@@ -58,33 +64,34 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Pool(settings) as pool:
         server = build(pool)
-        await (_serve_stdio(server) if listener is None else _serve_http(server, settings, listener))
+        await (_serve_stdio(server, pool) if listener is None else _serve_http(server, pool, settings.host, listener))
 
 
-async def _serve_stdio(server: Server[Any]) -> None:
+async def _serve_stdio(server: Server[Any], pool: Pool) -> None:
     from mcp.server.stdio import stdio_server
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
+        tasks.start_soon(_end_on_signal, pool)
         async with stdio_server() as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
 
 
-async def _end_on_signal(scope: anyio.CancelScope) -> None:
+async def _end_on_signal(pool: Pool) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            scope.cancel()
-            return
+            await pool.close()
+            _exit()
 
 
-async def _serve_http(server: Server[Any], settings: Settings, listener: socket.socket) -> None:
+async def _serve_http(server: Server[Any], pool: Pool, host: str, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(http_app(server, settings.host), log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(http_app(server, host), log_level="warning", timeout_graceful_shutdown=2)
     http = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_announce, http, settings.host, listener.getsockname()[1])
+        tasks.start_soon(_announce, http, host, listener.getsockname()[1])
+        tasks.start_soon(_close_on_exit, http, pool)
         await http.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
 
@@ -114,6 +121,13 @@ def http_app(server: Server[Any], host: str) -> Any:
     app.router.routes.append(Route(SSE_PATH, endpoint=Sse(), methods=["GET"]))
     app.router.routes.append(Mount(SSE_MESSAGES, app=sse.handle_post_message))
     return app
+
+
+async def _close_on_exit(http: Any, pool: Pool) -> None:
+    """Ends the calls in flight as soon as the server is told to, so that their clients hear of it."""
+    while not http.should_exit:
+        await anyio.sleep(0.1)
+    await pool.close()
 
 
 async def _announce(http: Any, host: str, port: int) -> None:

@@ -82,12 +82,16 @@ class Pool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        await self.close()
+        self._tasks.cancel_scope.cancel()
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def close(self) -> None:
+        """Ends every worker."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as closing:
                 for entry in list(self._entries.values()):
                     closing.start_soon(self._close, entry, "the server ended")
-        self._tasks.cancel_scope.cancel()
-        return await self._stack.__aexit__(kind, error, trace)
 
     @property
     def entries(self) -> list[Entry]:
@@ -240,7 +244,7 @@ class Pool:
             limit = self.settings.load_timeout
             entry.error = TimedOut(f"{entry.handle} was not loaded within {limit:g} s and was given up")
         except NnterpError as error:
-            entry.error = error
+            entry.error = entry.error or error  # who ended the load has said why
         if entry.error is not None:
             await worker.stop("its load failed")
         else:

@@ -120,7 +120,7 @@ def _finding(reading: Reading, result: LogitLensResult) -> str:
     where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
         top, p = last.top[0]
-        return f"After {where}, layer {last.layer} would say {quoted(elided(top))} ({number(p)})."
+        return f"After {where}, layer {last.layer} of {result.model} would say {quoted(elided(top))} ({number(p)})."
     answer, p = last.top[0]
     return f"After {where}, {result.model} says {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
 
@@ -199,7 +199,7 @@ def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
 def _summary(result: LogitLensResult) -> str:
     starts = sorted(reading.leads_from for reading in result.readings if reading.leads_from is not None)
     prompts = len({reading.prompt for reading in result.readings})
-    where = f"{plural(len(result.readings), 'reading')} of {plural(prompts, 'prompt')}"
+    where = f"{plural(len(result.readings), 'reading')} of {plural(prompts, 'prompt')} in {result.model}"
     layer = result.readings[0].layers[-1].layer
     found = f"the answer of layer {layer} leads from layer {starts[len(starts) // 2]} on in the median"
     return f"{where}: {found} (layers {starts[0]} to {starts[-1]})." if starts else f"{where}."

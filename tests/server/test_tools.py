@@ -1,0 +1,78 @@
+"""What `tools/list` says, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jsonschema
+import pytest
+from mcp_types import Tool
+
+from nnterp_mcp.toolset import specs
+from tests.serving import Caller, stdio
+
+LARGEST_DEFINITION = 2048
+"""Characters of a description with the schema of the parameters."""
+
+LARGEST_LIST = 8000
+"""Tokens of the whole list."""
+
+
+@pytest.fixture(scope="module")
+def client() -> Generator[Caller]:
+    with stdio() as caller:
+        yield caller
+
+
+@pytest.fixture(scope="module")
+def tools(client: Caller) -> dict[str, Tool]:
+    return {tool.name: tool for tool in client.tools()}
+
+
+def shown(tool: Tool) -> dict[str, Any]:
+    return tool.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def test_every_folder_is_a_tool(tools: dict[str, Tool]) -> None:
+    assert sorted(tools) == sorted(specs())
+    assert set(tools) >= {"load_model", "logit_lens", "session", "tokenize", "unload_model"}
+
+
+@pytest.mark.parametrize("name", specs())
+def test_every_tool_says_what_a_client_may_ask(name: str, tools: dict[str, Tool]) -> None:
+    tool = shown(tools[name])
+    hints = tool["annotations"]
+
+    assert tool["title"]
+    assert len(tool["description"]) > 40
+    assert tool["description"].endswith(".")
+    assert {"readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"} <= set(hints)
+    assert not (hints["readOnlyHint"] and hints["destructiveHint"])
+    assert tool["outputSchema"]["type"] == "object"
+    for schema in (tool["inputSchema"], tool["outputSchema"]):
+        jsonschema.Draft202012Validator.check_schema(schema)
+    for field, schema in tool["inputSchema"]["properties"].items():
+        assert schema.get("description"), f"{name}.{field} has no description"
+
+
+@pytest.mark.parametrize("name", specs())
+def test_every_definition_is_small(name: str, tools: dict[str, Tool], count_tokens: Callable[[object], int]) -> None:
+    tool = tools[name]
+
+    assert count_tokens(shown(tool)) <= 1000
+    assert len(tool.description or "") <= LARGEST_DEFINITION
+
+
+def test_the_whole_list_is_small(client: Caller, tools: dict[str, Tool], count_tokens: Callable[[object], int]) -> None:
+    total = count_tokens([shown(tool) for tool in tools.values()])
+    print(f"tools/list: {total} tokens for {len(tools)} tools")
+
+    assert total <= LARGEST_LIST
+    assert len(client.instructions or "") <= LARGEST_DEFINITION
+
+
+def test_the_list_does_not_change(client: Caller, tools: dict[str, Tool]) -> None:
+    client.call("session")
+
+    assert client.tools() == list(tools.values())

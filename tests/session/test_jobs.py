@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from nnterp_mcp.errors import Cancelled
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
+
+
+def test_progress_is_sent_until_the_call_is_cancelled() -> None:
+    sent: list[Progress] = []
+    job = Job(3, sent.append)
+    job.progress(1, 2, "half")
+    job.cancel()
+
+    with pytest.raises(Cancelled, match="the call was cancelled"):
+        job.progress(2, 2, "all")
+    with pytest.raises(Cancelled):
+        job.check()
+    assert sent == [Progress(id=3, done=1, total=2, message="half")]

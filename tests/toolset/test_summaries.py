@@ -1,0 +1,153 @@
+"""The wording of each summary, from results that are made up, so that no number depends on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from nnterp_mcp.contract import Result
+from nnterp_mcp.server.replies import answered
+from nnterp_mcp.toolset import specs
+from tests.serving import text
+
+
+def layer(index: int, top: list[tuple[str, float]], targets: list[tuple[float, int]] | None = None) -> dict[str, Any]:
+    return {"layer": index, "top": top, "entropy": 5.4321 / (index + 1), "kl": 10.0 - index, "targets": targets or []}
+
+
+def reading(layers: list[dict[str, Any]], leads_from: int | None, **place: Any) -> dict[str, Any]:
+    where = {"prompt": 0, "text": "The capital of France is", "position": 4, "token": " is"}
+    return where | place | {"layers": layers, "leads_from": leads_from}
+
+
+def lens(readings: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    whole = {"model": "tiny", "last_layer": 9, "categories": {}, "shared": {}, "interventions": []}
+    return whole | {"readings": readings} | more
+
+
+RISING = [
+    layer(i, [(" Paris" if i > 6 else " the", 0.05 + i / 12), ("\n", 0.04)], [(10.0 ** (i - 9), 10 - i)])
+    for i in range(10)
+]
+SHORT = {"categories": {"capital": ["Paris", " Paris"]}}
+CARD: dict[str, Any] = {
+    "handle": "tiny",
+    "architecture": "LlamaForCausalLM",
+    "num_layers": 4,
+    "num_heads": 4,
+    "hidden_size": 64,
+    "vocab_size": 320,
+    "context": 256,
+    "parameters": 164_416,
+    "dtype": "float32",
+    "device": "cpu",
+    "attention": "sdpa",
+    "memory": 657_664,
+    "seconds": 3.456,
+    "source": "/models/tiny",
+    "revision": None,
+    "checks": [
+        {"name": "lens", "passed": True, "detail": "last layer's lens differs from the logits by at most 0"},
+        {"name": "attention", "passed": False, "detail": "no layer forms attention probabilities"},
+    ],
+}
+MODEL: dict[str, Any] = {
+    "handle": "tiny",
+    "source": "/models/tiny",
+    "state": "ready",
+    "device": "cpu",
+    "dtype": "float32",
+    "age": 250.0,
+    "host_memory": 1_234_567_890,
+    "device_memory": None,
+}
+RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lens": ("logit_lens", lens([reading(RISING, 7)], **SHORT)),
+    "lens that leads throughout": ("logit_lens", lens([reading(RISING[7:], 7)], **SHORT)),
+    "lens without the last layer": ("logit_lens", lens([reading(RISING[:5], 0)], **SHORT)),
+    "lens of several readings": (
+        "logit_lens",
+        lens([reading(RISING, 7), reading(RISING, 9, prompt=1, position=2, token="\tof")], **SHORT),
+    ),
+    "lens with categories that share a token": (
+        "logit_lens",
+        lens([reading(RISING, 7)], **SHORT, shared={"capital and city": [" Paris"]}),
+    ),
+    "model": ("load_model", CARD),
+    "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),
+    "session": (
+        "session",
+        {"models": [MODEL], "gone": {"old": "it was unloaded"}, "vectors": [], "free_memory": 12_345_678_901},
+    ),
+    "empty session": ("session", {"models": [], "gone": {}, "vectors": [], "free_memory": 12_345_678_901}),
+    "tokens": (
+        "tokenize",
+        {"model": "tiny", "prompts": [{"text": "a b", "ids": [1, 65, 66], "tokens": ["<bos>", "a", " b"]}]},
+    ),
+    "tokens of several prompts": (
+        "tokenize",
+        {
+            "model": "tiny",
+            "prompts": [
+                {"text": "a\n", "ids": [65, 10], "tokens": ["a", "\n"]},
+                {"text": "x" * 99, "ids": list(range(99)), "tokens": ["x"] * 99},
+            ],
+        },
+    ),
+    "unloaded": ("unload_model", {"handle": "tiny", "memory": 1_234_567_890, "remaining": ["other"]}),
+    "unloaded the last": ("unload_model", {"handle": "tiny", "memory": None, "remaining": []}),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_summary(kind: str, snapshot: SnapshotAssertion) -> None:
+    tool, data = RESULTS[kind]
+    reply = answered(specs()[tool], specs()[tool].result.model_validate(data))
+
+    assert text(reply) == snapshot(name="text")
+    assert reply.structured_content == snapshot(name="structured")
+
+
+def big_lens(prompts: int = 1, positions: int = 1, top_k: int = 3, categories: int = 0, **more: Any) -> dict[str, Any]:
+    """A lens of a model of 32 layers, at its largest."""
+    name, token, layers = more.get("name", "category"), more.get("token", " Barcelona"), more.get("layers", 32)
+    read = [layer(i, [(token, 0.123456)] * top_k, [(0.0123456, 12345)] * categories) for i in range(layers)]
+    names = [f"{name} {n}" for n in range(categories)]
+    return lens(
+        [reading(read, 20, prompt=p, position=at, token=token) for p in range(prompts) for at in range(positions)],
+        last_layer=layers - 1,
+        categories={each: ["a"] for each in names},
+        shared={f"{a} and {b}": [token] for a in names for b in names if a < b},
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "ceiling"),
+    [
+        ({}, 1000),
+        ({"categories": 2}, 1000),
+        ({"prompts": 20, "categories": 2}, 1000),
+        ({"prompts": 100, "positions": 20}, 1000),
+        ({"layers": 126}, 1000),
+        ({"top_k": 20, "categories": 2}, 1500),
+        ({"categories": 40, "name": "a name of a category that goes on and on"}, 1500),
+        ({"categories": 3, "name": "n" * 3000}, 1500),
+        ({"token": "x" * 500}, 1500),
+        ({"token": " " * 500, "prompts": 50}, 1500),
+    ],
+    ids=str,
+)
+def test_a_lens_is_small_however_large_its_result(
+    result: dict[str, Any], ceiling: int, count_tokens: Callable[[object], int]
+) -> None:
+    spec = specs()["logit_lens"]
+    whole: Result = spec.result.model_validate(big_lens(**result))
+    reply = answered(spec, whole)
+
+    assert count_tokens(text(reply)) <= ceiling
+    assert count_tokens(reply.structured_content) <= ceiling
+    assert reply.structured_content is not None
+    assert reply.structured_content["truncated"] or "not shown" not in text(reply)
