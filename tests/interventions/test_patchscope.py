@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,10 @@ def hooked(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Gene
 def plain_states(model: Any, layers: Any, ids: list[int], position: int) -> Tensor:
     """The state after every layer at one position."""
     found: list[Tensor] = []
-    for layer in layers:
-        with hooked(layer, lambda hidden: found.append(hidden[0, position].clone())):
-            model(input_ids=torch.tensor([ids]), use_cache=False)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(hooked(layer, lambda hidden: found.append(hidden[0, position].clone())))
+        model(input_ids=torch.tensor([ids]), use_cache=False)
     return torch.stack(found)
 
 
@@ -158,11 +159,15 @@ def test_lens_equals_hooks(family: str, position: int):
 def test_lens_equals_hooks_on_a_real_model(smollm2: StandardizedTransformer):
     sources = [SOURCES[0], "London is foggy"]
 
-    found = patchscope_lens(smollm2, sources)
+    found = patchscope_lens(smollm2, sources, layers=[0, 12, 25, 29])
 
-    expected = expected_lens(smollm2, sources, repeat_prompt().prompt, -1)
-    assert (found - expected).abs().max() < TOLERANCE
-    assert smollm2.tokenizer.decode(found[0, 25].argmax()) == " Paris"
+    layers, ids = layers_of(smollm2), ids_of(smollm2, repeat_prompt().prompt)
+    for source, text in enumerate(sources):
+        states = plain_states(smollm2.module, layers, ids_of(smollm2, text), -1)
+        for place, layer in enumerate([0, 12, 25, 29]):
+            expected = plain_patch(smollm2.module, layers[layer], ids, -1, states[layer])
+            assert (found[source, place] - expected).abs().max() < TOLERANCE
+    assert smollm2.tokenizer.decode(found[0, 2].argmax()) == " Paris"
 
 
 @pytest.mark.parametrize("family", CHEAPEST)

@@ -14,7 +14,7 @@ _BUDGET = 620
 _TEXT_LIMIT = 160
 """Characters of a generated text that a row shows."""
 
-_TARGET_LIMIT = 240
+_TARGET_LIMIT = 160
 """Characters of the target prompt that an answer repeats."""
 
 
@@ -170,9 +170,9 @@ def _landmarks(patches: Sequence[Patch]) -> list[int]:
 
 
 def _rows(said: Distribution, result: PatchscopeResult) -> int:
-    """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 10."""
+    """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 12."""
     main = 10 * len(said.top) if said.text is None else max(10, min(_TEXT_LIMIT, 4 * len(said.text)) // 3)
-    return max(4, _BUDGET // (main + 10 * len(said.tracked) + 12))
+    return max(4, _BUDGET // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
 
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:

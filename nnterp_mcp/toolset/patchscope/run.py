@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.fields import Prompt
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import PositionSpec, Prompt
 from nnterp_mcp.interventions.patched_rows import Target
 from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings, pair_layers, read_patchscope
 from nnterp_mcp.interventions.prompts import follow_targets, get_first_tokens
@@ -58,7 +59,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     encoded = _encode(
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
-    target = Target(tuple(encoded.ids), resolve_positions([params.target_position], encoded)[-1], encoded.index)
+    target = Target(tuple(encoded.ids), _target_position(params.target_position, encoded), encoded.index)
     edits = bench.plan(params.interventions, [*prompts, encoded], job)
     layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
     states = read_states(
@@ -112,6 +113,15 @@ def _encode(model: StandardizedTransformer, prompt: Prompt, name: str, limit: in
     elif prompt == "repeat_chat":
         prompt = it_repeat_prompt(model.tokenizer, add_user_instr=False, use_system_prompt=False).prompt
     return replace(encode_target(model.tokenizer, prompt, name, limit), index=index)
+
+
+def _target_position(asked: PositionSpec, target: EncodedPrompt) -> int:
+    """The patched token; the last one of a text."""
+    try:
+        return resolve_positions([asked], target)[-1]
+    except InvalidRequest as error:
+        message = error.message.replace(f"prompt {target.index}", "the target prompt")
+        raise InvalidRequest(message, error.next_step) from None
 
 
 def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[str | None]:
