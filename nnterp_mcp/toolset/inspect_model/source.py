@@ -13,6 +13,9 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.anatomy import LayerAnatomy
 from nnterp_mcp.toolset.inspect_model.result import Source
 
+_BEFORE = 24
+"""Lines of code that are shown before the one in question."""
+
 
 def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start: int | None) -> Source:
     """The code of a module's forward pass.
@@ -34,13 +37,16 @@ def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start:
 
 
 def read_product(product: tuple[CodeType, int], start: int | None) -> Source:
-    """The code of the function in which attention probabilities multiply values.
+    """The code of the function in which attention probabilities multiply values, from a little before that on.
 
     Raises:
         InvalidRequest: The line to begin with is not in it.
         Unsupported: The code cannot be read.
     """
-    return _read(product[0].co_qualname, product[0], [product], start)
+    code, line = product
+    return _read(
+        code.co_qualname, code, [product], max(code.co_firstlineno, line - _BEFORE) if start is None else start
+    )
 
 
 def describe_product(layer: LayerAnatomy) -> str | None:

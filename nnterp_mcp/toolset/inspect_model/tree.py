@@ -71,7 +71,9 @@ class Names:
             path = f"{path}.{first}"
         children = [name for name, _ in self.modules[path].named_children()]
         there = (
-            f"{self.name(path) or model} has {_few(children)}." if children else f"{self.name(path)} has none below."
+            f"{self.name(path) or model} has {_few(children)}."
+            if children
+            else f"{self.name(path)} has no modules below it."
         )
         raise InvalidRequest(f"the module {asked!r} does not exist in {model}: {there}", "Leave out path for the tree.")
 
