@@ -1,8 +1,10 @@
-"""The command line: `nnterp-mcp serve | demo`."""
+"""The command line: `nnterp-mcp serve | demo | check | fetch`."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +53,19 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="start a server, connect a client and show a logit lens")
     demo.add_argument("--transport", choices=["stdio", "http", "sse"], default="stdio")
     demo.set_defaults(run=_demo)
+
+    check = commands.add_parser("check", help="verify a model, or a tiny one of every architecture")
+    check.add_argument("model", nargs="?", help="built-in name, Hub id, folder or .gguf file")
+    check.add_argument("--all-types", action="store_true", help="every causal-LM type that transformers knows")
+    check.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes for --all-types")
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument("--trust-remote-code", action="store_true", help="let the model run code of its own")
+    check.set_defaults(run=_check)
+
+    fetch = commands.add_parser("fetch", help="download or convert a model, so that its first load is quick")
+    fetch.add_argument("model", nargs="?", default="smollm2-135m")
+    fetch.add_argument("--revision", help="branch, tag or commit on the Hub")
+    fetch.set_defaults(run=_fetch)
     return parser
 
 
@@ -77,3 +92,55 @@ def _demo(options: argparse.Namespace) -> int:
     from nnterp_mcp.demo import demonstrate
 
     return demonstrate(options.transport)
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Prints what was verified; the code is 1 if something gave a wrong number, or a model failed a check."""
+    if options.all_types == (options.model is not None):
+        raise InvalidRequest("check takes a model or --all-types.", "For instance: nnterp-mcp check smollm2-135m")
+    return _check_all_types(options) if options.all_types else _check_model(options)
+
+
+def _check_model(options: argparse.Namespace) -> int:
+    from nnterp_mcp.model.census import to_json
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+    from nnterp_mcp.model.thorough import check_thoroughly
+
+    model = StandardizedTransformer(options.model, check_renaming=False, trust_remote_code=options.trust_remote_code)
+    report = check_thoroughly(model)
+    if options.json:
+        print(json.dumps(to_json([report])[0]))
+    else:
+        print(f"{report.name}: {report.architecture}, {report.seconds:.1f} s")
+        for check in report.checks:
+            print(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    return int(not all(check.passed for check in report.checks))
+
+
+def _check_all_types(options: argparse.Namespace) -> int:
+    import time
+
+    from nnterp_mcp.model.census import check_all_types, render_table, to_json, totals, worst_lens
+
+    begun = time.monotonic()
+    reports = check_all_types(options.jobs, on_report=lambda report: print(report.name, end=" ", file=sys.stderr))
+    print(file=sys.stderr)
+    if options.json:
+        print(json.dumps({"totals": totals(reports), "types": to_json(reports)}))
+    else:
+        print(render_table(reports))
+        print(f"{totals(reports)}")
+        print(f"largest difference of a last layer's lens from the logits: {worst_lens(reports):.1e}")
+        print(f"{time.monotonic() - begun:.0f} s")
+    return int(totals(reports)["wrong"] > 0)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from nnterp_mcp.model.load import locate
+    from nnterp_mcp.settings import Settings
+
+    located = locate(
+        options.model, options.revision, Settings().cache, False, lambda message: print(message, file=sys.stderr)
+    )
+    print(located.folder)
+    return 0

@@ -1,21 +1,37 @@
 """The functions of nnterp 1.3's modules that work on a model, for code that is ported by changing an import.
 
-They take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM. What reads or assigns
-hidden states works inside a trace, as it did there.
+The functions that are defined here take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM;
+what reads or assigns hidden states works inside a trace, as it did there. The others are the library's own, and take a
+`StandardizedTransformer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import nnsight
-import torch
 from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.activations import (
+    collect_token_activations_batched,
+    compute_next_token_probs,
+    get_token_activations,
+)
+from nnterp_mcp.interventions.lens import logit_lens
+from nnterp_mcp.interventions.patchscope import (
+    TargetPrompt,
+    TargetPromptBatch,
+    it_repeat_prompt,
+    patch_object_attn_lens,
+    patchscope_generate,
+    patchscope_lens,
+    repeat_prompt,
+)
+from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, next_token_probs_unsqueeze, run_prompts
+from nnterp_mcp.interventions.steering import steer
 from nnterp_mcp.model import vocabulary
 from nnterp_mcp.model.accessors import Part, assign_output, layer_index, read_output, require_part
 from nnterp_mcp.model.anatomy import Anatomy, Site
@@ -163,92 +179,6 @@ def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: Stat
             _envoy(nn_model, site).skip(site.make_output(states))
 
 
-def compute_next_token_probs(
-    nn_model: Any, prompt: str | list[str], remote: bool = False
-) -> Float[Tensor, "batch vocabulary"]:
-    """Probabilities of the next token after each prompt, on the CPU."""
-    _refuse_remote(remote)
-    with torch.no_grad(), nn_model.trace(prompt):
-        probs = nnsight.save(get_next_token_probs(nn_model).cpu())
-    return probs  # noqa: RET504 - the trace ends before
-
-
-@torch.no_grad()
-def get_token_activations(
-    nn_model: Any,
-    prompts: str | Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    get_activations: GetModuleOutput | None = None,
-    remote: bool = False,
-    idx: int | None = None,
-    tracer: Any = None,
-) -> Float[Tensor, "layer prompt hidden"]:
-    """The hidden states at one position of each prompt, layer by layer, on the CPU.
-
-    Args:
-        nn_model: The model.
-        prompts: The prompts; None inside a trace of one's own.
-        layers: Which layers; all by default.
-        get_activations: What to read of a layer; its output by default.
-        remote: Not offered.
-        idx: The position in the batch; the last by default. Negative ones need padding on the left.
-        tracer: The trace that this is called in, if there is one.
-
-    Raises:
-        InvalidRequest: No prompt and no trace came, or the position would be padding.
-    """
-    _refuse_remote(remote)
-    position = -1 if idx is None else idx
-    side = nn_model.tokenizer.padding_side
-    if (position < 0 and side != "left") or (position > 0 and side != "right"):
-        raise InvalidRequest(f"position {position} would be padding in some rows: text is padded on the {side}.")
-    read = get_layer_output if get_activations is None else get_activations
-    chosen = list(range(get_num_layers(nn_model))) if layers is None else list(layers)
-    if tracer is not None:
-        return torch.stack([read(nn_model, layer)[:, position] for layer in chosen])
-    if prompts is None:
-        raise InvalidRequest("prompts are missing: give some, or the tracer of the trace that this is called in.")
-    found: list[Tensor] = []
-    with nn_model.trace(prompts if isinstance(prompts, str) else list(prompts)) as tracer:
-        for layer in chosen:
-            found.append(nnsight.save(read(nn_model, layer)[:, position].cpu()))  # noqa: PERF401 - a trace
-        tracer.stop()
-    return torch.stack(found)
-
-
-def collect_token_activations_batched(
-    nn_model: Any,
-    prompts: Sequence[str],
-    batch_size: int,
-    layers: Sequence[int] | None = None,
-    get_activations: GetModuleOutput | None = None,
-    remote: bool = False,
-    idx: int | None = None,
-    tqdm: Callable[..., Any] | None = None,
-    use_session: bool = True,
-) -> Float[Tensor, "layer prompt hidden"]:
-    """`get_token_activations` for many prompts, a batch at a time."""
-    starts: Any = range(0, len(prompts), batch_size)
-    parts = [
-        get_token_activations(nn_model, prompts[at : at + batch_size], layers, get_activations, remote, idx)
-        for at in (starts if tqdm is None else tqdm(starts))
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def collect_last_token_activations_session(
-    nn_model: Any,
-    prompts: Sequence[str],
-    batch_size: int,
-    layers: Sequence[int] | None = None,
-    get_activations: GetModuleOutput | None = None,
-    remote: bool = False,
-    idx: int | None = None,
-) -> Float[Tensor, "layer prompt hidden"]:
-    """The same as `collect_token_activations_batched`: locally, a session saves nothing."""
-    return collect_token_activations_batched(nn_model, prompts, batch_size, layers, get_activations, remote, idx)
-
-
 def _anatomy(nn_model: Any) -> Anatomy:
     if isinstance(nn_model, StandardizedTransformer):
         return nn_model.anatomy
@@ -278,20 +208,22 @@ def _read(nn_model: Any, layer: int, part: Part) -> States:
     return read_output(_envoy(nn_model, site), site)
 
 
-def _refuse_remote(remote: bool) -> None:
-    if remote:
-        raise InvalidRequest("remote=True is not offered here: the model runs on this machine.")
-
+collect_last_token_activations_session = collect_token_activations_batched
+"""Locally, a session saves nothing."""
 
 __all__ = [
     "ModuleAccessor",
+    "Prompt",
     "RenameConfig",
+    "TargetPrompt",
+    "TargetPromptBatch",
     "collect_last_token_activations_session",
     "collect_token_activations_batched",
     "compute_next_token_probs",
     "get_attention",
     "get_attention_output",
     "get_embed_tokens",
+    "get_first_tokens",
     "get_hidden_size",
     "get_ignores",
     "get_layer",
@@ -309,8 +241,17 @@ __all__ = [
     "get_unembed",
     "get_unembed_norm",
     "get_vocab_size",
+    "it_repeat_prompt",
+    "logit_lens",
+    "next_token_probs_unsqueeze",
+    "patch_object_attn_lens",
+    "patchscope_generate",
+    "patchscope_lens",
     "project_on_vocab",
+    "repeat_prompt",
+    "run_prompts",
     "set_layer_output",
     "skip_layer",
     "skip_layers",
+    "steer",
 ]

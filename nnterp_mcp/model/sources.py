@@ -1,4 +1,4 @@
-"""A model and a tokenizer as people give them to the library: by name, by folder, or in memory."""
+"""Where a model that the library wraps comes from: memory, or any name that `load.locate` knows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.model.load import locate
+from nnterp_mcp.settings import Settings
 
 
 def load_both(
@@ -20,21 +22,27 @@ def load_both(
     """A model and its tokenizer, read from where they are if they are not in memory yet.
 
     Args:
-        model: A Hub id, a folder, or the model itself.
+        model: The built-in name, a Hub id, a folder, a `.gguf` file, or the model itself.
         tokenizer: The tokenizer, if it is in memory.
         trust_remote_code: Run modelling code that comes with the weights.
         options: Passed to `from_pretrained`; `device_map` is "auto" by default.
 
     Raises:
+        UnknownModel: There is no such model.
+        Forbidden: Its weights are only there as pickle.
         InvalidRequest: A model that came from nowhere came without its tokenizer.
     """
-    source = str(getattr(model, "name_or_path", "")) if isinstance(model, nn.Module) else str(model)
-    if not isinstance(model, nn.Module):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=trust_remote_code, **{"device_map": "auto", **options}
-        )
-    if tokenizer is None:
-        if not source:
+    if isinstance(model, nn.Module):
+        source = str(getattr(model, "name_or_path", ""))
+        if tokenizer is None and not source:
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return cast("PreTrainedModel", model).eval(), cast("PreTrainedTokenizerBase", tokenizer)
+        found = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return cast("PreTrainedModel", model.eval()), cast("PreTrainedTokenizerBase", found)
+    located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if located.gguf is not None:
+        common["gguf_file"] = located.gguf
+    read: Any = AutoModelForCausalLM.from_pretrained(
+        located.folder, **common, **{"device_map": "auto", "use_safetensors": True, **options}
+    )
+    return read.eval(), tokenizer or AutoTokenizer.from_pretrained(located.folder, **common)

@@ -73,7 +73,7 @@ class StandardizedTransformer(TransformersModel):
         check_renaming: bool = True,
         remote: bool = False,
         allow_dispatch: bool = True,
-        enable_attention_probs: bool = False,
+        enable_attention_probs: bool | None = None,
         check_attn_probs_with_trace: bool = True,
         rename_config: RenameConfig | None = None,
         *,
@@ -84,13 +84,16 @@ class StandardizedTransformer(TransformersModel):
     ) -> None:
         if remote:
             raise Unsupported("remote=True is not offered: this class reads the weights onto this machine.")
+        if enable_attention_probs is None:
+            # As nnterp does for a name: eager, so that probabilities can be read. What is in memory stays as it is.
+            enable_attention_probs = not isinstance(model, nn.Module) and "attn_implementation" not in kwargs
         if enable_attention_probs and kwargs.setdefault("attn_implementation", "eager") != "eager":
             raise InvalidRequest(
                 f"attn_implementation={kwargs['attn_implementation']!r} forms no attention probabilities: "
                 "leave it out, or leave out enable_attention_probs."
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
-        self.name = name or getattr(loaded, "name_or_path", "") or type(loaded).__name__
+        self.name = name or _name_of(model) or type(loaded).__name__
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []
         self._refusals: dict[str, str] = {}
@@ -435,3 +438,7 @@ class StandardizedTransformer(TransformersModel):
     def module(self) -> PreTrainedModel:
         """The Hugging Face model itself."""
         return cast("PreTrainedModel", self._module)
+
+
+def _name_of(model: str | Path | nn.Module) -> str:
+    return str(getattr(model, "name_or_path", "")) if isinstance(model, nn.Module) else str(model)

@@ -28,7 +28,6 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     report("starting the worker's libraries")
     from transformers.utils import logging
 
-    from nnterp_mcp.model.check import check_model
     from nnterp_mcp.model.load import Precision, locate, read
     from nnterp_mcp.model.memory import held
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -41,7 +40,6 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    checks = check_model(model)
     bench.place(model)
     return LoadModelResult(
         handle=bench.handle,
@@ -59,5 +57,5 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         seconds=time.monotonic() - begun,
         source=located.origin,
         revision=located.revision,
-        checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in checks],
+        checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
     )
