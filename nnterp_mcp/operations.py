@@ -330,7 +330,9 @@ def site_of(operation: StateOperation) -> Site:
 def describe(operation: Operation) -> str:
     """An operation in a few words, as answers name what was in force."""
     parts = [operation.op]
-    if isinstance(operation, Add | Scale):
+    if isinstance(operation, Scale):
+        parts.append(f"by {operation.factor:g}")
+    if isinstance(operation, Add):
         parts.append(f"{operation.factor:g} ×")
     if isinstance(operation, Add | ProjectOut):
         parts.append(label_of(operation.vector))
@@ -435,6 +437,8 @@ def _explain_one(detail: Any, operation: type[Operation]) -> str:
         return f"{op} needs the field {name!r}"
     if detail["type"] == "value_error":
         return detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        return f"the field {name!r} of {op} must be an object, not {shown(detail['input'])}"
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return f"the field {name!r} of {op}: {message}, not {shown(detail['input'])}"
 
@@ -443,19 +447,25 @@ def _names(model: type[BaseModel]) -> list[str]:
     return [field.serialization_alias or name for name, field in model.model_fields.items() if name != "op"]
 
 
+_LANGUAGE = (
+    "Edits while the model runs, each {op, layers, …}. op: add (vector: name, numbers or "
+    '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
+    "position, layer}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
+    "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
+    "layers_/attentions_/mlps_/heads_output, queries, keys, values, attention_probabilities"
+)
+
+
+def _schema(description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": description})
+
+
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    WithJsonSchema(
-        {
-            "type": "array",
-            "items": {"type": "object"},
-            "description": "Edits while the model runs, each {op, layers, …}. op: add (vector: name, numbers or "
-            '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
-            "position, layer}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
-            "query_positions, key_positions); set_attention (pattern). site: token_embeddings, "
-            "layers_/attentions_/mlps_/heads_output, layers_input, queries, keys, values",
-        }
-    ),
+    _schema('Edits in force, [{"op": "zero", "site": "mlps_output", "layers": [3]}]; generate lists them all.'),
 ]
 """The operations in force during a call."""
+
+DescribedInterventions = Annotated[tuple[Operation, ...], BeforeValidator(_as_operations), _schema(_LANGUAGE)]
+"""The same, for the one tool whose definition teaches the language: an agent pays for every definition."""

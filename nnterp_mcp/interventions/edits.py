@@ -78,7 +78,7 @@ class StateEdit:
         part = picked if self.heads is None else picked[:, list(self.heads)]
         changed = self.change(part, chosen, window, seen).to(part)
         if self.neurons is not None:
-            components = resolve_indices(self.neurons, part.shape[-1], "neuron", f"the {self.place}")
+            components = resolve_indices(self.neurons, part.shape[-1], "neuron", f"a state at {self.place}")
             changed = part.index_copy(-1, torch.tensor(components, device=part.device), changed[..., components])
         if self.heads is not None:
             changed = picked.index_copy(1, torch.tensor(list(self.heads), device=picked.device), changed)
@@ -205,7 +205,7 @@ def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
         InvalidRequest: Its width is another one.
     """
     if vector.shape != (width,):
-        raise InvalidRequest(f"{label} has {vector.shape[-1]} numbers, and the {place} has {width}.")
+        raise InvalidRequest(f"{label} has {vector.shape[-1]} numbers, and a state at {place} has {width}.")
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class _Planner:
         reach = self._reach(operation.positions, chosen, operation.steps, onward)
         heads = None if operation.heads is None else self._heads(operation.heads, place)
         if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
-            resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"the {place}")
+            resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"a state at {place}")
         change = self._change(operation, place, reach, chosen, heads)
         return lambda gathered: StateEdit(place, reach, change(gathered), heads, operation.neurons)
 
@@ -237,7 +237,7 @@ class _Planner:
     def _origin(self, operation: Patch, place: Place) -> Place:
         layer = operation.source.layer
         if operation.source.run is not None:
-            raise Unsupported("a patch cannot come from a run yet", "Give from as {prompt, position, layer}.")
+            raise Unsupported("a patch cannot come from a run yet.", "Give from as {prompt, position, layer}.")
         if layer is None:
             return place
         if place.layer is None:

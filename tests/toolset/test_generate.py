@@ -1,0 +1,97 @@
+"""`generate` and the lens with interventions, called by a real client on the default model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from nnterp_mcp.toolset.generate.contract import (
+    SPEC,
+    Continuation,
+    Continued,
+    GenerateResult,
+    digest,
+    render,
+)
+from tests.serving import Caller, stdio, text
+
+LOVE = {"op": "add", "layers": 15, "vector": {"positive": " love", "negative": " hate"}, "factor": 20}
+
+
+@pytest.fixture(scope="module")
+def caller(smollm2_folder: Any) -> Generator[Caller]:
+    with stdio() as connected:
+        connected.call("load_model", model="smollm2-135m")
+        yield connected
+
+
+def test_a_prompt_is_continued(caller: Caller) -> None:
+    result = caller.call("generate", prompts="The capital of France is", max_new_tokens=8)
+    assert not result.is_error
+    answer: Any = result.structured_content
+    assert answer["table"]["columns"] == ["tokens", "stop", "mean log-prob", "text"]
+    assert answer["table"]["rows"][0][-1].startswith(" Paris.")
+    assert '" Paris.' in text(result)
+    assert "run_id" not in answer or answer["run_id"]
+
+
+def test_edited_text_stands_beside_its_baseline(caller: Caller) -> None:
+    result = caller.call(
+        "generate", prompts=["I think that you are", "Paris"], interventions=[LOVE], max_new_tokens=12, logprobs=True
+    )
+    answer: Any = result.structured_content
+    rows = [dict(zip(answer["table"]["columns"], row, strict=True)) for row in answer["table"]["rows"]]
+    assert [(row["prompt"], row["run"]) for row in rows] == [(i, run) for i in (0, 1) for run in ("baseline", "edited")]
+    assert rows[0]["text"] != rows[1]["text"]
+    assert rows[1]["differs at"] == 0
+    assert len(rows[0]["token log-probs"]) == 12
+    assert any("In force: add 20 × ' love' − ' hate' at layers_output of layer 15." in note for note in answer["notes"])
+    assert "edited" in text(result)
+
+
+def test_a_seed_gives_the_same_text_again(caller: Caller) -> None:
+    asked: dict[str, Any] = {"prompts": "Once upon a time", "temperature": 1.2, "top_p": 0.9, "max_new_tokens": 8}
+    first, again, other = (caller.call("generate", seed=seed, **asked) for seed in (4, 4, 5))
+    assert first.structured_content == again.structured_content
+    assert first.structured_content != other.structured_content
+
+
+def test_the_lens_reads_an_edited_model(caller: Caller) -> None:
+    skipped = [{"op": "skip", "layers": "20:"}]
+    result = caller.call("logit_lens", prompts="The capital of France is", layers=[19, 25, 29], interventions=skipped)
+    answer: Any = result.structured_content
+    tops = [row[1] for row in answer["table"]["rows"]]
+    assert tops[0] == tops[1] == tops[2]
+    assert "In force: skip of layers 20:." in text(result)
+
+
+def test_what_cannot_be_is_refused_in_one_line(caller: Caller) -> None:
+    for intervention, said in (
+        ({"op": "skip", "layers": 30}, "layer 30 does not exist: smollm2-135m has layers 0 to 29."),
+        ({"op": "zero", "layers": 4, "heads": 9}, "head 9 does not exist: layer 4 of smollm2-135m has heads 0 to 8."),
+        ({"op": "erase"}, "there is no op 'erase'"),
+    ):
+        result = caller.call("generate", prompts="Hi", interventions=[intervention])
+        assert result.is_error
+        assert said in text(result)
+
+
+def test_the_definition_is_small() -> None:
+    assert len(json.dumps(SPEC.input_schema())) + len(SPEC.description) <= 2048
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 200])
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_an_answer_is_small_and_counts_what_it_leaves_out(prompts: int, logprobs: bool) -> None:
+    long = Continuation(text="word " * 2000, tokens=["word "] * 2000, log_probs=[-1.5] * 2000, ended=False)
+    one = Continued(prompt="a", prompt_tokens=1, baseline=long, edited=long, differs_at=None)
+    result = GenerateResult(model="m", interventions=["skip of layer 1"], logprobs=logprobs, texts=[one] * prompts)
+    answer = digest(result)
+    assert answer.truncated
+    assert answer.total == 2 * prompts
+    shown = render(answer)
+    assert len(shown) < 4200
+    assert "not shown" in shown
