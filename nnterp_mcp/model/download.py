@@ -15,7 +15,7 @@ from nnterp_mcp.render import size
 def reporting_bar(report: Callable[[str], None]) -> type[Any]:
     """A `tqdm` class for `snapshot_download` whose bars call `report` about once a second."""
 
-    class ReportingBar(tqdm[Any]):
+    class ReportingBar(tqdm):  # generic in its stubs only
         _told = 0.0
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -259,6 +259,7 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -267,6 +268,8 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
 
     from nnterp_mcp.model.download import reporting_bar
 
+    # The bases are the errors of the HTTP library that the Hub's client uses; which one depends on its version.
+    unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
     patterns: dict[str, Any] = {
         "allow_patterns": [*_HUB_FILES, *(["*.py"] if code else [])],
         "ignore_patterns": _HUB_IGNORED,
@@ -276,8 +279,9 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
         info = HfApi().model_info(name, revision=revision)
         _require_safetensors(name, [file.rfilename for file in info.siblings or []])
         report(f"downloading {name}")
-        folder = snapshot_download(name, revision=info.sha, tqdm_class=reporting_bar(report), **patterns)
-        return Located(Path(folder), f"the Hub's {name}", revision=info.sha)
+        # By its name, not by the commit: the cache keeps the name only so, and is asked by it when the Hub is away.
+        folder = snapshot_download(name, revision=revision, tqdm_class=reporting_bar(report), **patterns)
+        return Located(Path(folder), f"the Hub's {name}", revision=Path(folder).name)
     except GatedRepoError as error:
         raise Forbidden(
             f"{name} is gated on the Hub", "Accept its licence there and start the server with HF_TOKEN set."
@@ -294,9 +298,9 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
             f"there is no file or folder {shown(name)}, and it is no Hub id either",
             f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
         ) from error
-    except NnterpError:
+    except NnterpError:  # some of ours are errors of the system too
         raise
-    except Exception as error:  # which HTTP library the Hub's client uses depends on its version
+    except unreachable as error:
         try:
             folder = snapshot_download(name, revision=revision, local_files_only=True, **patterns)
         except (LocalEntryNotFoundError, OSError):
