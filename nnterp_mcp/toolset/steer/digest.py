@@ -159,12 +159,11 @@ def _columns_of(result: SteerResult, tokens: int) -> list[_Column]:
 
 def _fitting(result: SteerResult, rows: int) -> tuple[list[_Column], int]:
     """The columns and the rows that the budget allows; fewer top tokens before fewer rows."""
-    for tokens in range(len(result.runs[0].top), 0, -1):
-        columns = _columns_of(result, tokens)
-        room = max(3, _BUDGET // sum(column.cost for column in columns))
-        if room >= rows:
-            break
-    return columns, room
+    choices = [_columns_of(result, tokens) for tokens in range(len(result.runs[0].top), 0, -1)]
+    rooms = [max(3, _BUDGET // sum(column.cost for column in columns)) for columns in choices]
+    fitting = (index for index, room in enumerate(rooms) if room >= rows)
+    chosen = next(fitting, len(choices) - 1)
+    return choices[chosen], rooms[chosen]
 
 
 def _push(group: Group) -> Cell:
