@@ -225,17 +225,6 @@ def test_some_layers_and_heads(subject: Subject, readings: AttentionReadings) ->
     assert torch.allclose(some.mass, readings.mass[:, columns], atol=1e-6, equal_nan=True)
 
 
-def test_eager_attention_is_undone_also_after_errors(subject: Subject) -> None:
-    before = subject.model.attention
-
-    def fail(done: int) -> None:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        read_attention(subject.model, subject.prompts, subject.chosen, on_batch=fail)
-    assert subject.model.attention == before
-
-
 def test_operations_act_before_the_reading(subject: Subject, readings: AttentionReadings) -> None:
     layer, head = readings.heads[0]
     knockout = parse_operation({"op": "knockout", "layers": layer, "heads": head, "key_positions": 0})
@@ -253,6 +242,26 @@ def test_operations_act_before_the_reading(subject: Subject, readings: Attention
 @pytest.fixture(scope="module")
 def hybrid() -> StandardizedTransformer:
     return StandardizedTransformer(tiny_model("qwen3_next"), tokenizer=tiny_tokenizer(), name="hybrid")
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_eager_attention_is_undone_also_after_errors(hybrid: StandardizedTransformer, layer: int) -> None:
+    class Enough(Exception):
+        pass
+
+    def fail(done: int) -> None:
+        raise Enough
+
+    hybrid.set_attention("sdpa")
+    prompts = encode_prompts(hybrid.tokenizer, PROMPTS, hybrid.name)
+    read_attention(hybrid, prompts, choose_heads(hybrid, layer))
+    assert hybrid.attention == "sdpa"
+    with pytest.raises(Enough):
+        read_attention(hybrid, prompts, choose_heads(hybrid, layer), on_batch=fail)
+    assert hybrid.attention == "sdpa"
+    with pytest.raises(IndexError):
+        read_attention(hybrid, prompts, [HeadChoice(layer, [99])])
+    assert hybrid.attention == "sdpa"
 
 
 @pytest.mark.parametrize(

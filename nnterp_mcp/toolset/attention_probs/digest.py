@@ -34,7 +34,7 @@ _OF_A_KIND = 0.1
 """The score from which on a head is named for a kind."""
 
 _KINDS = {"induction": "induction", "previous": "previous-token", "duplicate": "duplicate-token"}
-_SHOWN = {"induction": ("induction", 4), "previous": ("previous token", 3), "duplicate": ("duplicate token", 1)}
+_SHOWN = {"induction": ("induction", 4), "previous": ("previous token", 2), "duplicate": ("duplicate token", 1)}
 _MASSES = ("entropy", "first", "previous", "itself", "duplicate", "induction")
 
 
