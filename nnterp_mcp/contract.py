@@ -49,14 +49,7 @@ class Table(BaseModel):
 TableField = Annotated[
     Table,
     WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {
-                "columns": {"type": "array", "items": {"type": "string"}},
-                "rows": {"type": "array", "items": {"type": "array"}},
-            },
-            "required": ["columns", "rows"],
-        }
+        {"type": "object", "required": ["columns", "rows"], "description": "Named columns, and rows of cells."}
     ),
 ]
 """A table in an answer; its cells' types are not spelled out, since an agent pays for every definition."""
@@ -156,7 +149,8 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = ", ".join(spec.params.model_fields)
-            lines.append(f"{spec.name} has no argument {shown(name)}: its arguments are {known}.")
+            known = f"its arguments are {known}" if known else "it takes none"
+            lines.append(f"{spec.name} has no argument {shown(name)}: {known}.")
         elif detail["type"] == "missing":
             lines.append(f"{spec.name} needs the argument {name!r}.")
         elif detail["type"] == "value_error":
@@ -168,26 +162,31 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
 
 
 def _schema(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> dict[str, Any]:
-    schema = _compact(model.model_json_schema(mode=mode))
+    schema = _compact(model.model_json_schema(mode=mode), unsaid={"title"} if mode == "validation" else _UNSAID)
     schema.pop("description", None)
     return schema
 
 
-def _compact(node: Any, named: bool = False) -> Any:
-    """A schema without what says nothing to a reader: titles, null defaults, unions of plain types spelled out.
+_UNSAID = {"title", "default", "additionalProperties"}
+"""Keywords that an output schema does without: nobody fills it in."""
+
+
+def _compact(node: Any, unsaid: set[str], named: bool = False) -> Any:
+    """A schema without what says nothing to a reader: some keywords, null defaults, unions of plain types spelled out.
 
     Args:
         node: A part of the schema.
+        unsaid: The keywords to leave out.
         named: Whether the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):
-        return [_compact(item) for item in node]
+        return [_compact(item, unsaid) for item in node]
     if not isinstance(node, dict):
         return node
     kept = {
-        key: _compact(value, named=key in ("properties", "$defs") and not named)
+        key: _compact(value, unsaid, named=key in ("properties", "$defs") and not named)
         for key, value in node.items()
-        if named or not (key == "title" or (key == "default" and value is None))
+        if named or not (key in unsaid or (key == "default" and value is None))
     }
     union = kept.get("anyOf", [])
     if union and all(part.keys() == {"type"} for part in union):

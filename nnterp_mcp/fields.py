@@ -144,16 +144,14 @@ def _is_slice(value: str) -> bool:
     return _SLICE.fullmatch(value) is not None
 
 
-ModelHandle = Annotated[
-    str | None, Field(description="Handle from load_model; may be left out while one model is loaded.")
-]
+ModelHandle = Annotated[str | None, Field(description="Handle; optional while one model is loaded.")]
 Prompts = Annotated[
     tuple[Prompt, ...],
     BeforeValidator(_as_prompts),
     WithJsonSchema(
         {
             "type": ["string", "array"],
-            "description": "A prompt or a list of them. A prompt is text, or chat messages [{role, content}].",
+            "description": "Text, chat messages [{role, content}], or a list of these.",
         }
     ),
 ]
@@ -163,7 +161,7 @@ Layers = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "array"],
-            "description": "Layer, list of layers, range '4:20' (4 to 19; negative from the end) or 'all'.",
+            "description": "Layer, list, range '4:20' (4 to 19) or 'all'; negative from the end.",
         }
     ),
 ]
@@ -173,8 +171,8 @@ Positions = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "object", "array"],
-            "description": "Token position in the prompt (negative from the end), 'last', 'all', range '2:5', "
-            '{"text": "France", "occurrence": 0}, or a list of these.',
+            "description": "Token index (negative from the end), 'last', 'all', range '2:5', "
+            '{"text": "France"}, or a list of these.',
         }
     ),
 ]
@@ -184,9 +182,9 @@ Targets = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "description": 'Strings to track by category, {"capital": "Paris", "traps": ["London", "Madrid"]}: '
-            "their first tokens, with and without a leading space.",
+            "description": 'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their '
+            "first tokens, with and without a leading space.",
         }
     ),
 ]
-TopK = Annotated[int, Field(ge=1, le=20, description="Tokens shown per layer.")]
+TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]

@@ -33,13 +33,23 @@ from nnterp_mcp.toolset import specs
 logger = logging.getLogger(__name__)
 
 INSTRUCTIONS = """\
-A laboratory for looking inside open-weight language models.
-1. load_model loads a model once into a process of its own, where it stays warm ("smollm2-135m" is built in).
-2. tokenize shows how a prompt splits into positions. logit_lens shows what each layer would predict, and from \
-which layer on the answer leads.
-3. session says what is loaded; unload_model frees its memory.
-While one model is loaded, `model` can be left out. Layers and positions count from 0; negative ones from the end.
-Probabilities run from 0 to 1; entropies and KL divergences are in nats. Errors say what to change."""
+A laboratory for looking inside open-weight language models. One warm model serves every call.
+1. load_model ("smollm2-135m" is built in). While one model is loaded, `model` can be left out.
+2. Look: tokenize (positions), logit_lens and patchscope (what each layer holds), attention_probs (what heads attend \
+to, induction and other kinds of heads), inspect_model (modules and sites).
+3. Hypothesise, then intervene: `interventions` in any tool that runs the model, generate (text beside its baseline), \
+make_vector and steer.
+4. Control: steer with control=true; knock out random heads beside the ones you mean; run_prompts over many prompts.
+5. Report numbers with their control and n. session says what is loaded and which vectors exist; unload_model ends it.
+
+interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (factor), zero, mean (prompts), patch \
+(from: {prompt, position, layer}), project_out (vector), all with site, positions, heads or neurons; skip; knockout \
+(heads, query_positions, key_positions); set_attention (heads, pattern). site: token_embeddings, layers_input, \
+layers_output (default), attentions_output, mlps_output, heads_output, queries, keys, values, attention_probabilities. \
+They act in the order in which the model runs.
+
+Layers and positions count from 0, negative ones from the end. Probabilities run from 0 to 1; entropies and KL \
+divergences are in nats. Errors say what to change."""
 
 
 def build(pool: Pool) -> Server[Any]:
@@ -77,7 +87,6 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
         input_schema=spec.input_schema(),
         output_schema=spec.output_schema(),
         annotations=ToolAnnotations(
-            title=spec.title,
             read_only_hint=spec.read_only,
             destructive_hint=spec.destructive,
             idempotent_hint=spec.idempotent,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Prompts
-from nnterp_mcp.operations import Interventions
+from nnterp_mcp.operations import DescribedInterventions
 from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, quoted, table
 
 _CHARACTERS = 2400
@@ -26,7 +26,7 @@ class GenerateParams(ModelParams):
     """What to continue, how to choose tokens, and what to change on the way."""
 
     prompts: Prompts
-    interventions: Interventions = ()
+    interventions: DescribedInterventions = ()
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 32
     temperature: Annotated[float, Field(ge=0, le=100, description="0: the likeliest token each time.")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

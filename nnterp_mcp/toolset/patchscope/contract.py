@@ -64,8 +64,7 @@ class PatchscopeParams(ModelParams):
         WithJsonSchema(
             {
                 "type": ["string", "array"],
-                "description": "Text or chat; 'repeat' is \"king king\\n1135 1135\\nhello hello\\n?\", "
-                "'repeat_chat' its chat form.",
+                "description": "Text or chat; 'repeat' (the paper's \"hello hello\\n?\" prompt) or 'repeat_chat'.",
             }
         ),
     ] = "repeat"

@@ -57,7 +57,7 @@ class SteerParams(ModelParams):
     max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    control: Annotated[bool, Field(description="Also add random directions of equal norm.")] = False
+    control: Annotated[bool, Field(description="Add the control.")] = False
     interventions: Interventions = ()
 
 
