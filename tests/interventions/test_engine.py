@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.interventions.plain import FAMILIES, Edit, Edits, Plain
 PROMPTS = ["The capital of France is", "Paris and Rome are", "of Spain is Madrid, and"]
 SOURCE = "Madrid is a"
 TOLERANCE = 1e-5
+ROUNDING = {"smollm2-135m": 5e-5}
+"""Where an ablation blows rounding up: of two computations in float32, each is up to 2e-5 from that in float64."""
 MISSING = {("falcon", "values"), ("opt", "mlps_output")}
 HIDDEN_SITES = [site for site in SITES if site not in HEAD_SITES]
 
@@ -42,6 +45,11 @@ class Subject:
     def __post_init__(self) -> None:
         self.prompts = encode_prompts(self.model.tokenizer, PROMPTS, self.family)
         self.source = encode_prompts(self.model.tokenizer, [SOURCE], self.family)[0]
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The distributions without any operation."""
+        return self.probabilities(NOTHING)
 
     def plan(self, *operations: dict[str, Any]) -> Plan:
         return plan(self.model, [parse_operation(operation) for operation in operations], self.prompts)
@@ -81,7 +89,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     torch.set_num_threads(before)
 
 
-every_family = pytest.mark.parametrize("subject", FAMILIES, indirect=True)
+SUBJECTS = [pytest.param(family, marks=[pytest.mark.slow] if family == "smollm2-135m" else []) for family in FAMILIES]
+every_family = pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 one_family = pytest.mark.parametrize("subject", ["llama"], indirect=True)
 
 
@@ -145,7 +154,7 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
             target[0] += 1.5 * vector
 
     def project_out(states: Tensor, layer: int, prompt: int) -> None:
-        unit = vector / vector.norm()
+        unit = (vector / vector.norm()).to(states)
         states -= (states @ unit)[..., None] * unit
 
     def average(states: Tensor, layer: int, prompt: int) -> None:
@@ -255,13 +264,11 @@ def matrix_case(subject: Subject) -> Case:
     return Case("matrix", operation, lambda prompt: {("attention_probabilities", 1): change} if prompt == 0 else {})
 
 
-def difference(subject: Subject, case: Case) -> float:
+def check(subject: Subject, case: Case) -> None:
+    expected = subject.expected(case.edits_of)
     found = subject.probabilities(subject.plan(case.operation))
-    return float((found - subject.expected(case.edits_of)).abs().max())
-
-
-def effect(subject: Subject, case: Case) -> float:
-    return float((subject.probabilities(NOTHING) - subject.expected(case.edits_of)).abs().max())
+    assert float((found - expected).abs().max()) <= ROUNDING.get(subject.family, TOLERANCE), case.label
+    assert float((subject.clean - expected).abs().max()) > TOLERANCE, f"{case.label} does nothing here"
 
 
 @every_family
@@ -278,16 +285,14 @@ def test_states_change_as_plain_hooks_change_them(subject: Subject, site: str) -
             subject.plan({"op": "scale", "site": site, "factor": 0.5, **layers})
         return
     for case in state_cases(subject, site):
-        assert difference(subject, case) <= TOLERANCE, case.label
-        assert effect(subject, case) > TOLERANCE, f"{case.label} does nothing here"
+        check(subject, case)
 
 
 @every_family
 def test_patterns_and_skips_change_as_plain_hooks_change_them(subject: Subject) -> None:
     before = subject.model.attention
     for case in [*pattern_cases(subject), matrix_case(subject), skip_case(subject)]:
-        assert difference(subject, case) <= TOLERANCE, case.label
-        assert effect(subject, case) > TOLERANCE, f"{case.label} does nothing here"
+        check(subject, case)
     assert subject.model.attention == before
 
 

@@ -15,11 +15,10 @@ from nnterp_mcp.interventions.engine import NOTHING
 from nnterp_mcp.interventions.generation import Generation, caches, generate
 from nnterp_mcp.interventions.sampling import Sampling, choose
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from tests.interventions.plain import FAMILIES, Edits
-from tests.interventions.test_engine import Subject, build
+from tests.interventions.plain import Edits
+from tests.interventions.test_engine import SUBJECTS, Subject, build
 
 NEW = 6
-TINY = [family for family in FAMILIES if family != "smollm2-135m"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     torch.set_num_threads(before)
 
 
-every_family = pytest.mark.parametrize("subject", FAMILIES, indirect=True)
+every_family = pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 one_family = pytest.mark.parametrize("subject", ["llama"], indirect=True)
 
 
@@ -137,7 +136,7 @@ def test_every_token_is_the_one_that_plain_hooks_give(subject: Subject) -> None:
         for prompt, one in zip(subject.prompts, found, strict=True):
             ids, log_probs = plainly(subject, prompt.ids, edits_of)
             assert one.ids == ids, (label, prompt.index)
-            assert one.log_probs == pytest.approx(log_probs, abs=1e-4), (label, prompt.index)
+            assert one.log_probs == pytest.approx(log_probs, abs=1e-3), (label, prompt.index)
 
 
 @every_family
