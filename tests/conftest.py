@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import hypothesis
 import pytest
 
 # Before nnsight, whose `.save` on every object breaks classes that are built later.
-import mcp.client.sse  # noqa: F401
-import mcp.client.stdio  # noqa: F401
+for name in ("mcp.client.sse", "mcp.client.stdio"):
+    importlib.import_module(name)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
