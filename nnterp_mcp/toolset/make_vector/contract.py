@@ -67,13 +67,13 @@ class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
     name: Annotated[VectorName, Field(description="Name for later calls: letters, digits, . _ -")]
-    method: Method
+    method: Annotated[Method, Field(description="What the direction is made of.")]
     positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
     negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
     layers: Layers = "all"
     positions: Positions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, description="Of random.")] = 0
     file: Annotated[
         str | None, Field(min_length=1, description="JSON or safetensors: one direction, or one per layer.")
     ] = None
