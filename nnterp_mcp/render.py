@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnterp_mcp.contract import Answer, Cell, Table
 
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
+
+_SHARED = 3
+"""Pairs of categories with a common first token that an answer names."""
 
 _LABELS = 4
 """Interventions that a note names one by one."""
@@ -72,6 +75,17 @@ def quoted(text: str) -> str:
 def elided(text: str, limit: int = 24) -> str:
     """Text whose end is left out past `limit` characters: a token can be a run of hundreds of spaces."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
+    """The notes that name target categories with a common first token, under `a and b`; many pairs are counted."""
+    notes = [
+        f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
+        for pair, tokens in list(shared.items())[:_SHARED]
+    ]
+    if len(shared) > _SHARED:
+        notes.append(f"{plural(len(shared) - _SHARED, 'more pair')} of categories share first tokens.")
+    return notes
 
 
 def in_force(interventions: Sequence[str]) -> list[str]:

@@ -9,16 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK
 from nnterp_mcp.operations import Interventions
-from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.render import (
+    cell,
+    elided,
+    in_force,
+    lines,
+    number,
+    plural,
+    probability,
+    quoted,
+    shared_tokens,
+    spread,
+    table,
+)
 
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
-
-_SHARED = 3
-"""Pairs of categories with a common first token that an answer names."""
 
 
 class LogitLensParams(ModelParams):
@@ -93,12 +102,7 @@ def digest(result: LogitLensResult) -> LogitLensAnswer:
 
 def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
     notes = in_force(result.interventions)
-    notes += [
-        f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
-        for pair, tokens in list(result.shared.items())[:_SHARED]
-    ]
-    if len(result.shared) > _SHARED:
-        notes.append(f"{plural(len(result.shared) - _SHARED, 'more pair')} of categories share first tokens.")
+    notes += shared_tokens(result.shared)
     if len(result.categories) > _CATEGORIES:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")

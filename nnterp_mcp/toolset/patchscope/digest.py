@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import cell, in_force, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.render import cell, in_force, lines, number, plural, probability, quoted, shared_tokens, spread, table
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
 
 _BUDGET = 620
@@ -23,7 +23,7 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
     one = len(result.sources) == 1
     content, hidden = _by_layer(result.sources[0], result) if one else _by_source(result)
     notes = in_force(result.interventions)
-    notes += [f"{a} share the first token {quoted(b[0])}: it counts for both." for a, b in result.shared.items()]
+    notes += shared_tokens(result.shared)
     if hidden:
         what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
         narrow = "source_layers" if one else "fewer prompts or positions"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Layers, Prompt, Targets, shown
 from nnterp_mcp.operations import Interventions
-from nnterp_mcp.render import elided, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.render import elided, in_force, lines, number, plural, probability, quoted, shared_tokens, spread, table
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
@@ -212,15 +212,11 @@ def _first(row: PromptRow) -> list[Cell]:
 
 
 def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
-    notes = [f"In force: {'; '.join(result.interventions)}."] if result.interventions else []
-    notes += [
-        f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
-        for pair, tokens in list(result.shared.items())[:3]
-    ]
-    if len(result.shared) > 3:
-        notes.append(f"{plural(len(result.shared) - 3, 'more pair')} of categories share first tokens.")
+    notes = in_force(result.interventions)
+    notes += shared_tokens(result.shared)
     if len(result.categories) > _CATEGORIES:
-        notes.append(f"{plural(len(result.categories) - _CATEGORIES, 'category')} not shown.".replace("ys ", "ies "))
+        others = len(result.categories) - _CATEGORIES
+        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
     if len(result.layers) > _LAYERS:
         notes.append(f"{plural(len(result.layers) - _LAYERS, 'layer')} not shown; ask for them with layers.")
     if shown_prompts < len(result.rows):

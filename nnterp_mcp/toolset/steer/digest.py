@@ -9,7 +9,19 @@ from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, probability, quoted, spread, table
+from nnterp_mcp.render import (
+    cell,
+    elided,
+    in_force,
+    lines,
+    number,
+    plural,
+    probability,
+    quoted,
+    shared_tokens,
+    spread,
+    table,
+)
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
 _BUDGET = 720
@@ -17,9 +29,6 @@ _BUDGET = 720
 
 _CATEGORIES = 4
 """Target categories that an answer shows."""
-
-_SHARED = 3
-"""Pairs of categories with a common first token that an answer names."""
 
 _TEXT = 160
 """Characters of a generated text that an answer shows."""
@@ -239,12 +248,7 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
     if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
         notes.append("push > 1: more was added than was there; such texts often fall apart.")
     notes += in_force(result.in_force)
-    notes += [
-        f"{elided(pair, 80)} share the first token {quoted(elided(tokens[0]))}: it counts for both."
-        for pair, tokens in list(result.shared.items())[:_SHARED]
-    ]
-    if len(result.shared) > _SHARED:
-        notes.append(f"{plural(len(result.shared) - _SHARED, 'more pair')} of categories share first tokens.")
+    notes += shared_tokens(result.shared)
     if len(result.categories) > _CATEGORIES:
         notes.append(
             f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
