@@ -1,0 +1,219 @@
+"""The tool `run_prompts`: its numbers against plain transformers, its wording, its files and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from nnterp_mcp.contract import Answer
+from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.render import rounded
+from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset.run_prompts.contract import SPEC, RunPromptsResult
+from tests.serving import stdio, text
+from tests.toolset.test_make_vector import make_bench
+
+PROMPTS = ["The capital of France is", "Madrid", "The capital of Spain is the city of", "Paris and London"]
+TARGETS = {"capital": ["Paris", "Madrid"], "verb": "is"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("run_prompts"))
+
+
+def ask(bench: Bench, send: Callable[[Progress], None] = lambda progress: None, **arguments: Any) -> RunPromptsResult:
+    """Runs the tool as a worker does, the parameters sent over the wire."""
+    from nnterp_mcp.toolset.run_prompts.run import run
+
+    sent = SPEC.parse({"prompts": PROMPTS, "targets": TARGETS} | arguments)
+    params = SPEC.params.model_validate(sent.model_dump(mode="json"))
+    return SPEC.result.model_validate_json(run(bench, params, Job(1, send)).model_dump_json())
+
+
+def plain_probabilities(bench: Bench, prompt: str) -> Any:
+    import torch
+
+    ids = bench.model.tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        return bench.model.module(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+
+
+def first_tokens(bench: Bench, words: str | list[str]) -> list[int]:
+    tokenizer = bench.model.tokenizer
+    listed = [words] if isinstance(words, str) else words
+    forms = [form for word in listed for form in (word, f" {word}")]
+    return sorted({tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms})
+
+
+def test_probabilities_and_ranks_are_those_of_plain_transformers(bench: Bench) -> None:
+    result = ask(bench, batch_tokens=16)
+
+    assert result.layers == [bench.model.num_layers - 1]
+    assert len({row.tokens for row in result.rows}) > 2
+    for prompt, row in zip(PROMPTS, result.rows, strict=True):
+        expected = plain_probabilities(bench, prompt)
+        assert row.text == prompt
+        assert abs(row.top[0][1] - float(expected.max())) < 1e-5
+        for index, words in enumerate(TARGETS.values()):
+            tokens = first_tokens(bench, words)
+            assert abs(row.probabilities[-1][index] - float(expected[tokens].sum())) < 1e-5
+            assert row.ranks[-1][index] == 1 + int((expected > expected[tokens].max()).sum())
+
+
+def test_each_prompt_may_have_targets_of_its_own(bench: Bench) -> None:
+    words = ["Paris", "Madrid", "is", "of"]
+    items = [{"prompt": prompt, "targets": {"own": word}} for prompt, word in zip(PROMPTS, words, strict=True)]
+    result = ask(bench, prompts=items, targets={})
+
+    for prompt, word, row in zip(PROMPTS, words, result.rows, strict=True):
+        expected = float(plain_probabilities(bench, prompt)[first_tokens(bench, word)].sum())
+        assert abs(row.probabilities[-1][0] - expected) < 1e-5
+
+
+def test_the_last_layer_of_every_readout_by_layer(bench: Bench) -> None:
+    answers, lens = ask(bench), ask(bench, readout="logit_lens")
+
+    assert lens.layers == list(range(bench.model.num_layers))
+    for one, other in zip(answers.rows, lens.rows, strict=True):
+        assert one.probabilities[-1] == pytest.approx(other.probabilities[-1], abs=1e-6)
+    patched = ask(bench, readout="patchscope", layers=[1, 2])
+    assert patched.layers == [1, 2]
+    assert all(len(row.probabilities) == 2 for row in patched.rows)
+    assert patched.rows[0].probabilities != patched.rows[2].probabilities
+
+
+def test_interventions_are_in_force(bench: Bench) -> None:
+    zeroed = [{"op": "zero", "site": "mlps_output", "layers": "all", "prompts": [1]}]
+    plain, edited = ask(bench), ask(bench, interventions=zeroed)
+
+    changed = [abs(one.top[0][1] - other.top[0][1]) > 1e-4 for one, other in zip(plain.rows, edited.rows, strict=True)]
+    assert changed == [False, True, False, False]
+    assert any(note.startswith("In force:") for note in SPEC.digest(edited).notes)
+
+
+def test_the_summary_counts_what_the_rows_say(bench: Bench) -> None:
+    result = ask(bench)
+    table = SPEC.digest(result).categories
+
+    for index, row in enumerate(table.rows):
+        values = [prompt.probabilities[-1][index] for prompt in result.rows]
+        likeliest = sum(prompt.probabilities[-1][index] == max(prompt.probabilities[-1]) for prompt in result.rows)
+        assert row[1] == pytest.approx(fmean(values))
+        assert row[2] == pytest.approx(pstdev(values))
+        assert row[3] == f"{100 * likeliest / len(values):g} %"
+
+
+def test_progress_and_cancel(bench: Bench) -> None:
+    told: list[Progress] = []
+    ask(bench, told.append, batch_tokens=16)
+
+    assert [progress.done for progress in told] == sorted(progress.done for progress in told)
+    assert len(told) > 1
+    assert told[-1].done == told[-1].total == len(PROMPTS)
+
+
+def test_files(bench: Bench, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": prompt, "targets": {"capital": "Paris"}}) for prompt in PROMPTS]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "set.csv").write_text("prompt,capital\n" + "".join(f"{prompt},Paris\n" for prompt in PROMPTS))
+    allowing = Bench(bench.handle, Settings(folders=(tmp_path,), data=bench.settings.data))
+    allowing.place(bench.model)
+    inline = ask(bench, targets={"capital": "Paris"})
+
+    for name in ("set.jsonl", "set.csv"):
+        found = ask(allowing, prompts={"path": str(tmp_path / name)}, targets={})
+        assert [row.probabilities for row in found.rows] == [row.probabilities for row in inline.rows]
+    with pytest.raises(Forbidden):
+        ask(bench, prompts={"path": str(tmp_path / "set.jsonl")})
+    with pytest.raises(Forbidden):
+        ask(allowing, prompts={"path": str(tmp_path / ".." / "elsewhere.jsonl")})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("set.txt", "a", "set.txt is no prompt file: give a .jsonl or .csv file."),
+        ("set.jsonl", "\n", "set.jsonl: prompts is empty: give at least one prompt."),
+        ("set.jsonl", '"a"\n{', "set.jsonl: line 2 is no JSON"),
+        ("set.csv", "text\na\n", "set.csv: it has no column 'prompt', but text."),
+        ("set.jsonl", '""', "set.jsonl: prompt 0 is empty: give at least one token of text."),
+    ],
+)
+def test_files_that_are_no_prompt_sets(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidRequest) as caught:
+        read_prompt_file(tmp_path / name)
+    assert caught.value.message.startswith(reason)
+
+
+@pytest.mark.parametrize("prompts", [[], "", [""], 3, [{"text": "a"}], [{"prompt": "a", "targets": 3}], {"path": ""}])
+def test_what_is_no_prompt_set(prompts: Any, snapshot: SnapshotAssertion) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SPEC.parse({"prompts": prompts})
+    assert caught.value.message == snapshot
+
+
+def test_prompts_must_share_their_categories(bench: Bench) -> None:
+    items = [{"prompt": "a", "targets": {"x": "b"}}, {"prompt": "a", "targets": {"y": "b"}}]
+    with pytest.raises(InvalidRequest, match=r"prompt 1 has the target categories \['y'\]"):
+        ask(bench, prompts=items, targets={})
+
+
+@pytest.mark.smollm2
+def test_the_answer_through_a_client(
+    smollm2_folder: Path, count_tokens: Callable[[object], int], snapshot: SnapshotAssertion
+) -> None:
+    cities = {"France": "Paris", "Italy": "Rome", "England": "London", "Germany": "Berlin", "Japan": "Tokyo"}
+    items = [
+        {
+            "prompt": f"The capital of {country} is",
+            "targets": {"right": city, "wrong": [c for c in cities.values() if c != city]},
+        }
+        for country, city in cities.items()
+    ]
+    with stdio() as caller:
+        caller.call("load_model", model="smollm2-135m")
+        for arguments in ({}, {"readout": "logit_lens"}):
+            answer = caller.call("run_prompts", prompts=items, **arguments)
+            assert not answer.is_error
+            assert text(answer) == snapshot
+            assert count_tokens(text(answer)) <= 1000
+            assert count_tokens(answer.structured_content) <= 1000
+
+
+def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None:
+    from nnterp_mcp.toolset.run_prompts.contract import PromptRow
+
+    names = [f"a category with a long name {index}" for index in range(20)]
+    row = PromptRow(
+        text="word " * 300,
+        tokens=300,
+        top=[("=" * 60, 0.123456)],
+        probabilities=[[0.0123456] * 20] * 80,
+        ranks=[[12345] * 20] * 80,
+    )
+    result = RunPromptsResult(
+        model="large",
+        readout="logit_lens",
+        layers=list(range(80)),
+        categories=names,
+        shared={f"{name} and another": ["x"] for name in names},
+        interventions=[],
+        rows=[row] * 500,
+        seconds=3.0,
+    )
+    answer: Answer = SPEC.digest(result)
+    assert count_tokens(SPEC.render(answer)) <= 2000
+    assert count_tokens(rounded(answer.model_dump(mode="json"))) <= 2000
