@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from nnterp_mcp.session.wire import Start, encode, to_worker
 from nnterp_mcp.settings import Settings
 
 
-def test_defaults() -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("NNTERP_MCP_")]:
+        monkeypatch.delenv(name)
     settings = Settings()
 
     assert (settings.transport, settings.host, settings.port) == ("stdio", "127.0.0.1", 8765)

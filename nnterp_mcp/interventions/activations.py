@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, encode_prompts, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -55,7 +56,7 @@ def get_token_activations(
     """
     if tracer is None:
         if prompts is None:
-            raise ValueError("prompts must be given outside of a trace")
+            raise InvalidRequest("prompts are missing: give some, or the tracer of the trace that is running.")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return collect_token_activations_batched(model, texts, len(texts), layers, get_activations, remote, idx)
     read = get_activations or get_layer_output
@@ -113,8 +114,8 @@ def collect_token_activations_batched(
 def _read(
     model: StandardizedTransformer, batch: Batch, layers: Sequence[int], read: GetActivations, at: int
 ) -> Float[Tensor, "layer row hidden"]:
-    width = batch.inputs["input_ids"].shape[1]
-    columns = [width + at if at < 0 else padding + at for padding in batch.padding]
+    places = [resolve_positions([at], prompt) for prompt in batch.prompts]
+    columns = [padding + place for padding, (place,) in zip(batch.padding, places, strict=True)]
     rows = list(range(len(columns)))
     with model.trace(batch.inputs) as tracer:
         states = nnsight.save([read(model, layer)[rows, columns].cpu() for layer in layers])

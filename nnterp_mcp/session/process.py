@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ import psutil
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectSendStream
+from pydantic import ValidationError
 
 from nnterp_mcp.errors import WorkerLost
 from nnterp_mcp.session.wire import (
@@ -32,6 +34,8 @@ from nnterp_mcp.session.wire import (
     from_worker,
 )
 from nnterp_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], Awaitable[None]]
 
@@ -99,6 +103,8 @@ class WorkerProcess:
             anyio.BrokenResourceError,
         ):
             pass
+        except ValidationError as error:  # nothing after it can be trusted, and the server outlives it
+            logger.error("the worker of %s wrote what is no message", self.handle, exc_info=error)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._end()

@@ -111,17 +111,23 @@ def test_nnterps_functions_read_and_assign(kind: str) -> None:
         torch.testing.assert_close(skipped, reference.run(plain, ids).logits)
 
 
-@pytest.mark.parametrize("kind", ["standardized", "plain"])
-def test_nnterps_functions_collect(kind: str) -> None:
-    model = wrapped(kind)
-    prompts = [PROMPT, "The capital", "Paris"]
+def test_nnterps_functions_collect() -> None:
+    model = standardized("gpt2")
+    plain = tiny_model("gpt2")
+    prompts = [PROMPT, "The capital", "Paris is"]
     batched = compat.collect_token_activations_batched(model, prompts, batch_size=2, layers=[1, 3])
-    assert batched.shape == (2, 3, 64)
-    one = compat.get_token_activations(model, [prompts[1]], layers=[1, 3])
-    torch.testing.assert_close(batched[:, 1:2], one, rtol=1e-4, atol=1e-5)
+    second = compat.get_token_activations(model, prompts, layers=[1, 3], idx=1)
     probs = compat.compute_next_token_probs(model, prompts)
-    torch.testing.assert_close(probs.sum(-1), torch.ones(3))
-    with pytest.raises(InvalidRequest, match="position 1 would be padding"):
-        compat.get_token_activations(model, prompts, idx=1)
+    assert batched.shape == second.shape == (2, 3, 64)
+    for index, prompt in enumerate(prompts):
+        captured: dict[int, torch.Tensor] = {}
+        with reference.capturing_output(list(plain.transformer.h), captured):
+            logits = reference.run(plain, model.tokenizer(prompt, return_tensors="pt").input_ids).logits
+        for row, layer in enumerate((1, 3)):
+            torch.testing.assert_close(batched[row, index], captured[layer][0, -1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(second[row, index], captured[layer][0, 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(probs[index], logits[0, -1].softmax(-1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InvalidRequest, match="position 50 does not exist: prompt"):
+        compat.get_token_activations(model, prompts, idx=50)
     with pytest.raises(InvalidRequest, match="prompts are missing"):
         compat.get_token_activations(model)
