@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: every causal-LM type of transformers, and what was verified for it."""
+"""Writes docs/architectures.md, what was verified for every causal-LM type, and the list that the package carries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from nnterp_mcp.model.census import check_all_types, render_table, totals
+from nnterp_mcp.model.census import check_all_types, render_classes, render_table, totals
 
-PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "architectures.md"
+LIST = ROOT / "nnterp_mcp" / "model" / "verified.json"
 
 
 def main() -> int:
@@ -20,6 +22,7 @@ def main() -> int:
     begun = time.monotonic()
     reports = check_all_types(jobs)
     PAGE.write_text(render_table(reports), encoding="utf-8")
+    LIST.write_text(render_classes(reports), encoding="utf-8")
     print(totals(reports), f"{time.monotonic() - begun:.0f} s")
     return int(any(report.wrong for report in reports))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
@@ -88,6 +90,18 @@ def versions() -> dict[str, str]:
     """The versions that the results hold for."""
     packages = ("nnterp-mcp", "transformers", "nnsight", "torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def verified_classes() -> frozenset[str]:
+    """The classes of transformers whose names and lens the last census verified; the package carries the list."""
+    stored = resources.files("nnterp_mcp.model") / "verified.json"
+    return frozenset(json.loads(stored.read_text(encoding="utf-8"))["classes"])
+
+
+def render_classes(reports: Iterable[Report]) -> str:
+    """The list that `verified_classes` reads, as JSON."""
+    passed = {report.architecture for report in reports if report.passed("names") and report.passed("lens")}
+    return json.dumps({"transformers": version("transformers"), "classes": sorted(passed)}, indent=1) + "\n"
 
 
 def render_table(reports: Sequence[Report]) -> str:

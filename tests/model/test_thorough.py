@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 
 from nnterp_mcp.model import vocabulary
-from nnterp_mcp.model.census import check_all_types, check_type, render_table, totals, worst_lens
+from nnterp_mcp.model.census import (
+    check_all_types,
+    check_type,
+    render_classes,
+    render_table,
+    totals,
+    verified_classes,
+    worst_lens,
+)
 from nnterp_mcp.model.thorough import CAPABILITIES, check_thoroughly
 from tests.model.families import SAMPLE, fresh
 
@@ -82,3 +91,4 @@ def test_census_of_all_types() -> None:
     assert worst_lens(reports) < 1e-5
     least = {"types": 189, "names": 172, "lens": 172, "attention": 165, "attention_edit": 160, "batch_right": 170}
     assert {name: counts[name] for name in least if counts[name] < least[name]} == {}
+    assert set(json.loads(render_classes(reports))["classes"]) == verified_classes()

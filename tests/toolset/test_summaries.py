@@ -49,6 +49,7 @@ CARD: dict[str, Any] = {
     "seconds": 3.456,
     "source": "/models/tiny",
     "revision": None,
+    "verified": True,
     "checks": [
         {"name": "lens", "passed": True, "detail": "last layer's lens differs from the logits by at most 0"},
         {"name": "attention", "passed": False, "detail": "no layer forms attention probabilities"},
@@ -78,6 +79,7 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "model": ("load_model", CARD),
     "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),
+    "model of an unknown architecture": ("load_model", CARD | {"architecture": "NewForCausalLM", "verified": False}),
     "session": (
         "session",
         {"models": [MODEL], "gone": {"old": "it was unloaded"}, "vectors": [], "free_memory": 12_345_678_901},

@@ -64,6 +64,7 @@ class LoadModelResult(Result):
     seconds: float
     source: str
     revision: str | None
+    verified: bool
     checks: list[CheckLine]
     already_loaded: bool = False
 
@@ -88,11 +89,18 @@ def digest(result: LoadModelResult) -> LoadModelAnswer:
     passed = f"{len(result.checks) - len(failed)} of {plural(len(result.checks), 'check')} passed"
     return LoadModelAnswer(
         finding=f"{result.handle} {state}; {passed}.",
-        notes=[f"What needs {name} is refused for this model." for name in failed],
+        notes=_notes(result, failed),
         model=result.handle,
-        card=result.model_dump(exclude={"handle", "checks", "already_loaded"}),
+        card=result.model_dump(exclude={"handle", "checks", "already_loaded", "verified"}),
         checks=[f"{check.name}: {'passed' if check.passed else 'FAILED'}, {check.detail}" for check in result.checks],
     )
+
+
+def _notes(result: LoadModelResult, failed: list[str]) -> list[str]:
+    notes = [f"What needs {name} is refused for this model." for name in failed]
+    if not result.verified:
+        notes.append(f"{result.architecture} is outside the table of verified architectures: trust the checks above.")
+    return notes
 
 
 def render(answer: LoadModelAnswer) -> str:

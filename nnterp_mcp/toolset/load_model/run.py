@@ -28,6 +28,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     report("starting the worker's libraries")
     from transformers.utils import logging
 
+    from nnterp_mcp.model.census import verified_classes
     from nnterp_mcp.model.load import Precision, locate, read
     from nnterp_mcp.model.memory import held
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -57,5 +58,6 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         seconds=time.monotonic() - begun,
         source=located.origin,
         revision=located.revision,
+        verified=type(weights).__name__ in verified_classes(),
         checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
     )
