@@ -28,7 +28,7 @@ class GenerateParams(ModelParams):
     prompts: Prompts
     interventions: DescribedInterventions = ()
     max_new_tokens: Annotated[int, Field(ge=1, le=2048, description="Tokens to write at most.")] = 32
-    temperature: Annotated[float, Field(ge=0, le=100, description="0: the likeliest token each time.")] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100, description="0: greedy.")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0: all tokens.")] = 0
     seed: Annotated[int, Field(ge=0, le=2**53, description="Of the sampling.")] = 0
