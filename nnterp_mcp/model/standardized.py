@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from nnsight import TransformersModel
-from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
-from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
-from nnterp_mcp.model.implementation import current_attention, probe_eagerly, switch_attention
+from nnterp_mcp.model.implementation import probe_eagerly
 from nnterp_mcp.model.names import bind_names
-from nnterp_mcp.model.probe import input_device
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
 from nnterp_mcp.model.sources import load_both
 from nnterp_mcp.model.vocabulary import project
 from nnterp_mcp.model.watch import watch
+from nnterp_mcp.model.wrapped import WrappedModel
 
 
-class StandardizedTransformer(TransformersModel):
+class StandardizedTransformer(WrappedModel):
     """A causal LM whose parts have the same names whatever its architecture.
 
     `embed_tokens`, `layers[i].self_attn`, `layers[i].mlp`, `ln_final` and `lm_head` are the modules;
@@ -62,8 +57,6 @@ class StandardizedTransformer(TransformersModel):
         checks: What was verified when it was wrapped; empty without `check_renaming`.
     """
 
-    name: str
-    anatomy: Anatomy
     checks: list[Check]
     rename_config: RenameConfig | None
 
@@ -96,7 +89,7 @@ class StandardizedTransformer(TransformersModel):
         self.name = name or _name_of(model) or type(loaded).__name__
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []
-        self._refusals: dict[str, str] = {}
+        self._refusals = {}
         self.rename_config = rename_config
         self._mask: Tensor | None = None
         with warnings.catch_warnings():
@@ -111,30 +104,6 @@ class StandardizedTransformer(TransformersModel):
             self.set_attention("eager")
         if check_renaming:
             self.checks = check_model(self)
-
-    def envoy(self, site: Site) -> Envoy:
-        """The nnsight wrapper of a module of the anatomy."""
-        return self.interleaver.envoys[id(site.module)]
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-        return self.anatomy.num_layers
-
-    @property
-    def num_heads(self) -> int:
-        """Number of (query) attention heads of a layer; the largest where layers differ."""
-        return self.anatomy.num_heads
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return self.anatomy.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits at each position."""
-        return self.anatomy.vocab_size
 
     @property
     def layers_input(self) -> StateList:
@@ -351,93 +320,8 @@ class StandardizedTransformer(TransformersModel):
         """Whether attention probabilities can be read now."""
         return self.attention_probabilities.enabled and self.can("attention")
 
-    @property
-    def padding_side(self) -> str:
-        """The side on which text is padded in a batch: the left, unless only the right gives exact results."""
-        return str(getattr(self.tokenizer, "padding_side", "left"))
-
-    def pad_on(self, side: Literal["left", "right"]) -> None:
-        """Pad text on this side from now on."""
-        if self.tokenizer is not None:
-            self.tokenizer.padding_side = side
-
     def detect_layer_output_type(self) -> None:
         """Does nothing: what layers return is known. For code written for nnterp."""
-
-    @contextmanager
-    def standing_down(self) -> Generator[None]:
-        """While this lasts, modules run unobserved: nothing in a trace sees or counts their calls."""
-        was = self.interleaver.interleaving
-        self.interleaver.interleaving = False
-        try:
-            yield
-        finally:
-            self.interleaver.interleaving = was
-
-    def set_attention(self, implementation: Literal["eager", "sdpa"]) -> None:
-        """Switch how attention is computed, on the loaded weights.
-
-        Args:
-            implementation: `eager` forms the probabilities, so that they can be read and edited; `sdpa` is
-                the fused kernel.
-
-        Raises:
-            InvalidRequest: Another name came.
-            Unsupported: The architecture has no such path.
-        """
-        if implementation not in ("eager", "sdpa"):
-            raise InvalidRequest(f"attention {implementation!r} does not exist: choose eager or sdpa.")
-        switch_attention(self.module, implementation)
-
-    def require(self, capability: str) -> None:
-        """Refuse what the checks at load found not to work.
-
-        Args:
-            capability: What the caller is about to rely on: `lens`, `batch`, `attention`, `attention_edit`,
-                ….
-
-        Raises:
-            Unsupported: The check failed; with its reason.
-        """
-        reason = self._refusals.get(capability)
-        if reason is not None:
-            raise Unsupported(reason)
-
-    def refuse(self, reasons: dict[str, str]) -> None:
-        """Set what `require` refuses from now on: each capability with its reason."""
-        self._refusals = dict(reasons)
-
-    def can(self, capability: str) -> bool:
-        """Whether `require` would let this capability pass."""
-        return capability not in self._refusals
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that the model reads at most, None where its configuration sets no bound."""
-        config = self.module.config.get_text_config(decoder=True)
-        bounds = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-        return next((bound for bound in bounds if isinstance(bound, int) and bound > 0), None)
-
-    @property
-    def pad_id(self) -> int:
-        """The token that masked positions hold."""
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        return 0 if pad is None else int(pad)
-
-    @property
-    def attention(self) -> str:
-        """How attention is computed now: `eager`, `sdpa` or another implementation of transformers."""
-        return current_attention(self.module)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model takes its inputs."""
-        return input_device(self.module)
-
-    @property
-    def module(self) -> PreTrainedModel:
-        """The Hugging Face model itself."""
-        return cast("PreTrainedModel", self._module)
 
 
 def _name_of(model: str | Path | nn.Module) -> str:

@@ -1,0 +1,139 @@
+"""A Hugging Face causal LM as nnsight wraps it: what is known of it, and what it may be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+from nnsight import TransformersModel
+from nnsight.intervention.envoy import Envoy
+from transformers import PreTrainedModel
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.anatomy import Anatomy, Site
+from nnterp_mcp.model.implementation import current_attention, switch_attention
+from nnterp_mcp.model.probe import input_device
+
+
+class WrappedModel(TransformersModel):
+    """A wrapped model with its anatomy: sizes, device, attention, capabilities. Nothing here needs a trace.
+
+    Attributes:
+        name: What errors and cards call the model.
+        anatomy: Its modules and layers, as they were resolved.
+    """
+
+    name: str
+    anatomy: Anatomy
+    _refusals: dict[str, str]
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face model itself."""
+        return cast("PreTrainedModel", self._module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs."""
+        return input_device(self.module)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.anatomy.num_layers
+
+    @property
+    def num_heads(self) -> int:
+        """Number of (query) attention heads of a layer; the largest where layers differ."""
+        return self.anatomy.num_heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.anatomy.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits at each position."""
+        return self.anatomy.vocab_size
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most, None where its configuration sets no bound."""
+        config = self.module.config.get_text_config(decoder=True)
+        bounds = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+        return next((bound for bound in bounds if isinstance(bound, int) and bound > 0), None)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that masked positions hold."""
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return 0 if pad is None else int(pad)
+
+    @property
+    def padding_side(self) -> str:
+        """The side on which text is padded in a batch: the left, unless only the right gives exact results."""
+        return str(getattr(self.tokenizer, "padding_side", "left"))
+
+    def pad_on(self, side: Literal["left", "right"]) -> None:
+        """Pad text on this side from now on."""
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = side
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed now: `eager`, `sdpa` or another implementation of transformers."""
+        return current_attention(self.module)
+
+    def set_attention(self, implementation: Literal["eager", "sdpa"]) -> None:
+        """Switch how attention is computed, on the loaded weights.
+
+        Args:
+            implementation: `eager` forms the probabilities, so that they can be read and edited; `sdpa` is
+                the fused kernel.
+
+        Raises:
+            InvalidRequest: Another name came.
+            Unsupported: The architecture has no such path.
+        """
+        if implementation not in ("eager", "sdpa"):
+            raise InvalidRequest(f"attention {implementation!r} does not exist: choose eager or sdpa.")
+        switch_attention(self.module, implementation)
+
+    def can(self, capability: str) -> bool:
+        """Whether `require` would let this capability pass."""
+        return capability not in self._refusals
+
+    def require(self, capability: str) -> None:
+        """Refuse what the checks at load found not to work.
+
+        Args:
+            capability: What the caller is about to rely on: `lens`, `batch`, `attention`, `attention_edit`,
+                ….
+
+        Raises:
+            Unsupported: The check failed; with its reason.
+        """
+        reason = self._refusals.get(capability)
+        if reason is not None:
+            raise Unsupported(reason)
+
+    def refuse(self, reasons: dict[str, str]) -> None:
+        """Set what `require` refuses from now on: each capability with its reason."""
+        self._refusals = dict(reasons)
+
+    def envoy(self, site: Site) -> Envoy:
+        """The nnsight wrapper of a module of the anatomy."""
+        return self.interleaver.envoys[id(site.module)]
+
+    @contextmanager
+    def standing_down(self) -> Generator[None]:
+        """While this lasts, modules run unobserved: nothing in a trace sees or counts their calls."""
+        was = self.interleaver.interleaving
+        self.interleaver.interleaving = False
+        try:
+            yield
+        finally:
+            self.interleaver.interleaving = was

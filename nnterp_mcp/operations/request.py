@@ -1,0 +1,93 @@
+"""Operations as requests carry them: parsed one by one, refused in words, described to agents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
+
+from nnterp_mcp.fields import shown
+from nnterp_mcp.operations.kinds import OPERATIONS, BaseOperation, Operation
+from nnterp_mcp.operations.operands import Source
+
+
+def _as_operations(value: Any) -> tuple[Operation, ...]:
+    items = [value] if isinstance(value, dict | BaseOperation) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError(
+            f'interventions must be a list of operations such as {{"op": "skip", "layers": 3}}, not {shown(value)}'
+        )
+    return tuple(parse_operation(item, index) for index, item in enumerate(items))
+
+
+def parse_operation(value: Any, index: int = 0) -> Operation:
+    """One operation, from the data that a caller sent or from an operation that was built before.
+
+    Args:
+        value: The data, an object with the field `op`.
+        index: Its place in the list, for the error.
+
+    Raises:
+        ValueError: It is not one; with what came and what is allowed.
+    """
+    if isinstance(value, Operation):
+        return value
+    known = ", ".join(OPERATIONS)
+    if not isinstance(value, dict) or not isinstance(value.get("op"), str):
+        raise ValueError(f"intervention {index} must be an object whose op is one of {known}, not {shown(value)}")
+    name = value["op"]
+    if name not in OPERATIONS:
+        raise ValueError(f"intervention {index}: there is no op {shown(name)}: the ops are {known}")
+    try:
+        return OPERATIONS[name].model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"intervention {index}: {_explain(error, OPERATIONS[name])}") from None
+
+
+def _explain(error: ValidationError, operation: type[Operation]) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(detail, operation) for detail in error.errors()))
+
+
+def _explain_one(detail: Any, operation: type[Operation]) -> str:
+    op = operation.model_fields["op"].default
+    path = [str(part) for part in detail["loc"]]
+    name = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        fields = _names(Source if path[0] in ("from", "source") else operation)
+        return f"{op} has no field {shown(name)}: its fields are {', '.join(fields)}"
+    if detail["type"] == "missing":
+        return f"{op} needs the field {name!r}"
+    if detail["type"] == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        return f"the field {name!r} of {op} must be an object, not {shown(detail['input'])}"
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    return f"the field {name!r} of {op}: {message}, not {shown(detail['input'])}"
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.serialization_alias or name for name, field in model.model_fields.items() if name != "op"]
+
+
+_LANGUAGE = (
+    "Edits, each {op, layers, …}. op: add (vector: name, numbers or "
+    '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
+    "position, layer}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
+    "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
+    "layers_/attentions_/mlps_/heads_output, queries, keys, values, attention_probabilities"
+)
+
+
+def _schema(description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": description})
+
+
+Interventions = Annotated[
+    tuple[Operation, ...],
+    BeforeValidator(_as_operations),
+    _schema('Edits in force, [{"op": "zero", "site": "mlps_output", "layers": [3]}]; generate lists them all.'),
+]
+"""The operations in force during a call."""
+
+DescribedInterventions = Annotated[tuple[Operation, ...], BeforeValidator(_as_operations), _schema(_LANGUAGE)]
+"""The same, for the one tool whose definition teaches the language: an agent pays for every definition."""
