@@ -33,8 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--transport", choices=["stdio", "http", "sse"], help="http and sse serve both kinds on one port"
     )
-    serve.add_argument("--host", help="address to bind to; loopback only (127.0.0.1)")
+    serve.add_argument("--host", help="address to bind to; beyond loopback it takes a token and --allowed-host")
     serve.add_argument("--port", type=int, help="port to bind to; 0 lets the system choose (8765)")
+    for flag, name, metavar, effect in (
+        ("--allowed-host", "allowed_hosts", "NAME", "let clients reach the server by this name"),
+        ("--allowed-origin", "allowed_origins", "ORIGIN", "let web pages of this origin call the server"),
+        ("--allow-model", "allowed_models", "PATTERN", "load only models like this, such as 'HuggingFaceTB/*'"),
+    ):
+        serve.add_argument(flag, action="append", dest=name, metavar=metavar, help=f"{effect}; may be given again")
     serve.add_argument("--cache", type=Path, help="folder for converted weights")
     serve.add_argument("--data", type=Path, help="folder for named vectors")
     serve.add_argument(
@@ -43,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         dest="folders",
         metavar="FOLDER",
-        help="let calls read files below this folder; may be given again",
+        help="let calls read files and load models below this folder; may be given again",
     )
     serve.add_argument(
         "--trust-remote-code", action="store_true", default=None, help="let models run code of their own"
@@ -75,8 +81,8 @@ def _serve(options: argparse.Namespace) -> int:
     from nnterp_mcp.server.transports import serve
     from nnterp_mcp.settings import Settings
 
-    names = ("transport", "host", "port", "cache", "data", "folders", "trust_remote_code")
-    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    flags = {name: getattr(options, name, None) for name in Settings.model_fields}
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = Settings(**given)
     except ValidationError as error:

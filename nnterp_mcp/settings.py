@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Transport = Literal["stdio", "http", "sse"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 def _default_cache() -> Path:
@@ -24,12 +27,33 @@ def _default_data() -> Path:
 class Settings(BaseSettings):
     """What the person who starts the server decides. Flags of `nnterp-mcp serve` override the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="NNTERP_MCP_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="NNTERP_MCP_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     transport: Transport = "stdio"
     host: str = "127.0.0.1"
     port: int = Field(default=8765, ge=0, le=65535)
     """0 lets the system choose; the address is printed on stderr."""
+
+    token: SecretStr | None = Field(default=None, min_length=16, exclude=True)
+    """What every HTTP request must bear (`Authorization: Bearer`); from the environment alone, never a flag."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which clients may reach the server beside the loopback ones; without a port, on any port."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of the web pages that may call it beside those of the loopback; none by default."""
+
+    max_body: int = Field(default=4_000_000, ge=1)
+    """Bytes of a request's body."""
+
+    max_sessions: int = Field(default=256, ge=1)
+    """Open sessions of streamable HTTP, and as many of SSE."""
+
+    max_requests_per_minute: int = Field(default=1200, ge=1)
+    """Requests of one client address in a minute."""
+
+    allowed_models: tuple[str, ...] = ("*",)
+    """Glob patterns of what `load_model` may be asked for: built-in names, Hub ids and resolved local paths."""
 
     cache: Path = Field(default_factory=_default_cache)
     """Where converted weights are kept."""
@@ -38,7 +62,7 @@ class Settings(BaseSettings):
     """Where named vectors are kept."""
 
     folders: tuple[Path, ...] = ()
-    """Folders below which a call may name files to read; none by default. In the environment a JSON list."""
+    """Folders below which a call may name files and models; none by default. In the environment a JSON list."""
 
     trust_remote_code: bool = False
     """Whether code from a model's repository may run."""
@@ -51,3 +75,10 @@ class Settings(BaseSettings):
 
     load_timeout: float = Field(default=3600.0, gt=0)
     """Seconds until a load that has not finished is given up."""
+
+    @field_validator("token")
+    @classmethod
+    def _require_token_characters(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and _TOKEN.fullmatch(token.get_secret_value()) is None:
+            raise ValueError("a token is made of letters, digits and -._~+/ (RFC 6750)")
+        return token
