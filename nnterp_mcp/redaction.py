@@ -1,0 +1,39 @@
+"""What must not be said: configured secrets and credentials, replaced wherever text leaves the process."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+HIDDEN = "[redacted]"
+
+_SHORTEST = 8
+"""Characters; hiding a shorter secret would garble everything else that is said."""
+
+_CREDENTIALS = r"(?i:(?<=bearer )[\w.~+/%-]+=*)|(?i:(?<=basic )[\w+/]{8,}=*)|\bhf_\w{16,}"
+"""The value of an Authorization header, right or wrong, and what looks like a token of the Hub."""
+
+_pattern = re.compile(_CREDENTIALS)
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Has `redact` hide these too, as they are and as they stand in a URL."""
+    global _pattern
+    forms = {form for secret in secrets if len(secret) >= _SHORTEST for form in (secret, quote(secret, safe=""))}
+    longest_first = sorted(forms, key=len, reverse=True)
+    _pattern = re.compile("|".join([*map(re.escape, longest_first), _CREDENTIALS]))
+
+
+def redact(text: str) -> str:
+    """The text without secrets."""
+    return _pattern.sub(HIDDEN, text)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats a log record, traceback included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one text."""
+        return redact(super().format(record))

@@ -1,0 +1,133 @@
+"""How much a client may ask: requests a minute, bytes and seconds of a body, open sessions.
+
+Each limit is an ASGI application around another. What is refused is answered in JSON, with the limit's name.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY_SECONDS = 30.0
+"""How long a request may take to arrive."""
+
+_MINUTE = 60.0
+
+
+def _refusal(status: int, reason: str, **headers: str) -> JSONResponse:
+    """An answer before the body was read; the connection ends with it, since the rest of the body is not wanted."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return JSONResponse({"error": reason}, status_code=status, headers={"Connection": "close"} | names)
+
+
+class RateLimit:
+    """Answers 429 to an address that asks too often. The counts of all addresses begin anew every minute."""
+
+    def __init__(self, app: ASGIApp, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._per_minute = per_minute
+        self._clock = clock
+        self._begun = -math.inf
+        self._requests: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers or passes on one request."""
+        app = self._app
+        if scope["type"] == "http" and (wait := self._wait(scope["client"][0] if scope.get("client") else "")):
+            reason = f"more than {self._per_minute} requests in a minute (max_requests_per_minute)"
+            app = _refusal(429, reason, Retry_After=str(wait))
+        await app(scope, receive, send)
+
+    def _wait(self, address: str) -> int:
+        """Seconds until the address may ask again, 0 if it may now."""
+        now = self._clock()
+        if now - self._begun >= _MINUTE:
+            self._begun = now
+            self._requests.clear()
+        self._requests[address] += 1
+        return math.ceil(self._begun + _MINUTE - now) if self._requests[address] > self._per_minute else 0
+
+
+class BodyLimit:
+    """Reads a request's body before anything else does, and gives up when it is too large (413) or too slow (408)."""
+
+    def __init__(self, app: ASGIApp, largest: int, within: float = BODY_SECONDS) -> None:
+        self._app = app
+        self._largest = largest
+        self._within = within
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers or passes on one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > self._largest:
+            await self._too_large(scope, receive, send)
+            return
+        try:
+            with anyio.fail_after(self._within):
+                read = await self._read(receive)
+        except TimeoutError:
+            reason = f"the body did not arrive within {self._within:g} s"
+            await _refusal(408, reason)(scope, receive, send)
+            return
+        if read is None:
+            await self._too_large(scope, receive, send)
+            return
+        await self._app(scope, _replay(read, receive), send)
+
+    async def _read(self, receive: Receive) -> Message | None:
+        """The body as one message, or the message that the client is gone; None if the body is too large."""
+        body = bytearray()
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > self._largest:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
+        return message
+
+    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _refusal(413, f"the body is larger than {self._largest} bytes (max_body)")(scope, receive, send)
+
+
+def _replay(message: Message, receive: Receive) -> Receive:
+    """Gives a message that was received already before those to come."""
+    kept = [message]
+
+    async def replay() -> Message:
+        return kept.pop() if kept else await receive()
+
+    return replay
+
+
+class SessionLimit:
+    """Answers 503 to who would open one session too many; for an application in which a request is a session."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers or serves one request."""
+        if self._open >= self._most:
+            refusal = _refusal(503, f"{self._open} sessions are open (max_sessions)", Retry_After="60")
+            await refusal(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
