@@ -90,7 +90,27 @@ class TextPosition(BaseModel):
     occurrence: int = 0
 
 
-PositionSpec = int | str | TextPosition
+class TurnPosition(BaseModel):
+    """Every token of one message of a chat, or of a piece of it; without `turn`, of every message of that role.
+
+    Attributes:
+        turn: Which message, counted from 0, or from -1 backwards; with `role`, among the messages of that role.
+        role: Whose message.
+        part: `content`, or what the chat template writes `after` it: up to the next content, or to the end.
+        text: A piece to look for in that part only.
+        occurrence: Which one, counted from 0, or from -1 backwards.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    turn: Annotated[int, Field(strict=True)] | None = None
+    role: Annotated[str, Field(min_length=1)] | None = None
+    part: Literal["content", "after"] = "content"
+    text: Annotated[str, Field(min_length=1)] | None = None
+    occurrence: int = 0
+
+
+PositionSpec = int | str | TextPosition | TurnPosition
 
 
 def _as_positions(value: Any) -> tuple[PositionSpec, ...]:
@@ -101,17 +121,18 @@ def _as_positions(value: Any) -> tuple[PositionSpec, ...]:
 
 
 def _as_position(value: Any) -> PositionSpec:
-    if _is_int(value) or isinstance(value, TextPosition):
+    if _is_int(value) or isinstance(value, TextPosition | TurnPosition):
         return value
     if isinstance(value, str) and (value in ("last", "all") or _is_slice(value)):
         return value
     if isinstance(value, dict):
         try:
-            return TextPosition.model_validate(value)
+            return (TurnPosition if {"turn", "role"} & value.keys() else TextPosition).model_validate(value)
         except ValidationError:
             pass
     raise ValueError(
-        "a position must be an integer, 'last', 'all', a range such as '2:5' or {\"text\": …, \"occurrence\": …}, "
+        "a position must be an integer, 'last', 'all', a range such as '2:5', {\"text\": …, \"occurrence\": …} or "
+        'a chat\'s {"turn": …, "role": …, "part": "content" or "after", "text": …, "occurrence": …}, '
         f"not {shown(value)}"
     )
 
@@ -145,6 +166,7 @@ def _is_slice(value: str) -> bool:
 
 
 ModelHandle = Annotated[str | None, Field(description="Handle; optional while one model is loaded.")]
+RunId = Annotated[str, Field(description="The run_id of an answer.")]
 Prompts = Annotated[
     tuple[Prompt, ...],
     BeforeValidator(_as_prompts),
@@ -171,8 +193,8 @@ Positions = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "object", "array"],
-            "description": "Token index (negative from the end), 'last', 'all', range '2:5', "
-            '{"text": "France"}, or a list of these.',
+            "description": "Token index (negative from the end), 'last', 'all', '2:5', "
+            '{"text": "France"}, a chat\'s {"turn": 0}, or a list.',
         }
     ),
 ]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from nnterp_mcp.fields import Layers, Message, Positions, Prompts, Targets, TextPosition, shown
+from nnterp_mcp.fields import Layers, Message, Positions, Prompts, Targets, TextPosition, TurnPosition, shown
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -98,16 +98,39 @@ def test_layers_that_are_refused(value: Any) -> None:
         ([0, "all", "2:5"], (0, "all", "2:5")),
         ({"text": "France"}, (TextPosition(text="France"),)),
         ([{"text": "France", "occurrence": -1}], (TextPosition(text="France", occurrence=-1),)),
+        ({"turn": 0}, (TurnPosition(turn=0),)),
+        ({"role": "user"}, (TurnPosition(role="user"),)),
+        ([{"turn": -1, "role": "user", "part": "after"}, 2], (TurnPosition(turn=-1, role="user", part="after"), 2)),
+        ({"turn": 1, "text": "France", "occurrence": 2}, (TurnPosition(turn=1, text="France", occurrence=2),)),
+        (TurnPosition(turn=1).model_dump(mode="json"), (TurnPosition(turn=1),)),
     ],
 )
 def test_positions(given_: Any, meant: Any) -> None:
     assert parse(Positions, given_) == meant
 
 
-@pytest.mark.parametrize("value", ["first", True, 1.5, {"text": ""}, {"word": "a"}, "a:b", None])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "first",
+        True,
+        1.5,
+        {"text": ""},
+        {"word": "a"},
+        "a:b",
+        None,
+        {"turn": "0"},
+        {"turn": True},
+        {"turn": 0, "part": "before"},
+        {"role": ""},
+        {"turn": 0, "text": ""},
+        {"turn": 0, "word": "a"},
+    ],
+)
 def test_positions_that_are_refused(value: Any) -> None:
     assert wrong(Positions, value) == (
-        "a position must be an integer, 'last', 'all', a range such as '2:5' or {\"text\": …, \"occurrence\": …}, "
+        "a position must be an integer, 'last', 'all', a range such as '2:5', {\"text\": …, \"occurrence\": …} or "
+        'a chat\'s {"turn": …, "role": …, "part": "content" or "after", "text": …, "occurrence": …}, '
         f"not {shown(value)}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -192,5 +192,5 @@ def encode_target(tokenizer: Any, prompt: str | Sequence[Any], name: str, limit:
     (encoded,) = encode_prompts(tokenizer, [prompt], name, limit)
     begin = getattr(tokenizer, "bos_token_id", None)
     if begin is not None and encoded.ids[:2] == [begin, begin]:
-        return EncodedPrompt(0, encoded.text, encoded.ids[1:], encoded.spans[1:])
+        return replace(encoded, ids=encoded.ids[1:], spans=encoded.spans[1:])
     return encoded

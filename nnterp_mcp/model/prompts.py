@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, Prompt
+from nnterp_mcp.model.chats import Chat, render_chat
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class EncodedPrompt:
         text: The text that was encoded, the chat template applied.
         ids: Its token ids, special tokens included.
         spans: Where each token stands in the text, as character ranges; empty where it stands for none.
+        chat: Its turns; None for plain text.
     """
 
     index: int
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ def encode_prompts(
 
 
 def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None) -> EncodedPrompt:
-    text = prompt if isinstance(prompt, str) else _chat_text(tokenizer, prompt, name)
+    if isinstance(prompt, str):
+        chat, text = None, prompt
+    else:
+        chat = render_chat(tokenizer, prompt, name)
+        text = chat.text
     encoding = tokenizer(
         text,
         add_special_tokens=isinstance(prompt, str),
@@ -80,24 +87,7 @@ def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, 
     if limit is not None and len(ids) > limit:
         raise InvalidRequest(f"prompt {index} has {len(ids)} tokens: {name} reads at most {limit} here.", "Shorten it.")
     spans = [(int(start), int(end)) for start, end in encoding["offset_mapping"]] if tokenizer.is_fast else []
-    return EncodedPrompt(index, text, ids, spans)
-
-
-def _chat_text(tokenizer: Any, messages: Sequence[Any], name: str) -> str:
-    if not tokenizer.chat_template:
-        raise InvalidRequest(f"{name} has no chat template, so a prompt must be text", "Give the prompt as a string.")
-    turns = [
-        {"role": turn["role"], "content": turn["content"]}
-        if isinstance(turn, dict)
-        else {"role": turn.role, "content": turn.content}
-        for turn in messages
-    ]
-    try:
-        return tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=turns[-1]["role"] != "assistant"
-        )
-    except Exception as error:
-        raise InvalidRequest(f"the chat template of {name} refuses these messages: {error}") from error
+    return EncodedPrompt(index, text, ids, spans, chat)
 
 
 def as_chats(prompts: Sequence[Prompt]) -> list[Prompt]:
