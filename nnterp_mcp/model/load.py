@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
 from nnterp_mcp.fields import shown
 from nnterp_mcp.model import memory
+from nnterp_mcp.model.weights import require_own_weights, require_safetensors
 from nnterp_mcp.render import size
 
 Report = Callable[[str], None]
@@ -63,7 +64,7 @@ class Precision:
     quantization: str | None = None
 
 
-def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report) -> Located:
+def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool = True) -> Located:
     """Finds a model's files, downloading or converting them if need be.
 
     Args:
@@ -72,14 +73,22 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
         cache: Where converted weights are kept.
         code: Whether a model's own code may be fetched.
         report: Told what is being done.
+        relative: Whether a relative path counts; to a server's client it does not, for the server's working folder
+            is none of its business.
 
     Raises:
         UnknownModel: There is no such model, or its files cannot be had.
-        Forbidden: Its weights are in a format that is not read.
+        Forbidden: Its weights are in a format that is not read, or elsewhere.
     """
+    located = _find(name, revision, cache, code, report, relative)
+    require_own_weights(located.origin, located.folder)
+    return located
+
+
+def _find(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool) -> Located:
     if name == BUILTIN:
         return _locate_builtin(cache, report)
-    path = _existing(name)
+    path = _existing(name) if relative or Path(name).is_absolute() else None
     if path is not None:
         return _locate_local(path)
     if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
@@ -251,7 +260,7 @@ def _locate_local(path: Path) -> Located:
             f"the folder {path} holds no model: it has no config.json",
             "Give a folder that save_pretrained wrote, or a .gguf file.",
         )
-    _require_safetensors(str(path), [file.name for file in path.iterdir()])
+    require_safetensors(str(path), [file.name for file in path.iterdir()])
     return Located(path, str(path))
 
 
@@ -277,7 +286,7 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
     try:
         report(f"asking the Hub for {name}")
         info = HfApi().model_info(name, revision=revision)
-        _require_safetensors(name, [file.rfilename for file in info.siblings or []])
+        require_safetensors(name, [file.rfilename for file in info.siblings or []])
         report(f"downloading {name}")
         # By its name, not by the commit: the cache keeps the name only so, and is asked by it when the Hub is away.
         folder = snapshot_download(name, revision=revision, tqdm_class=reporting_bar(report), **patterns)
@@ -308,20 +317,8 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
                 f"{name!r} is not on this machine and the Hub cannot be reached ({type(error).__name__})",
                 f"Give a local folder or .gguf file, or load {BUILTIN!r}, which is built in.",
             ) from error
-        _require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
+        require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
         return Located(Path(folder), f"the Hub's {name} (cached)", revision=Path(folder).name)
-
-
-def _require_safetensors(origin: str, files: list[str]) -> None:
-    if any(file.endswith(".safetensors") for file in files):
-        return
-    pickles = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles:
-        raise Forbidden(
-            f"{origin} has its weights only as pickle ({pickles[0]}), which can run code",
-            "Only safetensors and GGUF are read: convert it with transformers' save_pretrained first.",
-        )
-    raise UnknownModel(f"{origin} holds no weights: there is no .safetensors file", "Give a complete model.")
 
 
 def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:

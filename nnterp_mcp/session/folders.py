@@ -1,12 +1,15 @@
-"""Files that a caller names: read only below the folders that the person who starts the server allows."""
+"""Files and models that a caller names: read only below the folders that the person who starts the server allows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.errors import Forbidden, InvalidRequest, UnknownModel
 from nnterp_mcp.fields import shown
+
+_ALLOW = "Whoever starts the server allows a folder with --folder."
 
 
 def allowed_file(name: str, folders: Sequence[Path]) -> Path:
@@ -20,16 +23,74 @@ def allowed_file(name: str, folders: Sequence[Path]) -> Path:
         Forbidden: It lies outside of the allowed folders; whether it exists there is not told.
         InvalidRequest: There is no such file.
     """
-    roots = [folder.expanduser().resolve() for folder in folders]
-    candidates = [(root / name).resolve() for root in roots]
-    inside = [path for path in candidates if any(path.is_relative_to(root) for root in roots)]
+    roots = _resolved(folders)
+    found = next((path for path in _inside(name, roots, "files are read") if path.is_file()), None)
+    if found is None:
+        raise InvalidRequest(f"there is no file {shown(name)} in {_listed(roots)}.")
+    return found
+
+
+def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> str:
+    """What a server may load under a name: the name itself, or if it is a path, what that resolves to.
+
+    Args:
+        name: What `load_model` was asked for.
+        patterns: Glob patterns of what may be loaded, for names and resolved paths alike.
+        folders: Where local models may lie.
+
+    Raises:
+        Forbidden: No pattern allows it, or it lies outside of the folders, or one of its files does.
+        UnknownModel: There is no such file or folder.
+    """
+    source = str(_allowed_model(name, _resolved(folders))) if _is_path(name) else name
+    if not any(fnmatchcase(source, pattern) for pattern in patterns):
+        raise Forbidden(
+            f"this server does not load {shown(source)}: it allows {', '.join(patterns)}",
+            "Whoever starts the server allows more with --allow-model.",
+        )
+    return source
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a path: a Hub id has one slash at most."""
+    marked = name.startswith((".", "~", "/")) or name[1:2] == ":" or name.endswith(".gguf")
+    return marked or "\\" in name or "\0" in name or name.count("/") > 1
+
+
+def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
+    found = next((path for path in _inside(name, roots, "models are loaded") if path.is_dir() or path.is_file()), None)
+    if found is None:
+        raise UnknownModel(f"there is no file or folder {shown(name)}", "Give an existing path, or a Hub id.")
+    for entry in (entry for depth in ("*", "*/*") for entry in found.glob(depth)):
+        if not _is_inside(entry.resolve(), roots):
+            raise Forbidden(f"{entry} is a link that leads outside of {_listed(roots)}", _ALLOW)
+    return found
+
+
+def _inside(name: str, roots: Sequence[Path], purpose: str) -> list[Path]:
+    """What a name stands for below the folders, links and `..` resolved, where there is something."""
+    if "\0" in name or name.startswith(("//", "\\\\")):
+        raise Forbidden(f"{shown(name)} is no path of this machine: it holds a NUL byte, or names a network share")
+    try:
+        path = Path(name).expanduser()
+        inside = [found for root in roots if _is_inside(found := (root / path).resolve(), roots)]
+        existing = [found for found in inside if found.exists()]
+    except (OSError, RuntimeError, ValueError):  # longer than a path can be, a loop of links, the home of nobody
+        raise InvalidRequest(f"{shown(name)} is no path that can be followed.") from None
     if not inside:
         raise Forbidden(
-            f"{shown(name)} lies outside of the folders from which files are read "
-            f"({', '.join(map(str, roots)) or 'none'})",
-            "Whoever starts the server allows a folder with --folder.",
+            f"{shown(name)} lies outside of the folders from which {purpose} ({_listed(roots) or 'none'})", _ALLOW
         )
-    found = next((path for path in inside if path.is_file()), None)
-    if found is None:
-        raise InvalidRequest(f"there is no file {shown(name)} in {', '.join(map(str, roots))}.")
-    return found
+    return existing
+
+
+def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _resolved(folders: Sequence[Path]) -> list[Path]:
+    return [folder.expanduser().resolve() for folder in folders]
+
+
+def _listed(roots: Sequence[Path]) -> str:
+    return ", ".join(map(str, roots))

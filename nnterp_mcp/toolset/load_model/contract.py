@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nnterp_mcp.contract import Answer, Params, Result, ToolSpec
+from nnterp_mcp.fields import shown
 from nnterp_mcp.render import lines, plural, seconds, size
+
+_REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
+"""As git allows names, in which no part begins with a dot: the Hub's cache takes a revision for a path."""
+
+
+def _check_revision(revision: str | None) -> str | None:
+    if revision is not None and _REVISION.fullmatch(revision) is None:
+        raise ValueError(f"revision must be a branch, tag or commit on the Hub, not {shown(revision)}")
+    return revision
 
 
 class LoadModelParams(Params):
@@ -20,7 +31,9 @@ class LoadModelParams(Params):
             description="'smollm2-135m' (built in), a Hugging Face Hub id, a local folder or a .gguf file.",
         ),
     ]
-    revision: Annotated[str | None, Field(description="Branch, tag or commit on the Hub.")] = None
+    revision: Annotated[
+        str | None, AfterValidator(_check_revision), Field(description="Branch, tag or commit on the Hub.")
+    ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: float32 on a CPU, the checkpoint's own on an accelerator."),
