@@ -19,10 +19,12 @@ _STORED_BITS = {"8bit": 8, "4bit": 4.5}
 def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
     """Bytes that the safetensors weights of a folder take once they are held as `dtype`; 0 if there are none.
 
+    Counted is what transformers reads: other copies of the weights may lie beside that.
+
     Raises:
         UnknownModel: A file is cut short, or not what its name says.
     """
-    count = sum(_numel(file) for file in folder.glob("*.safetensors"))
+    count = sum(_numel(file) for file in _read_files(folder) if file.exists())
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
 
@@ -44,6 +46,25 @@ def held(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers, shared ones counted once."""
     tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """The file that the configuration names, else the one of the usual name, else the shards that the index names."""
+    named = _json(folder / "config.json").get("transformers_weights")
+    names = [str(named)] if named else ["model.safetensors", "model.safetensors.index.json"]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None or found.suffix != ".json":
+        return [found] if found else []
+    shards = _json(found).get("weight_map")
+    return [folder / name for name in sorted(set(map(str, shards.values())))] if isinstance(shards, dict) else []
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):  # what is wrong with it, the loader says
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _numel(file: Path) -> int:

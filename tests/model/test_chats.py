@@ -129,7 +129,7 @@ def chat() -> EncodedPrompt:
 
 
 def said(prompt: EncodedPrompt, **asked: Any) -> str:
-    return TOKENIZER.decode([prompt.ids[at] for at in resolve_positions([TurnPosition(**asked)], prompt)])
+    return str(TOKENIZER.decode([prompt.ids[at] for at in resolve_positions([TurnPosition(**asked)], prompt)]))
 
 
 def test_turns_count_from_either_end_and_among_a_role(chat: EncodedPrompt) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.errors import UnknownModel
@@ -28,8 +31,37 @@ def test_need_is_known_before_the_weights_are_read(tiny: Callable[..., Path]) ->
     assert memory.of_weights(folder.parent, torch.float32) == 0
 
 
+@pytest.mark.parametrize("layout", ["one file", "shards", "named file", "named index"])
+def test_copies_beside_the_weights_are_not_counted(layout: str, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="200KB" if layout in ("shards", "named index") else "5GB")
+    if layout == "named file":
+        (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+        name_weights(tmp_path, "other.safetensors")
+    if layout == "named index":
+        (tmp_path / "model.safetensors.index.json").rename(tmp_path / "other.safetensors.index.json")
+        name_weights(tmp_path, "other.safetensors.index.json")
+    assert (len(list(tmp_path.glob("*-of-*.safetensors"))) > 1) == (layout in ("shards", "named index"))
+    save_file({"tok_embeddings.weight": torch.zeros(1000, 50)}, tmp_path / "consolidated.safetensors")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
+
+    assert memory.of_weights(tmp_path, torch.float32) == 4 * read.num_parameters() == 4 * model.num_parameters()
+
+
+def name_weights(folder: Path, name: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": 5}', '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_an_index_that_names_nothing_needs_nothing(index: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+
+    assert memory.of_weights(tmp_path, torch.float32) == 0
+
+
 def test_tied_weights_are_held_once() -> None:
-    model = tiny_model("gpt2")
+    model: Any = tiny_model("gpt2")
     stored = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
 
     assert model.lm_head.weight is model.transformer.wte.weight
