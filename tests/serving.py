@@ -32,9 +32,11 @@ def text(result: CallToolResult) -> str:
 
 
 def environment(**settings: Any) -> dict[str, str]:
-    """The environment of a server: no Hub unless a test brings its own, one thread, and the given settings."""
+    """The environment of a server: no Hub unless a test brings its own, one thread, models below the temporary folder,
+    and the given settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NNTERP_MCP_"))}
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    folders = json.dumps([tempfile.gettempdir()])
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NNTERP_MCP_FOLDERS": folders}
     variables |= {
         name if name.isupper() else f"NNTERP_MCP_{name.upper()}": str(value) for name, value in settings.items()
     }
