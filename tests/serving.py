@@ -118,10 +118,12 @@ class HttpServer:
 
 
 @contextmanager
-def http(transport: str = "http", **settings: Any) -> Generator[HttpServer]:
-    """A server on a port of the system's choice."""
+def http(transport: str = "http", first: str = "", **settings: Any) -> Generator[HttpServer]:
+    """A server on a port of the system's choice; `first` is code that runs in its process before it starts."""
     with _log() as (log, sink):
         command = serve_command("--transport", transport, "--port", "0")
+        if first:
+            command[1:3] = ["-c", f"{first}\nfrom nnterp_mcp.cli import main\nmain()"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=sink, env=environment(**settings))
         try:
             until(lambda: "listening" in log.read_text() or process.poll() is not None)

@@ -61,10 +61,9 @@ class RateLimit:
 class BodyLimit:
     """Reads a request's body before anything else does, and gives up when it is too large (413) or too slow (408)."""
 
-    def __init__(self, app: ASGIApp, largest: int, within: float = BODY_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, largest: int) -> None:
         self._app = app
         self._largest = largest
-        self._within = within
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers or passes on one request."""
@@ -76,11 +75,10 @@ class BodyLimit:
             await self._too_large(scope, receive, send)
             return
         try:
-            with anyio.fail_after(self._within):
+            with anyio.fail_after(BODY_SECONDS):
                 read = await self._read(receive)
         except TimeoutError:
-            reason = f"the body did not arrive within {self._within:g} s"
-            await _refusal(408, reason)(scope, receive, send)
+            await _refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s")(scope, receive, send)
             return
         if read is None:
             await self._too_large(scope, receive, send)
