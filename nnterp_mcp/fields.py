@@ -193,8 +193,8 @@ Positions = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "object", "array"],
-            "description": "Token index (negative from the end), 'last', 'all', '2:5', "
-            '{"text": "France"}, a chat\'s {"turn": 0}, or a list.',
+            "description": "Token (negative: from end), 'last', 'all', '2:5', "
+            '{"text": "France"}, chat {"turn": 0} or list.',
         }
     ),
 ]

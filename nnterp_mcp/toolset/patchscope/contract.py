@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, LayerSpec, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
@@ -52,19 +52,52 @@ def _as_target_layers(value: Any) -> LayerSpec:
         ) from None
 
 
-class PatchscopeParams(ModelParams):
-    """Whose states are put where."""
+def _as_source_prompts(value: Any) -> tuple[Prompt, ...] | None:
+    return None if value is None else _PROMPTS.validate_python(value)
 
-    source_prompts: Prompts
-    source_positions: Positions = ("last",)
-    source_layers: Layers = "all"
+
+def _as_vector_names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"source_vectors must be the name of a vector or a list of names, not {shown(value)}")
+    return tuple(dict.fromkeys(names))
+
+
+class PatchscopeParams(ModelParams):
+    """What is put where."""
+
+    source_prompts: Annotated[
+        tuple[Prompt, ...] | None,
+        BeforeValidator(_as_source_prompts),
+        WithJsonSchema({"type": ["string", "array"], "description": "Text, chat messages, or a list of these."}),
+    ] = None
+    source_vectors: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_as_vector_names),
+        WithJsonSchema(
+            {"type": ["string", "array"], "description": "Instead of source_prompts: names from make_vector."}
+        ),
+    ] = None
+    factor: Annotated[float, Field(description="Scales source_vectors, often shorter than states.")] = 1.0
+    source_positions: Annotated[
+        Positions,
+        WithJsonSchema(
+            {"type": ["integer", "string", "object", "array"], "description": "Like positions in other tools."}
+        ),
+    ] = ("last",)
+    source_layers: Annotated[
+        Layers,
+        WithJsonSchema({"type": ["integer", "string", "array"], "description": "Like layers in other tools."}),
+    ] = "all"
     target_prompt: Annotated[
         Prompt,
         BeforeValidator(_as_target),
         WithJsonSchema(
             {
                 "type": ["string", "array"],
-                "description": "Text or chat; 'repeat' (the paper's \"hello hello\\n?\" prompt) or 'repeat_chat'.",
+                "description": "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'.",
             }
         ),
     ] = "repeat"
@@ -84,24 +117,40 @@ class PatchscopeParams(ModelParams):
         WithJsonSchema(
             {
                 "type": ["integer", "string", "array"],
-                "description": "'same'; one layer; a list paired with source_layers; a range or 'all' for a grid.",
+                "description": "'same', one layer, a list paired with source_layers, a range or 'all' for a grid.",
             }
         ),
     ] = "same"
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="Tokens to generate; 0: next token only.")] = 0
-    interventions: Interventions = ()
+    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    interventions: Annotated[
+        Interventions,
+        WithJsonSchema(
+            {"type": "array", "items": {"type": "object"}, "description": "Edits in force, as in generate."}
+        ),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_source(self) -> Self:
+        if (self.source_prompts is None) == (self.source_vectors is None):
+            came = "both" if self.source_prompts else "neither"
+            raise ValueError(f"patchscope needs either source_prompts or source_vectors, and {came} came")
+        if self.source_vectors and self.source_positions != ("last",):
+            raise ValueError("source_positions are those of source_prompts: source_vectors have none")
+        if self.source_prompts and self.factor != 1:
+            raise ValueError("factor scales source_vectors: the states of source_prompts are put in as they are")
+        return self
 
 
 SPEC = ToolSpec(
     name="patchscope",
     title="Patchscope",
     description=(
-        "What a hidden state means to the model: puts it into a target prompt, layer by layer, and reads what the "
-        "model says there, beside the unpatched target. The default target makes it repeat a token; 'Syria: a country"
-        '\\nx\' with target_position {"text": "x"} and max_new_tokens makes it describe one. Silence does not prove '
-        "that the information is absent."
+        "What a hidden state, or a vector, means to the model: puts it into a target prompt, layer by layer, and reads "
+        "what the model says there, beside the unpatched target. The default target makes it repeat a token; 'Syria: a "
+        'country\\nx\' with target_position {"text": "x"} and max_new_tokens makes it describe one. Silence proves no '
+        "absence."
     ),
     params=PatchscopeParams,
     result=PatchscopeResult,

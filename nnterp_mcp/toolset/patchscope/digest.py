@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import cell, in_force, lines, number, plural, probability, quoted, shared_tokens, spread, table
+from nnterp_mcp.render import (
+    cell,
+    elided,
+    in_force,
+    lines,
+    number,
+    plural,
+    probability,
+    quoted,
+    shared_tokens,
+    spread,
+    table,
+)
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
 
 _BUDGET = 620
@@ -22,11 +35,12 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
     """One source as a table of layers, several as a table of sources."""
     one = len(result.sources) == 1
     content, hidden = _by_layer(result.sources[0], result) if one else _by_source(result)
-    notes = in_force(result.interventions)
+    notes = _length_note(result.sources[0]) if one else []
+    notes += in_force(result.interventions)
     notes += shared_tokens(result.shared)
     if hidden:
         what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
-        narrow = "source_layers" if one else "fewer prompts or positions"
+        narrow = "source_layers" if one else "fewer of them"
         notes.append(f"{plural(hidden, what)} not shown; ask for them with {narrow}.")
     return PatchscopeAnswer(
         finding=_finding(result.sources[0], result) if one else _summary(result),
@@ -49,8 +63,8 @@ def _marked(result: PatchscopeResult) -> str:
 
 
 def _names(source: Source, result: PatchscopeResult) -> list[str]:
-    """The tracked categories as a sentence names them."""
-    if result.categories:
+    """The tracked categories as a sentence names them; nothing is tracked for a vector without targets."""
+    if result.categories or source.token is None:
         return list(result.categories)
     answer = [] if source.answer is None else [f"{result.model}'s own next token {quoted(source.answer)}"]
     return [f"itself ({quoted(source.token)})", *answer]
@@ -62,8 +76,44 @@ def _finding(source: Source, result: PatchscopeResult) -> str:
         f"{verb} {name} {_where_said(source.patches, index, result)}"
         for index, name in enumerate(_names(source, result))
     )
-    state = f"Put into the target prompt, the state of {quoted(source.token)} (position {source.position})"
-    return f"{state} {said}. {_unpatched(source)}"
+    vector = f"the vector {quoted(source.vector or '')}"
+    state = f"the state of {quoted(source.token or '')} (position {source.position})"
+    put = f"Put into the target prompt, {vector if source.vector else state}"
+    return f"{put} {said or _change(source, result)}. {_unpatched(source)}"
+
+
+def _changed(source: Source) -> list[Patch]:
+    """The patches under which another token is likeliest than without."""
+    return [patch for patch in source.patches if patch.top[0][0] != source.unpatched.top[0][0]]
+
+
+def _change(source: Source, result: PatchscopeResult) -> str:
+    """Where a vector changes the likeliest next token, and to what."""
+    changed = _changed(source)
+    where = _where(changed, source.patches, result)
+    if not changed:
+        return f"changes the likeliest next token {where}"
+    token, count = Counter(patch.top[0][0] for patch in changed).most_common(1)[0]
+    return f"changes the likeliest next token {where}, most often to {quoted(token)} ({count} of {len(source.patches)})"
+
+
+def _length_note(source: Source) -> list[str]:
+    """The note that says how long a vector is beside what it replaces: short ones are soon drowned."""
+    if source.vector is None:
+        return []
+    own, replaced = _lengths(source)
+    return [f"The vector's length is {own}, that of the states it replaces {replaced}; factor scales it."]
+
+
+def _lengths(source: Source) -> tuple[str, str]:
+    """How long a vector is, and how long the states that it replaces are."""
+    pairs = [patch.lengths for patch in source.patches if patch.lengths is not None]
+    return _extent([own for own, _ in pairs]), _extent([replaced for _, replaced in pairs])
+
+
+def _extent(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _unpatched(source: Source) -> str:
@@ -75,10 +125,14 @@ def _where_said(patches: Sequence[Patch], index: int, result: PatchscopeResult) 
     """At which layers a category is what the target says, and where it is likeliest."""
     best = _peak(patches, index)
     peak = f"(p up to {cell(probability(best.tracked[index][0]))}, {_at(best, result)})"
-    saying = [patch.source_layer for patch in patches if patch.says[index]]
+    return f"{_where([patch for patch in patches if patch.says[index]], patches, result)} {peak}"
+
+
+def _where(chosen: Sequence[Patch], patches: Sequence[Patch], result: PatchscopeResult) -> str:
+    """Some of the patches, by their layers; in a grid only how many."""
     if result.layout == "grid":
-        return f"in {len(saying) or 'none'} of {len(patches)} pairs {peak}"
-    return f"{_ranges(saying, [patch.source_layer for patch in patches])} {peak}"
+        return f"in {len(chosen) or 'none'} of {len(patches)} pairs"
+    return _ranges([patch.source_layer for patch in chosen], [patch.source_layer for patch in patches])
 
 
 def _peak(patches: Sequence[Patch], index: int) -> Patch:
@@ -130,7 +184,7 @@ def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
 
 def _short_names(source: Source, result: PatchscopeResult) -> list[str]:
     """The tracked categories as a column names them."""
-    if result.categories:
+    if result.categories or source.token is None:
         return list(result.categories)
     return ["itself"] if source.answer is None else ["itself", "own next"]
 
@@ -177,21 +231,31 @@ def _rows(said: Distribution, result: PatchscopeResult) -> int:
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
     generated = result.sources[0].unpatched.text is not None
-    names = list(result.categories) or ["itself", "own next"]
-    columns = ["prompt", "position", "token", *([] if result.categories else ["own next token"])]
+    vectors = result.sources[0].vector is not None
+    names = list(result.categories) or ([] if vectors else ["itself", "own next"])
+    if vectors:
+        columns = ["vector", "length", "replaces", "next token changed"]
+    else:
+        columns = ["prompt", "position", "token", *([] if result.categories else ["own next token"])]
     for name in names:
         columns += [f"{name} {'named' if generated else 'said'}", f"{name} best p", "at"]
     columns += ["from layer", "text"] if generated else []
-    width = 24 + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
+    width = (34 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
     shown = result.sources[: max(4, _BUDGET // width)]
     rows: list[list[Cell]] = []
     for source in shown:
-        row: list[Cell] = [source.prompt, source.position, source.token]
-        row += [] if result.categories else [source.answer]
+        row = _vector(source, result) if vectors else [source.prompt, source.position, source.token]
+        row += [] if result.categories or vectors else [source.answer]
         for index in range(len(names)):
             row += _summit(source, index, result)
         rows.append(row + (_telling(source, result) if generated else []))
     return Table(columns=columns, rows=rows), len(result.sources) - len(shown)
+
+
+def _vector(source: Source, result: PatchscopeResult) -> list[Cell]:
+    """A vector, its length beside that of what it replaces, and where it changes the likeliest next token."""
+    where = _where(_changed(source), source.patches, result).removeprefix("at ").removeprefix("in ")
+    return [elided(source.vector or "", 40), *_lengths(source), where]
 
 
 def _summit(source: Source, index: int, result: PatchscopeResult) -> list[Cell]:
@@ -199,11 +263,8 @@ def _summit(source: Source, index: int, result: PatchscopeResult) -> list[Cell]:
     if index >= len(source.unpatched.tracked):
         return [None, None, None]
     best = _peak(source.patches, index)
-    saying = [patch.source_layer for patch in source.patches if patch.says[index]]
-    if result.layout == "grid":
-        said = f"{len(saying)} of {len(source.patches)} pairs"
-    else:
-        said = _ranges(saying, [patch.source_layer for patch in source.patches]).removeprefix("at ")
+    saying = [patch for patch in source.patches if patch.says[index]]
+    said = _where(saying, source.patches, result).removeprefix("at ").removeprefix("in ")
     return [said, probability(best.tracked[index][0]), _at(best, result).removeprefix("layer ")]
 
 
@@ -215,13 +276,17 @@ def _telling(source: Source, result: PatchscopeResult) -> list[Cell]:
 
 
 def _summary(result: PatchscopeResult) -> str:
-    names = list(result.categories) or ["itself", "the model's own next token"]
-    prompts = len({source.prompt for source in result.sources})
-    parts = [
-        f"{sum(_is_said(source, index) for source in result.sources)} as {name}" for index, name in enumerate(names)
-    ]
-    subject = f"Of {plural(len(result.sources), 'state')} from {plural(prompts, 'prompt')} put into the target prompt"
-    return f"{subject}, these read, at one layer at least: {', '.join(parts)}. {_unpatched(result.sources[0])}"
+    sources = result.sources
+    vectors = sources[0].vector is not None
+    prompts = len({source.prompt for source in sources})
+    states = f"{plural(len(sources), 'state')} from {plural(prompts, 'prompt')}"
+    put = f"Of {plural(len(sources), 'vector') if vectors else states} put"
+    names = list(result.categories) or ([] if vectors else ["itself", "the model's own next token"])
+    read = [f"{sum(_is_said(source, index) for source in sources)} as {name}" for index, name in enumerate(names)]
+    what = f"these read, at one layer at least: {', '.join(read)}"
+    changing = sum(bool(_changed(source)) for source in sources)
+    found = what if read else f"{changing} change its likeliest next token at one layer at least"
+    return f"{put} into the target prompt, {found}. {_unpatched(sources[0])}"
 
 
 def _is_said(source: Source, index: int) -> bool:

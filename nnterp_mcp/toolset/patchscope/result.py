@@ -30,30 +30,37 @@ class Distribution(BaseModel):
 
 
 class Patch(Distribution):
-    """What it says with a state of `source_layer` put in as the output of `target_layer`."""
+    """What it says with a state of `source_layer` put in as the output of `target_layer`.
+
+    Attributes:
+        lengths: How long a vector is, and how long the state that it replaces.
+    """
 
     source_layer: int
     target_layer: int
+    lengths: tuple[float, float] | None = None
 
 
 class Source(BaseModel):
-    """One position of one source prompt, under every patch.
+    """One position of one source prompt, or one vector, under every patch.
 
     Attributes:
         prompt: The source prompt's number.
         position: The position in it.
         token: The token there.
         answer: The model's own likeliest next token after it; None where its lens is not exact.
+        vector: The name of the vector; None for a prompt's state.
         unpatched: The target prompt left alone.
         patches: The target prompt under each patch.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: int
-    position: int
-    token: str
+    prompt: int | None
+    position: int | None
+    token: str | None
     answer: str | None
+    vector: str | None = None
     unpatched: Distribution
     patches: list[Patch]
 
@@ -67,7 +74,7 @@ class PatchscopeResult(Result):
         target_token: That token.
         after: The text after it.
         layout: `same` or `pairs`: one target layer for each source layer; `grid`: several.
-        categories: The targets' tokens; without targets, what is tracked is the source's own token and answer.
+        categories: The targets' tokens; without targets, what is tracked is a prompt's own token and answer.
         shared: Tokens that count for two categories.
         interventions: What was in force, one line each.
         sources: The sources.

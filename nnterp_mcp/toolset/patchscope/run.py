@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import PositionSpec, Prompt
+from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.patched_rows import Target
-from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings, pair_layers, read_patchscope
-from nnterp_mcp.interventions.prompts import follow_targets, get_first_tokens
+from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings, read_patchscope
+from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
@@ -24,69 +22,40 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
+from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
 
-
-@dataclass(frozen=True)
-class _Place:
-    """A position of a source prompt, and what is tracked for it.
-
-    Attributes:
-        prompt: The source prompt.
-        position: The position in it.
-        token: The token there, as text.
-        answer: The model's own next token, as text.
-        words: The strings of each tracked category.
-        ids: Their tokens.
-    """
-
-    prompt: EncodedPrompt
-    position: int
-    token: str
-    answer: str | None
-    words: list[Sequence[str]]
-    ids: list[list[int]]
+Lengths = list[list[tuple[float, float]]]
+"""By source and pair: the length of what is put in, and of the state that it replaces."""
 
 
 def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     """Reads the sources, patches the target, and puts words to the tokens."""
     model, settings = bench.model, bench.settings
-    prompts = bench.encode(params.source_prompts)
-    positions = [resolve_positions(params.source_positions, prompt) for prompt in prompts]
-    pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
+    prompts = bench.encode(params.source_prompts or ())
     encoded = _encode(
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
     target = Target(tuple(encoded.ids), _target_position(params.target_position, encoded), encoded.index)
     edits = bench.plan(params.interventions, [*prompts, encoded], job)
-    layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
-    states = read_states(
-        model,
-        prompts,
-        positions,
-        layers,
-        plan=edits,
-        batch_tokens=settings.batch_tokens,
-        on_batch=lambda done: job.check(),
-    )
     targets = follow_targets(params.targets, model.tokenizer)
-    answers = _answers(model, states[:, -1])
-    at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
-    places = [
-        _place(model.tokenizer, prompt, position, answer, params.targets, targets.ids)
-        for (prompt, position), answer in zip(at, answers, strict=True)
-    ]
-    total = len(places) * len(pairs)
+    if params.source_vectors:
+        sources = gather_vectors(bench, params, params.source_vectors, targets)
+        lengths = _lengths(model, sources, encoded, target.position, edits)
+    else:
+        sources = gather_states(bench, params, prompts, edits, targets, job)
+        lengths = None
+    total = len(sources.origins) * len(sources.pairs)
     readings = read_patchscope(
         model,
-        states,
-        layers,
+        sources.states,
+        sources.layers,
         target,
-        pairs,
+        sources.pairs,
         top_k=params.top_k,
-        categories=[place.ids for place in places],
+        categories=[origin.ids for origin in sources.origins],
         max_new_tokens=params.max_new_tokens,
         plan=edits,
         batch_tokens=settings.batch_tokens,
@@ -98,12 +67,25 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         before=before,
         target_token=token,
         after=after,
-        layout=_layout(pairs),
+        layout=_layout(sources.pairs),
         categories=targets.words,
         shared=targets.shared,
         interventions=list(edits.labels),
-        sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0).sources(places),
+        sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0, lengths).sources(sources.origins),
     )
+
+
+def _lengths(
+    model: StandardizedTransformer, sources: Sources, target: EncodedPrompt, position: int, plan: Plan
+) -> Lengths:
+    """For each source and pair, how long the vector is and how long the state that it replaces."""
+    into = sorted({layer for _, layer in sources.pairs})
+    (replaced,) = read_states(model, [target], [[position]], into, plan=plan).float().norm(dim=-1).tolist()
+    own = sources.states.float().norm(dim=-1).tolist()
+    return [
+        [(row[sources.layers.index(origin)], replaced[into.index(layer)]) for origin, layer in sources.pairs]
+        for row in own
+    ]
 
 
 def _encode(model: StandardizedTransformer, prompt: Prompt, name: str, limit: int, index: int) -> EncodedPrompt:
@@ -122,31 +104,6 @@ def _target_position(asked: PositionSpec, target: EncodedPrompt) -> int:
     except InvalidRequest as error:
         message = error.message.replace(f"prompt {target.index}", "the target prompt")
         raise InvalidRequest(message, error.next_step) from None
-
-
-def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[str | None]:
-    """The model's own next token after each source."""
-    if not model.can("lens"):
-        return [None] * len(last)
-    ids = [int(token) for part in last.split(64) for token in model.project_on_vocab(part).argmax(-1)]
-    return [token_text(model.tokenizer, token) for token in ids]
-
-
-def _place(
-    tokenizer: Any,
-    prompt: EncodedPrompt,
-    position: int,
-    answer: str | None,
-    words: Mapping[str, Sequence[str]],
-    targets: Mapping[str, list[int]],
-) -> _Place:
-    """Without targets, the source's own token and its answer are tracked: a repeat prompt repeats one of them."""
-    token = token_text(tokenizer, prompt.ids[position])
-    if targets:
-        return _Place(prompt, position, token, answer, list(words.values()), list(targets.values()))
-    tracked = [token] if answer is None else [token, answer]
-    ids = [get_first_tokens(text.strip(), tokenizer) if text.strip() else [] for text in tracked]
-    return _Place(prompt, position, token, answer, [[text] for text in tracked], ids)
 
 
 def _around(tokenizer: Any, prompt: EncodedPrompt, position: int) -> tuple[str, str, str]:
@@ -174,40 +131,43 @@ class _Writer:
     tokenizer: Any
     readings: PatchscopeReadings
     generated: bool
+    lengths: Lengths | None
 
-    def sources(self, places: Sequence[_Place]) -> list[Source]:
+    def sources(self, origins: Sequence[Origin]) -> list[Source]:
         """Every source with its patches."""
-        return [self._source(index, place) for index, place in enumerate(places)]
+        return [self._source(index, origin) for index, origin in enumerate(origins)]
 
-    def _source(self, source: int, place: _Place) -> Source:
+    def _source(self, source: int, origin: Origin) -> Source:
         readings = self.readings
-        said = self._distribution(readings.unpatched, (source,), readings.unpatched_continuation, place)
+        said = self._distribution(readings.unpatched, (source,), readings.unpatched_continuation, origin)
         patches = [
             Patch(
                 source_layer=pair[0],
                 target_layer=pair[1],
+                lengths=self.lengths[source][index] if self.lengths else None,
                 **self._distribution(
-                    readings.patched, (source, index), readings.continuations[source][index], place
+                    readings.patched, (source, index), readings.continuations[source][index], origin
                 ).model_dump(),
             )
             for index, pair in enumerate(readings.pairs)
         ]
         return Source(
-            prompt=place.prompt.index,
-            position=place.position,
-            token=place.token,
-            answer=place.answer,
+            prompt=origin.prompt,
+            position=origin.position,
+            token=origin.token,
+            answer=origin.answer,
+            vector=origin.vector,
             unpatched=said,
             patches=patches,
         )
 
-    def _distribution(self, readout: Readout, at: tuple[int, ...], tokens: list[int], place: _Place) -> Distribution:
+    def _distribution(self, readout: Readout, at: tuple[int, ...], tokens: list[int], origin: Origin) -> Distribution:
         top = zip(readout.top_ids[at].tolist(), readout.top_probs[at].tolist(), strict=True)
         ranks = [int(rank) for rank in readout.target_ranks[at].tolist()]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True) if self.generated else None
         says = [
             rank == 1 if text is None or not _is_word(words) else _names(text, words)
-            for rank, words in zip(ranks, place.words, strict=True)
+            for rank, words in zip(ranks, origin.words, strict=True)
         ]
         return Distribution(
             top=[(token_text(self.tokenizer, token), p) for token, p in top],

@@ -1,0 +1,165 @@
+"""What is put into the target prompt: states of source prompts, or vectors that were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.engine import Plan
+from nnterp_mcp.interventions.patchscope import LayerPair, pair_layers
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.prompts import FollowedTargets, get_first_tokens
+from nnterp_mcp.interventions.states import read_states
+from nnterp_mcp.interventions.vectors import resolve_vector
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.model.positions import resolve_positions
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.bench import Bench
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a state comes from, and what is tracked for it.
+
+    Attributes:
+        words: The strings of each tracked category.
+        ids: Their tokens.
+        prompt: The number of the source prompt.
+        position: The position in it.
+        token: The token there, as text.
+        answer: The model's own next token, as text.
+        vector: The name of the vector that it is instead.
+    """
+
+    words: Sequence[Sequence[str]]
+    ids: list[list[int]]
+    prompt: int | None = None
+    position: int | None = None
+    token: str | None = None
+    answer: str | None = None
+    vector: str | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is put into the target prompt.
+
+    Attributes:
+        states: The states, on the model's device.
+        layers: The layer that each of a source's states comes from.
+        pairs: Source layer and target layer of each patch.
+        origins: Where each source comes from.
+    """
+
+    states: Float[Tensor, "source layer hidden"]
+    layers: list[int]
+    pairs: list[LayerPair]
+    origins: list[Origin]
+
+
+def gather_states(
+    bench: Bench,
+    params: PatchscopeParams,
+    prompts: Sequence[EncodedPrompt],
+    plan: Plan,
+    targets: FollowedTargets,
+    job: Job,
+) -> Sources:
+    """The residual streams of the source prompts.
+
+    Raises:
+        InvalidRequest: A layer or position does not exist.
+    """
+    model = bench.model
+    positions = [resolve_positions(params.source_positions, prompt) for prompt in prompts]
+    pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
+    layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
+    states = read_states(
+        model,
+        prompts,
+        positions,
+        layers,
+        plan=plan,
+        batch_tokens=bench.settings.batch_tokens,
+        on_batch=lambda done: job.check(),
+    )
+    at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
+    origins = [
+        _origin(model.tokenizer, prompt, position, answer, params.targets, targets.ids)
+        for (prompt, position), answer in zip(at, _answers(model, states[:, -1]), strict=True)
+    ]
+    return Sources(states, layers, pairs, origins)
+
+
+def gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str], targets: FollowedTargets) -> Sources:
+    """The kept vectors, times the factor. Unless source layers are named, each layer gets its own direction.
+
+    Raises:
+        InvalidRequest: There is no such vector, or it has no direction for a layer.
+    """
+    model = bench.model
+    kept = {name: bench.find_vector(name) for name in names}
+    if params.source_layers != "all":
+        pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
+    elif params.target_layers == "same":
+        pairs = [(layer, layer) for layer in _layers_of_all(kept, model.num_layers)]
+    else:
+        pairs = [(layer, layer) for layer in resolve_layers(params.target_layers, model.num_layers, bench.handle)]
+    layers = sorted({layer for layer, _ in pairs})
+    places = [Place("layers_output", layer) for layer in layers]
+    states = torch.stack(
+        [torch.stack([resolve_vector(model, name, place, kept.__getitem__) for place in places]) for name in kept]
+    )
+    words, ids = list(params.targets.values()), list(targets.ids.values())
+    origins = [Origin(words, ids, vector=name) for name in kept]
+    return Sources(params.factor * states.to(model.device), layers, pairs, origins)
+
+
+def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_layers: int) -> list[int]:
+    """The layers for which every vector has a direction."""
+    layers = [
+        layer
+        for layer in range(num_layers)
+        if not any(vector.ndim == 2 and bool(vector[layer].isnan().any()) for vector in vectors.values())
+    ]
+    if not layers:
+        raise InvalidRequest(
+            f"no layer has a direction of each of the vectors {', '.join(vectors)}.", "Patch them one at a time."
+        )
+    return layers
+
+
+def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[str | None]:
+    """The model's own next token after each source."""
+    if not model.can("lens"):
+        return [None] * len(last)
+    ids = [int(token) for part in last.split(64) for token in model.project_on_vocab(part).argmax(-1)]
+    return [token_text(model.tokenizer, token) for token in ids]
+
+
+def _origin(
+    tokenizer: Any,
+    prompt: EncodedPrompt,
+    position: int,
+    answer: str | None,
+    words: Mapping[str, Sequence[str]],
+    targets: Mapping[str, list[int]],
+) -> Origin:
+    """Without targets, the source's own token and its answer are tracked: a repeat prompt repeats one of them."""
+    token = token_text(tokenizer, prompt.ids[position])
+    if targets:
+        return Origin(list(words.values()), list(targets.values()), prompt.index, position, token, answer)
+    tracked = [token] if answer is None else [token, answer]
+    ids = [get_first_tokens(text.strip(), tokenizer) if text.strip() else [] for text in tracked]
+    return Origin([[text] for text in tracked], ids, prompt.index, position, token, answer)
