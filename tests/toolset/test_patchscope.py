@@ -137,6 +137,129 @@ def made_result(layers: int, sources: int = 1, text: str | None = None, layout: 
     )
 
 
+@pytest.fixture(scope="module")
+def keeping(tiny_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A bench that keeps a vector with a direction for two layers, and one for any layer."""
+    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE_VECTOR
+    from nnterp_mcp.toolset.make_vector.run import run
+
+    bench = Bench("tiny", Settings(data=tmp_path_factory.mktemp("data")), tiny_bench.model)
+    activation = {"name": "spain", "method": "activation", "positive": "Spain is", "layers": [1, 3]}
+    for arguments in (activation, {"name": "noise", "method": "random", "norm": 2.5}):
+        run(bench, MAKE_VECTOR.parse(arguments), job())
+    return bench
+
+
+def test_vectors_are_put_in_as_plain_hooks_put_them(keeping: Bench):
+    import torch
+
+    vectors = {name: keeping.vectors.load(name, keeping.identity, "tiny").directions for name in ("spain", "noise")}
+    expected_norms = {"spain": [2 * float((row**2).sum() ** 0.5) for row in vectors["spain"]], "noise": [5.0, 5.0]}
+    result = ask(
+        keeping,
+        source_vectors=["spain", "noise"],
+        factor=2,
+        target_prompt="Madrid is in x and",
+        target_position={"text": "x"},
+        targets={"a": "Madrid"},
+        top_k=20,
+    )
+
+    model: Any = keeping.model.module
+    tokenizer = keeping.model.tokenizer
+    encoding = tokenizer("Madrid is in x and", return_offsets_mapping=True)
+    (at,) = [i for i, (start, end) in enumerate(encoding["offset_mapping"]) if start < 14 and end > 13]
+    ids = torch.tensor([encoding["input_ids"]])
+    assert [source.vector for source in result.sources] == ["spain", "noise"]
+    for source in result.sources:
+        rows = vectors[source.vector or ""]
+        assert [(patch.source_layer, patch.target_layer) for patch in source.patches] == [(1, 1), (3, 3)]
+        for place, patch in enumerate(source.patches):
+            state = 2 * torch.from_numpy(rows[min(place, len(rows) - 1)])
+            replaced: list[float] = []
+
+            def put(module: Any, inputs: Any, output: Any, state: Any = state, replaced: Any = replaced) -> Any:
+                hidden = (output[0] if isinstance(output, tuple) else output).clone()
+                replaced.append(float(hidden[0, at].norm()))
+                hidden[0, at] = state
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            handle = model.model.layers[patch.source_layer].register_forward_hook(put)
+            with torch.no_grad():
+                probs = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
+            handle.remove()
+            assert [p for _, p in patch.top] == pytest.approx(probs.topk(20).values.tolist(), abs=1e-5)
+            assert patch.lengths == pytest.approx((expected_norms[source.vector or ""][place], replaced[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pairs"),
+    [
+        ({"source_vectors": "spain"}, [(1, 1), (3, 3)]),
+        ({"source_vectors": "noise"}, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+        ({"source_vectors": ["noise", "spain"]}, [(1, 1), (3, 3)]),
+        ({"source_vectors": "spain", "target_layers": 3}, [(3, 3)]),
+        ({"source_vectors": "noise", "target_layers": "1:3"}, [(1, 1), (2, 2)]),
+        ({"source_vectors": "spain", "source_layers": [3], "target_layers": 0}, [(3, 0)]),
+        ({"source_vectors": "spain", "source_layers": [1, 3], "target_layers": [0, 2]}, [(1, 0), (3, 2)]),
+    ],
+)
+def test_each_layer_gets_its_own_direction(keeping: Bench, arguments: dict[str, Any], pairs: list[tuple[int, int]]):
+    result = ask(keeping, **arguments)
+
+    for source in result.sources:
+        assert [(patch.source_layer, patch.target_layer) for patch in source.patches] == pairs
+
+
+def test_says_what_vectors_do(keeping: Bench, snapshot: SnapshotAssertion):
+    one = ask(keeping, source_vectors="spain", factor=3)
+    several = ask(keeping, source_vectors=["spain", "noise"], targets={"capital": "Paris"}, max_new_tokens=2)
+
+    assert [SPEC.render(SPEC.digest(result)) for result in (one, several)] == snapshot
+
+
+@pytest.mark.smollm2
+def test_a_kept_state_says_what_the_state_itself_says(bench: Bench, tmp_path: Path):
+    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE_VECTOR
+    from nnterp_mcp.toolset.make_vector.run import run
+
+    keeping = Bench("smollm2-135m", Settings(data=tmp_path), bench.model)
+    kept = {"name": "france", "method": "activation", "positive": QUESTION, "layers": [20, 25]}
+    run(keeping, MAKE_VECTOR.parse(kept), job())
+    (itself,) = ask(keeping, source_prompts=QUESTION, source_layers=[20, 25], targets=TARGETS).sources
+    result = ask(keeping, source_vectors="france", targets=TARGETS)
+
+    for patch, same in zip(result.sources[0].patches, itself.patches, strict=True):
+        assert [p for _, p in patch.top] == pytest.approx([p for _, p in same.top], abs=1e-5)
+        assert [p for p, _ in patch.tracked] == pytest.approx([p for p, _ in same.tracked], abs=1e-5)
+        assert [rank for _, rank in patch.tracked] == [rank for _, rank in same.tracked]
+    assert 'the vector "france" reads as capital at layer 25' in SPEC.digest(result).finding
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("sources", [1, 2, 500])
+@pytest.mark.parametrize("categories", [{}, {"capital": [" Paris"], "traps": [" London"]}])
+@pytest.mark.parametrize("text", [None, "It is the capital of a country in the Middle East. " * 10])
+def test_answers_of_vectors_are_small(bench: Bench, sources: int, categories: dict[str, list[str]], text: str | None):
+    result = made_result(32, 1, text)
+    said: dict[str, Any] = {} if categories else {"tracked": [], "says": []}
+    patches = [
+        patch.model_copy(
+            update={"lengths": (12.3456, 678.9)} | said | {"top": [(f" {i}", 0.5)] * 3 if i % 2 else patch.top}
+        )
+        for i, patch in enumerate(result.sources[0].patches)
+    ]
+    unpatched = result.sources[0].unpatched.model_copy(update=said)
+    source = Source(
+        prompt=None, position=None, token=None, answer=None, vector="v" * 64, unpatched=unpatched, patches=patches
+    )
+    answer = SPEC.digest(result.model_copy(update={"categories": categories, "sources": [source] * sources}))
+
+    tokenizer = bench.model.tokenizer
+    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
+    assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+
+
 @pytest.mark.smollm2
 @pytest.mark.parametrize("sources", [1, 2, 500])
 @pytest.mark.parametrize("layout", ["same", "grid"])
@@ -169,7 +292,7 @@ def test_sources_by_text_and_targets_by_position(tiny_bench: Bench):
     )
 
     assert (result.before, result.target_token, result.after) == ("Madrid ", "x", " is")
-    assert "".join(source.token for source in result.sources) == "Spain"
+    assert "".join(source.token or "" for source in result.sources) == "Spain"
     assert {patch.target_layer for patch in result.sources[0].patches} == {2}
     assert result.layout == "pairs"
 
@@ -230,6 +353,58 @@ def test_arguments_may_come_as_json_text():
     params = SPEC.parse({"source_prompts": "a", "target_layers": "[1, 2]", "source_layers": "[3, 4]"})
 
     assert params.target_layers == (1, 2)
+    assert SPEC.parse({"source_vectors": '["a", "b"]'}).source_vectors == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "patchscope needs either source_prompts or source_vectors, and neither came."),
+        (
+            {"source_prompts": "a", "source_vectors": "spain"},
+            "patchscope needs either source_prompts or source_vectors, and both came.",
+        ),
+        ({"source_prompts": []}, "prompts is empty: give at least one prompt."),
+        ({"source_vectors": []}, "source_vectors must be the name of a vector or a list of names, not []."),
+        ({"source_vectors": [1]}, "source_vectors must be the name of a vector or a list of names, not [1]."),
+        (
+            {"source_vectors": "spain", "source_positions": 2},
+            "source_positions are those of source_prompts: source_vectors have none.",
+        ),
+        (
+            {"source_prompts": "a", "factor": 2},
+            "factor scales source_vectors: the states of source_prompts are put in as they are.",
+        ),
+        ({"source_vectors": "rome"}, "tiny has no vector 'rome': its vectors are noise, spain."),
+        (
+            {"source_vectors": "spain", "target_layers": 2},
+            "the vector 'spain' has no direction for layer 2: it has one for layers 1, 3.",
+        ),
+    ],
+)
+def test_refuses_sources_that_do_not_fit(keeping: Bench, arguments: dict[str, Any], message: str):
+    with pytest.raises(InvalidRequest) as error:
+        ask(keeping, **arguments)
+
+    assert error.value.message == message
+
+
+def test_a_definition_is_small():
+    schema = json.dumps(SPEC.input_schema(), ensure_ascii=False, separators=(",", ":"))
+
+    assert len(SPEC.description) + len(schema) <= 2048
+
+
+def test_a_chats_turn_is_a_source(tiny_bench: Bench):
+    tokenizer: Any = tiny_bench.model.tokenizer
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    chat = [{"role": "user", "content": "Spain"}, {"role": "assistant", "content": "is"}]
+    try:
+        result = ask(tiny_bench, source_prompts=chat, source_positions={"role": "user"}, source_layers=1)
+    finally:
+        tokenizer.chat_template = None
+
+    assert "".join(source.token or "" for source in result.sources).strip() == "Spain"
 
 
 @pytest.mark.smollm2

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJ
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, LayerSpec, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
 from nnterp_mcp.operations import Interventions
+from nnterp_mcp.session.vectors import check_name
 from nnterp_mcp.toolset.patchscope.digest import digest, render
 from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult
 
@@ -62,7 +63,7 @@ def _as_vector_names(value: Any) -> tuple[str, ...] | None:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"source_vectors must be the name of a vector or a list of names, not {shown(value)}")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(check_name(name) for name in names))
 
 
 class PatchscopeParams(ModelParams):

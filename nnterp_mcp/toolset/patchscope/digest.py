@@ -240,7 +240,7 @@ def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
     for name in names:
         columns += [f"{name} {'named' if generated else 'said'}", f"{name} best p", "at"]
     columns += ["from layer", "text"] if generated else []
-    width = (34 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
+    width = (60 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
     shown = result.sources[: max(4, _BUDGET // width)]
     rows: list[list[Cell]] = []
     for source in shown:
