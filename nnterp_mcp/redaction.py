@@ -12,7 +12,7 @@ HIDDEN = "[redacted]"
 _SHORTEST = 8
 """Characters; hiding a shorter secret would garble everything else that is said."""
 
-_CREDENTIALS = r"(?i:(?<=bearer )[\w.~+/%-]+=*)|(?i:(?<=basic )[\w+/]{8,}=*)|\bhf_\w{16,}"
+_CREDENTIALS = r"(?i:(?<=bearer )|(?<=basic ))[\w.~+/%-]{16,}=*|\bhf_\w{16,}"
 """The value of an Authorization header, right or wrong, and what looks like a token of the Hub."""
 
 _pattern = re.compile(_CREDENTIALS)
