@@ -44,11 +44,33 @@ def test_a_command_is_needed() -> None:
     assert "COMMAND" in refusal()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "example.org"])
-def test_only_loopback_is_bound(host: str) -> None:
-    assert refusal("serve", "--transport", "http", "--host", host) == (
-        f"forbidden: the server binds to loopback addresses only, not '{host}'\nUse one of 127.0.0.1, localhost, ::1.\n"
+TOKEN_STEP = "Set NNTERP_MCP_TOKEN to at least 16 random characters."
+HOSTS_STEP = "Say with --allowed-host under which names clients reach the server."
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "missing", "steps"),
+    [
+        ([], {}, "a token, allowed hosts", f"{TOKEN_STEP} {HOSTS_STEP}"),
+        (["--allowed-host", "example.org"], {}, "a token", TOKEN_STEP),
+        ([], {"token": "0123456789abcdef"}, "allowed hosts", HOSTS_STEP),
+    ],
+)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", "127.0.0.2"])
+def test_beyond_loopback_a_token_and_hosts_are_needed(
+    host: str, flags: list[str], settings: dict[str, str], missing: str, steps: str
+) -> None:
+    assert refusal("serve", "--transport", "http", "--host", host, *flags, **settings) == (
+        f"forbidden: the server binds to '{host}', beyond loopback (127.0.0.1, localhost, ::1), only with a token and "
+        f"allowed hosts; without: {missing}\n{steps}\n"
     )
+
+
+def test_the_token_is_no_flag_and_its_value_is_not_shown() -> None:
+    assert "unrecognized arguments: --token" in refusal("serve", "--token", "0123456789abcdef")
+    said = refusal("serve", token="too short")
+    assert said.startswith("invalid_request: token: ")
+    assert "too short" not in said
 
 
 def test_a_taken_port_is_named() -> None:
