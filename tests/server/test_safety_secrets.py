@@ -131,13 +131,10 @@ def test_a_secret_is_hidden_wherever_it_stands(before: str, after: str, secret: 
 
 
 def test_what_looks_like_a_credential_is_hidden_though_nobody_configured_it() -> None:
-    said = redact(
-        f"Authorization: Bearer wrong-token== and Basic dXNlcjpwYXNz, {HUB}; a bearer of news, basic research"
-    )
+    said = redact(f"Authorization: Bearer short, bearer {TOKEN}x=, Basic dXNlcjpwYXNzd29yZA==, {HUB};")
 
-    assert said == (
-        f"Authorization: Bearer {HIDDEN} and Basic {HIDDEN}, {HIDDEN}; a bearer {HIDDEN} news, basic {HIDDEN}"
-    )
+    assert said == f"Authorization: Bearer short, bearer {HIDDEN}, Basic {HIDDEN}, {HIDDEN};"
+    assert redact("the bearer of news, basic research") == "the bearer of news, basic research"
 
 
 def test_a_traceback_is_redacted_too(monkeypatch: pytest.MonkeyPatch) -> None:
