@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest
@@ -36,7 +36,7 @@ class ModelParams(Params):
 class Result(BaseModel):
     """Base of what a worker returns: every number, reduced on the device, before any elision."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 class Table(BaseModel):
@@ -56,12 +56,21 @@ TableField = Annotated[
 
 
 class Answer(BaseModel):
-    """Base of what an agent sees, the same in both channels."""
+    """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
+    out; the run that holds the rest."""
 
     model_config = ConfigDict(extra="forbid")
 
-    finding: Annotated[str, Field(description="What was found, in words.")]
-    notes: Annotated[list[str], Field(description="Warnings, and what was left out.")] = []
+    finding: str
+    notes: list[str] = []
+    run_id: str | None = None
+
+
+class Late(Answer):
+    """What an agent sees of a call that goes on: the answer comes later, from `read_run`."""
+
+    state: Literal["queued", "running", "loading"]
+    progress: str | None = None
 
 
 P = TypeVar("P", bound=Params)
@@ -87,6 +96,7 @@ class ToolSpec(Generic[P, R, A]):
         destructive: The call removes something.
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
+        recorded: A call in a worker is an experiment, and kept as a run.
     """
 
     name: str
@@ -102,14 +112,26 @@ class ToolSpec(Generic[P, R, A]):
     destructive: bool = False
     idempotent: bool = True
     open_world: bool = False
+    recorded: bool = True
 
     def input_schema(self) -> dict[str, Any]:
         """The JSON schema of the parameters."""
-        return _schema(self.params, "validation")
+        schema = _compact(self.params.model_json_schema())
+        schema.pop("description", None)
+        return schema
 
     def output_schema(self) -> dict[str, Any]:
-        """The JSON schema of the structured content."""
-        return _schema(self.answer, "serialization")
+        """The JSON schema of the structured content: the names and types of its fields.
+
+        No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
+        hold. Only the finding is always there: a call that goes on answers with little else.
+        """
+        fields = self.answer.model_json_schema(mode="serialization")["properties"]
+        return {
+            "type": "object",
+            "properties": {name: {"type": _types(field)} for name, field in fields.items()},
+            "required": ["finding"],
+        }
 
     def parse(self, arguments: Mapping[str, Any]) -> P:
         """Validates the arguments of a call.
@@ -161,32 +183,28 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _schema(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> dict[str, Any]:
-    schema = _compact(model.model_json_schema(mode=mode), unsaid={"title"} if mode == "validation" else _UNSAID)
-    schema.pop("description", None)
-    return schema
+def _types(field: Mapping[str, Any]) -> str | list[str]:
+    """The JSON types of a field of an answer."""
+    if "anyOf" in field:
+        return [str(_types(part)) for part in field["anyOf"]]
+    return field.get("type", "object")
 
 
-_UNSAID = {"title", "default", "additionalProperties"}
-"""Keywords that an output schema does without: nobody fills it in."""
-
-
-def _compact(node: Any, unsaid: set[str], named: bool = False) -> Any:
-    """A schema without what says nothing to a reader: some keywords, null defaults, unions of plain types spelled out.
+def _compact(node: Any, named: bool = False) -> Any:
+    """A schema without what says nothing to a reader: titles, null defaults, unions of plain types spelled out.
 
     Args:
         node: A part of the schema.
-        unsaid: The keywords to leave out.
         named: Whether the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):
-        return [_compact(item, unsaid) for item in node]
+        return [_compact(item) for item in node]
     if not isinstance(node, dict):
         return node
     kept = {
-        key: _compact(value, unsaid, named=key in ("properties", "$defs") and not named)
+        key: _compact(value, named=key in ("properties", "$defs") and not named)
         for key, value in node.items()
-        if named or not (key in unsaid or (key == "default" and value is None))
+        if named or not (key == "title" or (key == "default" and value is None))
     }
     union = kept.get("anyOf", [])
     if union and all(part.keys() == {"type"} for part in union):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ Transport = Literal["stdio", "http", "sse"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_CREDENTIAL = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY)$")
 
 
 def _default_cache() -> Path:
@@ -61,6 +63,15 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=_default_data)
     """Where named vectors are kept."""
 
+    runs: Path = Field(default_factory=lambda given: given["data"] / "runs")
+    """Where runs are kept."""
+
+    max_runs_bytes: int = Field(default=10_000_000_000, ge=0)
+    """Bytes of all runs on disk; the oldest that are not pinned make room."""
+
+    max_runs_days: float = Field(default=90.0, gt=0)
+    """Days that a run is kept unless it is pinned."""
+
     folders: tuple[Path, ...] = ()
     """Folders below which a call may name files and models; none by default. In the environment a JSON list."""
 
@@ -76,9 +87,36 @@ class Settings(BaseSettings):
     load_timeout: float = Field(default=3600.0, gt=0)
     """Seconds until a load that has not finished is given up."""
 
+    reply_within: float = Field(default=45.0, gt=0)
+    """Seconds until a call that is not done answers with its run's id, and goes on."""
+
+    call_timeout: float = Field(default=3600.0, gt=0)
+    """Seconds until a call that has not finished is stopped."""
+
+    stop_timeout: float = Field(default=30.0, gt=0)
+    """Seconds that a call may take to stop; after that its process is ended, and the model with it."""
+
+    hang_timeout: float = Field(default=120.0, gt=0)
+    """Seconds without a sign of life after which a model's process is ended."""
+
+    max_queue: int = Field(default=64, ge=1)
+    """Calls that may wait for one model."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How the log on standard error is written."""
+
     @field_validator("token")
     @classmethod
     def _require_token_characters(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and _TOKEN.fullmatch(token.get_secret_value()) is None:
             raise ValueError("a token is made of letters, digits and -._~+/ (RFC 6750)")
         return token
+
+    def take_secrets(self) -> list[str]:
+        """What must not be said: the token and the environment's credentials, such as `HF_TOKEN`.
+
+        The token leaves the environment, so that no worker inherits it.
+        """
+        os.environ.pop("NNTERP_MCP_TOKEN", None)
+        credentials = [value for name, value in os.environ.items() if _CREDENTIAL.search(name.upper())]
+        return credentials + ([] if self.token is None else [self.token.get_secret_value()])

@@ -26,6 +26,10 @@ PATIENCE = 180.0
 """Seconds that a call may take on a busy machine."""
 
 
+_DATA = tempfile.TemporaryDirectory(prefix="nnterp-mcp-tests-")
+"""Where the servers of the tests keep runs and vectors, unless a test says otherwise."""
+
+
 def text(result: CallToolResult) -> str:
     (content,) = result.content
     return content.text
@@ -37,6 +41,7 @@ def environment(**settings: Any) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NNTERP_MCP_"))}
     folders = json.dumps([tempfile.gettempdir()])
     variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NNTERP_MCP_FOLDERS": folders}
+    variables["NNTERP_MCP_DATA"] = _DATA.name
     variables |= {
         name if name.isupper() else f"NNTERP_MCP_{name.upper()}": str(value) for name, value in settings.items()
     }

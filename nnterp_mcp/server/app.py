@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -22,11 +24,12 @@ from mcp_types import (
 )
 
 from nnterp_mcp import __version__
-from nnterp_mcp.contract import Params, Result, ToolSpec
-from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
+from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.server import replies
-from nnterp_mcp.session.pool import Pool
 from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.runs import LiveRun, late
+from nnterp_mcp.session.session import Session
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.toolset import specs
 
@@ -40,7 +43,8 @@ to, induction and other kinds of heads), inspect_model (modules and sites).
 3. Hypothesise, then intervene: `interventions` in any tool that runs the model, generate (text beside its baseline), \
 make_vector and steer.
 4. Control: steer with control=true; knock out random heads beside the ones you mean; run_prompts over many prompts.
-5. Report numbers with their control and n. session says what is loaded and which vectors exist; unload_model ends it.
+5. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run pages through all \
+that an answer left out, and waits for a call that goes on; session lists models, runs and vectors.
 
 interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (factor), zero, mean (prompts), patch \
 (from: {prompt, position, layer}), project_out (vector), all with site, positions, heads or neurons; skip; knockout \
@@ -52,8 +56,8 @@ Layers and positions count from 0, negative ones from the end. Probabilities run
 divergences are in nats. Errors say what to change."""
 
 
-def build(pool: Pool) -> Server[Any]:
-    """A server whose calls run in the pool's workers."""
+def build(session: Session) -> Server[Any]:
+    """A server whose calls run in the session's workers."""
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
@@ -66,7 +70,7 @@ def build(pool: Pool) -> Server[Any]:
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
 
-        return await _call(pool, spec, params.arguments or {}, on_progress)
+        return await _call(_Request(session, spec, _client(context), on_progress), params.arguments or {})
 
     return Server(
         "nnterp-mcp",
@@ -95,31 +99,83 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
     )
 
 
-async def _call(
-    pool: Pool, spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any], on_progress: OnProgress
-) -> CallToolResult:
+def _client(context: ServerRequestContext[Any]) -> Hashable:
+    """Who calls: a session of streamable HTTP, an address without one, or the connection of stdio and SSE."""
+    http = context.request
+    if http is None:
+        return id(context.session)
+    return http.headers.get("mcp-session-id") or (http.client and http.client.host, http.query_params.get("session_id"))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One `tools/call` as it runs.
+
+    Attributes:
+        session: The server's session.
+        spec: The tool.
+        client: Who calls: clients take turns at a model.
+        on_progress: Tells the client how far the call is.
+        facts: What the log is to say of it.
+    """
+
+    session: Session
+    spec: ToolSpec[Any, Any, Any]
+    client: Hashable
+    on_progress: OnProgress
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
     begun = time.monotonic()
-    code = "ok"
+    facts = request.facts
+    facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
-        result = await _run(pool, spec, spec.parse(arguments), on_progress)
-        return replies.answered(spec, result)
+        answer = await _answer(request, request.spec.parse(arguments))
+        if isinstance(answer, Late):
+            facts["outcome"] = answer.state
+        return replies.answered(answer)
     except NnterpError as error:
-        code = error.code
+        facts["outcome"] = error.code
         return replies.refused(error)
     except anyio.get_cancelled_exc_class():
-        code = "cancelled"
+        facts["outcome"] = "cancelled"
         raise
     except Exception as error:
-        code = "internal"
+        facts["outcome"] = "internal"
         return replies.refused(replies.masked(error))
     finally:
-        logger.info("%s %s %.3f s", spec.name, code, time.monotonic() - begun)
+        facts["seconds"] = round(time.monotonic() - begun, 3)
+        logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
 
 
-async def _run(pool: Pool, spec: ToolSpec[Any, Any, Any], params: Params, on_progress: OnProgress) -> Result:
+async def _answer(request: _Request, params: Params) -> Answer:
+    spec = request.spec
     if spec.place == "server":
         module = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.handle")
-        return await module.handle(pool, params, on_progress)
+        result = await module.handle(request.session, params, request.on_progress)
+        return result if isinstance(result, Answer) else spec.digest(result)
+    if spec.recorded:
+        return await _follow(request, await request.session.runs.start(spec, params, request.client))
     handle = getattr(params, "model", None)
-    data = await pool.call(handle, spec.name, params.model_dump(mode="json"), on_progress)
-    return spec.result.model_validate(data)
+    data = params.model_dump(mode="json")
+    reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
+    return spec.digest(spec.result.model_validate(reply))
+
+
+async def _follow(request: _Request, run: LiveRun) -> Answer:
+    """Waits for a run as long as a client waits for an answer; it goes on after that, unless the client left."""
+    request.facts.update(run=run.id, model=run.record.model)
+    try:
+        with anyio.move_on_after(request.session.settings.reply_within):
+            await run.follow(request.on_progress)
+    except anyio.get_cancelled_exc_class():
+        run.cancel(Cancelled("the client cancelled the call"))
+        raise
+    request.facts.update(queued=round(run.queued, 3), computed=round(run.computed, 3))
+    if not run.ended.is_set():
+        return late(run)
+    if run.error is not None:
+        raise run.error
+    assert run.answer is not None
+    return request.spec.answer.model_validate(run.answer | {"run_id": run.id})

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from mcp_types import CallToolResult, TextContent
 
-from nnterp_mcp.contract import Result, ToolSpec
+from nnterp_mcp.contract import Answer, Late
 from nnterp_mcp.errors import Internal, NnterpError
-from nnterp_mcp.render import rounded
+from nnterp_mcp.redaction import redact
+from nnterp_mcp.render import lines, rounded
+from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +22,26 @@ _LONGEST_ERROR = 2000
 """Characters; what a caller sent may be quoted in an error, and may be long."""
 
 
-def answered(spec: ToolSpec[Any, Any, Any], result: Result) -> CallToolResult:
-    """A result as text and as structured content, both of them renderings of the same answer."""
-    answer = spec.digest(result)
-    return CallToolResult(
-        content=[TextContent(text=spec.render(answer))],
-        structured_content=rounded(answer.model_dump(mode="json")),
-    )
+def answered(answer: Answer) -> CallToolResult:
+    """An answer as text and as structured content; its class says how it is written."""
+    text = _renderers()[type(answer)](answer)
+    data = rounded(answer.model_dump(mode="json"))
+    if answer.run_id is None:
+        del data["run_id"]
+    else:
+        text = f"{text}\nrun_id: {answer.run_id}"
+    return CallToolResult(content=[TextContent(text=text)], structured_content=data)
+
+
+@cache
+def _renderers() -> dict[type[Answer], Callable[[Any], str]]:
+    renderers: dict[type[Answer], Callable[[Any], str]] = {spec.answer: spec.render for spec in specs().values()}
+    return renderers | {Late: lines}
 
 
 def refused(error: NnterpError) -> CallToolResult:
     """An error, complete in the text: its code, what failed, and what to do."""
-    text = f"{error.code}: {error.message}"
+    text = redact(f"{error.code}: {error.message}")
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
     return CallToolResult(

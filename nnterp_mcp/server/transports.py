@@ -1,4 +1,4 @@
-"""Serving over stdio, streamable HTTP and SSE. One pool serves every client of the process."""
+"""Serving over stdio, streamable HTTP and SSE. One session serves every client of the process."""
 
 from __future__ import annotations
 
@@ -13,35 +13,43 @@ from typing import Any, NoReturn
 import anyio
 from mcp.server.lowlevel import Server
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.redaction import RedactingFormatter, hide
 from nnterp_mcp.server.app import build
-from nnterp_mcp.session.pool import Pool
-from nnterp_mcp.settings import LOOPBACK, Settings
+from nnterp_mcp.server.auth import require_safe_bind
+from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
+from nnterp_mcp.session.session import Session
+from nnterp_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-HTTP_PATH, SSE_PATH, SSE_MESSAGES = "/mcp", "/sse", "/messages/"
+_CONNECTIONS_OF_A_SESSION = 4
+"""A stream for notifications and some requests at once; who opens more of them is answered 503."""
 
 
 def serve(settings: Settings) -> None:
     """Serves until the client leaves (stdio) or a signal comes (any transport); no worker outlives it.
 
     Raises:
-        Forbidden: The host is not a loopback address.
+        Forbidden: The host is not a loopback address, and there is no token or no list of hosts.
         InvalidRequest: The port is taken.
     """
-    if settings.transport != "stdio" and settings.host not in LOOPBACK:
-        raise Forbidden(
-            f"the server binds to loopback addresses only, not {settings.host!r}",
-            f"Use one of {', '.join(LOOPBACK)}.",
-        )
+    require_safe_bind(settings)
     listener = None if settings.transport == "stdio" else _listen(settings)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    for noisy in ("mcp", "httpx", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hide(settings.take_secrets())
+    _log()
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, settings, listener)
     _exit()
+
+
+def _log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.captureWarnings(True)
+    for noisy in ("mcp", "httpx", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _exit() -> NoReturn:
@@ -62,72 +70,57 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
-    async with Pool(settings) as pool:
-        server = build(pool)
-        await (_serve_stdio(server, pool) if listener is None else _serve_http(server, pool, settings.host, listener))
+    async with Session(settings) as session:
+        server = build(session)
+        await (_serve_stdio(server, session) if listener is None else _serve_http(server, session, listener))
 
 
-async def _serve_stdio(server: Server[Any], pool: Pool) -> None:
+async def _serve_stdio(server: Server[Any], session: Session) -> None:
     from mcp.server.stdio import stdio_server
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, pool)
+        tasks.start_soon(_end_on_signal, session)
         async with stdio_server() as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
 
 
-async def _end_on_signal(pool: Pool) -> None:
+async def _end_on_signal(session: Session) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            await pool.close()
+            await session.close()
             _exit()
 
 
-async def _serve_http(server: Server[Any], pool: Pool, host: str, listener: socket.socket) -> None:
+async def _serve_http(server: Server[Any], session: Session, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(http_app(server, host), log_level="warning", timeout_graceful_shutdown=2)
+    from nnterp_mcp.server.connections import ImpatientProtocol
+
+    settings = session.settings
+    config = uvicorn.Config(
+        http_app(server, settings),
+        http=ImpatientProtocol,
+        ws="none",
+        log_config=None,  # what it logs passes through our handler, which knows what not to say
+        proxy_headers=False,  # a header must not choose the address whose requests are counted
+        server_header=False,
+        limit_concurrency=_CONNECTIONS_OF_A_SESSION * settings.max_sessions,
+        timeout_graceful_shutdown=2,
+    )
     http = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_announce, http, host, listener.getsockname()[1])
-        tasks.start_soon(_close_on_exit, http, pool)
+        tasks.start_soon(_announce, http, settings.host, listener.getsockname()[1])
+        tasks.start_soon(_close_on_exit, http, session)
         await http.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
 
 
-def http_app(server: Server[Any], host: str) -> Any:
-    """The ASGI application: streamable HTTP and SSE on one port."""
-    from mcp.server.sse import SseServerTransport
-    from mcp.server.transport_security import TransportSecuritySettings
-    from starlette.routing import Mount, Route
-    from starlette.types import Receive, Scope, Send
-
-    security = TransportSecuritySettings(
-        enable_dns_rebinding_protection=True,
-        allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"],
-        allowed_origins=["http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*"],
-    )
-    app = server.streamable_http_app(streamable_http_path=HTTP_PATH, host=host, transport_security=security)
-    sse = SseServerTransport(SSE_MESSAGES, security_settings=security)
-
-    class Sse:
-        """An ASGI endpoint; a class, since Starlette takes a plain function for a request handler."""
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            async with sse.connect_sse(scope, receive, send) as (read, write):
-                await server.run(read, write, server.create_initialization_options())
-
-    app.router.routes.append(Route(SSE_PATH, endpoint=Sse(), methods=["GET"]))
-    app.router.routes.append(Mount(SSE_MESSAGES, app=sse.handle_post_message))
-    return app
-
-
-async def _close_on_exit(http: Any, pool: Pool) -> None:
+async def _close_on_exit(http: Any, session: Session) -> None:
     """Ends the calls in flight as soon as the server is told to, so that their clients hear of it."""
     while not http.should_exit:
         await anyio.sleep(0.1)
-    await pool.close()
+    await session.close()
 
 
 async def _announce(http: Any, host: str, port: int) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import LimitExceeded, NoModel
 from nnterp_mcp.fields import Prompt
 from nnterp_mcp.operations import Operation
 from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.model_files import ModelFiles
+from nnterp_mcp.session.records import RunEnvironment
 from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.settings import Settings
 
@@ -20,6 +24,17 @@ if TYPE_CHECKING:
     from nnterp_mcp.interventions.engine import Plan
     from nnterp_mcp.model.prompts import EncodedPrompt
     from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+_HASHING = 2.0
+"""Seconds that the end of a run waits for the hashes of the model's files."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what computes."""
+    names = ("nnterp-mcp", "torch", "transformers", "nnsight")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 @dataclass
@@ -34,6 +49,7 @@ class Bench:
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
+    _origin: tuple[str, str | None, ModelFiles | None] = ("memory", None, None)
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -59,6 +75,28 @@ class Bench:
         )
 
     @property
+    def environment(self) -> RunEnvironment:
+        """What computes here, for the records of runs."""
+        import torch
+
+        model = self.model
+        source, revision, files = self._origin
+        return RunEnvironment(
+            versions=versions(),
+            platform=f"{platform.system()} {platform.machine()}",
+            device=str(model.device),
+            device_name=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+            dtype=str(model.module.dtype).removeprefix("torch."),
+            attention=model.attention,
+            architecture=self.identity.architecture,
+            source=source,
+            revision=revision,
+            fingerprint=self.identity.fingerprint,
+            files=files.cards(_HASHING) if files else {},
+            threads=torch.get_num_threads(),
+        )
+
+    @property
     def vectors(self) -> VectorStore:
         """The named vectors of every model."""
         return VectorStore(self.settings.data / "vectors")
@@ -76,9 +114,12 @@ class Bench:
         stored = self.vectors.load(name, self.identity, self.handle)
         return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
 
-    def place(self, model: StandardizedTransformer) -> None:
-        """Puts the loaded model on the bench."""
+    def place(
+        self, model: StandardizedTransformer, source: str, revision: str | None, files: ModelFiles | None
+    ) -> None:
+        """Puts the loaded model on the bench, with where it came from."""
         self._model = model
+        self._origin = source, revision, files
 
     def longest_prompt(self, new_tokens: int = 0) -> int:
         """Tokens that a prompt may have when so many are to follow it.

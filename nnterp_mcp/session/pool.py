@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Hashable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +25,7 @@ from nnterp_mcp.errors import (
     UnknownModel,
 )
 from nnterp_mcp.session.process import OnProgress, WorkerProcess
+from nnterp_mcp.session.turns import Turns
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 
@@ -39,23 +41,28 @@ class Entry:
         handle: What a caller names it by.
         source: What `load_model` was asked for.
         request: All parameters of that call: the same request gets the same entry.
+        turns: The queue of its calls.
         card: The load's result, None while it loads.
         since: When the load began, in seconds since the epoch.
+        progress: The last that was heard of the load.
     """
 
     handle: str
     source: str
     request: dict[str, Any]
+    turns: Turns
     since: float = field(default_factory=time.time)
     card: dict[str, Any] | None = None
     worker: WorkerProcess | None = None
     error: NnterpError | None = None
+    progress: Progress | None = None
     loaded: anyio.Event = field(default_factory=anyio.Event)
     followers: list[MemoryObjectSendStream[Progress]] = field(default_factory=list)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     async def publish(self, progress: Progress) -> None:
         """Tells every caller that waits for the load how far it is."""
+        self.progress = progress
         for follower in self.followers:
             follower.send_nowait(progress)
 
@@ -103,11 +110,11 @@ class Pool:
         """Why a handle that was minted stands for nothing any more."""
         return dict(self._gone)
 
-    async def load(self, request: dict[str, Any], on_progress: OnProgress) -> tuple[dict[str, Any], bool]:
+    async def load(self, request: dict[str, Any], on_progress: OnProgress) -> tuple[dict[str, Any] | None, bool]:
         """Loads a model, or joins the load of the same request, or finds it loaded.
 
         Returns:
-            The load's result, and whether the model was there already.
+            The load's result, None if it goes on past `reply_within`; and whether the model was there already.
 
         Raises:
             LimitExceeded: The pool is full.
@@ -122,13 +129,12 @@ class Pool:
             await self._follow(entry, on_progress)
         if entry.error is not None:
             raise entry.error
-        assert entry.card is not None
         return entry.card, known
 
     async def call(
-        self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress
+        self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress, client: Hashable = None
     ) -> dict[str, Any]:
-        """Runs a tool beside a model and returns its result's data.
+        """Runs a tool beside a model, in its turn and without a record, and returns its result's data.
 
         Raises:
             NoModel: No model is loaded, or several are and none was named.
@@ -137,7 +143,8 @@ class Pool:
         """
         entry = self.find(handle)
         assert entry.worker is not None
-        return await entry.worker.call(tool, params, on_progress)
+        async with entry.turns.take(client, lambda ahead: None):
+            return await entry.worker.call(tool, params, on_progress)
 
     async def unload(self, handle: str | None) -> Entry:
         """Ends a model's process, whatever it is doing, and waits until it is gone.
@@ -191,7 +198,8 @@ class Pool:
                 + ", ".join(self._entries),
                 "Call unload_model for one of them first.",
             )
-        entry = Entry(self._mint(request), str(request["model"]), request)
+        handle = self._mint(request)
+        entry = Entry(handle, str(request["model"]), request, Turns(self.settings.max_queue, handle))
         self._entries[entry.handle] = entry
         self._gone.pop(entry.handle, None)
         self._tasks.start_soon(self._run, entry)
@@ -210,8 +218,9 @@ class Pool:
         send, receive = anyio.create_memory_object_stream[Progress](math.inf)
         entry.followers.append(send)
         try:
-            async for progress in receive:
-                await on_progress(progress)
+            with anyio.move_on_after(self.settings.reply_within):
+                async for progress in receive:
+                    await on_progress(progress)
         except anyio.get_cancelled_exc_class():
             if entry.followers == [send] and not entry.loaded.is_set():
                 with anyio.CancelScope(shield=True):
@@ -239,7 +248,7 @@ class Pool:
     async def _load(self, entry: Entry, worker: WorkerProcess) -> None:
         try:
             with anyio.fail_after(self.settings.load_timeout):
-                entry.card = await worker.call("load_model", entry.request, entry.publish)
+                entry.card = await worker.call("load_model", entry.request, entry.publish, limit=math.inf)
         except TimeoutError:
             limit = self.settings.load_timeout
             entry.error = TimedOut(f"{entry.handle} was not loaded within {limit:g} s and was given up")

@@ -17,16 +17,20 @@ import anyio
 import psutil
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from pydantic import ValidationError
 
-from nnterp_mcp.errors import WorkerLost
+from nnterp_mcp.errors import Cancelled, NnterpError, TimedOut, WorkerLost
+from nnterp_mcp.session.records import RunError
 from nnterp_mcp.session.wire import (
     Call,
     Cancel,
     Failure,
     FromWorker,
+    Ping,
+    Pong,
     Progress,
+    Recorded,
     Reply,
     Start,
     ToWorker,
@@ -41,6 +45,25 @@ OnProgress = Callable[[Progress], Awaitable[None]]
 
 _LONGEST_MESSAGE = 1 << 30
 _GRACE = 3.0
+_SMALLER = "Ask for less at once: fewer prompts, layers or new tokens."
+
+
+class Stop:
+    """Tells a call to end; the first reason counts.
+
+    Attributes:
+        error: What the caller is to see, None while the call may go on.
+        asked: Set when the call is to end.
+    """
+
+    def __init__(self) -> None:
+        self.error: NnterpError | None = None
+        self.asked = anyio.Event()
+
+    def now(self, error: NnterpError) -> None:
+        """Asks for the end."""
+        self.error = self.error or error
+        self.asked.set()
 
 
 class WorkerProcess:
@@ -52,8 +75,10 @@ class WorkerProcess:
         ended: Set when the process has ended.
     """
 
-    def __init__(self, handle: str, process: Process) -> None:
+    def __init__(self, handle: str, process: Process, settings: Settings) -> None:
         self.handle = handle
+        self._settings = settings
+        self._heard = anyio.current_time()
         self.device_memory: int | None = None
         self.ended = anyio.Event()
         self._process = process
@@ -73,7 +98,7 @@ class WorkerProcess:
             stderr=None,
             env=os.environ | {"NNSIGHT_CONFIG": str(config), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"},
         )
-        worker = cls(handle, process)
+        worker = cls(handle, process, settings)
         await worker._send(Start(handle=handle, settings=settings))
         return worker
 
@@ -112,35 +137,102 @@ class WorkerProcess:
             for inbox in self._calls.values():
                 inbox.close()
 
-    async def call(self, tool: str, params: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-        """Runs a tool in the worker and returns its result's data.
+    async def call(
+        self,
+        tool: str,
+        params: dict[str, Any],
+        on_progress: OnProgress,
+        recorded: Recorded | None = None,
+        stop: Stop | None = None,
+        limit: float | None = None,
+    ) -> dict[str, Any]:
+        """Runs a tool in the worker and returns what it replies.
+
+        Args:
+            tool: The tool's name.
+            params: Its parameters.
+            on_progress: Told how far the call is.
+            recorded: The run that records the call.
+            stop: Ends the call before its next batch. A worker that does not stop is ended itself.
+            limit: Seconds that the call may take; the server's `call_timeout` by default.
 
         Raises:
             NnterpError: What the tool raised.
             WorkerLost: The process ended before it answered.
         """
-        call = Call(id=next(self._ids), tool=tool, params=params)
-        send, receive = anyio.create_memory_object_stream[FromWorker](math.inf)
+        call = Call(id=next(self._ids), tool=tool, params=params, recorded=recorded)
+        stop = stop or Stop()
         if self.ended.is_set():
             raise self.lost()
+        send, receive = anyio.create_memory_object_stream[FromWorker](math.inf)
         self._calls[call.id] = send
+        outcome: dict[str, Any] | NnterpError | None = None
+        self._heard = anyio.current_time()
         try:
-            with send, receive:
-                await self._send(call)
-                async for message in receive:
-                    if isinstance(message, Reply):
-                        self.device_memory = message.device_memory
-                        return message.result
-                    if isinstance(message, Failure):
-                        raise message.error()
-                    await on_progress(message)
-            raise self.lost()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._end_on, stop, call, limit or self._settings.call_timeout)
+                tasks.start_soon(self._watch)
+                with send, receive:
+                    outcome = await self._exchange(call, receive, on_progress)
+                tasks.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._send(Cancel(id=call.id))
+                await self._cancel(call, Cancelled("the call was given up"))
             raise
         finally:
             self._calls.pop(call.id, None)
+        if isinstance(outcome, NnterpError):
+            raise outcome
+        if outcome is None:
+            raise self.lost()
+        return outcome
+
+    async def _exchange(
+        self, call: Call, inbox: MemoryObjectReceiveStream[FromWorker], on_progress: OnProgress
+    ) -> dict[str, Any] | NnterpError | None:
+        """Sends a call and waits for its end; None when the process ended before."""
+        try:
+            await self._send(call)
+        except NnterpError as error:
+            return error
+        async for message in inbox:
+            if isinstance(message, Reply):
+                self.device_memory = message.device_memory
+                return message.result
+            if isinstance(message, Failure):
+                return message.error.error()
+            if isinstance(message, Progress):
+                await on_progress(message)
+        return None
+
+    async def _end_on(self, stop: Stop, call: Call, limit: float) -> None:
+        """Ends a call that is asked to, or that runs past its time; the process with it, if it does not listen."""
+        with anyio.move_on_after(limit):
+            await stop.asked.wait()
+        if stop.error is None:
+            stop.now(TimedOut(f"{call.tool} did not finish within {limit:g} s and was stopped", _SMALLER))
+        assert stop.error is not None
+        await self._cancel(call, stop.error)
+        await anyio.sleep(self._settings.stop_timeout)
+        await self.stop(f"{call.tool} did not stop within {self._settings.stop_timeout:g} s of being told to")
+
+    async def _cancel(self, call: Call, error: NnterpError) -> None:
+        try:
+            await self._send(Cancel(id=call.id, error=RunError.of(error)))
+        except WorkerLost:
+            return
+
+    async def _watch(self) -> None:
+        """Ends a process that shows no sign of life: one that only computes still answers."""
+        limit = self._settings.hang_timeout
+        while True:
+            await anyio.sleep(limit / 4)
+            silent = anyio.current_time() - self._heard
+            if silent > limit:
+                await self.stop(f"it showed no sign of life for {silent:.0f} s and was ended")
+                return
+            with anyio.move_on_after(limit / 4):
+                await self._send(Ping())
 
     async def stop(self, reason: str) -> None:
         """Ends the process: asks it by closing its input, then kills it. Calls in flight are told the reason."""
@@ -170,7 +262,8 @@ class WorkerProcess:
         return f"was killed by {name}" + (" (the system does so when memory runs out)" if -code == 9 else "")
 
     def _deliver(self, message: FromWorker) -> None:
-        inbox = self._calls.get(message.id)
+        self._heard = anyio.current_time()
+        inbox = None if isinstance(message, Pong) else self._calls.get(message.id)
         if inbox is not None:
             inbox.send_nowait(message)
 

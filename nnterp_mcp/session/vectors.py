@@ -6,9 +6,7 @@ the file's header, which is read without torch and without its numbers.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import shown
+from nnterp_mcp.session.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +133,7 @@ class VectorStore:
         path = self._path(card.name, card.identity)
         replaced = _read_card(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, save({_TENSOR: directions}, {_METADATA: card.model_dump_json()}))
+        write_whole(path, save({_TENSOR: directions}, {_METADATA: card.model_dump_json()}))
         return replaced
 
     def load(self, name: str, identity: ModelIdentity, model: str) -> StoredVector:
@@ -220,16 +219,3 @@ def _read_card(path: Path) -> VectorCard | None:
         return VectorCard.model_validate_json(header["__metadata__"][_METADATA])
     except (OSError, ValueError, TypeError, KeyError, ValidationError):
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fsync(sink.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from nnterp_mcp.errors import BY_CODE, Internal, NnterpError
+from nnterp_mcp.session.records import RunError
 from nnterp_mcp.settings import Settings
 
 
@@ -22,6 +22,13 @@ class Start(_Message):
     settings: Settings
 
 
+class Recorded(_Message):
+    """The run that a call belongs to, and the seconds that it waited for its turn."""
+
+    run: str
+    queued: float
+
+
 class Call(_Message):
     """Runs a tool. A worker runs its calls one after another, in the order in which they come."""
 
@@ -29,13 +36,28 @@ class Call(_Message):
     id: int
     tool: str
     params: dict[str, Any]
+    recorded: Recorded | None = None
+    """The run that records the call, None for a call that is none."""
 
 
 class Cancel(_Message):
-    """Stops a call before its next batch, or before it starts."""
+    """Stops a call before its next batch, or before it starts; with the error that its caller is to see."""
 
     kind: Literal["cancel"] = "cancel"
     id: int
+    error: RunError
+
+
+class Ping(_Message):
+    """Asks whether the process still runs; answered at once, whatever it computes."""
+
+    kind: Literal["ping"] = "ping"
+
+
+class Pong(_Message):
+    """The answer to a `Ping`."""
+
+    kind: Literal["pong"] = "pong"
 
 
 class Progress(_Message):
@@ -49,7 +71,11 @@ class Progress(_Message):
 
 
 class Reply(_Message):
-    """A finished call with its result, as the tool's `Result` dumps it."""
+    """A finished call.
+
+    A call that is recorded as a run answers with what an agent is to see, for its result is in the record, and may be
+    large; any other call answers with its result.
+    """
 
     kind: Literal["reply"] = "reply"
     id: int
@@ -59,26 +85,15 @@ class Reply(_Message):
 
 
 class Failure(_Message):
-    """A call that raised; the error as data."""
+    """A call that raised."""
 
     kind: Literal["failure"] = "failure"
     id: int
-    code: str
-    message: str
-    next_step: str = ""
-
-    @classmethod
-    def of(cls, id: int, error: NnterpError) -> Failure:  # noqa: A002 - the field's name
-        """The failure that carries an error."""
-        return cls(id=id, code=error.code, message=error.message, next_step=error.next_step)
-
-    def error(self) -> NnterpError:
-        """The error that the failure carries."""
-        return BY_CODE.get(self.code, Internal)(self.message, self.next_step)
+    error: RunError
 
 
-ToWorker = Start | Call | Cancel
-FromWorker = Progress | Reply | Failure
+ToWorker = Start | Call | Cancel | Ping
+FromWorker = Progress | Reply | Failure | Pong
 
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -19,8 +19,15 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, WorkerLost
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Call, Failure, FromWorker, Reply, Start, encode, to_worker
+from nnterp_mcp.session.recorder import WRITING, Recorder
+from nnterp_mcp.session.records import RunError
+from nnterp_mcp.session.wire import Call, Failure, FromWorker, Ping, Pong, Reply, Start, encode, to_worker
 from nnterp_mcp.toolset import specs
+
+_LAST_WRITE = 2.0
+"""Seconds that the end of a worker waits for a run that is just being written."""
+
+_KEPT = "What was finished is kept: read_run shows it under {!r}."
 
 
 class Inbox:
@@ -47,8 +54,11 @@ class Inbox:
                 job = Job(message.id, self._outbox.send)
                 self._jobs[message.id] = job
                 self.calls.put((message, job))
+            elif isinstance(message, Ping):
+                self._outbox.send(Pong())
             elif (job := self._jobs.get(message.id)) is not None:
-                job.cancel()
+                job.stop(message.error.error())
+        WRITING.acquire(timeout=_LAST_WRITE)
         os._exit(0)
 
 
@@ -84,17 +94,40 @@ def main() -> None:
 def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
     try:
         job.check()
-        return Reply(id=call.id, result=_run(bench, call, job).model_dump(mode="json"), device_memory=_device_memory())
-    except NnterpError as error:
-        return Failure.of(call.id, error)
+        job.recorder = None if call.recorded is None else Recorder(bench, call.recorded)
+        result = _run(bench, call, job)
+        return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
     except Exception as error:
-        return Failure.of(call.id, _translate(error))
+        return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
 
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
     module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
     return module.run(bench, spec.params.model_validate(call.params), job)
+
+
+def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
+    """Records a result, and returns what the server is to have of it."""
+    if job.recorder is None:
+        return result.model_dump(mode="json")
+    problem = job.recorder.finish(result)
+    answer = specs()[call.tool].digest(result)
+    if problem is not None:
+        answer.notes.append(f"This answer could not be recorded ({problem}): read_run will not find it.")
+    return answer.model_dump(mode="json")
+
+
+def _give_up(job: Job, error: Exception) -> NnterpError:
+    """The error as its caller sees it, after what the call had was recorded."""
+    known = error if isinstance(error, NnterpError) else _translate(error)
+    if job.recorder is None:
+        return known
+    partial = job.partial() if job.partial is not None else None
+    job.recorder.fail(known, partial)
+    if partial is None:
+        return known
+    return type(known)(known.message, f"{known.next_step} {_KEPT.format(job.recorder.run_id)}".strip())
 
 
 def _translate(error: Exception) -> NnterpError:

@@ -103,7 +103,7 @@ def test_a_cancelled_call_stops_and_the_next_one_runs(one: Caller, llama: str) -
     count = len(said)
     assert not one.call("tokenize", prompts="a", model="tiny-llama").is_error
     assert len(said) == count < 1000
-    until(lambda: "logit_lens cancelled" in one.log.read_text(), within=5)
+    until(lambda: "tool=logit_lens outcome=cancelled" in one.log.read_text(), within=5)
 
 
 def test_calls_queue_and_each_gets_its_answer(one: Caller, other: Caller, llama: str) -> None:

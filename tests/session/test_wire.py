@@ -7,7 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nnterp_mcp.session.wire import Call, Cancel, Failure, Progress, Reply, Start, encode, from_worker, to_worker
+from nnterp_mcp.session.records import RunError
+from nnterp_mcp.session.wire import (
+    Call,
+    Cancel,
+    Failure,
+    Ping,
+    Pong,
+    Progress,
+    Recorded,
+    Reply,
+    Start,
+    encode,
+    from_worker,
+    to_worker,
+)
 from nnterp_mcp.settings import Settings
 
 words = st.text(st.characters(exclude_categories=["Cs"]))
@@ -19,12 +33,16 @@ values = st.recursive(
 objects = st.dictionaries(words, values, max_size=4)
 ids = st.integers(min_value=0)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+errors = st.builds(RunError, code=words, message=words, next_step=words)
 settings = st.builds(Settings, max_models=st.integers(1, 99), load_timeout=st.floats(0.1, 1e6), cache=st.just("/tmp"))
 
 
 @given(
-    st.builds(Call, id=ids, tool=words, params=objects)
-    | st.builds(Cancel, id=ids)
+    st.builds(
+        Call, id=ids, tool=words, params=objects, recorded=st.none() | st.builds(Recorded, run=words, queued=numbers)
+    )
+    | st.builds(Cancel, id=ids, error=errors)
+    | st.just(Ping())
     | st.builds(Start, handle=words, settings=settings)
 )
 def test_to_the_worker(message: Any) -> None:
@@ -34,7 +52,8 @@ def test_to_the_worker(message: Any) -> None:
 @given(
     st.builds(Progress, id=ids, done=numbers, total=st.none() | numbers, message=words)
     | st.builds(Reply, id=ids, result=objects, device_memory=st.none() | ids)
-    | st.builds(Failure, id=ids, code=words, message=words, next_step=words)
+    | st.builds(Failure, id=ids, error=errors)
+    | st.just(Pong())
 )
 def test_from_the_worker(message: Any) -> None:
     line = encode(message)

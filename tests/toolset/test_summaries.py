@@ -65,6 +65,13 @@ MODEL: dict[str, Any] = {
     "host_memory": 1_234_567_890,
     "device_memory": None,
 }
+RUN: dict[str, Any] = {
+    "id": "logit_lens-k3f7qa",
+    "tool": "logit_lens",
+    "model": "tiny",
+    "state": "done",
+    "age": 70.0,
+}
 RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lens": ("logit_lens", lens([reading(RISING, 7)], **SHORT)),
     "lens that leads throughout": ("logit_lens", lens([reading(RISING[7:], 7)], **SHORT)),
@@ -82,9 +89,18 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "model of an unknown architecture": ("load_model", CARD | {"architecture": "NewForCausalLM", "verified": False}),
     "session": (
         "session",
-        {"models": [MODEL], "gone": {"old": "it was unloaded"}, "vectors": [], "free_memory": 12_345_678_901},
+        {
+            "models": [MODEL],
+            "runs": [
+                {**RUN, "id": "run_prompts-abc234", "state": "running", "progress": "12 of 90 prompts"},
+                RUN,
+            ],
+            "gone": {"old": "it was unloaded"},
+            "vectors": [],
+            "free_memory": 12_345_678_901,
+        },
     ),
-    "empty session": ("session", {"models": [], "gone": {}, "vectors": [], "free_memory": 12_345_678_901}),
+    "empty session": ("session", {"models": [], "runs": [], "gone": {}, "vectors": [], "free_memory": 12_345_678_901}),
     "tokens": (
         "tokenize",
         {"model": "tiny", "prompts": [{"text": "a b", "ids": [1, 65, 66], "tokens": ["<bos>", "a", " b"]}]},
@@ -107,7 +123,8 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", RESULTS)
 def test_summary(kind: str, snapshot: SnapshotAssertion) -> None:
     tool, data = RESULTS[kind]
-    reply = answered(specs()[tool], specs()[tool].result.model_validate(data))
+    spec = specs()[tool]
+    reply = answered(spec.digest(spec.result.model_validate(data)))
 
     assert text(reply) == snapshot(name="text")
     assert reply.structured_content == snapshot(name="structured")
@@ -147,7 +164,7 @@ def test_a_lens_is_small_however_large_its_result(
 ) -> None:
     spec = specs()["logit_lens"]
     whole: Result = spec.result.model_validate(big_lens(**result))
-    reply = answered(spec, whole)
+    reply = answered(spec.digest(whole))
 
     assert count_tokens(text(reply)) <= ceiling
     assert count_tokens(reply.structured_content) <= ceiling

@@ -182,7 +182,7 @@ def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
 
 
 def _hidden(what: str, parameters: str) -> list[str]:
-    return [f"{what} not shown; ask for them with {parameters}."]
+    return [f"{what} not shown: read_run has them, or choose {parameters}."]
 
 
 def _notes(result: AttentionProbsResult) -> list[str]:

@@ -138,9 +138,9 @@ def _trimmed(content: Table, result: GenerateResult) -> Table:
 def _left_out(rows: int, characters: int, tokens: int) -> list[str]:
     notes: list[str] = []
     if rows:
-        notes.append(f"{plural(rows, 'text')} not shown; ask for fewer prompts at once.")
+        notes.append(f"{plural(rows, 'text')} not shown: read_run has them.")
     if characters:
-        notes.append(f"{plural(characters, 'character')} of text not shown; ask for fewer prompts or tokens at once.")
+        notes.append(f"{plural(characters, 'character')} of text not shown: read_run has them.")
     if tokens:
         notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown.")
     return notes

@@ -46,4 +46,5 @@ SPEC = ToolSpec(
     answer=InspectModelAnswer,
     digest=digest,
     render=render,
+    recorded=False,
 )

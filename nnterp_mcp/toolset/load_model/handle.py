@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.session.pool import Pool
+from nnterp_mcp.contract import Late
+from nnterp_mcp.session.folders import admit_model
 from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.session import Session
 from nnterp_mcp.toolset.load_model.contract import LoadModelParams, LoadModelResult
 
 
-async def handle(pool: Pool, params: LoadModelParams, on_progress: OnProgress) -> LoadModelResult:
-    """Loads, joins a load under way, or finds the model loaded."""
-    card, known = await pool.load(params.model_dump(mode="json"), on_progress)
+async def handle(session: Session, params: LoadModelParams, on_progress: OnProgress) -> LoadModelResult | Late:
+    """Loads what may be loaded, joins a load under way, or finds the model loaded."""
+    settings = session.settings
+    allowed = admit_model(params.model, settings.allowed_models, settings.folders)
+    params = params.model_copy(update={"model": allowed})
+    card, known = await session.pool.load(params.model_dump(mode="json"), on_progress)
+    if card is None:
+        return _late(session, params)
     return LoadModelResult.model_validate(card | {"already_loaded": known})
+
+
+def _late(session: Session, params: LoadModelParams) -> Late:
+    request = params.model_dump(mode="json")
+    said = next((entry.progress for entry in session.pool.entries if entry.request == request), None)
+    message = said.message if said else ""
+    return Late(
+        finding=f"{params.model} is still loading{f' ({message})' if message else ''}.",
+        notes=["Call load_model again with the same arguments to wait for it; session shows how far it is."],
+        state="loading",
+        progress=message or None,
+    )

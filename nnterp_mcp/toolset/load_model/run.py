@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.model_files import ModelFiles
 from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     logging.disable_progress_bar()
     settings = bench.settings
     code = settings.trust_remote_code
-    located = locate(params.model, params.revision, settings.cache, code, report)
+    located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
     precision = Precision(params.dtype, params.quantization)
     weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    bench.place(model)
+    bench.place(model, located.origin, located.revision, ModelFiles(located.folder, located.gguf))
     return LoadModelResult(
         handle=bench.handle,
         architecture=type(weights).__name__,

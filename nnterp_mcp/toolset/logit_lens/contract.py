@@ -107,7 +107,7 @@ def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
     if hidden:
-        notes.append(f"{plural(hidden, what)} not shown; ask for them with layers, positions or fewer prompts.")
+        notes.append(f"{plural(hidden, what)} not shown: read_run has them.")
     return notes
 
 

@@ -218,10 +218,10 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
     if len(result.layers) > _LAYERS:
-        notes.append(f"{plural(len(result.layers) - _LAYERS, 'layer')} not shown; ask for them with layers.")
+        notes.append(f"{plural(len(result.layers) - _LAYERS, 'layer')} not shown: read_run has them.")
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
-        notes.append(f"{hidden} not listed; {number(len(result.rows) / max(result.seconds, 1e-9))} prompts a second.")
+        notes.append(f"{hidden} not listed (read_run has them); {number(len(result.rows) / max(result.seconds, 1e-9))} prompts a second.")
     return notes
 
 

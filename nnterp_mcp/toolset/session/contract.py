@@ -11,6 +11,9 @@ from nnterp_mcp.session.vectors import VectorCard
 _VECTORS = 12
 """Vectors that an answer shows."""
 
+RUNS = 8
+"""Runs that an answer shows, more when more are under way."""
+
 
 class SessionParams(Params):
     """Nothing: the session is the server's."""
@@ -31,10 +34,24 @@ class LoadedModel(BaseModel):
     device_memory: int | None
 
 
+class RunLine(BaseModel):
+    """One run; its age in seconds, its progress while it is under way."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    tool: str
+    model: str
+    state: str
+    age: float
+    progress: str | None = None
+
+
 class SessionResult(Result):
-    """Everything that is loaded, what was lost, and the vectors that are kept, the newest first."""
+    """Everything that is loaded, what was lost, the latest runs and the vectors that are kept, the newest first."""
 
     models: list[LoadedModel]
+    runs: list[RunLine]
     vectors: list[VectorCard]
     gone: dict[str, str]
     free_memory: int
@@ -44,6 +61,7 @@ class SessionAnswer(Answer):
     """The same as an agent sees it."""
 
     models: TableField
+    runs: TableField
     vectors: TableField
 
 
@@ -68,6 +86,7 @@ def digest(result: SessionResult) -> SessionAnswer:
         finding=f"{count} loaded; {size(result.free_memory)} of host memory available.",
         notes=_notes(result),
         models=Table(columns=columns, rows=rows),
+        runs=_runs(result.runs),
         vectors=_vectors(result.vectors[:_VECTORS]),
     )
 
@@ -77,6 +96,19 @@ def _notes(result: SessionResult) -> list[str]:
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")
     return notes
+
+
+def _runs(runs: list[RunLine]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            run.id,
+            run.model,
+            run.state if run.progress is None else f"{run.state}: {run.progress}",
+            f"{seconds(run.age)} ago",
+        ]
+        for run in runs
+    ]
+    return Table(columns=["run_id", "model", "state", "begun"], rows=rows)
 
 
 def _vectors(cards: list[VectorCard]) -> Table:
@@ -105,6 +137,7 @@ def render(answer: SessionAnswer) -> str:
     return lines(
         answer,
         table(answer.models) if answer.models.rows else "Call load_model to load one.",
+        table(answer.runs) if answer.runs.rows else "",
         table(answer.vectors) if answer.vectors.rows else "",
     )
 
@@ -113,8 +146,8 @@ SPEC = ToolSpec(
     name="session",
     title="What is loaded",
     description=(
-        "Lists the loaded models (handle, source, device, since when, the memory that each holds) and the vectors that "
-        "make_vector kept; a vector serves only the weights that it was made on."
+        "Lists the loaded models (handle, source, device, since when, the memory that each holds), the latest runs "
+        "(for read_run) and the vectors that make_vector kept; a vector serves only the weights that it was made on."
     ),
     params=SessionParams,
     result=SessionResult,

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
+import anyio
 import psutil
 
-from nnterp_mcp.session.pool import Entry, Pool
+from nnterp_mcp.session.pool import Entry
 from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.vectors import VectorStore
-from nnterp_mcp.toolset.session.contract import LoadedModel, SessionParams, SessionResult
+from nnterp_mcp.session.records import RunRecord
+from nnterp_mcp.session.runs import Runs
+from nnterp_mcp.session.session import Session
+from nnterp_mcp.toolset.session.contract import RUNS, LoadedModel, RunLine, SessionParams, SessionResult
 
 
-async def handle(pool: Pool, params: SessionParams, on_progress: OnProgress) -> SessionResult:
-    """Describes every model of the pool, and every vector on disk."""
+async def handle(session: Session, params: SessionParams, on_progress: OnProgress) -> SessionResult:
+    """Describes every model of the pool, the latest runs, and every vector on disk."""
     return SessionResult(
-        models=[_describe(entry) for entry in pool.entries],
-        vectors=VectorStore(pool.settings.data / "vectors").cards(),
-        gone=pool.gone,
+        models=[_describe(entry) for entry in session.pool.entries],
+        runs=await anyio.to_thread.run_sync(_runs, session.runs),
+        vectors=await anyio.to_thread.run_sync(session.vectors.cards),
+        gone=session.pool.gone,
         free_memory=psutil.virtual_memory().available,
+    )
+
+
+def _runs(runs: Runs) -> list[RunLine]:
+    """The runs under way, then those that ended last."""
+    live = {run.id: run for run in runs.live}
+    kept = [record for record in runs.store.latest(RUNS + len(live)) if record.id not in live]
+    lines = [
+        _line(run.record, "queued" if run.waits else "running", run.progress.message if run.progress else None)
+        for run in live.values()
+    ]
+    lines += [_line(record, record.state, None) for record in kept]
+    return lines[: max(RUNS, len(live))]
+
+
+def _line(record: RunRecord, state: str, progress: str | None) -> RunLine:
+    age = (datetime.now(UTC) - datetime.fromisoformat(record.opened)).total_seconds()
+    return RunLine(
+        id=record.id, tool=record.tool, model=record.model, state=state, age=max(0.0, age), progress=progress
     )
 
 

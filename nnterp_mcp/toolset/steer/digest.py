@@ -254,7 +254,7 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
             f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
         )
     if hidden:
-        notes.append(f"{plural(hidden, 'row')} not shown; ask for fewer layers, factors or prompts.")
+        notes.append(f"{plural(hidden, 'row')} not shown: read_run has them.")
     return notes
 
 

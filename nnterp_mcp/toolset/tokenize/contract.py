@@ -83,10 +83,15 @@ def render(answer: TokenizeAnswer) -> str:
 SPEC = ToolSpec(
     name="tokenize",
     title="Show tokens and positions",
-    description="Splits prompts into the model's tokens, with the ids and positions that other tools refer to.",
+    description=(
+        "Splits prompts into the model's tokens, with the ids and positions that other tools refer to. In a chat, the "
+        'position {"turn": 0} means the content of a message (with "role" among those of that role, with "text" a '
+        'piece of it), and with "part": "after" what the template writes behind it.'
+    ),
     params=TokenizeParams,
     result=TokenizeResult,
     answer=TokenizeAnswer,
     digest=digest,
     render=render,
+    recorded=False,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.session.pool import Pool
 from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.session import Session
 from nnterp_mcp.toolset.unload_model.contract import UnloadModelParams, UnloadModelResult
 
 
-async def handle(pool: Pool, params: UnloadModelParams, on_progress: OnProgress) -> UnloadModelResult:
+async def handle(session: Session, params: UnloadModelParams, on_progress: OnProgress) -> UnloadModelResult:
     """Ends the process and reports what it held."""
+    pool = session.pool
     worker = pool.find(params.model, loading=True).worker
     memory = None if worker is None else worker.host_memory()
     entry = await pool.unload(params.model)

@@ -1,0 +1,1 @@
+"""The tool `cancel_run`."""

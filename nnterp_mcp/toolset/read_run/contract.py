@@ -1,0 +1,151 @@
+"""`read_run`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
+from nnterp_mcp.fields import RunId
+from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
+
+Format = Literal["table", "csv", "json"]
+
+_LONGEST = 80
+"""Characters of a text in a row."""
+
+
+class ReadRunParams(Params):
+    """Which run, and what of it."""
+
+    run_id: RunId
+    part: Annotated[
+        str,
+        Field(
+            description="'answer' (as the tool gave it, with the names of the other parts), 'record' (parameters, "
+            "versions, hashes, times), a table of the result, or an array."
+        ),
+    ] = "answer"
+    where: Annotated[
+        dict[str, Any],
+        Field(description='Rows to keep: {"layer": [3, 4], "token": "Par"}; a text matches where it is contained.'),
+    ] = Field(default_factory=dict)
+    columns: Annotated[list[str] | None, Field(description="Columns to show (all).")] = None
+    offset: Annotated[int, Field(ge=0, description="Rows to pass over.")] = 0
+    limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
+    format: Annotated[Format, Field(description="Of the rows in the text.")] = "table"
+    wait_seconds: Annotated[
+        float, Field(ge=0, le=600, description="How long to wait for a run under way, at most (45 or the server's).")
+    ] = 45.0
+
+
+class ReadRunResult(Result):
+    """A page of a table of a run."""
+
+    run_id: str
+    part: str
+    table: TableField
+    offset: int
+    total: int
+    format: Format
+
+
+class ReadRunAnswer(Answer):
+    """The same as an agent sees it."""
+
+    table: TableField
+    same: dict[str, Any]
+    total: int
+    truncated: bool
+    format: Format
+
+
+def digest(result: ReadRunResult) -> ReadRunAnswer:
+    """The page with its place in the whole; what is the same in all its rows is said once."""
+    count = len(result.table.rows)
+    left = result.total - result.offset - count
+    notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
+    shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else "no rows"
+    content, same = _factored(result.table) if result.format == "table" else (result.table, {})
+    return ReadRunAnswer(
+        finding=f"{result.part} of {result.run_id}: {shown}.",
+        notes=notes,
+        run_id=result.run_id,
+        table=content,
+        same=same,
+        total=result.total,
+        truncated=left > 0,
+        format=result.format,
+    )
+
+
+def _factored(content: Table) -> tuple[Table, dict[str, Cell]]:
+    """A table without the columns that hold one value in all its rows, and these values."""
+    if len(content.rows) < 2:
+        return content, {}
+    columns = list(zip(*content.rows, strict=True))
+    same = [all(value == column[0] for value in column) for column in columns]
+    kept = [place for place, one in enumerate(same) if not one]
+    return (
+        Table(
+            columns=[content.columns[place] for place in kept],
+            rows=[[row[place] for place in kept] for row in content.rows],
+        ),
+        {content.columns[place]: columns[place][0] for place, one in enumerate(same) if one},
+    )
+
+
+def render(answer: ReadRunAnswer) -> str:
+    """The rows as a table, as CSV, or as one JSON object a line."""
+    same = ", ".join(f"{name} {cell(_quoted(value))}" for name, value in answer.same.items())
+    return lines(answer, f"in every row: {same}" if same else "", _FORMATS[answer.format](answer.table))
+
+
+def _as_table(content: Table) -> str:
+    return table(Table(columns=content.columns, rows=[[_quoted(value) for value in row] for row in content.rows]))
+
+
+def _quoted(value: Cell) -> Cell:
+    """A cell whose texts show their spaces."""
+    if isinstance(value, list):
+        return [_quoted(part) for part in value]
+    return quoted(elided(value, _LONGEST)) if isinstance(value, str) and not value.isidentifier() else value
+
+
+def _as_csv(content: Table) -> str:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(content.columns)
+    writer.writerows([_plain(value) for value in row] for row in content.rows)
+    return sink.getvalue().rstrip()
+
+
+def _plain(value: Cell) -> Cell:
+    return cell(value) if isinstance(value, list) else value
+
+
+def _as_json(content: Table) -> str:
+    rows = [dict(zip(content.columns, row, strict=True)) for row in content.rows]
+    return "\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+
+
+_FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}
+
+SPEC = ToolSpec(
+    name="read_run",
+    title="Read a run",
+    description=(
+        "The answer of a run, waited for if it is under way, or all that the run holds: tables of every number, paged "
+        "and filtered, arrays, and the record. Runs outlive the server."
+    ),
+    params=ReadRunParams,
+    result=ReadRunResult,
+    answer=ReadRunAnswer,
+    digest=digest,
+    render=render,
+    place="server",
+)

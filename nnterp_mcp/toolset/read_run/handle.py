@@ -1,0 +1,92 @@
+"""`read_run` in the server: from the record on disk, whoever made it; nothing here needs the model."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+
+from nnterp_mcp.contract import Answer, Result
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import shown
+from nnterp_mcp.render import plural
+from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.records import RunRecord
+from nnterp_mcp.session.runs import late
+from nnterp_mcp.session.session import Session
+from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.read_run.contract import ReadRunParams, ReadRunResult
+from nnterp_mcp.toolset.read_run.tables import Row, as_table, choose, read_array, tables_of
+
+
+async def handle(session: Session, params: ReadRunParams, on_progress: OnProgress) -> ReadRunResult | Answer:
+    """Waits for a run under way, then reads what is asked for."""
+    run = session.runs.find(params.run_id)
+    if run is not None and params.part != "record":
+        with anyio.move_on_after(min(params.wait_seconds, session.settings.reply_within)):
+            await run.follow(on_progress)
+        if not run.ended.is_set():
+            return late(run)
+    return await anyio.to_thread.run_sync(_read, session.runs.store, params)
+
+
+def _read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
+    record = store.read(params.run_id)
+    if params.part == "answer":
+        return _answer(store, record)
+    rows, total = _rows(store, record, params)
+    return ReadRunResult(
+        run_id=record.id,
+        part=params.part,
+        table=as_table(rows, params.columns),
+        offset=params.offset,
+        total=total,
+        format=params.format,
+    )
+
+
+def _answer(store: RunStore, record: RunRecord) -> Answer:
+    if record.result_sha256 is None and record.error is not None:
+        raise record.error.error()
+    spec = specs()[record.tool]
+    result = _result(store, record)
+    answer = spec.digest(result)
+    answer.run_id = record.id
+    if record.partial and record.error is not None:
+        answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
+    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
+    return answer
+
+
+def _result(store: RunStore, record: RunRecord) -> Result:
+    return specs()[record.tool].result.model_validate_json(store.read_result(record))
+
+
+def _parts(record: RunRecord, result: Result) -> list[str]:
+    tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
+    arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
+    return ["record", *tables, *arrays]
+
+
+def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[Row], int]:
+    page = slice(params.offset, params.offset + params.limit)
+    if params.part in record.arrays:
+        card = record.arrays[params.part]
+        return read_array(store, record.id, params.part, card, params.where, params.offset, params.limit)
+    if params.part == "record":
+        rows = [{"field": name, "value": value} for name, value in _flat(record.model_dump(mode="json"))]
+    else:
+        tables = tables_of(_result(store, record))
+        if params.part not in tables:
+            parts = ["answer", "record", *tables, *record.arrays]
+            raise InvalidRequest(f"{record.id} has no part {shown(params.part)}: its parts are {', '.join(parts)}.")
+        rows = tables[params.part]
+    chosen = choose(rows, params.where)
+    return chosen[page], len(chosen)
+
+
+def _flat(value: object, path: str = "") -> list[tuple[str, object]]:
+    """The leaves of nested data under dotted names; lists are leaves."""
+    if isinstance(value, dict) and value:
+        return [leaf for name, part in value.items() for leaf in _flat(part, f"{path}.{name}" if path else name)]
+    return [(path, value)]

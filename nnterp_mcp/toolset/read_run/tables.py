@@ -1,0 +1,135 @@
+"""A result as tables: one for every list in it, nested ones with the columns of what they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, product
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from nnterp_mcp.contract import Table
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import shown
+from nnterp_mcp.session.records import ArrayCard
+from nnterp_mcp.session.store import RunStore
+
+Row = dict[str, Any]
+
+
+def tables_of(result: BaseModel) -> dict[str, list[Row]]:
+    """Every table of a result, by the path to its list: `readings`, `readings.layers`."""
+    found: dict[str, list[Row]] = {}
+    for name, value in result:
+        if isinstance(value, list) and value and isinstance(value[0], BaseModel | list):
+            _collect(name, value, {}, found)
+    return found
+
+
+def _collect(path: str, items: Sequence[Any], above: Row, found: dict[str, list[Row]]) -> None:
+    rows = found.setdefault(path, [])
+    for index, item in enumerate(items):
+        if not isinstance(item, BaseModel):
+            rows.append({**above, "index": index, path.rsplit(".", 1)[-1]: _cell(item)})
+            continue
+        own = dict(_scalars(item))
+        nested = dict(_nested(item))
+        clash = own.keys() & above.keys()
+        row = {**above, **{f"{path}.{name}" if name in clash else name: value for name, value in own.items()}}
+        rows.append(row)
+        for name, inner in nested.items():
+            _collect(f"{path}.{name}", inner, row, found)
+
+
+def _scalars(item: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of an item that are cells; those of a part under its name."""
+    for name, value in item:
+        if isinstance(value, BaseModel):
+            yield from _scalars(value, f"{prefix}{name}.")
+        elif not _is_table(value):
+            yield f"{prefix}{name}", _cell(value)
+
+
+def _nested(item: BaseModel) -> Iterator[tuple[str, list[Any]]]:
+    yield from ((name, value) for name, value in item if _is_table(value))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], BaseModel)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return [_cell(part) for _, part in value]
+    if isinstance(value, list | tuple):
+        return [_cell(part) for part in value]
+    if isinstance(value, dict):
+        return [[key, _cell(part)] for key, part in value.items()]
+    return value
+
+
+def choose(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
+    """The rows whose columns have the values that are asked for.
+
+    Raises:
+        InvalidRequest: A column does not exist.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    _require(where, names)
+    return [row for row in rows if all(_matches(row.get(name), wanted) for name, wanted in where.items())]
+
+
+def as_table(rows: Sequence[Row], columns: Sequence[str] | None) -> Table:
+    """Rows under their columns, or under those that are asked for.
+
+    Raises:
+        InvalidRequest: A column does not exist.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if rows:
+        _require(columns or (), names)
+    chosen = list(columns or names)
+    return Table(columns=chosen, rows=[[row.get(name) for name in chosen] for row in rows])
+
+
+def read_array(
+    store: RunStore, run_id: str, name: str, card: ArrayCard, where: Mapping[str, Any], offset: int, limit: int
+) -> tuple[list[Row], int]:
+    """Rows of an array: one for each place along all axes but the last, whose numbers stand in one cell.
+
+    Returns:
+        The rows of the page, and how many there are in all.
+
+    Raises:
+        InvalidRequest: An axis does not exist, or the array is damaged.
+    """
+    _require(where, list(card.axes))
+    chosen = [
+        [place for place, label in enumerate(labels) if axis not in where or _matches(label, where[axis])]
+        for axis, labels in card.axes.items()
+    ]
+    *outer, last = chosen
+    total = int(np.prod([len(places) for places in outer])) if last else 0
+    names = list(card.axes)
+    rows: list[Row] = []
+    for places in islice(product(*outer), offset, offset + limit) if last else ():
+        index = (*(slice(place, place + 1) for place in places), slice(last[0], last[-1] + 1))
+        numbers = store.read_array(run_id, name, index).reshape(-1)[np.array(last) - last[0]]
+        labels = [card.axes[axis][place] for axis, place in zip(names, places, strict=False)]
+        rows.append({**dict(zip(names, labels, strict=False)), f"{name} by {names[-1]}": numbers.tolist()})
+    return rows, total
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        return any(_matches(value, one) for one in wanted)
+    if isinstance(value, str) and isinstance(wanted, str):
+        return wanted in value
+    return value == wanted
+
+
+def _require(asked: Mapping[str, Any] | Sequence[str], names: Sequence[str]) -> None:
+    for name in asked:
+        if name not in names:
+            raise InvalidRequest(f"there is no column {shown(name)}: the columns are {', '.join(names)}.")
