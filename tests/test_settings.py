@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,14 @@ def test_a_worker_has_its_servers_settings_whatever_its_environment_says(monkeyp
     assert isinstance(start, Start)
 
     assert (start.settings.max_prompts, start.settings.trust_remote_code) == (5, False)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """A default that depends on the machine is told in words."""
+    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.MULTILINE))
+
+    assert set(told) == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, str | int | float):
+            assert told[name] == f"`{field.default}`", name
