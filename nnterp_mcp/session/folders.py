@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,9 +61,12 @@ def _is_path(name: str) -> bool:
 def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
     found = next((path for path in _inside(name, roots, "models are loaded") if path.is_dir() or path.is_file()), None)
     if found is None:
-        raise UnknownModel(f"there is no file or folder {shown(name)}", "Give an existing path, or a Hub id.")
+        raise UnknownModel(
+            f"there is no file or folder {shown(name)}",
+            "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
+        )
     for entry in (entry for depth in ("*", "*/*") for entry in found.glob(depth)):
-        if not _is_inside(entry.resolve(), roots):
+        if not _is_inside(Path(os.path.realpath(entry)), roots):  # resolve() would raise on a loop of links
             raise Forbidden(f"{entry} is a link that leads outside of {_listed(roots)}", _ALLOW)
     return found
 
