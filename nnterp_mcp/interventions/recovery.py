@@ -1,0 +1,85 @@
+"""How much of an answer a patch brings back, over one pair of prompts or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_DRAWS = 2000
+_QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts.
+
+    Attributes:
+        mean: The mean.
+        low: The lower end of its 95 % interval; None for one prompt.
+        high: The upper end.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+def average_draws(values: Float[Tensor, "pair ..."], prompts: Sequence[int]) -> Float[Tensor, "prompt ..."]:
+    """The mean over the draws of noise of each prompt; of one prompt alone, every draw counts for itself.
+
+    Args:
+        values: What was measured for each pair.
+        prompts: The prompt of each pair.
+    """
+    numbers = sorted(set(prompts))
+    if len(numbers) == 1:
+        return values
+    return torch.stack([values[[at for at, prompt in enumerate(prompts) if prompt == one]].mean(0) for one in numbers])
+
+
+def estimate_mean(values: Float[Tensor, "prompt run"]) -> list[Estimate]:
+    """The mean of each run over prompts, with the interval that resampling the prompts gives."""
+    return _estimates(values.mean(0), _resampled(values.double()) if len(values) > 1 else None)
+
+
+def estimate_recovery(
+    values: Float[Tensor, "prompt run"], clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]
+) -> list[Estimate] | None:
+    """The share of the way from the corrupted metric (0) to the clean one (1), of the means over prompts.
+
+    It is a ratio of means, not a mean of ratios, which one prompt with a small gap would rule; below 0 and above 1 are
+    possible. Intervals resample prompts, in numerator and denominator alike (the percentile bootstrap).
+
+    Returns:
+        One estimate for each run; None where clean and corrupted do not differ, so that there is no way to go.
+    """
+    if float((clean.mean() - corrupted.mean()).abs()) < 1e-6:
+        return None
+    whole = torch.cat([values, clean[:, None], corrupted[:, None]], 1).double()
+    drawn = _share(_resampled(whole)) if len(values) > 1 else None
+    return _estimates(_share(whole.mean(0, keepdim=True))[0], drawn)
+
+
+def _share(means: Float[Tensor, "draw run_and_two"]) -> Float[Tensor, "draw run"]:
+    clean, corrupted = means[:, [-2]], means[:, [-1]]
+    return (means[:, :-2] - corrupted) / (clean - corrupted)
+
+
+def _resampled(values: Float[Tensor, "prompt run"]) -> Float[Tensor, "draw run"]:
+    """Means over prompts drawn with replacement, as many as there are; the same draws for every run."""
+    count = len(values)
+    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(_DRAWS, count, dtype=values.dtype)
+    weights.scatter_add_(1, drawn, torch.ones_like(weights))
+    return weights @ values / count
+
+
+def _estimates(means: Float[Tensor, " run"], drawn: Float[Tensor, "draw run"] | None) -> list[Estimate]:
+    if drawn is None:
+        return [Estimate(mean) for mean in means.tolist()]
+    ends = torch.quantile(drawn, torch.tensor(_QUANTILES, dtype=drawn.dtype), dim=0)
+    return [Estimate(*numbers) for numbers in zip(means.tolist(), *ends.tolist(), strict=True)]
