@@ -117,7 +117,7 @@ def _read(
     places = [resolve_positions([at], prompt) for prompt in batch.prompts]
     columns = [padding + place for padding, (place,) in zip(batch.padding, places, strict=True)]
     rows = list(range(len(columns)))
-    with model.trace(batch.inputs) as tracer:
+    with model.trace(**batch.inputs, use_cache=False) as tracer:
         states = nnsight.save([read(model, layer)[rows, columns].cpu() for layer in layers])
         tracer.stop()
     return torch.stack(states)

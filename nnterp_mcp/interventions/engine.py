@@ -103,7 +103,7 @@ def forward(
     columns = torch.tensor([batch.padding[row] + at for row, at in logits or ()], dtype=torch.long)
     wanted = None if logits is None else (rows, columns)
     with torch.inference_mode(not gradients), attention_for(model, plan, reads):
-        return run(model, dict(batch.inputs), Window.over(batch), plan, reads, wanted)
+        return run(model, {**batch.inputs, "use_cache": False}, Window.over(batch), plan, reads, wanted)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ joins the batch at its own layer, as a copy of the unpatched row with its state 
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.shared_cache import SharedCache as _SharedCache
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.prompts import EncodedPrompt
@@ -32,6 +30,9 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time: rows run in batches of this many over the vocabulary."""
+
+_SHARED_PER_TOKEN = 8
+"""So many tokens whose keys and values are read take no more memory, at the least, than one that is computed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def run_patched(
     max_new_tokens: int = 0,
     batch_tokens: int = 4096,
     plan: Plan = NOTHING,
+    prefix: _SharedCache | None = None,
 ) -> Iterator[PatchedBatch]:
     """Runs the target prompt once for each row, its state put in as the output of the row's layer.
 
@@ -109,22 +111,25 @@ def run_patched(
         states: The state of each row.
         layers: The layer of each row.
         max_new_tokens: How many tokens to generate; none by default.
-        batch_tokens: Tokens of the prompt and of its continuation in a batch, at most, over all its rows.
+        batch_tokens: Tokens of the prompt and of its continuation in a batch, at most, over all its rows; those that
+            rows share count for little where nothing is generated.
         plan: The operations in force, planned for a request that the target prompt belongs to. Rows then share
             nothing, and read everything again for each new token.
+        prefix: Keys and values of the tokens before the position, if they are at hand; used where rows may share them.
 
     Yields:
         The rows, in batches; within and among batches in the order of their layers.
     """
     sharing = _NOTHING if plan else find_sharing(model, target, generating=max_new_tokens > 1)
-    prefix = _read_prefix(model, target) if sharing.prefix else None
-    length = len(target.ids) + max_new_tokens
+    prefix = (prefix or read_prefix(model, target)) if sharing.prefix else None
+    shared = target.position if prefix is not None and max_new_tokens == 0 else 0
+    length = len(target.ids) - shared + shared // _SHARED_PER_TOKEN + max_new_tokens
     size = max(1, min(batch_tokens // length, LOGITS_AT_ONCE // model.vocab_size) - 1)
     order = sorted(range(len(layers)), key=layers.__getitem__)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         patch = _Patch(states[rows], [layers[row] for row in rows], target.position, plan)
-        logits, cache = _run(model, target, patch, sharing, prefix)
+        logits, cache = _run(model, target, patch, sharing, prefix, goes_on=max_new_tokens > 1)
         said = _continue(model, target, patch, logits, cache, max_new_tokens)
         yield PatchedBatch(rows, logits[1:], said[1:], logits[0], said[0])
 
@@ -169,31 +174,7 @@ class _Patch:
         return hidden
 
 
-class _SharedCache(DynamicCache):
-    """Keys and values of a batch whose rows become more: a row that joins has those of the unpatched row."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
-            layer.keys = _extend(layer.keys, key_states.shape[0])
-            layer.values = _extend(layer.values, value_states.shape[0])
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-
-    def fork(self) -> _SharedCache:
-        """A cache that begins with the same tokens; extending it leaves this one alone."""
-        other = copy.copy(self)
-        other.layers = [copy.copy(layer) for layer in self.layers]
-        return other
-
-
-def _extend(states: Any, rows: int) -> Tensor:
-    missing = rows - states.shape[0]
-    return torch.cat([states, states[:1].expand(missing, *states.shape[1:])]) if missing > 0 else states
-
-
-def _read_prefix(model: StandardizedTransformer, target: Target) -> _SharedCache:
+def read_prefix(model: StandardizedTransformer, target: Target) -> _SharedCache:
     """Keys and values of the tokens before the patched position.
 
     Raises:
@@ -211,13 +192,19 @@ def _read_prefix(model: StandardizedTransformer, target: Target) -> _SharedCache
 
 
 def _run(
-    model: StandardizedTransformer, target: Target, patch: _Patch, sharing: Sharing, prefix: _SharedCache | None
+    model: StandardizedTransformer,
+    target: Target,
+    patch: _Patch,
+    sharing: Sharing,
+    prefix: _SharedCache | None,
+    *,
+    goes_on: bool,
 ) -> tuple[Float[Tensor, "row vocabulary"], _SharedCache | None]:
     """The logits after the last token, the unpatched row's first; and the cache, where there is a prefix to share."""
     first = 0 if prefix is None else target.position
     rows = 1 if sharing.layers else 1 + len(patch.layers)
     ids = torch.tensor([target.ids[first:]], device=model.device).repeat(rows, 1)
-    cache = None if prefix is None else prefix.fork()
+    cache = None if prefix is None else prefix.fork(goes_on)
     if patch.plan:
         return _run_planned(model, target, ids, patch), None
     return _trace(model, ids, patch, target.position - first, sharing.layers, cache), cache
@@ -365,8 +352,8 @@ def _attempt(
     model: StandardizedTransformer, target: Target, patch: _Patch, sharing: Sharing, generating: bool
 ) -> Float[Tensor, "step row vocabulary"]:
     """The logits after the prompt and, when generating, after one more token."""
-    prefix = _read_prefix(model, target) if sharing.prefix else None
-    logits, cache = _run(model, target, patch, sharing, prefix)
+    prefix = read_prefix(model, target) if sharing.prefix else None
+    logits, cache = _run(model, target, patch, sharing, prefix, goes_on=generating)
     if not generating:
         return logits[None]
     said = torch.full((len(logits), 1), target.ids[0], device=logits.device)

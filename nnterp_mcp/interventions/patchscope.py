@@ -14,8 +14,10 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import get_token_activations, refuse_remote
 from nnterp_mcp.interventions.engine import NOTHING, Plan
+from nnterp_mcp.interventions.packing import read_packed
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, resolve_target, run_patched
 from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
+from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.interventions.target_prompts import (
     TargetPrompt,
     TargetPromptBatch,
@@ -39,6 +41,9 @@ __all__ = [
     "read_patchscope",
     "repeat_prompt",
 ]
+
+_ROWS_AT_ONCE = 16
+"""Distributions that are normalized at one time: few enough to stay in a processor's cache."""
 
 LayerPair = tuple[int, int]
 """The layer after which a state is read, and the layer after which it is put into the target prompt."""
@@ -214,36 +219,50 @@ def patchscope_lens(
     """
     refuse_remote(remote)
     chosen = _listed("all" if layers is None else layers, nn_model.num_layers, nn_model.name)
-    states = _source_states(nn_model, source_prompts, chosen, latents)
-    prompts = TargetPromptBatch.auto(target_patch_prompts or repeat_prompt(), states.shape[1])
-    if len(prompts) != states.shape[1]:
-        raise InvalidRequest(f"{len(prompts)} target prompts do not match {states.shape[1]} sources.")
-    probs = torch.empty(states.shape[1], len(chosen), nn_model.vocab_size)
-    for target, sources in _by_target(nn_model, prompts).items():
-        rows = [(source, place) for source in sources for place in range(len(chosen))]
-        for batch in run_patched(
-            nn_model,
-            target,
-            torch.stack([states[place, source] for source, place in rows]),
-            [chosen[place] for _, place in rows],
-        ):
-            at = torch.tensor([rows[row] for row in batch.rows])
-            probs[at[:, 0], at[:, 1]] = batch.logits.softmax(-1).cpu()
+    given = _given_states(nn_model, source_prompts, chosen, latents)
+    texts = [source_prompts] if isinstance(source_prompts, str) else list(source_prompts or ())
+    count = len(texts) if given is None else given.shape[1]
+    prompts = TargetPromptBatch.auto(target_patch_prompts or repeat_prompt(), count)
+    if len(prompts) != count:
+        raise InvalidRequest(f"{len(prompts)} target prompts do not match {count} sources.")
+    targets = _by_target(nn_model, prompts)
+    states, prefix = (given, None) if given is not None else _read_sources(nn_model, texts, chosen, list(targets))
+    probs = torch.empty(count, len(chosen), nn_model.vocab_size)
+    for target, sources in targets.items():
+        at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
+        of_row = [chosen[place] for _, place in at.tolist()]
+        for batch in run_patched(nn_model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix):
+            parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
+            for logits, rows in parts:
+                probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
     return probs
 
 
-def _source_states(
+def _read_sources(
+    model: StandardizedTransformer, texts: Sequence[str], layers: Sequence[int], targets: Sequence[Target]
+) -> tuple[Float[Tensor, "layer source hidden"], SharedCache | None]:
+    """The states after each source; together with the beginning of the target prompt, where there is one for all."""
+    read = sorted(set(layers))
+    places = [read.index(layer) for layer in layers]
+    if len(targets) == 1:
+        encoded = encode_prompts(model.tokenizer, texts, model.name, model.context)
+        packed = read_packed(model, [prompt.ids for prompt in encoded], read, targets[0])
+        if packed is not None:
+            return packed[0][places], packed[1]
+    return get_token_activations(model, texts, read)[places], None
+
+
+def _given_states(
     model: StandardizedTransformer,
     prompts: str | Sequence[str] | None,
     layers: Sequence[int],
     latents: Float[Tensor, "layer source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None,
-) -> Float[Tensor, "layer source hidden"]:
+) -> Float[Tensor, "layer source hidden"] | None:
+    """The states that came instead of source prompts, if they did."""
     if (prompts is None) == (latents is None):
         raise InvalidRequest("give either source_prompts or latents.")
     if latents is None:
-        read = sorted(set(layers))
-        states = get_token_activations(model, prompts, read)
-        return states[[read.index(layer) for layer in layers]]
+        return None
     given = latents if isinstance(latents, Tensor) else torch.stack(list(latents))
     if given.ndim != 3 or len(given) != len(layers) or given.shape[-1] != model.hidden_size:
         raise InvalidRequest(
@@ -292,16 +311,19 @@ def patchscope_generate(
     """
     refuse_remote(remote)
     chosen = _listed("all" if layers is None else layers, nn_model.num_layers, nn_model.name)
-    states = _source_states(nn_model, prompts, chosen, None)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     ids = encode_target(nn_model.tokenizer, target_patch_prompt.prompt, nn_model.name, nn_model.context).ids
+    target = resolve_target(ids, target_patch_prompt.index_to_patch)
+    states, prefix = _read_sources(nn_model, texts, chosen, [target])
     said: dict[int, list[int]] = {}
     for batch in run_patched(
         nn_model,
-        resolve_target(ids, target_patch_prompt.index_to_patch),
+        target,
         states.flatten(0, 1),
         [layer for layer in chosen for _ in range(states.shape[1])],
         max_new_tokens=max_length,
         batch_tokens=(max_batch_size + 1) * (len(ids) + max_length),
+        prefix=prefix,
     ):
         said |= zip(batch.rows, batch.continuations, strict=True)
     width = max(map(len, said.values()))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.interventions import patched_rows
+from nnterp_mcp.interventions import patched_rows, shared_cache
 from nnterp_mcp.interventions.engine import NOTHING
 from nnterp_mcp.interventions.patched_rows import Sharing, Target, run_patched
 from nnterp_mcp.interventions.patchscope import (
@@ -185,7 +185,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch):
     def forget(states: Any, rows: int) -> Tensor:
         return 0.9 * states.repeat(rows // states.shape[0], 1, 1, 1)
 
-    monkeypatch.setattr(patched_rows, "_extend", forget)
+    monkeypatch.setattr(shared_cache, "_extend", forget)
 
     found = patchscope_lens(model, SOURCES, TargetPrompt(TARGET, -1))
 
