@@ -13,6 +13,7 @@ from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
 from nnterp_mcp.render import rounded
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.patchscope.contract import SPEC
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
@@ -340,7 +341,12 @@ def test_tells_its_progress_and_stops_when_cancelled(tiny_bench: Bench):
     from nnterp_mcp.toolset.patchscope.run import run
 
     told: list[tuple[float, float | None]] = []
-    stopping = Job(1, lambda progress: (told.append((progress.done, progress.total)), stopping.cancel()))
+
+    def hear(progress: Progress) -> None:
+        told.append((progress.done, progress.total))
+        stopping.stop(Cancelled("the call was cancelled"))
+
+    stopping = Job(1, hear)
     small = Bench("tiny", Settings(batch_tokens=1), tiny_bench.model)
 
     with pytest.raises(Cancelled):
