@@ -27,6 +27,7 @@ from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.server import replies
+from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -70,7 +71,10 @@ def build(session: Session) -> Server[Any]:
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
 
-        return await _call(_Request(session, spec, _client(context), on_progress), params.arguments or {})
+        request = _Request(session, spec, _client(context), on_progress)
+        async with while_there(context.request):
+            return await _call(request, params.arguments or {})
+        return replies.refused(Cancelled("the client hung up"))
 
     return Server(
         "nnterp-mcp",
@@ -170,7 +174,7 @@ async def _follow(request: _Request, run: LiveRun) -> Answer:
         with anyio.move_on_after(request.session.settings.reply_within):
             await run.follow(request.on_progress)
     except anyio.get_cancelled_exc_class():
-        run.cancel(Cancelled("the client cancelled the call"))
+        run.cancel(Cancelled("the client cancelled the call, or left"))
         raise
     request.facts.update(queued=round(run.queued, 3), computed=round(run.computed, 3))
     if not run.ended.is_set():

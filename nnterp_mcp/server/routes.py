@@ -8,6 +8,7 @@ from mcp.server.lowlevel import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nnterp_mcp.server.auth import BearerAuth, HostCheck, transport_security
+from nnterp_mcp.server.departures import Departures
 from nnterp_mcp.server.limits import BodyLimit, RateLimit, SessionLimit
 from nnterp_mcp.settings import Settings
 
@@ -21,7 +22,7 @@ HTTP_PATH, SSE_PATH, SSE_MESSAGES = "/mcp", "/sse", "/messages/"
 def http_app(server: Server[Any], settings: Settings) -> ASGIApp:
     """The ASGI application: streamable HTTP and SSE on one port, behind every check and limit."""
     security = transport_security(settings)
-    app: ASGIApp = BodyLimit(_routes(server, settings, security), settings.max_body)
+    app: ASGIApp = BodyLimit(Departures(_routes(server, settings, security)), settings.max_body)
     app = BearerAuth(app, settings.token)
     app = HostCheck(app, security)
     return RateLimit(app, settings.max_requests_per_minute)
