@@ -34,6 +34,9 @@ _DAY = 86400.0
 _LEFTOVER = 7 * _DAY
 """Seconds after which parts of unfinished calls are given up."""
 
+_OPENING = 60.0
+"""Seconds in which a folder without a record may belong to a run that is being opened."""
+
 
 def now() -> str:
     """The time, in ISO 8601 and UTC."""
@@ -71,8 +74,13 @@ class RunStore:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            record = describe(self._mint(tool))
-            self.write(record, sync=False)
+            run_id = self._mint(tool)
+            try:
+                record = describe(run_id)
+                self.write(record, sync=False)
+            except BaseException:
+                self.delete(run_id)
+                raise
         except OSError as error:
             raise unwritable(error) from error
         return record
@@ -155,12 +163,14 @@ class RunStore:
         Raises:
             OSError: It cannot be written.
         """
+        import numpy as np
         from safetensors.numpy import save
 
         card = ArrayCard(
             dtype=str(array.dtype), shape=list(array.shape), axes={axis: list(of) for axis, of in axes.items()}
         )
-        content = save({_TENSOR: array}, {"axes": json.dumps(card.axes)})
+        # safetensors writes an array's memory as it lies, whatever its order.
+        content = save({_TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
         write_whole(self.array_path(run_id, name), content)
         return card
 
@@ -249,10 +259,11 @@ class RunStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _runs(self, run_id: str) -> bool:
+        """Whether a live process works on a run, or has made its folder and is about to write its record."""
         try:
             return self.read(run_id).state == "running"
         except NnterpError:
-            return False
+            return _modified(self._path(run_id)) > time.time() - _OPENING
 
     def _mint(self, tool: str) -> str:
         """A new run's id, its folder made; that it is new the file system says, whoever else mints one."""
