@@ -20,6 +20,7 @@ OnPlace = Callable[[int], None]
 class _Ticket:
     client: Hashable
     on_place: OnPlace
+    place: int = 0
     ready: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -101,4 +102,6 @@ class Turns:
     def _tell(self) -> None:
         rounds = chain.from_iterable(zip_longest(*self._waiting.values()))
         for place, ticket in enumerate(filter(None, rounds), start=1):
-            ticket.on_place(place)
+            if ticket.place != place:
+                ticket.place = place
+                ticket.on_place(place)
