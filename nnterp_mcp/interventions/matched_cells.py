@@ -26,7 +26,7 @@ def draw_matched(
         cells: The grid.
         chosen: The cells that an effect is claimed of.
         effects: What each cell of the grid does by itself; exactly 0 where the runs do not differ.
-        draws: How many sets to draw.
+        draws: How many sets to draw; those that come twice are given once.
         seed: Where the random numbers begin.
 
     Returns:
@@ -36,7 +36,7 @@ def draw_matched(
     others = [cell for cell, effect in zip(cells, effects, strict=True) if effect and cell not in set(chosen)]
     if len(others) < len(chosen):
         return []
-    return [_draw(others, chosen, dice) for _ in range(draws)]
+    return list({frozenset(cells): cells for cells in (_draw(others, chosen, dice) for _ in range(draws))}.values())
 
 
 def _draw(others: Sequence[Cell], chosen: Sequence[Cell], dice: random.Random) -> list[Cell]:

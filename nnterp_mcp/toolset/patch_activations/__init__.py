@@ -1,0 +1,1 @@
+"""The tool `patch_activations`."""

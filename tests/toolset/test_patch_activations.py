@@ -1,0 +1,335 @@
+"""The tool `patch_activations`: what it says, how much, and what it refuses; its numbers are tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.render import rounded
+from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.toolset.patch_activations.contract import SPEC
+from nnterp_mcp.toolset.patch_activations.result import (
+    Column,
+    Measured,
+    PatchActivationsResult,
+    PatchedCell,
+    Together,
+)
+from tests.toolset.test_make_vector import make_bench
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+TARGETS = {"answer": "Paris", "wrong": "Madrid"}
+CLEAN, CORRUPTED = "The capital of France is", "The capital of Spain is"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("patching"))
+
+
+def ask(bench: Bench, job: Job | None = None, **arguments: Any) -> PatchActivationsResult:
+    """Runs the tool as a worker does, the parameters sent over the wire."""
+    from nnterp_mcp.toolset.patch_activations.run import run
+
+    sent = SPEC.parse({"clean": CLEAN, "corrupted": CORRUPTED, "targets": TARGETS} | arguments)
+    params = SPEC.params.model_validate(sent.model_dump(mode="json"))
+    result = run(bench, params, job or Job(1, lambda progress: None))
+    return SPEC.result.model_validate_json(result.model_dump_json())
+
+
+def test_the_grid_has_every_layer_and_position(bench: Bench) -> None:
+    result = ask(bench)
+
+    assert [(cell.layer, cell.column) for cell in result.cells] == [*product(range(4), range(6))]
+    assert result.metric == "logit_difference"
+    assert result.corrupted is not None
+    assert [column.label for column in result.columns] == list("012345")
+    assert (result.columns[4].clean, result.columns[4].corrupted) == (" France", " Spain")
+    for cell in result.cells:
+        assert cell.recovery is not None
+        gap = result.clean.mean - result.corrupted.mean
+        assert cell.metric.mean == pytest.approx(result.corrupted.mean + cell.recovery.mean * gap, abs=1e-4)
+        assert (cell.effect == 0) == (cell.column < 4)
+    last = [cell.recovery.mean for cell in result.cells if cell.layer == 3 and cell.recovery]
+    assert last == pytest.approx([0, 0, 0, 0, 0, 1], abs=1e-4)
+
+
+def test_prompts_may_be_made_by_replacing_words(bench: Bench) -> None:
+    replaced = ask(bench, corrupted={"replace": "France", "with": "Spain"})
+
+    assert replaced.cells == ask(bench).cells
+    assert replaced.corruption == "'Spain' for 'France'"
+
+
+def test_noise_has_as_many_draws_as_asked_for(bench: Bench) -> None:
+    noise = {"noise": 2.0, "positions": {"text": " France"}, "samples": 3}
+    result = ask(bench, corrupted=noise, targets={"answer": "Paris"}, layers=[0, 3])
+
+    assert (result.draws, result.prompts, result.metric) == (3, 1, "log_probability")
+    assert result.columns[4].corrupted is None
+    assert result.clean.low == pytest.approx(result.clean.mean)
+    assert result.corrupted is not None
+    assert result.corrupted.low is not None
+    assert result.corrupted.high is not None
+    assert result.corrupted.low < result.corrupted.high
+
+
+def test_several_prompts_have_targets_of_their_own_and_intervals(bench: Bench) -> None:
+    swapped = {"answer": "Madrid", "wrong": "Paris"}
+    one, other = (ask(bench, layers=1, clean=a, corrupted=b, targets=t) for a, b, t in
+                  ((CLEAN, CORRUPTED, TARGETS), (CORRUPTED, CLEAN, swapped)))  # fmt: skip
+    both = ask(bench, layers=1, clean=[CLEAN, CORRUPTED], corrupted=[CORRUPTED, CLEAN], targets=[TARGETS, swapped])
+
+    assert both.prompts == 2
+    for cell, first, second in zip(both.cells, one.cells, other.cells, strict=True):
+        assert cell.metric.mean == pytest.approx((first.metric.mean + second.metric.mean) / 2, abs=1e-4)
+        assert cell.metric.low == pytest.approx(min(first.metric.mean, second.metric.mean), abs=1e-4)
+
+
+def test_heads_are_columns_and_their_site_goes_without_saying(bench: Bench) -> None:
+    result = ask(bench, heads=[1, 3], layers=[0, 2])
+
+    assert result.by_head
+    assert [(cell.site, cell.layer, cell.column) for cell in result.cells] == [
+        ("heads_output", layer, column) for layer, column in product([0, 2], [0, 1])
+    ]
+    assert [column.label for column in result.columns] == ["1", "3"]
+
+
+def test_spans_of_unequal_length_are_patched_by_label(bench: Bench) -> None:
+    city = {"clean": {"text": "France"}, "corrupted": {"text": "Polynesia"}}
+    result = ask(bench, corrupted="The capital of Polynesia is", positions={"city": city, "end": "last"})
+
+    assert [column.label for column in result.columns] == ["city", "end"]
+    assert result.columns[0].clean == " France"
+    assert result.columns[1].corrupted == " is"
+    (last,) = [cell.recovery for cell in result.cells if (cell.layer, cell.column) == (3, 1)]
+    assert last is not None
+    assert last.mean == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+def test_ablations_go_into_clean_runs(bench: Bench, kind: str) -> None:
+    targets = [TARGETS, {"answer": "Madrid", "wrong": "Paris"}]
+    more: dict[str, Any] = {"clean": [CLEAN, CORRUPTED], "corrupted": {"ablate": kind}, "targets": targets}
+    result = ask(bench, sites="mlps_output", layers=1, **more)
+
+    assert result.direction == "noising"
+    assert (result.corrupted is None) == (kind != "resample")
+    assert all((cell.recovery is None) == (kind != "resample") for cell in result.cells)
+    assert any(abs(cell.effect) > 1e-3 for cell in result.cells)
+
+
+def test_paths_end_at_the_receivers(bench: Bench) -> None:
+    direct = ask(bench, heads="all", receivers="logits")
+    through = ask(bench, heads="all", receivers={"site": "queries", "layers": [2, 3], "heads": 1})
+
+    assert direct.receivers == "the logits"
+    assert through.receivers == "queries of layers 2, 3, heads 1"
+    assert any(cell.effect for cell in direct.cells if cell.layer == 3)
+    assert not any(cell.effect for cell in through.cells if cell.layer == 3)
+    assert any(abs(cell.effect) > 1e-5 for cell in through.cells if cell.layer < 2)
+
+
+def test_the_control_is_the_strongest_cells_together_beside_random_ones(bench: Bench) -> None:
+    result = ask(bench, heads="all", control=True)
+
+    assert result.together is not None
+    assert result.together.cells == 5
+    assert len(result.together.controls) == len(result.together.control_recoveries) == 10
+    assert len(set(result.together.controls)) > 5
+    assert ask(bench, positions="last", layers=3, control=True).together is None
+
+
+def test_equal_prompts_change_nothing(bench: Bench) -> None:
+    answer = SPEC.digest(ask(bench, corrupted=CLEAN))
+
+    assert "No cell changes anything" in answer.finding
+    assert answer.table.rows == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"corrupted": {"noise": -1, "positions": 1}}, "noise: input should be greater than 0"),
+        ({"corrupted": {"blur": 1}}, 'corrupted must be prompts, {"replace": …, "with": …}'),
+        ({"corrupted": []}, "corrupted is empty: give at least one prompt"),
+        ({"sites": "keyz"}, "sites must be some of layers_input, layers_output"),
+        ({"positions": {}}, "positions is empty"),
+        ({"targets": []}, "targets is empty: leave it out, or give one mapping"),
+        ({"targets": [{"a": "b"}, {}]}, "targets must have as many categories for each prompt"),
+        ({"receivers": {"site": "layers_output", "layers": 1}}, r"receivers\.0\.site: input should be 'queries'"),
+        ({"direction": "both"}, "direction: input should be 'denoising' or 'noising'"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        SPEC.parse({"clean": "We", "corrupted": "You"} | arguments)
+
+
+def test_refusals_in_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest, match="1 clean prompts and 2 corrupted ones came"):
+        ask(bench, corrupted=[CORRUPTED, CLEAN])
+    with pytest.raises(InvalidRequest, match="3 targets came for 1 clean prompts"):
+        ask(bench, targets=[TARGETS] * 3)
+    with pytest.raises(InvalidRequest, match="'Rome' to replace"):
+        ask(bench, corrupted={"replace": "Rome", "with": "Oslo"})
+    with pytest.raises(InvalidRequest, match="the metric logit_difference needs 2 target categories, and 0 came"):
+        ask(bench, targets={}, metric="logit_difference")
+    monkeypatch.setattr("nnterp_mcp.toolset.patch_activations.run._MOST_RUNS", 23)
+    with pytest.raises(LimitExceeded, match=r"24 runs .* and at most 23"):
+        ask(bench)
+
+
+def test_progress_grows_and_a_cancelled_call_stops(bench: Bench) -> None:
+    told: list[Progress] = []
+    ask(bench, Job(1, told.append), clean=[CLEAN] * 2, corrupted=[CORRUPTED] * 2, heads="all", control=True)
+
+    assert len(told) >= 4
+    assert [progress.done for progress in told] == sorted({progress.done for progress in told})
+    job = Job(1, lambda progress: job.stop(Cancelled("the call was cancelled")))
+    with pytest.raises(Cancelled):
+        ask(bench, job, clean=[CLEAN] * 2, corrupted=[CORRUPTED] * 2)
+
+
+def made_result(
+    layers: int,
+    columns: int,
+    sites: int = 1,
+    *,
+    by_head: bool = False,
+    prompts: int = 1,
+    direction: str = "denoising",
+    ablated: bool = False,
+    control: bool = False,
+    receivers: str | None = None,
+) -> PatchActivationsResult:
+    """A result with wide cells, for measuring answers without a model."""
+    interval = prompts > 1
+    sign = 1 if direction == "denoising" else -1
+
+    def measured(value: float) -> Measured:
+        return Measured(mean=value, low=value - 0.12345, high=value + 0.12345) if interval else Measured(mean=value)
+
+    cells = [
+        PatchedCell(
+            site=("attentions_output", "mlps_output", "layers_output", "heads_output")[site],
+            layer=layer,
+            column=column,
+            metric=measured(-3.456 + sign * shift * 10),
+            recovery=None if ablated else measured((sign < 0) + sign * shift),
+            effect=sign * shift * 10,
+        )
+        for site, layer, column in product(range(sites), range(layers), range(columns))
+        for shift in [round(((site * 7 + layer * 13 + column * 29) % 97) / 97, 4)]
+    ]
+    labels = [
+        Column(label=str(i)) if by_head else Column(label=str(i), clean=" Liechtenstein", corrupted=" Constantinople")
+        for i in range(columns)
+    ]
+    return PatchActivationsResult(
+        model="smollm2-135m",
+        direction=direction,
+        metric="logit_difference",
+        corruption="Zeros" if ablated else "corrupted prompts",
+        receivers=receivers,
+        prompts=prompts,
+        draws=1,
+        clean=measured(6.54321),
+        corrupted=None if ablated else measured(-3.456),
+        by_head=by_head,
+        columns=labels,
+        categories={"answer": [" Paris"], "wrong": [" Madrid"]},
+        shared={},
+        cells=cells,
+        together=Together(
+            cells=5,
+            metric=measured(5.0),
+            recovery=None if ablated else measured(0.87),
+            controls=[0.1 * i for i in range(10)],
+            control_recoveries=[] if ablated else [0.01 * i for i in range(10)],
+        )
+        if control
+        else None,
+    )
+
+
+CASES = {
+    "positions": made_result(3, 2),
+    "noising": made_result(3, 2, sites=2, direction="noising"),
+    "heads": made_result(3, 4, by_head=True, control=True),
+    "paths": made_result(2, 2, by_head=True, receivers="queries of layers 9, heads 6"),
+    "prompts": made_result(2, 3, prompts=12, control=True),
+    "zeros": made_result(2, 2, ablated=True, direction="noising", control=True),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_says(snapshot: SnapshotAssertion, case: str) -> None:
+    assert SPEC.render(SPEC.digest(CASES[case])) == snapshot
+
+
+def test_an_effect_within_its_control_is_said_to_be_none() -> None:
+    result = made_result(3, 4, by_head=True, control=True)
+    assert result.together is not None
+    result.together.recovery = Measured(mean=0.06)
+
+    assert "no further than as many random cells" in SPEC.digest(result).finding
+
+
+def test_a_small_gap_and_a_wrong_sign_are_said() -> None:
+    result = made_result(1, 2)
+    result.corrupted = Measured(mean=result.clean.mean + 0.05)
+    notes = SPEC.digest(result).notes
+
+    assert any("differ by 0.05 only" in note for note in notes)
+    assert any("favour the answer less than the corrupted ones" in note for note in notes)
+
+
+def test_both_channels_say_the_same() -> None:
+    answer = SPEC.digest(CASES["prompts"])
+    said = SPEC.render(answer)
+
+    assert answer.finding in said
+    assert all(note in said for note in answer.notes)
+    tables = len(answer.table.rows) + len(answer.profile.rows)
+    assert len(said.split("\n")) == 4 + tables + len(answer.notes)
+
+
+def test_the_definition_is_small() -> None:
+    schema = json.dumps(SPEC.input_schema(), ensure_ascii=False, separators=(",", ":"))
+
+    assert len(SPEC.description) + len(schema) <= 1700
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize(
+    "result",
+    [
+        made_result(32, 12),
+        made_result(32, 40, sites=4, prompts=20, control=True),
+        made_result(32, 32, by_head=True, prompts=20, control=True),
+        made_result(32, 12, sites=3, direction="noising", ablated=True, control=True),
+    ],
+    ids=["positions", "sites", "heads", "zeros"],
+)
+def test_answers_are_small(smollm2_folder: Path, result: PatchActivationsResult) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    answer = SPEC.digest(result)
+    structured = json.dumps(rounded(answer.model_dump()), ensure_ascii=False)
+
+    assert answer.truncated
+    assert len(answer.table.rows) == 8
+    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
+    assert len(tokenizer(structured)["input_ids"]) <= 1000
