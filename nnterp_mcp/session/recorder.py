@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result
-from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
 from nnterp_mcp.session.checkpoints import Checkpoint, key_of
 from nnterp_mcp.session.records import ArrayCard, RunError
 from nnterp_mcp.session.store import RunStore, now
@@ -38,10 +40,10 @@ class Recorder:
         self._arrays: dict[str, ArrayCard] = {}
         self._checkpoint: Checkpoint | None = None
         self._begun = time.monotonic()
-        self._problem: OSError | None = None
+        self._lost: dict[str, str] = {}
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
-        """Writes an array beside the result; where the disk refuses, `finish` says so."""
+        """Writes an array beside the result; where the disk refuses, `finish` says so and the rest is kept."""
         import torch
 
         host = array.detach().cpu()
@@ -49,7 +51,7 @@ class Recorder:
         try:
             self._arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
         except OSError as error:
-            self._problem = error
+            self._lost[name] = _reason(error)
 
     def checkpoint(self) -> Checkpoint:
         """The parts of this call, those of an equal one that died among them."""
@@ -67,17 +69,19 @@ class Recorder:
             self._checkpoint = Checkpoint(self._store.unfinished / key_of(facts))
         return self._checkpoint
 
-    def finish(self, result: Result) -> str | None:
+    def finish(self, result: Result) -> list[str]:
         """Writes the result and closes the record.
 
         Returns:
-            Why it could not be recorded, None if it was.
+            What an agent must know: that the result or an array could not be kept, and why.
         """
         with WRITING:
             problem = self._close(result, None)
+        if problem is not None:
+            return [f"This answer could not be recorded ({problem}): read_run will not find it."]
         if self._checkpoint is not None:
             self._checkpoint.clear()
-        return problem
+        return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
 
     def fail(self, error: NnterpError, partial: Result | None) -> None:
         """Closes the record of a call that raised, with what it had."""
@@ -85,23 +89,37 @@ class Recorder:
             self._close(partial, error)
 
     def _close(self, result: Result | None, error: NnterpError | None) -> str | None:
-        ended: dict[str, Any] = {
+        """Writes the end of the run; returns why it could not be, None if it was."""
+        try:
+            ended = self._end(error) | {"arrays": self._arrays, "environment": self._bench.environment}
+            if result is not None:
+                digest = self._store.write_result(self.run_id, result.model_dump_json().encode())
+                ended |= {"result_sha256": digest, "partial": error is not None}
+            self._store.write(self._store.read(self.run_id).model_copy(update=ended))
+        except (OSError, NnterpError) as problem:
+            self._give_up(_reason(problem), error)
+            return _reason(problem)
+        return None
+
+    def _give_up(self, reason: str, error: NnterpError | None) -> None:
+        """Says in the record that the result is lost; what it had on the disk makes room for that."""
+        lost = LimitExceeded(f"the result of {self.run_id} could not be recorded: {reason}", "Make room for runs.")
+        try:
+            self._store.empty(self.run_id)
+            self._store.write(self._store.read(self.run_id).model_copy(update=self._end(error or lost)))
+        except (OSError, NnterpError) as problem:
+            print(f"the end of {self.run_id} could not be recorded: {_reason(problem)}", file=sys.stderr)
+
+    def _end(self, error: NnterpError | None) -> dict[str, Any]:
+        return {
             "state": "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed",
-            "partial": error is not None and result is not None,
             "error": None if error is None else RunError.of(error),
             "ended": now(),
             "queue_seconds": self._queued,
             "compute_seconds": time.monotonic() - self._begun,
-            "arrays": self._arrays,
         }
-        try:
-            if self._problem is not None:
-                raise self._problem
-            record = self._store.read(self.run_id)
-            ended["environment"] = self._bench.environment
-            if result is not None:
-                ended["result_sha256"] = self._store.write_result(self.run_id, result.model_dump_json().encode())
-            self._store.write(record.model_copy(update=ended))
-        except (OSError, NnterpError) as problem:
-            return str(problem)
-        return None
+
+
+def _reason(error: OSError | NnterpError) -> str:
+    """Why something could not be written, without the paths of this machine."""
+    return os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)

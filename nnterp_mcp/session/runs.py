@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
-from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.errors import Cancelled, Internal, NnterpError
 from nnterp_mcp.session.pool import Entry, Pool
 from nnterp_mcp.session.process import OnProgress, Stop
 from nnterp_mcp.session.records import Owner, RunError, RunRecord
@@ -208,28 +208,47 @@ class Runs:
 
     async def sweep(self) -> None:
         """Makes room for new runs, as far as the quota asks for it."""
-        deleted = await anyio.to_thread.run_sync(self.store.sweep, self._quota)
+        try:
+            deleted = await anyio.to_thread.run_sync(self.store.sweep, self._quota)
+        except OSError as error:
+            logger.warning("no room could be made for runs: %s", error)
+            return
         if deleted:
             logger.info("deleted %d old runs to make room", len(deleted))
 
     async def _execute(self, run: LiveRun, spec: ToolSpec[Any, Any, Any], entry: Entry, client: Hashable) -> None:
+        """Brings a run to its end, and that into its record, even when the server ends under it."""
         answer: dict[str, Any] | None = None
-        error: NnterpError | None = None
+        error: NnterpError | None = Cancelled("the server ended")
         try:
-            with run.scope:
-                async with entry.turns.take(client, run.place):
-                    answer = await self._compute(run, entry)
-            error = run.stop.error if answer is None else None
-        except NnterpError as failure:
-            error = failure
-        with anyio.CancelScope(shield=True):
-            if error is not None and await anyio.to_thread.run_sync(self._close, run.id, error):
-                answer, error = await anyio.to_thread.run_sync(self.reread, spec, run.id), None
-            del self._live[run.id]
-            run.finish(answer, error)
+            answer, error = await self._attempt(run, entry, client)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if error is not None:
+                    answer = await anyio.to_thread.run_sync(self._close, run.id, spec, error)
+                del self._live[run.id]
+                run.finish(answer, None if answer is not None else error)
         self._count += 1
         if self._count % _SWEEP_EVERY == 0:
             await self.sweep()
+
+    async def _attempt(
+        self, run: LiveRun, entry: Entry, client: Hashable
+    ) -> tuple[dict[str, Any], None] | tuple[None, NnterpError]:
+        """What an agent is to see of a run, or why it did not finish."""
+        try:
+            with run.scope:
+                async with entry.turns.take(client, run.place):
+                    return await self._compute(run, entry), None
+            return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
+        except NnterpError as error:
+            return None, error
+        except Exception as error:  # it costs this run, and not the server
+            logger.error("[%s] %s", run.id, type(error).__name__, exc_info=error)
+            return None, Internal(
+                f"an unexpected {type(error).__name__} in the server (log id {run.id})",
+                "The server's log holds the details under that id; other calls are not affected.",
+            )
 
     async def _compute(self, run: LiveRun, entry: Entry) -> dict[str, Any]:
         worker = entry.worker
@@ -241,23 +260,25 @@ class Runs:
         recorded = Recorded(run=run.id, queued=run.begin())
         return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop)
 
-    def reread(self, spec: ToolSpec[Any, Any, Any], run_id: str) -> dict[str, Any]:
-        """What an agent is to see of a run, from its record."""
-        result = spec.result.model_validate_json(self.store.read_result(self.store.read(run_id)))
-        return spec.digest(result).model_dump(mode="json")
+    def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
+        """Writes the end of a run whose worker could not.
 
-    def _close(self, run_id: str, error: NnterpError) -> bool:
-        """Writes the end of a run whose worker could not, and says whether the run was finished in spite of the error.
-
-        A worker can be lost between the last line of a record and its reply.
+        Returns:
+            What an agent is to see of a run that was finished in spite of the error: a worker can be lost between the
+            last line of a record and its reply.
         """
         try:
             record = self.store.read(run_id)
-            if record.state == "running":
+            if record.state == "done":
+                return self._reread(spec, record)
+            if record.state in ("running", "interrupted"):
                 state = "cancelled" if isinstance(error, Cancelled) else "failed"
                 ended = {"state": state, "error": RunError.of(error), "ended": now()}
                 self.store.write(record.model_copy(update=ended))
         except (OSError, NnterpError) as problem:
             logger.warning("the end of %s could not be recorded: %s", run_id, problem)
-            return False
-        return record.state == "done"
+        return None
+
+    def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
+        result = spec.result.model_validate_json(self.store.read_result(record))
+        return spec.digest(result).model_dump(mode="json")

@@ -199,6 +199,16 @@ class RunStore:
         """Where an array lies."""
         return self._path(run_id) / f"{name}.safetensors"
 
+    def empty(self, run_id: str) -> None:
+        """Removes what lies beside a run's record.
+
+        Raises:
+            OSError: A file cannot be removed.
+        """
+        for path in self._path(run_id).iterdir():
+            if path.name not in ("run.json", "pinned"):
+                path.unlink()
+
     def pin(self, run_id: str, pinned: bool) -> None:
         """Keeps a run from the quota, or lets it go.
 

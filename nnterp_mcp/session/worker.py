@@ -111,10 +111,9 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     """Records a result, and returns what the server is to have of it."""
     if job.recorder is None:
         return result.model_dump(mode="json")
-    problem = job.recorder.finish(result)
+    problems = job.recorder.finish(result)
     answer = specs()[call.tool].digest(result)
-    if problem is not None:
-        answer.notes.append(f"This answer could not be recorded ({problem}): read_run will not find it.")
+    answer.notes += problems
     return answer.model_dump(mode="json")
 
 
