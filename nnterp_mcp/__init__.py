@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, run_prompts
     from nnterp_mcp.interventions.steering import steer
+    from nnterp_mcp.laboratory import Laboratory
     from nnterp_mcp.model.check import Check, check_model
     from nnterp_mcp.model.modules import ModuleAccessor
     from nnterp_mcp.model.rename import RenameConfig, get_rename_dict
@@ -52,6 +53,7 @@ _NAMES = {
     ),
     "interventions.prompts": ("Prompt", "get_first_tokens", "run_prompts"),
     "interventions.steering": ("steer",),
+    "laboratory": ("Laboratory",),
     "model.check": ("Check", "check_model"),
     "model.modules": ("ModuleAccessor",),
     "model.rename": ("RenameConfig", "get_rename_dict"),
@@ -62,6 +64,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Check",
+    "Laboratory",
     "ModuleAccessor",
     "Prompt",
     "RenameConfig",

@@ -1,4 +1,4 @@
-"""The command line: `nnterp-mcp serve | demo | check | fetch`."""
+"""The command line: `nnterp-mcp serve | demo | check | fetch | runs | replay | export`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp import __version__
+from nnterp_mcp.commands import runs
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 
 
@@ -42,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         serve.add_argument(flag, action="append", dest=name, metavar=metavar, help=f"{effect}; may be given again")
     serve.add_argument("--cache", type=Path, help="folder for converted weights")
-    serve.add_argument("--data", type=Path, help="folder for named vectors")
+    serve.add_argument("--data", type=Path, help="folder for named vectors, and for runs unless --runs is given")
+    serve.add_argument("--runs", type=Path, help="folder for runs")
+    serve.add_argument(
+        "--reply-within", type=float, metavar="SECONDS", help="after this a call answers with its run and goes on (45)"
+    )
     serve.add_argument(
         "--folder",
         type=Path,
@@ -72,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("model", nargs="?", default="smollm2-135m")
     fetch.add_argument("--revision", help="branch, tag or commit on the Hub")
     fetch.set_defaults(run=_fetch)
+
+    runs.add_to(commands)
     return parser
 
 

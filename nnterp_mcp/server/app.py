@@ -28,6 +28,7 @@ from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.departures import while_there
+from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -59,6 +60,7 @@ divergences are in nats. Errors say what to change."""
 
 def build(session: Session) -> Server[Any]:
     """A server whose calls run in the session's workers."""
+    resources = Resources(session)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
@@ -83,6 +85,10 @@ def build(session: Session) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_resources=resources.list,
+        on_list_resource_templates=resources.templates,
+        on_read_resource=resources.read,
+        on_completion=resources.complete,
     )
 
 

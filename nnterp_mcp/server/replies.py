@@ -23,14 +23,17 @@ _LONGEST_ERROR = 2000
 
 
 def answered(answer: Answer) -> CallToolResult:
-    """An answer as text and as structured content; its class says how it is written."""
-    text = _renderers()[type(answer)](answer)
+    """An answer as text and as structured content."""
     data = rounded(answer.model_dump(mode="json"))
     if answer.run_id is None:
         del data["run_id"]
-    else:
-        text = f"{text}\nrun_id: {answer.run_id}"
-    return CallToolResult(content=[TextContent(text=text)], structured_content=data)
+    return CallToolResult(content=[TextContent(text=written(answer))], structured_content=data)
+
+
+def written(answer: Answer) -> str:
+    """An answer as text; its class says how it is written."""
+    text = _renderers()[type(answer)](answer)
+    return text if answer.run_id is None else f"{text}\nrun_id: {answer.run_id}"
 
 
 @cache
@@ -40,13 +43,16 @@ def _renderers() -> dict[type[Answer], Callable[[Any], str]]:
 
 
 def refused(error: NnterpError) -> CallToolResult:
-    """An error, complete in the text: its code, what failed, and what to do."""
+    """An error, complete in the text."""
+    return CallToolResult(content=[TextContent(text=worded(error))], is_error=True)
+
+
+def worded(error: NnterpError) -> str:
+    """An error as text: its code, what failed, and what to do."""
     text = redact(f"{error.code}: {error.message}")
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
-    return CallToolResult(
-        content=[TextContent(text=f"{text}\n{error.next_step}" if error.next_step else text)], is_error=True
-    )
+    return f"{text}\n{error.next_step}" if error.next_step else text
 
 
 def masked(error: Exception) -> NnterpError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
@@ -24,13 +23,11 @@ from nnterp_mcp.errors import (
     TimedOut,
     UnknownModel,
 )
+from nnterp_mcp.session.handles import handle_of
 from nnterp_mcp.session.process import OnProgress, WorkerProcess
 from nnterp_mcp.session.turns import Turns
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
-
-_LONGEST_NAME = 60
-"""Characters of a handle, but for the number that may follow."""
 
 
 @dataclass(eq=False)
@@ -207,9 +204,7 @@ class Pool:
 
     def _mint(self, request: dict[str, Any]) -> str:
         """A handle that is free, and never stood for anything but this request."""
-        name = str(request["model"]).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", name[:_LONGEST_NAME])
-        base = base.removesuffix(".gguf").strip("-.").lower() or "model"
+        base = handle_of(str(request["model"]))
         handles = (base if count == 1 else f"{base}-{count}" for count in range(1, 1 << 30))
         free = (handle for handle in handles if handle not in self._entries)
         return next(handle for handle in free if self._loaded.get(handle, request) == request)

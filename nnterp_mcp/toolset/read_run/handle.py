@@ -33,7 +33,7 @@ async def handle(session: Session, params: ReadRunParams, on_progress: OnProgres
 def _read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
     record = store.read(params.run_id)
     if params.part == "answer":
-        return _answer(store, record)
+        return read_answer(store, record)
     rows, total = _rows(store, record, params)
     return ReadRunResult(
         run_id=record.id,
@@ -45,7 +45,13 @@ def _read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
     )
 
 
-def _answer(store: RunStore, record: RunRecord) -> Answer:
+def read_answer(store: RunStore, record: RunRecord) -> Answer:
+    """The answer that a run's tool gave, with the names of the parts that the run has.
+
+    Raises:
+        NnterpError: The run did not finish and kept nothing: what it raised.
+        InvalidRequest: The result is gone or damaged.
+    """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
     spec = specs()[record.tool]

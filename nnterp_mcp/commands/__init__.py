@@ -1,0 +1,1 @@
+"""Commands of `nnterp-mcp` that take more than a few lines."""

@@ -1,0 +1,141 @@
+"""The tools as methods, in this process: what an agent calls over MCP, with every number of the answer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnterp_mcp.contract import Result, ToolSpec
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import shown
+from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.folders import admit_model
+from nnterp_mcp.session.handles import handle_of
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.load_model.contract import LoadModelResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class _Job(Job):
+    """A call of this process: it has no record, so that what it keeps stays in memory."""
+
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
+        """Holds an array until the next call."""
+        self.arrays[name] = array.detach().cpu()
+
+
+class Laboratory:
+    """One model, and every tool that works on it as a method.
+
+        lab = Laboratory("smollm2-135m", dtype="float32")
+        result = lab.logit_lens(prompts="The capital of France is", targets={"capital": "Paris"})
+        print(lab.show(result))
+
+    A tool takes the arguments that it takes over MCP and returns its whole result, before anything is rounded or left
+    out. Nothing is recorded, but named vectors are kept where the server keeps them.
+
+    Attributes:
+        card: What was loaded.
+        arrays: What the last call kept beside its result, on the CPU: attention patterns, patching grids.
+        bench: The model with its limits and vectors, as the tools see it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        settings: Settings | None = None,
+        handle: str | None = None,
+        on_progress: OnProgress | None = None,
+        **loading: Any,
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            model: A built-in name, a Hub id, a local folder or a `.gguf` file.
+            settings: Limits, and where things are kept; from the environment by default. Without `folders`, files may
+                be read from anywhere.
+            handle: What results call the model; made from its name by default.
+            on_progress: Told how far each call is.
+            **loading: The other parameters of `load_model`.
+
+        Raises:
+            InvalidRequest: A parameter is wrong.
+            UnknownModel: There is no such model.
+            Forbidden: The settings do not allow it.
+        """
+        settings = _unconfined(settings or Settings())
+        source = admit_model(_absolute(model), settings.allowed_models, settings.folders)
+        self.bench = Bench(handle or handle_of(source), settings)
+        self.arrays: dict[str, Tensor] = {}
+        self._on_progress = on_progress or (lambda progress: None)
+        card = self._run(specs()["load_model"], {"model": source} | loading)
+        assert isinstance(card, LoadModelResult)
+        self.card = card
+
+    def call(self, tool: str, /, **arguments: Any) -> Result:
+        """Runs a tool by its name.
+
+        Raises:
+            InvalidRequest: There is no such tool here, or an argument is wrong.
+            NnterpError: What the tool raises.
+        """
+        if tool not in _tools():
+            raise InvalidRequest(f"a laboratory has no tool {shown(tool)}: it has {', '.join(_tools())}.")
+        return self._run(_tools()[tool], arguments)
+
+    def show(self, result: Result) -> str:
+        """A result as the text that an agent would see: rounded, and the main part of it only."""
+        spec = next(spec for spec in specs().values() if spec.result is type(result))
+        return spec.render(spec.digest(result))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in _tools():
+            raise AttributeError(f"a laboratory has no {name!r}; its tools are {', '.join(_tools())}")
+        return partial(self.call, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_tools()})
+
+    def __repr__(self) -> str:
+        return f"Laboratory({self.bench.handle!r})"
+
+    def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
+        params = spec.parse(arguments)
+        job = _Job(0, self._on_progress)
+        result = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run(self.bench, params, job)
+        self.arrays = job.arrays
+        return result
+
+
+def _tools() -> dict[str, ToolSpec[Any, Any, Any]]:
+    """The tools that work on a loaded model."""
+    return {name: spec for name, spec in specs().items() if spec.place == "worker"}
+
+
+def _unconfined(settings: Settings) -> Settings:
+    """Where the settings name no folders: any file, relative ones from the working folder first."""
+    here = Path.cwd()
+    return settings if settings.folders else settings.model_copy(update={"folders": (here, Path(here.anchor))})
+
+
+def _absolute(model: str) -> str:
+    """A model's name, or where it names something that is there, the path to that."""
+    from nnterp_mcp.model.load import BUILTIN
+
+    path = Path(model).expanduser()
+    return str(path.resolve()) if model != BUILTIN and path.exists() else model

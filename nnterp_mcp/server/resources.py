@@ -1,0 +1,184 @@
+"""Runs as MCP resources: a run's answer, its record, its result and its arrays, each under an address."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    BlobResourceContents,
+    CompleteRequestParams,
+    CompleteResult,
+    Completion,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    Resource,
+    ResourceTemplate,
+    ResourceTemplateReference,
+    TextResourceContents,
+)
+
+from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
+from nnterp_mcp.fields import shown
+from nnterp_mcp.render import size
+from nnterp_mcp.server import replies
+from nnterp_mcp.session.records import RunRecord, is_run_id
+from nnterp_mcp.session.runs import late
+from nnterp_mcp.session.session import Session
+from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.toolset.read_run.handle import read_answer
+
+T = TypeVar("T")
+Context = ServerRequestContext[Any]
+Contents = TextResourceContents | BlobResourceContents
+
+LISTED = 20
+"""Runs that `resources/list` names; every run can be read."""
+
+LARGEST = 16_000_000
+"""Bytes of a resource before it is encoded: it travels as one message, which clients hold in memory."""
+
+_COMPLETED = 100
+"""Runs among which a beginning of an id is looked for; MCP allows as many suggestions."""
+
+_ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+))?/?")
+
+_TEMPLATES = (
+    ("run://{run_id}", "run", "The answer of a run, as its tool gave it", "text/markdown"),
+    ("run://{run_id}/record", "record", "A run's parameters, versions, hashes and times", "application/json"),
+    ("run://{run_id}/result", "result", "A run's whole result", "application/json"),
+    ("run://{run_id}/{array}", "array", "An array that a run kept", "application/octet-stream"),
+)
+
+
+class Resources:
+    """The resources of a server.
+
+    Args:
+        session: What the server holds.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def _store(self) -> RunStore:
+        return self._session.runs.store
+
+    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+        """The latest runs."""
+        records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
+        return ListResourcesResult(resources=[_entry(record) for record in records])
+
+    async def templates(self, context: Context, params: PaginatedRequestParams | None) -> ListResourceTemplatesResult:
+        """The addresses that every run has."""
+        return ListResourceTemplatesResult(
+            resource_templates=[
+                ResourceTemplate(uri_template=template, name=name, title=title, mime_type=kind)
+                for template, name, title, kind in _TEMPLATES
+            ]
+        )
+
+    async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+        """What stands at an address; a run that is under way is not waited for."""
+        return ReadResourceResult(contents=[await _reported(self._read, params.uri)])
+
+    async def complete(self, context: Context, params: CompleteRequestParams) -> CompleteResult:
+        """Ids of runs, and names of arrays, that begin like what was typed."""
+        values: list[str] = []
+        if isinstance(params.ref, ResourceTemplateReference):
+            known = (params.context.arguments if params.context else None) or {}
+            values = await anyio.to_thread.run_sync(self._suggest, params.argument.name, known.get("run_id", ""))
+        begun = [value for value in values if value.startswith(params.argument.value)]
+        return CompleteResult(completion=Completion(values=begun, total=len(begun), has_more=False))
+
+    def _suggest(self, argument: str, run_id: str) -> list[str]:
+        if argument == "run_id":
+            return [record.id for record in self._store.latest(_COMPLETED)]
+        try:
+            return sorted(self._store.read(run_id).arrays)[:_COMPLETED] if is_run_id(run_id) else []
+        except NnterpError:
+            return []
+
+    async def _read(self, address: str) -> Contents:
+        found = _ADDRESS.fullmatch(address)
+        if found is None:
+            raise InvalidRequest(
+                f"there is no resource {shown(address)}: addresses are "
+                + ", ".join(template for template, *_ in _TEMPLATES)
+                + "."
+            )
+        run_id, part = found["run_id"], found["part"]
+        live = self._session.runs.find(run_id)
+        if live is not None and part is None:
+            return _text(address, replies.written(late(live)), "text/markdown")
+        record = await anyio.to_thread.run_sync(self._store.read, run_id)
+        return await anyio.to_thread.run_sync(_read_part, self._store, record, address, part)
+
+
+def _entry(record: RunRecord) -> Resource:
+    when = record.opened[:16].replace("T", " ")
+    return Resource(
+        uri=f"run://{record.id}",
+        name=record.id,
+        title=f"{record.tool} on {record.model}, {record.state}, {when}",
+        mime_type="text/markdown",
+    )
+
+
+def _read_part(store: RunStore, record: RunRecord, address: str, part: str | None) -> Contents:
+    if part is None:
+        return _text(address, replies.written(read_answer(store, record)), "text/markdown")
+    if part == "record":
+        return _text(address, record.model_dump_json(indent=2), "application/json")
+    if part == "result":
+        return _text(address, _within_limit(store.read_result(record), address).decode(), "application/json")
+    if part not in record.arrays:
+        names = ", ".join(["record", "result", *record.arrays])
+        raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {names}.")
+    path = store.array_path(record.id, part)
+    try:
+        _check_size(path.stat().st_size, address)
+        content = path.read_bytes()
+    except OSError:
+        raise InvalidRequest(f"the array {part!r} of {record.id} is gone.", "Run the experiment again.") from None
+    return BlobResourceContents(
+        uri=address, blob=base64.b64encode(content).decode(), mime_type="application/octet-stream"
+    )
+
+
+def _within_limit(content: bytes, address: str) -> bytes:
+    _check_size(len(content), address)
+    return content
+
+
+def _check_size(count: int, address: str) -> None:
+    if count > LARGEST:
+        raise LimitExceeded(
+            f"{address} has {size(count)}, and a resource at most {size(LARGEST)}",
+            "read_run gives the rows that are asked for, with where, columns, offset and limit.",
+        )
+
+
+def _text(address: str, text: str, kind: str) -> TextResourceContents:
+    return TextResourceContents(uri=address, text=text, mime_type=kind)
+
+
+async def _reported(read: Callable[[str], Awaitable[T]], address: str) -> T:
+    """Reads, with our errors as the protocol's."""
+    try:
+        return await read(address)
+    except NnterpError as error:
+        raise MCPError(INVALID_PARAMS, replies.worded(error)) from None
+    except Exception as error:
+        raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None

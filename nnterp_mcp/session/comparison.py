@@ -1,0 +1,126 @@
+"""How far two results of one call lie apart: every number, every text, field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
+_FLOOR = 0.01
+"""Numbers below it are judged as if they were as large: what moves a probability of 1e-9 is rounding."""
+
+_Leaf = tuple[str, str, Any, Any]
+"""A field, the place in it, and what stands there in either result."""
+
+
+@dataclass
+class FieldComparison:
+    """One field of two results, over every place where it occurs.
+
+    Attributes:
+        field: Its path, such as `readings.layers.kl`.
+        numbers: Numbers compared.
+        texts: Texts, flags and lengths compared.
+        largest: The largest absolute difference of two numbers.
+        relative: The largest difference of two numbers beside the larger of them (or 0.01, if both are smaller).
+        differing: Numbers beyond the tolerance, and texts that are not equal.
+        example: The first of those: where it stands, and both of its values.
+    """
+
+    field: str
+    numbers: int = 0
+    texts: int = 0
+    largest: float = 0.0
+    relative: float = 0.0
+    differing: int = 0
+    example: str | None = None
+
+    def add(self, place: str, before: Any, after: Any, tolerance: float) -> None:
+        """Compares what stands at one place."""
+        if _is_number(before) and _is_number(after):
+            self.numbers += 1
+            differs = self._add_number(float(before), float(after), tolerance)
+        else:
+            self.texts += 1
+            differs = before != after
+        if differs:
+            self.differing += 1
+            self.example = self.example or f"{place}: {before!r} → {after!r}"
+
+    def _add_number(self, before: float, after: float, tolerance: float) -> bool:
+        if before == after or (math.isnan(before) and math.isnan(after)):
+            return False
+        apart = abs(before - after)
+        apart = math.inf if math.isnan(apart) else apart
+        beside = apart / max(abs(before), abs(after), _FLOOR) if math.isfinite(apart) else math.inf
+        self.largest, self.relative = max(self.largest, apart), max(self.relative, beside)
+        return beside > tolerance
+
+
+def compare(before: Any, after: Any, tolerance: float, without: Collection[str] = ()) -> list[FieldComparison]:
+    """Compares two results as plain data.
+
+    Args:
+        before: The first: dictionaries, lists, numbers, texts.
+        after: The second.
+        tolerance: How far two numbers may lie apart, beside the larger of them (or 0.01, if both are smaller).
+        without: Names of fields that are passed over.
+
+    Returns:
+        One comparison for each field that holds numbers or texts, in the order in which they first occur.
+    """
+    fields: dict[str, FieldComparison] = {}
+    for field, place, first, second in _leaves("", "", before, after, frozenset(without)):
+        fields.setdefault(field, FieldComparison(field)).add(place, first, second, tolerance)
+    return list(fields.values())
+
+
+def compare_arrays(
+    field: str, before: Float[np.ndarray, ...], after: Float[np.ndarray, ...], tolerance: float
+) -> FieldComparison:
+    """Compares two arrays, as `compare` does numbers."""
+    import numpy as np
+
+    found = FieldComparison(field)
+    if before.shape != after.shape:
+        found.add("shape", list(before.shape), list(after.shape), tolerance)
+        return found
+    first, second = before.astype(np.float64), after.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.where((first == second) | (np.isnan(first) & np.isnan(second)), 0.0, np.abs(first - second))
+        beside = apart / np.maximum(np.maximum(np.abs(first), np.abs(second)), _FLOOR)
+    beyond = np.isnan(beside) | (beside > tolerance)
+    found.numbers = first.size
+    found.largest = float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
+    found.relative = float(np.nan_to_num(beside, nan=np.inf).max(initial=0.0))
+    found.differing = int(beyond.sum())
+    if found.differing:
+        place = tuple(map(int, np.argwhere(beyond)[0]))
+        found.example = f"{field}{list(place)}: {first[place]!r} → {second[place]!r}"
+    return found
+
+
+def _leaves(field: str, place: str, before: Any, after: Any, without: frozenset[str]) -> Iterator[_Leaf]:
+    """What stands at each place of either result; a list's length where the lengths differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in dict.fromkeys([*before, *after]):
+            if name not in without:
+                inner = f"{field}.{name}" if field else str(name)
+                where = f"{place}.{name}" if place else str(name)
+                yield from _leaves(inner, where, before.get(name), after.get(name), without)
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        if len(before) != len(after):
+            yield field, f"{place} (length)", f"{len(before)} items", f"{len(after)} items"
+        for index, (first, second) in enumerate(zip(before, after, strict=False)):
+            yield from _leaves(field, f"{place}[{index}]", first, second, without)
+    else:
+        yield field, place, before, after
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
