@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.edits import Edit, Seen, StateEdit
 from nnterp_mcp.interventions.engine import Plan, forward
 from nnterp_mcp.interventions.generation import generate
@@ -23,7 +24,7 @@ from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.vectors import Vectors
 from nnterp_mcp.interventions.windows import Reach, Selection, Window, goes_on
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import Operation, Patch
 
@@ -110,13 +111,14 @@ class _Everywhere:
         """Makes every run, a batch at a time."""
         model = self.model
         count = max(1, LOGITS_AT_ONCE // model.vocab_size)
-        batches = fill_batches(
-            self.rows, self.batch_tokens, model.pad_id, model.device, pad=model.can("batch"), batch_size=count
-        )
-        for batch in batches:
+
+        def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
             ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
             logits = forward(model, batch, self.steering, logits=ends).logits
             assert logits is not None
+            return logits
+
+        for batch, logits in run_batches(model, self.rows, self.batch_tokens, end, batch_size=count):
             yield [prompt.index for prompt in batch.prompts], logits
 
     def generate(

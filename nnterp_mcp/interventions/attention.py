@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nnterp_mcp.fields import LayerSpec
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, require_place
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import IndexSpec
 
@@ -148,10 +149,14 @@ def read_attention(
     asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
     parts: list[AttentionNumbers] = []
     order: list[int] = []
-    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+
+    def read(batch: Batch) -> AttentionNumbers:
         here = [asked[prompt.index] for prompt in batch.prompts]
         reads = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
-        parts.append(join_heads(forward(model, batch, plan, reads).reads))
+        return join_heads(forward(model, batch, plan, reads).reads)
+
+    for batch, numbers in run_batches(model, prompts, batch_tokens, read):
+        parts.append(numbers)
         order += [prompt.index for prompt in batch.prompts]
         on_batch(len(order))
     return _sorted(parts, order, chosen, {} if queries is None else asked)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import Read, forward
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.separation import Fit, Separation, separate
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import Batch, encode_prompts, fill_batches
+from nnterp_mcp.model.prompts import Batch, encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import TokenDifference
 
@@ -100,10 +101,14 @@ def average_states(
     places = [Place("layers_output", layer) for layer in layers]
     parts: list[Tensor] = []
     order: list[int] = []
-    for batch in fill_batches(encoded, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+
+    def read(batch: Batch) -> Float[Tensor, "row layer hidden_and_length"]:
         reduce = _average_over(_weights(batch, positions))
         reads = forward(model, batch, reads=[Read(place, reduce) for place in places]).reads
-        parts.append(torch.stack([read.cpu() for read in reads], dim=1))
+        return torch.stack([read.cpu() for read in reads], dim=1)
+
+    for batch, states in run_batches(model, encoded, batch_tokens, read):
+        parts.append(states)
         order += [prompt.index for prompt in batch.prompts]
         on_batch(len(order))
     rows = torch.cat(parts)[torch.tensor(order).argsort()]

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling, choose
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.probe import probe_ids
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -81,17 +82,22 @@ def generate(
     found: dict[int, Generation] = {}
     done = 0
     room = max(1, batch_tokens - max_new_tokens)
+
+    def say(batch: Batch) -> list[Generation]:
+        nonlocal done
+        loop = _Loop(model, batch, plan, sampling)
+        for _ in range(max_new_tokens):
+            should_stop()
+            loop.step()
+            done += 1
+            on_token(done)
+            if loop.ended:
+                break
+        return loop.generations
+
     with torch.inference_mode(), attention_for(model, plan):
-        for batch in fill_batches(prompts, room, model.pad_id, model.device, pad=model.can("batch")):
-            loop = _Loop(model, batch, plan, sampling)
-            for _ in range(max_new_tokens):
-                should_stop()
-                loop.step()
-                done += 1
-                on_token(done)
-                if loop.ended:
-                    break
-            found |= {generation.prompt: generation for generation in loop.generations}
+        for _, said in run_batches(model, prompts, room, say):
+            found |= {generation.prompt: generation for generation in said}
     return [found[prompt.index] for prompt in prompts]
 
 

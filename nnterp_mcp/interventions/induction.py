@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Target, attention_reads, join_heads
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches, token_text
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -122,13 +123,17 @@ def score_heads(
     parts: list[AttentionNumbers] = []
     copying: list[Tensor] = []
     order: list[int] = []
-    for batch in fill_batches(repeated.prompts, batch_tokens, model.pad_id, model.device):
+
+    def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
         queries = [repeated.second] * len(batch.prompts)
         places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
         passed = forward(model, batch, plan, attention_reads(batch, queries, chosen), places)
         assert passed.logits is not None
-        parts.append(join_heads(passed.reads))
-        copying.append(_log_probs_of_next(passed.logits, batch, repeated))
+        return join_heads(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
+
+    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score):
+        parts.append(numbers)
+        copying.append(copied)
         order += [prompt.index for prompt in batch.prompts]
         on_batch(len(order))
     rows = sorted(range(len(order)), key=order.__getitem__)

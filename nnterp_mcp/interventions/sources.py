@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import Read, forward
 from nnterp_mcp.interventions.places import Place, by_position
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -53,13 +54,16 @@ def gather(
     groups = list(needed.values())
     prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
     gathered: Gathered = {}
-    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
+
+    def read(batch: Batch) -> list[Gathered]:
         check()
         asked = [(row, request) for row, prompt in enumerate(batch.prompts) for request in groups[prompt.index]]
         places = {request.place for _, request in asked}
-        reads = [Read(place, _taker(place, batch, asked)) for place in places]
-        for found in forward(model, batch, reads=reads).reads:
-            gathered.update(found)
+        return forward(model, batch, reads=[Read(place, _taker(place, batch, asked)) for place in places]).reads
+
+    for _, found in run_batches(model, prompts, batch_tokens, read):
+        for states in found:
+            gathered.update(states)
     return gathered
 
 

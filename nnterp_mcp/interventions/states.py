@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -53,12 +54,17 @@ def iterate_states(
         The states of each batch; prompts of similar length come together, so not in their order.
     """
     asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
+
+    def places(batch: Batch) -> list[tuple[int, int]]:
+        return [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
+
+    def read(batch: Batch) -> Float[Tensor, "reading layer hidden"]:
+        return _read(model, batch, places(batch), layers, plan)
+
     done = 0
-    for batch in fill_batches(prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch")):
-        wanted = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
+    for batch, states in run_batches(model, prompts, batch_tokens, read):
         done += len(batch.prompts)
-        keys = [(batch.prompts[row].index, at) for row, at in wanted]
-        yield BatchStates(keys, _read(model, batch, wanted, layers, plan), done)
+        yield BatchStates([(batch.prompts[row].index, at) for row, at in places(batch)], states, done)
 
 
 def read_states(

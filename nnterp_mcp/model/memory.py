@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import struct
@@ -27,6 +28,21 @@ def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None
     count = sum(_numel(file) for file in _read_files(folder) if file.exists())
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch raises an error of no special class."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return "can't allocate memory" in said or "not enough memory" in said
+
+
+def release(device: torch.device) -> None:
+    """Gives back what an attempt that ran out of memory still holds."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free(device: torch.device) -> int:

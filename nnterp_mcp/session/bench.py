@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from nnterp_mcp.errors import LimitExceeded, NoModel
 from nnterp_mcp.fields import Prompt
 from nnterp_mcp.operations import Operation
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.model_files import ModelFiles
+from nnterp_mcp.session.model_files import Origin
 from nnterp_mcp.session.records import RunEnvironment
 from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.settings import Settings
@@ -49,7 +49,7 @@ class Bench:
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
-    _origin: tuple[str, str | None, ModelFiles | None] = ("memory", None, None)
+    _origin: Origin = field(default_factory=lambda: Origin("memory"))
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -79,8 +79,7 @@ class Bench:
         """What computes here, for the records of runs."""
         import torch
 
-        model = self.model
-        source, revision, files = self._origin
+        model, origin = self.model, self._origin
         return RunEnvironment(
             versions=versions(),
             platform=f"{platform.system()} {platform.machine()}",
@@ -89,10 +88,10 @@ class Bench:
             dtype=str(model.module.dtype).removeprefix("torch."),
             attention=model.attention,
             architecture=self.identity.architecture,
-            source=source,
-            revision=revision,
+            source=origin.source,
+            revision=origin.revision,
             fingerprint=self.identity.fingerprint,
-            files=files.cards(_HASHING) if files else {},
+            files=origin.files.cards(_HASHING) if origin.files else {},
             threads=torch.get_num_threads(),
         )
 
@@ -114,12 +113,10 @@ class Bench:
         stored = self.vectors.load(name, self.identity, self.handle)
         return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
 
-    def place(
-        self, model: StandardizedTransformer, source: str, revision: str | None, files: ModelFiles | None
-    ) -> None:
+    def place(self, model: StandardizedTransformer, origin: Origin | None = None) -> None:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
-        self._origin = source, revision, files
+        self._origin = origin or self._origin
 
     def longest_prompt(self, new_tokens: int = 0) -> int:
         """Tokens that a prompt may have when so many are to follow it.

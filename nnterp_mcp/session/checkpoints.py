@@ -22,14 +22,9 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 class Checkpoint:
-    """The parts of one call, by name. Without a folder it keeps nothing and knows nothing.
-
-    Attributes:
-        taken: How many parts were found from an earlier call.
-    """
+    """The parts of one call, by name. Without a folder it keeps nothing and knows nothing."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.taken = 0
         self._folder = folder
 
     def take(self, name: str, kind: type[M]) -> M | None:
@@ -37,11 +32,9 @@ class Checkpoint:
         if self._folder is None:
             return None
         try:
-            part = kind.model_validate_json((self._folder / f"{name}.json").read_bytes())
+            return kind.model_validate_json((self._folder / f"{name}.json").read_bytes())
         except (OSError, ValidationError):
             return None
-        self.taken += 1
-        return part
 
     def put(self, name: str, part: BaseModel) -> None:
         """Keeps a part; where the disk refuses, the call goes on without."""

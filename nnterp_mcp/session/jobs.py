@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import NnterpError
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnterp_mcp.session.recorder import Recorder
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass
@@ -67,6 +73,43 @@ class Job:
         if self.recorder is not None:
             self.recorder.keep(name, array, axes)
 
-    def checkpoint(self) -> Checkpoint:
-        """The parts of this call that are finished, also those of an equal call that died; empty without a record."""
-        return Checkpoint(None) if self.recorder is None else self.recorder.checkpoint()
+    def in_parts(
+        self,
+        groups: Sequence[Sequence[T]],
+        kind: type[M],
+        compute: Callable[[Sequence[T]], M],
+        assemble: Callable[[Sequence[M], int], R],
+        what: str,
+    ) -> R:
+        """Works through items group by group, so that what is finished outlasts what comes after it.
+
+        A call that is stopped keeps the result of its finished groups as a partial one. A long call that died is taken
+        up by the next equal call where it ended.
+
+        Args:
+            groups: The items, in the groups that are computed together.
+            kind: The class of what comes out of a group.
+            compute: Computes a group.
+            assemble: Makes the result of the groups that are there; told how many items an earlier call had computed.
+            what: The items' name, for the progress.
+
+        Raises:
+            NnterpError: The call was stopped, or what `compute` raised.
+        """
+        checkpoint = Checkpoint(None) if self.recorder is None or len(groups) == 1 else self.recorder.checkpoint()
+        parts: list[M] = []
+        total, done = sum(map(len, groups)), 0
+        taken = 0
+        self.partial = lambda: assemble(parts, taken) if parts else None
+        for number, group in enumerate(groups):
+            self.check()
+            part = checkpoint.take(str(number), kind)
+            if part is None:
+                part = compute(group)
+                checkpoint.put(str(number), part)
+            else:
+                taken += len(group)
+            parts.append(part)
+            done += len(group)
+            self.progress(done, total, f"{done} of {total} {what}")
+        return assemble(parts, taken)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnterp_mcp.session.records import FileCard
 
 _READ = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from: in words, the Hub's commit, the files."""
+
+    source: str
+    revision: str | None = None
+    files: ModelFiles | None = None
 
 
 class ModelFiles:
@@ -47,8 +57,8 @@ class ModelFiles:
 
 def _sha256(path: Path) -> str:
     """The hash of a file; the Hub's cache names large files by it, so that these need not be read."""
-    target = path.resolve().name
-    if path.is_symlink() and _SHA256.fullmatch(target):
-        return target
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return target.name
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()

@@ -261,7 +261,7 @@ def test_a_cancelled_call_stops_and_attention_is_as_before(llama: Bench):
     from nnterp_mcp.toolset.attention_probs.run import run
 
     cancelled = job()
-    cancelled.cancel()
+    cancelled.stop(Cancelled("the client cancelled the call"))
     before = llama.model.attention
     with pytest.raises(Cancelled):
         run(llama, SPEC.parse({"prompts": "Spain"}), cancelled)

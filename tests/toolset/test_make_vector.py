@@ -176,7 +176,7 @@ def test_refusals_in_the_worker(bench: Bench) -> None:
 
 def test_a_cancelled_call_keeps_nothing(bench: Bench) -> None:
     job = Job(1, lambda progress: None)
-    job.cancel()
+    job.stop(Cancelled("the client cancelled the call"))
 
     with pytest.raises(Cancelled):
         ask(bench, job, name="joy", method="mean_difference", positive=JOY, negative=GRIEF)

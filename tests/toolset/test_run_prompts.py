@@ -212,6 +212,8 @@ def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None
         shared={f"{name} and another": ["x"] for name in names},
         interventions=[],
         rows=[row] * 500,
+        asked=500,
+        taken=0,
         seconds=3.0,
     )
     answer: Answer = SPEC.digest(result)

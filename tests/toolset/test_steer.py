@@ -142,7 +142,7 @@ def test_progress_grows_and_a_cancelled_call_stops(bench: Bench) -> None:
 
     assert len(told) > 2
     assert [progress.done for progress in told] == sorted({progress.done for progress in told})
-    job = Job(1, lambda progress: job.cancel())
+    job = Job(1, lambda progress: job.stop(Cancelled("the client cancelled the call")))
     with pytest.raises(Cancelled):
         ask(bench, job, vector=INLINE, max_new_tokens=3)
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.model_files import ModelFiles
+from nnterp_mcp.session.model_files import ModelFiles, Origin
 from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    bench.place(model, located.origin, located.revision, ModelFiles(located.folder, located.gguf))
+    bench.place(model, Origin(located.origin, located.revision, ModelFiles(located.folder, located.gguf)))
     return LoadModelResult(
         handle=bench.handle,
         architecture=type(weights).__name__,

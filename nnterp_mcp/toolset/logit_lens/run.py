@@ -9,39 +9,52 @@ from nnterp_mcp.interventions.lens import LensReadings, read_lens
 from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.toolset.logit_lens.contract import LayerReading, LogitLensParams, LogitLensResult, Reading
+from nnterp_mcp.toolset.logit_lens.contract import LayerReading, LogitLensParams, LogitLensResult, Reading, Readings
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
 
 
 def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
-    """Reads the lens and puts words to its tokens."""
+    """Reads the lens batch by batch, and puts words to its tokens."""
     model, settings = bench.model, bench.settings
     prompts = bench.encode(params.prompts)
     targets = follow_targets(params.targets, model.tokenizer)
     edits = bench.plan(params.interventions, prompts, job)
-    readings = read_lens(
-        model,
-        prompts,
-        [resolve_positions(params.positions, prompt) for prompt in prompts],
-        resolve_layers(params.layers, model.num_layers, bench.handle),
-        top_k=params.top_k,
-        categories=[list(targets.ids.values())] * len(prompts),
-        plan=edits,
-        batch_tokens=settings.batch_tokens,
-        on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
-    )
-    return LogitLensResult(
-        model=bench.handle,
-        last_layer=model.num_layers - 1,
-        categories=targets.words,
-        shared=targets.shared,
-        interventions=list(edits.labels),
-        readings=[_reading(readings, index, prompts, model.tokenizer) for index in range(len(readings.prompts))],
-    )
+    positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
+    layers = resolve_layers(params.layers, model.num_layers, bench.handle)
+
+    def read(group: Sequence[EncodedPrompt]) -> Readings:
+        readings = read_lens(
+            model,
+            group,
+            [positions[prompt.index] for prompt in group],
+            layers,
+            top_k=params.top_k,
+            categories=[list(targets.ids.values())] * len(group),
+            plan=edits,
+            batch_tokens=settings.batch_tokens,
+            on_batch=lambda done: job.check(),
+        )
+        return Readings(
+            readings=[_reading(readings, index, prompts, model.tokenizer) for index in range(len(readings.prompts))]
+        )
+
+    def assemble(parts: Sequence[Readings], taken: int) -> LogitLensResult:
+        readings = [reading for part in parts for reading in part.readings]
+        return LogitLensResult(
+            model=bench.handle,
+            last_layer=model.num_layers - 1,
+            categories=targets.words,
+            shared=targets.shared,
+            interventions=list(edits.labels),
+            readings=sorted(readings, key=lambda reading: (reading.prompt, reading.position)),
+        )
+
+    batches = fill_batches(prompts, settings.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
+    return job.in_parts([batch.prompts for batch in batches], Readings, read, assemble, "prompts")
 
 
 def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> Reading:

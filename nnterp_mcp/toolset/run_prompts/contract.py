@@ -109,7 +109,11 @@ class PromptRow(BaseModel):
 
 
 class RunPromptsResult(Result):
-    """Every prompt, at every layer read; `seconds` is the time beside the model."""
+    """Every prompt, at every layer read.
+
+    `asked` counts the prompts of the request, `taken` the rows that an equal call had computed before it died;
+    `seconds` is the time beside the model, of both.
+    """
 
     model: str
     readout: str
@@ -118,6 +122,15 @@ class RunPromptsResult(Result):
     shared: dict[str, list[str]]
     interventions: list[str]
     rows: list[PromptRow]
+    asked: int
+    taken: int
+    seconds: float
+
+
+class PromptRows(BaseModel):
+    """Some of the prompts' rows, by their number in the request, and the seconds that they took."""
+
+    rows: dict[int, PromptRow]
     seconds: float
 
 
@@ -139,8 +152,8 @@ def digest(result: RunPromptsResult) -> RunPromptsAnswer:
         finding=_finding(result),
         notes=_notes(result, len(examples.rows)),
         model=result.model,
-        total=len(result.rows),
-        truncated=len(examples.rows) < len(result.rows),
+        total=result.asked,
+        truncated=len(examples.rows) < result.asked,
         categories=_categories(result),
         by_layer=_by_layer(result) if len(result.layers) > 1 and result.categories else None,
         examples=examples,
@@ -213,6 +226,8 @@ def _first(row: PromptRow) -> list[Cell]:
 
 def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
     notes = in_force(result.interventions)
+    if result.taken:
+        notes.append(f"{plural(result.taken, 'prompt')} taken over from an equal call that did not finish.")
     notes += shared_tokens(result.shared)
     if len(result.categories) > _CATEGORIES:
         others = len(result.categories) - _CATEGORIES
@@ -221,7 +236,8 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
         notes.append(f"{plural(len(result.layers) - _LAYERS, 'layer')} not shown: read_run has them.")
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
-        notes.append(f"{hidden} not listed (read_run has them); {number(len(result.rows) / max(result.seconds, 1e-9))} prompts a second.")
+        speed = number(len(result.rows) / max(result.seconds, 1e-9))
+        notes.append(f"{hidden} not listed (read_run has them); {speed} prompts a second.")
     return notes
 
 

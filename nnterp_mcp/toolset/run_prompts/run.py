@@ -17,13 +17,14 @@ from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.run_prompts.contract import (
     PromptFile,
     PromptItem,
     PromptRow,
+    PromptRows,
     RunPromptsParams,
     RunPromptsResult,
 )
@@ -38,47 +39,69 @@ class _Experiment:
     """What is read of which prompts.
 
     Attributes:
-        prompts: The prompts.
+        bench: The model, and the limits.
+        readout: How it is read.
         layers: The layers to read.
+        names: The categories.
         categories: For each prompt, the token ids of each category.
         plan: The operations in force.
         batch_tokens: Padded tokens in a batch.
     """
 
-    prompts: list[EncodedPrompt]
+    bench: Bench
+    readout: str
     layers: list[int]
+    names: list[str]
     categories: list[list[list[int]]]
     plan: Plan
     batch_tokens: int
 
+    def read(self, group: Sequence[EncodedPrompt], job: Job) -> PromptRows:
+        """Reads some of the prompts, and puts words to their tokens."""
+        begun = time.monotonic()
+        prompts = sorted(group, key=lambda prompt: prompt.index)
+        followed = [self.categories[prompt.index] for prompt in prompts]
+        readout = (_read_patchscope if self.readout == "patchscope" else _read_lens)(self, prompts, followed, job)
+        tokenizer = self.bench.model.tokenizer
+        rows = {prompt.index: _row(tokenizer, prompt, readout, place) for place, prompt in enumerate(prompts)}
+        return PromptRows(rows=rows, seconds=time.monotonic() - begun)
+
 
 def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
-    """Reads every prompt and puts words to its tokens."""
+    """Reads every prompt, batch by batch."""
     model = bench.model
     items = _items(bench, params)
     names, targets = _targets(items, params, model.tokenizer)
     prompts = bench.encode([item.prompt for item in items])
     last = [model.num_layers - 1]
     experiment = _Experiment(
-        prompts,
+        bench,
+        params.readout,
         last if params.readout == "next_token" else resolve_layers(params.layers, model.num_layers, bench.handle),
+        names,
         targets,
         bench.plan(params.interventions, prompts, job),
         params.batch_tokens or bench.settings.batch_tokens,
     )
-    begun = time.monotonic()
-    readout = (_read_patchscope if params.readout == "patchscope" else _read_lens)(bench, experiment, job)
-    elapsed = time.monotonic() - begun
-    return RunPromptsResult(
-        model=bench.handle,
-        readout=params.readout,
-        layers=experiment.layers,
-        categories=names,
-        shared=_shared(names, targets, model.tokenizer),
-        interventions=list(experiment.plan.labels),
-        rows=[_row(model.tokenizer, prompt, readout, index) for index, prompt in enumerate(prompts)],
-        seconds=elapsed,
-    )
+
+    def assemble(parts: Sequence[PromptRows], taken: int) -> RunPromptsResult:
+        rows = {number: row for part in parts for number, row in part.rows.items()}
+        return RunPromptsResult(
+            model=bench.handle,
+            readout=params.readout,
+            layers=experiment.layers,
+            categories=names,
+            shared=_shared(names, targets, model.tokenizer),
+            interventions=list(experiment.plan.labels),
+            rows=[rows[number] for number in sorted(rows)],
+            asked=len(prompts),
+            taken=taken,
+            seconds=sum(part.seconds for part in parts),
+        )
+
+    batches = fill_batches(prompts, experiment.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
+    groups = [batch.prompts for batch in batches]
+    return job.in_parts(groups, PromptRows, lambda group: experiment.read(group, job), assemble, "prompts")
 
 
 def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
@@ -109,45 +132,45 @@ def _targets(
     return names, [[known[own[name]] for name in names] for own in words]
 
 
-def _read_lens(bench: Bench, experiment: _Experiment, job: Job) -> Readout:
-    count = len(experiment.prompts)
-    readings = read_lens(
-        bench.model,
-        experiment.prompts,
-        [[len(prompt.ids) - 1] for prompt in experiment.prompts],
-        experiment.layers,
-        categories=experiment.categories,
-        top_k=1,
-        plan=experiment.plan,
-        batch_tokens=experiment.batch_tokens,
-        on_batch=lambda done: job.progress(done, count, f"{done} of {count} prompts"),
-    )
-    return readings.readout
-
-
-def _read_patchscope(bench: Bench, experiment: _Experiment, job: Job) -> Readout:
-    model, prompts = bench.model, experiment.prompts
-    states = read_states(
-        model,
+def _read_lens(
+    experiment: _Experiment, prompts: Sequence[EncodedPrompt], followed: Sequence[list[list[int]]], job: Job
+) -> Readout:
+    return read_lens(
+        experiment.bench.model,
         prompts,
         [[len(prompt.ids) - 1] for prompt in prompts],
         experiment.layers,
+        categories=followed,
+        top_k=1,
+        plan=experiment.plan,
+        batch_tokens=experiment.batch_tokens,
+        on_batch=lambda done: job.check(),
+    ).readout
+
+
+def _read_patchscope(
+    experiment: _Experiment, prompts: Sequence[EncodedPrompt], followed: Sequence[list[list[int]]], job: Job
+) -> Readout:
+    bench, layers = experiment.bench, experiment.layers
+    states = read_states(
+        bench.model,
+        prompts,
+        [[len(prompt.ids) - 1] for prompt in prompts],
+        layers,
         plan=experiment.plan,
         batch_tokens=experiment.batch_tokens,
         on_batch=lambda done: job.check(),
     )
-    pairs = pair_layers(experiment.layers, "same", model.num_layers, bench.handle)
-    total = len(prompts) * len(pairs)
     return read_patchscope(
-        model,
+        bench.model,
         states,
-        experiment.layers,
+        layers,
         _target(bench),
-        pairs,
+        pair_layers(layers, "same", bench.model.num_layers, bench.handle),
         top_k=1,
-        categories=experiment.categories,
+        categories=followed,
         batch_tokens=experiment.batch_tokens,
-        on_batch=lambda done: job.progress(done, total, f"{done} of {total} patches"),
+        on_batch=lambda done: job.check(),
     ).patched
 
 
