@@ -14,7 +14,8 @@ import anyio
 from mcp.server.lowlevel import Server
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.redaction import RedactingFormatter, hide
+from nnterp_mcp.redaction import hide
+from nnterp_mcp.server import logs
 from nnterp_mcp.server.app import build
 from nnterp_mcp.server.auth import require_safe_bind
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
@@ -37,19 +38,10 @@ def serve(settings: Settings) -> None:
     require_safe_bind(settings)
     listener = None if settings.transport == "stdio" else _listen(settings)
     hide(settings.take_secrets())
-    _log()
+    logs.begin(settings.log_format)
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, settings, listener)
     _exit()
-
-
-def _log() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    logging.captureWarnings(True)
-    for noisy in ("mcp", "httpx", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _exit() -> NoReturn:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
+from nnterp_mcp.redaction import redact
 from nnterp_mcp.session.files import write_whole
 from nnterp_mcp.session.records import ArrayCard, RunRecord, check_run_id, is_run_id
 
@@ -91,7 +92,7 @@ class RunStore:
         Raises:
             OSError: It cannot be written; the old record is still there.
         """
-        write_whole(self._path(record.id) / "run.json", record.model_dump_json().encode(), sync)
+        write_whole(self._path(record.id) / "run.json", redact(record.model_dump_json()).encode(), sync)
 
     def read(self, run_id: str) -> RunRecord:
         """A run's record.

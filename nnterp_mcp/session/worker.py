@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, WorkerLost
+from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.recorder import WRITING, Recorder
@@ -84,6 +85,7 @@ def main() -> None:
     outbox = Outbox(sink)
     inbox = Inbox(source, outbox)
     start = inbox.start.get()
+    hide(start.settings.take_secrets())
     bench = Bench(start.handle, start.settings)
     while True:
         call, job = inbox.calls.get()
@@ -132,11 +134,12 @@ def _give_up(job: Job, error: Exception) -> NnterpError:
 def _translate(error: Exception) -> NnterpError:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    from nnterp_mcp.model.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
         return OutOfMemory("the call did not fit the memory", "Use fewer or shorter prompts, or fewer layers.")
     log_id = uuid.uuid4().hex[:8]
-    print(f"[{log_id}]", file=sys.stderr)
-    traceback.print_exception(error, file=sys.stderr)
+    print(f"[{log_id}]", redact("".join(traceback.format_exception(error))), sep="\n", file=sys.stderr)
     if isinstance(error, torch.AcceleratorError):
         # A device-side assertion leaves the device unusable for this process.
         threading.Timer(0.5, os._exit, args=(70,)).start()
