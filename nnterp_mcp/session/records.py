@@ -75,7 +75,10 @@ class Owner(_Part):
         if self.host != platform.node():
             return True
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.since) < 1.0
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return abs(process.create_time() - self.since) < 1.0
         except psutil.NoSuchProcess:
             return False
         except psutil.Error:
