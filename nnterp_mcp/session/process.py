@@ -129,6 +129,7 @@ class WorkerProcess:
         ):
             pass
         except ValidationError as error:  # nothing after it can be trusted, and the server outlives it
+            self._stopped = "it wrote what is no message, and was ended"
             logger.error("the worker of %s wrote what is no message", self.handle, exc_info=error)
         finally:
             with anyio.CancelScope(shield=True):

@@ -147,10 +147,14 @@ class VectorStore:
         Raises:
             InvalidRequest: The model has no such vector, or its file is damaged.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         card = self.find(name, identity, model)
-        return StoredVector(card, load(self._path(name, identity).read_bytes())[_TENSOR])
+        try:
+            return StoredVector(card, load(self._path(name, identity).read_bytes())[_TENSOR])
+        except (OSError, KeyError, SafetensorError):
+            raise _damaged(name) from None
 
     def find(self, name: str, identity: ModelIdentity, model: str) -> VectorCard:
         """A vector's card.
@@ -161,7 +165,7 @@ class VectorStore:
         path = self._path(_require_name(name), identity)
         card = _read_card(path)
         if card is None and path.exists():
-            raise InvalidRequest(f"the file of the vector {name!r} is damaged.", "Make it again with make_vector.")
+            raise _damaged(name)
         if card is None:
             raise self._unknown(name, identity, model)
         return card
@@ -197,6 +201,10 @@ class VectorStore:
         names = [card.name for card in self.cards(identity)]
         known = "its vectors are " + shown(", ".join(names), 200).strip("'") if names else "it has none"
         return InvalidRequest(f"{model} has no vector {shown(name)}: {known}.", "Make it with make_vector.")
+
+
+def _damaged(name: str) -> InvalidRequest:
+    return InvalidRequest(f"the file of the vector {name!r} is damaged.", "Make it again with make_vector.")
 
 
 def _require_name(name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import anyio
 import anyio.to_thread
+from pydantic import ValidationError
 
+from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import shown
@@ -54,9 +56,8 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
-    spec = specs()[record.tool]
     result = _result(store, record)
-    answer = spec.digest(result)
+    answer = specs()[record.tool].digest(result)
     answer.run_id = record.id
     if record.partial and record.error is not None:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
@@ -65,7 +66,17 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
 
 
 def _result(store: RunStore, record: RunRecord) -> Result:
-    return specs()[record.tool].result.model_validate_json(store.read_result(record))
+    spec, content = specs().get(record.tool), store.read_result(record)
+    try:
+        if spec is not None:
+            return spec.result.model_validate_json(content)
+    except ValidationError:
+        pass
+    version = record.environment.versions.get("nnterp-mcp") if record.environment else None
+    raise InvalidRequest(
+        f"the result of {record.id} was written by nnterp-mcp {version}, and {__version__} cannot read it.",
+        "part='record' shows its parameters, to run it again.",
+    )
 
 
 def _parts(record: RunRecord, result: Result) -> list[str]:
