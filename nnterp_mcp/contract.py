@@ -190,8 +190,14 @@ def _types(field: Mapping[str, Any]) -> str | list[str]:
     return field.get("type", "object")
 
 
+_UNSAID = {"title", "minimum", "exclusiveMinimum", "exclusiveMaximum", "minLength"}
+"""Keywords that an input schema does without: what is refused for them, an error explains."""
+
+
 def _compact(node: Any, named: bool = False) -> Any:
-    """A schema without what says nothing to a reader: titles, null defaults, unions of plain types spelled out.
+    """A schema without what says little to a reader, who pays for every word.
+
+    Left out are some keywords, null where it is only the default, and that other arguments are refused: all are.
 
     Args:
         node: A part of the schema.
@@ -204,10 +210,20 @@ def _compact(node: Any, named: bool = False) -> Any:
     kept = {
         key: _compact(value, named=key in ("properties", "$defs") and not named)
         for key, value in node.items()
-        if named or not (key == "title" or (key == "default" and value is None))
+        if named or not (key in _UNSAID or (key, value) in (("default", None), ("additionalProperties", False)))
     }
-    union = kept.get("anyOf", [])
+    return kept if named else _without_null(kept)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A union of plain types as one list of types, and without null."""
+    union = [part for part in schema.get("anyOf", []) if part != {"type": "null"}]
+    if len(union) == 1:
+        return {key: value for key, value in schema.items() if key != "anyOf"} | union[0]
     if union and all(part.keys() == {"type"} for part in union):
-        del kept["anyOf"]
-        kept["type"] = [part["type"] for part in union]
-    return kept
+        return {key: value for key, value in schema.items() if key != "anyOf"} | {"type": [p["type"] for p in union]}
+    types = schema.get("type")
+    if isinstance(types, list) and "null" in types:
+        left = [name for name in types if name != "null"]
+        return schema | {"type": left[0] if len(left) == 1 else left}
+    return schema

@@ -89,7 +89,7 @@ def test_schemas_are_plain(tool: str) -> None:
         assert schema["type"] == "object"
         assert "title" not in schema
         assert not any("title" in field or field.get("default", "") is None for field in schema["properties"].values())
-    assert spec.input_schema()["additionalProperties"] is False
+        assert "null" not in str(spec.input_schema())
 
 
 def test_params_cannot_be_changed() -> None:

@@ -100,12 +100,7 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
         description=spec.description,
         input_schema=spec.input_schema(),
         output_schema=spec.output_schema(),
-        annotations=ToolAnnotations(
-            read_only_hint=spec.read_only,
-            destructive_hint=spec.destructive,
-            idempotent_hint=spec.idempotent,
-            open_world_hint=spec.open_world,
-        ),
+        annotations=_annotations(spec),
     )
 
 
@@ -115,6 +110,18 @@ def _client(context: ServerRequestContext[Any]) -> Hashable:
     if http is None:
         return id(context.session)
     return http.headers.get("mcp-session-id") or (http.client and http.client.host, http.query_params.get("session_id"))
+
+
+def _annotations(spec: ToolSpec[Any, Any, Any]) -> ToolAnnotations:
+    """What a client may expect of a call; of one that only reads, MCP asks nothing more."""
+    if spec.read_only:
+        return ToolAnnotations(read_only_hint=True, open_world_hint=spec.open_world)
+    return ToolAnnotations(
+        read_only_hint=False,
+        destructive_hint=spec.destructive,
+        idempotent_hint=spec.idempotent,
+        open_world_hint=spec.open_world,
+    )
 
 
 @dataclass(frozen=True)
