@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, PositionSpec, Prompt
-from nnterp_mcp.interventions.joined_rows import Input, observe
+from nnterp_mcp.interventions.joined_rows import observe
 from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.puts import Input
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer

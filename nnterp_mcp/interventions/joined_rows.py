@@ -8,6 +8,7 @@ joins the batch where its first put is, as a copy of the unpatched row.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,12 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.errors import OutOfMemory, Unsupported
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
-from nnterp_mcp.interventions.places import WHOLE_SEQUENCE, Place, assign, by_position, fetch, in_order
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.puts import Input, Row, Walk
 from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.model.check import TOLERANCES
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.memory import is_out_of_memory, release
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import Site
 
@@ -34,65 +36,6 @@ _ENOUGH = 128
 _NOTHING = Sharing(prefix=False, layers=False)
 _LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
 """What is tried, the cheapest first; sharing nothing is right for every model."""
-
-
-@dataclass(frozen=True, eq=False)
-class Input:
-    """What one run reads.
-
-    Attributes:
-        prompt: The prompt.
-        noise: What is added to the embedding of each of its tokens; None for nothing.
-    """
-
-    prompt: EncodedPrompt
-    noise: Float[Tensor, "position hidden"] | None = None
-
-    def __len__(self) -> int:
-        """How many tokens the prompt has."""
-        return len(self.prompt.ids)
-
-
-@dataclass(frozen=True, eq=False)
-class Put:
-    """States that a row goes on with in the place of its own.
-
-    Attributes:
-        place: Where.
-        positions: The tokens of the prompt, in ascending order.
-        states: The state of each of them; of the heads alone that are put, where heads are named.
-        heads: The heads; None for all, or where there are none.
-    """
-
-    place: Place
-    positions: Sequence[int]
-    states: Float[Tensor, "position *head width"]
-    heads: Sequence[int] | None = None
-
-    @property
-    def entrance(self) -> Place:
-        """The last place at which a row may join the batch: where the residual stream is all that it carries."""
-        in_stream = self.place.site in ("layers_input", "layers_output")
-        return self.place if in_stream else Place("layers_input", self.place.layer)
-
-    def apply(self, value: Float[Tensor, "row position *head width"], row: int, first: int) -> None:
-        """Puts the states into a row, in place.
-
-        Args:
-            value: The states of all rows.
-            row: Which of them.
-            first: The prompt's position that the first column holds.
-        """
-        columns = torch.tensor([at - first for at in self.positions], device=value.device)
-        states = self.states.to(value)
-        if self.heads is None:
-            value[row, columns] = states
-        else:
-            value[row, columns[:, None], torch.tensor(list(self.heads), device=value.device)] = states
-
-
-Row = Sequence[Put]
-"""What is put into one row: at least one put."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +72,7 @@ class RowBatch:
 @torch.inference_mode()
 def observe(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> Observed:
     """Runs an input once and keeps what is at some places, and its logits."""
-    walk = _Walk(model, (), {}, frozenset(), places, 0, given.noise)
+    walk = Walk(model, (), {}, frozenset(), places, 0, given.noise)
     taken, logits = _trace(model, _ids(model, given), walk, _options(model, None))
     return Observed({place: value[0] for place, value in zip(walk.reads, taken, strict=True)}, logits[0])
 
@@ -168,11 +111,41 @@ class RowRunner:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[RowBatch]:
-        """Runs rows, in batches; those with the same first position stand together, in the order of their layers."""
-        if rows:
-            sharing = self._find_sharing(rows)
-            for batch in self._fill(rows, sharing):
-                yield self._run(rows, batch, sharing, self._reads, self._logits)
+        """Runs rows, in batches; those with the same first position stand together, in the order of their layers.
+
+        A batch that does not fit the memory is halved.
+
+        Raises:
+            OutOfMemory: One row alone does not fit.
+        """
+        if not rows:
+            return
+        sharing = self._find_sharing(rows)
+        waiting = deque(self._fill(rows, sharing))
+        while waiting:
+            batch = waiting.popleft()
+            done = self._attempt(rows, batch, sharing)
+            if done is not None:
+                yield done
+                continue
+            release(self._model.device)
+            if len(batch) == 1:
+                raise OutOfMemory(
+                    f"a prompt of {len(self._base)} tokens does not fit the memory of {self._model.device} even with "
+                    "one patched row",
+                    "Shorten it, or load the model with a smaller dtype.",
+                )
+            half = len(batch) // 2
+            waiting.extendleft([batch[half:], batch[:half]])
+
+    def _attempt(self, rows: Sequence[Row], batch: Sequence[int], sharing: Sharing) -> RowBatch | None:
+        """What came out; None when memory ran out, with everything let go that the attempt held."""
+        try:
+            return self._run(rows, batch, sharing, self._reads, self._logits)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _fill(self, rows: Sequence[Row], sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
@@ -199,7 +172,7 @@ class RowRunner:
         joins: dict[Place, int] = {}
         for row in chosen if sharing.layers else ():
             joins[_entrance(row)] = joins.get(_entrance(row), 0) + 1
-        walk = _Walk(self._model, chosen, joins, self._held, reads, first, self._base.noise)
+        walk = Walk(self._model, chosen, joins, self._held, reads, first, self._base.noise)
         ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(chosen), 1)
         options = _options(self._model, self._prefix_until(first) if first else None)
         taken, found = (_trace if logits else _trace_until)(self._model, ids, walk, options)
@@ -218,7 +191,7 @@ class RowRunner:
         if any(cache.is_linear):
             raise Unsupported(f"layers of {self._model.name} carry a state from token to token, not keys and values")
         last = [Place("layers_output", self._model.anatomy.last.index)]
-        walk = _Walk(self._model, (), {}, frozenset(), last, 0, self._base.noise)
+        walk = Walk(self._model, (), {}, frozenset(), last, 0, self._base.noise)
         _trace_until(self._model, _ids(self._model, self._base), walk, _options(self._model, cache))
         return cache
 
@@ -239,20 +212,20 @@ class RowRunner:
         return sharing
 
     def _try_sharing(self, rows: Sequence[Row]) -> Sharing:
-        expected = self._attempt(rows, _NOTHING)
+        expected = self._logits_of(rows, _NOTHING)
         tolerance = TOLERANCES.get(self._model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
         for sharing in _LADDER:
             try:
-                found = self._attempt(rows, sharing)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # whatever the modelling code raises, it does not allow this
+                found = self._logits_of(rows, sharing)
+            except Exception as error:  # whatever else the modelling code raises, it does not allow this
+                if is_out_of_memory(error):
+                    raise
                 continue
             if found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance):
                 return sharing
         return _NOTHING
 
-    def _attempt(self, rows: Sequence[Row], sharing: Sharing) -> Float[Tensor, "row vocabulary"]:
+    def _logits_of(self, rows: Sequence[Row], sharing: Sharing) -> Float[Tensor, "row vocabulary"]:
         done = self._run(rows, range(len(rows)), sharing, (), True)
         assert done.logits is not None
         return done.logits[torch.tensor(done.rows).argsort()]
@@ -319,7 +292,7 @@ def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[
 
 
 def _trace(
-    model: StandardizedTransformer, ids: Tensor, walk: _Walk, options: Mapping[str, Any]
+    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
 ) -> tuple[list[Tensor], Float[Tensor, "row vocabulary"]]:
     """What was read, and the logits after the last token."""
     with model.trace(input_ids=ids, **options):
@@ -329,74 +302,10 @@ def _trace(
 
 
 def _trace_until(
-    model: StandardizedTransformer, ids: Tensor, walk: _Walk, options: Mapping[str, Any]
+    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
 ) -> tuple[list[Tensor], None]:
     """What was read; the pass ends at the last place that is touched."""
     with model.trace(input_ids=ids, **options) as tracer:
         taken = nnsight.save(walk.take())
         tracer.stop()
     return taken, None
-
-
-class _Walk:
-    """The way of one pass through the places at which something is put, held or read, or rows join.
-
-    Row 0 of the batch is the unpatched input; the others follow in the order in which they join.
-    """
-
-    def __init__(
-        self,
-        model: StandardizedTransformer,
-        rows: Sequence[Row],
-        joins: Mapping[Place, int],
-        held: frozenset[Place],
-        reads: Sequence[Place],
-        first: int,
-        noise: Float[Tensor, "position hidden"] | None,
-    ) -> None:
-        self.reads = in_order(reads)
-        self._model = model
-        self._joins = joins
-        self._held = held
-        self._first = first
-        self._noise = noise
-        self._puts: dict[Place, list[tuple[int, Put]]] = {}
-        for index, row in enumerate(rows, start=1):
-            for put in row:
-                self._puts.setdefault(put.place, []).append((index, put))
-
-    def take(self) -> list[Tensor]:
-        """Makes the changes and returns what was read, in the order of `reads`; inside a trace."""
-        taken: list[Tensor] = []
-        noise = [] if self._noise is None else [Place("token_embeddings")]
-        for place in in_order([*noise, *self._joins, *self._held, *self.reads, *self._puts]):
-            came = fetch(self._model, place)
-            value = self._join(place, came)
-            if place in self.reads:
-                taken.append(by_position(value, place.site).clone())
-            value = self._put(place, self._hold(place, self._disturb(place, value)))
-            if value is not came:
-                assign(self._model, place, value)
-        return taken
-
-    def _disturb(self, place: Place, value: Tensor) -> Tensor:
-        if self._noise is None or place.site != "token_embeddings":
-            return value
-        return value + self._noise[self._first :].to(value)
-
-    def _join(self, place: Place, value: Float[Tensor, "row position *rest"]) -> Tensor:
-        """Appends rows to the batch: copies of the unpatched one."""
-        more = self._joins.get(place, 0)
-        return torch.cat([value, value[:1].expand(more, *value.shape[1:])]) if more else value
-
-    def _hold(self, place: Place, value: Float[Tensor, "row position *rest"]) -> Tensor:
-        """Gives every row what the unpatched one has."""
-        return value[:1].repeat(len(value), *[1] * (value.ndim - 1)) if place in self._held else value
-
-    def _put(self, place: Place, value: Tensor) -> Tensor:
-        if place not in self._puts:
-            return value
-        value = value.clone()
-        for row, put in self._puts[place]:
-            put.apply(by_position(value, place.site), row, 0 if place.site in WHOLE_SEQUENCE else self._first)
-        return value

@@ -19,10 +19,11 @@ from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.alignment import LabelledSpans, Span, align
 from nnterp_mcp.interventions.corruption import Pair, observe_mean
 from nnterp_mcp.interventions.indices import resolve_indices
-from nnterp_mcp.interventions.joined_rows import Observed, Put, Row, RowRunner, observe
+from nnterp_mcp.interventions.joined_rows import Observed, RowRunner, observe
 from nnterp_mcp.interventions.metrics import Metric, MetricName, make_metric
 from nnterp_mcp.interventions.path_patching import PathRunner, Receiver
 from nnterp_mcp.interventions.places import Place, require_place
+from nnterp_mcp.interventions.puts import Put, Row
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import HEAD_SITES, Site

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.interventions.joined_rows import Input, Put, Row, RowBatch, RowRunner
+from nnterp_mcp.interventions.joined_rows import RowBatch, RowRunner
 from nnterp_mcp.interventions.places import Place, in_order, require_place
+from nnterp_mcp.interventions.puts import Input, Put, Row
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 

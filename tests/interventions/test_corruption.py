@@ -9,8 +9,8 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, TextPosition
 from nnterp_mcp.interventions.alignment import align
 from nnterp_mcp.interventions.corruption import add_noise, observe_mean, pair_prompts, replace_text, resample
-from nnterp_mcp.interventions.joined_rows import Input
 from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.puts import Input
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer

@@ -40,7 +40,6 @@ class Ablated(_Kind):
     ablate: Literal["zero", "mean", "resample"]
 
 
-Corruption = Replaced | Noise | Ablated | Prompts
 _KINDS: dict[str, type[_Kind]] = {"replace": Replaced, "noise": Noise, "ablate": Ablated}
 _PROMPTS: TypeAdapter[Any] = TypeAdapter(Prompts)
 

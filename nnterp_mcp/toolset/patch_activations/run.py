@@ -16,7 +16,7 @@ from nnterp_mcp.interventions.corruption import Pair, ablate, add_noise, pair_pr
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.matched_cells import draw_matched, strongest
 from nnterp_mcp.interventions.metrics import default_metric
-from nnterp_mcp.interventions.patching import Cell, Grid, Patcher, Patching, make_grid
+from nnterp_mcp.interventions.patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
 from nnterp_mcp.interventions.path_patching import Receiver
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.prompts import FollowedTargets, follow_targets
@@ -112,7 +112,7 @@ def _pairs(bench: Bench, params: PatchActivationsParams, prompts: Sequence[Encod
     return pair_prompts(prompts, bench.encode(given)), "corrupted prompts"
 
 
-def _ablation(params: PatchActivationsParams) -> Any:
+def _ablation(params: PatchActivationsParams) -> Ablation | None:
     given = params.corrupted
     return given.ablate if isinstance(given, Ablated) and given.ablate != "resample" else None
 

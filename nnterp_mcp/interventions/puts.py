@@ -1,0 +1,149 @@
+"""What is put into the rows of a batch, and the way of one pass through the places where that happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.interventions.places import WHOLE_SEQUENCE, Place, assign, by_position, fetch, in_order
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """What one run reads.
+
+    Attributes:
+        prompt: The prompt.
+        noise: What is added to the embedding of each of its tokens; None for nothing.
+    """
+
+    prompt: EncodedPrompt
+    noise: Float[Tensor, "position hidden"] | None = None
+
+    def __len__(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.prompt.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Put:
+    """States that a row goes on with in the place of its own.
+
+    Attributes:
+        place: Where.
+        positions: The tokens of the prompt, in ascending order.
+        states: The state of each of them; of the heads alone that are put, where heads are named.
+        heads: The heads; None for all, or where there are none.
+    """
+
+    place: Place
+    positions: Sequence[int]
+    states: Float[Tensor, "position *head width"]
+    heads: Sequence[int] | None = None
+
+    @property
+    def entrance(self) -> Place:
+        """The last place at which a row may join the batch: where the residual stream is all that it carries."""
+        in_stream = self.place.site in ("layers_input", "layers_output")
+        return self.place if in_stream else Place("layers_input", self.place.layer)
+
+    def apply(self, value: Float[Tensor, "row position *head width"], row: int, first: int) -> None:
+        """Puts the states into a row, in place.
+
+        Args:
+            value: The states of all rows.
+            row: Which of them.
+            first: The prompt's position that the first column holds.
+        """
+        columns = torch.tensor([at - first for at in self.positions], device=value.device)
+        states = self.states.to(value)
+        if self.heads is None:
+            value[row, columns] = states
+        else:
+            value[row, columns[:, None], torch.tensor(list(self.heads), device=value.device)] = states
+
+
+Row = Sequence[Put]
+"""What is put into one row: at least one put."""
+
+
+class Walk:
+    """The way of one pass through the places at which something is put, held or read, or rows join.
+
+    Row 0 of the batch is the unpatched input; the others follow in the order in which they join.
+
+    Args:
+        model: The model.
+        rows: What is put into the others.
+        joins: How many rows join at each place; none where all are there from the start.
+        held: Places at which every row has what the unpatched one has, but for what is put there.
+        reads: Places at which to keep what the rows have, before anything is held or put.
+        first: The prompt's position that the first column holds.
+        noise: What is added to the embeddings of the whole prompt.
+
+    Attributes:
+        reads: The places that are read, in the order in which the model comes to them.
+    """
+
+    def __init__(
+        self,
+        model: StandardizedTransformer,
+        rows: Sequence[Row],
+        joins: Mapping[Place, int],
+        held: frozenset[Place],
+        reads: Sequence[Place],
+        first: int,
+        noise: Float[Tensor, "position hidden"] | None,
+    ) -> None:
+        self.reads = in_order(reads)
+        self._model = model
+        self._joins = joins
+        self._held = held
+        self._first = first
+        self._noise = noise
+        self._puts: dict[Place, list[tuple[int, Put]]] = {}
+        for index, row in enumerate(rows, start=1):
+            for put in row:
+                self._puts.setdefault(put.place, []).append((index, put))
+
+    def take(self) -> list[Tensor]:
+        """Makes the changes and returns what was read, in the order of `reads`; inside a trace."""
+        taken: list[Tensor] = []
+        noise = [] if self._noise is None else [Place("token_embeddings")]
+        for place in in_order([*noise, *self._joins, *self._held, *self.reads, *self._puts]):
+            came = fetch(self._model, place)
+            value = self._join(place, came)
+            if place in self.reads:
+                taken.append(by_position(value, place.site).clone())
+            value = self._put(place, self._hold(place, self._disturb(place, value)))
+            if value is not came:
+                assign(self._model, place, value)
+        return taken
+
+    def _disturb(self, place: Place, value: Tensor) -> Tensor:
+        if self._noise is None or place.site != "token_embeddings":
+            return value
+        return value + self._noise[self._first :].to(value)
+
+    def _join(self, place: Place, value: Float[Tensor, "row position *rest"]) -> Tensor:
+        """Appends rows to the batch: copies of the unpatched one."""
+        more = self._joins.get(place, 0)
+        return torch.cat([value, value[:1].expand(more, *value.shape[1:])]) if more else value
+
+    def _hold(self, place: Place, value: Float[Tensor, "row position *rest"]) -> Tensor:
+        """Gives every row what the unpatched one has."""
+        return value[:1].repeat(len(value), *[1] * (value.ndim - 1)) if place in self._held else value
+
+    def _put(self, place: Place, value: Tensor) -> Tensor:
+        if place not in self._puts:
+            return value
+        value = value.clone()
+        for row, put in self._puts[place]:
+            put.apply(by_position(value, place.site), row, 0 if place.site in WHOLE_SEQUENCE else self._first)
+        return value
