@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import ModelHandle, shown
 
-Cell = str | int | float | None | list[Any]
+Cell = str | bool | int | float | None | list[Any]
 """A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""
 
 
@@ -64,6 +64,11 @@ class Answer(BaseModel):
     finding: str
     notes: list[str] = []
     run_id: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether its numbers are given with all their digits."""
+        return False
 
 
 class Late(Answer):

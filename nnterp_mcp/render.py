@@ -110,6 +110,8 @@ def cell(value: Cell) -> str:
         return "–"
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list):
         separator = ", " if any(isinstance(part, list) for part in value) else " "
         return separator.join(cell(part) for part in value)

@@ -24,7 +24,8 @@ _LONGEST_ERROR = 2000
 
 def answered(answer: Answer) -> CallToolResult:
     """An answer as text and as structured content."""
-    data = rounded(answer.model_dump(mode="json"))
+    data = answer.model_dump(mode="json")
+    data = data if answer.exact else rounded(data)
     if answer.run_id is None:
         del data["run_id"]
     return CallToolResult(content=[TextContent(text=written(answer))], structured_content=data)

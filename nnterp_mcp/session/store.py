@@ -141,7 +141,7 @@ class RunStore:
             InvalidRequest: There is none, or it is damaged.
         """
         if record.result_sha256 is None:
-            raise InvalidRequest(f"{record.id} has no result: it is {record.state}.")
+            raise without_result(record)
         try:
             result = (self._path(record.id) / "result.json").read_bytes()
         except OSError:
@@ -306,6 +306,17 @@ def unwritable(error: OSError) -> LimitExceeded:
         f"the run cannot be recorded: {os.strerror(error.errno or 0)}; nothing was computed",
         "Make room or another place for runs: whoever starts the server can say --runs DIR.",
     )
+
+
+def without_result(record: RunRecord) -> InvalidRequest:
+    """The error of a result that is asked for and is not there."""
+    if record.error is not None:
+        why, what = record.error.message, record.error.next_step
+    elif record.state == "interrupted":
+        why, what = "its server ended before it did", "Make the call again: it takes up what was finished."
+    else:
+        why, what = f"it is {record.state}", "session shows how far it is."
+    return InvalidRequest(f"{record.id} has no result: {why}.", f"{what} part='record' shows its parameters.".strip())
 
 
 def _size(folder: Path) -> int:

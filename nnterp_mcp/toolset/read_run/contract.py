@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,7 +17,16 @@ from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
 Format = Literal["table", "csv", "json"]
 
 _LONGEST = 80
-"""Characters of a text in a row."""
+"""Characters of a text in a row of a table."""
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
+"""Texts that need no quotes: no spaces to be seen, and nothing like a number."""
+
+_PARTS = 128
+"""Parts of the cells in a column of a table, so that fewer rows show more of each."""
+
+_NARROWEST = 8
+"""Parts that a cell shows however many rows there are."""
 
 
 class ReadRunParams(Params):
@@ -26,8 +36,8 @@ class ReadRunParams(Params):
     part: Annotated[
         str,
         Field(
-            description="'answer' (as the tool gave it, with the names of the other parts), 'record' (parameters, "
-            "versions, hashes, times), a table of the result, or an array."
+            description="'answer' (as the tool gave it, with the names of the other parts), a table or an array of the "
+            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times)."
         ),
     ] = "answer"
     where: Annotated[
@@ -37,7 +47,7 @@ class ReadRunParams(Params):
     columns: Annotated[list[str] | None, Field(description="Columns to show (all).")] = None
     offset: Annotated[int, Field(ge=0, description="Rows to pass over.")] = 0
     limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
-    format: Annotated[Format, Field(description="Of the rows in the text.")] = "table"
+    format: Annotated[Format, Field(description="Of the rows in the text; csv and json give every digit.")] = "table"
     wait_seconds: Annotated[
         float, Field(ge=0, le=600, description="How long to wait for a run under way, at most (45 or the server's).")
     ] = 45.0
@@ -63,14 +73,22 @@ class ReadRunAnswer(Answer):
     truncated: bool
     format: Format
 
+    @property
+    def exact(self) -> bool:
+        """CSV and JSON are for computing with."""
+        return self.format != "table"
+
 
 def digest(result: ReadRunResult) -> ReadRunAnswer:
     """The page with its place in the whole; what is the same in all its rows is said once."""
     count = len(result.table.rows)
     left = result.total - result.offset - count
     notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
-    shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else "no rows"
-    content, same = _factored(result.table) if result.format == "table" else (result.table, {})
+    none = f"no rows from {result.offset} on, of {result.total}" if result.total else "no row is as asked for"
+    shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else none
+    content, same, cut = _fitted(result.table) if result.format == "table" else (result.table, {}, False)
+    if cut:
+        notes.append("Cells that end in … go on; format='json' shows them whole, fewer rows more of them.")
     return ReadRunAnswer(
         finding=f"{result.part} of {result.run_id}: {shown}.",
         notes=notes,
@@ -78,9 +96,18 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
         table=content,
         same=same,
         total=result.total,
-        truncated=left > 0,
+        truncated=left > 0 or cut,
         format=result.format,
     )
+
+
+def _fitted(content: Table) -> tuple[Table, dict[str, Cell], bool]:
+    """A table that an agent can afford, what is the same in all its rows, and whether a cell was cut short."""
+    kept, same = _factored(content)
+    width = max(_NARROWEST, _PARTS // max(1, len(kept.rows)))
+    rows = [[_short(value, width) for value in row] for row in kept.rows]
+    short = {name: _short(value, width) for name, value in same.items()}
+    return Table(columns=kept.columns, rows=rows), short, rows != kept.rows or short != same
 
 
 def _factored(content: Table) -> tuple[Table, dict[str, Cell]]:
@@ -113,7 +140,15 @@ def _quoted(value: Cell) -> Cell:
     """A cell whose texts show their spaces."""
     if isinstance(value, list):
         return [_quoted(part) for part in value]
-    return quoted(elided(value, _LONGEST)) if isinstance(value, str) and not value.isidentifier() else value
+    return quoted(value) if isinstance(value, str) and _PLAIN.fullmatch(value) is None else value
+
+
+def _short(value: Cell, width: int) -> Cell:
+    """A cell whose end is left out where it is long."""
+    if isinstance(value, list):
+        more = [f"… {len(value) - width} more"] if len(value) > width else []
+        return [*(_short(part, width) for part in value[:width]), *more]
+    return elided(value, _LONGEST) if isinstance(value, str) else value
 
 
 def _as_csv(content: Table) -> str:
@@ -125,12 +160,16 @@ def _as_csv(content: Table) -> str:
 
 
 def _plain(value: Cell) -> Cell:
-    return cell(value) if isinstance(value, list) else value
+    return _json(value) if isinstance(value, list | bool) else value
 
 
 def _as_json(content: Table) -> str:
     rows = [dict(zip(content.columns, row, strict=True)) for row in content.rows]
-    return "\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+    return "\n".join(map(_json, rows))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 _FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}

@@ -18,7 +18,19 @@ from nnterp_mcp.session.session import Session
 from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.contract import ReadRunParams, ReadRunResult
-from nnterp_mcp.toolset.read_run.tables import Row, as_table, choose, read_array, tables_of
+from nnterp_mcp.toolset.read_run.tables import (
+    Row,
+    as_table,
+    choose,
+    columns_of,
+    columns_of_array,
+    facts_of,
+    read_array,
+    tables_of,
+)
+
+_FACTS = ("result", "record")
+"""Parts that every run has: what is no table in its result, and its record; one fact a row."""
 
 
 async def handle(session: Session, params: ReadRunParams, on_progress: OnProgress) -> ReadRunResult | Answer:
@@ -35,12 +47,18 @@ async def handle(session: Session, params: ReadRunParams, on_progress: OnProgres
 def _read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
     record = store.read(params.run_id)
     if params.part == "answer":
-        return read_answer(store, record)
-    rows, total = _rows(store, record, params)
+        answer = read_answer(store, record)
+        if params.where or params.columns or params.offset:
+            raise InvalidRequest(
+                "where, columns and offset choose from the rows of a part, and part='answer' has none.",
+                answer.notes[-1],
+            )
+        return answer
+    rows, columns, total = _rows(store, record, params)
     return ReadRunResult(
         run_id=record.id,
         part=params.part,
-        table=as_table(rows, params.columns),
+        table=as_table(rows, columns, params.columns),
         offset=params.offset,
         total=total,
         format=params.format,
@@ -82,28 +100,27 @@ def _result(store: RunStore, record: RunRecord) -> Result:
 def _parts(record: RunRecord, result: Result) -> list[str]:
     tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
     arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
-    return ["record", *tables, *arrays]
+    return [*tables, *arrays, *_FACTS]
 
 
-def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[Row], int]:
-    page = slice(params.offset, params.offset + params.limit)
-    if params.part in record.arrays:
-        card = record.arrays[params.part]
-        return read_array(store, record.id, params.part, card, params.where, params.offset, params.limit)
-    if params.part == "record":
-        rows = [{"field": name, "value": value} for name, value in _flat(record.model_dump(mode="json"))]
-    else:
-        tables = tables_of(_result(store, record))
-        if params.part not in tables:
-            parts = ["answer", "record", *tables, *record.arrays]
-            raise InvalidRequest(f"{record.id} has no part {shown(params.part)}: its parts are {', '.join(parts)}.")
-        rows = tables[params.part]
+def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[Row], list[str], int]:
+    """The rows of a page, the columns of the part, and how many rows it has in all."""
+    part = params.part
+    if part in record.arrays:
+        card = record.arrays[part]
+        rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
+        return rows, columns_of_array(part, card), total
+    rows = facts_of(record.model_dump(mode="json")) if part == "record" else _table(store, record, part)
     chosen = choose(rows, params.where)
-    return chosen[page], len(chosen)
+    return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
 
 
-def _flat(value: object, path: str = "") -> list[tuple[str, object]]:
-    """The leaves of nested data under dotted names; lists are leaves."""
-    if isinstance(value, dict) and value:
-        return [leaf for name, part in value.items() for leaf in _flat(part, f"{path}.{name}" if path else name)]
-    return [(path, value)]
+def _table(store: RunStore, record: RunRecord, part: str) -> list[Row]:
+    result = _result(store, record)
+    tables = tables_of(result)
+    if part == "result":
+        return facts_of(result.model_dump(mode="json", exclude=set(tables)))
+    if part not in tables:
+        parts = ", ".join(["answer", *tables, *record.arrays, *_FACTS])
+        raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
+    return tables[part]

@@ -69,28 +69,43 @@ def _cell(value: Any) -> Any:
     return value
 
 
+def facts_of(data: Any, path: str = "") -> list[Row]:
+    """The leaves of nested data, one a row, under dotted names; lists are leaves."""
+    if isinstance(data, dict):
+        return [row for name, part in data.items() for row in facts_of(part, f"{path}.{name}" if path else name)]
+    return [{"field": path, "value": _cell(data)}]
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Every column that a row of them has."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def choose(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
     """The rows whose columns have the values that are asked for.
 
     Raises:
         InvalidRequest: A column does not exist.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    _require(where, names)
+    _require(where, columns_of(rows))
     return [row for row in rows if all(_matches(row.get(name), wanted) for name, wanted in where.items())]
 
 
-def as_table(rows: Sequence[Row], columns: Sequence[str] | None) -> Table:
+def as_table(rows: Sequence[Row], columns: Sequence[str], asked: Sequence[str] | None) -> Table:
     """Rows under their columns, or under those that are asked for.
 
     Raises:
         InvalidRequest: A column does not exist.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if rows:
-        _require(columns or (), names)
-    chosen = list(columns or names)
+    _require(asked or (), columns)
+    chosen = list(asked or columns)
     return Table(columns=chosen, rows=[[row.get(name) for name in chosen] for row in rows])
+
+
+def columns_of_array(name: str, card: ArrayCard) -> list[str]:
+    """The columns of an array's rows: its axes but the last, and the numbers along that one."""
+    *outer, last = card.axes
+    return [*outer, f"{name} by {last}"]
 
 
 def read_array(
@@ -111,21 +126,24 @@ def read_array(
     ]
     *outer, last = chosen
     total = int(np.prod([len(places) for places in outer])) if last else 0
-    names = list(card.axes)
+    *names, numbers_of = columns_of_array(name, card)
     rows: list[Row] = []
     for places in islice(product(*outer), offset, offset + limit) if last else ():
         index = (*(slice(place, place + 1) for place in places), slice(last[0], last[-1] + 1))
         numbers = store.read_array(run_id, name, index).reshape(-1)[np.array(last) - last[0]]
-        labels = [card.axes[axis][place] for axis, place in zip(names, places, strict=False)]
-        rows.append({**dict(zip(names, labels, strict=False)), f"{name} by {names[-1]}": numbers.tolist()})
+        labels = {axis: card.axes[axis][place] for axis, place in zip(names, places, strict=True)}
+        rows.append({**labels, numbers_of: numbers.tolist()})
     return rows, total
 
 
 def _matches(value: Any, wanted: Any) -> bool:
+    """Whether a cell is, or holds, one of the values that are asked for; numbers may come as text."""
     if isinstance(wanted, list):
         return any(_matches(value, one) for one in wanted)
-    if isinstance(value, str) and isinstance(wanted, str):
-        return wanted in value
+    if isinstance(value, list):
+        return any(_matches(part, wanted) for part in value)
+    if isinstance(wanted, str) and value is not None:
+        return wanted in value if isinstance(value, str) else wanted == str(value)
     return value == wanted
 
 
