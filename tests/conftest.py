@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -14,6 +15,9 @@ import pytest
 # Before nnsight, whose `.save` on every object breaks classes that are built later.
 for name in ("mcp.client.sse", "mcp.client.stdio"):
     importlib.import_module(name)
+
+if TYPE_CHECKING:
+    from tests.recorded import Recorded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,6 +44,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def recorded(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Generator[Recorded]:
+    """The runs that a server on a tiny model has recorded, one or more of every tool; tests must not change them."""
+    from tests.recorded import record_examples
+
+    with record_examples(tiny("llama"), tmp_path_factory.mktemp("recorded")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,14 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import Client, StdioServerParameters
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
-from mcp_types import CallToolResult, Tool
+from mcp_types import (
+    CallToolResult,
+    ReadResourceResult,
+    Resource,
+    ResourceTemplate,
+    ResourceTemplateReference,
+    Tool,
+)
 
 PATIENCE = 180.0
 """Seconds that a call may take on a busy machine."""
@@ -86,6 +93,19 @@ class Caller:
 
     def tools(self) -> list[Tool]:
         return self._portal.call(self._client.list_tools).tools
+
+    def resources(self) -> list[Resource]:
+        return self._portal.call(self._client.list_resources).resources
+
+    def resource_templates(self) -> list[ResourceTemplate]:
+        return self._portal.call(self._client.list_resource_templates).resource_templates
+
+    def read(self, address: str) -> ReadResourceResult:
+        return self._portal.call(self._client.read_resource, address)
+
+    def complete(self, reference: ResourceTemplateReference, name: str, value: str, **known: str) -> list[str]:
+        argument = {"name": name, "value": value}
+        return self._portal.call(self._client.complete, reference, argument, known or None).completion.values
 
     @property
     def instructions(self) -> str | None:

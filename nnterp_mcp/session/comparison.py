@@ -91,13 +91,14 @@ def compare_arrays(
         found.add("shape", list(before.shape), list(after.shape), tolerance)
         return found
     first, second = before.astype(np.float64), after.astype(np.float64)
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
     with np.errstate(invalid="ignore"):
-        apart = np.where((first == second) | (np.isnan(first) & np.isnan(second)), 0.0, np.abs(first - second))
-        beside = apart / np.maximum(np.maximum(np.abs(first), np.abs(second)), _FLOOR)
-    beyond = np.isnan(beside) | (beside > tolerance)
+        apart = np.where(same, 0.0, np.nan_to_num(np.abs(first - second), nan=np.inf, posinf=np.inf))
+        larger = np.maximum(np.maximum(np.abs(first), np.abs(second)), _FLOOR)
+        beside = np.where(same | ~np.isfinite(apart), apart, apart / larger)
+    beyond = beside > tolerance
     found.numbers = first.size
-    found.largest = float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
-    found.relative = float(np.nan_to_num(beside, nan=np.inf).max(initial=0.0))
+    found.largest, found.relative = float(apart.max(initial=0.0)), float(beside.max(initial=0.0))
     found.differing = int(beyond.sum())
     if found.differing:
         place = tuple(map(int, np.argwhere(beyond)[0]))

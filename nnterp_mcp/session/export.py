@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.session.records import RunRecord
@@ -44,8 +45,7 @@ def export(record: RunRecord, store: VectorStore) -> str:
     return "\n".join(lines)
 
 
-_FOLDER = """
-# Vectors are made here: those that are kept under the same names stay as they are.
+_FOLDER = """# Vectors are made here: those that are kept under the same names stay as they are.
 vectors = TemporaryDirectory()"""
 
 
@@ -82,26 +82,31 @@ def _call(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> str:
 def _arguments(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that are not what they would be anyway, as plain data."""
     params = spec.parse(arguments)
-    short = _given(params)
+    short = _given(params, kinds=False)
     return short if spec.parse(short) == params else dict(arguments)
 
 
-def _given(value: Any) -> Any:
-    """Plain data, without the fields of models that have their default; but those that say what a model is stay."""
+def _given(value: Any, kinds: bool = True) -> Any:
+    """Plain data, as a caller writes it: without fields that have their default, but for those that name a kind."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        return {
-            name: _given(part)
+        named = {name: part for name, part in value if kinds and _is_kind(fields[name])}
+        given = {
+            fields[name].serialization_alias or name: _given(part)
             for name, part in value
-            if get_origin(fields[name].annotation) is Literal
-            or fields[name].is_required()
-            or part != fields[name].get_default(call_default_factory=True)
+            if fields[name].is_required() or part != fields[name].get_default(call_default_factory=True)
         }
+        return named | given
     if isinstance(value, Mapping):
         return {name: _given(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_given(part) for part in value]
     return value
+
+
+def _is_kind(field: FieldInfo) -> bool:
+    """Whether a field can have one value only, which tells its model from others."""
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def literal(value: Any, depth: int = 0) -> str:

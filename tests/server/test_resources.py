@@ -1,0 +1,151 @@
+"""Runs as MCP resources, over a real client."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, ResourceTemplateReference
+
+from nnterp_mcp.server.resources import LARGEST, LISTED
+from nnterp_mcp.session.store import RunStore
+from tests.recorded import EXAMPLES, Recorded
+from tests.serving import stdio
+from tests.session import runs
+
+
+def read(recorded: Recorded, address: str) -> Any:
+    (content,) = recorded.caller.read(address).contents
+    assert content.uri == address
+    return content
+
+
+def refusal(read: Callable[[], Any]) -> str:
+    with pytest.raises(MCPError) as raised:
+        read()
+    assert raised.value.error.code == INVALID_PARAMS
+    return raised.value.error.message
+
+
+def test_the_latest_runs_are_listed(recorded: Recorded) -> None:
+    listed = recorded.caller.resources()
+    entry = next(entry for entry in listed if entry.name == recorded.ids["lens"])
+    opened = recorded.store.read(entry.name).opened
+
+    assert {entry.name for entry in listed} == set(recorded.ids.values())
+    assert entry.uri == f"run://{entry.name}"
+    assert entry.title == f"logit_lens on tiny-llama, done, {opened[:10]} {opened[11:16]}"
+    assert entry.mime_type == "text/markdown"
+
+
+def test_no_more_than_a_page_is_listed(tmp_path: Path) -> None:
+    for _ in range(LISTED + 3):
+        runs.done(RunStore(tmp_path))
+
+    with stdio(runs=tmp_path) as caller:
+        assert len(caller.resources()) == LISTED
+
+
+def test_templates_say_what_a_run_has(recorded: Recorded) -> None:
+    assert {template.uri_template for template in recorded.caller.resource_templates()} == {
+        "run://{run_id}",
+        "run://{run_id}/record",
+        "run://{run_id}/result",
+        "run://{run_id}/{array}",
+    }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_answer_is_what_the_call_said(name: str, recorded: Recorded) -> None:
+    content = read(recorded, f"run://{recorded.ids[name]}")
+
+    *said, _ = recorded.texts[name].splitlines()
+    assert content.mime_type == "text/markdown"
+    assert content.text.splitlines()[: len(said)] == said
+    assert content.text.splitlines()[-1] == f"run_id: {recorded.ids[name]}"
+
+
+def test_a_record_and_a_result_are_whole(recorded: Recorded) -> None:
+    run_id = recorded.ids["attention"]
+    record = recorded.store.read(run_id)
+
+    assert json.loads(read(recorded, f"run://{run_id}/record").text) == record.model_dump(mode="json")
+    assert read(recorded, f"run://{run_id}/result").text.encode() == recorded.store.read_result(record)
+
+
+def test_an_array_is_a_safetensors_file(recorded: Recorded) -> None:
+    from safetensors.numpy import load
+
+    run_id = recorded.ids["patching"]
+    (name, card), *_ = recorded.store.read(run_id).arrays.items()
+
+    (kept,) = load(base64.b64decode(read(recorded, f"run://{run_id}/{name}").blob)).values()
+
+    whole = recorded.store.read_array(run_id, name, tuple(slice(None) for _ in card.shape))
+    assert kept.tolist() == whole.tolist()
+
+
+def test_what_is_not_there_is_named(recorded: Recorded) -> None:
+    run_id, caller = recorded.ids["patching"], recorded.caller
+
+    assert refusal(lambda: caller.read("run://logit_lens-aaaaaa")) == (
+        "invalid_request: there is no run 'logit_lens-aaaaaa': it never was, or was deleted to make room.\n"
+        "session lists the latest runs."
+    )
+    assert "a run id looks like 'logit_lens-k3f7qa', so not '..'" in refusal(lambda: caller.read("run://../record"))
+    assert f"{run_id} has no part 'pattern': its parts are record, result, " in refusal(
+        lambda: caller.read(f"run://{run_id}/pattern")
+    )
+    for address in ("file:///etc/passwd", "run://", f"run://{run_id}/a/b", f"run://{run_id}/../x"):
+        assert "there is no resource " in refusal(lambda address=address: caller.read(address))
+
+
+def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    store = RunStore(tmp_path)
+    record = runs.done(store, b'"' + b"a" * LARGEST + b'"')
+    card = store.write_array(record.id, "pattern", np.zeros(LARGEST // 4 + 1, np.float32), {"place": []})
+    store.write(record.model_copy(update={"arrays": {"pattern": card}}))
+
+    with stdio(runs=tmp_path) as caller:
+        for part in ("result", "pattern"):
+            said = refusal(lambda part=part: caller.read(f"run://{record.id}/{part}"))
+            assert said == (
+                f"limit_exceeded: run://{record.id}/{part} has 16 MB, and a resource at most 16 MB\n"
+                "read_run gives the rows that are asked for, with where, columns, offset and limit."
+            )
+        assert json.loads(caller.read(f"run://{record.id}/record").contents[0].text)["id"] == record.id
+
+
+def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
+    from nnterp_mcp.session.records import RunError
+
+    store = RunStore(tmp_path)
+    error = RunError(code="out_of_memory", message="the call did not fit the memory", next_step="Use fewer prompts.")
+    record = runs.opened(store)
+    store.write(record.model_copy(update={"state": "failed", "error": error}))
+
+    with stdio(runs=tmp_path) as caller:
+        assert refusal(lambda: caller.read(f"run://{record.id}")) == (
+            "out_of_memory: the call did not fit the memory\nUse fewer prompts."
+        )
+
+
+def test_ids_and_arrays_are_completed(recorded: Recorded) -> None:
+    reference = ResourceTemplateReference(uri="run://{run_id}/{array}")
+    run_id, caller = recorded.ids["patching"], recorded.caller
+
+    assert caller.complete(reference, "run_id", "patch_") == [run_id]
+    assert set(caller.complete(reference, "run_id", "steer-")) == {
+        recorded.ids["steering"],
+        recorded.ids["steering texts"],
+    }
+    assert caller.complete(reference, "run_id", "zebra") == []
+    assert caller.complete(reference, "array", "", run_id=run_id) == sorted(recorded.store.read(run_id).arrays)
+    assert caller.complete(reference, "array", "", run_id="../..") == []

@@ -1,0 +1,146 @@
+"""The tools as methods: the same numbers as the server's and as plain transformers', and the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nnterp_mcp.errors import Forbidden, InvalidRequest, UnknownModel
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
+from tests.recorded import EXAMPLES, Recorded
+
+if TYPE_CHECKING:
+    from nnterp_mcp.laboratory import Laboratory
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Callable[..., Path]) -> Path:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    from nnterp_mcp import Laboratory
+
+    return Laboratory(str(folder), dtype="float32", settings=Settings(data=tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made(lab: Laboratory) -> None:
+    """The vectors that the examples use."""
+    for tool, arguments in EXAMPLES.values():
+        if tool == "make_vector":
+            lab.call(tool, **arguments)
+
+
+def test_every_recorded_tool_has_an_example() -> None:
+    recorded = {name for name, spec in specs().items() if spec.place == "worker" and spec.recorded}
+
+    assert {tool for tool, _ in EXAMPLES.values()} == recorded
+
+
+def test_the_last_layer_says_what_transformers_says(lab: Laboratory, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = plain(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
+    best = logits.softmax(0).topk(3)
+
+    (reading,) = lab.logit_lens(prompts="The capital of France is").readings
+
+    found = reading.layers[-1].top
+    assert [token for token, _ in found] == [tokenizer.decode(token) for token in best.indices]
+    assert [p for _, p in found] == pytest.approx(best.values.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_laboratory_says_what_the_server_says(name: str, lab: Laboratory, recorded: Recorded) -> None:
+    tool, arguments = EXAMPLES[name]
+
+    result = getattr(lab, tool)(**arguments)
+
+    said = [line for line in recorded.texts[name].splitlines() if not line.startswith("run_id: ")]
+    assert [line for line in lab.show(result).splitlines() if "replaces a vector" not in line] == said
+    arrays = recorded.store.read(recorded.ids[name]).arrays
+    assert {array: list(kept.shape) for array, kept in lab.arrays.items()} == {
+        array: card.shape for array, card in arrays.items()
+    }
+
+
+def test_tools_that_record_nothing_are_there_too(lab: Laboratory) -> None:
+    assert [prompt.text for prompt in lab.tokenize(prompts="a b").prompts] == ["a b"]
+    assert "llama" in lab.show(lab.inspect_model())
+    assert {"tokenize", "inspect_model", "steer", "show"} <= set(dir(lab))
+    assert not {"load_model", "session", "read_run"} & set(dir(lab))
+
+
+def test_what_a_laboratory_does_not_have(lab: Laboratory) -> None:
+    with pytest.raises(AttributeError, match="a laboratory has no 'session'; its tools are attention_probs, "):
+        _ = lab.session
+    with pytest.raises(InvalidRequest, match="a laboratory has no tool 'load_model': it has attention_probs, "):
+        lab.call("load_model", model="x")
+    with pytest.raises(InvalidRequest, match="logit_lens has no argument 'prompt': its arguments are model, prompts"):
+        lab.logit_lens(prompt="a")
+
+
+def test_progress_is_told(folder: Path) -> None:
+    from nnterp_mcp import Laboratory
+
+    said: list[str] = []
+
+    Laboratory(str(folder), on_progress=lambda progress: said.append(progress.message)).logit_lens(prompts=["a", "b"])
+
+    assert "checking the model" in said
+    assert "2 of 2 prompts" in said
+
+
+def test_files_are_read_from_anywhere_unless_the_settings_name_folders(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnterp_mcp import Laboratory
+
+    (tmp_path / "inside").mkdir()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"a"\n"b c"\n')
+    asked: dict[str, Any] = {"prompts": {"path": str(prompts)}}
+    monkeypatch.chdir(tmp_path)
+
+    free = Laboratory(str(folder))
+    assert len(free.run_prompts(**asked).rows) == 2
+    assert len(free.run_prompts(prompts={"path": "prompts.jsonl"}).rows) == 2
+
+    confined = Laboratory(str(folder), settings=Settings(folders=(folder, tmp_path / "inside")))
+    with pytest.raises(Forbidden):
+        confined.run_prompts(**asked)
+    with pytest.raises(Forbidden):
+        Laboratory(str(folder), settings=Settings(folders=(tmp_path / "inside",)))
+
+
+def test_models_are_found_beside_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnterp_mcp import Laboratory
+
+    monkeypatch.chdir(folder.parent)
+
+    lab = Laboratory(folder.name)
+
+    assert lab.card.source == str(folder.resolve())
+    assert repr(lab) == f"Laboratory({folder.name!r})"
+
+
+def test_loading_takes_what_load_model_takes(folder: Path) -> None:
+    from nnterp_mcp import Laboratory
+
+    assert Laboratory(str(folder), dtype="bfloat16", handle="half").card.dtype == "bfloat16"
+    with pytest.raises(InvalidRequest, match="load_model has no argument 'precision'"):
+        Laboratory(str(folder), precision="float32")
+    with pytest.raises(UnknownModel):
+        Laboratory("/nowhere")
