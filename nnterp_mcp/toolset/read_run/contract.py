@@ -156,7 +156,7 @@ def _as_csv(content: Table) -> str:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(content.columns)
     writer.writerows([_plain(value) for value in row] for row in content.rows)
-    return sink.getvalue().rstrip()
+    return sink.getvalue().removesuffix("\n")
 
 
 def _plain(value: Cell) -> Cell:
