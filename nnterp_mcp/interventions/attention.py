@@ -27,6 +27,9 @@ the tokens that followed those."""
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 
+OnPattern = Callable[[int, Float[Tensor, "head query key"]], None]
+"""Handed a prompt's index and its attention probabilities, the heads in the order in which they were chosen."""
+
 _AT_ONCE = 1 << 24
 """Attention probabilities that are reduced at one time."""
 
@@ -119,8 +122,9 @@ def read_attention(
     plan: Plan = NOTHING,
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
+    on_pattern: OnPattern | None = None,
 ) -> AttentionReadings:
-    """Reads where heads look, in probabilities that are reduced beside the model; no pattern leaves the device.
+    """Reads where heads look, in probabilities that are reduced beside the model; patterns leave it only if asked for.
 
     Attention is where information could be read from, not what was done with it: a head may look at a token whose
     value it maps to nothing, and most heads rest on the first token when they have nothing to do. So what goes to the
@@ -136,6 +140,7 @@ def read_attention(
         plan: The operations in force, planned for these prompts; probabilities are read after them.
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
+        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
 
     Returns:
         The readings in the order of the prompts.
@@ -150,16 +155,29 @@ def read_attention(
     parts: list[AttentionNumbers] = []
     order: list[int] = []
 
-    def read(batch: Batch) -> AttentionNumbers:
+    def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
         here = [asked[prompt.index] for prompt in batch.prompts]
         reads = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
-        return join_heads(forward(model, batch, plan, reads).reads)
+        whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
+        found = forward(model, batch, plan, [*reads, *whole]).reads
+        return join_heads(found[: len(reads)]), found[len(reads) :]
 
-    for batch, numbers in run_batches(model, prompts, batch_tokens, read):
+    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read):
         parts.append(numbers)
+        if on_pattern is not None:
+            for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
+                on_pattern(prompt.index, pattern[:, padding:, padding:])
         order += [prompt.index for prompt in batch.prompts]
         on_batch(len(order))
     return _sorted(parts, order, chosen, {} if queries is None else asked)
+
+
+def _place(layer: int) -> Place:
+    return Place("attention_probabilities", layer)
+
+
+def _take_pattern(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda pattern: pattern[:, heads].float().cpu()
 
 
 def attention_reads(
@@ -184,7 +202,7 @@ def attention_reads(
     def reader(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
         return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
 
-    return [Read(Place("attention_probabilities", layer), reader(heads)) for layer, heads in chosen]
+    return [Read(_place(layer), reader(heads)) for layer, heads in chosen]
 
 
 def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:

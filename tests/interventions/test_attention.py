@@ -303,3 +303,12 @@ def test_one_token_has_nothing_to_attend_to(hybrid: StandardizedTransformer) -> 
     assert read.entropy.isnan().all()
     assert read.mass.isnan().all()
     assert read.pair_probs.abs().max() == 0
+
+
+def test_whole_patterns_are_handed_out_without_padding(subject: Subject, readings: AttentionReadings) -> None:
+    found: dict[int, Tensor] = {}
+    read_attention(subject.model, subject.prompts, subject.chosen, on_pattern=found.__setitem__)
+
+    for prompt in subject.prompts:
+        expected = torch.stack([subject.pattern(prompt.index, head) for head in readings.heads])
+        torch.testing.assert_close(found[prompt.index].double(), expected, atol=1e-5, rtol=0)

@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
-from nnterp_mcp.interventions.attention import TARGETS, AttentionReadings, HeadChoice, choose_heads, read_attention
+from nnterp_mcp.interventions.attention import (
+    TARGETS,
+    AttentionReadings,
+    HeadChoice,
+    OnPattern,
+    choose_heads,
+    read_attention,
+)
 from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
@@ -35,6 +42,9 @@ if TYPE_CHECKING:
 
 _KEYS = 200_000
 """Keys that the queries of one call may name."""
+
+_PATTERNS = 1 << 24
+"""Attention probabilities that a run keeps whole, over all its prompts."""
 
 _TIED = "the interventions name positions or prompts, which random tokens do not have"
 
@@ -61,6 +71,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         plan=in_force,
         batch_tokens=settings.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
+        on_pattern=_keeper(job, prompts, chosen),
     )
     kinds = _score(bench, params, chosen, job) if wanted and fits else None
     return AttentionProbsResult(
@@ -73,6 +84,20 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         heads=_head_readings(readings, kinds, prompts, model.tokenizer),
         queries=_query_readings(readings, prompts, model.tokenizer),
     )
+
+
+def _keeper(job: Job, prompts: Sequence[EncodedPrompt], chosen: Sequence[HeadChoice]) -> OnPattern | None:
+    """Keeps each prompt's whole pattern beside the run's result; None where they are too large together."""
+    names = [f"L{layer}H{head}" for layer, heads in chosen for head in heads]
+    if sum(len(prompt.ids) ** 2 for prompt in prompts) * len(names) > _PATTERNS:
+        return None
+
+    def keep(prompt: int, pattern: Tensor) -> None:
+        positions = list(range(pattern.shape[-1]))
+        name = "attention" if len(prompts) == 1 else f"attention_{prompt}"
+        job.keep(name, pattern, {"head": names, "query": positions, "key": positions})
+
+    return keep
 
 
 def _queries(
