@@ -54,9 +54,12 @@ class Recorder:
             self._lost[name] = _reason(error)
 
     def checkpoint(self) -> Checkpoint:
-        """The parts of this call, those of an equal one that died among them."""
+        """The parts of this call, those of an equal one that died among them; none where the record is gone."""
         if self._checkpoint is None:
-            record, environment = self._store.read(self.run_id), self._bench.environment
+            try:
+                record, environment = self._store.read(self.run_id), self._bench.environment
+            except NnterpError:
+                return Checkpoint(None)
             facts = {
                 "tool": record.tool,
                 "params": record.params,
