@@ -1,0 +1,115 @@
+"""Requests that no good client sends, and clients that call at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.faults.scene import PROMPT, SHARED, Fault, Scene, another_client, attempt
+from tests.faults.wire import Wire, call_body
+
+
+def status_of(scene: Scene, body: bytes, **headers: str) -> str:
+    """The status line of a bare POST."""
+    wire = Wire(scene.http.address)
+    try:
+        wire.send("POST", "/mcp", body, headers)
+        return wire.until(b"\r\n").decode().strip()
+    finally:
+        wire.close()
+
+
+def malformed(scene: Scene) -> str:
+    bodies = [b"{", b"\xff\xfe", b"[]", b"null", b'{"jsonrpc": "2.0", "id": 1}', b'{"jsonrpc": "1.0", "method": 5}']
+    answers = {status_of(scene, body) for body in [*bodies, b"[" * 100_000]}
+    return ", ".join(sorted(answers))
+
+
+def giant(scene: Scene) -> str:
+    """Refused for what its headers say; nobody waits for 4 MB."""
+    return status_of(scene, b"", **{"Content-Length": "4000001"})
+
+
+def giant_argument(scene: Scene) -> str:
+    """An argument of 3 MB, within what a body may have."""
+    return attempt(scene.client, "logit_lens", prompts="a " * 1_500_000)
+
+
+def without_session(scene: Scene) -> str:
+    return status_of(scene, call_body("session", {}))
+
+
+def wrong_types(scene: Scene) -> str:
+    return attempt(scene.client, "logit_lens", prompts={"a": [1, None]}, layers=1.5, top_k="many")
+
+
+def unknown_argument(scene: Scene) -> str:
+    return attempt(scene.client, "logit_lens", prompts="a", temperature=1)
+
+
+def unknown_tool(scene: Scene) -> str:
+    return attempt(scene.client, "logit_lense", prompts="a")
+
+
+def unknown_handle(scene: Scene) -> str:
+    return attempt(scene.client, "logit_lens", prompts="a", model="gpt-9")
+
+
+def unknown_run(scene: Scene) -> str:
+    return attempt(scene.client, "read_run", run_id="logit_lens-222222")
+
+
+def path_as_run(scene: Scene) -> str:
+    return attempt(scene.client, "read_run", run_id="../../etc/passwd")
+
+
+def raised_in_a_pass(scene: Scene) -> str:
+    """A direction as wide as the residual stream, added to heads, which are narrower: told in the middle of a pass."""
+    vector = {"positive": " a", "negative": " b"}
+    operation = {"op": "add", "layers": [1], "site": "heads_output", "vector": vector, "factor": 1.0}
+    zeroed = {"op": "zero", "layers": [0], "site": "mlps_output"}
+    return attempt(scene.client, "logit_lens", prompts=PROMPT, interventions=[zeroed, operation])
+
+
+def infinite_push(scene: Scene) -> str:
+    """Numbers that overflow in every later layer, and must not outlive the call."""
+    operation = {"op": "scale", "layers": [1], "site": "layers_output", "factor": 1e38}
+    return attempt(scene.client, "logit_lens", prompts=PROMPT, interventions=[operation, operation])
+
+
+def two_at_once(scene: Scene) -> str:
+    """Two clients with twenty different prompts each; every answer must be the one that the prompt gets alone."""
+    prompts = [f"number {number} of forty" for number in range(40)]
+    alone = [_answer(scene.client.call("logit_lens", prompts=prompt).structured_content) for prompt in prompts]
+    with another_client(scene) as one, another_client(scene, "sse") as other:
+        # Two of each wait at most, which is what the queue takes.
+        answers: list[Any] = []
+        for first in range(0, len(prompts), 2):
+            calls = [
+                one.begin("logit_lens", prompts=prompts[first]),
+                other.begin("logit_lens", prompts=prompts[first + 1]),
+            ]
+            answers += [_answer(call.result(60).structured_content) for call in calls]
+    right = sum(answer == known for answer, known in zip(answers, alone, strict=True))
+    return f"{right} of {len(prompts)} right, {len({str(answer) for answer in alone})} different"
+
+
+def _answer(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "run_id"}
+
+
+FAULTS = [
+    Fault("malformed JSON-RPC over HTTP", malformed, r"HTTP/1.1 400 Bad Request$"),
+    Fault("a request body over the limit", giant, r"HTTP/1.1 413 "),
+    Fault("an argument of 3 MB", giant_argument, r"(limit_exceeded|invalid_request): "),
+    Fault("a call without a session", without_session, r"HTTP/1.1 400 "),
+    Fault("arguments of wrong types", wrong_types, r"invalid_request: prompts"),
+    Fault("an unknown argument", unknown_argument, r"invalid_request: logit_lens has no argument 'temperature'"),
+    Fault("an unknown tool", unknown_tool, r"protocol error: Unknown tool: logit_lense"),
+    Fault("an unknown handle", unknown_handle, r"no_model: no loaded model has the handle 'gpt-9'"),
+    Fault("an unknown run", unknown_run, r"invalid_request: there is no run 'logit_lens-222222'"),
+    Fault("a path as a run's id", path_as_run, r"invalid_request: a run id looks like"),
+    Fault("an intervention that raises in mid-pass", raised_in_a_pass, r"invalid_request: .* numbers, and a state at"),
+    Fault("an intervention that overflows", infinite_push, r"(ok|invalid_request): "),
+    Fault("two clients at once, each its own answer", two_at_once, r"40 of 40 right, 40 different"),
+]
+assert all(fault.settings is SHARED for fault in FAULTS)

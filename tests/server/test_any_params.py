@@ -1,0 +1,193 @@
+"""Whatever a client sends as arguments, it gets a result or an error that says what to change; nothing breaks.
+
+`-s` prints how many inputs each tool got and what they came to; NNTERP_ANY_PARAMS raises the number for each tool.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+
+from nnterp_mcp.errors import BY_CODE
+from nnterp_mcp.toolset import specs
+from tests.serving import Caller, stdio, text
+
+EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "40"))
+"""Inputs of each tool."""
+
+FAULTS_OF_OURS = {"internal", "worker_lost", "timed_out", "out_of_memory"}
+"""What no argument may lead to, however odd it is."""
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    [
+        *("", " ", "\0", "NaN", "Infinity", "-1", "1e999", "null", "true", "[]", "{}", "[[[", '{"a": [1', "0:3", "3:0"),
+        *("::", "last", "all", "same", "repeat", "../../etc/passwd", "C:\\con", "\u202e\u200b", "e\u0301\ud7ff"),
+        *("tiny-llama", "vector", "answer", "record", "readings", "%s%n{0}", "'; --", "<b>", "a " * 200),
+        *("🦜" * 500, "x" * 100_000),
+    ]
+)
+NUMBERS = st.integers(-5, 300) | st.sampled_from(
+    [2**31, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, -(10**30), 0.5, -0.0, 1e-9, 1e308, -1e308, 5e-324, 1.5, 3.0]
+)
+DEEP = st.integers(20, 90).map(lambda depth: _nested(depth))
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(TEXTS, parts, max_size=3),
+    max_leaves=8,
+)
+PROMPT = "The capital of France is"
+PAIR = {"clean": "The king of France", "corrupted": "The king of Spain", "targets": {"one": " a", "other": " b"}}
+OPERATIONS: list[dict[str, Any]] = [
+    {"op": "add", "layers": [1], "vector": "vector", "factor": 2.0, "site": "layers_output", "positions": "last"},
+    {"op": "add", "layers": 0, "vector": {"positive": " a", "negative": " b"}, "factor": -1},
+    {"op": "scale", "layers": "all", "factor": 0.5, "site": "mlps_output", "neurons": [0, 1]},
+    {"op": "zero", "layers": [2], "heads": [1, -1], "site": "heads_output", "steps": 0},
+    {"op": "mean", "layers": "0:2", "site": "attentions_output", "prompts": ["a b", "c d"]},
+    {"op": "patch", "layers": [1], "positions": [2], "from": {"prompt": "one two", "position": 1, "layer": 1}},
+    {"op": "project_out", "layers": [3], "vector": "vector"},
+    {"op": "skip", "layers": "1:3"},
+    {"op": "knockout", "layers": [1], "heads": [0], "query_positions": [3], "key_positions": [1]},
+    {"op": "set_attention", "layers": [0], "heads": "all", "pattern": "uniform"},
+]
+NAMES = sorted({name for operation in OPERATIONS for name in operation} | {"renormalise", "of", "seed"})
+
+
+def _nested(depth: int) -> Any:
+    return [] if depth == 0 else [_nested(depth - 1)] if depth % 2 else {"a": _nested(depth - 1)}
+
+
+def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
+    """Arguments that a tool takes."""
+    prompts: list[dict[str, Any]] = [{"prompts": PROMPT}, {"prompts": ["a b", "c d e"], "layers": "1:3"}]
+    known: dict[str, list[dict[str, Any]]] = {
+        "load_model": [{"model": folder}],
+        "unload_model": [{"model": "nothing"}],
+        "session": [{}],
+        "cancel_run": [{"run_id": run_id}],
+        "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
+        "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
+        "tokenize": [{"prompts": PROMPT}],
+        "generate": [{"prompts": PROMPT, "max_new_tokens": 2}],
+        "make_vector": [
+            {"name": "made", "method": "mean_difference", "positive": ["a", "b"], "negative": ["c", "d"]},
+            {"name": "made", "method": "random", "norm": 1.0},
+        ],
+        "steer": [{"prompts": PROMPT, "vector": "vector", "layers": [1], "factors": [1, 2]}],
+        "patchscope": [{"source_prompts": PROMPT}, {"source_vectors": "vector", "max_new_tokens": 2}],
+        "run_prompts": [{"prompts": ["a", "b"], "targets": {"one": "a"}}],
+        "patch_activations": [PAIR, {**PAIR, "sites": "heads_output", "positions": "last", "layers": [1]}],
+    }
+    return known.get(tool, prompts)
+
+
+def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
+    """What a schema asks for, and what lies at its edges."""
+    if "anyOf" in schema:
+        return st.one_of([values(part) for part in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    kinds = schema.get("type", "object")
+    edges = [schema[name] + step for name in ("minimum", "maximum") if name in schema for step in (-1, 0, 1)]
+    strategies: dict[str, st.SearchStrategy[Any]] = {
+        "string": TEXTS,
+        "integer": st.sampled_from(edges) if edges else NUMBERS,
+        "number": st.sampled_from(edges) | NUMBERS if edges else NUMBERS,
+        "boolean": st.booleans(),
+        "null": st.none(),
+        "array": st.lists(TEXTS | NUMBERS, max_size=4) | st.lists(operations(), max_size=3),
+        "object": st.dictionaries(TEXTS, TEXTS | st.lists(TEXTS, max_size=2), max_size=3),
+    }
+    return st.one_of([strategies[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)])
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> dict[str, Any]:
+    """An intervention, often with something wrong in it."""
+    operation = dict(draw(st.sampled_from(OPERATIONS)))
+    for name in draw(st.lists(st.sampled_from(NAMES), max_size=2)):
+        others = [other[name] for other in OPERATIONS if name in other]
+        operation[name] = draw(st.sampled_from(others) | JSON if others else JSON)
+    for name in draw(st.lists(st.sampled_from(NAMES), max_size=1)):
+        operation.pop(name, None)
+    return operation
+
+
+@st.composite
+def arguments(draw: st.DrawFn, tool: str, known: list[dict[str, Any]]) -> dict[str, Any]:
+    """Valid arguments of which some are changed, left out or made up."""
+    properties: dict[str, Any] = specs()[tool].input_schema().get("properties", {})
+    chosen = dict(draw(st.sampled_from(known)))
+    names = sorted(properties)
+    if "interventions" in names and draw(st.booleans()):
+        chosen["interventions"] = draw(st.lists(operations(), min_size=1, max_size=3))
+    for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True)) if names else ():
+        chosen[name] = draw(values(properties[name]) | JSON | DEEP)
+    for name in draw(st.lists(st.sampled_from(names), max_size=1)) if names and draw(st.integers(0, 4)) == 0 else ():
+        chosen.pop(name, None)
+    if draw(st.integers(0, 9)) == 0:
+        chosen |= draw(st.dictionaries(TEXTS, JSON, max_size=1))
+    return chosen
+
+
+class Bed:
+    """A server with a tiny model, a vector and a run; and what became of the inputs."""
+
+    def __init__(self, client: Caller, folder: Path) -> None:
+        self.client = client
+        self.folder = str(folder)
+        self.counts: dict[str, Counter[str]] = {}
+        for tool, given_arguments in (
+            ("load_model", {"model": self.folder}),
+            ("make_vector", {"name": "vector", "method": "random", "norm": 1.0}),
+            ("logit_lens", {"prompts": PROMPT}),
+        ):
+            result = client.call(tool, **given_arguments)
+            assert not result.is_error, text(result)
+        self.run_id = result.structured_content["run_id"]
+
+    def outcome(self, tool: str, given_arguments: Mapping[str, Any]) -> str:
+        """`ok`, or the code of the error."""
+        result = self.client.call(tool, **given_arguments)
+        outcome = text(result).partition(":")[0] if result.is_error else "ok"
+        self.counts.setdefault(tool, Counter())[outcome] += 1
+        assert outcome == "ok" or outcome in BY_CODE.keys() - FAULTS_OF_OURS, f"{text(result)}\n{self.client.log}"
+        return outcome
+
+
+@pytest.fixture(scope="module")
+def bed(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Generator[Bed]:
+    folder, data = tiny("llama"), tmp_path_factory.mktemp("data")
+    limits = {"max_models": 1, "reply_within": 600, "allowed_models": json.dumps([str(folder)])}
+    with stdio(data=data, runs=data / "runs", **limits) as client:
+        bed = Bed(client, folder)
+        yield bed
+    total = sum(sum(counts.values()) for counts in bed.counts.values())
+    print(f"\n{total} inputs")
+    for tool, counts in bed.counts.items():
+        print(
+            f"{tool}: {sum(counts.values())} ({', '.join(f'{name} {count}' for name, count in counts.most_common())})"
+        )
+
+
+@pytest.mark.parametrize("tool", sorted(specs()))
+def test_any_arguments_are_answered(tool: str, bed: Bed) -> None:
+    known = valid(tool, bed.run_id, bed.folder)
+    expected = "no_model" if tool == "unload_model" else "ok"
+    assert [bed.outcome(tool, one) for one in known] == [expected] * len(known)
+
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @given(arguments(tool, known))
+    def every_input_is_answered(chosen: dict[str, Any]) -> None:
+        assume(tool != "unload_model" or chosen.get("model") not in (None, "tiny-llama", bed.folder))
+        bed.outcome(tool, chosen)
+
+    every_input_is_answered()
+    assert "1 model loaded" in text(bed.client.call("session"))
