@@ -162,7 +162,7 @@ def read_attention(
         found = forward(model, batch, plan, [*reads, *whole]).reads
         return join_heads(found[: len(reads)]), found[len(reads) :]
 
-    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read):
+    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
         parts.append(numbers)
         if on_pattern is not None:
             for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):

@@ -1,4 +1,7 @@
-"""Runs prompts batch by batch; one that does not fit the memory is split and tried again."""
+"""Runs prompts batch by batch; one that would not fit the memory, or does not, is split.
+
+Estimating comes first, for a host that runs out of memory does not say so: its kernel ends the process.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from nnterp_mcp.errors import OutOfMemory
-from nnterp_mcp.model.memory import is_out_of_memory, release
+from nnterp_mcp.model.memory import free, is_out_of_memory, of_pass, release
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -21,6 +24,7 @@ def run_batches(
     run: Callable[[Batch], T],
     *,
     batch_size: int | None = None,
+    patterns: bool = False,
 ) -> Iterator[tuple[Batch, T]]:
     """Runs every prompt once, in batches that `fill_batches` makes.
 
@@ -30,6 +34,7 @@ def run_batches(
         batch_tokens: Padded tokens in a batch, at most; fewer where they do not fit the memory.
         run: Computes a batch. It is called again with fewer rows when memory runs out, so it must leave nothing behind.
         batch_size: Prompts in a batch, at most; no bound by default.
+        patterns: Whether attention patterns are formed, which grow with the square of a prompt's length.
 
     Yields:
         Each batch that ran, with what came out.
@@ -44,12 +49,12 @@ def run_batches(
     waiting = deque(fill(prompts, batch_tokens, batch_size))
     while waiting:
         batch = waiting.popleft()
-        found = _attempt(batch, run)
+        found = _attempt(batch, run) if of_pass(model, *_shape(batch), patterns) <= free(model.device) else None
         if found is not None:
             yield batch, found[0]
             continue
         release(model.device)
-        rows, columns = batch.inputs["input_ids"].shape
+        rows, columns = _shape(batch)
         if rows == 1:
             raise OutOfMemory(
                 f"a prompt of {columns} tokens does not fit the memory of {model.device}, even alone",
@@ -57,6 +62,11 @@ def run_batches(
             )
         half = (rows + 1) // 2
         waiting.extendleft(reversed(fill(batch.prompts, half * columns, half)))
+
+
+def _shape(batch: Batch) -> tuple[int, int]:
+    rows, columns = batch.inputs["input_ids"].shape
+    return rows, columns
 
 
 def _attempt(batch: Batch, run: Callable[[Batch], T]) -> tuple[T] | None:

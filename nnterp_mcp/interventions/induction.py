@@ -131,7 +131,7 @@ def score_heads(
         assert passed.logits is not None
         return join_heads(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
 
-    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score):
+    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
         parts.append(numbers)
         copying.append(copied)
         order += [prompt.index for prompt in batch.prompts]

@@ -7,12 +7,21 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from nnterp_mcp.errors import UnknownModel
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+_STATES = 8
+"""Residual streams, queries, keys, values and norms that a layer holds at a time, about."""
+
+_PATTERNS = 4
+"""Tensors of a pattern's size that are held at a time."""
 
 _STORED_BITS = {"8bit": 8, "4bit": 4.5}
 
@@ -28,6 +37,26 @@ def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None
     count = sum(_numel(file) for file in _read_files(folder) if file.exists())
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
+
+
+def of_pass(model: StandardizedTransformer, rows: int, columns: int, patterns: bool) -> int:
+    """Bytes that a forward pass needs beside the weights, at most, as far as its shape tells.
+
+    Counted are the widest moment of one layer, the attention mask, and, where they are formed, one layer's attention
+    scores, probabilities and what is reduced of them.
+
+    Args:
+        model: The model.
+        rows: Prompts in the batch.
+        columns: Tokens of each.
+        patterns: Whether attention patterns are formed.
+    """
+    size = model.module.dtype.itemsize
+    config = model.module.config.get_text_config()
+    widest = max(getattr(config, "intermediate_size", None) or 0, 4 * model.hidden_size)
+    states = rows * columns * size * (_STATES * model.hidden_size + 3 * widest)
+    squares = rows * columns**2 * (size + (_PATTERNS * model.num_heads * max(size, 4) if patterns else 0))
+    return states + squares
 
 
 def is_out_of_memory(error: BaseException) -> bool:
