@@ -47,6 +47,7 @@ def read_lens(
     *,
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
+    inverse: bool = False,
     plan: Plan = NOTHING,
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
@@ -66,6 +67,7 @@ def read_lens(
         layers: The layers to read, in ascending order.
         top_k: How many of the likeliest tokens to keep.
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
+        inverse: Read the distribution of the negated logits: its top tokens are those that a layer speaks against most.
         plan: The operations in force, planned for these prompts; the last layer's output is then the edited model's.
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
@@ -90,7 +92,7 @@ def read_lens(
         keys += found.keys
         rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
         for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
-            readout, divergence = _reduce(model, part, top_k, followed[chosen], len(layers))
+            readout, divergence = _reduce(model, part, top_k, followed[chosen], len(layers), inverse)
             parts.append(readout)
             divergences.append(divergence)
         on_batch(found.prompts_done)
@@ -121,9 +123,11 @@ def _reduce(
     top_k: int,
     followed: Categories,
     count: int,
+    inverse: bool,
 ) -> tuple[Readout, Float[Tensor, "reading layer"]]:
     """What is kept of the first `count` layers; the last one is the one that they are compared with."""
-    log_probs = normalize(model.project_on_vocab(states))
+    logits = model.project_on_vocab(states)
+    log_probs = normalize(-logits if inverse else logits)
     last = log_probs[:, -1:]
     divergence = expected(last.exp(), last - log_probs[:, :count]).clamp_min(0)
     by_row = torch.arange(len(states), device=states.device).repeat_interleave(count)

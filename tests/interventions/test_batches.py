@@ -63,7 +63,12 @@ def test_what_would_not_fit_is_not_tried(model: StandardizedTransformer, monkeyp
     room = of_pass(model, 10, 12, False)
     monkeypatch.setattr(batches, "free", lambda device: room)
     tried: list[int] = []
-    sizes(model, lambda batch: tried.append(of_pass(model, *batch.inputs["input_ids"].shape, False)))
+
+    def run(batch: Batch) -> None:
+        rows, columns = batch.inputs["input_ids"].shape
+        tried.append(of_pass(model, rows, columns, False))
+
+    sizes(model, run)
     assert len(tried) > 2
     assert max(tried) <= room
     monkeypatch.setattr(batches, "free", lambda device: 0)

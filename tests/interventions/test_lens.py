@@ -231,3 +231,11 @@ def test_what_a_batch_raises_ends_the_reading(subject: Subject) -> None:
     with pytest.raises(Enough):
         subject.read(on_batch=stop)
     assert subject.read(top_k=1).readout.top_ids.shape[-1] == 1
+
+
+def test_the_inverse_lens_is_of_the_negated_logits(subject: Subject) -> None:
+    inverse = subject.read(top_k=10, inverse=True)
+    expected = torch.cat([-logits.transpose(0, 1) for logits in subject.expected]).double().softmax(-1)
+
+    assert (expected.gather(-1, inverse.readout.top_ids) - inverse.readout.top_probs).abs().max() < 1e-5
+    assert (expected.topk(10).values - inverse.readout.top_probs).abs().max() < 1e-5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,11 @@ from nnterp_mcp.render import (
     table,
 )
 
+Lens = Literal["logit", "inverse"]
+
+_SAYS: dict[Lens, str] = {"logit": "says", "inverse": "speaks most against"}
+_WOULD_SAY: dict[Lens, str] = {"logit": "would say", "inverse": "would speak most against"}
+
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
 
@@ -38,6 +43,7 @@ class LogitLensParams(ModelParams):
     positions: Positions = ("last",)
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
+    lens: Annotated[Lens, Field(description="inverse: negated logits, what a layer speaks against.")] = "logit"
     interventions: Interventions = ()
 
 
@@ -76,6 +82,7 @@ class LogitLensResult(Result):
     """Every reading, at every layer that was asked for."""
 
     model: str
+    lens: Lens = "logit"
     last_layer: int
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
@@ -130,9 +137,11 @@ def _finding(reading: Reading, result: LogitLensResult) -> str:
     where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
         top, p = last.top[0]
-        return f"After {where}, layer {last.layer} of {result.model} would say {quoted(elided(top))} ({number(p)})."
+        return f"After {where}, layer {last.layer} of {result.model} {_WOULD_SAY[result.lens]} {quoted(elided(top))} ({number(p)})."
     answer, p = last.top[0]
-    return f"After {where}, {result.model} says {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
+    return (
+        f"After {where}, {result.model} {_SAYS[result.lens]} {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
+    )
 
 
 def _leads(reading: Reading) -> str:

@@ -34,6 +34,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             layers,
             top_k=params.top_k,
             categories=[list(targets.ids.values())] * len(group),
+            inverse=params.lens == "inverse",
             plan=edits,
             batch_tokens=settings.batch_tokens,
             on_batch=lambda done: job.check(),
@@ -46,6 +47,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         readings = [reading for part in parts for reading in part.readings]
         return LogitLensResult(
             model=bench.handle,
+            lens=params.lens,
             last_layer=model.num_layers - 1,
             categories=targets.words,
             shared=targets.shared,
