@@ -63,6 +63,7 @@ def test_a_breach_would_be_noticed(tmp_path: Path) -> None:
     [
         "import nnterp_mcp",
         "import nnterp_mcp.cli, nnterp_mcp.demo",
+        "from nnterp_mcp import Laboratory; import nnterp_mcp.session.replay, nnterp_mcp.session.export",
         "from nnterp_mcp.toolset import specs; specs()",
         "import nnterp_mcp.server.app, nnterp_mcp.server.transports, nnterp_mcp.session.pool",
         "from nnterp_mcp.server.app import definition; from nnterp_mcp.toolset import specs\n"

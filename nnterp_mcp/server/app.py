@@ -85,8 +85,8 @@ def build(session: Session) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
-        on_list_resources=resources.list,
-        on_list_resource_templates=resources.templates,
+        on_list_resources=resources.list_runs,
+        on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
         on_completion=resources.complete,
     )

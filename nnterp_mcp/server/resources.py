@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio.to_thread
 from mcp.server.context import ServerRequestContext
@@ -38,7 +37,6 @@ from nnterp_mcp.session.session import Session
 from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.toolset.read_run.handle import read_answer
 
-T = TypeVar("T")
 Context = ServerRequestContext[Any]
 Contents = TextResourceContents | BlobResourceContents
 
@@ -75,12 +73,14 @@ class Resources:
     def _store(self) -> RunStore:
         return self._session.runs.store
 
-    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+    async def list_runs(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The latest runs."""
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[_entry(record) for record in records])
 
-    async def templates(self, context: Context, params: PaginatedRequestParams | None) -> ListResourceTemplatesResult:
+    async def list_templates(
+        self, context: Context, params: PaginatedRequestParams | None
+    ) -> ListResourceTemplatesResult:
         """The addresses that every run has."""
         return ListResourceTemplatesResult(
             resource_templates=[
@@ -91,7 +91,12 @@ class Resources:
 
     async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         """What stands at an address; a run that is under way is not waited for."""
-        return ReadResourceResult(contents=[await _reported(self._read, params.uri)])
+        try:
+            return ReadResourceResult(contents=[await self._read(params.uri)])
+        except NnterpError as error:
+            raise MCPError(INVALID_PARAMS, replies.worded(error)) from None
+        except Exception as error:
+            raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None
 
     async def complete(self, context: Context, params: CompleteRequestParams) -> CompleteResult:
         """Ids of runs, and names of arrays, that begin like what was typed."""
@@ -172,13 +177,3 @@ def _check_size(count: int, address: str) -> None:
 
 def _text(address: str, text: str, kind: str) -> TextResourceContents:
     return TextResourceContents(uri=address, text=text, mime_type=kind)
-
-
-async def _reported(read: Callable[[str], Awaitable[T]], address: str) -> T:
-    """Reads, with our errors as the protocol's."""
-    try:
-        return await read(address)
-    except NnterpError as error:
-        raise MCPError(INVALID_PARAMS, replies.worded(error)) from None
-    except Exception as error:
-        raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mcp_types import INVALID_PARAMS, ResourceTemplateReference
 from nnterp_mcp.server.resources import LARGEST, LISTED
 from nnterp_mcp.session.store import RunStore
 from tests.recorded import EXAMPLES, Recorded
-from tests.serving import stdio
+from tests.serving import stdio, until
 from tests.session import runs
 
 
@@ -135,6 +136,24 @@ def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
         assert refusal(lambda: caller.read(f"run://{record.id}")) == (
             "out_of_memory: the call did not fit the memory\nUse fewer prompts."
         )
+
+
+def test_a_run_under_way_is_not_waited_for(recorded: Recorded) -> None:
+    caller = recorded.caller
+    ending = caller.begin("generate", prompts=["Once upon"] * 8, max_new_tokens=240)
+    found = until(lambda: [entry for entry in caller.resources() if "running" in (entry.title or "")])
+
+    said = caller.read(found[0].uri).contents[0].text
+    record = json.loads(caller.read(f"{found[0].uri}/record").contents[0].text)
+    no_result = refusal(lambda: caller.read(f"{found[0].uri}/result"))
+
+    assert not ending.done()
+    assert re.match(r"generate on tiny-llama is (queued|running) and goes on", said)
+    assert record["state"] == "running"
+    assert no_result.startswith(f"invalid_request: {record['id']} has no result: it is running.")
+    ending.cancel()
+    until(lambda: recorded.store.read(record["id"]).state == "cancelled")
+    recorded.store.delete(record["id"])
 
 
 def test_ids_and_arrays_are_completed(recorded: Recorded) -> None:
