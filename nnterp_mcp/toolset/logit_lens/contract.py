@@ -137,7 +137,8 @@ def _finding(reading: Reading, result: LogitLensResult) -> str:
     where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
         top, p = last.top[0]
-        return f"After {where}, layer {last.layer} of {result.model} {_WOULD_SAY[result.lens]} {quoted(elided(top))} ({number(p)})."
+        says = f"{_WOULD_SAY[result.lens]} {quoted(elided(top))}"
+        return f"After {where}, layer {last.layer} of {result.model} {says} ({number(p)})."
     answer, p = last.top[0]
     return (
         f"After {where}, {result.model} {_SAYS[result.lens]} {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
