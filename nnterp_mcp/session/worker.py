@@ -124,11 +124,20 @@ def _give_up(job: Job, error: Exception) -> NnterpError:
     known = error if isinstance(error, NnterpError) else _translate(error)
     if job.recorder is None:
         return known
-    partial = job.partial() if job.partial is not None else None
+    partial = _partial(job)
     job.recorder.fail(known, partial)
     if partial is None:
         return known
     return type(known)(known.message, f"{known.next_step} {_KEPT.format(job.recorder.run_id)}".strip())
+
+
+def _partial(job: Job) -> Result | None:
+    """What a call has so far; a fault in making it must not hide why the call ended, nor end the process."""
+    try:
+        return job.partial() if job.partial is not None else None
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+        return None
 
 
 def _translate(error: Exception) -> NnterpError:

@@ -16,9 +16,11 @@ from pydantic import BaseModel
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, OutOfMemory
 from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.recorder import Recorder
 from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.session.wire import Recorded
+from nnterp_mcp.session.worker import _give_up  # pyright: ignore[reportPrivateUsage] - as the loop of a worker calls it
 from nnterp_mcp.settings import Settings
 from tests.session.runs import opened
 
@@ -174,6 +176,19 @@ def test_a_run_that_was_deleted_under_its_worker_costs_no_answer(bench: Bench, s
     assert note.startswith("This answer could not be recorded (")
     assert str(store.folder) not in note
     assert not (store.folder / run.run_id).exists()
+
+
+def test_a_partial_result_that_cannot_be_made_hides_no_error(bench: Bench, store: RunStore) -> None:
+    def fail() -> Result:
+        raise KeyError("no part is there")
+
+    job = Job(1, lambda progress: None, recorder(bench), fail)
+    assert job.recorder is not None
+    error = _give_up(job, OutOfMemory("it did not fit", "Ask for less."))
+    record = store.read(job.recorder.run_id)
+
+    assert (type(error), error.message, error.next_step) == (OutOfMemory, "it did not fit", "Ask for less.")
+    assert (record.state, record.partial) == ("failed", False)
 
 
 class TestCheckpoint:
