@@ -111,8 +111,7 @@ def _leaves(field: str, place: str, before: Any, after: Any, without: frozenset[
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys([*before, *after]):
             if name not in without:
-                inner = f"{field}.{name}" if field else str(name)
-                where = f"{place}.{name}" if place else str(name)
+                inner, where = (field, f"{place}[{name}]") if isinstance(name, int) else _below(field, place, name)
                 yield from _leaves(inner, where, before.get(name), after.get(name), without)
     elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
         if len(before) != len(after):
@@ -121,6 +120,10 @@ def _leaves(field: str, place: str, before: Any, after: Any, without: frozenset[
             yield from _leaves(field, f"{place}[{index}]", first, second, without)
     else:
         yield field, place, before, after
+
+
+def _below(field: str, place: str, name: str) -> tuple[str, str]:
+    return (f"{field}.{name}" if field else name), (f"{place}.{name}" if place else name)
 
 
 def _is_number(value: Any) -> bool:

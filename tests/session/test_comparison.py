@@ -76,6 +76,12 @@ def test_an_example_says_where() -> None:
     assert one.example == "readings[0].kl: 2.0 → 2.5"
 
 
+def test_what_goes_by_layer_is_one_field() -> None:
+    (one,) = compare({"norms": {1: 0.5, 2: 2.0}}, {"norms": {1: 0.5, 2: 3.0}}, 1e-5)
+
+    assert (one.field, one.numbers, one.example) == ("norms", 2, "norms[2]: 2.0 → 3.0")
+
+
 @given(JSON)
 def test_anything_equals_itself(value: Any) -> None:
     assert sum(field.differing for field in compare({"of": value}, {"of": copy.deepcopy(value)}, 0.0)) == 0
