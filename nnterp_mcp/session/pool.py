@@ -23,6 +23,7 @@ from nnterp_mcp.errors import (
     TimedOut,
     UnknownModel,
 )
+from nnterp_mcp.operations import Operation
 from nnterp_mcp.session.handles import handle_of
 from nnterp_mcp.session.process import OnProgress, WorkerProcess
 from nnterp_mcp.session.turns import Turns
@@ -39,6 +40,7 @@ class Entry:
         source: What `load_model` was asked for.
         request: All parameters of that call: the same request gets the same entry.
         turns: The queue of its calls.
+        edits: Operations in force in every call that runs the model.
         card: The load's result, None while it loads.
         since: When the load began, in seconds since the epoch.
         progress: The last that was heard of the load.
@@ -48,6 +50,7 @@ class Entry:
     source: str
     request: dict[str, Any]
     turns: Turns
+    edits: tuple[Operation, ...] = ()
     since: float = field(default_factory=time.time)
     card: dict[str, Any] | None = None
     worker: WorkerProcess | None = None

@@ -13,7 +13,8 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
-from nnterp_mcp.errors import Cancelled, Internal, NnterpError
+from nnterp_mcp.errors import Cancelled, Internal, NnterpError, Unsupported
+from nnterp_mcp.operations import Operation, describe
 from nnterp_mcp.session.pool import Entry, Pool
 from nnterp_mcp.session.process import OnProgress, Stop
 from nnterp_mcp.session.records import Owner, RunError, RunRecord
@@ -129,6 +130,20 @@ def late(run: LiveRun) -> Late:
     )
 
 
+def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Params:
+    """A call's parameters with the edits in force before its own interventions: so they are recorded too."""
+    if not entry.edits:
+        return params
+    own: tuple[Operation, ...] | None = getattr(params, "interventions", None)
+    if own is None:
+        raise Unsupported(
+            f"{spec.name} takes no interventions, and {entry.handle} has edits in force: "
+            + "; ".join(describe(operation) for operation in entry.edits[:3]),
+            "Clear them with edit_model (interventions: []) first.",
+        )
+    return params.model_copy(update={"interventions": (*entry.edits, *own)})
+
+
 class Runs:
     """Begins runs, and knows those that are under way.
 
@@ -166,10 +181,11 @@ class Runs:
         Raises:
             NoModel: No model is loaded, or several are and none was named.
             StaleHandle: The handle's model was unloaded.
+            Unsupported: The model is edited, and the tool takes no interventions.
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        data = params.model_dump(mode="json")
+        data = _edited(spec, params, entry).model_dump(mode="json")
 
         def describe(run_id: str) -> RunRecord:
             return RunRecord(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
-from nnterp_mcp.render import lines, number, plural, seconds, size, table
+from nnterp_mcp.render import elided, lines, number, plural, seconds, size, table
 from nnterp_mcp.session.vectors import VectorCard
 
 _VECTORS = 12
 """Vectors that an answer shows."""
+
+_EDITS = 4
+"""Edits of a model that an answer names."""
 
 RUNS = 8
 """Runs that an answer shows, more when more are under way."""
@@ -32,6 +35,7 @@ class LoadedModel(BaseModel):
     age: float
     host_memory: int | None
     device_memory: int | None
+    edits: list[str] = []
 
 
 class RunLine(BaseModel):
@@ -92,10 +96,19 @@ def digest(result: SessionResult) -> SessionAnswer:
 
 
 def _notes(result: SessionResult) -> list[str]:
-    notes = [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
+    notes = [note for model in result.models for note in _edits(model)]
+    notes += [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")
     return notes
+
+
+def _edits(model: LoadedModel) -> list[str]:
+    if not model.edits:
+        return []
+    named = "; ".join(elided(label, 80) for label in model.edits[:_EDITS])
+    more = f"; and {len(model.edits) - _EDITS} more" if len(model.edits) > _EDITS else ""
+    return [f"In force on {model.handle} in every call: {named}{more}."]
 
 
 def _runs(runs: list[RunLine]) -> Table:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import anyio
 import psutil
 
+from nnterp_mcp.operations import describe
 from nnterp_mcp.session.pool import Entry
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.records import RunRecord
@@ -57,4 +58,5 @@ def _describe(entry: Entry) -> LoadedModel:
         age=time.time() - entry.since,
         host_memory=None if entry.worker is None else entry.worker.host_memory(),
         device_memory=None if entry.worker is None else entry.worker.device_memory,
+        edits=[describe(operation) for operation in entry.edits],
     )

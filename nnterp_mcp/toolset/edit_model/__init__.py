@@ -1,0 +1,1 @@
+"""The tool `edit_model`."""

@@ -1,0 +1,16 @@
+"""`edit_model` in the server, which keeps the edits: they join a call's own before it is recorded."""
+
+from __future__ import annotations
+
+from nnterp_mcp.operations import describe
+from nnterp_mcp.session.process import OnProgress
+from nnterp_mcp.session.session import Session
+from nnterp_mcp.toolset.edit_model.contract import SPEC, EditModelParams, EditModelResult
+
+
+async def handle(session: Session, params: EditModelParams, on_progress: OnProgress) -> EditModelResult:
+    """Has the worker try the edits, then puts them in force in place of those before."""
+    entry = session.pool.find(params.model)
+    await session.pool.call(entry.handle, SPEC.name, params.model_dump(mode="json"), on_progress)
+    entry.edits = params.interventions
+    return EditModelResult(model=entry.handle, in_force=[describe(operation) for operation in entry.edits])

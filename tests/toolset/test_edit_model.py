@@ -1,0 +1,94 @@
+"""Edits that stay in force: for every client, in every answer and record, until they are cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import Caller, http, text
+
+EDIT = {"op": "zero", "site": "mlps_output", "layers": [1]}
+
+
+@pytest.fixture(scope="module")
+def callers(tiny: Callable[..., Path]) -> Generator[tuple[Caller, Caller]]:
+    with http() as server, server.client() as one, server.client("sse") as other:
+        assert not one.call("load_model", model=str(tiny("llama"))).is_error
+        yield one, other
+
+
+def lens(caller: Caller, **arguments: Any) -> Any:
+    answer = caller.call("logit_lens", prompts="a b c", **arguments)
+    assert not answer.is_error, text(answer)
+    return answer.structured_content
+
+
+def test_an_edit_acts_in_every_call_of_every_client_until_it_is_cleared(callers: tuple[Caller, Caller]) -> None:
+    one, other = callers
+    plain, once = lens(one), lens(one, interventions=[EDIT])
+    assert plain["table"] != once["table"]
+
+    edited = one.call("edit_model", interventions=[EDIT])
+    assert text(edited) == (
+        "1 edit in force on tiny-llama, for every call of every client until cleared.\nzero at mlps_output of layer 1"
+    )
+    for caller in callers:
+        found = lens(caller)
+        assert found["table"] == once["table"]
+        assert found["notes"] == once["notes"]
+        assert any("zero at mlps_output of layer 1" in note for note in found["notes"])
+    assert "In force on tiny-llama in every call: zero at mlps_output of layer 1." in text(other.call("session"))
+
+    twice = lens(other, interventions=[{"op": "skip", "layers": 2}])
+    record = other.call("read_run", run_id=twice["run_id"], part="record", where={"field": "interventions"}, limit=50)
+    assert "mlps_output" in text(record)
+    assert "skip" in text(record)
+
+    assert text(other.call("edit_model", interventions=[])) == "tiny-llama is as it was loaded."
+    assert lens(one)["table"] == plain["table"]
+    assert "In force" not in text(one.call("session"))
+
+
+def test_an_edit_that_the_model_cannot_take_is_refused_and_changes_nothing(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    plain = lens(one)
+    refused = one.call("edit_model", interventions=[EDIT | {"layers": [99]}])
+    assert text(refused).startswith("invalid_request: layer 99 does not exist: tiny-llama has layers 0 to 3")
+    assert lens(one)["table"] == plain["table"]
+
+
+def test_positions_are_meant_in_each_later_prompt(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    at_end = EDIT | {"positions": {"text": "c"}}
+    expected = lens(one, interventions=[at_end])
+    assert not one.call("edit_model", interventions=[at_end]).is_error
+    try:
+        assert lens(one)["table"] == expected["table"]
+        assert "occurrence 0 of 'c' does not exist" in text(one.call("logit_lens", prompts="a b"))
+    finally:
+        one.call("edit_model", interventions=[])
+
+
+def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    one.call("edit_model", interventions=[EDIT])
+    try:
+        refused = one.call("make_vector", name="joy", method="random", norm=1)
+    finally:
+        one.call("edit_model", interventions=[])
+    assert text(refused) == (
+        "unsupported: make_vector takes no interventions, and tiny-llama has edits in force: "
+        "zero at mlps_output of layer 1\nClear them with edit_model (interventions: []) first."
+    )
+
+
+def test_unloading_ends_the_edits(callers: tuple[Caller, Caller], tiny: Callable[..., Path]) -> None:
+    one, _ = callers
+    plain = lens(one)
+    one.call("edit_model", interventions=[EDIT])
+    one.call("unload_model")
+    assert not one.call("load_model", model=str(tiny("llama"))).is_error
+    assert lens(one)["table"] == plain["table"]
