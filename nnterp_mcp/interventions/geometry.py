@@ -1,0 +1,125 @@
+"""How sets of states lie in their space: lengths, angles between group means, principal components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+_SHUFFLES = 20
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long states are.
+
+    Attributes:
+        mean: The mean length.
+        deviation: Its standard deviation over states; None for one state.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far the means of two groups lie apart.
+
+    Attributes:
+        cosine: The cosine between them. States of one layer share most of their direction whatever their prompts, so
+            it is near 1 for groups that differ in nothing, and for many that differ.
+        shuffled: The mean cosine when the same states are dealt to two groups of these sizes at random: what
+            `cosine` would be if the groups differed in nothing.
+        gap: The distance between the means, as a share of the mean length of all these states.
+        shuffled_gap: That distance when the states are dealt at random.
+    """
+
+    cosine: float
+    shuffled: float
+    gap: float
+    shuffled_gap: float
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of centred states.
+
+    Attributes:
+        directions: One a row, of length one, by falling variance; the largest entry of each is positive.
+        explained: The share of the whole variance that lies along each.
+    """
+
+    directions: Float[Tensor, "component width"]
+    explained: Float[Tensor, " component"]
+
+
+def lengths(states: Float[Tensor, "row width"]) -> Lengths:
+    """The mean length of states, and its spread."""
+    norms = states.double().norm(dim=-1)
+    return Lengths(float(norms.mean()), float(norms.std()) if len(norms) > 1 else None)
+
+
+def compare_groups(
+    first: Float[Tensor, "row width"],
+    second: Float[Tensor, "other width"],
+    first_prompts: Sequence[int],
+    second_prompts: Sequence[int],
+    seed: int = 0,
+) -> Apart:
+    """Compares the mean states of two groups with those of groups dealt at random.
+
+    Prompts are dealt whole: tokens of one prompt resemble one another, and would make random groups look alike.
+
+    Args:
+        first: The states of one group.
+        second: Those of the other.
+        first_prompts: The prompt of each state.
+        second_prompts: Those of the other group, none of them in the first.
+        seed: By which random groups are drawn; equal seeds give equal numbers.
+    """
+    states = torch.cat([first, second]).double()
+    prompts = torch.tensor([*first_prompts, *second_prompts])
+    scale = states.norm(dim=-1).mean()
+    generator = torch.Generator().manual_seed(seed)
+    found = _apart(states, torch.isin(prompts, torch.tensor(list(first_prompts))), scale)
+    numbers, count = prompts.unique(), len(set(first_prompts))
+    drawn = [
+        _apart(states, torch.isin(prompts, numbers[torch.randperm(len(numbers), generator=generator)[:count]]), scale)
+        for _ in range(_SHUFFLES)
+    ]
+    shuffled, shuffled_gap = torch.stack(drawn).mean(0).tolist()
+    return Apart(float(found[0]), shuffled, float(found[1]), shuffled_gap)
+
+
+def _apart(states: Tensor, chosen: Tensor, scale: Tensor) -> Float[Tensor, 2]:
+    """The cosine between two means, and their distance beside a scale."""
+    one, other = states[chosen].mean(0), states[~chosen].mean(0)
+    return torch.stack([cosine_similarity(one, other, dim=0), (one - other).norm() / scale])
+
+
+def principal_components(states: Float[Tensor, "row width"], count: int) -> Components | None:
+    """The directions along which states differ most from their mean.
+
+    Where a few dimensions or tokens are far larger than all others, the first components are theirs.
+
+    Args:
+        states: The states.
+        count: How many components, at most; there are no more than states less one.
+
+    Returns:
+        The components; None for states that do not differ.
+    """
+    centred = states.double() - states.double().mean(0)
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    variance = values.square()
+    kept = min(count, len(states) - 1, directions.shape[0])
+    if kept < 1 or float(variance.sum()) == 0.0:
+        return None
+    chosen = directions[:kept]
+    largest: Int[Tensor, "component 1"] = chosen.abs().argmax(1, keepdim=True)
+    return Components((chosen * chosen.gather(1, largest).sign()).float(), (variance[:kept] / variance.sum()).float())
