@@ -26,6 +26,7 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.render import elided
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.resources import Resources
@@ -68,7 +69,7 @@ def build(session: Session) -> Server[Any]:
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
         spec = specs().get(params.name)
         if spec is None:
-            raise MCPError(INVALID_PARAMS, f"Unknown tool: {params.name}. Tools: {', '.join(specs())}")
+            raise MCPError(INVALID_PARAMS, f"Unknown tool: {elided(params.name, 80)}. Tools: {', '.join(specs())}")
 
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
