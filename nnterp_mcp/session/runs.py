@@ -290,7 +290,8 @@ class Runs:
             if record.state in ("running", "interrupted"):
                 state = "cancelled" if isinstance(error, Cancelled) else "failed"
                 ended = {"state": state, "error": RunError.of(error), "ended": now()}
-                self.store.write(record.model_copy(update=ended))
+                record = record.model_copy(update=ended)
+            self.store.write(record)  # a worker does not know the token, which its error may quote
         except (OSError, NnterpError) as problem:
             logger.warning("the end of %s could not be recorded: %s", run_id, problem)
         return None

@@ -96,6 +96,22 @@ def test_a_worker_does_not_know_the_token(tiny: Callable[..., Path]) -> None:
     assert TOKEN not in known
 
 
+def test_a_record_hides_the_token(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with http(token=TOKEN, runs=tmp_path) as server:
+        for tool, arguments in (
+            ("load_model", {"model": str(tiny("llama"))}),
+            ("logit_lens", {"prompts": f"the token is {TOKEN}"}),
+            ("steer", {"prompts": "a", "vector": TOKEN.replace("+", "-").replace("~", "-"), "layers": 1, "factors": 1}),
+            ("steer", {"prompts": f"a {TOKEN}", "vector": "none", "layers": 1, "factors": 1}),
+        ):
+            ask(server, "POST", "/mcp", MODERN | {"Mcp-Name": tool}, call(tool, **arguments))
+        records = [path.read_text() for path in tmp_path.glob("*/run.json")]
+
+    assert len(records) == 3
+    assert sum(HIDDEN in record for record in records) == 2
+    assert not any(TOKEN in record for record in records)
+
+
 def test_a_token_is_neither_shown_nor_sent_nor_taken_when_it_is_weak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNTERP_MCP_TOKEN", TOKEN)
     settings = Settings()
