@@ -116,6 +116,27 @@ class Plain:
         self.logits(ids, {(site, layer): lambda states: found.append(states.clone())})
         return found[0]
 
+    def slopes(
+        self, ids: Sequence[int], keys: Sequence[tuple[str, int]], metric: Callable[[Tensor], Tensor], edits: Edits
+    ) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
+        """The states at places, edits made, and the gradient there of a metric of the logits at the last position."""
+        found: dict[tuple[str, int], Tensor] = {}
+
+        def keep(key: tuple[str, int]) -> Edit:
+            def edit(states: Tensor) -> None:
+                if key in edits:
+                    edits[key](states)
+                states.retain_grad()
+                found[key] = states
+
+            return edit
+
+        if self.names.shared:
+            AttentionInterface.register(IMPLEMENTATION, self._attend)
+        with self._hooked(edits | {key: keep(key) for key in keys}):
+            metric(self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]).backward()
+        return {key: (states.detach(), states.grad) for key, states in found.items() if states.grad is not None}
+
     @contextmanager
     def _hooked(self, edits: Edits) -> Generator[None]:
         names, self._edits = self.names, edits
