@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import shown
+from nnterp_mcp.session.arrays import HeldRows, Rows
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.folders import admit_model
 from nnterp_mcp.session.handles import handle_of
@@ -37,6 +38,14 @@ class _Job(Job):
         """Holds an array until the next call."""
         self.arrays[name] = array.detach().cpu()
 
+    def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> Rows:
+        """Holds an array that is filled row by row until the next call."""
+        import torch
+
+        rows = HeldRows(axes)
+        self.arrays[name] = torch.from_numpy(rows.numbers)
+        return rows
+
 
 class Laboratory:
     """One model, and every tool that works on it as a method.
@@ -50,7 +59,7 @@ class Laboratory:
 
     Attributes:
         card: What was loaded.
-        arrays: What the last call kept beside its result, on the CPU: attention patterns, patching grids.
+        arrays: What the last call kept beside its result, on the CPU: attention patterns, patching grids, states.
         bench: The model with its limits and vectors, as the tools see it.
     """
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.session.arrays import HeldRows, Rows
 from nnterp_mcp.session.checkpoints import Checkpoint
 from nnterp_mcp.session.wire import Progress
 
@@ -72,6 +73,19 @@ class Job:
         """
         if self.recorder is not None:
             self.recorder.keep(name, array, axes)
+
+    def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> Rows:
+        """Begins an array of float32 that is filled row by row: beside the run's result, or in memory for a call that
+        is not recorded.
+
+        Args:
+            name: Its name, one for each array of the run.
+            axes: What stands along each axis, in order; the first one is the rows.
+
+        Raises:
+            LimitExceeded: It cannot be written.
+        """
+        return HeldRows(axes) if self.recorder is None else self.recorder.keep_rows(name, axes)
 
     def in_parts(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
+from nnterp_mcp.session.arrays import FileRows
 from nnterp_mcp.session.checkpoints import Checkpoint, key_of
 from nnterp_mcp.session.records import ArrayCard, RunError
 from nnterp_mcp.session.store import RunStore, now
@@ -38,6 +39,7 @@ class Recorder:
         self.run_id = recorded.run
         self._queued = recorded.queued
         self._arrays: dict[str, ArrayCard] = {}
+        self._rows: dict[str, FileRows] = {}
         self._checkpoint: Checkpoint | None = None
         self._begun = time.monotonic()
         self._lost: dict[str, str] = {}
@@ -52,6 +54,15 @@ class Recorder:
             self._arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
         except OSError as error:
             self._lost[name] = _reason(error)
+
+    def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> FileRows:
+        """Begins an array beside the result that is filled row by row.
+
+        Raises:
+            LimitExceeded: It cannot be written.
+        """
+        self._rows[name] = FileRows(self._store.array_path(self.run_id, name), axes)
+        return self._rows[name]
 
     def checkpoint(self) -> Checkpoint:
         """The parts of this call, those of an equal one that died among them; none where the record is gone."""
@@ -94,6 +105,7 @@ class Recorder:
     def _close(self, result: Result | None, error: NnterpError | None) -> str | None:
         """Writes the end of the run; returns why it could not be, None if it was."""
         try:
+            self._close_rows(result is not None)
             ended = self._end(error) | {"arrays": self._arrays, "environment": self._bench.environment}
             if result is not None:
                 digest = self._store.write_result(self.run_id, result.model_dump_json().encode())
@@ -103,6 +115,15 @@ class Recorder:
             self._give_up(_reason(problem), error)
             return _reason(problem)
         return None
+
+    def _close_rows(self, wanted: bool) -> None:
+        """Ends the arrays that were filled row by row; those of a run without a result are of no use."""
+        for name, rows in self._rows.items():
+            if wanted:
+                self._arrays[name] = rows.close()
+            else:
+                rows.abandon()
+        self._rows.clear()
 
     def _give_up(self, reason: str, error: NnterpError | None) -> None:
         """Says in the record that the result is lost; what it had on the disk makes room for that."""

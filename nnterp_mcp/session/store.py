@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.redaction import redact
+from nnterp_mcp.session.arrays import TENSOR
 from nnterp_mcp.session.files import write_whole
 from nnterp_mcp.session.records import ArrayCard, RunRecord, check_run_id, is_run_id
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
-_TENSOR = "array"
 _DAY = 86400.0
 _LEFTOVER = 7 * _DAY
 """Seconds after which parts of unfinished calls are given up."""
@@ -171,7 +171,7 @@ class RunStore:
             dtype=str(array.dtype), shape=list(array.shape), axes={axis: list(of) for axis, of in axes.items()}
         )
         # safetensors writes an array's memory as it lies, whatever its order.
-        content = save({_TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
+        content = save({TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
         write_whole(self.array_path(run_id, name), content)
         return card
 
@@ -190,7 +190,7 @@ class RunStore:
 
         try:
             with safe_open(self.array_path(run_id, name), framework="numpy") as source:
-                return source.get_slice(_TENSOR)[index]
+                return source.get_slice(TENSOR)[index]
         except (OSError, SafetensorError):
             raise InvalidRequest(
                 f"the array {name!r} of {run_id} is gone or damaged.", "Run the experiment again."
