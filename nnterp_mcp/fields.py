@@ -209,4 +209,28 @@ Targets = Annotated[
         }
     ),
 ]
+_TARGETS: TypeAdapter[dict[str, tuple[str, ...]]] = TypeAdapter(Targets)
+
+
+def _as_target_sets(value: Any) -> tuple[dict[str, tuple[str, ...]], ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise ValueError("targets is empty: leave it out, or give one mapping for all prompts or one for each")
+    found = tuple(_TARGETS.validate_python(item) for item in items)
+    if len({len(targets) for targets in found}) > 1:
+        raise ValueError("targets must have as many categories for each prompt")
+    return found
+
+
+TargetSets = Annotated[
+    tuple[dict[str, tuple[str, ...]], ...],
+    BeforeValidator(_as_target_sets),
+    WithJsonSchema(
+        {
+            "type": ["object", "array"],
+            "description": '{"answer": "Paris", "wrong": "Rome"}, or one per prompt.',
+        }
+    ),
+]
+"""Targets for all prompts, or one mapping for each."""
 TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]

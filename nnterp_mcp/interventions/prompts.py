@@ -103,6 +103,23 @@ def follow_targets(targets: Mapping[str, Sequence[str]], tokenizer: Any) -> Foll
     return FollowedTargets(ids, _texts(ids, tokenizer), _texts(shared, tokenizer))
 
 
+def follow_target_sets(
+    targets: Sequence[Mapping[str, Sequence[str]]], prompts: int, tokenizer: Any
+) -> list[FollowedTargets]:
+    """Does what `follow_targets` does for each prompt, of one mapping for all or one for each.
+
+    Raises:
+        InvalidRequest: There are neither one mapping nor as many as prompts, or a string has no token.
+    """
+    given = list(targets) * prompts if len(targets) == 1 else targets
+    if len(given) != prompts:
+        raise InvalidRequest(
+            f"{len(given)} targets came for {prompts} prompt{'s' * (prompts != 1)}.",
+            "Give one mapping for all, or one for each.",
+        )
+    return [follow_targets(one, tokenizer) for one in given]
+
+
 def _texts(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
     return {name: [token_text(tokenizer, token) for token in tokens] for name, tokens in ids.items()}
 

@@ -179,7 +179,7 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 def test_refusals_in_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match="1 clean prompts and 2 corrupted ones came"):
         ask(bench, corrupted=[CORRUPTED, CLEAN])
-    with pytest.raises(InvalidRequest, match="3 targets came for 1 clean prompts"):
+    with pytest.raises(InvalidRequest, match="3 targets came for 1 prompt"):
         ask(bench, targets=[TARGETS] * 3)
     with pytest.raises(InvalidRequest, match="'Rome' to replace"):
         ask(bench, corrupted={"replace": "Rome", "with": "Oslo"})

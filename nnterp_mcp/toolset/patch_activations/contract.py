@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, PositionSpec, Prompts, Targets, shown
+from nnterp_mcp.fields import Layers, Positions, PositionSpec, Prompts, TargetSets, shown
 from nnterp_mcp.operations import Heads
 from nnterp_mcp.toolset.patch_activations.corrupted import CorruptedField
 from nnterp_mcp.toolset.patch_activations.digest import digest, render
@@ -63,16 +63,6 @@ def _as_span(value: Any) -> Span:
     return Span.model_validate(value if both else {"clean": value, "corrupted": value})
 
 
-def _as_targets(value: Any) -> Any:
-    items = value if isinstance(value, list | tuple) else [value]
-    if not items:
-        raise ValueError("targets is empty: leave it out, or give one mapping for all prompts or one for each")
-    found = tuple(_TARGETS.validate_python(item) for item in items)
-    if len({len(targets) for targets in found}) > 1:
-        raise ValueError("targets must have as many categories for each prompt")
-    return found
-
-
 class Receiver(BaseModel):
     """Where paths end."""
 
@@ -90,7 +80,6 @@ def _as_receivers(value: Any) -> Any:
 
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
-_TARGETS: TypeAdapter[dict[str, tuple[str, ...]]] = TypeAdapter(Targets)
 
 _SiteList = Annotated[
     tuple[PatchedSite, ...] | None,
@@ -104,16 +93,6 @@ _Spans = Annotated[
         {
             "type": ["integer", "string", "object", "array"],
             "description": 'Or spans by label: {"city": {"clean": 2, "corrupted": "2:4"}}.',
-        }
-    ),
-]
-_TargetSets = Annotated[
-    tuple[dict[str, tuple[str, ...]], ...],
-    BeforeValidator(_as_targets),
-    WithJsonSchema(
-        {
-            "type": ["object", "array"],
-            "description": '{"answer": "Paris", "wrong": "Rome"}, or one per prompt.',
         }
     ),
 ]
@@ -138,7 +117,7 @@ class PatchActivationsParams(ModelParams):
 
     clean: Annotated[Prompts, WithJsonSchema({"type": ["string", "array"], "description": "Prompts."})]
     corrupted: CorruptedField
-    targets: _TargetSets = Field(default_factory=lambda: ({},))
+    targets: TargetSets = Field(default_factory=lambda: ({},))
     sites: _SiteList = None
     layers: Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})] = (
         "all"

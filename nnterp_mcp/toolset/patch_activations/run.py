@@ -9,24 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.alignment import LabelledSpans, Span
-from nnterp_mcp.interventions.corruption import Pair, ablate, add_noise, pair_prompts, replace_text, resample
+from nnterp_mcp.interventions.corruption import Pair
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.matched_cells import draw_matched, strongest
 from nnterp_mcp.interventions.metrics import default_metric
 from nnterp_mcp.interventions.patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
 from nnterp_mcp.interventions.path_patching import Receiver
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.prompts import FollowedTargets, follow_targets
+from nnterp_mcp.interventions.prompts import follow_target_sets
 from nnterp_mcp.interventions.recovery import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
-from nnterp_mcp.toolset.patch_activations.corrupted import Ablated, Noise, Replaced
+from nnterp_mcp.toolset.patch_activations.corrupted import Ablated
+from nnterp_mcp.toolset.patch_activations.pairs import make_pairs
 from nnterp_mcp.toolset.patch_activations.result import (
     Column,
     Measured,
@@ -49,8 +50,8 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     """Patches every cell, and the strongest together where a control is wanted."""
     model = bench.model
     prompts = bench.encode(params.clean)
-    pairs, how = _pairs(bench, params, prompts)
-    targets = _targets(params, len(prompts), model.tokenizer)
+    pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
+    targets = follow_target_sets(params.targets, len(prompts), model.tokenizer)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))
     grid = make_grid(
@@ -96,34 +97,9 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     )
 
 
-def _pairs(bench: Bench, params: PatchActivationsParams, prompts: Sequence[EncodedPrompt]) -> tuple[list[Pair], str]:
-    """The pairs, and how the corrupted runs came about."""
-    given = params.corrupted
-    if isinstance(given, Noise):
-        pairs = add_noise(bench.model, prompts, given.positions, given.noise, given.samples)
-        return pairs, f"noise of {given.noise:g} standard deviations on embeddings"
-    if isinstance(given, Ablated):
-        if given.ablate == "resample":
-            return resample(prompts), "another clean prompt"
-        return ablate(prompts), {"zero": "Zeros", "mean": "Means over the prompts"}[given.ablate]
-    if isinstance(given, Replaced):
-        replaced = [replace_text(prompt, given.replace, given.by) for prompt in params.clean]
-        return pair_prompts(prompts, bench.encode(replaced)), f"{given.by!r} for {given.replace!r}"
-    return pair_prompts(prompts, bench.encode(given)), "corrupted prompts"
-
-
 def _ablation(params: PatchActivationsParams) -> Ablation | None:
     given = params.corrupted
     return given.ablate if isinstance(given, Ablated) and given.ablate != "resample" else None
-
-
-def _targets(params: PatchActivationsParams, prompts: int, tokenizer: Any) -> list[FollowedTargets]:
-    given = params.targets * prompts if len(params.targets) == 1 else params.targets
-    if len(given) != prompts:
-        raise InvalidRequest(
-            f"{len(given)} targets came for {prompts} clean prompts.", "Give one mapping for all, or one for each."
-        )
-    return [follow_targets(targets, tokenizer) for targets in given]
 
 
 def _positions(asked: Any) -> Sequence[PositionSpec] | LabelledSpans:
