@@ -62,6 +62,21 @@ def _as_prompts(value: Any) -> tuple[Prompt, ...]:
     return prompts
 
 
+def _as_groups(value: Any) -> dict[str, tuple[Prompt, ...]]:
+    """Prompts under the names of their groups; under `prompts` where they come in one list."""
+    if not isinstance(value, Mapping) or _is_message(value):
+        return {"prompts": _as_prompts(value)}
+    if not value or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(f"groups must map names to prompts, not {shown(value)}")
+    groups: dict[str, tuple[Prompt, ...]] = {}
+    for name, prompts in value.items():
+        try:
+            groups[name] = _as_prompts(prompts)
+        except ValueError as error:
+            raise ValueError(f"group {shown(name)}: {error}") from None
+    return groups
+
+
 def _is_message(value: Any) -> bool:
     return isinstance(value, Message) or (isinstance(value, dict) and "role" in value)
 
@@ -165,7 +180,7 @@ def _is_slice(value: str) -> bool:
     return _SLICE.fullmatch(value) is not None
 
 
-ModelHandle = Annotated[str | None, Field(description="Handle; optional while one model is loaded.")]
+ModelHandle = Annotated[str | None, Field(description="Handle; needed when several are loaded.")]
 RunId = Annotated[str, Field(description="The run_id of an answer.")]
 Prompts = Annotated[
     tuple[Prompt, ...],
@@ -174,6 +189,16 @@ Prompts = Annotated[
         {
             "type": ["string", "array"],
             "description": "Text, chat messages [{role, content}], or a list of these.",
+        }
+    ),
+]
+PromptGroups = Annotated[
+    dict[str, tuple[Prompt, ...]],
+    BeforeValidator(_as_groups),
+    WithJsonSchema(
+        {
+            "type": ["object", "array", "string"],
+            "description": 'Groups {"positive": [...], "negative": [...]}, or one list.',
         }
     ),
 ]

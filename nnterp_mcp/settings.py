@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     batch_tokens: int = Field(default=4096, ge=1)
     """Padded tokens in one forward pass, at most (a single longer prompt runs alone)."""
 
+    max_states_bytes: int = Field(default=2_000_000_000, ge=1)
+    """Bytes of the states that one call collects."""
+
     load_timeout: float = Field(default=3600.0, gt=0)
     """Seconds until a load that has not finished is given up."""
 

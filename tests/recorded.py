@@ -78,6 +78,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             "control": True,
         },
     ),
+    "states": (
+        "collect_activations",
+        {"prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}, "positions": "all", "layers": [1, 2]},
+    ),
 }
 """What is run, in this order: a tool with its arguments under a name. Vectors come first."""
 

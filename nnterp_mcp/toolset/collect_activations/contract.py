@@ -1,0 +1,51 @@
+"""`collect_activations`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from nnterp_mcp.contract import ModelParams, ToolSpec
+from nnterp_mcp.fields import Layers, Positions, PromptGroups
+from nnterp_mcp.operations import Interventions, Site
+from nnterp_mcp.toolset.collect_activations.digest import digest, render
+from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnswer, CollectActivationsResult
+
+# An agent pays for every definition: what other tools spell out is named here only.
+StateSite = Annotated[Site, WithJsonSchema({"type": "string", "description": "Site of interventions."})]
+ProbedLayers = Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})]
+ProbedPositions = Annotated[
+    Positions,
+    WithJsonSchema({"type": ["integer", "string", "object", "array"], "description": "As in logit_lens."}),
+]
+Pooling = Annotated[Literal["none", "mean", "last"], Field(description="Of positions.")]
+Edits = Annotated[
+    Interventions, WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": "Edits in force."})
+]
+
+
+class CollectActivationsParams(ModelParams):
+    """Which states to keep, of which prompts."""
+
+    prompts: PromptGroups
+    site: StateSite = "layers_output"
+    layers: ProbedLayers = "all"
+    positions: ProbedPositions = ("last",)
+    pool: Pooling = "none"
+    interventions: Edits = ()
+
+
+SPEC = ToolSpec(
+    name="collect_activations",
+    title="Collect activations",
+    description=(
+        "Keeps states of prompt sets with an index, for read_run and the op patch (from.run). By layer: norms, cosine "
+        "and gap between group means beside random groups, principal components."
+    ),
+    params=CollectActivationsParams,
+    result=CollectActivationsResult,
+    answer=CollectActivationsAnswer,
+    digest=digest,
+    render=render,
+)

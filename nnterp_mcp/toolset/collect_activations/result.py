@@ -1,0 +1,128 @@
+"""What `collect_activations` computes, and what an agent sees of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.operations import Site
+
+STATES = "states"
+"""The name of the array that holds the states."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CollectedPrompt(_Part):
+    """A prompt: its group, its text as the model reads it, how many tokens that has."""
+
+    group: str
+    text: str
+    tokens: int
+
+
+class CollectedRow(_Part):
+    """A row of the array.
+
+    Attributes:
+        row: Its number.
+        prompt: The prompt's index.
+        position: The token's position; None for a mean over several.
+        token: The token; None for a mean.
+    """
+
+    row: int
+    prompt: int
+    position: int | None
+    token: str | None
+
+
+class GroupLength(_Part):
+    """How long the states of a group are: the mean, and the standard deviation over rows."""
+
+    group: str
+    norm: float
+    deviation: float | None
+
+
+class GroupsApart(_Part):
+    """Two groups, by the means of their states.
+
+    Attributes:
+        first: One group.
+        second: The other.
+        cosine: Between the two means.
+        shuffled: The same when the prompts are dealt to the groups at random, in the mean of draws.
+        gap: The distance between the means, as a share of the mean length of a state.
+        shuffled_gap: The same at random.
+    """
+
+    first: str
+    second: str
+    cosine: float
+    shuffled: float
+    gap: float
+    shuffled_gap: float
+
+
+class CollectedLayer(_Part):
+    """How the states of one layer lie.
+
+    Attributes:
+        layer: The layer; None for the embeddings.
+        groups: The lengths, by group.
+        pairs: Every two groups.
+        explained: The share of the variance along each principal component; empty for states that do not differ.
+    """
+
+    layer: int | None
+    groups: list[GroupLength]
+    pairs: list[GroupsApart]
+    explained: list[float]
+
+
+class CollectActivationsResult(Result):
+    """The index of the states, which lie in an array beside it, and how they lie.
+
+    Attributes:
+        model: The model's handle.
+        site: Where they were read.
+        layers: In which layers; None for the embeddings.
+        shape: The shape of one state: (width,) or (head, width).
+        pool: What became of several positions of one prompt.
+        groups: The groups of prompts.
+        interventions: What was in force.
+        prompts: Every prompt of the call, in its order.
+        rows: The rows that were read; all of them, unless the run was stopped.
+        asked: How many rows were asked for.
+        bytes: Of the array.
+        fitted: Of how many rows, evenly spaced, principal components were computed.
+        summaries: How the states of each layer lie; empty for a run that was stopped.
+    """
+
+    model: str
+    site: Site
+    layers: list[int | None]
+    shape: list[int]
+    pool: str
+    groups: list[str]
+    interventions: list[str]
+    prompts: list[CollectedPrompt]
+    rows: list[CollectedRow]
+    asked: int
+    bytes: int
+    fitted: int
+    summaries: list[CollectedLayer]
+
+
+class CollectActivationsAnswer(Answer):
+    """How the states lie by layer; where they are kept."""
+
+    model: str
+    total: Annotated[int, Field(description="Rows of the array.")]
+    truncated: Annotated[bool, Field(description="Whether layers were left out.")]
+    table: TableField

@@ -1,0 +1,144 @@
+"""`collect_activations` in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.interventions.geometry import Components, compare_groups, lengths, principal_components
+from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.session.arrays import Rows
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.collect_activations.contract import CollectActivationsParams
+from nnterp_mcp.toolset.collect_activations.experiment import Experiment, prepare
+from nnterp_mcp.toolset.collect_activations.result import (
+    STATES,
+    CollectActivationsResult,
+    CollectedLayer,
+    CollectedPrompt,
+    CollectedRow,
+    GroupLength,
+    GroupsApart,
+)
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.bench import Bench
+
+_COMPONENTS = 3
+_FITTED = 1000
+"""Rows that principal components are computed from, at most: their cost grows with the square of it."""
+
+
+def run(bench: Bench, params: CollectActivationsParams, job: Job) -> CollectActivationsResult:
+    """Reads the states to disk, then looks at how they lie, layer by layer."""
+    experiment = prepare(
+        bench,
+        params.prompts,
+        params.site,
+        params.layers,
+        params.positions,
+        params.pool,
+        params.interventions,
+        job,
+    )
+    finished: list[int] = []
+    job.partial = lambda: _result(experiment, params, finished, []) if finished else None
+    rows = job.keep_rows(STATES, experiment.axes)
+    experiment.read(rows, job, finished)
+    return _result(experiment, params, finished, _summaries(experiment, rows, job))
+
+
+def _result(
+    experiment: Experiment, params: CollectActivationsParams, finished: Sequence[int], summaries: list[CollectedLayer]
+) -> CollectActivationsResult:
+    bench = experiment.bench
+    return CollectActivationsResult(
+        model=bench.handle,
+        site=params.site,
+        layers=experiment.layers,
+        shape=list(experiment.shape),
+        pool=params.pool,
+        groups=list(params.prompts),
+        interventions=list(experiment.plan.labels),
+        prompts=[
+            CollectedPrompt(group=group, text=prompt.text, tokens=len(prompt.ids))
+            for group, prompt in zip(experiment.groups, experiment.prompts, strict=True)
+        ],
+        rows=[_row(experiment, number) for number in sorted(finished)],
+        asked=len(experiment.rows),
+        bytes=experiment.bytes,
+        fitted=len(_fitted(len(experiment.rows))),
+        summaries=summaries,
+    )
+
+
+def _row(experiment: Experiment, number: int) -> CollectedRow:
+    row = experiment.rows[number]
+    ids, at = experiment.prompts[row.prompt].ids, row.position
+    token = None if at is None else token_text(experiment.bench.model.tokenizer, ids[at])
+    return CollectedRow(row=number, prompt=row.prompt, position=at, token=token)
+
+
+def _fitted(rows: int) -> list[int]:
+    """Rows evenly spaced, all of them where they are few."""
+    count = min(rows, _FITTED)
+    return [at * rows // count for at in range(count)]
+
+
+def _summaries(experiment: Experiment, rows: Rows, job: Job) -> list[CollectedLayer]:
+    """How the states of each layer lie; heads are laid side by side."""
+    total = len(experiment.layers)
+    kept = torch.full((total, _COMPONENTS, *experiment.shape), torch.nan)
+    summaries: list[CollectedLayer] = []
+    fitted = _fitted(len(experiment.rows))
+    for place, layer in enumerate(experiment.layers):
+        states = torch.from_numpy(rows.along(place)).flatten(1)
+        found = principal_components(states[fitted], _COMPONENTS)
+        if found is not None:
+            kept[place, : len(found.directions)] = found.directions.unflatten(1, experiment.shape)
+        summaries.append(_summary(experiment, layer, states, found))
+        job.progress(place + 1, total, f"{place + 1} of {total} layers summed up")
+    _, *axes = experiment.axes.items()
+    layers, *state = axes
+    job.keep("components", kept, dict([layers, ("component", range(1, _COMPONENTS + 1)), *state]))
+    return summaries
+
+
+def _summary(
+    experiment: Experiment, layer: int | None, states: Float[Tensor, "row width"], found: Components | None
+) -> CollectedLayer:
+    by_group: dict[str, list[int]] = {name: [] for name in experiment.groups}
+    for number, row in enumerate(experiment.rows):
+        by_group[experiment.groups[row.prompt]].append(number)
+    long = {name: lengths(states[numbers]) for name, numbers in by_group.items()}
+    return CollectedLayer(
+        layer=layer,
+        groups=[GroupLength(group=name, norm=found.mean, deviation=found.deviation) for name, found in long.items()],
+        pairs=[_apart(experiment, states, by_group, *pair) for pair in combinations(by_group, 2)],
+        explained=[] if found is None else found.explained.tolist(),
+    )
+
+
+def _apart(
+    experiment: Experiment, states: Tensor, by_group: dict[str, list[int]], first: str, second: str
+) -> GroupsApart:
+    one, other = by_group[first], by_group[second]
+    found = compare_groups(
+        states[one],
+        states[other],
+        [experiment.rows[number].prompt for number in one],
+        [experiment.rows[number].prompt for number in other],
+    )
+    return GroupsApart(
+        first=first,
+        second=second,
+        cosine=found.cosine,
+        shuffled=found.shuffled,
+        gap=found.gap,
+        shuffled_gap=found.shuffled_gap,
+    )

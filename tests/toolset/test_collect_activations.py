@@ -1,0 +1,238 @@
+"""The tool `collect_activations`: what it keeps, what it says of it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.render import rounded
+from nnterp_mcp.session.bench import Bench
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.recorder import Recorder
+from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.session.wire import Progress, Recorded
+from nnterp_mcp.toolset.collect_activations.contract import SPEC
+from nnterp_mcp.toolset.collect_activations.result import (
+    CollectActivationsResult,
+    CollectedLayer,
+    CollectedPrompt,
+    CollectedRow,
+    GroupLength,
+    GroupsApart,
+)
+from tests.session.runs import opened
+from tests.toolset.test_make_vector import GRIEF, JOY, make_bench
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+GROUPS = {"joy": JOY, "grief": GRIEF}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("collect"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    from nnterp_mcp.model.tiny import tiny_model
+    from tests.interventions.plain import FAMILIES, Plain
+
+    return Plain(tiny_model("llama"), FAMILIES["llama"])
+
+
+def collect(
+    bench: Bench, send: Callable[[Progress], None] = lambda progress: None, job: Job | None = None, **arguments: Any
+) -> tuple[str, CollectActivationsResult]:
+    """Runs the tool as a worker does, the parameters sent over the wire and the run recorded; returns the run's id."""
+    from nnterp_mcp.toolset.collect_activations.run import run
+
+    sent = SPEC.parse({"prompts": GROUPS} | arguments).model_dump(mode="json")
+    record = opened(RunStore(bench.settings.runs), "collect_activations", params=sent)
+    job = job or Job(1, send)
+    job.recorder = Recorder(bench, Recorded(run=record.id, queued=0.0))
+    try:
+        result = run(bench, SPEC.params.model_validate(sent), job)
+    except Cancelled as error:
+        assert job.partial is not None
+        job.recorder.fail(error, job.partial())
+        raise
+    assert job.recorder.finish(result) == []
+    return record.id, SPEC.result.model_validate_json(result.model_dump_json())
+
+
+def states_of(bench: Bench, run_id: str, name: str = "states") -> np.ndarray:
+    store = RunStore(bench.settings.runs)
+    card = store.read(run_id).arrays[name]
+    array = store.read_array(run_id, name, tuple(slice(None) for _ in card.shape))
+    assert list(array.shape) == card.shape == [len(labels) for labels in card.axes.values()]
+    return array
+
+
+def ids_of(bench: Bench, prompt: str) -> list[int]:
+    return bench.model.tokenizer(prompt)["input_ids"]
+
+
+@pytest.mark.parametrize("site", ["layers_output", "heads_output", "mlps_output"])
+def test_the_states_on_disk_are_those_of_plain_hooks(bench: Bench, plain: Any, site: str) -> None:
+    run_id, result = collect(bench, site=site, layers=[1, 3], positions="all")
+    states = states_of(bench, run_id)
+    prompts = [*JOY, *GRIEF]
+
+    assert [row.row for row in result.rows] == list(range(sum(len(ids_of(bench, prompt)) for prompt in prompts)))
+    assert result.bytes == states.nbytes
+    for row, state in zip(result.rows, states, strict=True):
+        ids = ids_of(bench, prompts[row.prompt])
+        assert row.token == bench.model.tokenizer.decode([ids[row.position or 0]])
+        for place, layer in enumerate(result.layers):
+            assert np.allclose(state[place], plain.read(ids, site, layer)[row.position].numpy(), atol=1e-5)
+
+
+def test_the_summaries_are_those_of_numpy_on_states_of_plain_hooks(bench: Bench, plain: Any) -> None:
+    run_id, result = collect(bench, positions=":4", pool="mean")
+
+    assert [prompt.group for prompt in result.prompts] == ["joy"] * 3 + ["grief"] * 3
+    assert [row.position for row in result.rows] == [None] * 6
+    for summary in result.summaries:
+        states = np.stack(
+            [plain.read(ids_of(bench, p), "layers_output", summary.layer)[:4].mean(0) for p in [*JOY, *GRIEF]]
+        ).astype(np.float64)
+        norms = np.linalg.norm(states, axis=1)
+        joy, grief = states[:3].mean(0), states[3:].mean(0)
+        (pair,) = summary.pairs
+        expected = [norms[:3].mean(), norms[:3].std(ddof=1), norms[3:].mean(), norms[3:].std(ddof=1)]
+        assert [n for group in summary.groups for n in (group.norm, group.deviation)] == pytest.approx(expected, 1e-5)
+        assert pair.gap == pytest.approx(np.linalg.norm(joy - grief) / norms.mean(), abs=1e-5)
+        assert pair.cosine == pytest.approx(joy @ grief / np.linalg.norm(joy) / np.linalg.norm(grief), abs=1e-5)
+        values, vectors = np.linalg.eigh(np.cov(states.T))
+        assert summary.explained == pytest.approx((values[::-1] / values.sum())[:3], abs=1e-5)
+        kept = states_of(bench, run_id, "components")[summary.layer]
+        assert np.abs((kept * vectors.T[::-1][:3]).sum(1)) == pytest.approx(1, abs=1e-4)
+
+
+def test_one_list_is_one_group(bench: Bench) -> None:
+    _, result = collect(bench, prompts=JOY, site="token_embeddings", pool="last", positions="all")
+
+    assert (result.groups, result.layers) == (["prompts"], [None])
+    assert result.summaries[0].pairs == []
+    assert SPEC.render(SPEC.digest(result)).startswith("3 states of 3 prompts (token_embeddings) of tiny are kept in ")
+
+
+def test_a_stopped_run_keeps_the_rows_that_it_had(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"batch_tokens": 1})
+    job = Job(1, lambda progress: job.stop(Cancelled("stopped")) if progress.done == 2 else None)
+    with pytest.raises(Cancelled):
+        collect(bench, job=job)
+    store = RunStore(bench.settings.runs)
+    (record,) = store.latest(1)
+    result = SPEC.result.model_validate_json(store.read_result(record))
+
+    assert (record.partial, record.state) == (True, "cancelled")
+    assert (len(result.rows), result.asked, result.summaries) == (3, 6, [])
+    read = ~np.isnan(states_of(bench, record.id)).any((1, 2))
+    assert np.flatnonzero(read).tolist() == [row.row for row in result.rows]
+    assert "3 rows of 6 were not read: NaN." in SPEC.render(SPEC.digest(result))
+
+
+def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"max_states_bytes": 1000})
+    width = bench.model.hidden_size
+
+    with pytest.raises(LimitExceeded, match=rf"\(6 rows × 4 layers × {width} × 4 bytes\), and this server allows 1 kB"):
+        collect(bench)
+    assert list(bench.settings.runs.glob("*/*states*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": {}}, "groups must map names to prompts, not {}"),
+        ({"prompts": {"a": []}}, "group 'a': prompts is empty"),
+        ({"prompts": {"a": 3}}, "group 'a': prompts must be a string"),
+        ({"pool": "max"}, "pool: input should be 'none', 'mean' or 'last', not 'max'"),
+        ({"site": "residual"}, "site: input should be 'token_embeddings', "),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        SPEC.parse({"prompts": GROUPS} | arguments)
+
+
+def test_refusals_in_the_worker(bench: Bench) -> None:
+    with pytest.raises(Unsupported, match="attention_probs keeps them"):
+        collect(bench, site="attention_probabilities")
+    with pytest.raises(InvalidRequest, match="layer 9 does not exist"):
+        collect(bench, layers=9)
+
+
+def made_result(layers: int = 32, **changes: Any) -> CollectActivationsResult:
+    summaries = [
+        CollectedLayer(
+            layer=layer,
+            groups=[
+                GroupLength(group=name, norm=45.67 + layer + at, deviation=3.21)
+                for at, name in enumerate(("positive", "negative"))
+            ],
+            pairs=[
+                GroupsApart(
+                    first="positive",
+                    second="negative",
+                    cosine=0.987 - layer / 100,
+                    shuffled=0.991,
+                    gap=0.123 + layer / 100,
+                    shuffled_gap=0.0789,
+                )
+            ],
+            explained=[0.345, 0.123, 0.0876],
+        )
+        for layer in range(layers)
+    ]
+    prompts = [CollectedPrompt(group=name, text="I won", tokens=3) for name in ("positive", "negative")] * 20
+    fields: dict[str, Any] = {
+        "model": "smollm2-135m",
+        "site": "layers_output",
+        "layers": list(range(layers)),
+        "shape": [576],
+        "pool": "none",
+        "groups": ["positive", "negative"],
+        "interventions": [],
+        "prompts": prompts,
+        "rows": [CollectedRow(row=at, prompt=at, position=2, token=" won") for at in range(40)],
+        "asked": 40,
+        "bytes": 40 * layers * 576 * 4,
+        "fitted": 40,
+        "summaries": summaries,
+    }
+    return CollectActivationsResult.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize("case", ["groups", "fitted", "few"])
+def test_says(snapshot: SnapshotAssertion, case: str) -> None:
+    few = [CollectedPrompt(group=name, text="I won", tokens=3) for name in ("positive", "negative")]
+    changes: dict[str, dict[str, Any]] = {
+        "groups": {},
+        "fitted": {"fitted": 30, "interventions": ["zero at mlps_output of layer 3"]},
+        "few": {"prompts": few},
+    }
+    assert SPEC.render(SPEC.digest(made_result(**changes[case]))) == snapshot
+
+
+@pytest.mark.smollm2
+def test_answers_are_small(count_tokens: Callable[[object], int]) -> None:
+    for layers in (1, 32, 80):
+        answer = SPEC.digest(made_result(layers))
+        assert count_tokens(SPEC.render(answer)) <= 900
+        assert count_tokens(rounded(answer.model_dump())) <= 1000
+
+
+def test_the_definition_is_small() -> None:
+    assert len(SPEC.description) + len(json.dumps(SPEC.input_schema(), separators=(",", ":"))) <= 1200
