@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from nnterp_mcp.fields import LayerSpec
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
+from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, require_place
 from nnterp_mcp.model.layers import resolve_layers
@@ -300,6 +301,7 @@ def _reduce(
 def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: _Asked, top_k: int) -> AttentionNumbers:
     pattern = torch.where(asked.real[:, None], pattern, 0)  # what padded queries read may be anything, NaN included
     sink = (1 - pattern.sum(-1)).clamp_min(0)
+    require_finite(sink, "attention probabilities")
     entropy = -torch.xlogy(pattern, pattern).sum(-1) - torch.xlogy(sink, sink)
     columns = torch.arange(pattern.shape[-1], device=pattern.device)
     beyond_first = pattern * (columns != asked.first[:, None])[:, None, None]

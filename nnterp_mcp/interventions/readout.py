@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nnterp_mcp.interventions.finite import require_finite
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -99,10 +101,16 @@ def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categ
 
 
 def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
-    """Log-probabilities, in float32."""
+    """Log-probabilities, in float32.
+
+    Raises:
+        InvalidRequest: The logits are not finite.
+    """
     logits = logits.float()
     # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
-    return logits - logits.logsumexp(-1, keepdim=True)
+    total = logits.logsumexp(-1, keepdim=True)
+    require_finite(total, "logits")
+    return logits - total
 
 
 def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnterp_mcp.interventions.finite import require_finite
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,14 +48,19 @@ def choose(
 
     Returns:
         The tokens, and their log-probabilities in nats under the model itself: before temperature and truncation.
+
+    Raises:
+        InvalidRequest: The logits are not finite.
     """
     logits = logits.float()
+    total = logits.logsumexp(-1)
+    require_finite(total, "logits")
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
     else:
         draws = torch.stack([torch.rand((), generator=generator) for generator in dice]).to(logits.device)
         tokens = _draw(logits / sampling.temperature, sampling, draws)
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - total
 
 
 def _draw(
