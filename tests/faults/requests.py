@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tests.faults.scene import PROMPT, SHARED, Fault, Scene, another_client, attempt
@@ -70,10 +71,15 @@ def raised_in_a_pass(scene: Scene) -> str:
     return attempt(scene.client, "logit_lens", prompts=PROMPT, interventions=[zeroed, operation])
 
 
-def infinite_push(scene: Scene) -> str:
-    """Numbers that overflow in every later layer, and must not outlive the call."""
-    operation = {"op": "scale", "layers": [1], "site": "layers_output", "factor": 1e38}
-    return attempt(scene.client, "logit_lens", prompts=PROMPT, interventions=[operation, operation])
+def overflow(tool: str, **arguments: Any) -> Callable[[Scene], str]:
+    """Numbers that grow beyond float32 in the middle of the model: no reading of them may look like one."""
+
+    def inject(scene: Scene) -> str:
+        operation = {"op": "scale", "layers": [1], "site": "layers_output", "factor": 1e38}
+        prompts = "source_prompts" if tool == "patchscope" else "prompts"
+        return attempt(scene.client, tool, **{prompts: PROMPT}, interventions=[operation] * 2, **arguments)
+
+    return inject
 
 
 def two_at_once(scene: Scene) -> str:
@@ -97,6 +103,16 @@ def _answer(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != "run_id"}
 
 
+_INFINITE = "the model's (logits|attention probabilities) are not finite"
+_READERS: dict[str, dict[str, Any]] = {
+    "logit_lens": {},
+    "run_prompts": {"targets": {"a": "a"}},
+    "attention_probs": {},
+    "generate": {"max_new_tokens": 3, "temperature": 1.0},
+    "steer": {"vector": {"positive": " a"}, "layers": [1], "factors": [1, 2]},
+    "patchscope": {},
+}
+
 FAULTS = [
     Fault("malformed JSON-RPC over HTTP", malformed, r"HTTP/1.1 400 Bad Request$"),
     Fault("a request body over the limit", giant, r"HTTP/1.1 413 "),
@@ -109,7 +125,10 @@ FAULTS = [
     Fault("an unknown run", unknown_run, r"invalid_request: there is no run 'logit_lens-222222'"),
     Fault("a path as a run's id", path_as_run, r"invalid_request: a run id looks like"),
     Fault("an intervention that raises in mid-pass", raised_in_a_pass, r"invalid_request: .* numbers, and a state at"),
-    Fault("an intervention that overflows", infinite_push, r"(ok|invalid_request): "),
+    *(
+        Fault(f"an intervention that overflows ({tool})", overflow(tool, **arguments), rf"invalid_request: {_INFINITE}")
+        for tool, arguments in _READERS.items()
+    ),
     Fault("two clients at once, each its own answer", two_at_once, r"40 of 40 right, 40 different"),
 ]
 assert all(fault.settings is SHARED for fault in FAULTS)

@@ -71,6 +71,7 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
         "load_model": [{"model": folder}],
         "unload_model": [{"model": "nothing"}],
         "session": [{}],
+        "edit_model": [{"interventions": OPERATIONS[:1]}, {"interventions": []}],
         "cancel_run": [{"run_id": run_id}],
         "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
         "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
