@@ -129,14 +129,10 @@ class ToolSpec(Generic[P, R, A]):
         """The JSON schema of the structured content: the names and types of its fields.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. Only the finding is always there: a call that goes on answers with little else.
+        hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
-        return {
-            "type": "object",
-            "properties": {name: {"type": _types(field)} for name, field in fields.items()},
-            "required": ["finding"],
-        }
+        return {"type": "object", "properties": {name: {"type": _type(field)} for name, field in fields.items()}}
 
     def parse(self, arguments: Mapping[str, Any]) -> P:
         """Validates the arguments of a call.
@@ -188,10 +184,11 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _types(field: Mapping[str, Any]) -> str | list[str]:
-    """The JSON types of a field of an answer."""
-    if "anyOf" in field:
-        return [str(_types(part)) for part in field["anyOf"]]
+def _type(field: Mapping[str, Any]) -> str | list[str]:
+    """The JSON type of a field of an answer, where it is not null."""
+    parts = [_type(part) for part in field.get("anyOf", ()) if part != {"type": "null"}]
+    if parts:
+        return parts[0] if len(parts) == 1 else [str(part) for part in parts]
     return field.get("type", "object")
 
 

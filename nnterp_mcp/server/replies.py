@@ -24,11 +24,10 @@ _LONGEST_ERROR = 2000
 
 def answered(answer: Answer) -> CallToolResult:
     """An answer as text and as structured content."""
-    data = answer.model_dump(mode="json")
-    data = data if answer.exact else rounded(data)
-    if answer.run_id is None:
-        del data["run_id"]
-    return CallToolResult(content=[TextContent(text=written(answer))], structured_content=data)
+    data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
+    return CallToolResult(
+        content=[TextContent(text=written(answer))], structured_content=data if answer.exact else rounded(data)
+    )
 
 
 def written(answer: Answer) -> str:

@@ -69,7 +69,7 @@ def written(value: Any) -> str:
 def test_a_default_answer(kind: str, client: Caller, count_tokens: Callable[[object], int]) -> None:
     tool, arguments = DEFAULTS[kind]
     result = client.call(tool, **arguments)
-    structured, said = result.structured_content, text(result)
+    structured, said = result.structured_content, result.content[0].text
     print(f"{kind}: text {count_tokens(said)} tokens, structured content {count_tokens(structured)}")
 
     assert not result.is_error
@@ -87,7 +87,7 @@ def test_a_large_answer_is_bounded_and_says_what_it_left_out(
 ) -> None:
     tool, arguments = LARGE[kind]
     result = client.call(tool, **arguments)
-    structured, said = result.structured_content, text(result)
+    structured, said = result.structured_content, result.content[0].text
     print(f"{kind}: text {count_tokens(said)} tokens, structured content {count_tokens(structured)}")
 
     assert not result.is_error, said
