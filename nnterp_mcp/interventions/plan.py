@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.edits import (
     Added,
     Averaged,
@@ -24,6 +25,7 @@ from nnterp_mcp.interventions.edits import (
 )
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.indices import in_step, resolve_indices
+from nnterp_mcp.interventions.kept import FindStates, KeptStates
 from nnterp_mcp.interventions.places import Place, require_place
 from nnterp_mcp.interventions.sources import Gathered, Request, gather
 from nnterp_mcp.interventions.vectors import Vectors, resolve_vector
@@ -60,6 +62,7 @@ def plan(
     prompts: Sequence[EncodedPrompt],
     vectors: Vectors | None = None,
     *,
+    states: FindStates | None = None,
     batch_tokens: int = 4096,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -72,6 +75,7 @@ def plan(
         operations: The operations; the order counts only among those at one place.
         prompts: The prompts of the request, by which positions and prompt indices are meant.
         vectors: Finds a vector by its name.
+        states: Finds the states of an earlier run.
         batch_tokens: Padded tokens in a forward pass over sources, at most.
         check: Called before each such pass; what it raises ends the planning.
 
@@ -84,7 +88,7 @@ def plan(
     """
     if not operations:
         return NOTHING
-    planner = _Planner(model, prompts, vectors)
+    planner = _Planner(model, prompts, vectors, states)
     drafts = [draft for operation in operations for draft in planner.draft(operation)]
     gathered = gather(model, planner.requests, batch_tokens, check)
     edits: dict[Place, list[Edit]] = {}
@@ -102,12 +106,17 @@ class _Planner:
     """Turns operations into drafts, and notes what they need of clean runs."""
 
     def __init__(
-        self, model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], vectors: Vectors | None
+        self,
+        model: StandardizedTransformer,
+        prompts: Sequence[EncodedPrompt],
+        vectors: Vectors | None,
+        states: FindStates | None,
     ) -> None:
         self.requests: list[Request] = []
         self._model = model
         self._prompts = prompts
         self._vectors = vectors
+        self._states = states
         self._encoded: dict[Any, EncodedPrompt] = {}
 
     def draft(self, operation: Operation) -> Iterator[Draft]:
@@ -185,7 +194,8 @@ class _Planner:
         heads: Sequence[int] | None,
     ) -> Callable[[Gathered], Change]:
         if isinstance(operation, Patch):
-            return self._patch(operation, place, reach, chosen, heads)
+            make = self._patch if operation.source.run is None else self._patch_from_run
+            return make(operation, place, reach, chosen, heads)
         if isinstance(operation, Mean):
             return self._average(operation, place, heads)
         change = self._simple(operation, place)
@@ -234,10 +244,54 @@ class _Planner:
             return lambda gathered: PatchedPatterns({p: gathered[r] for p, r in requests.items()}, index, heads)
         return lambda gathered: Patched({p: gathered[r] for p, r in requests.items()}, index, heads)
 
+    def _patch_from_run(
+        self,
+        operation: Patch,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        kept = self._kept(operation, place)
+        origin = self._origin(operation, place)
+        states: dict[int, torch.Tensor] = {}
+        index: dict[tuple[int, int], int] = {}
+        for prompt in chosen:
+            source = self._prompt_of(kept, operation, prompt)
+            asked = operation.source.position
+            at = None
+            if asked is not None or not kept.sole(source.index):
+                at = resolve_positions(asked or operation.positions, source)
+            taken, into = kept.take(origin.layer, source.index, at), reach.positions[prompt.index]
+            _require_match(range(len(taken)), into, prompt, source, place)
+            states[prompt.index] = taken.to(self._model.device)
+            index |= {(prompt.index, to): min(i, len(taken) - 1) for i, to in enumerate(into)}
+        change = Patched(states, index, heads)
+        return lambda gathered: change
+
+    def _kept(self, operation: Patch, place: Place) -> KeptStates:
+        run_id = operation.source.run
+        assert run_id is not None
+        if self._states is None:
+            raise InvalidRequest(
+                f"a patch cannot take the states of {run_id!r} here.", "Give from as {prompt, position, layer}."
+            )
+        kept = self._states(run_id)
+        if kept.site != place.site:
+            raise InvalidRequest(f"{run_id} kept states at {kept.site}, and the patch goes to the {place}.")
+        return kept
+
+    def _prompt_of(self, kept: KeptStates, operation: Patch, prompt: EncodedPrompt) -> EncodedPrompt:
+        """The prompt of a run that a patch comes from: the one of the same number, unless another one is named."""
+        asked = operation.source.prompt
+        number = prompt.index if asked is None else asked
+        if not isinstance(number, int):
+            raise InvalidRequest("from.prompt must be the index of a prompt of from.run, and not a text.")
+        (index,) = resolve_indices(number, len(kept.prompts), "prompt", kept.run_id)
+        return replace(self._encode(kept.prompts[index]), index=index)
+
     def _origin(self, operation: Patch, place: Place) -> Place:
         layer = operation.source.layer
-        if operation.source.run is not None:
-            raise Unsupported("a patch cannot come from a run yet.", "Give from as {prompt, position, layer}.")
         if layer is None:
             return place
         if place.layer is None:

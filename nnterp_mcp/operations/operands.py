@@ -125,13 +125,14 @@ def _as_source_prompt(value: Any) -> Any:
 
 
 class Source(Fields):
-    """Where a patch comes from: a clean run, with no intervention in force.
+    """Where a patch comes from: a clean pass with no intervention in force, or the states that an earlier run kept.
 
     Attributes:
-        prompt: A prompt of the request by its index, or another one; each prompt itself when left out.
+        prompt: A prompt of the request by its index, or another one; each prompt itself when left out. With `run`, a
+            prompt of that run by its index; that of the same index when left out.
         position: One position, whose state then goes to every target position, or as many as the patch has.
         layer: The layer; the patched one when left out.
-        run: Reserved for the activations of an earlier run.
+        run: A run of `collect_activations`, whose states are taken as they were kept.
     """
 
     prompt: Annotated[int | Prompt | None, BeforeValidator(_as_source_prompt)] = None

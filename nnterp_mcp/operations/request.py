@@ -72,7 +72,7 @@ def _names(model: type[BaseModel]) -> list[str]:
 _LANGUAGE = (
     "Edits, each {op, layers, …}. op: add (vector: name, numbers or "
     '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
-    "position, layer}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
+    "position, layer, run}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
     "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
     "layers_/attentions_/mlps_/heads_output, queries, keys, values, attention_probabilities"
 )

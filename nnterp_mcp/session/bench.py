@@ -15,6 +15,7 @@ from nnterp_mcp.operations import Operation
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.model_files import Origin
 from nnterp_mcp.session.records import RunEnvironment
+from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.settings import Settings
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.interventions.engine import Plan
     from nnterp_mcp.model.prompts import EncodedPrompt
     from nnterp_mcp.model.standardized import StandardizedTransformer
+    from nnterp_mcp.session.collected import Collected
 
 
 _HASHING = 2.0
@@ -113,6 +115,16 @@ class Bench:
         stored = self.vectors.load(name, self.identity, self.handle)
         return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
 
+    def find_states(self, run_id: str) -> Collected:
+        """The states that a run of the loaded model kept.
+
+        Raises:
+            InvalidRequest: There is no such run, it kept no states, or it belongs to other weights.
+        """
+        from nnterp_mcp.session.collected import find_collected
+
+        return find_collected(RunStore(self.settings.runs), run_id, self.identity, self.handle)
+
     def place(self, model: StandardizedTransformer, origin: Origin | None = None) -> None:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
@@ -171,6 +183,7 @@ class Bench:
             operations,
             prompts,
             self.find_vector,
+            states=self.find_states,
             batch_tokens=self.settings.batch_tokens,
             check=job.check,
         )

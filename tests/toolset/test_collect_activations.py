@@ -152,6 +152,83 @@ def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> N
     assert list(bench.settings.runs.glob("*/*states*")) == []
 
 
+def patched(bench: Bench, texts: list[str], **operation: Any) -> Any:
+    """The distributions after prompts under a patch."""
+    from nnterp_mcp.interventions.engine import forward
+    from nnterp_mcp.model.prompts import fill_batches
+    from nnterp_mcp.operations.request import parse_operation
+
+    encoded = bench.encode(texts)
+    made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded, Job(1, lambda progress: None))
+    (batch,) = fill_batches(encoded, 4096, bench.model.pad_id, bench.model.device)
+    ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
+    logits = forward(bench.model, batch, made, logits=ends).logits
+    return logits[[prompt.index for prompt in batch.prompts].index(0)].double().softmax(-1)
+
+
+@pytest.mark.parametrize("site", ["layers_output", "heads_output", "keys"])
+def test_a_patch_puts_in_what_a_run_kept(bench: Bench, plain: Any, site: str) -> None:
+    run_id, result = collect(bench, site=site, positions="all", layers=[0, 2])
+    prompt, heads = "The capital of France is", None if site == "layers_output" else [1]
+    donor = plain.read(ids_of(bench, GRIEF[0]), site, 2)[-2]
+
+    def put(states: Any) -> None:
+        if heads is None:
+            states[3] = donor
+        else:
+            shared = plain.heads // result.shape[0]
+            states[3, shared : 2 * shared] = donor[shared : 2 * shared]
+
+    found = patched(
+        bench,
+        [prompt, "Rome"],
+        site=site,
+        layers=0,
+        positions=3,
+        heads=heads,
+        prompts=0,
+        **{"from": {"run": run_id, "prompt": 3, "position": -2, "layer": 2}},
+    )
+    expected = plain.probabilities(ids_of(bench, prompt), {(site, 0): put})
+    assert abs(found - expected).max() < 1e-6
+    assert abs(found - plain.probabilities(ids_of(bench, prompt), {})).max() > 1e-6
+
+
+def test_a_patch_takes_the_only_state_of_the_prompt_of_the_same_number(bench: Bench, plain: Any) -> None:
+    run_id, _ = collect(bench, pool="mean", positions="1:4")
+    donor = plain.read(ids_of(bench, JOY[0]), "layers_output", 1)[1:4].mean(0)
+
+    def put(states: Any) -> None:
+        states[1:3] = donor
+
+    found = patched(bench, ["The capital of Italy"], layers=1, positions="1:3", **{"from": {"run": run_id}})
+    expected = plain.probabilities(ids_of(bench, "The capital of Italy"), {("layers_output", 1): put})
+    assert abs(found - expected).max() < 1e-6
+
+
+def test_patches_that_a_run_cannot_give_are_refused(bench: Bench, tmp_path: Path) -> None:
+    last, _ = collect(bench, layers=[1])
+    pooled, _ = collect(bench, pool="mean", positions=":2", layers=[1])
+
+    def refusal(run: str, site: str = "layers_output", layers: int = 1, on: Bench = bench, **source: Any) -> str:
+        with pytest.raises(InvalidRequest) as raised:
+            patched(on, [JOY[0]], site=site, layers=layers, positions=-1, **{"from": {"run": run, **source}})
+        return raised.value.message
+
+    assert refusal(last, prompt=9).startswith(f"prompt 9 does not exist: {last} has prompts 0 to 5")
+    assert f"{last} kept no state of prompt 0 at position 0: it has " in refusal(last, position=0)
+    assert refusal(last, layers=2) == f"{last} kept no states of layer 2: it has layers 1."
+    assert refusal(last, site="mlps_output").startswith(f"{last} kept states at layers_output, and the patch goes to")
+    assert refusal(pooled, position=0).startswith(f"{pooled} kept the mean over positions of prompt 0")
+    assert "from.prompt must be the index of a prompt of from.run" in refusal(last, prompt="a text")
+    assert "there is no run 'collect_activations-aaaaaa'" in refusal("collect_activations-aaaaaa")
+    other = opened(RunStore(bench.settings.runs), "logit_lens").id
+    assert refusal(other) == f"{other} is a run of logit_lens that is running, and holds no states."
+    stranger = make_bench(tmp_path, seed=1)
+    stranger.settings = stranger.settings.model_copy(update={"runs": bench.settings.runs})
+    assert f"the states of {last} do not belong to tiny-1 " in refusal(last, on=stranger)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
