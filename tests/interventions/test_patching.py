@@ -332,7 +332,7 @@ def test_a_site_that_cannot_be_told_apart_is_refused(subject: Subject) -> None:
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_the_real_model_is_patched_as_by_plain_hooks(subject: Subject) -> None:
-    pair = pair_of(subject, "Paris is in the country of", "Tokyo is in the country of")
+    pair = pair_of(subject, "Paris is in the country of", "London is in the country of")
     positions = [0, 3, -1]
     grid = make_grid(subject.model, [pair], ["layers_output", "keys"], layers=[4, 20], positions=positions)
     patching = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]]).patch()
