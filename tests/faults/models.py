@@ -70,11 +70,12 @@ FAULTS = [
         f"{name} to a worker that loads",
         killed_while_loading(name),
         rf"worker_lost: the process that held tiny-gpt2 was killed by {name}",
+        slow=True,
     )
     for name in ("SIGKILL", "SIGTERM")
 ]
 FAULTS += [
-    Fault("the pool is full", pool_full, r"limit_exceeded: 2 models are loaded, and this server allows 2"),
+    Fault("the pool is full", pool_full, r"limit_exceeded: 2 models are loaded, and this server allows 2", slow=True),
     Fault("a truncated safetensors file", truncated, r"unknown_model: ", slow=True),
     Fault("a model's folder that vanishes", vanished, r"unknown_model: there is no file or folder", slow=True),
     Fault("the handle of an unloaded model", unloaded_handle, r"stale_handle: 'tiny-gpt2' is gone", slow=True),

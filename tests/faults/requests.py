@@ -31,8 +31,8 @@ def giant(scene: Scene) -> str:
 
 
 def giant_argument(scene: Scene) -> str:
-    """An argument of 3 MB, within what a body may have."""
-    return attempt(scene.client, "logit_lens", prompts="a " * 1_500_000)
+    """An argument of 500 kB."""
+    return attempt(scene.client, "logit_lens", prompts="a " * 250_000)
 
 
 def without_session(scene: Scene) -> str:
@@ -83,8 +83,8 @@ def overflow(tool: str, **arguments: Any) -> Callable[[Scene], str]:
 
 
 def two_at_once(scene: Scene) -> str:
-    """Two clients with twenty different prompts each; every answer must be the one that the prompt gets alone."""
-    prompts = [f"number {number} of forty" for number in range(40)]
+    """Two clients with eight different prompts each; every answer must be the one that the prompt gets alone."""
+    prompts = [f"number {number} of sixteen" for number in range(16)]
     alone = [_answer(scene.client.call("logit_lens", prompts=prompt).structured_content) for prompt in prompts]
     with another_client(scene) as one, another_client(scene, "sse") as other:
         # Two of each wait at most, which is what the queue takes.
@@ -116,7 +116,7 @@ _READERS: dict[str, dict[str, Any]] = {
 FAULTS = [
     Fault("malformed JSON-RPC over HTTP", malformed, r"HTTP/1.1 400 Bad Request$"),
     Fault("a request body over the limit", giant, r"HTTP/1.1 413 "),
-    Fault("an argument of 3 MB", giant_argument, r"(limit_exceeded|invalid_request): "),
+    Fault("an argument of 500 kB", giant_argument, r"(limit_exceeded|invalid_request): "),
     Fault("a call without a session", without_session, r"HTTP/1.1 400 "),
     Fault("arguments of wrong types", wrong_types, r"invalid_request: prompts"),
     Fault("an unknown argument", unknown_argument, r"invalid_request: logit_lens has no argument 'temperature'"),
@@ -129,6 +129,6 @@ FAULTS = [
         Fault(f"an intervention that overflows ({tool})", overflow(tool, **arguments), rf"invalid_request: {_INFINITE}")
         for tool, arguments in _READERS.items()
     ),
-    Fault("two clients at once, each its own answer", two_at_once, r"40 of 40 right, 40 different"),
+    Fault("two clients at once, each its own answer", two_at_once, r"16 of 16 right, 16 different"),
 ]
 assert all(fault.settings is SHARED for fault in FAULTS)
