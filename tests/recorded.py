@@ -82,6 +82,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "collect_activations",
         {"prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}, "positions": "all", "layers": [1, 2]},
     ),
+    "attribution": (
+        "attribute",
+        {"prompts": "The capital of France is", "targets": {"answer": "Paris", "wrong": "London"}, "by": "neuron"},
+    ),
 }
 """What is run, in this order: a tool with its arguments under a name. Vectors come first."""
 

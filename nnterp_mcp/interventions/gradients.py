@@ -199,7 +199,8 @@ class _Path:
         for batch, slopes in run_batches(self.model, [self.prompt] * len(shares), self.batch_tokens, run):
             way = slopes.origin - self.start.to(slopes.origin)
             products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
-            total += weight[done : done + len(batch.prompts)].double() @ products
+            counts = weight[done : done + len(batch.prompts)].double()
+            total += counts[counts > 0] @ products[counts > 0]  # at a baseline of zeros a norm may have no slope
             metric += slopes.metric.tolist()
             done += len(batch.prompts)
             on_batch(done)

@@ -184,3 +184,6 @@ def test_the_real_model_is_attributed_as_by_plain_autograd(subject: Subject) -> 
     assert found.metric == pytest.approx(value, abs=1e-4)
     wanted = (gradient * embeddings).sum(-1)
     assert float((found.values - wanted).abs().max()) <= 5e-5 * max(1.0, float(wanted.abs().max()))
+    (whole,) = integrate_gradients(subject.model, [prompt], TARGETS[:1], steps=2, baseline="zero")
+    assert whole.values.isfinite().all()
+    assert whole.baseline == pytest.approx(slope(subject, torch.zeros_like(embeddings), difference)[0], abs=1e-4)

@@ -87,9 +87,8 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
         "logit_lens": prompts,
         "attention_probs": prompts,
         "collect_activations": prompts,
-        "attribute": [{"prompts": PROMPT, "targets": {"answer": " a", "wrong": " b"}}],
         "attribute": [
-            {"prompts": PROMPT, "targets": {"answer": "a", "wrong": "b"}, "method": method} | more
+            {"prompts": PROMPT, "targets": {"answer": " a", "wrong": " b"}, "method": method} | more
             for method, more in (("direct", {"by": "neuron"}), ("gradient", {}), ("patching", {"corrupted": PROMPT}))
         ],
         "patch_activations": [PAIR, {**PAIR, "sites": "heads_output", "positions": "last", "layers": [1]}],

@@ -1,0 +1,84 @@
+"""`attribute`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, WithJsonSchema, model_validator
+
+from nnterp_mcp.contract import ModelParams, ToolSpec
+from nnterp_mcp.fields import Layers, Prompts, TargetSets
+from nnterp_mcp.operations import Interventions
+from nnterp_mcp.toolset.attribute.digest import digest, render
+from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
+from nnterp_mcp.toolset.patch_activations.corrupted import Ablated, CorruptedField
+
+Method = Literal["direct", "gradient", "integrated", "patching"]
+By = Literal["layer", "sublayer", "head", "neuron", "token"]
+
+OFFERED: dict[Method, tuple[By, ...]] = {
+    "direct": ("head", "layer", "sublayer", "neuron"),
+    "gradient": ("token",),
+    "integrated": ("token",),
+    "patching": ("layer", "sublayer", "head"),
+}
+"""To what each method attributes; the first goes without saying."""
+
+
+class AttributeParams(ModelParams):
+    """What is attributed, how, and to what."""
+
+    prompts: Annotated[Prompts, WithJsonSchema({"type": ["string", "array"], "description": "Prompts."})]
+    targets: TargetSets
+    method: Annotated[Method, Field(description="How.")] = "direct"
+    by: Annotated[By | None, WithJsonSchema({"enum": [*OFFERED["direct"], "token"], "description": "To what."})] = None
+    layers: Annotated[
+        Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers split or patched."})
+    ] = "all"
+    corrupted: Annotated[
+        CorruptedField | None,
+        WithJsonSchema({"type": ["string", "array", "object"], "description": "Patching: as patch_activations."}),
+    ] = None
+    steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
+    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
+    interventions: Interventions = ()
+
+    @property
+    def parts(self) -> By:
+        """To what it is attributed."""
+        return self.by or OFFERED[self.method][0]
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttributeParams:
+        if self.by is not None and self.by not in OFFERED[self.method]:
+            offered = ", ".join(OFFERED[self.method])
+            raise ValueError(f"method {self.method} attributes by {offered}, not by {self.by}")
+        if not 1 <= len(self.targets[0]) <= 2:
+            raise ValueError(
+                f"targets takes one or two categories, the answer first, and {len(self.targets[0])} came: "
+                '{"answer": "Paris", "wrong": "Rome"}'
+            )
+        if (self.corrupted is not None) != (self.method == "patching"):
+            needed = "needs corrupted prompts" if self.corrupted is None else "takes no corrupted: method patching does"
+            raise ValueError(f"method {self.method} {needed}")
+        if isinstance(self.corrupted, Ablated):
+            raise ValueError('method patching takes no {"ablate": …}: patch_activations does')
+        if self.interventions and self.method == "patching":
+            raise ValueError("method patching takes no interventions: direct, gradient and integrated do")
+        return self
+
+
+SPEC = ToolSpec(
+    name="attribute",
+    title="Attribute an answer to parts",
+    description=(
+        "What gives an answer: its logit over another's (one category: its logit or log-probability), by parts. "
+        "direct: what layers, heads, MLPs or neurons write; adds up exactly. gradient (× input), integrated: tokens. "
+        "patching: first-order estimates of all patches; the strongest are really made."
+    ),
+    params=AttributeParams,
+    result=AttributeResult,
+    answer=AttributeAnswer,
+    digest=digest,
+    render=render,
+)

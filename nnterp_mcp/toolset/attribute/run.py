@@ -1,0 +1,303 @@
+"""`attribute` in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import LimitExceeded
+from nnterp_mcp.interventions.attribution_patching import Comparison, compare_with_patches, estimate_effects
+from nnterp_mcp.interventions.direct_logit import DirectLogits, Part, Split, attribute_directly
+from nnterp_mcp.interventions.gradients import TokenAttribution, integrate_gradients, multiply_gradients
+from nnterp_mcp.interventions.metrics import default_metric
+from nnterp_mcp.interventions.patching import Grid, Patcher, make_grid
+from nnterp_mcp.interventions.prompts import FollowedTargets, follow_target_sets
+from nnterp_mcp.interventions.recovery import average_draws, estimate_mean
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.operations import Site
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.toolset.attribute.contract import AttributeParams
+from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
+from nnterp_mcp.toolset.patch_activations.pairs import make_pairs
+from nnterp_mcp.toolset.patch_activations.result import Measured
+
+if TYPE_CHECKING:
+    from nnterp_mcp.session.bench import Bench
+
+_LISTED = 1000
+"""Parts that a result lists: neurons are many; the array has all."""
+
+_CHECKED = 10
+"""Strongest cells that are really patched."""
+
+_MOST_CELLS = 50_000
+_MOST_PASSES = 20_000
+
+_COLUMNS = {
+    "head": "attention",
+    "attention": "attention",
+    "attention bias": "attention",
+    "neuron": "mlp",
+    "mlp": "mlp",
+    "mlp bias": "mlp",
+    "rest": "rest",
+    "layer": "rest",
+}
+"""To which sum of its layer each kind of part belongs."""
+
+_SITES: dict[str, tuple[Site, ...]] = {
+    "layer": ("layers_output",),
+    "sublayer": ("attentions_output", "mlps_output"),
+    "head": ("heads_output",),
+}
+
+
+def run(bench: Bench, params: AttributeParams, job: Job) -> AttributeResult:
+    """Attributes by the method that was asked for."""
+    prompts = bench.encode(params.prompts)
+    targets = follow_target_sets(params.targets, len(prompts), bench.model.tokenizer)
+    base = AttributeResult(
+        model=bench.handle,
+        method=params.method,
+        by=params.parts,
+        metric=_metric(params),
+        prompts=[prompt.text for prompt in prompts],
+        categories=targets[0].words,
+        shared=targets[0].shared,
+        in_force=[],
+        whole=Measured(mean=0.0),
+        parts=[],
+        total=0,
+        shown=params.top_k,
+    )
+    ways = {"direct": _direct, "gradient": _tokens, "integrated": _tokens, "patching": _patching}
+    return ways[params.method](bench, params, job, prompts, targets, base)
+
+
+def _metric(params: AttributeParams) -> str:
+    if len(params.targets[0]) == 1 and params.method == "direct":
+        return "logit"
+    return default_metric(len(params.targets[0]))
+
+
+def _ids(targets: Sequence[FollowedTargets]) -> list[list[list[int]]]:
+    return [list(found.ids.values()) for found in targets]
+
+
+def _direct(
+    bench: Bench,
+    params: AttributeParams,
+    job: Job,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[FollowedTargets],
+    base: AttributeResult,
+) -> AttributeResult:
+    split: Split = params.parts  # pyright: ignore[reportAssignmentType] - `token` is not offered for direct
+    plan = bench.plan(params.interventions, prompts, job)
+    found = attribute_directly(
+        bench.model,
+        prompts,
+        _ids(targets),
+        split,
+        layers=params.layers,
+        plan=plan,
+        batch_tokens=bench.settings.batch_tokens,
+        on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
+    )
+    _keep_parts(job, found)
+    means = found.values.mean(0)
+    order = means.abs().argsort(descending=True)[:_LISTED].sort().values
+    estimates = estimate_mean(found.values[:, order])
+    listed = [
+        _part(found.parts[at], Measured(mean=estimate.mean, low=estimate.low, high=estimate.high))
+        for at, estimate in zip(order.tolist(), estimates, strict=True)
+    ]
+    return base.model_copy(
+        update={
+            "in_force": list(plan.labels),
+            "whole": _mean(found.metric),
+            "error": found.error,
+            "rescaled": found.rescaled,
+            "parts": listed,
+            "total": len(found.parts),
+            "layers": _sums(found.parts, means),
+            "left": float(means.sum() - means[order].sum()) if len(order) < len(means) else 0.0,
+        }
+    )
+
+
+def _part(part: Part, value: Measured) -> AttributedPart:
+    return AttributedPart(kind=part.kind, layer=part.layer, index=part.index, value=value)
+
+
+def _sums(parts: Sequence[Part], means: Float[Tensor, " part"]) -> list[LayerSum]:
+    """What each layer adds, in the mean over prompts."""
+    sums: dict[int, dict[str, float]] = {}
+    for part, mean in zip(parts, means.tolist(), strict=True):
+        if part.layer is not None:
+            found = sums.setdefault(part.layer, {})
+            found[_COLUMNS[part.kind]] = found.get(_COLUMNS[part.kind], 0.0) + mean
+    return [LayerSum(layer=layer, **found) for layer, found in sorted(sums.items())]
+
+
+def _mean(values: Float[Tensor, " prompt"]) -> Measured:
+    (estimate,) = estimate_mean(values[:, None].double())
+    return Measured(mean=estimate.mean, low=estimate.low, high=estimate.high)
+
+
+def _keep_parts(job: Job, found: DirectLogits) -> None:
+    """Keeps every part of every prompt."""
+    names = [" ".join(str(item) for item in (p.kind, p.layer, p.index) if item is not None) for p in found.parts]
+    job.keep("values", found.values.float(), {"prompt": list(range(len(found.values))), "part": names})
+
+
+def _tokens(
+    bench: Bench,
+    params: AttributeParams,
+    job: Job,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[FollowedTargets],
+    base: AttributeResult,
+) -> AttributeResult:
+    plan = bench.plan(params.interventions, prompts, job)
+    metric = default_metric(len(params.targets[0]))
+    tokens = bench.settings.batch_tokens
+    if params.method == "gradient":
+        found = multiply_gradients(
+            bench.model,
+            prompts,
+            _ids(targets),
+            metric,
+            plan=plan,
+            batch_tokens=tokens,
+            on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
+        )
+    else:
+        total = len(prompts) * (params.steps + 2)
+        if total > _MOST_PASSES:
+            raise LimitExceeded(
+                f"{total} passes (prompts × steps), and at most {_MOST_PASSES} are made in a call.",
+                "Give fewer prompts or steps.",
+            )
+        found = integrate_gradients(
+            bench.model,
+            prompts,
+            _ids(targets),
+            metric,
+            steps=params.steps,
+            plan=plan,
+            batch_tokens=tokens,
+            on_batch=lambda done: job.progress(done, total, f"{done} of {total} steps"),
+        )
+    parts = _token_parts(found, prompts, bench)
+    gaps = [abs(one.gap) for one in found if one.gap is not None]
+    baselines = [one.baseline for one in found if one.baseline is not None]
+    return base.model_copy(
+        update={
+            "in_force": list(plan.labels),
+            "whole": _mean(torch.tensor([one.metric for one in found])),
+            "base": _mean(torch.tensor(baselines)) if baselines else None,
+            "error": max(gaps) if gaps else None,
+            "parts": parts,
+            "total": len(parts),
+        }
+    )
+
+
+def _token_parts(
+    found: Sequence[TokenAttribution], prompts: Sequence[EncodedPrompt], bench: Bench
+) -> list[AttributedPart]:
+    return [
+        AttributedPart(
+            kind="token",
+            index=at,
+            prompt=prompt.index,
+            token=token_text(bench.model.tokenizer, token),
+            value=Measured(mean=value),
+        )
+        for prompt, one in zip(prompts, found, strict=True)
+        for at, (token, value) in enumerate(zip(prompt.ids, one.values.tolist(), strict=True))
+    ]
+
+
+def _patching(
+    bench: Bench,
+    params: AttributeParams,
+    job: Job,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[FollowedTargets],
+    base: AttributeResult,
+) -> AttributeResult:
+    pairs, how = make_pairs(bench, params.prompts, params.corrupted, prompts)
+    heads = "all" if params.parts == "head" else None
+    grid = make_grid(bench.model, pairs, _SITES[params.parts], layers=params.layers, heads=heads)
+    if len(grid.cells) > _MOST_CELLS:
+        raise LimitExceeded(
+            f"{len(grid.cells)} cells (sites × layers × positions), and at most {_MOST_CELLS} are estimated in a call.",
+            "Give fewer layers or shorter prompts.",
+        )
+    patcher = Patcher(
+        bench.model,
+        pairs,
+        grid,
+        metric=default_metric(len(params.targets[0])),
+        targets=_ids(targets),
+        batch_tokens=bench.settings.batch_tokens,
+    )
+    found = estimate_effects(patcher, lambda done: job.progress(done, None, f"{done} of {len(pairs)} pairs estimated"))
+    compared = compare_with_patches(
+        patcher,
+        found,
+        _CHECKED,
+        on_batch=lambda done: job.progress(len(pairs) + done, None, f"{done} patches made beside"),
+    )
+    numbers = [pair.index for pair in pairs]
+    parts = _cells(grid, average_draws(found.effects, numbers), pairs[0].clean.prompt, bench)
+    for at, effect in _patched(compared):
+        parts[at].patched = effect
+    return base.model_copy(
+        update={
+            "whole": _mean(average_draws(found.clean, numbers)),
+            "base": _mean(average_draws(found.corrupted, numbers)),
+            "corruption": how,
+            "parts": parts,
+            "total": len(parts),
+            "checked": _checked(compared),
+        }
+    )
+
+
+def _cells(
+    grid: Grid, effects: Float[Tensor, "prompt cell"], first: EncodedPrompt, bench: Bench
+) -> list[AttributedPart]:
+    """Each cell of the grid, with its token as it stands in the first prompt."""
+    found: list[AttributedPart] = []
+    for cell, estimate in zip(grid.cells, estimate_mean(effects), strict=True):
+        value = Measured(mean=estimate.mean, low=estimate.low, high=estimate.high)
+        part = AttributedPart(kind=cell.site, layer=cell.layer, index=cell.column, value=value)
+        if not grid.by_head:
+            (at,) = grid.spans[0][cell.column].clean
+            part.token = token_text(bench.model.tokenizer, first.ids[at])
+        found.append(part)
+    return found
+
+
+def _patched(compared: Comparison | None) -> list[tuple[int, float]]:
+    if compared is None:
+        return []
+    return list(zip(compared.cells, compared.effects.mean(0).tolist(), strict=True))
+
+
+def _checked(compared: Comparison | None) -> Checked | None:
+    if compared is None:
+        return None
+    return Checked(
+        cells=len(compared.cells),
+        strongest=compared.strongest,
+        pearson=compared.pearson,
+        agreement=compared.agreement,
+    )
