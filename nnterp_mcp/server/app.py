@@ -43,9 +43,11 @@ A laboratory for looking inside open-weight language models. One warm model serv
 1. load_model ("smollm2-135m" is built in). While one model is loaded, `model` can be left out.
 2. Look: tokenize (positions), logit_lens and patchscope (what each layer holds), attention_probs (what heads attend \
 to, induction and other kinds of heads), inspect_model (modules and sites).
-3. Hypothesise, then intervene: patch_activations (which states carry the answer), `interventions` in other tools \
-that run the model, generate (text beside its baseline), make_vector and steer.
-4. Control: control=true in steer and patch_activations; knock out random heads beside the ones you mean; run_prompts over many prompts.
+3. Hypothesise, then intervene: patch_activations (which states carry an answer), attribute (which parts give it), \
+`interventions` in other tools that run the model, generate (text beside its baseline), make_vector and steer; \
+collect_activations and train_probe (what can be read off).
+4. Control: control=true in steer and patch_activations; knock out random heads beside the ones you mean; \
+run_prompts over many prompts.
 5. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run pages through all \
 that an answer left out, and waits for a call that goes on; session lists models, runs and vectors.
 
