@@ -32,12 +32,12 @@ class AttributeParams(ModelParams):
     targets: TargetSets
     method: Annotated[Method, Field(description="How.")] = "direct"
     by: Annotated[By | None, WithJsonSchema({"enum": [*OFFERED["direct"], "token"], "description": "To what."})] = None
-    layers: Annotated[
-        Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers split or patched."})
-    ] = "all"
+    layers: Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})] = (
+        "all"
+    )
     corrupted: Annotated[
         CorruptedField | None,
-        WithJsonSchema({"type": ["string", "array", "object"], "description": "Patching: as patch_activations."}),
+        WithJsonSchema({"type": ["string", "array", "object"], "description": "For patching."}),
     ] = None
     steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
@@ -72,9 +72,9 @@ SPEC = ToolSpec(
     name="attribute",
     title="Attribute an answer to parts",
     description=(
-        "What gives an answer: its logit over another's (one category: its logit or log-probability), by parts. "
-        "direct: what layers, heads, MLPs or neurons write; adds up exactly. gradient (× input), integrated: tokens. "
-        "patching: first-order estimates of all patches; the strongest are really made."
+        "What gives an answer: its logit over another's (or alone), by parts. direct: what layers, heads, MLPs or "
+        "neurons write; adds up exactly. gradient (× input), integrated: tokens. patching: first-order estimates of "
+        "all patches, the strongest really made."
     ),
     params=AttributeParams,
     result=AttributeResult,
