@@ -192,7 +192,7 @@ def _type(field: Mapping[str, Any]) -> str | list[str]:
     return field.get("type", "object")
 
 
-_UNSAID = {"title", "minimum", "exclusiveMinimum", "exclusiveMaximum", "minLength"}
+_UNSAID = {"title", "minimum", "exclusiveMinimum", "exclusiveMaximum", "maximum", "minLength"}
 """Keywords that an input schema does without: what is refused for them, an error explains."""
 
 

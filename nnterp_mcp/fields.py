@@ -180,7 +180,7 @@ def _is_slice(value: str) -> bool:
     return _SLICE.fullmatch(value) is not None
 
 
-ModelHandle = Annotated[str | None, Field(description="Handle; needed when several are loaded.")]
+ModelHandle = Annotated[str | None, Field(description="Handle, if several.")]
 RunId = Annotated[str, Field(description="The run_id of an answer.")]
 Prompts = Annotated[
     tuple[Prompt, ...],

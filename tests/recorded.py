@@ -78,6 +78,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             "control": True,
         },
     ),
+    "probe": (
+        "train_probe",
+        {"prompts": {"a": ["Rome is", "Paris", "Oslo"], "b": ["one two", "six", "two"]}, "save_as": "a", "shuffles": 2},
+    ),
     "states": (
         "collect_activations",
         {"prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}, "positions": "all", "layers": [1, 2]},

@@ -85,7 +85,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('Edits in force, [{"op": "zero", "site": "mlps_output", "layers": [3]}]; generate lists them all.'),
+    _schema('[{"op": "zero", "site": "mlps_output", "layers": 3}]; generate lists all.'),
 ]
 """The operations in force during a call."""
 

@@ -35,7 +35,7 @@ _HASHING = 2.0
 @cache
 def versions() -> dict[str, str]:
     """The versions of what computes."""
-    names = ("nnterp-mcp", "torch", "transformers", "nnsight")
+    names = ("nnterp-mcp", "torch", "transformers", "nnsight", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

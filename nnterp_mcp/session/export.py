@@ -40,7 +40,7 @@ def export(record: RunRecord, store: VectorStore) -> str:
     if own_vectors:
         lines += ["from nnterp_mcp.settings import Settings", "", _FOLDER]
     lines += ["", f"lab = {_laboratory(rerun, own_vectors)}"]
-    made = [f"lab.{_call(specs()['make_vector'], card.request)}" for card in rerun.vectors]
+    made = [f"lab.{_call(specs()[card.tool], card.request)}" for card in rerun.vectors]
     lines += ["", *made, f"result = lab.{_call(rerun.spec, rerun.arguments)}", "", "print(lab.show(result))", ""]
     return "\n".join(lines)
 

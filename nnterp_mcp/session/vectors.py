@@ -82,6 +82,7 @@ class VectorCard(BaseModel):
         model: The handle of the model at the time.
         identity: The model's weights.
         method: How it was made.
+        tool: The tool that made it.
         layers: The layers that have a direction each; empty where one direction serves at any layer.
         norms: The length of each direction.
         request: The parameters from which it can be made again.
@@ -93,6 +94,7 @@ class VectorCard(BaseModel):
     model: str
     identity: ModelIdentity
     method: str
+    tool: str = "make_vector"
     layers: list[int]
     norms: list[float]
     request: dict[str, Any]

@@ -1,0 +1,140 @@
+"""Linear probes: whether, and along which direction, states tell groups of prompts apart.
+
+A probe shows that something can be read from states linearly, not that the model uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from nnterp_mcp.errors import InvalidRequest
+
+ProbeMethod = Literal["logistic", "ridge", "difference_of_means"]
+Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
+"""The rows that a probe learns from, and those that it is judged on."""
+
+_STEPS = 5000
+_NORMAL = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
+
+
+def make_probe(method: ProbeMethod, regularization: float = 1.0) -> Any:
+    """An untrained probe.
+
+    - `logistic`: logistic regression with an L2 penalty, on standardised states.
+    - `ridge`: least squares on labels of ±1 with an L2 penalty, on standardised states.
+    - `difference_of_means`: the nearest class mean. With two classes that is a threshold half-way along the difference
+      of the means, without any regularization; it does not standardise.
+
+    Args:
+        method: Which one.
+        regularization: The weight of the penalty: `alpha` of ridge, `1 / C` of logistic regression.
+
+    Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (2016); Marks and
+    Tegmark, "The Geometry of Truth" (2023).
+    """
+    if method == "difference_of_means":
+        return NearestCentroid()
+    if method == "ridge":
+        return make_pipeline(StandardScaler(), RidgeClassifier(alpha=regularization))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularization, max_iter=_STEPS))
+
+
+def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], folds: int, seed: int) -> list[Fold]:
+    """Deals rows into folds of like shares of each class, all rows of one text into one fold.
+
+    Rows of one text resemble one another: a probe that has seen one of them would know the others.
+
+    Args:
+        labels: The class of each row.
+        texts: The text of each row, by number.
+        folds: How many folds; fewer where a class has fewer texts.
+        seed: By which they are dealt.
+
+    Raises:
+        InvalidRequest: A class has fewer than two texts, so that none can be held out.
+    """
+    fewest = min(len(np.unique(texts[labels == label])) for label in np.unique(labels))
+    if fewest < 2:
+        raise InvalidRequest(
+            "a group has one distinct prompt: none is left to judge a probe on that has learned from it.",
+            "Give several prompts in each group, ten or more if you can.",
+        )
+    dealer = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
+    return list(dealer.split(labels, labels, texts))
+
+
+def predict_held_out(
+    states: Float[np.ndarray, "row width"], labels: Int[np.ndarray, " row"], folds: Sequence[Fold], probe: Any
+) -> Int[np.ndarray, " row"]:
+    """The class that each row is given by a probe that was trained on the other folds; scaling included.
+
+    Args:
+        states: The states.
+        labels: The class of each row.
+        folds: The folds, which hold every row once.
+        probe: The probe, trained anew for each fold.
+    """
+    predicted = np.empty_like(labels)
+    for train, test in folds:
+        predicted[test] = probe.fit(states[train], labels[train]).predict(states[test])
+    return predicted
+
+
+def shuffle_labels(
+    labels: Int[np.ndarray, " row"], prompts: Int[np.ndarray, " row"], generator: np.random.Generator
+) -> Int[np.ndarray, " row"]:
+    """Labels dealt anew among prompts, every row of a prompt with the same one."""
+    numbers, first, of_row = np.unique(prompts, return_index=True, return_inverse=True)
+    return generator.permutation(labels[first])[of_row] if len(numbers) else labels
+
+
+def probe_direction(
+    states: Float[np.ndarray, "row width"], labels: Int[np.ndarray, " row"], probe: Any
+) -> Float[np.ndarray, " width"]:
+    """The direction along which a probe tells class 0 from class 1, trained on all rows.
+
+    It points towards class 0, and is as long as the means of the classes are apart along it: adding it once to a state
+    of class 1 takes the state as far as class 0 lies, so that a factor means as much as for a difference of means.
+
+    Args:
+        states: The states.
+        labels: 0 or 1 for each row.
+        probe: The probe.
+
+    Raises:
+        InvalidRequest: The classes have the same states, so that there is no direction.
+    """
+    apart = states[labels == 0].mean(0, dtype=np.float64) - states[labels == 1].mean(0, dtype=np.float64)
+    probe.fit(states, labels)
+    normal = apart if isinstance(probe, NearestCentroid) else -probe[-1].coef_[0] / probe[0].scale_
+    length = float(np.linalg.norm(normal))
+    if length == 0.0 or not math.isfinite(length):
+        raise InvalidRequest("the groups have the same states, so that a probe has no direction.")
+    unit = normal / length
+    return (unit * (apart @ unit)).astype(np.float32)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many independent trials.
+
+    Args:
+        share: From 0 to 1.
+        count: Trials; for several rows of one text count the text once, since they are no independent ones.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    square = _NORMAL**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = _NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,71 @@
+"""`train_probe`: what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, WithJsonSchema, model_validator
+
+from nnterp_mcp.contract import ModelParams, ToolSpec
+from nnterp_mcp.fields import PromptGroups
+from nnterp_mcp.session.vectors import VectorName
+from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions
+from nnterp_mcp.toolset.train_probe.digest import digest, render
+from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
+
+_Groups = Annotated[
+    PromptGroups, WithJsonSchema({"type": "object", "description": '{"positive": [...], "negative": [...]}.'})
+]
+
+
+class TrainProbeParams(ModelParams):
+    """What to tell apart, by which probes: prompts after layers, or what a run kept of any site, pooled or edited."""
+
+    prompts: _Groups | None = None
+    run: Annotated[str | None, Field(description="Or a collect_activations.")] = None
+    method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind.")] = "logistic"
+    layers: ProbedLayers = "all"
+    positions: ProbedPositions = ("last",)
+    folds: Annotated[int, Field(ge=2, le=20, description="Folds.")] = 5
+    shuffles: Annotated[int, Field(ge=1, le=100, description="Of labels.")] = 5
+    save_as: Annotated[VectorName | None, Field(description="Vector's name.")] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.prompts is None) == (self.run is None):
+            raise ValueError("train_probe takes either prompts or the run of a collect_activations")
+        if self.run is not None and self.positions != ("last",):
+            raise ValueError(f"positions were settled when {self.run} collected its states: leave them out")
+        if self.prompts is not None:
+            require_groups(list(self.prompts), "layers_output", self.save_as)
+        return self
+
+
+def require_groups(groups: list[str], site: str, save_as: str | None) -> None:
+    """Refuses groups that no probe can tell apart, or that give no vector.
+
+    Raises:
+        ValueError: There is one group; or a vector is wanted of more than two, or of another site.
+    """
+    if len(groups) < 2:
+        raise ValueError('a probe tells groups apart: give two or more, {"positive": [...], "negative": [...]}')
+    if save_as is not None and (len(groups) > 2 or site != "layers_output"):
+        raise ValueError(
+            f"save_as keeps the direction between two groups at layers_output, and these are {len(groups)} at {site}"
+        )
+
+
+SPEC = ToolSpec(
+    name="train_probe",
+    title="Train a probe",
+    description=(
+        "Linear probes by layer: cross-validated accuracy beside shuffled labels. save_as keeps directions for steer."
+    ),
+    params=TrainProbeParams,
+    result=TrainProbeResult,
+    answer=TrainProbeAnswer,
+    digest=digest,
+    render=render,
+    read_only=False,
+    destructive=True,
+)

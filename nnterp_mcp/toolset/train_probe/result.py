@@ -1,0 +1,85 @@
+"""What `train_probe` computes, and what an agent sees of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.session.vectors import VectorCard
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProbedGroup(_Part):
+    """A class: its name, its prompts, its rows, and how many tokens its prompts have on average."""
+
+    name: str
+    prompts: int
+    rows: int
+    tokens: float
+
+
+class ProbedLayer(_Part):
+    """The probes of one layer.
+
+    Attributes:
+        layer: The layer; None for the embeddings.
+        accuracy: The share of held-out rows that are classified rightly.
+        low: The lower end of its 95 % interval (Wilson), in which each distinct text counts once.
+        high: The upper end.
+        shuffled: The same accuracy with the labels dealt anew among the prompts, once for each shuffle.
+    """
+
+    layer: int | None
+    accuracy: float
+    low: float
+    high: float
+    shuffled: list[float]
+
+
+class TrainProbeResult(Result):
+    """Held-out accuracies by layer, and what they are to be judged by.
+
+    Attributes:
+        model: The model's handle.
+        method: The kind of probe.
+        site: Where the states were read.
+        groups: The classes.
+        texts: How many distinct texts the prompts are.
+        width: The width of a state; heads are laid side by side.
+        folds: Folds of the cross-validation.
+        majority: The accuracy of always saying the largest class.
+        length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has.
+        layers: By layer.
+        interventions: What was in force.
+        run: The run that the states were taken from; None where they were read now.
+        vector: What was kept under a name; None for nothing.
+        replaced: When the vector was made that had that name before.
+    """
+
+    model: str
+    method: str
+    site: str
+    groups: list[ProbedGroup]
+    texts: int
+    width: int
+    folds: int
+    majority: float
+    length: float
+    layers: list[ProbedLayer]
+    interventions: list[str]
+    run: str | None
+    vector: VectorCard | None = None
+    replaced: str | None = None
+
+
+class TrainProbeAnswer(Answer):
+    """Accuracies by layer beside their baselines."""
+
+    model: str
+    truncated: Annotated[bool, Field(description="Whether layers were left out.")]
+    table: TableField

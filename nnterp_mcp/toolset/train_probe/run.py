@@ -1,0 +1,240 @@
+"""`train_probe` in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.probes import (
+    Fold,
+    deal_folds,
+    make_probe,
+    predict_held_out,
+    probe_direction,
+    shuffle_labels,
+    wilson_interval,
+)
+from nnterp_mcp.model.layers import resolve_layers
+from nnterp_mcp.session.arrays import HeldRows
+from nnterp_mcp.session.bench import Bench, versions
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.vectors import VectorCard
+from nnterp_mcp.toolset.collect_activations.experiment import prepare
+from nnterp_mcp.toolset.train_probe.contract import TrainProbeParams, require_groups
+from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
+
+_SEED = 0
+"""Of the folds and the shuffles: equal calls give equal figures."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is to be told apart.
+
+    Attributes:
+        along: The states of every row after a layer.
+        layers: The layers; None for the embeddings.
+        site: Where the states were read.
+        groups: The names of the classes.
+        labels: The class of each row.
+        prompts: The prompt of each row.
+        texts: The number of each row's text; equal texts have the same.
+        tokens: How many tokens each row's prompt has.
+        interventions: What was in force.
+    """
+
+    along: Callable[[int | None], Float[np.ndarray, "row ..."]]
+    layers: list[int | None]
+    site: str
+    groups: list[str]
+    labels: Int[np.ndarray, " row"]
+    prompts: Int[np.ndarray, " row"]
+    texts: Int[np.ndarray, " row"]
+    tokens: Int[np.ndarray, " row"]
+    interventions: list[str]
+
+    def states(self, layer: int | None) -> Float[np.ndarray, "row width"]:
+        """The states after a layer, heads side by side."""
+        states = self.along(layer)
+        return states.reshape(len(states), -1)
+
+
+def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
+    """Trains probes at every layer, on the true labels and on shuffled ones."""
+    problem = _read(bench, params, job) if params.run is None else _recall(bench, params)
+    trials = _trials(problem, params)
+    layers: list[ProbedLayer] = []
+    directions: list[Float[np.ndarray, " width"]] = []
+    width = 0
+    for done, layer in enumerate(problem.layers, start=1):
+        states = problem.states(layer)
+        width = states.shape[1]
+        layers.append(_probe(problem, params, layer, states, trials, job))
+        if params.save_as is not None:
+            probe = make_probe(params.method)
+            directions.append(probe_direction(states, problem.labels, probe))
+        job.progress(done, len(problem.layers), f"probes of {done} of {len(problem.layers)} layers")
+    counts = np.bincount(problem.labels)
+    result = TrainProbeResult(
+        model=bench.handle,
+        method=params.method,
+        site=problem.site,
+        groups=_groups(problem),
+        texts=len(np.unique(problem.texts)),
+        width=width,
+        folds=len(trials[0][1]),
+        majority=float(counts.max() / counts.sum()),
+        length=_by_length(problem, trials[0][1]),
+        layers=layers,
+        interventions=problem.interventions,
+        run=params.run,
+    )
+    return result if params.save_as is None else _keep(bench, params, result, np.stack(directions))
+
+
+def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
+    """States that are read now."""
+    assert params.prompts is not None
+    experiment = prepare(
+        bench,
+        params.prompts,
+        "layers_output",
+        params.layers,
+        params.positions,
+        "none",
+        (),
+        job,
+    )
+    held = HeldRows(experiment.axes)
+    experiment.read(held, job, [])
+    return _problem(
+        along=lambda layer: held.along(experiment.layers.index(layer)),
+        layers=experiment.layers,
+        site="layers_output",
+        names=experiment.groups,
+        texts=[prompt.text for prompt in experiment.prompts],
+        tokens=[len(prompt.ids) for prompt in experiment.prompts],
+        prompts=[row.prompt for row in experiment.rows],
+        interventions=[],
+    )
+
+
+def _recall(bench: Bench, params: TrainProbeParams) -> _Problem:
+    """States that an earlier run kept.
+
+    Raises:
+        InvalidRequest: There is no such run, it belongs to other weights, or no probe fits its groups.
+    """
+    assert params.run is not None
+    kept = bench.find_states(params.run)
+    found = kept.result
+    try:
+        require_groups(found.groups, found.site, params.save_as)
+    except ValueError as error:
+        raise InvalidRequest(f"{params.run}: {error}.") from None
+    layers = found.layers
+    if params.layers != "all":
+        layers = list(resolve_layers(params.layers, bench.model.num_layers, bench.handle))
+    return _problem(
+        along=kept.along,
+        layers=layers,
+        site=found.site,
+        names=[prompt.group for prompt in found.prompts],
+        texts=[prompt.text for prompt in found.prompts],
+        tokens=[prompt.tokens for prompt in found.prompts],
+        prompts=[row.prompt for row in found.rows],
+        interventions=found.interventions,
+    )
+
+
+def _problem(
+    *,
+    along: Callable[[int | None], Float[np.ndarray, "row ..."]],
+    layers: Sequence[int | None],
+    site: str,
+    names: Sequence[str],
+    texts: Sequence[str],
+    tokens: Sequence[int],
+    prompts: Sequence[int],
+    interventions: list[str],
+) -> _Problem:
+    """Numbers for what is known of each prompt, row by row."""
+    groups, numbers, rows = list(dict.fromkeys(names)), {text: at for at, text in enumerate(texts)}, np.array(prompts)
+    return _Problem(
+        along=along,
+        layers=list(layers),
+        site=site,
+        groups=groups,
+        labels=np.array([groups.index(name) for name in names])[rows],
+        prompts=rows,
+        texts=np.array([numbers[text] for text in texts])[rows],
+        tokens=np.array(tokens)[rows],
+        interventions=interventions,
+    )
+
+
+def _trials(problem: _Problem, params: TrainProbeParams) -> list[tuple[Int[np.ndarray, " row"], list[Fold]]]:
+    """The true labels, then shuffled ones, each with folds dealt for them; the same at every layer."""
+    generator = np.random.default_rng(_SEED)
+    shuffled = [shuffle_labels(problem.labels, problem.prompts, generator) for _ in range(params.shuffles)]
+    return [(labels, deal_folds(labels, problem.texts, params.folds, _SEED)) for labels in (problem.labels, *shuffled)]
+
+
+def _probe(
+    problem: _Problem,
+    params: TrainProbeParams,
+    layer: int | None,
+    states: Float[np.ndarray, "row width"],
+    trials: Sequence[tuple[Int[np.ndarray, " row"], list[Fold]]],
+    job: Job,
+) -> ProbedLayer:
+    accuracies: list[float] = []
+    for labels, folds in trials:
+        job.check()
+        predicted = predict_held_out(states, labels, folds, make_probe(params.method))
+        accuracies.append(float((predicted == labels).mean()))
+    low, high = wilson_interval(accuracies[0], len(np.unique(problem.texts)))
+    return ProbedLayer(layer=layer, accuracy=accuracies[0], low=low, high=high, shuffled=accuracies[1:])
+
+
+def _by_length(problem: _Problem, folds: Sequence[Fold]) -> float:
+    """How well the length of prompts alone tells the groups apart."""
+    lengths = problem.tokens[:, None].astype(np.float64)
+    predicted = predict_held_out(lengths, problem.labels, folds, make_probe("logistic"))
+    return float((predicted == problem.labels).mean())
+
+
+def _groups(problem: _Problem) -> list[ProbedGroup]:
+    found: list[ProbedGroup] = []
+    for label, name in enumerate(problem.groups):
+        here = problem.labels == label
+        _, first = np.unique(problem.prompts[here], return_index=True)
+        tokens = float(problem.tokens[here][first].mean())
+        found.append(ProbedGroup(name=name, prompts=len(first), rows=int(here.sum()), tokens=tokens))
+    return found
+
+
+def _keep(
+    bench: Bench, params: TrainProbeParams, result: TrainProbeResult, directions: Float[np.ndarray, "layer width"]
+) -> TrainProbeResult:
+    """Keeps the probes' directions under a name."""
+    assert params.save_as is not None
+    card = VectorCard(
+        name=params.save_as,
+        model=bench.handle,
+        identity=bench.identity,
+        method=f"{params.method} probe",
+        tool="train_probe",
+        layers=[layer.layer for layer in result.layers if layer.layer is not None],
+        norms=np.linalg.norm(directions, axis=1).tolist(),
+        request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
+        versions=versions(),
+        made=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    replaced = bench.vectors.save(card, directions)
+    return result.model_copy(update={"vector": card, "replaced": None if replaced is None else replaced.made})
