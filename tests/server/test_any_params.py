@@ -91,6 +91,7 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
             {"prompts": PROMPT, "targets": {"answer": " a", "wrong": " b"}, "method": method} | more
             for method, more in (("direct", {"by": "neuron"}), ("gradient", {}), ("patching", {"corrupted": PROMPT}))
         ],
+        "train_probe": [{"prompts": {"a": ["a b", "c"], "b": ["d", "e"]}, "layers": 1, "shuffles": 1}],
         "patch_activations": [PAIR, {**PAIR, "sites": "heads_output", "positions": "last", "layers": [1]}],
     }
     return known.get(tool, [])
