@@ -70,7 +70,9 @@ def _laboratory(rerun: Rerun, own_vectors: bool) -> str:
     given = _arguments(spec, rerun.loading)
     written = [literal(given.pop("model")), *(f"{name}={literal(value, 1)}" for name, value in given.items())]
     return _bracketed(
-        "Laboratory(", [*written, *(["settings=Settings(data=vectors.name)"] if own_vectors else [])], ")"
+        "Laboratory(",
+        [*written, *(["settings=Settings(data=vectors.name, runs=Settings().runs)"] if own_vectors else [])],
+        ")",
     )
 
 

@@ -116,7 +116,7 @@ def test_vectors_are_made_from_what_they_were_made_of(scripts: dict[str, Path]) 
     script = scripts["patchscope of vectors"].read_text()
 
     assert script.count("lab.make_vector(") == 2
-    assert "settings=Settings(data=vectors.name)" in script
+    assert "settings=Settings(data=vectors.name, runs=Settings().runs)" in script
     assert "make_vector" not in scripts["attention"].read_text()
 
 
