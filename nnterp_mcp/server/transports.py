@@ -53,7 +53,10 @@ def _exit() -> NoReturn:
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
+        listener = socket.create_server((settings.host, settings.port), family=family)
+        # An answer goes out in small pieces, each of which would wait 40 ms for the client's word on the one before.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise InvalidRequest(
             f"port {settings.port} of {settings.host} cannot be opened: {os.strerror(error.errno or 0)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nnterp_mcp.server.transports import _listen
+from nnterp_mcp.settings import Settings
 from tests.serving import HttpServer, http, raw, stdio, text
 
 PROMPT = "The capital of France is"
@@ -111,3 +114,10 @@ def test_nothing_but_the_protocol_comes_out_of_stdio(tiny: Callable[..., Path], 
 
 def _source(client: object) -> str:
     return client.call("session").structured_content["models"]["rows"][0][1]
+
+
+def test_small_pieces_of_an_answer_go_out_at_once() -> None:
+    with _listen(Settings(transport="http", port=0)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
