@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.session.collected import Collected
 
 
-_HASHING = 2.0
+_HASHING = 0.2
 """Seconds that the end of a run waits for the hashes of the model's files."""
 
 

@@ -38,11 +38,12 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     settings = bench.settings
     code = settings.trust_remote_code
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
+    files = ModelFiles(located.folder, located.gguf)
     precision = Precision(params.dtype, params.quantization)
     weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    bench.place(model, Origin(located.origin, located.revision, ModelFiles(located.folder, located.gguf)))
+    bench.place(model, Origin(located.origin, located.revision, files))
     return LoadModelResult(
         handle=bench.handle,
         architecture=type(weights).__name__,
