@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnterp_mcp.errors import BY_CODE, Internal, InvalidRequest, NnterpError
+from nnterp_mcp.session.records import RunError
 from nnterp_mcp.session.wire import Failure, encode, from_worker
 
 CODES = [
@@ -44,9 +45,9 @@ def test_each_is_also_an_error_that_python_knows(code: str) -> None:
 @given(code=st.sampled_from(CODES), message=words, next_step=words)
 def test_crosses_the_pipe_whole(code: str, message: str, next_step: str) -> None:
     error = BY_CODE[code](message, next_step)
-    failure = from_worker.validate_json(encode(Failure.of(7, error)))
+    failure = from_worker.validate_json(encode(Failure(id=7, error=RunError.of(error))))
     assert isinstance(failure, Failure)
-    again = failure.error()
+    again = failure.error.error()
 
     assert type(again) is type(error)
     assert (again.message, again.next_step, str(again)) == (message, next_step, message)
@@ -60,4 +61,4 @@ def test_is_pickled_whole() -> None:
 
 
 def test_a_code_that_is_not_known_becomes_an_internal_error() -> None:
-    assert type(Failure(id=1, code="newer", message="what").error()) is Internal
+    assert type(Failure(id=1, error=RunError(code="newer", message="what")).error.error()) is Internal
