@@ -22,7 +22,7 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.shared_cache import SharedCache as _SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.prompts import EncodedPrompt
@@ -97,7 +97,7 @@ def run_patched(
     max_new_tokens: int = 0,
     batch_tokens: int = 4096,
     plan: Plan = NOTHING,
-    prefix: _SharedCache | None = None,
+    prefix: SharedCache | None = None,
 ) -> Iterator[PatchedBatch]:
     """Runs the target prompt once for each row, its state put in as the output of the row's layer.
 
@@ -174,13 +174,13 @@ class _Patch:
         return hidden
 
 
-def read_prefix(model: StandardizedTransformer, target: Target) -> _SharedCache:
+def read_prefix(model: StandardizedTransformer, target: Target) -> SharedCache:
     """Keys and values of the tokens before the patched position.
 
     Raises:
         Unsupported: A layer carries something else, which rows cannot share.
     """
-    cache = _SharedCache(config=model.module.config)
+    cache = SharedCache(config=model.module.config)
     if any(cache.is_linear):
         raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
     if target.position > 0:
@@ -196,10 +196,10 @@ def _run(
     target: Target,
     patch: _Patch,
     sharing: Sharing,
-    prefix: _SharedCache | None,
+    prefix: SharedCache | None,
     *,
     goes_on: bool,
-) -> tuple[Float[Tensor, "row vocabulary"], _SharedCache | None]:
+) -> tuple[Float[Tensor, "row vocabulary"], SharedCache | None]:
     """The logits after the last token, the unpatched row's first; and the cache, where there is a prefix to share."""
     first = 0 if prefix is None else target.position
     rows = 1 if sharing.layers else 1 + len(patch.layers)
@@ -216,7 +216,7 @@ def _trace(
     patch: _Patch,
     position: int,
     joining: bool,
-    cache: _SharedCache | None,
+    cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
     place = patch.join if joining else patch.put
     with model.trace(input_ids=ids, **_options(model, cache)):
@@ -226,7 +226,7 @@ def _trace(
     return logits  # noqa: RET504 - the trace ends before
 
 
-def _options(model: StandardizedTransformer, cache: _SharedCache | None) -> dict[str, Any]:
+def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
     """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
     options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
@@ -239,7 +239,7 @@ def _continue(
     target: Target,
     patch: _Patch,
     logits: Float[Tensor, "row vocabulary"],
-    cache: _SharedCache | None,
+    cache: SharedCache | None,
     count: int,
 ) -> list[list[int]]:
     """What each row goes on to say: through the cache, or by reading everything again where there is none."""
@@ -258,7 +258,7 @@ def _step(
     target: Target,
     patch: _Patch,
     said: Int[Tensor, "row token"],
-    cache: _SharedCache | None,
+    cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
     if cache is not None:
         return _trace(model, said[:, -1:], _Patch(patch.states[:0], [], 0), 0, False, cache)
