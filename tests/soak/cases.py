@@ -45,6 +45,8 @@ def calls_of(model: str) -> list[tuple[str, dict[str, Any]]]:
         ("generate", {"prompts": second, "max_new_tokens": 8, "interventions": zero}),
         ("run_prompts", {"prompts": _PROMPTS, "targets": {"one": "a", "other": "b"}}),
         ("patch_activations", pair),
+        ("attribute", {"prompts": first, "targets": {"one": " a", "other": " b"}}),
+        ("collect_activations", {"prompts": _PROMPTS}),
         ("make_vector", {"name": "soak", "method": "mean_difference", "positive": [first], "negative": [second]}),
         ("tokenize", {"prompts": _PROMPTS}),
         ("inspect_model", {"path": "layers[1].self_attn"}),

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.serving import Caller, http, text
+from tests.serving import HttpServer, http, text
 from tests.soak.cases import check_against_transformers, known_cases, reads_as
 from tests.soak.tally import Load, Tally, report
 from tests.soak.visitor import Visitor
@@ -39,18 +40,28 @@ def soak(seconds: float, clients: int, folders: Mapping[str, Path], seed: int = 
             for visit in [pool.submit(visitor.stay, begun + seconds) for visitor in visitors]:
                 visit.result()
         took = time.monotonic() - begun
-        with server.client() as last:
-            read_all(last, tally)
+        print(f"{took:.0f} s are over; reading {len(tally.finished)} finished runs back", flush=True)
+        read_all(server, tally, clients)
         report(tally, took, clients, before, Load.of(server.process))
     return tally
 
 
-def read_all(client: Caller, tally: Tally) -> None:
-    """Reads every run that was ever seen done."""
-    for run_id, answer in tally.finished.items():
-        result = client.call("read_run", run_id=run_id)
-        if not reads_as(result, answer):
-            tally.count("lost runs", f"{run_id}: {text(result)}")
+def read_all(server: HttpServer, tally: Tally, clients: int) -> None:
+    """Reads every run that was ever seen done, a share by each of some clients."""
+    runs = list(tally.finished.items())
+    with ThreadPoolExecutor(clients) as pool:
+        list(
+            pool.map(lambda share: read_back(server, tally, share), (runs[first::clients] for first in range(clients)))
+        )
+
+
+def read_back(server: HttpServer, tally: Tally, runs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Counts each of some runs that no longer reads as it did."""
+    with server.client() as client:
+        for run_id, answer in runs:
+            result = client.call("read_run", run_id=run_id)
+            if not reads_as(result, answer):
+                tally.count("lost runs", f"{run_id}: {text(result)}")
 
 
 @contextmanager
