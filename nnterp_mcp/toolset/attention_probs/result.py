@@ -110,6 +110,7 @@ class AttentionProbsResult(Result):
     Attributes:
         model: The model's handle.
         prompts: How many there were.
+        tokens: Each prompt's tokens, by position.
         without_attention: Layers that were asked for and have no attention probabilities, by kind.
         interventions: What was in force.
         unscored: Why kinds of heads were not scored, where that was not the caller's choice.
@@ -120,6 +121,7 @@ class AttentionProbsResult(Result):
 
     model: str
     prompts: int
+    tokens: list[list[str]] = Field(default_factory=list)
     without_attention: dict[str, list[int]]
     interventions: list[str]
     unscored: str | None

@@ -77,6 +77,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
     return AttentionProbsResult(
         model=bench.handle,
         prompts=len(prompts),
+        tokens=[[token_text(model.tokenizer, token) for token in prompt.ids] for prompt in prompts],
         without_attention=_without_attention(model, params, chosen),
         interventions=list(in_force.labels),
         unscored=_TIED if wanted and not fits else None,
