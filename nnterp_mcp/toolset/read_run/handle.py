@@ -41,10 +41,16 @@ async def handle(session: Session, params: ReadRunParams, on_progress: OnProgres
             await run.follow(on_progress)
         if not run.ended.is_set():
             return late(run)
-    return await anyio.to_thread.run_sync(_read, session.runs.store, params)
+    return await anyio.to_thread.run_sync(read, session.runs.store, params)
 
 
-def _read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
+def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
+    """What is asked for of a run that is on disk, whoever made it.
+
+    Raises:
+        InvalidRequest: There is no such run or part, or what was kept is damaged.
+        NnterpError: The run did not finish and kept nothing: what it raised.
+    """
     record = store.read(params.run_id)
     if params.part == "answer":
         answer = read_answer(store, record)
@@ -74,7 +80,7 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
-    result = _result(store, record)
+    result = read_result(store, record)
     answer = specs()[record.tool].digest(result)
     answer.run_id = record.id
     if record.partial and record.error is not None:
@@ -83,7 +89,12 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     return answer
 
 
-def _result(store: RunStore, record: RunRecord) -> Result:
+def read_result(store: RunStore, record: RunRecord) -> Result:
+    """A run's whole result.
+
+    Raises:
+        InvalidRequest: There is none, it is damaged, or this version cannot read it.
+    """
     spec, content = specs().get(record.tool), store.read_result(record)
     try:
         if spec is not None:
@@ -116,7 +127,7 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
 
 
 def _table(store: RunStore, record: RunRecord, part: str) -> list[Row]:
-    result = _result(store, record)
+    result = read_result(store, record)
     tables = tables_of(result)
     if part == "result":
         return facts_of(result.model_dump(mode="json", exclude=set(tables)))
