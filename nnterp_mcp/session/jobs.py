@@ -40,6 +40,7 @@ class Job:
     recorder: Recorder | None = None
     partial: Callable[[], Result | None] | None = None
     _stopped: list[NnterpError] = field(default_factory=list)
+    _group: tuple[int, int, int, str] = (0, 0, 0, "")
 
     def stop(self, error: NnterpError) -> None:
         """Asks the call to stop before its next step, with this error."""
@@ -53,6 +54,21 @@ class Job:
         """
         self.check()
         self.send(Progress(id=self.id, done=done, total=total, message=message))
+
+    def step(self, fraction: float, message: str) -> None:
+        """Tells how far the group in hand is, inside `in_parts`; a place to stop like any other.
+
+        Args:
+            fraction: Of the group, from 0 to 1.
+            message: What is going on in it.
+
+        Raises:
+            NnterpError: The call was cancelled, or ran past its time.
+        """
+        self.check()
+        done, size, total, what = self._group
+        if fraction < 1:  # the end of a group is told once, when it is kept
+            self.progress(done + fraction * size, total, f"{done} of {total} {what}; {message}")
 
     def check(self) -> None:
         """Stops here if someone asked for it.
@@ -117,6 +133,7 @@ class Job:
         self.partial = lambda: assemble(parts, taken) if parts else None
         for number, group in enumerate(groups):
             self.check()
+            self._group = (done, len(group), total, what)
             part = checkpoint.take(str(number), kind)
             if part is None:
                 part = compute(group)

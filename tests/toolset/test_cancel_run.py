@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -15,6 +17,18 @@ from tests.serving import Caller, HttpServer, http, text, until
 
 LONG = {"prompts": ["a b"] * 1000}
 """A call of some seconds where a batch holds one prompt."""
+
+LONG_CALLS = {
+    "logit_lens": LONG,
+    "generate": LONG | {"max_new_tokens": 8},
+    "patchscope": {"source_prompts": ["a b"] * 200, "max_new_tokens": 8},
+}
+
+PARTS = {"logit_lens": "readings", "generate": "texts", "patchscope": "sources"}
+"""Where a result holds what was finished."""
+
+FINISHED = re.compile(r"[1-9]\d* of \d+ (prompts|sources)")
+"""The progress of a call that has finished something."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +54,9 @@ def client(server: HttpServer) -> Generator[Caller]:
         yield caller
 
 
-def begin(client: Caller) -> str:
+def begin(client: Caller, tool: str = "logit_lens") -> str:
     """A run that has told its client that it goes on."""
-    late = client.call("logit_lens", **LONG).structured_content
+    late = client.call(tool, **LONG_CALLS[tool]).structured_content
     assert late["state"] in ("queued", "running")
     return late["run_id"]
 
@@ -53,8 +67,16 @@ def cancel(client: Caller, run_id: str) -> dict[str, Any]:
     return result.structured_content
 
 
-def test_a_run_that_computes_ends_before_its_next_batch_and_keeps_what_it_had(client: Caller, store: RunStore) -> None:
-    run = begin(client)
+@pytest.mark.parametrize("tool", LONG_CALLS)
+def test_a_run_that_computes_ends_before_its_next_batch_and_keeps_what_it_had(
+    tool: str, client: Caller, store: RunStore
+) -> None:
+    run = begin(client, tool)
+    until(
+        lambda: FINISHED.match(
+            client.call("read_run", run_id=run, wait_seconds=0).structured_content.get("progress", "")
+        )
+    )
     begun = time.monotonic()
     answer = cancel(client, run)
     assert time.monotonic() - begun < 5
@@ -69,6 +91,8 @@ def test_a_run_that_computes_ends_before_its_next_batch_and_keeps_what_it_had(cl
         note == f"Partial, for the run did not finish (cancelled): {run} was cancelled."
         for note in part.structured_content["notes"]
     )
+    (prompts,) = (value for value in LONG_CALLS[tool].values() if isinstance(value, list))
+    assert 0 < len(json.loads(store.read_result(record))[PARTS[tool]]) < len(prompts)
     assert not client.call("logit_lens", prompts="a").is_error, "the model is free"
 
 

@@ -89,7 +89,7 @@ def test_the_definition_is_small() -> None:
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_an_answer_is_small_and_counts_what_it_leaves_out(prompts: int, logprobs: bool) -> None:
     long = Continuation(text="word " * 2000, tokens=["word "] * 2000, log_probs=[-1.5] * 2000, ended=False)
-    one = Continued(prompt="a", prompt_tokens=1, baseline=long, edited=long, differs_at=None)
+    one = Continued(index=0, prompt="a", prompt_tokens=1, baseline=long, edited=long, differs_at=None)
     result = GenerateResult(model="m", interventions=["skip of layer 1"], logprobs=logprobs, texts=[one] * prompts)
     answer = digest(result)
     assert answer.truncated

@@ -352,7 +352,7 @@ def test_tells_its_progress_and_stops_when_cancelled(tiny_bench: Bench):
     with pytest.raises(Cancelled):
         run(small, SPEC.parse({"source_prompts": "Spain is"}), stopping)
 
-    assert told == [(1, 4)]
+    assert told == [(0.25, 1)]
 
 
 def test_arguments_may_come_as_json_text():

@@ -54,11 +54,18 @@ class Continued(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    index: int
     prompt: str
     prompt_tokens: int
     baseline: Continuation
     edited: Continuation | None
     differs_at: int | None
+
+
+class Texts(BaseModel):
+    """The texts of some of the prompts."""
+
+    texts: list[Continued]
 
 
 class GenerateResult(Result):
@@ -82,8 +89,8 @@ class GenerateAnswer(Answer):
 def digest(result: GenerateResult) -> GenerateAnswer:
     """The texts side by side, cut to what an answer may hold."""
     runs = [
-        (index, name, text, one.differs_at)
-        for index, one in enumerate(result.texts)
+        (one.index, name, text, one.differs_at)
+        for one in result.texts
         for name, text in (("baseline", one.baseline), ("edited", one.edited))
         if text is not None
     ]

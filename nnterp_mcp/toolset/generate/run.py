@@ -2,63 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import Generation, generate
 from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, fill_batches, token_text
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult
+from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
 
 
 def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
-    """Generates the baseline and, if there are interventions, the edited text."""
+    """Generates, batch by batch, the baseline and, if there are interventions, the edited text."""
+    model, settings = bench.model, bench.settings
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
     edits = bench.plan(params.interventions, prompts, job)
-    steps = count(1)
-    baseline = _generate(bench, params, prompts, NOTHING, job, steps)
-    edited = _generate(bench, params, prompts, edits, job, steps) if edits else [None] * len(prompts)
-    tokenizer = bench.model.tokenizer
-    return GenerateResult(
-        model=bench.handle,
-        interventions=list(edits.labels),
-        logprobs=params.logprobs,
-        texts=[
-            Continued(
-                prompt=prompt.text,
-                prompt_tokens=len(prompt.ids),
-                baseline=_continuation(plain, tokenizer),
-                edited=None if other is None else _continuation(other, tokenizer),
-                differs_at=None if other is None else _first_difference(plain.ids, other.ids),
-            )
-            for prompt, plain, other in zip(prompts, baseline, edited, strict=True)
-        ],
-    )
+    plans = [NOTHING, edits] if edits else [NOTHING]
+
+    def write(group: Sequence[EncodedPrompt]) -> Texts:
+        baseline, *rest = [_generate(bench, params, group, plans, at, job) for at in range(len(plans))]
+        edited = rest[0] if rest else [None] * len(group)
+        return Texts(texts=[_continued(*texts, model.tokenizer) for texts in zip(group, baseline, edited, strict=True)])
+
+    def assemble(parts: Sequence[Texts], taken: int) -> GenerateResult:
+        return GenerateResult(
+            model=bench.handle,
+            interventions=list(edits.labels),
+            logprobs=params.logprobs,
+            texts=sorted((text for part in parts for text in part.texts), key=lambda text: text.index),
+        )
+
+    room = max(1, settings.batch_tokens - params.max_new_tokens)
+    batches = fill_batches(prompts, room, model.pad_id, model.device, pad=model.can("batch"))
+    return job.in_parts([batch.prompts for batch in batches], Texts, write, assemble, "prompts")
 
 
 def _generate(
-    bench: Bench,
-    params: GenerateParams,
-    prompts: Sequence[EncodedPrompt],
-    edits: Plan,
-    job: Job,
-    steps: Iterator[int],
+    bench: Bench, params: GenerateParams, prompts: Sequence[EncodedPrompt], plans: Sequence[Plan], at: int, job: Job
 ) -> list[Generation]:
+    steps = len(plans) * params.max_new_tokens
+    what = "edited" if at else "baseline"
     return generate(
         bench.model,
         prompts,
-        edits,
+        plans[at],
         max_new_tokens=params.max_new_tokens,
         sampling=Sampling(params.temperature, params.top_p, params.top_k, params.seed),
         batch_tokens=bench.settings.batch_tokens,
-        on_token=lambda done: job.progress(next(steps), None, f"{'edited' if edits else 'baseline'}: step {done}"),
+        on_token=lambda done: job.step((at * params.max_new_tokens + done) / steps, f"{what}: step {done}"),
         should_stop=job.check,
+    )
+
+
+def _continued(prompt: EncodedPrompt, plain: Generation, other: Generation | None, tokenizer: Any) -> Continued:
+    return Continued(
+        index=prompt.index,
+        prompt=prompt.text,
+        prompt_tokens=len(prompt.ids),
+        baseline=_continuation(plain, tokenizer),
+        edited=None if other is None else _continuation(other, tokenizer),
+        differs_at=None if other is None else _first_difference(plain.ids, other.ids),
     )
 
 

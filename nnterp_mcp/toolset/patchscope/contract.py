@@ -7,10 +7,11 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, LayerSpec, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
+from nnterp_mcp.fields import Layers, LayerSpec, Plot, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
 from nnterp_mcp.operations import Interventions
 from nnterp_mcp.session.vectors import check_name
 from nnterp_mcp.toolset.patchscope.digest import digest, render
+from nnterp_mcp.toolset.patchscope.figure import figure
 from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
@@ -131,6 +132,7 @@ class PatchscopeParams(ModelParams):
             {"type": "array", "items": {"type": "object"}, "description": "Edits in force, as in generate."}
         ),
     ] = ()
+    plot: Plot = False
 
     @model_validator(mode="after")
     def _has_one_kind_of_source(self) -> Self:
@@ -158,4 +160,5 @@ SPEC = ToolSpec(
     answer=PatchscopeAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

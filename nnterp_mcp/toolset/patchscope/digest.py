@@ -46,14 +46,14 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
         finding=_finding(result.sources[0], result) if one else _summary(result),
         notes=notes,
         model=result.model,
-        target=_marked(result),
+        target=marked(result),
         total=sum(len(source.patches) for source in result.sources),
         truncated=hidden > 0,
         table=content,
     )
 
 
-def _marked(result: PatchscopeResult) -> str:
+def marked(result: PatchscopeResult) -> str:
     """The target prompt with the patched token marked; of a long one, what surrounds that token."""
     before, after = result.before, result.after
     room = _TARGET_LIMIT // 2
@@ -173,7 +173,7 @@ def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
     same = result.layout == "same"
     begin = ["layer"] if same else ["from layer", "likeliest into" if grid else "into layer"]
     what = "text" if source.unpatched.text is not None else "top tokens"
-    columns = [*begin, what, "entropy", *(f"{name} p, rank" for name in _short_names(source, result))]
+    columns = [*begin, what, "entropy", *(f"{name} p, rank" for name in short_names(source, result))]
     rows: list[list[Cell]] = [["unpatched", *([] if same else [None]), *_cells(source.unpatched)]]
     for index in shown:
         patch = patches[index]
@@ -182,7 +182,7 @@ def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
     return Table(columns=columns, rows=rows), len(patches) - len(shown)
 
 
-def _short_names(source: Source, result: PatchscopeResult) -> list[str]:
+def short_names(source: Source, result: PatchscopeResult) -> list[str]:
     """The tracked categories as a column names them."""
     if result.categories or source.token is None:
         return list(result.categories)

@@ -21,7 +21,7 @@ from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
+from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
 
 if TYPE_CHECKING:
@@ -47,32 +47,47 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     else:
         sources = gather_states(bench, params, prompts, edits, targets, job)
         lengths = None
-    total = len(sources.origins) * len(sources.pairs)
-    readings = read_patchscope(
-        model,
-        sources.states,
-        sources.layers,
-        target,
-        sources.pairs,
-        top_k=params.top_k,
-        categories=[origin.ids for origin in sources.origins],
-        max_new_tokens=params.max_new_tokens,
-        plan=edits,
-        batch_tokens=settings.batch_tokens,
-        on_batch=lambda done: job.progress(done, total, f"{done} of {total} patches"),
-    )
     before, token, after = _around(model.tokenizer, encoded, target.position)
-    return PatchscopeResult(
-        model=bench.handle,
-        before=before,
-        target_token=token,
-        after=after,
-        layout=_layout(sources.pairs),
-        categories=targets.words,
-        shared=targets.shared,
-        interventions=list(edits.labels),
-        sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0, lengths).sources(sources.origins),
-    )
+
+    def scope(group: Sequence[int]) -> Scoped:
+        chosen = sources.some(group)
+        total = len(group) * len(chosen.pairs)
+        readings = read_patchscope(
+            model,
+            chosen.states,
+            chosen.layers,
+            target,
+            chosen.pairs,
+            top_k=params.top_k,
+            categories=[origin.ids for origin in chosen.origins],
+            max_new_tokens=params.max_new_tokens,
+            plan=edits,
+            batch_tokens=settings.batch_tokens,
+            on_batch=lambda done: job.step(done / total, f"{done} of {total} patches"),
+        )
+        own = None if lengths is None else [lengths[source] for source in group]
+        return Scoped(
+            sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
+        )
+
+    def assemble(parts: Sequence[Scoped], taken: int) -> PatchscopeResult:
+        return PatchscopeResult(
+            model=bench.handle,
+            before=before,
+            target_token=token,
+            after=after,
+            layout=_layout(sources.pairs),
+            categories=targets.words,
+            shared=targets.shared,
+            interventions=list(edits.labels),
+            sources=[source for part in parts for source in part.sources],
+        )
+
+    patch_tokens = len(sources.pairs) * (len(target.ids) + params.max_new_tokens)
+    size = max(1, settings.batch_tokens // patch_tokens)
+    numbers = range(len(sources.origins))
+    groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    return job.in_parts(groups, Scoped, scope, assemble, "sources")
 
 
 def _lengths(

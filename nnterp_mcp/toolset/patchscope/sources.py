@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +66,10 @@ class Sources:
     layers: list[int]
     pairs: list[LayerPair]
     origins: list[Origin]
+
+    def some(self, group: Sequence[int]) -> Sources:
+        """Some of the sources, by number."""
+        return replace(self, states=self.states[list(group)], origins=[self.origins[source] for source in group])
 
 
 def gather_states(
