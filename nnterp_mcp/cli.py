@@ -1,4 +1,4 @@
-"""The command line: `nnterp-mcp serve | demo | check | fetch | runs | replay | export`."""
+"""The command line: `nnterp-mcp serve`, and what people do around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp import __version__
-from nnterp_mcp.commands import runs
+from nnterp_mcp.commands import connect, runs
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--revision", help="branch, tag or commit on the Hub")
     fetch.set_defaults(run=_fetch)
 
+    connect.add_to(commands)
     runs.add_to(commands)
     return parser
 

@@ -22,10 +22,13 @@ from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
 from mcp_types import (
     CallToolResult,
+    Prompt,
+    PromptReference,
     ReadResourceResult,
     Resource,
     ResourceTemplate,
     ResourceTemplateReference,
+    TextContent,
     Tool,
 )
 
@@ -103,9 +106,23 @@ class Caller:
     def read(self, address: str) -> ReadResourceResult:
         return self._portal.call(self._client.read_resource, address)
 
-    def complete(self, reference: ResourceTemplateReference, name: str, value: str, **known: str) -> list[str]:
+    def prompts(self) -> list[Prompt]:
+        return self._portal.call(self._client.list_prompts).prompts
+
+    def prompt(self, name: str, **arguments: str) -> str:
+        (message,) = self._portal.call(self._client.get_prompt, name, arguments).messages
+        assert isinstance(message.content, TextContent)
+        return message.content.text
+
+    def complete(
+        self, reference: ResourceTemplateReference | PromptReference, name: str, value: str, **known: str
+    ) -> list[str]:
         argument = {"name": name, "value": value}
         return self._portal.call(self._client.complete, reference, argument, known or None).completion.values
+
+    @property
+    def extensions(self) -> dict[str, dict[str, Any]] | None:
+        return self._client.server_capabilities.extensions
 
     @property
     def instructions(self) -> str | None:
@@ -116,13 +133,13 @@ class Caller:
 
 
 @contextmanager
-def stdio(**settings: Any) -> Generator[Caller]:
-    """A server on stdio with one client."""
+def stdio(command: Sequence[str] = (), era: str = "auto", **settings: Any) -> Generator[Caller]:
+    """A server on stdio (or another command of ours) with one client, which speaks an era of the protocol."""
     before = set(psutil.Process().children())
     with _log() as (log, sink):
-        command = serve_command()
-        parameters = StdioServerParameters(command=command[0], args=command[1:], env=environment(**settings))
-        with _client(stdio_client(parameters, errlog=sink)) as (portal, client):
+        command = command or serve_command()
+        parameters = StdioServerParameters(command=command[0], args=[*command[1:]], env=environment(**settings))
+        with _client(stdio_client(parameters, errlog=sink), era) as (portal, client):
             started = [child for child in psutil.Process().children() if child not in before]
             (server,) = [child for child in started if "nnterp_mcp" in child.cmdline()]
             yield Caller(portal, client, server, log)
@@ -144,10 +161,10 @@ class HttpServer:
 
 
 @contextmanager
-def http(transport: str = "http", first: str = "", **settings: Any) -> Generator[HttpServer]:
-    """A server on a port of the system's choice; `first` is code that runs in its process before it starts."""
+def http(transport: str = "http", first: str = "", port: int = 0, **settings: Any) -> Generator[HttpServer]:
+    """A server, on a port of the system's choice unless told; `first` is code that runs in it before it starts."""
     with _log() as (log, sink):
-        command = serve_command("--transport", transport, "--port", "0")
+        command = serve_command("--transport", transport, "--port", str(port))
         if first:
             command[1:3] = ["-c", f"{first}\nfrom nnterp_mcp.cli import main\nmain()"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=sink, env=environment(**settings))
@@ -253,8 +270,8 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def _client(source: Any) -> Iterator[tuple[BlockingPortal, Client]]:
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(source)) as client:
+def _client(source: Any, era: str = "auto") -> Iterator[tuple[BlockingPortal, Client]]:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(source, mode=era)) as client:
         yield portal, client
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from nnterp_mcp.redaction import RedactingFormatter, redact
 
-_NOISY = ("mcp", "httpx", "uvicorn")
+_NOISY = ("mcp", "httpx", "httpx2", "uvicorn")
 
 
 class JsonFormatter(logging.Formatter):

@@ -41,10 +41,10 @@ def serve(settings: Settings) -> None:
     logs.begin(settings.log_format)
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, settings, listener)
-    _exit()
+    exit_at_once()
 
 
-def _exit() -> NoReturn:
+def exit_at_once() -> NoReturn:
     """Ends the process at once: a thread that reads standard input cannot be cancelled, and would hold it back."""
     sys.stdout.flush()
     os._exit(0)
@@ -84,7 +84,7 @@ async def _end_on_signal(session: Session) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             await session.close()
-            _exit()
+            exit_at_once()
 
 
 async def _serve_http(server: Server[Any], session: Session, listener: socket.socket) -> None:
