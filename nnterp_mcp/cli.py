@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp import __version__
-from nnterp_mcp.commands import connect, runs
+from nnterp_mcp.commands import connect, runs, view
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 
 
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     connect.add_to(commands)
     runs.add_to(commands)
+    view.add_to(commands)
     return parser
 
 

@@ -125,6 +125,10 @@ class Caller:
         return self._client.server_capabilities.extensions
 
     @property
+    def extensions(self) -> dict[str, dict[str, Any]] | None:
+        return self._client.server_capabilities.extensions
+
+    @property
     def instructions(self) -> str | None:
         return self._client.instructions
 

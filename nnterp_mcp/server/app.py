@@ -27,7 +27,7 @@ from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.render import elided
-from nnterp_mcp.server import replies
+from nnterp_mcp.server import apps, replies
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.session.process import OnProgress
@@ -81,7 +81,7 @@ def build(session: Session) -> Server[Any]:
             return await _call(request, params.arguments or {})
         return replies.refused(Cancelled("the client hung up"))
 
-    return Server(
+    server = Server(
         "nnterp-mcp",
         version=__version__,
         title="nnterp: a laboratory inside language models",
@@ -93,6 +93,8 @@ def build(session: Session) -> Server[Any]:
         on_read_resource=resources.read,
         on_completion=resources.complete,
     )
+    server.extensions = {apps.EXTENSION: {}}
+    return server
 
 
 def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
@@ -104,6 +106,7 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
         input_schema=spec.input_schema(),
         output_schema=spec.output_schema(),
         annotations=_annotations(spec),
+        _meta=apps.tool_meta(spec.name),
     )
 
 

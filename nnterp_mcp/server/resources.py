@@ -30,7 +30,7 @@ from mcp_types import (
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import size
-from nnterp_mcp.server import replies
+from nnterp_mcp.server import apps, replies
 from nnterp_mcp.session.records import RunRecord, is_run_id
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
@@ -116,6 +116,8 @@ class Resources:
             return []
 
     async def _read(self, address: str) -> Contents:
+        if address == apps.VIEWER:
+            return await anyio.to_thread.run_sync(apps.viewer)
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise InvalidRequest(

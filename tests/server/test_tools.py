@@ -31,7 +31,8 @@ def tools(client: Caller) -> dict[str, Tool]:
 
 
 def shown(tool: Tool) -> dict[str, Any]:
-    return tool.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """What of a definition a client gives a model: `_meta` is for the client, which says nothing of it."""
+    return tool.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"meta"})
 
 
 def test_every_folder_is_a_tool(tools: dict[str, Tool]) -> None:

@@ -1,0 +1,82 @@
+"""A run as data that a page can carry: its answer, and all its parts as tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nnterp_mcp.contract import Table
+from nnterp_mcp.render import plural
+from nnterp_mcp.session.records import ArrayCard, RunRecord
+from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
+from nnterp_mcp.toolset.read_run.tables import (
+    Row,
+    as_table,
+    columns_of,
+    columns_of_array,
+    facts_of,
+    read_array,
+    tables_of,
+)
+
+LARGEST = 1_000_000
+"""Numbers of the arrays that a page holds: about 10 MB of text."""
+
+_DIGITS = 6
+"""Significant digits of a number in a page; it is to be looked at."""
+
+
+def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
+    """A run's answer under `answer` and its parts under `parts`; arrays that are too large are named in the notes.
+
+    Raises:
+        InvalidRequest: There is no such run, or it has no result.
+    """
+    record = store.read(run_id)
+    answer = read_answer(store, record)
+    arrays, left = _chosen(record)
+    if left:
+        answer.notes.insert(-1, f"Too large for this page, and left out: {', '.join(left)}; read_run has them.")
+    parts = _tables(store, record) | {name: _array(store, record.id, name, card) for name, card in arrays.items()}
+    data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
+    return {"answer": short(data), "parts": {name: short(part.model_dump(mode="json")) for name, part in parts.items()}}
+
+
+def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
+    result = read_result(store, record)
+    tables: dict[str, list[Row]] = tables_of(result)
+    rest = result.model_dump(mode="json", exclude=set(tables))
+    tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}
+    return {name: as_table(rows, columns_of(rows), None) for name, rows in tables.items()}
+
+
+def _chosen(record: RunRecord) -> tuple[dict[str, ArrayCard], list[str]]:
+    """The arrays that fit, in their order, and what is left out, with its size."""
+    kept: dict[str, ArrayCard] = {}
+    left: list[str] = []
+    room = LARGEST
+    for name, card in record.arrays.items():
+        count = math.prod(card.shape)
+        if count <= room:
+            kept[name] = card
+            room -= count
+        else:
+            left.append(f"{name} ({plural(count, 'number')})")
+    return kept, left
+
+
+def _array(store: RunStore, run_id: str, name: str, card: ArrayCard) -> Table:
+    rows, _ = read_array(store, run_id, name, card, {}, 0, math.prod(card.shape))
+    return as_table(rows, columns_of_array(name, card), None)
+
+
+def short(value: Any) -> Any:
+    """Plain data with numbers cut to what can be seen; those that are not finite, which JSON has not, become null."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [short(item) for item in value]
+    return value

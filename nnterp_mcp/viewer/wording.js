@@ -1,0 +1,46 @@
+/** How numbers and tokens are written. */
+
+import { element } from "./elements.js";
+
+const VISIBLE = { " ": "·", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+const UNSEEN = /([\p{White_Space}\p{Cc}\p{Cf}])/u;
+
+/** A number with three digits that mean something. */
+export function number(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number") return String(value);
+  if (!Number.isFinite(value)) return String(value);
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(Math.max(0, digits - 2));
+  return String(Number(value.toPrecision(digits)));
+}
+
+/** A token in quotes, as sentences say it. */
+export function quoted(token) {
+  return JSON.stringify(token);
+}
+
+/** A token as cells show it: what would not be seen is drawn, fainter where there is something beside it. */
+export function token(text) {
+  const parts = text.split(UNSEEN).filter((part) => part !== "");
+  const faint = parts.some((part) => !UNSEEN.test(part)) ? "white" : "white alone";
+  const shows = parts.map((part) => (UNSEEN.test(part) ? element("span", { class: faint }, seen(part)) : part));
+  return element("span", { class: "token" }, shows);
+}
+
+function seen(character) {
+  return VISIBLE[character] ?? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+/** A count with its noun. */
+export function plural(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** A cell of a table as text: lists in brackets, numbers short. */
+export function plain(value) {
+  if (Array.isArray(value)) return `[${value.map(plain).join(", ")}]`;
+  if (value === null || value === undefined) return "";
+  return typeof value === "number" ? number(value, 6) : String(value);
+}

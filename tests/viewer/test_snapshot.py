@@ -1,0 +1,73 @@
+"""A run as data for a page, beside what `read_run` says of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.viewer import snapshot as module
+from nnterp_mcp.viewer.snapshot import short, snapshot
+from tests.recorded import EXAMPLES, Recorded
+
+
+def read(recorded: Recorded, run_id: str, part: str) -> dict[str, Any]:
+    rows: list[list[Any]] = []
+    while True:
+        answer = recorded.caller.call(
+            "read_run", run_id=run_id, part=part, offset=len(rows), limit=500, format="json"
+        ).structured_content
+        rows += answer["table"]["rows"]
+        if len(rows) >= answer["total"]:
+            return {"columns": answer["table"]["columns"], "rows": rows}
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether data is equal but for digits beyond the sixth."""
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return other == pytest.approx(one, rel=1e-5) if isinstance(one, float) else one == other
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_snapshot_holds_what_read_run_gives(name: str, recorded: Recorded) -> None:
+    run_id = recorded.ids[name]
+
+    data = snapshot(recorded.store, run_id)
+
+    answer = recorded.caller.call("read_run", run_id=run_id).structured_content
+    assert data["answer"]["finding"] == answer["finding"]
+    assert data["answer"]["run_id"] == run_id
+    assert {"result", "record", *recorded.store.read(run_id).arrays} <= set(data["parts"])
+    for part, content in data["parts"].items():
+        told = read(recorded, run_id, part)
+        assert content["columns"] == told["columns"]
+        assert close(told["rows"], content["rows"]), part
+
+
+def test_what_is_too_large_is_left_out_and_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: RunStore = recorded.store
+    run_id = recorded.ids["states"]
+    (name, card), *_ = store.read(run_id).arrays.items()
+    count = 1
+    for size in card.shape:
+        count *= size
+    monkeypatch.setattr(module, "LARGEST", count - 1)
+
+    data = snapshot(store, run_id)
+
+    assert name not in data["parts"]
+    assert f"Too large for this page, and left out: {name} ({count} numbers)" in " ".join(data["answer"]["notes"])
+
+
+@given(st.recursive(st.floats() | st.integers() | st.text() | st.none() | st.booleans(), st.lists))
+def test_shortened_data_is_json(content: Any) -> None:
+    json.dumps(short(content), allow_nan=False)
+
+
+def test_infinities_become_null() -> None:
+    assert short([float("inf"), float("nan"), 1.23456789]) == [None, None, 1.23457]
