@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -137,6 +138,25 @@ def _reduce(
 def _inverse(order: Sequence[int]) -> list[int]:
     """Where each item stands in an order."""
     return sorted(range(len(order)), key=order.__getitem__)
+
+
+@overload
+def logit_lens(
+    nn_model: StandardizedTransformer,
+    prompts: str | Sequence[str],
+    remote: bool = False,
+    return_inv_logits: Literal[False] = False,
+) -> Float[Tensor, "prompt layer vocabulary"]: ...
+
+
+@overload
+def logit_lens(
+    nn_model: StandardizedTransformer,
+    prompts: str | Sequence[str],
+    remote: bool = False,
+    *,
+    return_inv_logits: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.load import locate
 from nnterp_mcp.settings import Settings
 
@@ -31,13 +31,19 @@ def load_both(
         UnknownModel: There is no such model.
         Forbidden: Its weights are only there as pickle.
         InvalidRequest: A model that came from nowhere came without its tokenizer.
+        Unsupported: It is a module, and no model of transformers.
     """
     if isinstance(model, nn.Module):
+        if not isinstance(model, PreTrainedModel):
+            raise Unsupported(
+                f"a {type(model).__name__} is no model of transformers, and has no layers under standard names.",
+                "Trace it with nnsight.NNsight(module).",
+            )
         source = str(getattr(model, "name_or_path", ""))
         if tokenizer is None and not source:
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
         found = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return cast("PreTrainedModel", model.eval()), cast("PreTrainedTokenizerBase", found)
+        return model.eval(), cast("PreTrainedTokenizerBase", found)
     located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if located.gguf is not None:
