@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp import __version__
-from nnterp_mcp.commands import connect, runs, view
+from nnterp_mcp.commands import connect, install, runs, view
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--revision", help="branch, tag or commit on the Hub")
     fetch.set_defaults(run=_fetch)
 
+    install.add_to(commands)
     connect.add_to(commands)
     runs.add_to(commands)
     view.add_to(commands)
