@@ -19,7 +19,7 @@ export function sequential(low, high) {
   };
 }
 
-/** Blue below `middle`, orange above it, as far on either side; the page's own colours, so that it fits its theme. */
+/** Blue below `middle`, orange above it, as far on either side; the style's own colours, which follow the theme. */
 export function diverging(middle, reach) {
   return {
     low: middle - reach,
@@ -29,7 +29,7 @@ export function diverging(middle, reach) {
       const part = Math.max(-1, Math.min(1, (value - middle) / reach));
       const side = part < 0 ? "var(--below)" : "var(--above)";
       node.style.background = `color-mix(in oklab, ${side} ${number(Math.abs(part))}, var(--middle))`;
-      node.style.color = Math.abs(part) > 0.55 ? "var(--on-side)" : "var(--text)";
+      node.style.color = "var(--on-sides)";
     },
   };
 }

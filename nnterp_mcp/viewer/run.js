@@ -1,6 +1,7 @@
 /** A run as tables that are read page by page, through whoever answers `read_run`. */
 
 const PAGE = 500;
+const PARTS = "Parts for read_run: ";
 
 export class Run {
   /**
@@ -51,10 +52,10 @@ export class Run {
     return Object.fromEntries(rows.map(({ field, value }) => [field, value]));
   }
 
-  /** The names of the parts that can be read; the answer lists them in its last note. */
+  /** The names of the parts that can be read; a note of the answer lists them. */
   async parts() {
     const { notes = [] } = await this.answer();
-    const [, list] = /^Parts for read_run: (.*)\.$/.exec(notes.at(-1) ?? "") ?? [null, "result, record"];
+    const [list = "result, record"] = notes.filter((note) => note.startsWith(PARTS)).map((note) => note.slice(PARTS.length, -1));
     return list.replace(/ \([^)]*\)/g, "").split(", ");
   }
 }
