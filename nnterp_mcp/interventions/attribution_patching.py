@@ -74,13 +74,16 @@ def estimate_effects(patcher: Patcher, on_pair: Callable[[int], None] = lambda p
 
     Raises:
         InvalidRequest: The metric needs other targets, or has no slope at the run that is patched.
-        Unsupported: The patcher ablates, or follows paths.
+        Unsupported: The patcher ablates, follows paths, patches windows, or has operations in force.
 
     Source: Nanda, "Attribution Patching" (2023); Syed et al., "Attribution Patching Outperforms Automated Circuit
     Discovery" (2023).
     """
-    if patcher.ablation is not None or patcher.receivers is not None:
-        raise Unsupported("attribution patching takes pairs of runs and all paths: for others, patch activations.")
+    if patcher.ablation is not None or patcher.receivers is not None or patcher.grid.windows or _edited(patcher):
+        raise Unsupported(
+            "attribution patching takes pairs of unedited runs, one layer at a time, and all paths: for others, patch "
+            "activations."
+        )
     if patcher.metric == "kl" and patcher.direction == "noising":
         raise InvalidRequest(
             "the divergence from the clean run has no slope at the clean run.",
@@ -96,6 +99,10 @@ def estimate_effects(patcher: Patcher, on_pair: Callable[[int], None] = lambda p
         effects.append(found)
         on_pair(index + 1)
     return Estimates(torch.tensor(clean), torch.tensor(corrupted), torch.stack(effects))
+
+
+def _edited(patcher: Patcher) -> bool:
+    return any(given is not None and given.plan for pair in patcher.pairs for given in (pair.clean, pair.corrupted))
 
 
 def compare_with_patches(

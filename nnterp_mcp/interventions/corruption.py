@@ -5,14 +5,15 @@ the same set.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, PositionSpec, Prompt
+from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.joined_rows import observe
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input
@@ -138,6 +139,33 @@ def resample(prompts: Sequence[EncodedPrompt], seed: int = 0) -> list[Pair]:
 def ablate(prompts: Sequence[EncodedPrompt]) -> list[Pair]:
     """Clean prompts alone, into whose runs zeros or means are put."""
     return [Pair(Input(prompt), None) for prompt in prompts]
+
+
+def put_in_force(pairs: Sequence[Pair], plan: Callable[[Sequence[EncodedPrompt]], Plan]) -> list[Pair]:
+    """The same pairs with operations in force in both runs of each.
+
+    They are planned for the clean prompts and for the corrupted ones: a piece of text that an operation names as its
+    position has to be in both, and a state that it takes from another prompt comes from one of the same side.
+
+    Args:
+        pairs: The pairs.
+        plan: Resolves the operations against prompts.
+
+    Raises:
+        InvalidRequest: Something that the operations name does not exist on either side.
+    """
+    clean = plan(list({pair.index: pair.clean.prompt for pair in pairs}.values()))
+    others = {
+        pair.index: replace(pair.corrupted.prompt, index=pair.index) for pair in pairs if pair.corrupted is not None
+    }
+    corrupted = plan(list(others.values())) if others else clean
+    return [
+        Pair(
+            replace(pair.clean, plan=clean),
+            None if pair.corrupted is None else replace(pair.corrupted, prompt=others[pair.index], plan=corrupted),
+        )
+        for pair in pairs
+    ]
 
 
 def observe_mean(

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nnterp_mcp.errors import OutOfMemory, Unsupported
+from nnterp_mcp.interventions.engine import attention_for
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input, Row, Walk
@@ -72,7 +73,7 @@ class RowBatch:
 @torch.inference_mode()
 def observe(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> Observed:
     """Runs an input once and keeps what is at some places, and its logits."""
-    walk = Walk(model, (), {}, frozenset(), places, 0, given.noise)
+    walk = Walk(model, given, reads=places)
     taken, logits = _trace(model, _ids(model, given), walk, _options(model, None))
     return Observed({place: value[0] for place, value in zip(walk.reads, taken, strict=True)}, logits[0])
 
@@ -172,7 +173,7 @@ class RowRunner:
         joins: dict[Place, int] = {}
         for row in chosen if sharing.layers else ():
             joins[_entrance(row)] = joins.get(_entrance(row), 0) + 1
-        walk = Walk(self._model, chosen, joins, self._held, reads, first, self._base.noise)
+        walk = Walk(self._model, self._base, chosen, joins=joins, held=self._held, reads=reads, first=first)
         ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(chosen), 1)
         options = _options(self._model, self._prefix_until(first) if first else None)
         taken, found = (_trace if logits else _trace_until)(self._model, ids, walk, options)
@@ -191,7 +192,7 @@ class RowRunner:
         if any(cache.is_linear):
             raise Unsupported(f"layers of {self._model.name} carry a state from token to token, not keys and values")
         last = [Place("layers_output", self._model.anatomy.last.index)]
-        walk = Walk(self._model, (), {}, frozenset(), last, 0, self._base.noise)
+        walk = Walk(self._model, self._base, reads=last)
         _trace_until(self._model, _ids(self._model, self._base), walk, _options(self._model, cache))
         return cache
 
@@ -201,7 +202,12 @@ class RowRunner:
         return cache
 
     def _find_sharing(self, rows: Sequence[Row]) -> Sharing:
-        """What is known of this model at these sites for inputs as long as this, or else what is found by trying."""
+        """What is known of this model at these sites for inputs as long as this, or else what is found by trying.
+
+        What operations in force allow is another matter for each of them, and is always tried.
+        """
+        if self._base.plan:
+            return self._try_sharing(_noisy(_sample(rows)))
         known = _tried.setdefault(self._model.module, {})
         sites: frozenset[Site] = frozenset(put.place.site for row in rows for put in row)
         situation = (self._model.attention, sites, bool(self._held), any(_first(row) for row in rows))
@@ -295,7 +301,7 @@ def _trace(
     model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
 ) -> tuple[list[Tensor], Float[Tensor, "row vocabulary"]]:
     """What was read, and the logits after the last token."""
-    with model.trace(input_ids=ids, **options):
+    with attention_for(model, walk.plan), model.trace(input_ids=ids, **options):
         taken = nnsight.save(walk.take())
         logits = nnsight.save(model.logits[:, -1].float())
     return taken, logits
@@ -305,7 +311,7 @@ def _trace_until(
     model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
 ) -> tuple[list[Tensor], None]:
     """What was read; the pass ends at the last place that is touched."""
-    with model.trace(input_ids=ids, **options) as tracer:
+    with attention_for(model, walk.plan), model.trace(input_ids=ids, **options) as tracer:
         taken = nnsight.save(walk.take())
         tracer.stop()
     return taken, None

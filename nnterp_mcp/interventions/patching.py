@@ -7,7 +7,7 @@ breaks when a corrupted state is put into a clean run (noising) is needed there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -60,11 +60,17 @@ class Grid:
         cells: The cells: by site, then layer, then column.
         spans: The spans of each pair.
         by_head: Whether columns are heads, patched at all spans together; else they are spans.
+        windows: Where several adjacent layers are patched together, those of each cell, itself included.
     """
 
     cells: list[Cell]
     spans: list[list[Span]]
     by_head: bool
+    windows: Mapping[Cell, Sequence[Cell]] = field(default_factory=dict)
+
+    def patched_with(self, cells: Sequence[Cell]) -> list[Cell]:
+        """All that is patched for some cells: themselves, or their windows."""
+        return list(dict.fromkeys(part for cell in cells for part in self.windows.get(cell, (cell,))))
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def make_grid(
     layers: str | int | Sequence[int] = "all",
     positions: Sequence[PositionSpec] | LabelledSpans = ("all",),
     heads: str | int | Sequence[int] | None = None,
+    window: int = 1,
 ) -> Grid:
     """Resolves what is to be patched.
 
@@ -101,14 +108,22 @@ def make_grid(
         positions: The tokens, each patched by itself, or labelled spans; with heads, all of them together.
         heads: The heads that make the columns, each patched by itself; None for a grid of layers and positions, in
             which all heads are patched.
+        window: How many adjacent layers each cell patches together, about its own layer, as causal tracing does for
+            attention and MLPs: one layer alone adds little to what those about it write. Fewer at either end.
 
     Raises:
-        InvalidRequest: A layer, head or position does not exist, tokens do not correspond, or heads are asked for at a
-            site that has none.
+        InvalidRequest: A layer, head or position does not exist, tokens do not correspond, heads are asked for at a
+            site that has none, or windows of heads.
         Unsupported: The model does not have the site.
     """
+    if window > 1 and heads is not None:
+        raise InvalidRequest(
+            f"a window of {window} layers cannot be patched by head: head 3 of one layer is not head 3 of the next.",
+            "Leave out heads or window.",
+        )
     spans = align(pairs, positions)
     cells: list[Cell] = []
+    windows: dict[Cell, list[Cell]] = {}
     for site in dict.fromkeys(sites):
         if heads is not None and site not in HEAD_SITES:
             having = ", ".join(sorted(HEAD_SITES - {"attention_probabilities"}))
@@ -116,7 +131,16 @@ def make_grid(
         for layer in _layers_with(model, site, layers):
             columns = range(len(spans[0])) if heads is None else _heads(model, heads, layer)
             cells += [Cell(site, layer, column) for column in columns]
-    return Grid(cells, spans, heads is not None)
+        if window > 1:
+            having = _layers_with(model, site, "all")
+            windows |= {cell: _around(cell, window, having) for cell in cells if cell.site == site}
+    return Grid(cells, spans, heads is not None, windows)
+
+
+def _around(cell: Cell, window: int, having: Sequence[int]) -> list[Cell]:
+    """The cells of so many layers about a cell's own, of those that there are."""
+    first = cell.layer - window // 2
+    return [replace(cell, layer=layer) for layer in having if first <= layer < first + window]
 
 
 def _layers_with(model: StandardizedTransformer, site: Site, asked: str | int | Sequence[int]) -> list[int]:
@@ -175,7 +199,7 @@ class Patcher:
         A combination of which every state equals the run's own is not run: it is the unpatched run.
 
         Args:
-            runs: The combinations; each cell by itself by default.
+            runs: The combinations; each cell by itself by default. Cells stand for their windows.
             on_batch: Called after each batch with the number of runs done, over all pairs; what it raises ends it.
 
         Raises:
@@ -185,6 +209,7 @@ class Patcher:
         use and interpret activation patching" (2024).
         """
         runs = [[cell] for cell in self.grid.cells] if runs is None else runs
+        runs = [self.grid.patched_with(run) for run in runs]
         places = list(dict.fromkeys(cell.place for run in runs for cell in run))
         ablated = self._ablated(places)
         found = [self._patch_pair(index, runs, places, ablated, on_batch) for index in range(len(self.pairs))]

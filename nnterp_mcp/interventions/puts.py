@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.interventions.edits import Seen
+from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.places import WHOLE_SEQUENCE, Place, assign, by_position, fetch, in_order
+from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -21,10 +25,12 @@ class Input:
     Attributes:
         prompt: The prompt.
         noise: What is added to the embedding of each of its tokens; None for nothing.
+        plan: The operations in force, planned for a request that the prompt belongs to.
     """
 
     prompt: EncodedPrompt
     noise: Float[Tensor, "position hidden"] | None = None
+    plan: Plan = NOTHING
 
     def __len__(self) -> int:
         """How many tokens the prompt has."""
@@ -76,37 +82,42 @@ Row = Sequence[Put]
 class Walk:
     """The way of one pass through the places at which something is put, held or read, or rows join.
 
-    Row 0 of the batch is the unpatched input; the others follow in the order in which they join.
+    Row 0 of the batch is the unpatched input; the others follow in the order in which they join. What is put counts
+    for more than the operations in force at its place: they come before it.
 
     Args:
         model: The model.
+        given: The input.
         rows: What is put into the others.
         joins: How many rows join at each place; none where all are there from the start.
         held: Places at which every row has what the unpatched one has, but for what is put there.
         reads: Places at which to keep what the rows have, before anything is held or put.
         first: The prompt's position that the first column holds.
-        noise: What is added to the embeddings of the whole prompt.
 
     Attributes:
         reads: The places that are read, in the order in which the model comes to them.
+        plan: The operations in force.
     """
 
     def __init__(
         self,
         model: StandardizedTransformer,
-        rows: Sequence[Row],
-        joins: Mapping[Place, int],
-        held: frozenset[Place],
-        reads: Sequence[Place],
-        first: int,
-        noise: Float[Tensor, "position hidden"] | None,
+        given: Input,
+        rows: Sequence[Row] = (),
+        *,
+        joins: Mapping[Place, int] | None = None,
+        held: frozenset[Place] = frozenset(),
+        reads: Sequence[Place] = (),
+        first: int = 0,
     ) -> None:
         self.reads = in_order(reads)
+        self.plan = given.plan
         self._model = model
-        self._joins = joins
+        self._given = given
+        self._joins = joins or {}
         self._held = held
         self._first = first
-        self._noise = noise
+        self._window = cache(self._window_of)
         self._puts: dict[Place, list[tuple[int, Put]]] = {}
         for index, row in enumerate(rows, start=1):
             for put in row:
@@ -115,21 +126,36 @@ class Walk:
     def take(self) -> list[Tensor]:
         """Makes the changes and returns what was read, in the order of `reads`; inside a trace."""
         taken: list[Tensor] = []
-        noise = [] if self._noise is None else [Place("token_embeddings")]
-        for place in in_order([*noise, *self._joins, *self._held, *self.reads, *self._puts]):
+        seen: Seen = {}
+        kept = self.plan.needs
+        noise = [] if self._given.noise is None else [Place("token_embeddings")]
+        changed = [*noise, *self.plan.edits, *kept, *self._joins, *self._held, *self._puts]
+        for place in in_order([*changed, *self.reads]):
             came = fetch(self._model, place)
-            value = self._join(place, came)
+            value = self._join(place, self._edit(place, self._disturb(place, came), seen))
             if place in self.reads:
                 taken.append(by_position(value, place.site).clone())
-            value = self._put(place, self._hold(place, self._disturb(place, value)))
+            value = self._put(place, self._hold(place, value))
+            if place in kept:
+                seen[place] = by_position(value, place.site)
             if value is not came:
                 assign(self._model, place, value)
         return taken
 
     def _disturb(self, place: Place, value: Tensor) -> Tensor:
-        if self._noise is None or place.site != "token_embeddings":
+        noise = self._given.noise
+        if noise is None or place.site != "token_embeddings":
             return value
-        return value + self._noise[self._first :].to(value)
+        return value + noise[self._first :].to(value)
+
+    def _edit(self, place: Place, value: Tensor, seen: Seen) -> Tensor:
+        """The states with the operations in force made, in each row that is there so far."""
+        for edit in self.plan.edits.get(place, ()):
+            value = edit.apply(value, self._window(len(value)), seen)
+        return value
+
+    def _window_of(self, rows: int) -> Window:
+        return Window([self._given.prompt] * rows, [0] * rows, self._first, len(self._given))
 
     def _join(self, place: Place, value: Float[Tensor, "row position *rest"]) -> Tensor:
         """Appends rows to the batch: copies of the unpatched one."""
