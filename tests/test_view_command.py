@@ -18,7 +18,7 @@ from nnterp_mcp.viewer.snapshot import snapshot
 from tests.serving import environment
 from tests.test_boundary import loaded_by
 from tests.test_cli import refusal, run
-from tests.viewer.lenses import lens_run
+from tests.viewer.kept import lens_run
 
 
 @pytest.fixture

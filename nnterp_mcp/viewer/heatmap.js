@@ -7,7 +7,7 @@ import { Grid } from "./grid.js";
 import { number } from "./wording.js";
 
 /**
- * @typedef {{name: string, of: (item: object) => number|null, ramp?: (values: number[]) => object}} Mode
+ * @typedef {{name: string, of: (item: object) => number|null, ramp?: (values: () => number[]) => object}} Mode
  *   what colours the cells; without a ramp viridis from 0 to the largest value
  */
 
@@ -21,6 +21,7 @@ export class Heatmap {
    * @param {Mode[]} options.modes
    * @param {boolean} [options.curves] whether a column is a curve over the rows
    * @param {(row: number, column: number) => void} [options.onSelect]
+   * @param {Node} [options.beside] what stands beside the grid, below the details
    */
   constructor(options) {
     Object.assign(this, { curves: true, onSelect: () => {} }, options);
@@ -33,8 +34,15 @@ export class Heatmap {
       "div",
       { class: "heatmap" },
       element("div", { class: "controls" }, this.modeChoice(), this.legend),
-      element("div", { class: "columns" }, this.grid.node, element("div", { class: "side" }, this.selected, this.panel)),
+      element("div", { class: "columns" }, this.grid.node, this.side()),
     );
+  }
+
+  side() {
+    const side = element("div", { class: "side" }, this.selected, this.panel);
+    if (this.beside) side.append(this.beside);
+    side.classList.toggle("wide", Boolean(this.beside));
+    return side;
   }
 
   modeChoice() {
@@ -61,8 +69,7 @@ export class Heatmap {
   }
 
   paint() {
-    const values = this.values(this.grid.rows.length, this.grid.columns.length);
-    this.grid.ramp = this.mode.ramp ? this.mode.ramp(values) : sequential(0, Math.max(...values, 1e-9));
+    this.grid.ramp = this.mode.ramp?.(() => this.values()) ?? sequential(0, largest(this.values()));
     this.grid.paint();
     const { low, high, stops } = this.grid.ramp;
     const bar = element("span", { class: "ramp", "aria-hidden": "true" });
@@ -72,10 +79,10 @@ export class Heatmap {
     this.legend.setAttribute("role", "img");
   }
 
-  values(rows, columns) {
+  values() {
     const values = [];
-    for (let row = 0; row < rows; row++)
-      for (let column = 0; column < columns; column++) {
+    for (let row = 0; row < this.grid.rows.length; row++)
+      for (let column = 0; column < this.grid.columns.length; column++) {
         const item = this.item(row, column);
         const value = item && this.mode.of(item);
         if (typeof value === "number" && Number.isFinite(value)) values.push(value);
@@ -98,4 +105,9 @@ export class Heatmap {
     });
     return curve(points, selected, this.mode.name);
   }
+}
+
+/** The largest of values, and something above 0 where there is none. */
+function largest(values) {
+  return values.reduce((one, other) => Math.max(one, other), 1e-9);
 }

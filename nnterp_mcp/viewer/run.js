@@ -35,11 +35,11 @@ export class Run {
     return this.kept.get(key);
   }
 
-  /** All rows of a part that are asked for, or as many as `most`. */
-  async rows(part, { most = Infinity, offset = 0, ...choice } = {}) {
+  /** All rows of a part that are asked for, or as many as `most`, a page of `size` rows at a time. */
+  async rows(part, { most = Infinity, offset = 0, size = PAGE, ...choice } = {}) {
     const rows = [];
     for (;;) {
-      const limit = Math.min(PAGE, most - rows.length);
+      const limit = Math.min(size, PAGE, most - rows.length);
       const page = await this.page(part, { ...choice, offset: offset + rows.length, limit });
       rows.push(...page.rows);
       if (page.rows.length === 0 || rows.length >= Math.min(most, page.total - offset)) return rows;

@@ -27,7 +27,10 @@ async function fromHost(version, onAnswer, onTrouble) {
     }
   });
   host.on("ui/notifications/tool-cancelled", ({ reason }) => onTrouble(`The call was cancelled. ${reason ?? ""}`));
-  await host.connect(version, dress);
+  await host.connect(version, (context) => {
+    dress(context);
+    offerFullScreen(host);
+  });
   return (parameters) => host.callTool("read_run", parameters);
 }
 
@@ -38,6 +41,18 @@ function dress({ theme, styles }) {
   for (const [name, value] of Object.entries(styles?.variables ?? {})) {
     if (/^--(color|font)-/.test(name) && value) root.style.setProperty(name, value);
   }
+}
+
+/** Shows a button that asks for the whole screen, where the host has one to give. */
+function offerFullScreen(host) {
+  const { availableDisplayModes = [], displayMode = "inline" } = host.context;
+  const button = document.getElementById("enlarge");
+  button.hidden = displayMode !== "inline" || !availableDisplayModes.includes("fullscreen");
+  button.onclick = async () => {
+    const { mode } = await host.request("ui/request-display-mode", { mode: "fullscreen" });
+    host.context.displayMode = mode;
+    offerFullScreen(host);
+  };
 }
 
 async function fromServer(parameters) {
@@ -53,9 +68,8 @@ function fromPage() {
     if (part === "answer") return answer;
     if (!(part in parts)) throw new Error(`this file holds no ${part}`);
     const whole = parts[part];
-    const chosen = whole.rows.filter((row) =>
-      Object.entries(where).every(([name, wanted]) => [wanted].flat().includes(row[whole.columns.indexOf(name)])),
-    );
+    const tests = Object.entries(where).map(([name, wanted]) => [whole.columns.indexOf(name), [wanted].flat()]);
+    const chosen = whole.rows.filter((row) => tests.every(([place, wanted]) => wanted.includes(row[place])));
     const names = columns ?? whole.columns;
     const places = names.map((name) => whole.columns.indexOf(name));
     const rows = chosen.slice(offset, offset + limit).map((row) => places.map((place) => row[place]));

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("playwright")
@@ -16,7 +17,7 @@ from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.viewer.page import page_with, viewed_tools
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.recorded import EXAMPLES, Recorded
-from tests.viewer.lenses import CLOSING, MARKUP, lens_run
+from tests.viewer.kept import CLOSING, MARKUP, attention_run, lens_run
 from tests.viewer.opened import asked, opened
 
 Saved = Callable[[RunStore, str], str]
@@ -195,14 +196,14 @@ def test_tokens_stay_text(tmp_path: Path, browser: Browser, saved: Saved) -> Non
 
 def test_many_positions_are_drawn_a_window_at_a_time(tmp_path: Path, browser: Browser, saved: Saved) -> None:
     store = RunStore(tmp_path / "runs")
-    run = lens_run(store, [f"t{place} " for place in range(700)], layers=12)
+    run = lens_run(store, [f"t{place} " for place in range(400)], layers=6)
 
     with opened(browser) as watched:
         page = watched.page
         page.goto(saved(store, run.id))
-        expect(status(page)).to_contain_text('Layer 11, position 699 "t699 "')
+        expect(status(page)).to_contain_text('Layer 5, position 399 "t399 "')
         assert grid(page).get_by_role("gridcell").count() <= 64 * 48
-        assert grid(page).get_attribute("aria-colcount") == "701"
+        assert grid(page).get_attribute("aria-colcount") == "401"
 
         selected(page).focus()
         page.keyboard.press("Home")
@@ -210,6 +211,25 @@ def test_many_positions_are_drawn_a_window_at_a_time(tmp_path: Path, browser: Br
         expect(selected(page)).to_be_focused()
         page.get_by_role("button", name="next columns").click()
         expect(status(page)).to_contain_text('position 48 "t48 "')
+
+
+def test_a_large_pattern_is_read_as_far_as_it_is_looked_at(tmp_path: Path, browser: Browser, saved: Saved) -> None:
+    store = RunStore(tmp_path / "runs")
+    pattern = np.tril(np.random.default_rng(0).random((12, 150, 150), dtype=np.float32))
+    run = attention_run(store, pattern)
+
+    with opened(browser) as watched:
+        page = watched.page
+        page.goto(saved(store, run.id))
+        grid(page).get_by_role("gridcell").nth(1).click()  # L0H1, whose name L0H10 and L0H11 begin with
+        page.get_by_role("heading", name="Pattern of L0H1", exact=True).wait_for()
+        below = page.locator(".pattern")
+        for keys, query, key in (("Control+End", 149, 149), ("Control+Home", 0, 0), ("PageDown", 10, 0)):
+            below.locator('[aria-selected="true"]').focus()
+            page.keyboard.press(keys)
+            says = f'L0H1, position {query} "t{query}" to position {key} "t{key}": {pattern[1, query, key]:.3g}'
+            expect(below.locator(".selected")).to_have_text(says)
+            assert below.get_by_role("gridcell").count() <= 64 * 48
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -115,6 +115,14 @@ def test_it_wears_the_host_s_theme(recorded: Recorded, browser: Browser) -> None
         frame.wait_for_function(f"{look}.colorScheme === 'light'")
 
 
+def test_it_asks_for_the_whole_screen_where_there_is_one(recorded: Recorded, browser: Browser) -> None:
+    with hosted(browser, recorded.caller, availableDisplayModes=["inline", "fullscreen"]) as host:
+        host.view.get_by_role("button", name="Full screen").click()
+        expect(host.view.locator("#enlarge")).to_be_hidden()
+    with hosted(browser, recorded.caller) as host:
+        expect(host.view.locator("#enlarge")).to_be_hidden()
+
+
 @pytest.mark.slow
 def test_a_call_that_goes_on_is_followed(tiny: Callable[..., Path], tmp_path: Path, browser: Browser) -> None:
     """A server that answers late: the page waits with `read_run`, and shows the run when it is done."""

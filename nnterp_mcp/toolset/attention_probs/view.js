@@ -1,4 +1,4 @@
-/** Every head in a grid of layers, and below it what the selected one attends to, token by token. */
+/** Every head in a grid of layers, and beside it what the selected one attends to, token by token. */
 
 import { sequential } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
@@ -7,13 +7,14 @@ import { layerHead, place } from "../../viewer/predictions.js";
 import { number, quoted } from "../../viewer/wording.js";
 
 const KINDS = ["induction", "previous", "duplicate"];
+const NUMBERS = 50_000;
 const MASSES = ["first", "previous", "itself", "duplicate", "induction"];
 
 export async function show(run, stage) {
   const heads = await run.rows("heads");
   const pairs = Map.groupBy(await run.rows("heads.pairs").catch(() => []), nameOf);
   const patterns = new Patterns(run, heads, await run.rows("tokens").catch(() => []));
-  const below = element("section", { class: "pattern", "aria-label": "Attention pattern of the selected head" });
+  const beside = element("section", { class: "pattern", "aria-label": "Attention pattern of the selected head" });
   const layers = [...new Set(heads.map(({ layer }) => layer))];
   const columns = [...new Set(heads.map(({ head }) => head))].sort((one, other) => one - other);
   const places = new Map(heads.map((head) => [nameOf(head), head]));
@@ -29,9 +30,10 @@ export async function show(run, stage) {
     says,
     details: (head) => details(head, pairs.get(nameOf(head)) ?? []),
     curves: false,
-    onSelect: (row, column) => item(row, column) && patterns.draw(item(row, column), below),
+    onSelect: (row, column) => item(row, column) && patterns.draw(item(row, column), beside),
+    beside,
   });
-  stage.append(map.node, below);
+  stage.append(map.node);
   const score = (head) => map.mode.of(head) ?? -1;
   const best = heads.reduce((one, other) => (score(other) > score(one) ? other : one));
   await map.draw(layers.indexOf(best.layer), columns.indexOf(best.head));
@@ -77,7 +79,7 @@ function hundredths(value) {
   return value === null || value < 0.005 ? "" : value.toFixed(2).replace(/^0/, "");
 }
 
-/** The patterns that a run kept: an array for each prompt, a row for each head and query. */
+/** The patterns that a run kept: an array for each prompt, a row for each head and query, a number for each key. */
 class Patterns {
   constructor(run, heads, tokens) {
     Object.assign(this, { run, names: heads.map(nameOf), prompts: tokens.map((row) => row.tokens), prompt: 0 });
@@ -88,8 +90,8 @@ class Patterns {
     this.head = head;
     stage.setAttribute("aria-busy", "true");
     try {
-      const rows = await this.read(nameOf(head));
-      if (this.head === head) await this.fill(stage, head, rows);
+      const pattern = await Pattern.open(this.run, this.part, this.names, nameOf(head));
+      if (this.head === head) await this.fill(stage, head, pattern);
     } catch (error) {
       if (this.head === head) stage.replaceChildren(element("p", { class: "note" }, `No pattern: ${error.message}`));
     }
@@ -100,42 +102,65 @@ class Patterns {
     return this.prompts.length > 1 ? `attention_${this.prompt}` : "attention";
   }
 
-  /** Rows lie head by head, so that a head's are found by counting. */
-  async read(name) {
-    const { total } = await this.run.page(this.part, { limit: 1 });
-    const queries = total / this.names.length;
-    return this.run.rows(this.part, { offset: this.names.indexOf(name) * queries, most: queries });
-  }
-
-  async fill(stage, head, rows) {
-    const tokens = this.prompts[this.prompt] ?? rows.map(() => "");
+  async fill(stage, head, pattern) {
+    const tokens = this.prompts[this.prompt] ?? Array(pattern.count).fill("");
     const heads = tokens.map((text, position) => place(text, position));
-    const spoken = (query, key) => `${heads[query].says} to ${heads[key].says}`;
-    const key = Object.keys(rows[0]).find((name) => name.endsWith(" by key"));
     const map = new Heatmap({
       label: `Attention of ${nameOf(head)}: from each query (row) to each key (column)`,
       corner: "query \\ key",
       rows: heads,
       columns: heads,
-      item: (from, to) => (to > from ? null : { from, to, probability: rows[from][key][to] }),
+      need: ({ rows }) => pattern.need(rows),
+      item: (from, to) => pattern.at(from, to),
       modes: [
         { name: "attention probability", of: ({ probability }) => probability, ramp: () => sequential(0, 1) },
         { name: "the same, the first token aside", of: ({ to, probability }) => (to === 0 ? null : probability) },
       ],
       shows: ({ probability }) => hundredths(probability),
-      says: ({ from, to, probability }) => `${nameOf(head)}, ${spoken(from, to)}: ${number(probability)}`,
-      details: ({ from }) => strongest(rows[from][key], heads),
+      says: ({ from, to, probability }) =>
+        `${nameOf(head)}, ${heads[from].says} to ${heads[to].says}: ${number(probability)}`,
+      details: ({ from }) => strongest(pattern.rows.get(from), heads),
       curves: false,
     });
     stage.replaceChildren(element("h2", {}, `Pattern of ${nameOf(head)}`), ...this.promptChoice(head, stage), map.node);
-    await map.draw(rows.length - 1, 0);
+    await map.draw(pattern.count - 1, 0);
   }
 
   promptChoice(head, stage) {
     if (this.prompts.length < 2) return [];
     const texts = this.prompts.map((tokens) => tokens.join(""));
-    const turn = (prompt) => this.draw(head, stage, (this.prompt = prompt));
+    const turn = (prompt) => {
+      this.prompt = prompt;
+      this.draw(head, stage);
+    };
     return [choice("Prompt", texts, this.prompt, turn)];
+  }
+}
+
+/** One head's pattern over one prompt, read as far as it is looked at. */
+class Pattern {
+  /** Rows lie head by head, so that a head's are found by counting. */
+  static async open(run, part, names, name) {
+    const { rows, columns, total } = await run.page(part, { limit: 1 });
+    const count = total / names.length;
+    const keys = columns.at(-1);
+    const size = Math.max(1, Math.floor(NUMBERS / rows[0][keys].length));
+    return Object.assign(new Pattern(), { run, part, keys, count, size, first: names.indexOf(name) * count, rows: new Map() });
+  }
+
+  async need(queries) {
+    const missing = queries.filter((query) => !this.rows.has(query));
+    if (missing.length === 0) return;
+    const [from, to] = [missing[0], missing.at(-1)];
+    const range = { offset: this.first + from, most: to - from + 1, size: this.size };
+    const read = await this.run.rows(this.part, range);
+    read.forEach((row, index) => this.rows.set(from + index, row[this.keys]));
+  }
+
+  /** What a query gives a key; null for a key that comes after it, or where nothing was read yet. */
+  at(from, to) {
+    const row = this.rows.get(from);
+    return row === undefined || to > from ? null : { from, to, probability: row[to] };
   }
 }
 

@@ -6,6 +6,8 @@ import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead } from "../../viewer/predictions.js";
 import { number, plural, quoted, token } from "../../viewer/wording.js";
 
+const LEAST = 0.2;
+
 export async function show(run, stage) {
   const found = await run.facts();
   const columns = await run.rows("columns");
@@ -56,14 +58,14 @@ function modes(cell, { metric, clean, ...found }) {
   const recovery = {
     name: "recovery",
     of: (one) => one["recovery.mean"],
-    ramp: (values) => diverging(0, reach(values, 0, 1)),
+    ramp: (values) => diverging(0, reach(values, 0, LEAST)),
   };
   return "recovery.mean" in cell ? [recovery, measured] : [measured];
 }
 
 /** How far values lie from a middle, in either direction. */
 function reach(values, middle, least) {
-  return Math.max(least, ...values.map((value) => Math.abs(value - middle)));
+  return values().reduce((far, value) => Math.max(far, Math.abs(value - middle)), least);
 }
 
 function name(cell) {

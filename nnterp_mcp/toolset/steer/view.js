@@ -47,7 +47,7 @@ function controls(runs, { layer, factor }) {
 }
 
 function modes(names, baseline) {
-  const reach = (values) => Math.max(1e-9, ...values.map(Math.abs));
+  const reach = (values) => values().reduce((far, value) => Math.max(far, Math.abs(value)), 1e-9);
   return [
     { name: "KL from the baseline (nats)", of: ({ kl }) => kl },
     ...names.map((name, place) => ({
