@@ -115,3 +115,6 @@ _CLASSES: tuple[type[NnterpError], ...] = (
 )
 BY_CODE: dict[str, type[NnterpError]] = {cls.code: cls for cls in _CLASSES}
 """Every error class under its code."""
+
+STOPS = (Cancelled, TimedOut)
+"""What ends a call from outside, in the middle of whatever it tries: it says nothing of the model."""

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling, choose
@@ -197,6 +198,8 @@ def _try_cache(module: nn.Module) -> bool:
         cache = DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
         module(**model_inputs(module, ids[:, :-1], mask[:, :-1], cache))
         stepped = module(**model_inputs(module, ids[:, -1:], mask, cache)).logits[:, -1].float()
+    except STOPS:
+        raise
     except Exception:  # whatever the modelling code raises, it does not take such a cache
         return False
     allowed = TOLERANCES.get(next(module.parameters()).dtype, 1e-1) * max(float(whole.abs().max()), 1.0)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import OutOfMemory, Unsupported
+from nnterp_mcp.errors import STOPS, OutOfMemory, Unsupported
 from nnterp_mcp.interventions.engine import attention_for
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
 from nnterp_mcp.interventions.places import Place
@@ -223,6 +223,8 @@ class RowRunner:
         for sharing in _LADDER:
             try:
                 found = self._logits_of(rows, sharing)
+            except STOPS:
+                raise
             except Exception as error:  # whatever else the modelling code raises, it does not allow this
                 if is_out_of_memory(error):
                     raise

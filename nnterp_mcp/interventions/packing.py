@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.errors import STOPS, Unsupported
 from nnterp_mcp.interventions.patched_rows import Target, find_sharing, read_prefix
 from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.model.check import TOLERANCES
@@ -109,7 +109,7 @@ def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], 
     layers = range(model.num_layers)
     try:
         states, cache = _read(model, sources, layers, target)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, *STOPS):
         raise
     except Exception:  # whatever the modelling code raises, it does not allow this
         return False

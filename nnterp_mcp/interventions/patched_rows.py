@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.errors import STOPS, InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.places import Place
@@ -339,7 +339,7 @@ def _try_sharing(model: StandardizedTransformer, target: Target, generating: boo
     for sharing in _LADDER:
         try:
             found = _attempt(model, target, patch, sharing, generating)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, *STOPS):
             raise
         except Exception:  # whatever the modelling code raises, it does not allow this
             continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -129,6 +130,21 @@ class Bench:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
         self._origin = origin or self._origin
+
+    @contextmanager
+    def stopping(self, check: Callable[[], None]) -> Generator[None]:
+        """While in force, the model asks before each of its layers whether to go on: a pass may take many seconds.
+
+        Args:
+            check: Raises what the pass is to end with.
+        """
+        layers = () if self._model is None else self._model.anatomy.layers
+        hooks = [layer.block.module.register_forward_pre_hook(lambda *_: check()) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def longest_prompt(self, new_tokens: int = 0) -> int:
         """Tokens that a prompt may have when so many are to follow it.
