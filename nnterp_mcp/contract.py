@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import ModelHandle, shown
 
@@ -57,13 +59,14 @@ TableField = Annotated[
 
 class Answer(BaseModel):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
-    out; the run that holds the rest."""
+    out; the run that holds the rest. A picture stands beside both, as PNG."""
 
     model_config = ConfigDict(extra="forbid")
 
     finding: str
     notes: list[str] = []
     run_id: str | None = None
+    picture: Annotated[SkipJsonSchema[bytes | None], Field(exclude=True, repr=False)] = None
 
     @property
     def exact(self) -> bool:
@@ -96,6 +99,7 @@ class ToolSpec(Generic[P, R, A]):
         answer: What an agent sees.
         digest: Cuts a result down to an answer.
         render: Writes an answer as text.
+        figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
         place: `worker` runs `toolset/<name>/run.py` beside the model, `server` runs `toolset/<name>/handle.py`.
         read_only: The call changes nothing.
         destructive: The call removes something.
@@ -112,6 +116,7 @@ class ToolSpec(Generic[P, R, A]):
     answer: type[A]
     digest: Callable[[R], A]
     render: Callable[[A], str]
+    figure: Callable[[R, Arrays], Figure] | None = None
     place: Literal["server", "worker"] = "worker"
     read_only: bool = True
     destructive: bool = False
@@ -196,10 +201,20 @@ _UNSAID = {"title", "minimum", "exclusiveMinimum", "exclusiveMaximum", "maximum"
 """Keywords that an input schema does without: what is refused for them, an error explains."""
 
 
+def _goes_without_saying(key: str, value: Any) -> bool:
+    """Whether a caller expects it: nothing where a parameter is left out, and no names that no parameter has."""
+    return (
+        value is False
+        if key == "additionalProperties"
+        else key == "default" and (value in (None, []) or value is False)
+    )
+
+
 def _compact(node: Any, named: bool = False) -> Any:
     """A schema without what says little to a reader, who pays for every word.
 
-    Left out are some keywords, null where it is only the default, and that other arguments are refused: all are.
+    Left out are some keywords, defaults that say only that a parameter is left out, and that other arguments are
+    refused: all are.
 
     Args:
         node: A part of the schema.
@@ -212,7 +227,7 @@ def _compact(node: Any, named: bool = False) -> Any:
     kept = {
         key: _compact(value, named=key in ("properties", "$defs") and not named)
         for key, value in node.items()
-        if named or not (key in _UNSAID or (key, value) in (("default", None), ("additionalProperties", False)))
+        if named or not (key in _UNSAID or _goes_without_saying(key, value))
     }
     return kept if named else _without_null(kept)
 

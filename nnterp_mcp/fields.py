@@ -188,7 +188,7 @@ Prompts = Annotated[
     WithJsonSchema(
         {
             "type": ["string", "array"],
-            "description": "Text, chat messages [{role, content}], or a list of these.",
+            "description": "Text, chat [{role, content}], or a list of them.",
         }
     ),
 ]
@@ -208,7 +208,7 @@ Layers = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "array"],
-            "description": "Layer, list, range '4:20' (4 to 19) or 'all'; negative from the end.",
+            "description": "Layer, list, '4:20' (4 to 19) or 'all'; negative: from end.",
         }
     ),
 ]
@@ -230,7 +230,7 @@ Targets = Annotated[
         {
             "type": "object",
             "description": 'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their '
-            "first tokens, with and without a leading space.",
+            "first tokens, with and without leading space.",
         }
     ),
 ]
@@ -258,4 +258,5 @@ TargetSets = Annotated[
     ),
 ]
 """Targets for all prompts, or one mapping for each."""
+Plot = Annotated[bool, Field(description="Add a picture.")]
 TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]

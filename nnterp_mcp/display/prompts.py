@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.interventions.prompts import Prompt
-
 if TYPE_CHECKING:
     import pandas
+
+    from nnterp_mcp.interventions.prompts import Prompt
 
 
 def prompts_to_df(prompts: Sequence[Prompt], tokenizer: Any = None) -> pandas.DataFrame:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.display.html import save
 from nnterp_mcp.model.prompts import token_text
 
 if TYPE_CHECKING:
@@ -78,14 +79,5 @@ def plot_topk_tokens(
         coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {"title": "probability"}},
     )
     if file is not None:
-        _write(figure, Path(file), save_html)
+        save(figure, Path(file), save_html)
     return figure
-
-
-def _write(figure: Any, file: Path, save_html: bool) -> None:
-    if file.suffix in ("", ".html"):
-        figure.write_html(file.with_suffix(".html"))
-        return
-    figure.write_image(file)
-    if save_html:
-        figure.write_html(file.with_suffix(".html"))

@@ -85,7 +85,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('[{"op": "zero", "site": "mlps_output", "layers": 3}]; generate lists all.'),
+    _schema('Edits as in generate: [{"op": "skip", "layers": 3}].'),
 ]
 """The operations in force during a call."""
 

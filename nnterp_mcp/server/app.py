@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
@@ -30,6 +31,7 @@ from nnterp_mcp.render import elided
 from nnterp_mcp.server import apps, replies
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.resources import Resources
+from nnterp_mcp.session import figures
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -179,7 +181,9 @@ async def _answer(request: _Request, params: Params) -> Answer:
         result = await module.handle(request.session, params, request.on_progress)
         return result if isinstance(result, Answer) else spec.digest(result)
     if spec.recorded:
-        return await _follow(request, await request.session.runs.start(spec, params, request.client))
+        run = await request.session.runs.start(spec, params, request.client)
+        answer = await _follow(request, run)
+        return await _illustrated(request, run, answer) if getattr(params, "plot", False) else answer
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
     reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
@@ -202,3 +206,17 @@ async def _follow(request: _Request, run: LiveRun) -> Answer:
         raise run.error
     assert run.answer is not None
     return request.spec.answer.model_validate(run.answer | {"run_id": run.id})
+
+
+async def _illustrated(request: _Request, run: LiveRun, answer: Answer) -> Answer:
+    """An answer with its picture, or with the reason why it has none: the numbers are not lost with it."""
+    if isinstance(answer, Late):
+        note = "format='picture' adds the picture."
+        return answer.model_copy(update={"notes": [*answer.notes, note]})
+    try:
+        store = request.session.runs.store
+        record = await anyio.to_thread.run_sync(store.read, run.id)
+        picture, note = await anyio.to_thread.run_sync(figures.draw, store, record), figures.where(record)
+    except NnterpError as error:
+        picture, note = None, f"No picture: {error.message.rstrip('.')}. {error.next_step}".rstrip()
+    return answer.model_copy(update={"notes": [*answer.notes, note], "picture": picture})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import uuid
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from nnterp_mcp.contract import Answer, Late
 from nnterp_mcp.errors import Internal, NnterpError
@@ -23,11 +24,12 @@ _LONGEST_ERROR = 2000
 
 
 def answered(answer: Answer) -> CallToolResult:
-    """An answer as text and as structured content."""
+    """An answer as text and as structured content, and its picture if it has one."""
     data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
-    return CallToolResult(
-        content=[TextContent(text=written(answer))], structured_content=data if answer.exact else rounded(data)
-    )
+    content: list[ContentBlock] = [TextContent(text=written(answer))]
+    if answer.picture is not None:
+        content.append(ImageContent(data=base64.b64encode(answer.picture).decode(), mime_type="image/png"))
+    return CallToolResult(content=content, structured_content=data if answer.exact else rounded(data))
 
 
 def written(answer: Answer) -> str:

@@ -31,6 +31,7 @@ from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import size
 from nnterp_mcp.server import apps, replies
+from nnterp_mcp.session import figures
 from nnterp_mcp.session.records import RunRecord, is_run_id
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
@@ -55,8 +56,12 @@ _TEMPLATES = (
     ("run://{run_id}", "run", "The answer of a run, as its tool gave it", "text/markdown"),
     ("run://{run_id}/record", "record", "A run's parameters, versions, hashes and times", "application/json"),
     ("run://{run_id}/result", "result", "A run's whole result", "application/json"),
+    ("run://{run_id}/figure.png", "picture", "A run as a picture", "image/png"),
+    ("run://{run_id}/figure.html", "figure", "A run as an interactive page, whole in one file", "text/html"),
     ("run://{run_id}/{array}", "array", "An array that a run kept", "application/octet-stream"),
 )
+
+_FIGURES = {figures.PICTURE: "image/png", figures.PAGE: "text/html"}
 
 
 class Resources:
@@ -150,8 +155,13 @@ def _read_part(store: RunStore, record: RunRecord, address: str, part: str | Non
         return _text(address, record.model_dump_json(indent=2), "application/json")
     if part == "result":
         return _text(address, _within_limit(store.read_result(record), address).decode(), "application/json")
+    if part in _FIGURES:
+        content = _within_limit(figures.read(store, record, part), address)
+        if part == figures.PAGE:
+            return _text(address, content.decode(), _FIGURES[part])
+        return _blob(address, content, _FIGURES[part])
     if part not in record.arrays:
-        names = ", ".join(["record", "result", *record.arrays])
+        names = ", ".join(["record", "result", *_FIGURES, *record.arrays])
         raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {names}.")
     path = store.array_path(record.id, part)
     try:
@@ -159,9 +169,7 @@ def _read_part(store: RunStore, record: RunRecord, address: str, part: str | Non
         content = path.read_bytes()
     except OSError:
         raise InvalidRequest(f"the array {part!r} of {record.id} is gone.", "Run the experiment again.") from None
-    return BlobResourceContents(
-        uri=address, blob=base64.b64encode(content).decode(), mime_type="application/octet-stream"
-    )
+    return _blob(address, content, "application/octet-stream")
 
 
 def _within_limit(content: bytes, address: str) -> bytes:
@@ -175,6 +183,10 @@ def _check_size(count: int, address: str) -> None:
             f"{address} has {size(count)}, and a resource at most {size(LARGEST)}",
             "read_run gives the rows that are asked for, with where, columns, offset and limit.",
         )
+
+
+def _blob(address: str, content: bytes, kind: str) -> BlobResourceContents:
+    return BlobResourceContents(uri=address, blob=base64.b64encode(content).decode(), mime_type=kind)
 
 
 def _text(address: str, text: str, kind: str) -> TextResourceContents:

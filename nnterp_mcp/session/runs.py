@@ -23,6 +23,9 @@ from nnterp_mcp.session.wire import Progress, Recorded
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_ANSWER = {"plot"}
+"""Parameters that change what is shown, and nothing of what is computed: a record goes without them."""
+
 _SWEEP_EVERY = 50
 """Runs between two looks at the quota."""
 
@@ -185,7 +188,7 @@ class Runs:
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        data = _edited(spec, params, entry).model_dump(mode="json")
+        data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
 
         def describe(run_id: str) -> RunRecord:
             return RunRecord(

@@ -1,6 +1,7 @@
 """The runs on disk: one folder each, shared by any number of processes, kept until a quota asks for room.
 
-A folder holds `run.json` (the record), `result.json` (the result, whole) and one safetensors file for each array.
+A folder holds `run.json` (the record), `result.json` (the result, whole) and one safetensors file for each array;
+`figure.png` and `figure.html` once somebody has asked for the run's figure.
 `pinned` is an empty file: a run that has it is never deleted by the quota. Every file is written whole or not at all.
 """
 
@@ -195,6 +196,21 @@ class RunStore:
             raise InvalidRequest(
                 f"the array {name!r} of {run_id} is gone or damaged.", "Run the experiment again."
             ) from None
+
+    def write_file(self, run_id: str, name: str, content: bytes) -> None:
+        """Keeps a file beside a run's result, such as its picture.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        write_whole(self._path(run_id) / name, content, sync=False)
+
+    def read_file(self, run_id: str, name: str) -> bytes | None:
+        """A file beside a run's result; None where there is none."""
+        try:
+            return (self._path(run_id) / name).read_bytes()
+        except OSError:
+            return None
 
     def array_path(self, run_id: str, name: str) -> Path:
         """Where an array lies."""

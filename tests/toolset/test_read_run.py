@@ -173,7 +173,7 @@ class TestParts:
             ),
             ({"part": "readings", "columns": ["p"]}, "there is no column 'p': the columns are prompt, text, "),
             ({"offset": 20}, "where, columns and offset choose from the rows of a part, and part='answer' has none."),
-            ({"format": "xml"}, "format: input should be 'table', 'csv' or 'json', not 'xml'."),
+            ({"format": "xml"}, "format: input should be 'table', 'csv', 'json' or 'picture', not 'xml'."),
         ],
     )
     def test_what_does_not_exist_is_told_with_what_does(

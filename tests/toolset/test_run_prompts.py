@@ -194,7 +194,7 @@ def test_the_answer_through_a_client(
 
 
 def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None:
-    from nnterp_mcp.toolset.run_prompts.contract import PromptRow
+    from nnterp_mcp.toolset.run_prompts.result import PromptRow
 
     names = [f"a category with a long name {index}" for index in range(20)]
     row = PromptRow(

@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from nnterp_mcp.contract import Cell, ModelParams, Table, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, Prompts
+from nnterp_mcp.fields import Layers, Plot, Positions, Prompts
 from nnterp_mcp.operations import Heads, Interventions
 from nnterp_mcp.render import lines, quoted, table
 from nnterp_mcp.toolset.attention_probs.digest import digest
+from nnterp_mcp.toolset.attention_probs.figure import figure
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsAnswer, AttentionProbsResult
 
 
@@ -37,6 +38,7 @@ class AttentionProbsParams(ModelParams):
         bool | None,
         Field(description="Score kinds of heads on repeated random tokens; default: unless query_positions is given."),
     ] = None
+    plot: Plot = False
 
 
 def render(answer: AttentionProbsAnswer) -> str:
@@ -69,4 +71,5 @@ SPEC = ToolSpec(
     answer=AttentionProbsAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

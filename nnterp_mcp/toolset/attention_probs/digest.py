@@ -120,7 +120,7 @@ def _of_a_kind(heads: Sequence[HeadReading], kind: str) -> list[HeadReading]:
 
 
 def _by_head(result: AttentionProbsResult) -> tuple[Table, list[str]]:
-    shown = _telling(result.heads)
+    shown = telling(result.heads)
     measured = [name for name in _MASSES if any(getattr(head.mean, name) is not None for head in result.heads)]
     rows: list[list[Cell]] = [
         [
@@ -143,7 +143,7 @@ def _pair(head: HeadReading) -> Cell:
     return list(pairs) or None
 
 
-def _telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str | None]]:
+def telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str | None]]:
     """The heads to show with what each is shown for; all of them in their order where they are few."""
     ranks = [(words, count, _of_a_kind(heads, kind)) for kind, (words, count) in _SHOWN.items()]
     ranks.append(("low entropy", 1, sorted(filter(_sharpness, heads), key=_sharpness, reverse=True)))

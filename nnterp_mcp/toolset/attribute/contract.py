@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Prompts, TargetSets
+from nnterp_mcp.fields import Layers, Plot, Prompts, TargetSets
 from nnterp_mcp.operations import Interventions
 from nnterp_mcp.toolset.attribute.digest import digest, render
+from nnterp_mcp.toolset.attribute.figure import figure
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
 from nnterp_mcp.toolset.patch_activations.corrupted import Ablated, CorruptedField
 
@@ -42,6 +43,7 @@ class AttributeParams(ModelParams):
     steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
     interventions: Interventions = ()
+    plot: Plot = False
 
     @property
     def parts(self) -> By:
@@ -81,4 +83,5 @@ SPEC = ToolSpec(
     answer=AttributeAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

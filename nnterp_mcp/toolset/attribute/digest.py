@@ -47,7 +47,7 @@ def _room(result: AttributeResult) -> int:
     return max(5, _BUDGET // cost)
 
 
-def _name(part: AttributedPart, cell: bool = False) -> str:
+def part_name(part: AttributedPart, cell: bool = False) -> str:
     """A part as the field writes it: L18H6, L20 MLP, L3 at 4; a token as itself."""
     if part.kind == "token":
         return quoted(elided(part.token or "", _TOKEN))
@@ -65,10 +65,11 @@ def _name(part: AttributedPart, cell: bool = False) -> str:
 
 def _spoken(part: AttributedPart) -> str:
     """A part in a sentence, where one of several equal tokens needs its position."""
-    return f"{_name(part)} (position {part.index})" if part.kind == "token" else _name(part)
+    return f"{part_name(part)} (position {part.index})" if part.kind == "token" else part_name(part)
 
 
-def _metric(result: AttributeResult) -> str:
+def attributed(result: AttributeResult) -> str:
+    """What is attributed, with its categories."""
     names = [quoted(elided(name)) for name in result.categories]
     if result.metric == "logit_difference":
         return f"logit difference {' − '.join(names)}"
@@ -80,7 +81,7 @@ def _mean(result: AttributeResult) -> str:
 
 
 def _whole(result: AttributeResult) -> str:
-    return f"{result.model}: the {_metric(result)} is {number(_brief(result.whole.mean))}{_mean(result)}"
+    return f"{result.model}: the {attributed(result)} is {number(_brief(result.whole.mean))}{_mean(result)}"
 
 
 def _direct(order: Sequence[AttributedPart], result: AttributeResult) -> str:
@@ -110,7 +111,7 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
-    put = f"Clean {first.kind} of {_name(first, cell=True)} would move it by {number(_brief(first.value.mean))}"
+    put = f"Clean {first.kind} of {part_name(first, cell=True)} would move it by {number(_brief(first.value.mean))}"
     done = "" if first.patched is None else f" to first order, and do by {number(_brief(first.patched))}"
     return f"{opening} {put}{done}. The estimates {alike}{'and ' if alike else ''}{signs}."
 
@@ -148,7 +149,7 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
     ]
     rows: list[list[Cell]] = []
     for part in parts:
-        where: list[Cell] = [part.index, _name(part)] if tokens else [_name(part)]
+        where: list[Cell] = [part.index, part_name(part)] if tokens else [part_name(part)]
         rows.append(
             [
                 *([part.prompt] if several else []),
@@ -177,7 +178,7 @@ def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Tab
         rows.append(
             [
                 *([part.kind] if several else []),
-                *([_name(part)] if heads else place),
+                *([part_name(part)] if heads else place),
                 _brief(part.value.mean),
                 *([_interval(part)] if interval else []),
                 None if part.patched is None else _brief(part.patched),

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, PromptGroups
+from nnterp_mcp.fields import Layers, Plot, Positions, PromptGroups
 from nnterp_mcp.operations import Interventions, Site
 from nnterp_mcp.toolset.collect_activations.digest import digest, render
+from nnterp_mcp.toolset.collect_activations.figure import figure
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnswer, CollectActivationsResult
 
 # An agent pays for every definition: what other tools spell out is named here only.
@@ -34,6 +35,7 @@ class CollectActivationsParams(ModelParams):
     positions: ProbedPositions = ("last",)
     pool: Pooling = "none"
     interventions: Edits = ()
+    plot: Plot = False
 
 
 SPEC = ToolSpec(
@@ -48,4 +50,5 @@ SPEC = ToolSpec(
     answer=CollectActivationsAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

@@ -11,7 +11,8 @@ from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.toolset.logit_lens.contract import LayerReading, LogitLensParams, LogitLensResult, Reading, Readings
+from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, PositionSpec, Prompts, TargetSets, shown
+from nnterp_mcp.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
 from nnterp_mcp.operations import Heads
 from nnterp_mcp.toolset.patch_activations.corrupted import CorruptedField
 from nnterp_mcp.toolset.patch_activations.digest import digest, render
+from nnterp_mcp.toolset.patch_activations.figure import figure
 from nnterp_mcp.toolset.patch_activations.result import PatchActivationsAnswer, PatchActivationsResult
 
 PatchedSite = Literal[
@@ -128,6 +129,7 @@ class PatchActivationsParams(ModelParams):
     metric: Annotated[MetricChoice, Field(description="By targets.")] = "auto"
     receivers: _Receivers = None
     control: Annotated[bool, Field(description="Random cells beside.")] = False
+    plot: Plot = False
 
 
 SPEC = ToolSpec(
@@ -142,4 +144,5 @@ SPEC = ToolSpec(
     answer=PatchActivationsAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

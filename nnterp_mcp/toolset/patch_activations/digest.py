@@ -61,7 +61,8 @@ def _told(cell: PatchedCell) -> Measured:
     return cell.metric if cell.recovery is None else cell.recovery
 
 
-def _name(result: PatchActivationsResult) -> str:
+def effect_name(result: PatchActivationsResult) -> str:
+    """What an answer says of a cell: recovery where it is defined, else the metric."""
     return "recovery" if result.corrupted is not None and result.cells and result.cells[0].recovery else "metric"
 
 
@@ -91,7 +92,7 @@ def _tokens(column: Column) -> str:
 def _strongest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
     several = len({cell.site for cell in result.cells}) > 1
     interval = result.clean.low is not None
-    recovers = _name(result) == "recovery"
+    recovers = effect_name(result) == "recovery"
     columns = [
         *(["site"] if several else []),
         *(["head"] if result.by_head else ["layer", "position", "tokens"]),
@@ -161,13 +162,14 @@ def _deed(result: PatchActivationsResult, cell: PatchedCell) -> tuple[str, str]:
 
 
 def _baselines(result: PatchActivationsResult) -> str:
-    clean = f"clean runs have a {_metric(result)} of {number(_brief(result.clean.mean))}"
+    clean = f"clean runs have a {metric_name(result)} of {number(_brief(result.clean.mean))}"
     if result.corrupted is None:
         return clean
     return f"{clean}, those with {result.corruption} {number(_brief(result.corrupted.mean))}"
 
 
-def _metric(result: PatchActivationsResult) -> str:
+def metric_name(result: PatchActivationsResult) -> str:
+    """The metric, with its categories."""
     names = [quoted(elided(name)) for name in result.categories][:2]
     if result.metric == "logit_difference":
         return f"logit difference ({' − '.join(names)})"
@@ -211,7 +213,7 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
 
 def _reading(result: PatchActivationsResult) -> str:
     peak = "profile: the strongest cell of these layers, with its " + ("head." if result.by_head else "column.")
-    if _name(result) == "recovery":
+    if effect_name(result) == "recovery":
         return f"recovery: 0 as corrupted, 1 as clean. {peak}"
     return f"Numbers are the metric of the patched run. {peak}"
 

@@ -84,6 +84,7 @@ class PatchActivationsResult(Result):
         corruption: How the corrupted runs came about, in words.
         receivers: Where paths end, in words; None where every path counts.
         prompts: Clean prompts.
+        texts: The first of them, and its corrupted prompt where there is one.
         draws: Draws of noise for each; 1 without noise.
         clean: The metric of the clean runs.
         corrupted: That of the corrupted ones; None for zeros and means.
@@ -101,6 +102,7 @@ class PatchActivationsResult(Result):
     corruption: str
     receivers: str | None
     prompts: int
+    texts: list[str] = Field(default_factory=list)
     draws: int
     clean: Measured
     corrupted: Measured | None

@@ -85,6 +85,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         corruption=how,
         receivers=_named(params),
         prompts=len(prompts),
+        texts=_texts(pairs[0]),
         draws=len(pairs) // len(prompts),
         clean=summary.mean(found.clean[:, None])[0],
         corrupted=None if found.corrupted is None else summary.mean(found.corrupted[:, None])[0],
@@ -137,6 +138,12 @@ def _named(params: PatchActivationsParams) -> str | None:
 
 def _plain(asked: Any) -> str:
     return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
+
+
+def _texts(pair: Pair) -> list[str]:
+    """The clean prompt, and the corrupted one unless noise or an ablation stands for it."""
+    other = pair.corrupted
+    return [pair.clean.prompt.text, *([] if other is None or other.noise is not None else [other.prompt.text])]
 
 
 def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[Column]:

@@ -14,7 +14,7 @@ from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField,
 from nnterp_mcp.fields import RunId
 from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
 
-Format = Literal["table", "csv", "json"]
+Format = Literal["table", "csv", "json", "picture"]
 
 _LONGEST = 80
 """Characters of a text in a row of a table."""
@@ -47,9 +47,11 @@ class ReadRunParams(Params):
     columns: Annotated[list[str] | None, Field(description="Columns to show (all).")] = None
     offset: Annotated[int, Field(ge=0, description="Rows to pass over.")] = 0
     limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
-    format: Annotated[Format, Field(description="Of the rows in the text; csv and json give every digit.")] = "table"
+    format: Annotated[
+        Format, Field(description="Of the rows; csv and json give every digit. picture draws the run.")
+    ] = "table"
     wait_seconds: Annotated[
-        float, Field(ge=0, le=600, description="How long to wait for a run under way, at most (45 or the server's).")
+        float, Field(ge=0, le=600, description="To wait at most for a run under way (45 or the server's).")
     ] = 45.0
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import anyio
 import anyio.to_thread
-from pydantic import ValidationError
 
-from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import plural
+from nnterp_mcp.session import figures
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.records import RunRecord
+from nnterp_mcp.session.results import read_result
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.session.store import RunStore
@@ -59,7 +59,12 @@ def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
                 "where, columns and offset choose from the rows of a part, and part='answer' has none.",
                 answer.notes[-1],
             )
+        if params.format == "picture":
+            answer.picture = figures.draw(store, record)
+            answer.notes.append(figures.where(record))
         return answer
+    if params.format == "picture":
+        raise InvalidRequest(f"a picture shows a whole run, not part={shown(params.part)}.", "Leave out part.")
     rows, columns, total = _rows(store, record, params)
     return ReadRunResult(
         run_id=record.id,
@@ -87,25 +92,6 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
     answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
     return answer
-
-
-def read_result(store: RunStore, record: RunRecord) -> Result:
-    """A run's whole result.
-
-    Raises:
-        InvalidRequest: There is none, it is damaged, or this version cannot read it.
-    """
-    spec, content = specs().get(record.tool), store.read_result(record)
-    try:
-        if spec is not None:
-            return spec.result.model_validate_json(content)
-    except ValidationError:
-        pass
-    version = record.environment.versions.get("nnterp-mcp") if record.environment else None
-    raise InvalidRequest(
-        f"the result of {record.id} was written by nnterp-mcp {version}, and {__version__} cannot read it.",
-        "part='record' shows its parameters, to run it again.",
-    )
 
 
 def _parts(record: RunRecord, result: Result) -> list[str]:

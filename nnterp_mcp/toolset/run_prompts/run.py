@@ -20,15 +20,9 @@ from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.toolset.run_prompts.contract import (
-    PromptFile,
-    PromptItem,
-    PromptRow,
-    PromptRows,
-    RunPromptsParams,
-    RunPromptsResult,
-)
+from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench

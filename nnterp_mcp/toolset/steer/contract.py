@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, Prompts, Targets, TopK, shown
+from nnterp_mcp.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
 from nnterp_mcp.operations import Interventions, Vector
 from nnterp_mcp.toolset.steer.digest import digest, render
+from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteerResult
 
 _MOST_FACTORS = 32
@@ -59,6 +60,7 @@ class SteerParams(ModelParams):
     targets: Targets = Field(default_factory=dict)
     control: Annotated[bool, Field(description="Add the control.")] = False
     interventions: Interventions = ()
+    plot: Plot = False
 
 
 SPEC = ToolSpec(
@@ -75,4 +77,5 @@ SPEC = ToolSpec(
     answer=SteerAnswer,
     digest=digest,
     render=render,
+    figure=figure,
 )

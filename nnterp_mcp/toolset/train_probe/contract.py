@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import PromptGroups
+from nnterp_mcp.fields import Plot, PromptGroups
 from nnterp_mcp.session.vectors import VectorName
 from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions
 from nnterp_mcp.toolset.train_probe.digest import digest, render
+from nnterp_mcp.toolset.train_probe.figure import figure
 from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
 
 _Groups = Annotated[
@@ -29,6 +30,7 @@ class TrainProbeParams(ModelParams):
     folds: Annotated[int, Field(ge=2, le=20, description="Folds.")] = 5
     shuffles: Annotated[int, Field(ge=1, le=100, description="Of labels.")] = 5
     save_as: Annotated[VectorName | None, Field(description="Vector's name.")] = None
+    plot: Plot = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -66,6 +68,7 @@ SPEC = ToolSpec(
     answer=TrainProbeAnswer,
     digest=digest,
     render=render,
+    figure=figure,
     read_only=False,
     destructive=True,
 )

@@ -1,0 +1,247 @@
+"""A figure as a page of its own: interactive, whole in one file, and without a connection to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from plotly.graph_objects import Bar as Beam
+from plotly.graph_objects import Figure as Chart
+from plotly.graph_objects import Heatmap as Grid
+from plotly.graph_objects import Scatter
+from plotly.offline import get_plotlyjs
+
+from nnterp_mcp.display import style
+from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Panel
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
+style-src 'unsafe-inline'; img-src data: blob:">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; color: {ink}; background: white; margin: 1.5rem; }}
+h1 {{ font-size: 1.25rem; margin: 0; }}
+p {{ margin: .25rem 0; max-width: 75rem; overflow-wrap: anywhere; }}
+main {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }}
+footer {{ color: {faint}; font-size: .85rem; }}
+</style>
+<script>{plotly}</script>
+</head>
+<body>
+<header><h1>{title}</h1><p>{subtitle}</p></header>
+<main>
+{panels}
+</main>
+<footer>{notes}</footer>
+</body>
+</html>
+"""
+
+_CONFIG = {"displaylogo": False, "responsive": False, "plotlyServerURL": "", "showSendToCloud": False}
+_NAME = 40
+"""Characters of a name beside an axis; hovering shows all of it."""
+
+
+def write_html(figure: Figure) -> str:
+    """Writes a figure as a page.
+
+    Returns:
+        HTML with everything that it needs inside; it forbids the browser to load anything else.
+    """
+    return _PAGE.format(
+        title=escape(figure.title),
+        subtitle=escape(figure.subtitle),
+        notes="".join(f"<p>{escape(note)}</p>" for note in figure.notes),
+        panels="\n".join(_division(panel, number) for number, panel in enumerate(figure.panels)),
+        plotly=get_plotlyjs(),
+        ink=style.INK,
+        faint=style.FAINT,
+    )
+
+
+def save(chart: Chart, file: Path, save_html: bool) -> None:
+    """Writes a plotly figure.
+
+    Args:
+        chart: The figure.
+        file: Where to; the format follows the name, HTML when it has no other. An image needs kaleido.
+        save_html: Write an HTML file beside an image.
+    """
+    if file.suffix not in ("", ".html"):
+        chart.write_image(file)
+        if not save_html:
+            return
+    chart.write_html(file.with_suffix(".html"))
+
+
+def _division(panel: Panel, number: int) -> str:
+    chart = chart_of(panel)
+    written = chart.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"panel-{number}")
+    return f'<section aria-label="{escape(panel.title)}">{written}</section>'
+
+
+def chart_of(panel: Panel) -> Chart:
+    """A panel as a plotly figure."""
+    if isinstance(panel, Heatmap):
+        return _grid(panel)
+    return _lines(panel) if isinstance(panel, Curves) else _beams(panel)
+
+
+def _shown(text: str) -> str:
+    """Text that plotly shows as it is; it takes some tags for its own."""
+    return escape(text, quote=False).replace("\n", "\\n")
+
+
+def _ticks(names: Sequence[str]) -> dict[str, Any]:
+    short = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names]
+    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [_shown(name) for name in short]}
+
+
+def _layout(panel: Panel, **more: Any) -> dict[str, Any]:
+    title = {"text": _shown(panel.title), "x": 0, "xref": "paper", "font": {"size": 15}}
+    margin = {"l": 90, "r": 30, "t": 50, "b": 60}
+    return {"title": title, "template": "plotly_white", "font": {"color": style.INK}, "margin": margin, **more}
+
+
+def _grid(panel: Heatmap) -> Chart:
+    colours, labels = panel.colours, panel.labels
+    shown = [[_shown(label) for label in row] for row in labels] if labels else None
+    hover = [
+        [
+            f"{_shown(panel.down)} {_shown(row)}, {_shown(panel.across)} {_shown(column)}"
+            + (f"<br>{shown[down][across]}" if shown else "")
+            for across, column in enumerate(panel.columns)
+        ]
+        for down, row in enumerate(panel.rows)
+    ]
+    trace = Grid(
+        z=[list(row) for row in panel.values],
+        text=shown,
+        texttemplate="%{text}" if shown else None,
+        customdata=hover,
+        hovertemplate="%{customdata}<br>%{z:.4g}<extra></extra>",
+        colorscale=style.SEQUENTIAL if colours.centre is None else style.DIVERGING,
+        zmin=colours.low,
+        zmax=colours.high,
+        colorbar={"title": {"text": _shown(colours.name), "side": "right"}, "thickness": 14},
+        xgap=1 if shown else 0,
+        ygap=1 if shown else 0,
+    )
+    longest = max((len(label) for row in labels or () for label in row), default=0)
+    cell = max(48, min(130, 8 * longest + 16)) if labels else 22
+    chart = Chart(trace)
+    chart.update_layout(
+        _layout(
+            panel,
+            width=max(420, 250 + cell * len(panel.columns)),
+            height=max(320, 150 + 22 * len(panel.rows)),
+            plot_bgcolor=style.NOTHING,
+            xaxis={"title": {"text": _shown(panel.across)}, "showgrid": False, **_ticks(panel.columns)},
+            yaxis={
+                "title": {"text": _shown(panel.down)},
+                "autorange": "reversed",
+                "showgrid": False,
+                "automargin": True,
+                **_ticks(panel.rows),
+            },
+        )
+    )
+    return chart
+
+
+def _lines(panel: Curves) -> Chart:
+    colours, dashes = style.colours_of(panel.curves), style.dashes_of(panel.curves)
+    chart = Chart()
+    for number, curve in enumerate(panel.curves):
+        if curve.low is not None and curve.high is not None:
+            chart.add_trace(_band(curve, colours[curve.name], str(number)))
+        control = curve.role == "control"
+        chart.add_trace(
+            Scatter(
+                x=list(curve.x),
+                y=list(curve.y),
+                name=_shown(curve.name),
+                legendgroup=str(number),
+                mode="lines" if control and len(curve.x) > 1 else "lines+markers",
+                line={"color": colours[curve.name], "dash": dashes[curve.name][1] if control else "solid"},
+                hovertemplate="%{y:.4g}",
+            )
+        )
+    chart.update_layout(_layout(panel, width=760, height=460, hovermode="x unified"))
+    chart.update_xaxes(title_text=_shown(panel.across), **_names(panel))
+    chart.update_yaxes(
+        title_text=_shown(panel.up), rangemode="tozero" if panel.span and panel.span[0] == 0 else "normal"
+    )
+    return chart
+
+
+def _names(panel: Curves) -> dict[str, Any]:
+    """The ticks of an axis that names some of its values."""
+    if not panel.names:
+        return {}
+    places = sorted({x for curve in panel.curves for x in curve.x})
+    step = max(1, len(places) // 15)
+    ticks = [x for number, x in enumerate(places) if x in panel.names or number % step == 0]
+    texts = [_shown(panel.names.get(x, f"{x:g}")) for x in ticks]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": texts}
+
+
+def _band(curve: Curve, colour: str, group: str) -> Scatter:
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return Scatter(
+        x=[*curve.x, *reversed(curve.x)],
+        y=[*(curve.high or ()), *reversed(curve.low or ())],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.16)",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=group,
+    )
+
+
+def _beams(panel: Bars) -> Chart:
+    places = list(range(len(panel.bars)))
+    names = [_shown(bar.name) for bar in panel.bars]
+    chart = Chart(
+        Beam(
+            x=[bar.value for bar in panel.bars],
+            y=places,
+            orientation="h",
+            text=None,
+            customdata=names,
+            hovertemplate="%{customdata}: %{x:.4g}<extra></extra>",
+            marker_color=[style.FAINT if bar.role == "control" else style.PALETTE[bar.value < 0] for bar in panel.bars],
+            error_x=_intervals(panel),
+            showlegend=False,
+        )
+    )
+    if panel.mark:
+        chart.add_trace(
+            Scatter(
+                x=[bar.mark for bar in panel.bars],
+                y=places,
+                mode="markers",
+                name=_shown(panel.mark),
+                marker={"symbol": "diamond-open", "color": style.INK, "size": 9},
+            )
+        )
+    axis = {"autorange": "reversed", "automargin": True, **_ticks([bar.name for bar in panel.bars])}
+    chart.update_layout(_layout(panel, width=760, height=max(280, 150 + 24 * len(names)), yaxis=axis))
+    chart.update_xaxes(title_text=_shown(panel.along))
+    return chart
+
+
+def _intervals(panel: Bars) -> dict[str, Any] | None:
+    if all(bar.low is None or bar.high is None for bar in panel.bars):
+        return None
+    above = [bar.high - bar.value if bar.high is not None else 0 for bar in panel.bars]
+    below = [bar.value - bar.low if bar.low is not None else 0 for bar in panel.bars]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": style.INK}

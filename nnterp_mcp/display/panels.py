@@ -1,0 +1,300 @@
+"""The kinds of panels as matplotlib draws them: how much room each takes, and what it puts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from nnterp_mcp.display import style
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Heatmap, Panel
+from nnterp_mcp.display.text import fitted, font, literal, width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = 8.5
+"""Points of most text; at 100 dots an inch that is 12 pixels."""
+
+_LINE = 0.17
+"""Inches between two lines of text."""
+
+_SMALLEST = 5.5
+"""Points below which nothing is written into a cell."""
+
+_GAP = 0.08
+_TITLE = 0.34
+_AXIS = 0.26
+_BAR = 0.16
+_LONGEST = 1.9
+"""Inches of a name beside an axis."""
+
+_MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a panel takes, in inches: the area inside its axes, and what stands around that.
+
+    Attributes:
+        width: Of the area.
+        height: Of the area.
+        left: Beside it.
+        right: Beside it.
+        top: Above it.
+        bottom: Below it.
+        tallest: How high the area may become where there is room.
+    """
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    tallest: float = 0.0
+
+
+class Drawer(Protocol):
+    """A panel that knows its room, and draws itself into axes of a size."""
+
+    def room(self) -> Room:
+        """What it takes if there is enough."""
+        ...
+
+    def draw(self, axes: Axes, size: tuple[float, float]) -> None:
+        """Draws it into axes of this width and height, in inches."""
+        ...
+
+
+def drawer(panel: Panel) -> Drawer:
+    """What draws a panel."""
+    if isinstance(panel, Heatmap):
+        return _Grid(panel)
+    return _Lines(panel) if isinstance(panel, Curves) else _Beams(panel)
+
+
+def _widest(names: Sequence[str], most: float = _LONGEST) -> float:
+    return min(most, max((width(name, SIZE) for name in names), default=0.0))
+
+
+def _every(count: int, inches: float) -> int:
+    """Of how many names each is written, for none to touch the next."""
+    return max(1, -(-count * 10 // max(1, int(inches / _LINE * 11))))
+
+
+def _named(axes: Axes, inches: float, title: str, across: str, up: str) -> None:
+    shown = _text(title, max(inches, 2.6), SIZE + 1)
+    axes.set_title(shown, loc="left", fontproperties=font(SIZE + 1), color=style.INK)
+    axes.set_xlabel(literal(across), fontproperties=font(SIZE), color=style.INK)
+    axes.set_ylabel(literal(up), fontproperties=font(SIZE), color=style.INK)
+    axes.tick_params(length=2, labelsize=SIZE, labelfontfamily="DejaVu Sans", colors=style.INK)
+
+
+def _text(content: str, room: float, size: float) -> str:
+    return literal(fitted(content, room, size))
+
+
+class _Grid:
+    """A heatmap."""
+
+    def __init__(self, panel: Heatmap) -> None:
+        self._panel = panel
+        labels = [label for row in panel.labels or () for label in row]
+        self._cell = min(1.35, max(0.42, _widest(labels) + 0.12)) if labels else 0.2
+        self._turned = _widest(panel.columns) > max(self._cell, 0.2) * (1 if labels else 2)
+
+    def room(self) -> Room:
+        panel = self._panel
+        names = _widest(panel.columns, 1.2) if self._turned else _LINE
+        cell = 0.2 if panel.labels or len(panel.rows) > 24 else 0.24
+        column = self._cell if panel.labels else max(cell, 0.2)
+        return Room(
+            width=max(1.6, column * len(panel.columns)),
+            height=max(1.2, cell * len(panel.rows)),
+            left=_widest(panel.rows) + _AXIS + _GAP,
+            right=_BAR + 0.75,
+            top=_TITLE,
+            bottom=names + _AXIS + _GAP,
+        )
+
+    def draw(self, axes: Axes, size: tuple[float, float]) -> None:
+        panel = self._panel
+        shade = shades(panel.colours)
+        values = np.array([[np.nan if v is None else v for v in row] for row in panel.values], dtype=float)
+        image = shade.to_rgba(np.ma.masked_invalid(values))
+        axes.imshow(image, aspect="auto", interpolation="nearest")
+        _named(axes, size[0], panel.title, panel.across, panel.down)
+        self._name_columns(axes, size[0])
+        step = _every(len(panel.rows), size[1])
+        rows = range(0, len(panel.rows), step)
+        axes.set_yticks(list(rows), [_text(panel.rows[row], _LONGEST, SIZE) for row in rows])
+        if panel.labels:
+            self._label(axes, image, size)
+        self._explain(axes, shade, size)
+
+    def _name_columns(self, axes: Axes, inches: float) -> None:
+        names = self._panel.columns
+        step = _every(len(names), inches) if self._turned else max(1, int(_widest(names) * len(names) / inches + 0.99))
+        columns = range(0, len(names), step)
+        room = 1.2 if self._turned else inches
+        axes.set_xticks(
+            list(columns), [_text(names[at], room, SIZE) for at in columns], rotation=90 if self._turned else 0
+        )
+
+    def _label(self, axes: Axes, image: np.ndarray, size: tuple[float, float]) -> None:
+        labels = self._panel.labels or []
+        points = min(SIZE, size[1] / len(labels) * 72 * 0.66)
+        room = size[0] / max(1, len(self._panel.columns)) - 0.05
+        if points < _SMALLEST:
+            return
+        for row, texts in enumerate(labels):
+            for column, label in enumerate(texts):
+                axes.text(
+                    column,
+                    row,
+                    _text(label, room, points),
+                    ha="center",
+                    va="center_baseline",
+                    fontproperties=font(points),
+                    color=style.ink_on(*map(float, image[row, column, :3])),
+                )
+
+    def _explain(self, axes: Axes, shade: ScalarMappable, size: tuple[float, float]) -> None:
+        """The bar that says what the colours mean."""
+        beside = axes.inset_axes((1 + _GAP / size[0], 0, _BAR / size[0], 1))
+        values = [v for row in self._panel.values for v in row if v is not None]
+        colours = self._panel.colours
+        beyond = max(values, default=0) > colours.high, min(values, default=0) < colours.low
+        extend = "both" if all(beyond) else "max" if beyond[0] else "min" if beyond[1] else "neither"
+        assert axes.figure is not None
+        bar = axes.figure.colorbar(shade, cax=beside, extend=extend)
+        bar.set_label(literal(fitted(colours.name, max(1.2, size[1]), SIZE)), fontproperties=font(SIZE))
+        bar.locator = MaxNLocator(5)
+        bar.ax.tick_params(length=2, labelsize=SIZE, labelfontfamily="DejaVu Sans")
+        bar.update_ticks()
+
+
+def shades(colours: Colours) -> ScalarMappable:
+    """The colours of a heatmap's values."""
+    name = style.SEQUENTIAL if colours.centre is None else style.DIVERGING
+    low, high = colours.low, colours.high
+    return ScalarMappable(
+        Normalize(low, high if high > low else low + 1, clip=True), colormaps[name].with_extremes(bad=style.NOTHING)
+    )
+
+
+class _Lines:
+    """Curves, with their names to the right, where they hide nothing."""
+
+    def __init__(self, panel: Curves) -> None:
+        self._panel = panel
+
+    def room(self) -> Room:
+        names = _widest([curve.name for curve in self._panel.curves], 2.4)
+        return Room(5.0, 3.3, 0.85, names + 0.55, _TITLE, bottom=_LINE + _AXIS + _GAP, tallest=4.8)
+
+    def draw(self, axes: Axes, size: tuple[float, float]) -> None:
+        panel = self._panel
+        _named(axes, size[0], panel.title, panel.across, panel.up)
+        axes.grid(color=style.GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for spine in ("top", "right"):
+            axes.spines[spine].set_visible(False)
+        colours = style.colours_of(panel.curves)
+        dashes = style.dashes_of(panel.curves)
+        for curve, marker in zip(panel.curves, cycle(_MARKERS), strict=False):
+            line = dashes[curve.name][0] if curve.name in dashes else "-"
+            self._draw(axes, curve, colours[curve.name], line, marker)
+        if panel.span is not None:
+            axes.set_ylim(*_including(axes.get_ylim(), panel.span))
+        self._name_ticks(axes)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, prop=font(SIZE), handlelength=1.6)
+
+    def _draw(self, axes: Axes, curve: Curve, colour: str, line: str, marker: str) -> None:
+        control = curve.role == "control"
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0, label="_band")
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=colour,
+            linestyle=line,
+            linewidth=1.4,
+            marker="" if control and len(curve.x) > 1 else marker,
+            markersize=3.5,
+            # A name that begins with an underscore would be left out of the legend.
+            label=f"\u200b{_text(curve.name, 2.4, SIZE)}"
+            if curve.name.startswith("_")
+            else _text(curve.name, 2.4, SIZE),
+        )
+
+    def _name_ticks(self, axes: Axes) -> None:
+        names = self._panel.names
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=self._panel.whole))
+        if not names:
+            return
+        low, high = axes.get_xlim()
+        numbers = [
+            tick for tick in axes.get_xticks() if low <= tick <= high and min(abs(tick - x) for x in names) > 0.9
+        ]
+        ticks = sorted([*names, *numbers])
+        axes.set_xticks(ticks, [literal(names.get(tick, f"{tick:g}")) for tick in ticks])
+
+
+def _including(limits: tuple[float, float], span: tuple[float, float]) -> tuple[float, float]:
+    low, high = min(limits[0], span[0]), max(limits[1], span[1])
+    margin = 0.02 * (high - low)
+    return low - margin if low == span[0] else low, high + margin
+
+
+class _Beams:
+    """Horizontal bars."""
+
+    def __init__(self, panel: Bars) -> None:
+        self._panel = panel
+
+    def room(self) -> Room:
+        names = _widest([bar.name for bar in self._panel.bars], 2.6)
+        bottom = _LINE + _AXIS + _GAP + (_LINE + 0.1 if self._panel.mark else 0)
+        return Room(4.2, max(1.0, 0.23 * len(self._panel.bars)), names + 0.2, 0.3, _TITLE, bottom)
+
+    def draw(self, axes: Axes, size: tuple[float, float]) -> None:
+        panel, places = self._panel, range(len(self._panel.bars))
+        _named(axes, size[0], panel.title, panel.along, "")
+        axes.grid(color=style.GRID, linewidth=0.6, axis="x")
+        axes.set_axisbelow(True)
+        for spine in ("top", "right", "left"):
+            axes.spines[spine].set_visible(False)
+        colours = [style.FAINT if bar.role == "control" else style.PALETTE[bar.value < 0] for bar in panel.bars]
+        axes.barh(list(places), [bar.value for bar in panel.bars], height=0.72, color=colours)
+        for place, bar in enumerate(panel.bars):
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [place, place], color=style.INK, linewidth=1.1)
+        marked = [(bar.mark, place) for place, bar in enumerate(panel.bars) if bar.mark is not None]
+        if panel.mark and marked:
+            axes.plot(
+                *zip(*marked, strict=True),
+                linestyle="",
+                marker="D",
+                markersize=5,
+                markerfacecolor="white",
+                markeredgecolor=style.INK,
+                label=literal(panel.mark),
+            )
+            axes.legend(
+                loc="upper left", bbox_to_anchor=(0, -0.45 / size[1]), frameon=False, prop=font(SIZE), borderpad=0
+            )
+        axes.axvline(0, color=style.INK, linewidth=0.8)
+        step = _every(len(places), size[1])
+        axes.tick_params(axis="y", length=0)
+        axes.set_yticks(list(places)[::step], [_text(bar.name, 2.6, SIZE) for bar in panel.bars[::step]], rotation=0)
+        axes.set_ylim(len(places) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -1,0 +1,74 @@
+"""Text in pictures: how wide it is, and what of it the font can write."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.textpath import text_to_path
+
+_FAMILY = "DejaVu Sans"
+"""The font that comes with matplotlib, so that a picture is the same on every machine."""
+
+
+def font(size: float, bold: bool = False) -> FontProperties:
+    """The font at a size in points."""
+    return FontProperties(family=_FAMILY, size=size, weight="bold" if bold else "normal")
+
+
+@cache
+def _written() -> frozenset[int]:
+    """The characters that the font can write, bold ones too."""
+    plain, bold = (FT2Font(findfont(font(10, weight))).get_charmap() for weight in (False, True))
+    return frozenset(plain.keys() & bold.keys())
+
+
+def legible(text: str) -> str:
+    """Text in one line with every character in the font: others are written as `\\u4e2d`, as in code."""
+    return "".join(char if char.isprintable() and ord(char) in _written() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    named = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char)
+    return named or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def literal(text: str) -> str:
+    """Legible text whose dollar signs matplotlib takes for dollar signs, not for the bounds of a formula."""
+    return legible(text).replace("$", "\\$")
+
+
+@cache
+def width(text: str, size: float, bold: bool = False) -> float:
+    """How wide a text is, in inches."""
+    if not text:
+        return 0.0
+    return text_to_path.get_text_width_height_descent(legible(text), font(size, bold), False)[0] / 72
+
+
+def fitted(text: str, room: float, size: float, bold: bool = False) -> str:
+    """A text whose end is left out where it is wider than the room, in inches; at least its first character stays."""
+    text = legible(text)
+    if width(text, size, bold) <= room:
+        return text
+    kept = max(1, min(len(text) - 1, int(len(text) * room / width(text, size, bold))))
+    while kept > 1 and width(f"{text[:kept]}…", size, bold) > room:
+        kept -= 1
+    return f"{text[:kept]}…"
+
+
+def wrapped(text: str, room: float, size: float, most: int) -> list[str]:
+    """A text in lines that fit the room, at most so many; the last one says that more follows."""
+    lines: list[str] = []
+    rest = legible(text)
+    while rest and len(lines) < most:
+        if width(rest, size) <= room or len(lines) == most - 1:
+            lines.append(fitted(rest, room, size))
+            break
+        line = fitted(rest, room, size).removesuffix("…")
+        line = line.rsplit(" ", 1)[0] if " " in line.strip() else line
+        lines.append(line)
+        rest = rest[len(line) :].lstrip(" ")
+    return lines

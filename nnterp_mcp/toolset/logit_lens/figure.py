@@ -1,0 +1,78 @@
+"""The lens as a picture: its tokens by layer, and the course of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnterp_mcp.display.figure import Arrays, Curves, Figure, Heatmap, some_of, visible
+from nnterp_mcp.display.layers import mean_curve, ordinals, token_table
+from nnterp_mcp.render import elided, in_force, plural, quoted
+from nnterp_mcp.toolset.logit_lens.result import LogitLensResult, Reading
+
+_READINGS = 12
+"""Readings beside each other."""
+
+_RANKS = 6
+"""Tokens of a layer beside each other."""
+
+_CATEGORIES = 8
+"""Target categories that are drawn."""
+
+_TITLES = {"logit": "Logit lens", "inverse": "Inverse logit lens (what is spoken against)"}
+
+
+def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
+    """The tokens of one reading by rank or of several readings side by side, then the targets."""
+    readings = result.readings
+    several = len(readings) > 1
+    panels = [_across(readings[:_READINGS]) if several else _alone(readings[0])]
+    targets = [_targets(result)] if result.categories else []
+    prompts = len({reading.prompt for reading in readings})
+    where = quoted(elided(readings[0].text, 400)) if prompts == 1 else plural(prompts, "prompt")
+    alone = f"{where}  → after {quoted(readings[0].token)} (position {readings[0].position})"
+    return Figure(
+        title=f"{_TITLES[result.lens]} · {result.model}",
+        subtitle=where if several else alone,
+        panels=[*panels, *targets],
+        notes=[*some_of(len(readings), min(len(readings), _READINGS), "readings"), *in_force(result.interventions)],
+    )
+
+
+def _alone(reading: Reading) -> Heatmap:
+    layers = {str(layer.layer): layer.top[:_RANKS] for layer in reading.layers}
+    count = min(_RANKS, len(reading.layers[0].top))
+    return token_table("likeliest next tokens", "rank", ordinals(count), layers)
+
+
+def _across(readings: Sequence[Reading]) -> Heatmap:
+    """The likeliest token of each layer at every reading."""
+    prompts = len({reading.prompt for reading in readings}) > 1
+    names = [
+        f"{f'{reading.prompt}: ' if prompts else ''}{visible(elided(reading.token, 12))} ({reading.position})"
+        for reading in readings
+    ]
+    layers = {
+        str(layer.layer): [reading.layers[at].top[0] for reading in readings]
+        for at, layer in enumerate(readings[0].layers)
+    }
+    across = "after token (position)" if not prompts else "prompt: after token (position)"
+    return token_table("likeliest next token", across, names, layers)
+
+
+def _targets(result: LogitLensResult) -> Curves:
+    layers = [layer.layer for layer in result.readings[0].layers]
+    several = len(result.readings) > 1
+    return Curves(
+        title=f"targets, mean of {len(result.readings)} readings ± 1 sd" if several else "targets",
+        across="layer",
+        up="probability",
+        curves=[
+            mean_curve(
+                elided(name),
+                layers,
+                [[reading.layers[at].targets[index][0] for reading in result.readings] for at in range(len(layers))],
+            )
+            for index, name in enumerate(list(result.categories)[:_CATEGORIES])
+        ],
+        span=(0.0, 1.0),
+    )

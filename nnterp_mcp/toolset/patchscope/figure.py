@@ -1,0 +1,127 @@
+"""A patchscope as a picture: what the target prompt says under each patch, and the course of what is tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, some_of, visible
+from nnterp_mcp.display.layers import PROBABILITY, ordinals, token_table
+from nnterp_mcp.render import elided, in_force, quoted
+from nnterp_mcp.toolset.patchscope.digest import marked, short_names
+from nnterp_mcp.toolset.patchscope.result import Patch, PatchscopeResult, Source
+
+_SOURCES = 10
+"""Sources beside each other."""
+
+_RANKS = 6
+"""Tokens of a layer beside each other."""
+
+_CURVES = 8
+
+_LABELLED = 160
+"""Cells of a grid up to which tokens are written into them."""
+
+
+def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
+    """The tokens of one source by rank or by pair of layers, or the likeliest ones of several sources."""
+    sources = result.sources[:_SOURCES]
+    one = len(result.sources) == 1
+    panels: list[Panel] = []
+    if result.layout == "grid":
+        panels += [_grid(source, result) for source in sources[: 1 if one else 4]]
+    else:
+        panels += [_alone(sources[0], result) if one else _across(sources, result)]
+        panels += [_tracked(sources, result)] if short_names(sources[0], result) else []
+    said = f"{_named(sources[0])} → " if one else ""
+    shown = len(panels) if result.layout == "grid" else len(sources)
+    return Figure(
+        title=f"Patchscope · {result.model}",
+        subtitle=f"{said}{marked(result)}".replace("\n", "⏎"),
+        panels=panels,
+        notes=[
+            "The token in «» is replaced.",
+            *some_of(len(result.sources), shown, "sources"),
+            *in_force(result.interventions),
+        ],
+    )
+
+
+def _named(source: Source) -> str:
+    if source.vector is not None:
+        return elided(source.vector, 20)
+    return f"{visible(elided(source.token or '', 12))} ({source.position})"
+
+
+def _layer(patch: Patch, result: PatchscopeResult) -> str:
+    return str(patch.source_layer) if result.layout == "same" else f"{patch.source_layer} → {patch.target_layer}"
+
+
+def _alone(source: Source, result: PatchscopeResult) -> Heatmap:
+    count = min(_RANKS, len(source.unpatched.top))
+    layers = {"unpatched": source.unpatched.top[:_RANKS]}
+    layers |= {_layer(patch, result): patch.top[:_RANKS] for patch in source.patches}
+    return token_table("what the target prompt says next", "rank", ordinals(count), layers)
+
+
+def _across(sources: Sequence[Source], result: PatchscopeResult) -> Heatmap:
+    layers = {"unpatched": [source.unpatched.top[0] for source in sources]}
+    layers |= {
+        _layer(patch, result): [source.patches[at].top[0] for source in sources]
+        for at, patch in enumerate(sources[0].patches)
+    }
+    names = [_named(source) for source in sources]
+    return token_table("what the target prompt says next", "source", names, layers)
+
+
+def _categories(source: Source, result: PatchscopeResult) -> list[str]:
+    """What is tracked: the targets, or else the source's own token and the model's next one."""
+    names = short_names(source, result)
+    if result.categories:
+        return [elided(name) for name in names]
+    tokens = [visible(elided(token, 14)) for token in (source.token, source.answer) if token is not None]
+    return [f"{name}: {token}" for name, token in zip(names, tokens, strict=True)]
+
+
+def _tracked(sources: Sequence[Source], result: PatchscopeResult) -> Curves:
+    """What is tracked, over the layers; of several sources the first category of each."""
+    if len(sources) == 1:
+        chosen = [(name, sources[0], index) for index, name in enumerate(_categories(sources[0], result)[:_CURVES])]
+        title = "what is tracked"
+    else:
+        chosen = [(f"{number}: {_named(source)}", source, 0) for number, source in enumerate(sources[:_CURVES])]
+        title = f"tracked: {elided(short_names(sources[0], result)[0])}"
+    curves: list[Curve] = []
+    for name, source, index in chosen:
+        layers = [patch.source_layer for patch in source.patches]
+        curves.append(Curve(name, layers, [patch.tracked[index][0] for patch in source.patches]))
+        if len(sources) == 1:
+            before = source.unpatched.tracked[index][0]
+            ends = [min(layers), max(layers)]
+            curves.append(Curve(f"{name}, unpatched", ends, [before, before], role="control", of=name))
+    return Curves(title, "source layer", "probability", curves, span=(0.0, 1.0))
+
+
+def _grid(source: Source, result: PatchscopeResult) -> Heatmap:
+    """Source layers across, target layers upwards: how likely what is tracked first becomes, or else the top token."""
+    across = sorted({patch.source_layer for patch in source.patches})
+    up = sorted({patch.target_layer for patch in source.patches}, reverse=True)
+    cells = {(patch.target_layer, patch.source_layer): patch for patch in source.patches}
+    names = short_names(source, result)
+    values = [[_value(cells[row, column], bool(names)) for column in across] for row in up]
+    labels = [[visible(elided(cells[row, column].top[0][0], 12)) for column in across] for row in up]
+    what = f"probability of {elided(names[0])}" if names else "probability of the likeliest token"
+    peak = max(value for row in values for value in row)
+    return Heatmap(
+        title=f"from {_named(source)} (unpatched: {quoted(source.unpatched.top[0][0])})",
+        across="source layer",
+        down="target layer",
+        columns=[str(layer) for layer in across],
+        rows=[str(layer) for layer in up],
+        values=values,
+        colours=Colours(what, PROBABILITY.low, max(peak, 1e-6) if peak < 0.5 else PROBABILITY.high),
+        labels=labels if len(cells) <= _LABELLED else None,
+    )
+
+
+def _value(patch: Patch, tracked: bool) -> float:
+    return patch.tracked[0][0] if tracked else patch.top[0][1]

@@ -1,0 +1,58 @@
+"""What `run_prompts` computes, and what an agent sees of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+
+
+class PromptRow(BaseModel):
+    """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    tokens: int
+    top: list[tuple[str, float]]
+    probabilities: list[list[float]]
+    ranks: list[list[int]]
+
+
+class RunPromptsResult(Result):
+    """Every prompt, at every layer read.
+
+    `asked` counts the prompts of the request, `taken` the rows that an equal call had computed before it died;
+    `seconds` is the time beside the model, of both.
+    """
+
+    model: str
+    readout: str
+    layers: list[int]
+    categories: list[str]
+    shared: dict[str, list[str]]
+    interventions: list[str]
+    rows: list[PromptRow]
+    asked: int
+    taken: int
+    seconds: float
+
+
+class PromptRows(BaseModel):
+    """Some of the prompts' rows, by their number in the request, and the seconds that they took."""
+
+    rows: dict[int, PromptRow]
+    seconds: float
+
+
+class RunPromptsAnswer(Answer):
+    """What the prompts say together."""
+
+    model: str
+    total: Annotated[int, Field(description="Prompts.")]
+    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
+    categories: Annotated[TableField, Field(description="By category: probability, wins, ranks.")]
+    by_layer: Annotated[TableField | None, Field(description="Mean probability of each category by layer.")] = None
+    examples: Annotated[TableField, Field(description="The prompts on which the first category does worst.")]
