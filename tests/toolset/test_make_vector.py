@@ -154,6 +154,8 @@ def test_the_fingerprint_stays_with_the_weights() -> None:
         ({"method": "delete", "norm": 1}, "the method delete takes no norm"),
         ({"method": "embedding_difference", "positive": JOY}, "takes one text on either side"),
         ({"method": "file"}, "the method file needs file"),
+        ({"method": "random", "norm": 1, "run": "r"}, "the method random takes no run"),
+        ({"method": "activation", "run": "r", "positions": 1}, "positions was settled when r collected its states"),
         ({"method": "sum"}, "method: input should be 'mean_difference'"),
         ({"method": "random", "norm": 1, "name": "../joy"}, "a vector's name has 1 to 64 letters"),
     ],

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import Layers, Positions, Prompt, Prompts
-from nnterp_mcp.render import lines, number, plural, spread, table
+from nnterp_mcp.fields import Prompt, Prompts
+from nnterp_mcp.render import in_force, lines, number, plural, spread, table
 from nnterp_mcp.session.vectors import VectorCard, VectorName
+from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions
 
 _LAYERS = 16
 """Layers that an answer shows."""
@@ -39,9 +40,9 @@ _NEEDS: dict[Method, tuple[str, ...]] = {
     "delete": (),
 }
 _TAKES: dict[Method, tuple[str, ...]] = {
-    "mean_difference": ("layers", "positions", "norm"),
-    "principal_component": ("layers", "positions", "norm"),
-    "activation": ("layers", "positions", "norm"),
+    "mean_difference": ("run", "layers", "positions", "norm"),
+    "principal_component": ("run", "layers", "positions", "norm"),
+    "activation": ("run", "layers", "positions", "norm"),
     "embedding_difference": ("negative", "norm"),
     "unembedding_difference": ("negative", "norm"),
     "random": ("seed",),
@@ -70,8 +71,9 @@ class MakeVectorParams(ModelParams):
     method: Annotated[Method, Field(description="What the direction is made of.")]
     positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
     negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
-    layers: Layers = "all"
-    positions: Positions = ("last",)
+    run: Annotated[str | None, Field(description="A collect_activations; positive, negative: its groups.")] = None
+    layers: ProbedLayers = "all"
+    positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63, description="Of random.")] = 0
     file: Annotated[
@@ -80,7 +82,8 @@ class MakeVectorParams(ModelParams):
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
-        missing = [name for name in _NEEDS[self.method] if not getattr(self, name)]
+        recalled = ("positive", "negative") if self.run is not None else ()
+        missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
         taken = {"name", "method", "model", *_NEEDS[self.method], *_TAKES[self.method]}
@@ -88,6 +91,8 @@ class MakeVectorParams(ModelParams):
         odd = [name for name in fields if name not in taken and getattr(self, name) != fields[name].default]
         if odd:
             raise ValueError(f"the method {self.method} takes no {' and no '.join(odd)}")
+        if self.run is not None and self.positions != ("last",):
+            raise ValueError(f"positions was settled when {self.run} collected its states: leave it out")
         if self.method.endswith("embedding_difference"):
             self._check_texts()
         return self
@@ -125,13 +130,24 @@ class DirectionFacts(BaseModel):
 
 
 class MakeVectorResult(Result):
-    """What was made or deleted, and what had that name before."""
+    """What was made or deleted, and what had that name before.
+
+    Attributes:
+        model: The model's handle.
+        card: What is known of the vector.
+        deleted: Whether it is gone now.
+        replaced: When the vector was made that had that name before.
+        prompts: How many prompts each set has that it was made of.
+        interventions: What was in force when their states were read.
+        directions: By layer.
+    """
 
     model: str
     card: VectorCard
     deleted: bool = False
     replaced: str | None = None
-    prompts: tuple[int, int] = (0, 0)
+    prompts: list[int] = Field(default_factory=list[int])
+    interventions: list[str] = Field(default_factory=list[str])
     directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
 
 
@@ -199,8 +215,9 @@ def _notes(result: MakeVectorResult, hidden: int) -> list[str]:
             "d is measured on the very prompts that made the vector and is large even for sets that differ in nothing; "
             "held out is not. Neither shows that the model uses the direction: steer with control=true does."
         )
-    if 0 < min(result.prompts) < _COARSE:
+    if len(result.prompts) == 2 and min(result.prompts) < _COARSE:
         notes.append(f"With {result.prompts[0]} and {result.prompts[1]} prompts these figures are coarse.")
+    notes += in_force(result.interventions)
     if hidden:
         notes.append(f"{plural(hidden, 'layer')} not shown; all are kept.")
     return notes

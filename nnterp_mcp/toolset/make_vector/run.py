@@ -30,6 +30,7 @@ from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.vectors import VectorCard
 from nnterp_mcp.toolset.make_vector.contract import DirectionFacts, MakeVectorParams, MakeVectorResult, Method
+from nnterp_mcp.toolset.make_vector.recalled import recall_states
 
 if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
@@ -42,7 +43,8 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     if params.method == "delete":
         card = bench.vectors.delete(params.name, bench.identity, bench.handle)
         return MakeVectorResult(model=bench.handle, card=card, deleted=True)
-    made = _METHODS[params.method](bench, params, job)
+    sets, in_force = _states(bench, params, job) if params.method in _FROM_STATES else ([], [])
+    made = _FROM_STATES[params.method](*sets) if sets else _OTHERWISE[params.method](bench, params)
     if params.norm is not None:
         made = made.scaled(params.norm)
     card = _card(bench, params, made)
@@ -51,7 +53,8 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         model=bench.handle,
         card=card,
         replaced=None if replaced is None else replaced.made,
-        prompts=(len(params.positive), len(params.negative)),
+        prompts=[len(states.means) for states in sets],
+        interventions=in_force,
         directions=_describe(made),
     )
 
@@ -94,8 +97,10 @@ def _finite(values: Tensor | None, row: int) -> float | None:
     return float(values[row]) if values is not None and bool(values[row].isfinite()) else None
 
 
-def _states(bench: Bench, params: MakeVectorParams, job: Job) -> list[States]:
-    """The states of the positive and of the negative prompts, where there are any."""
+def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[States], list[str]]:
+    """The states of the positive and of the negative prompts, where there are any; and what was in force."""
+    if params.run is not None:
+        return recall_states(bench, params)
     model, settings = bench.model, bench.settings
     total = len(params.positive) + len(params.negative)
     bench.admit(total)
@@ -115,21 +120,21 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> list[States]:
             )
         )
         before += len(prompts)
-    return found
+    return found, []
 
 
 def _reporter(job: Job, before: int, total: int) -> Callable[[int], None]:
     return lambda done: job.progress(before + done, total, f"{before + done} of {total} prompts")
 
 
-def _between_tokens(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:
     texts = [str(prompts[0]) if prompts else None for prompts in (params.positive, params.negative)]
     matrix = params.method.removesuffix("_difference") + "s"
     asked = TokenDifference.model_validate({"positive": texts[0], "negative": texts[1], "of": matrix})
     return token_difference(bench.model, asked)
 
 
-def _from_file(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+def _from_file(bench: Bench, params: MakeVectorParams) -> Directions:
     assert params.file is not None
     path = allowed_file(params.file, bench.settings.folders)
     layers = resolve_layers(params.layers, bench.model.num_layers, bench.handle)
@@ -154,15 +159,17 @@ def _read_numbers(path: Path) -> Tensor:
     return next(iter(tensors.values())).float()
 
 
-def _random(bench: Bench, params: MakeVectorParams, job: Job) -> Directions:
+def _random(bench: Bench, params: MakeVectorParams) -> Directions:
     assert params.norm is not None
     return random_direction(bench.model.hidden_size, params.norm, params.seed)
 
 
-_METHODS: dict[Method, Callable[[Bench, MakeVectorParams, Job], Directions]] = {
-    "mean_difference": lambda *call: mean_difference(*_states(*call)),
-    "principal_component": lambda *call: principal_component(*_states(*call)),
-    "activation": lambda *call: activation(*_states(*call)),
+_FROM_STATES: dict[Method, Callable[..., Directions]] = {
+    "mean_difference": mean_difference,
+    "principal_component": principal_component,
+    "activation": activation,
+}
+_OTHERWISE: dict[Method, Callable[[Bench, MakeVectorParams], Directions]] = {
     "embedding_difference": _between_tokens,
     "unembedding_difference": _between_tokens,
     "random": _random,
