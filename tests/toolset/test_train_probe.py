@@ -143,12 +143,32 @@ def test_a_run_gives_what_its_prompts_give(bench: Bench) -> None:
     assert recalled.model_copy(update={"run": None}) == direct
     assert [layer.layer for layer in train(bench, run=run_id, layers=[1, 3]).layers] == [1, 3]
     with_heads, _ = collect(bench, prompts=GROUPS, site="heads_output", layers=[2])
-    assert train(bench, run=with_heads).width == bench.model.hidden_size
+    at_heads = train(bench, run=with_heads)
+    assert at_heads.width == bench.model.hidden_size
+    assert at_heads.model_copy(update={"run": None}) == train(bench, site="heads_output", layers=[2])
     with pytest.raises(InvalidRequest, match="save_as keeps the direction between two groups at layers_output"):
         train(bench, run=with_heads, save_as="heads")
     alone, _ = collect(bench, prompts=CITIES)
     with pytest.raises(InvalidRequest, match="a probe tells groups apart"):
         train(bench, run=alone)
+
+
+@pytest.mark.parametrize("site", ["token_embeddings", "mlps_output", "queries"])
+def test_any_site_is_probed_as_scikit_learn_does(bench: Bench, plain: Any, site: str) -> None:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    (layer,) = train(bench, site=site, **({} if site == "token_embeddings" else {"layers": 2})).layers
+    texts, labels = [*CITIES, *COUNTS], np.repeat([0, 1], 6)
+    ids = [bench.model.tokenizer(text)["input_ids"] for text in texts]
+    at = -1 if site == "token_embeddings" else 2
+    states = np.stack([plain.read(one, site, at)[-1].flatten().numpy() for one in ids])
+    folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(states, labels, np.arange(12))
+    right = [
+        sklearn_probe("logistic").fit(states[learned], labels[learned]).predict(states[held]) == labels[held]
+        for learned, held in folds
+    ]
+
+    assert layer.accuracy == pytest.approx(np.concatenate(right).mean())
 
 
 def test_rows_of_one_text_are_never_on_both_sides() -> None:
@@ -217,7 +237,9 @@ def test_the_interval_is_wilsons(right: int, count: int) -> None:
         ({}, "train_probe takes either prompts or the run of a collect_activations"),
         ({"prompts": GROUPS, "run": "r"}, "train_probe takes either prompts or the run"),
         ({"prompts": CITIES}, "a probe tells groups apart: give two or more"),
-        ({"run": "r", "positions": 1}, "positions were settled when r collected its states"),
+        ({"run": "r", "positions": 1}, "positions was settled when r collected its states"),
+        ({"run": "r", "site": "keys"}, "site was settled when r collected its states"),
+        ({"prompts": GROUPS, "site": "keys", "save_as": "v"}, "at layers_output, and these are 2 at keys"),
         ({"prompts": {"a": "x", "b": "y", "c": "z"}, "save_as": "v"}, "the direction between two groups at layers_out"),
         ({"prompts": GROUPS, "method": "forest"}, "method: input should be 'logistic', 'ridge'"),
         ({"prompts": GROUPS, "folds": 1}, "folds: input should be greater than or equal to 2, not 1"),

@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Plot, PromptGroups
 from nnterp_mcp.session.vectors import VectorName
-from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions
+from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.toolset.train_probe.digest import digest, render
 from nnterp_mcp.toolset.train_probe.figure import figure
 from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
@@ -20,10 +20,11 @@ _Groups = Annotated[
 
 
 class TrainProbeParams(ModelParams):
-    """What to tell apart, by which probes: prompts after layers, or what a run kept of any site, pooled or edited."""
+    """What to tell apart, by which probes: prompts at a site, or what a run kept, pooled or edited."""
 
     prompts: _Groups | None = None
     run: Annotated[str | None, Field(description="Or a collect_activations.")] = None
+    site: StateSite = "layers_output"
     method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind.")] = "logistic"
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
@@ -36,10 +37,11 @@ class TrainProbeParams(ModelParams):
     def _fits_together(self) -> Self:
         if (self.prompts is None) == (self.run is None):
             raise ValueError("train_probe takes either prompts or the run of a collect_activations")
-        if self.run is not None and self.positions != ("last",):
-            raise ValueError(f"positions were settled when {self.run} collected its states: leave them out")
+        settled = {"site": self.site != "layers_output", "positions": self.positions != ("last",)}
+        for name in (name for name, given in settled.items() if given and self.run is not None):
+            raise ValueError(f"{name} was settled when {self.run} collected its states: leave it out")
         if self.prompts is not None:
-            require_groups(list(self.prompts), "layers_output", self.save_as)
+            require_groups(list(self.prompts), self.site, self.save_as)
         return self
 
 

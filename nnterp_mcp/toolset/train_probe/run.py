@@ -103,7 +103,7 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
     experiment = prepare(
         bench,
         params.prompts,
-        "layers_output",
+        params.site,
         params.layers,
         params.positions,
         "none",
@@ -115,7 +115,7 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
     return _problem(
         along=lambda layer: held.along(experiment.layers.index(layer)),
         layers=experiment.layers,
-        site="layers_output",
+        site=params.site,
         names=experiment.groups,
         texts=[prompt.text for prompt in experiment.prompts],
         tokens=[len(prompt.ids) for prompt in experiment.prompts],
