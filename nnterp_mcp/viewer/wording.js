@@ -16,6 +16,13 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+/** A number as cells show it, to a hundredth, a tenth from 10 on; nothing where that is nothing. */
+export function hundredths(value) {
+  if (value === null || value === undefined || Math.abs(value) < 0.005) return "";
+  const text = value.toFixed(Math.abs(value) < 10 ? 2 : 1);
+  return text.replace(/^(-?)0\./, "$1.").replace("-", "−");
+}
+
 /** A token in quotes, as sentences say it. */
 export function quoted(token) {
   return JSON.stringify(token);

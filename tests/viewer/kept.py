@@ -75,3 +75,31 @@ def attention_run(store: RunStore, pattern: Float[np.ndarray, "head query key"])
     )
     store.write(record)
     return record
+
+
+def attribution_run(store: RunStore, heads: Float[np.ndarray, "layer head"]) -> RunRecord:
+    """A finished run of `attribute` that gives each head of each layer a value, and the embeddings 1."""
+    parts = [{"kind": "embeddings", "value": {"mean": 1.0}}]
+    parts += [
+        {"kind": "head", "layer": layer, "index": head, "value": {"mean": value}}
+        for layer, row in enumerate(heads.tolist())
+        for head, value in enumerate(row)
+    ]
+    result = specs()["attribute"].result.model_validate(
+        {
+            "model": "tiny",
+            "method": "direct",
+            "by": "head",
+            "metric": "logit_difference",
+            "prompts": ["a"],
+            "categories": {"a": ["a"]},
+            "shared": {},
+            "in_force": [],
+            "whole": {"mean": float(heads.sum()) + 1},
+            "error": 0.0,
+            "parts": parts,
+            "total": len(parts),
+            "shown": 3,
+        }
+    )
+    return runs.done(store, result.model_dump_json().encode(), tool="attribute")

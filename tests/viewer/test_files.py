@@ -14,11 +14,11 @@ pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.viewer.page import page_with, viewed_tools
+from nnterp_mcp.viewer.page import page_with
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.recorded import EXAMPLES, Recorded
-from tests.viewer.kept import CLOSING, MARKUP, attention_run, lens_run
-from tests.viewer.opened import asked, opened
+from tests.viewer.kept import CLOSING, MARKUP, attention_run, attribution_run, lens_run
+from tests.viewer.opened import asked, has_grid, opened
 
 Saved = Callable[[RunStore, str], str]
 
@@ -62,9 +62,8 @@ def test_every_run_is_shown_and_nothing_is_fetched(
 
         assert page.locator("#finding").inner_text() == answer["finding"]
         assert page.locator("#status").inner_text() == ""
-        has_grid = recorded.store.read(run_id).tool in viewed_tools()
-        assert bool(page.get_by_role("grid").count()) == has_grid
-        assert has_grid or page.locator(".plain tbody tr").count() > 0
+        assert bool(page.get_by_role("grid").count()) == has_grid(name)
+        assert has_grid(name) or page.locator(".plain tbody tr").count() > 0
         assert asked(watched) == [address]
 
 
@@ -230,6 +229,26 @@ def test_a_large_pattern_is_read_as_far_as_it_is_looked_at(tmp_path: Path, brows
             says = f'L0H1, position {query} "t{query}" to position {key} "t{key}": {pattern[1, query, key]:.3g}'
             expect(below.locator(".selected")).to_have_text(says)
             assert below.get_by_role("gridcell").count() <= 64 * 48
+
+
+def test_attribution_shows_every_head(tmp_path: Path, browser: Browser, saved: Saved) -> None:
+    store = RunStore(tmp_path / "runs")
+    heads = np.random.default_rng(0).normal(size=(3, 12)) * 3
+    run = attribution_run(store, heads)
+
+    with opened(browser) as watched:
+        page = watched.page
+        page.goto(saved(store, run.id))
+        page.locator(".all").wait_for()
+        cells = grid(page).get_by_role("gridcell").all()
+        shown = [float(cell.inner_text().replace("−", "-") or 0) for cell in cells]
+        layer, head = divmod(int(np.abs(heads).argmax()), 12)
+
+        assert shown == pytest.approx(heads.reshape(-1).tolist(), abs=0.0501)
+        expect(status(page)).to_have_text(
+            f"Layer {layer}, H{head}: added to the logit difference {heads[layer, head]:.3g}"
+        )
+        expect(page.get_by_text("Beside the layers: embeddings 1.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

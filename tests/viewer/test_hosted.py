@@ -14,10 +14,9 @@ pytest.importorskip("playwright")
 from mcp_types import CallToolResult
 from playwright.sync_api import Browser, FrameLocator, Page, expect
 
-from nnterp_mcp.viewer.page import viewed_tools
 from tests.recorded import EXAMPLES, Recorded
 from tests.serving import Caller, stdio, text, until
-from tests.viewer.opened import asked, opened
+from tests.viewer.opened import asked, has_grid, opened
 
 HOST = Path(__file__).with_name("host.html")
 DARK = {"theme": "dark", "styles": {"variables": {"--color-background-primary": "rgb(1, 2, 3)", "--evil": "1px"}}}
@@ -76,7 +75,7 @@ def test_an_answer_is_shown_and_the_rest_read(name: str, recorded: Recorded, bro
 
         assert host.view.locator("#finding").inner_text() == answer.structured_content["finding"]
         grids = host.view.get_by_role("grid")
-        assert bool(grids.count()) == (recorded.store.read(run_id).tool in viewed_tools())
+        assert bool(grids.count()) == has_grid(name)
         assert {call["name"] for call in host.heard["calls"]} <= {"read_run"}
         assert {call["arguments"]["run_id"] for call in host.heard["calls"]} <= {run_id}
 

@@ -4,7 +4,7 @@ import { sequential } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
 import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead, place } from "../../viewer/predictions.js";
-import { number, quoted } from "../../viewer/wording.js";
+import { hundredths, number, quoted } from "../../viewer/wording.js";
 
 const KINDS = ["induction", "previous", "duplicate"];
 const NUMBERS = 50_000;
@@ -72,11 +72,6 @@ function details(head, pairs) {
     facts(MASSES.map((mass) => [`attention to ${mass}`, number(head[`mean.${mass}`], 2)])),
     strongest.length ? [element("h4", {}, "Strongest pairs"), element("ol", { class: "pairs" }, strongest)] : null,
   );
-}
-
-/** A number to a hundredth; nothing where that is nothing. */
-function hundredths(value) {
-  return value === null || value < 0.005 ? "" : value.toFixed(2).replace(/^0/, "");
 }
 
 /** The patterns that a run kept: an array for each prompt, a row for each head and query, a number for each key. */

@@ -4,7 +4,7 @@ import { diverging } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
 import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead } from "../../viewer/predictions.js";
-import { number, plural, quoted, token } from "../../viewer/wording.js";
+import { hundredths, number, plural, quoted, token } from "../../viewer/wording.js";
 
 const LEAST = 0.2;
 
@@ -31,7 +31,7 @@ async function drawSite(body, found, columns, cells) {
     columns: heads,
     item: (row, column) => places.get(`${layers[row]} ${column}`) ?? null,
     modes: modes(cells[0], found),
-    shows: (cell, mode) => short(mode.of(cell)),
+    shows: (cell, mode) => hundredths(mode.of(cell)),
     says: (cell) => `Layer ${cell.layer}, ${heads[cell.column].says}: ${told(cell, found)}`,
     details: (cell) => details(cell, found),
   });
@@ -70,12 +70,6 @@ function reach(values, middle, least) {
 
 function name(cell) {
   return "recovery.mean" in cell ? "recovery" : "metric";
-}
-
-/** A number to a hundredth; nothing where that is nothing. */
-function short(value) {
-  const text = value.toFixed(2);
-  return Number(text) === 0 ? "" : text.replace(/^(-?)0\./, "$1.").replace("-", "−");
 }
 
 function interval(cell, prefix) {
