@@ -141,7 +141,7 @@ def stdio(command: Sequence[str] = (), era: str = "auto", **settings: Any) -> Ge
         parameters = StdioServerParameters(command=command[0], args=[*command[1:]], env=environment(**settings))
         with _client(stdio_client(parameters, errlog=sink), era) as (portal, client):
             started = [child for child in psutil.Process().children() if child not in before]
-            (server,) = [child for child in started if re.search("nnterp.mcp", " ".join(child.cmdline()))]
+            (server,) = [child for child in started if {*command[1:]} <= {*child.cmdline()}]
             yield Caller(portal, client, server, log)
 
 

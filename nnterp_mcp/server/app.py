@@ -29,7 +29,9 @@ from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.render import elided
 from nnterp_mcp.server import apps, replies
+from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
+from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.session import figures
 from nnterp_mcp.session.process import OnProgress
@@ -65,7 +67,7 @@ divergences are in nats. Errors say what to change."""
 
 def build(session: Session) -> Server[Any]:
     """A server whose calls run in the session's workers."""
-    resources = Resources(session)
+    resources, prompts = Resources(session), Prompts(session)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
@@ -90,10 +92,12 @@ def build(session: Session) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
-        on_list_resources=resources.list_runs,
+        on_list_prompts=prompts.list,
+        on_get_prompt=prompts.get,
+        on_list_resources=resources.list,
         on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
-        on_completion=resources.complete,
+        on_completion=Completions(session).complete,
     )
     server.extensions = {apps.EXTENSION: {}}
     return server

@@ -1,4 +1,4 @@
-"""Runs as MCP resources: a run's answer, its record, its result and its arrays, each under an address."""
+"""MCP resources: the documents of the server, and of each run its answer, record, result, figures and arrays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from mcp_types import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     BlobResourceContents,
-    CompleteRequestParams,
-    CompleteResult,
-    Completion,
     ListResourcesResult,
     ListResourceTemplatesResult,
     PaginatedRequestParams,
@@ -23,16 +20,15 @@ from mcp_types import (
     ReadResourceResult,
     Resource,
     ResourceTemplate,
-    ResourceTemplateReference,
     TextResourceContents,
 )
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import size
-from nnterp_mcp.server import apps, replies
+from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.session import figures
-from nnterp_mcp.session.records import RunRecord, is_run_id
+from nnterp_mcp.session.records import RunRecord
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.session.store import RunStore
@@ -46,9 +42,6 @@ LISTED = 20
 
 LARGEST = 16_000_000
 """Bytes of a resource before it is encoded: it travels as one message, which clients hold in memory."""
-
-_COMPLETED = 100
-"""Runs among which a beginning of an id is looked for; MCP allows as many suggestions."""
 
 _ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+))?/?")
 
@@ -78,19 +71,22 @@ class Resources:
     def _store(self) -> RunStore:
         return self._session.runs.store
 
-    async def list_runs(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
-        """The latest runs."""
+    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+        """The documents, and the latest runs."""
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
-        return ListResourcesResult(resources=[_entry(record) for record in records])
+        return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
     async def list_templates(
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
-        """The addresses that every run has."""
+        """The addresses that every tool and every run has."""
         return ListResourceTemplatesResult(
             resource_templates=[
-                ResourceTemplate(uri_template=template, name=name, title=title, mime_type=kind)
-                for template, name, title, kind in _TEMPLATES
+                *documents.TEMPLATES,
+                *(
+                    ResourceTemplate(uri_template=template, name=name, title=title, mime_type=kind)
+                    for template, name, title, kind in _TEMPLATES
+                ),
             ]
         )
 
@@ -103,31 +99,16 @@ class Resources:
         except Exception as error:
             raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None
 
-    async def complete(self, context: Context, params: CompleteRequestParams) -> CompleteResult:
-        """Ids of runs, and names of arrays, that begin like what was typed."""
-        values: list[str] = []
-        if isinstance(params.ref, ResourceTemplateReference):
-            known = (params.context.arguments if params.context else None) or {}
-            values = await anyio.to_thread.run_sync(self._suggest, params.argument.name, known.get("run_id", ""))
-        begun = [value for value in values if value.startswith(params.argument.value)]
-        return CompleteResult(completion=Completion(values=begun, total=len(begun), has_more=False))
-
-    def _suggest(self, argument: str, run_id: str) -> list[str]:
-        if argument == "run_id":
-            return [record.id for record in self._store.latest(_COMPLETED)]
-        try:
-            return sorted(self._store.read(run_id).arrays)[:_COMPLETED] if is_run_id(run_id) else []
-        except NnterpError:
-            return []
-
     async def _read(self, address: str) -> Contents:
+        if address.startswith(documents.SCHEME):
+            return _text(address, documents.read(address), "text/markdown")
         if address == apps.VIEWER:
             return await anyio.to_thread.run_sync(apps.viewer)
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise InvalidRequest(
                 f"there is no resource {shown(address)}: addresses are "
-                + ", ".join(template for template, *_ in _TEMPLATES)
+                + ", ".join([*documents.ADDRESSES, *(template for template, *_ in _TEMPLATES)])
                 + "."
             )
         run_id, part = found["run_id"], found["part"]

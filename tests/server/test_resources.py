@@ -38,7 +38,7 @@ def test_the_latest_runs_are_listed(recorded: Recorded) -> None:
     entry = next(entry for entry in listed if entry.name == recorded.ids["lens"])
     opened = recorded.store.read(entry.name).opened
 
-    assert {entry.name for entry in listed} == set(recorded.ids.values())
+    assert {entry.name for entry in listed} == {"tools", "glossary", *recorded.ids.values()}
     assert entry.uri == f"run://{entry.name}"
     assert entry.title == f"logit_lens on tiny-llama, done, {opened[:10]} {opened[11:16]}"
     assert entry.mime_type == "text/markdown"
@@ -49,14 +49,17 @@ def test_no_more_than_a_page_is_listed(tmp_path: Path) -> None:
         runs.done(RunStore(tmp_path))
 
     with stdio(runs=tmp_path) as caller:
-        assert len(caller.resources()) == LISTED
+        assert len([entry for entry in caller.resources() if entry.uri.startswith("run:")]) == LISTED
 
 
 def test_templates_say_what_a_run_has(recorded: Recorded) -> None:
     assert {template.uri_template for template in recorded.caller.resource_templates()} == {
+        "nnterp://tools/{tool}",
         "run://{run_id}",
         "run://{run_id}/record",
         "run://{run_id}/result",
+        "run://{run_id}/figure.png",
+        "run://{run_id}/figure.html",
         "run://{run_id}/{array}",
     }
 
@@ -101,6 +104,9 @@ def test_what_is_not_there_is_named(recorded: Recorded) -> None:
     assert "a run id looks like 'logit_lens-k3f7qa', so not '..'" in refusal(lambda: caller.read("run://../record"))
     assert f"{run_id} has no part 'pattern': its parts are record, result, " in refusal(
         lambda: caller.read(f"run://{run_id}/pattern")
+    )
+    assert refusal(lambda: caller.read("nnterp://tools/lens")).startswith(
+        "invalid_request: there is no document 'nnterp://tools/lens': documents are nnterp://glossary, nnterp://tools, "
     )
     for address in ("file:///etc/passwd", "run://", f"run://{run_id}/a/b", f"run://{run_id}/../x"):
         assert "there is no resource " in refusal(lambda address=address: caller.read(address))
@@ -154,6 +160,28 @@ def test_a_run_under_way_is_not_waited_for(recorded: Recorded) -> None:
     ending.cancel()
     until(lambda: recorded.store.read(record["id"]).state == "cancelled")
     recorded.store.delete(record["id"])
+
+
+def test_the_documents_are_those_of_the_repository(recorded: Recorded) -> None:
+    reference = read(recorded, "nnterp://tools")
+    root = Path(__file__).parent.parent.parent
+
+    assert reference.mime_type == "text/markdown"
+    assert reference.text == (root / "docs" / "tools.md").read_text()
+    assert read(recorded, "nnterp://tools/steer").text in reference.text
+    assert read(recorded, "nnterp://glossary").text == (root / "nnterp_mcp" / "server" / "glossary.md").read_text()
+    tool = ResourceTemplateReference(uri="nnterp://tools/{tool}")
+    assert recorded.caller.complete(tool, "tool", "patch") == ["patch_activations", "patchscope"]
+
+
+def test_the_glossary_explains_the_sites_and_the_words_of_the_answers(recorded: Recorded) -> None:
+    from nnterp_mcp.operations import SITES
+
+    glossary = read(recorded, "nnterp://glossary").text
+
+    assert [site for site in SITES if site not in glossary] == []
+    words = ("logit lens", "patchscope", "residual stream", "KL", "recovery", "entropy", "push", "run_id")
+    assert [word for word in words if word not in glossary] == []
 
 
 def test_ids_and_arrays_are_completed(recorded: Recorded) -> None:

@@ -1,0 +1,340 @@
+"""Recipes: experiments that a person can start from a client, written out as calls of our tools.
+
+Every line that begins with a tool's name is a call that runs as it stands; the words around it say what to look for,
+what to change in it, the control, and what would count against the hypothesis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnterp_mcp.errors import InvalidRequest
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a person fills in.
+
+    Attributes:
+        name: Its name; completions go by it.
+        description: What it is, with an example.
+        required: Whether the recipe needs it.
+    """
+
+    name: str
+    description: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Attributes:
+        name: What a client calls it.
+        title: What a person sees.
+        description: What it finds out.
+        arguments: What it needs to know.
+        write: Writes it for given arguments, and for the models that are loaded: handles with their numbers of layers.
+    """
+
+    name: str
+    title: str
+    description: str
+    arguments: tuple[Argument, ...]
+    write: Callable[[Mapping[str, str], Mapping[str, int]], str]
+
+
+def call(tool: str, **arguments: Any) -> str:
+    """A call as a line of a recipe; arguments that are None are left out."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return f"{tool} {json.dumps(given, ensure_ascii=False)}"
+
+
+def _load(model: str, loaded: Mapping[str, int]) -> str:
+    return "(loaded already)" if model in loaded else call("load_model", model=model)
+
+
+def _chosen(given: Mapping[str, str], loaded: Mapping[str, int]) -> tuple[str, str | None]:
+    """The model's name, and what its calls name: nothing while no other could be meant."""
+    model = given.get("model") or next(iter(loaded), DEFAULT_MODEL)
+    return model, model if {*loaded, model} != {model} else None
+
+
+def _middle(model: str, loaded: Mapping[str, int]) -> str:
+    """The middle third of the layers, where directions of meaning tend to act."""
+    layers = loaded.get(model)
+    return "all" if layers is None or layers < 3 else f"{layers // 3}:{layers - layers // 3}"
+
+
+def _texts(given: Mapping[str, str], name: str) -> list[str]:
+    texts = [text.strip() for text in given[name].replace("\n", "|").split("|") if text.strip()]
+    if len(texts) < 2:
+        raise InvalidRequest(f"{name} takes two or more texts, separated by |, and {len(texts)} came.")
+    return texts
+
+
+_MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
+_PROMPT = Argument("prompt", "A text that the model goes on with, such as: The capital of France is", True)
+_ANSWER = Argument("answer", "What it says next, such as: Paris", True)
+
+_REPORT = """\
+Report each number with its control, n, and the run_id of its call. Say what was not tried. One prompt is an \
+anecdote: repeat with others before you generalise."""
+
+
+def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
+    model, named = _chosen(given, loaded)
+    clean, subject, other = given["prompt"], given["subject"], given["other_subject"]
+    if subject not in clean:
+        raise InvalidRequest(f"the subject {subject!r} is not in the prompt {clean!r}.")
+    wrong = {"answer": given["answer"], "wrong": given["other_answer"]}
+    swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
+    places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
+    return f"""\
+Find where {model} recalls that {clean!r} goes on with {given["answer"]!r}.
+
+Look
+{_load(model, loaded)}
+{call("tokenize", prompts=[clean, clean.replace(subject, other)], model=named)}
+{call("logit_lens", prompts=[clean, clean.replace(subject, other)], targets=wrong, model=named)}
+Go on only if the last layer gives each prompt its own answer; else the model does not know the fact, and there is \
+nothing to find. Note the layer from which the answer leads.
+
+Hypothesise, then intervene
+{call("patch_activations", **swap, positions=places, control=True)}
+Where one clean state brings the answer back (recovery near 1), it is carried there: at the subject's tokens in early \
+layers, at the last token later. The fact is recalled around the layers where it moves.
+{call("patch_activations", **swap, positions=places, sites=["attentions_output", "mlps_output"])}
+MLPs at the subject's last token that recover suggest recall; attention at the last token suggests copying from there.
+{call("patch_activations", **swap, positions={"end": "last"}, heads="all")}
+{call("attribute", prompts=clean, targets=wrong, by="head", model=named)}
+
+Control
+{call("patch_activations", **swap, positions=places, direction="noising")}
+Denoising shows what suffices, noising what is needed: a place counts if it does both. The first call's control shows \
+random cells beside the strongest.
+
+It counts against a place if random cells recover as much; if noising it costs nothing; if the recovery is as large \
+with another pair of subjects of the wrong kind; or if it is gone for a paraphrase of the prompt.
+{_REPORT}"""
+
+
+def _steering_vector(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
+    model, named = _chosen(given, loaded)
+    positive, negative = _texts(given, "positive"), _texts(given, "negative")
+    vector, prompt = given["vector"], given["prompt"]
+    layers = given.get("layers") or _middle(model, loaded)
+    folds = max(2, min(5, len(positive), len(negative)))
+    removed = [{"op": "project_out", "vector": vector, "layers": layers}]
+    unrelated = {"prompts": ["The capital of France is"], "targets": {"answer": "Paris"}}
+    return f"""\
+Build a direction in {model} that points from the negative texts to the positive ones, and find out whether it steers.
+
+Make it
+{_load(model, loaded)}
+{call("make_vector", name=vector, method="mean_difference", positive=positive, negative=negative, model=named)}
+{call("train_probe", prompts={"positive": positive, "negative": negative}, folds=folds, model=named)}
+The texts must differ in what you mean alone: same length, same form. Go on at layers where unseen texts are told \
+apart better than with shuffled labels.
+
+Intervene
+{call("steer", prompts=prompt, vector=vector, layers=layers, factors=[-4, -2, 2, 4], control=True, model=named)}
+{call("patchscope", source_vectors=[vector], source_layers=layers, factor=4, model=named)}
+Take the layer and the smallest factor at which the effect stands clear of the control, put them in here, and read:
+{call("steer", prompts=prompt, vector=vector, layers=layers, factors=[4], max_new_tokens=24, model=named)}
+
+Control
+The control adds random directions of equal norm. Steer in both directions: a real one reverses with the sign. Then \
+take the direction away, and see whether the behaviour needs it:
+{call("generate", prompts=prompt, interventions=removed, max_new_tokens=24, model=named)}
+And what it breaks, on texts that have nothing to do with it:
+{call("run_prompts", **unrelated, interventions=removed, model=named)}
+
+It counts against the vector if random directions move the model as far (KL); if -factor does what factor does; if it \
+works only where `push` is near 1 or more, where any push breaks the text; if it works on the texts that it was made \
+of and on no others; or if unrelated prompts suffer.
+{_REPORT}"""
+
+
+def _explain_prediction(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
+    model, named = _chosen(given, loaded)
+    prompt = given["prompt"]
+    targets = {"answer": given["answer"]} | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
+    cut = {"op": "zero", "site": "heads_output", "layers": [1], "heads": [0]}
+    return f"""\
+Explain why {model} goes on with {given["answer"]!r} after {prompt!r}.
+
+Look
+{_load(model, loaded)}
+{call("tokenize", prompts=prompt, model=named)}
+{call("logit_lens", prompts=prompt, targets=targets, model=named)}
+Is it what the model says, how sure is it, and from which layer on?
+
+Hypothesise: which parts, which tokens
+{call("attribute", prompts=prompt, targets=targets, by="sublayer", model=named)}
+{call("attribute", prompts=prompt, targets=targets, by="head", model=named)}
+{call("attribute", prompts=prompt, targets=targets, method="integrated", model=named)}
+{call("attention_probs", prompts=prompt, query_positions="last", model=named)}
+Direct attribution adds up to the logit, but sees only what is written straight to it. Look what the strongest heads \
+read: a head that writes the answer should attend to where it comes from.
+
+Intervene
+Put the layers and heads that you found in place of these, and see what the answer loses:
+{call("logit_lens", prompts=prompt, targets=targets, layers=-1, interventions=[cut], model=named)}
+{call("patch_activations", clean=prompt, corrupted={"ablate": "zero"}, targets=targets, heads="all", model=named)}
+
+Control
+Cut as many random heads of the same layers, five times, and compare. Then see whether the story holds for prompts \
+like this one, with the same cut:
+{call("run_prompts", prompts=[prompt], targets=targets, interventions=[cut], model=named)}
+
+It counts against the explanation if random heads cost as much; if the parts that attribution names can be cut \
+without loss (others take over: cut them together); if tokens that should matter get no share; or if it fails on \
+like prompts.
+{_REPORT}"""
+
+
+def _induction_heads(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
+    model, named = _chosen(given, loaded)
+    prompt = given.get("prompt") or "When Mary and John went to the store, John gave a drink to"
+
+    def knockout(layer: int, heads: list[int]) -> dict[str, Any]:
+        return {"op": "knockout", "layers": layer, "heads": heads}
+
+    def without(heads: list[int]) -> str:
+        cut = [knockout(1, heads)]
+        return call("attention_probs", prompts=prompt, layers=0, heads=0, kinds=True, interventions=cut, model=named)
+
+    return f"""\
+Find the induction heads of {model}: heads that, where "A B ... A" was read, look back at B, and so copy it.
+
+Look
+{_load(model, loaded)}
+{call("attention_probs", prompts=prompt, model=named)}
+Heads are scored on repeated random tokens, where nothing but copying helps; `copying` is the probability of the \
+right next token there. Take heads with a high induction score, and the previous-token heads in earlier layers that \
+feed them.
+
+Intervene
+Knock the induction heads out, all together, with one operation for each layer in place of these, and read `copying`:
+{without([0])}
+The same for the previous-token heads: if they feed the induction heads, copying falls too, and so do the scores of \
+later heads:
+{call("attention_probs", prompts=prompt, interventions=[knockout(0, [0])], model=named)}
+
+Control
+As many heads of the same layers that scored low, five draws:
+{without([1])}
+And the prompt itself, where names come twice, whole and without the heads:
+{call("generate", prompts=prompt, max_new_tokens=4, interventions=[knockout(1, [0])], model=named)}
+
+It counts against a head if copying is as good without it and its like; if random heads cost as much; or if it \
+attends there only on this prompt. A pattern alone proves nothing: attention says where a head could read.
+{_REPORT}"""
+
+
+def _compare_models(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
+    models, prompt = (given["model_a"], given["model_b"]), given["prompt"]
+    if models[0] == models[1]:
+        raise InvalidRequest(f"model_a and model_b are both {models[0]!r}: name two models.")
+    answer = {"answer": given["answer"]}
+    targets = answer | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
+
+    sublayers = ["attentions_output", "mlps_output"]
+
+    def each(tool: str, **arguments: Any) -> str:
+        return "\n".join(call(tool, **arguments, model=model) for model in models)
+
+    return f"""\
+Compare how {models[0]} and {models[1]} come to go on after {prompt!r}.
+
+Look
+{chr(10).join(_load(model, loaded) for model in models)}
+Where load_model answers with another handle, use that one below. A base and a tuned model are the cleanest pair.
+{each("tokenize", prompts=prompt)}
+{each("logit_lens", prompts=prompt, targets=targets)}
+Compare depths as shares of all layers, and ranks rather than probabilities if the vocabularies differ. The model \
+that does not know the answer has no place where it knows it.
+
+Hypothesise, then measure the same in both
+{each("attribute", prompts=prompt, targets=targets, by="sublayer")}
+{each("patch_activations", clean=prompt, corrupted={"ablate": "zero"}, targets=targets, sites=sublayers)}
+{each("attention_probs", prompts=prompt)}
+
+Control
+One prompt differs for a hundred reasons: run a set with known answers in both, and compare means with their spread.
+{each("run_prompts", prompts=[prompt], targets=targets, readout="logit_lens")}
+The difference between two models must be larger than that between prompts of one model, and between like prompts.
+
+It counts against a difference if it goes with tokenization, length or dtype; if it turns round for a paraphrase; if \
+it is no larger than the spread over prompts; or if ablating the place that differs costs both models the same.
+{_REPORT}"""
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "locate_fact",
+            "Find where a fact is recalled",
+            "Which layers, positions and heads carry an answer: lens, activation patching both ways, random cells.",
+            (
+                _PROMPT,
+                Argument("subject", "The piece of the prompt that the fact is about, such as: France", True),
+                _ANSWER,
+                Argument("other_subject", "Another of its kind and number of tokens, such as: Spain", True),
+                Argument("other_answer", "What the model says of that one, such as: Madrid", True),
+                _MODEL,
+            ),
+            _locate_fact,
+        ),
+        Recipe(
+            "steering_vector",
+            "Build and validate a steering vector",
+            "A direction from texts, what it does beside random directions, and what it breaks.",
+            (
+                Argument("vector", "Its name, such as: joy; one that exists is made anew", True),
+                Argument("positive", "Texts to point towards, separated by |", True),
+                Argument("negative", "Texts to point away from, separated by |; alike in all else", True),
+                Argument("prompt", "A text to steer, not among those", True),
+                Argument("layers", "A layer, a range such as 10:20, or all; the middle third by default"),
+                _MODEL,
+            ),
+            _steering_vector,
+        ),
+        Recipe(
+            "explain_prediction",
+            "Explain a prediction",
+            "Why a model says what it says: lens, attribution to parts and tokens, ablation beside random heads.",
+            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead, such as: Rome"), _MODEL),
+            _explain_prediction,
+        ),
+        Recipe(
+            "induction_heads",
+            "Find induction heads",
+            "The heads that copy what followed before, and what copying loses without them.",
+            (Argument("prompt", "A text in which something comes twice"), _MODEL),
+            _induction_heads,
+        ),
+        Recipe(
+            "compare_models",
+            "Compare two models",
+            "Where two models differ on the same prompt, and whether that is more than the spread over prompts.",
+            (
+                Argument("model_a", "A loaded model's handle, or what load_model takes", True),
+                Argument("model_b", "The other", True),
+                _PROMPT,
+                _ANSWER,
+                Argument("other_answer", "What they might say instead, such as: Rome"),
+            ),
+            _compare_models,
+        ),
+    )
+}
+"""Every recipe under its name."""
