@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint format setup clean
+.PHONY: demo test quick lint format bundle setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -22,6 +22,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bundle: setup ## Pack the bundle for Claude Desktop; needs Node.
+	$(BIN)/python tools/bundle.py --pack dist/nnterp-mcp.mcpb
 
 setup: $(READY)
 

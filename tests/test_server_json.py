@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ def _manifest() -> dict[str, Any]:
 
 def test_the_manifest_is_valid():
     jsonschema.validate(_manifest(), json.loads((ROOT / "tests" / "server.schema.json").read_text()))
+
+
+def test_the_manifest_is_current():
+    command = [sys.executable, str(ROOT / "tools" / "server_json.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run: python tools/server_json.py"
 
 
 def test_the_manifest_names_this_version():
