@@ -47,21 +47,21 @@ A laboratory for looking inside open-weight language models. A loaded model stay
 1. Load: load_model ("smollm2-135m" is built in). While one model is loaded, leave `model` out.
 2. Look: tokenize (positions), logit_lens and patchscope (what each layer holds), attention_probs (what heads read; \
 induction and other kinds of heads), inspect_model (modules and sites).
-3. Hypothesise: attribute (which parts or tokens give an answer), collect_activations and train_probe (what can be read \
-off). Say beforehand what would count against it.
+3. Hypothesise: attribute (which parts or tokens give an answer), collect_activations and train_probe (what can be \
+read off). Say beforehand what would count against it.
 4. Intervene: patch_activations (which states carry an answer), make_vector and steer, generate (text beside its \
 baseline), `interventions` in most tools that run the model, edit_model (edits that stay).
 5. Control: control=true in steer and patch_activations, shuffled labels in train_probe, random heads beside those you \
 knock out, run_prompts over many prompts.
-6. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run gives all that an answer \
-left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs. plot=true adds \
-a picture.
+6. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run gives all that an \
+answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs. \
+plot=true adds a picture.
 
 interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (factor), zero, mean (prompts), patch \
 (from: {prompt, position, layer} or {run}), project_out (vector), all with site, positions, heads or neurons; skip; \
-knockout (heads, query_positions, key_positions); set_attention (heads, pattern). site: token_embeddings, layers_input, \
-layers_output (default of add, patch and project_out), attentions_output, mlps_output, heads_output, queries, keys, \
-values, attention_probabilities. They act in the order in which the model runs.
+knockout (heads, query_positions, key_positions); set_attention (heads, pattern). site: token_embeddings, \
+layers_input, layers_output (default of add, patch and project_out), attentions_output, mlps_output, heads_output, \
+queries, keys, values, attention_probabilities. They act in the order in which the model runs.
 
 Layers and positions count from 0, negative ones from the end. Probabilities run from 0 to 1; entropies and KL \
 divergences are in nats; nnterp://glossary explains words. Errors say what to change."""
