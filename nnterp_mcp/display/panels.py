@@ -19,6 +19,7 @@ from nnterp_mcp.display.text import fitted, font, literal, width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 SIZE = 8.5
 """Points of most text; at 100 dots an inch that is 12 pixels."""
@@ -96,6 +97,11 @@ def _named(axes: Axes, inches: float, title: str, across: str, up: str) -> None:
     axes.set_xlabel(literal(across), fontproperties=font(SIZE), color=style.INK)
     axes.set_ylabel(literal(up), fontproperties=font(SIZE), color=style.INK)
     axes.tick_params(length=2, labelsize=SIZE, labelfontfamily="DejaVu Sans", colors=style.INK)
+
+
+def _explain(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], corner: tuple[float, float]) -> None:
+    """Says what lines stand for; named one by one, since a legend left to itself passes over some names."""
+    axes.legend(lines, names, loc="upper left", bbox_to_anchor=corner, frameon=False, prop=font(SIZE), handlelength=1.6)
 
 
 def _text(content: str, room: float, size: float) -> str:
@@ -210,19 +216,21 @@ class _Lines:
             axes.spines[spine].set_visible(False)
         colours = style.colours_of(panel.curves)
         dashes = style.dashes_of(panel.curves)
+        drawn: list[Line2D] = []
         for curve, marker in zip(panel.curves, cycle(_MARKERS), strict=False):
             line = dashes[curve.name][0] if curve.name in dashes else "-"
-            self._draw(axes, curve, colours[curve.name], line, marker)
+            drawn.append(self._draw(axes, curve, colours[curve.name], line, marker))
         if panel.span is not None:
             axes.set_ylim(*_including(axes.get_ylim(), panel.span))
         self._name_ticks(axes)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, prop=font(SIZE), handlelength=1.6)
+        names = [_text(curve.name, 2.4, SIZE) for curve in panel.curves]
+        _explain(axes, drawn, names, (1.0, 1.02))
 
-    def _draw(self, axes: Axes, curve: Curve, colour: str, line: str, marker: str) -> None:
+    def _draw(self, axes: Axes, curve: Curve, colour: str, line: str, marker: str) -> Line2D:
         control = curve.role == "control"
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0, label="_band")
-        axes.plot(
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+        (drawn,) = axes.plot(
             curve.x,
             curve.y,
             color=colour,
@@ -230,11 +238,8 @@ class _Lines:
             linewidth=1.4,
             marker="" if control and len(curve.x) > 1 else marker,
             markersize=3.5,
-            # A name that begins with an underscore would be left out of the legend.
-            label=f"\u200b{_text(curve.name, 2.4, SIZE)}"
-            if curve.name.startswith("_")
-            else _text(curve.name, 2.4, SIZE),
         )
+        return drawn
 
     def _name_ticks(self, axes: Axes) -> None:
         names = self._panel.names
@@ -280,18 +285,15 @@ class _Beams:
                 axes.plot([bar.low, bar.high], [place, place], color=style.INK, linewidth=1.1)
         marked = [(bar.mark, place) for place, bar in enumerate(panel.bars) if bar.mark is not None]
         if panel.mark and marked:
-            axes.plot(
+            drawn = axes.plot(
                 *zip(*marked, strict=True),
                 linestyle="",
                 marker="D",
                 markersize=5,
                 markerfacecolor="white",
                 markeredgecolor=style.INK,
-                label=literal(panel.mark),
             )
-            axes.legend(
-                loc="upper left", bbox_to_anchor=(0, -0.45 / size[1]), frameon=False, prop=font(SIZE), borderpad=0
-            )
+            _explain(axes, drawn, [_text(panel.mark, size[0], SIZE)], (0, -0.45 / size[1]))
         axes.axvline(0, color=style.INK, linewidth=0.8)
         step = _every(len(places), size[1])
         axes.tick_params(axis="y", length=0)

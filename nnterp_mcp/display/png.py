@@ -138,9 +138,9 @@ class _Plan:
 def _encoded(picture: Image.Image) -> bytes:
     """A picture as PNG: in all its colours, or in 256 of them, or smaller, whatever first is small enough."""
     while True:
-        for one in (picture, picture.quantize(256)):
+        for reduced in (False, True):
             sink = io.BytesIO()
-            one.save(sink, "PNG", optimize=True)
+            (picture.quantize(256) if reduced else picture).save(sink, "PNG")
             if sink.tell() <= LARGEST:
                 return sink.getvalue()
         picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4))
