@@ -8,10 +8,10 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Prompts, TargetSets
-from nnterp_mcp.operations import Interventions
 from nnterp_mcp.toolset.attribute.digest import digest, render
 from nnterp_mcp.toolset.attribute.figure import figure
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
+from nnterp_mcp.toolset.collect_activations.contract import Edits
 from nnterp_mcp.toolset.patch_activations.corrupted import Ablated, CorruptedField
 
 Method = Literal["direct", "gradient", "integrated", "patching"]
@@ -42,7 +42,7 @@ class AttributeParams(ModelParams):
     ] = None
     steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
-    interventions: Interventions = ()
+    interventions: Edits = ()
     plot: Plot = False
 
     @property

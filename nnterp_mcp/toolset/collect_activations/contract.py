@@ -22,7 +22,7 @@ ProbedPositions = Annotated[
 ]
 Pooling = Annotated[Literal["none", "mean", "last"], Field(description="Of positions.")]
 Edits = Annotated[
-    Interventions, WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": "Edits in force."})
+    Interventions, WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": "As in generate."})
 ]
 
 

@@ -67,8 +67,8 @@ PromptSet = Annotated[
 class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
-    name: Annotated[VectorName, Field(description="Name for later calls: letters, digits, . _ -")]
-    method: Annotated[Method, Field(description="What the direction is made of.")]
+    name: Annotated[VectorName, Field(description="Letters, digits, . _ -")]
+    method: Annotated[Method, Field(description="See above.")]
     positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
     negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
     run: Annotated[str | None, Field(description="A collect_activations; positive, negative: its groups.")] = None
@@ -248,11 +248,11 @@ SPEC = ToolSpec(
     name="make_vector",
     title="Make a steering vector",
     description=(
-        "Makes a named direction of the residual stream for steer and interventions, and keeps it with its origin "
-        "until deleted. mean_difference: mean state after each layer over `positive` minus over `negative`; "
+        "Makes a named direction of the residual stream for steer and interventions, kept until deleted. "
+        "mean_difference: mean state after each layer over `positive` minus `negative`; "
         "principal_component: of the differences of pairs; activation: of one prompt; (un)embedding_difference: "
-        "between tokens; random: given norm and seed; file: numbers; delete: removes it. Reports how well unseen "
-        "prompts are told apart: match the two sets in all but what you mean."
+        "between tokens; random: given norm and seed; file: numbers. Reports how well unseen "
+        "prompts are told apart: match the sets in all else."
     ),
     params=MakeVectorParams,
     result=MakeVectorResult,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
 from nnterp_mcp.operations import Heads
+from nnterp_mcp.toolset.collect_activations.contract import Edits
 from nnterp_mcp.toolset.patch_activations.corrupted import CorruptedField
 from nnterp_mcp.toolset.patch_activations.digest import digest, render
 from nnterp_mcp.toolset.patch_activations.figure import figure
@@ -128,6 +129,8 @@ class PatchActivationsParams(ModelParams):
     direction: Annotated[Direction, Field(description="Run patched.")] = "denoising"
     metric: Annotated[MetricChoice, Field(description="By targets.")] = "auto"
     receivers: _Receivers = None
+    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1
+    interventions: Edits = ()
     control: Annotated[bool, Field(description="Random cells beside.")] = False
     plot: Plot = False
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from statistics import fmean, stdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, lines, number, plural, quoted, shared_tokens, table
+from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, shared_tokens, table
 from nnterp_mcp.toolset.patch_activations.result import (
     Column,
     Measured,
@@ -70,7 +70,8 @@ def _where(cell: PatchedCell, result: PatchActivationsResult) -> str:
     column = result.columns[cell.column]
     if result.by_head:
         return f"L{cell.layer}H{column.label}"
-    return f"layer {cell.layer} at {_spoken(column)}"
+    about = f"{result.window} layers about " if result.window > 1 else ""
+    return f"{about}layer {cell.layer} at {_spoken(column)}"
 
 
 def _spoken(column: Column) -> str:
@@ -203,6 +204,9 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
     if result.clean.low is not None:
         over = f"{result.draws} draws of noise" if result.prompts == 1 else f"{result.prompts} prompts"
         notes.append(f"Means over {over}; 95 % intervals by resampling them.")
+    if result.window > 1:
+        notes.append(f"A cell stands for {result.window} adjacent layers about its own, fewer at either end.")
+    notes += in_force(result.in_force)
     if order and result.together is None:
         notes.append("The strongest of many cells stands out by chance too: control=true compares it with random ones.")
     notes += shared_tokens(result.shared)

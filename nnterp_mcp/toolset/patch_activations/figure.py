@@ -17,10 +17,11 @@ def figure(result: PatchActivationsResult, arrays: Arrays) -> Figure:
     panels: list[Panel] = [_grid(site, result) for site in sites[:_SITES]]
     if result.together is not None:
         panels.append(_control(result))
+    windows = f" · windows of {result.window} layers" if result.window > 1 else ""
     paths = "" if result.receivers is None else f" · direct paths to {result.receivers}"
     return Figure(
         title=f"Activation patching ({result.direction}) · {result.model}",
-        subtitle=f"{_prompts(result)}{paths}",
+        subtitle=f"{_prompts(result)}{paths}{windows}",
         panels=panels,
         columns=3 if len(panels) > 4 or (len(panels) == 3 and len(result.columns) < 12) else 2,
         notes=[

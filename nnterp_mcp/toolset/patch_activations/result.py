@@ -83,6 +83,8 @@ class PatchActivationsResult(Result):
         metric: What was measured.
         corruption: How the corrupted runs came about, in words.
         receivers: Where paths end, in words; None where every path counts.
+        window: How many adjacent layers a cell stands for.
+        in_force: The operations in force in both runs.
         prompts: Clean prompts.
         texts: The first of them, and its corrupted prompt where there is one.
         draws: Draws of noise for each; 1 without noise.
@@ -101,6 +103,8 @@ class PatchActivationsResult(Result):
     metric: str
     corruption: str
     receivers: str | None
+    window: int = 1
+    in_force: list[str] = Field(default_factory=list)
     prompts: int
     texts: list[str] = Field(default_factory=list)
     draws: int

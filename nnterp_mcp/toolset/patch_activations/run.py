@@ -12,7 +12,7 @@ from torch import Tensor
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.alignment import LabelledSpans, Span
-from nnterp_mcp.interventions.corruption import Pair
+from nnterp_mcp.interventions.corruption import Pair, put_in_force
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.matched_cells import draw_matched, strongest
 from nnterp_mcp.interventions.metrics import default_metric
@@ -51,11 +51,19 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     model = bench.model
     prompts = bench.encode(params.clean)
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
+    if params.interventions:
+        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job))
     targets = follow_target_sets(params.targets, len(prompts), model.tokenizer)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))
     grid = make_grid(
-        model, pairs, sites, layers=params.layers, positions=_positions(params.positions), heads=params.heads
+        model,
+        pairs,
+        sites,
+        layers=params.layers,
+        positions=_positions(params.positions),
+        heads=params.heads,
+        window=params.window,
     )
     total = len(pairs) * len(grid.cells)
     if total > _MOST_RUNS:
@@ -72,7 +80,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         targets=[list(found.ids.values()) for found in targets],
         ablation=ablation,
         receivers=_receivers(model, params),
-        batch_tokens=bench.settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
     )
     found = patcher.patch(on_batch=lambda done: job.progress(done, total, f"{done} of {total} runs read"))
     summary = _Summary(patcher, found)
@@ -84,6 +92,8 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         metric=patcher.metric,
         corruption=how,
         receivers=_named(params),
+        window=params.window,
+        in_force=list(pairs[0].clean.plan.labels),
         prompts=len(prompts),
         texts=_texts(pairs[0]),
         draws=len(pairs) // len(prompts),
