@@ -111,7 +111,8 @@ Hypothesise, then intervene
 Where one clean state brings the answer back (recovery near 1), it is carried there: at the subject's tokens in early \
 layers, at the last token later. The fact is recalled around the layers where it moves.
 {call("patch_activations", **swap, positions=places, sites=["attentions_output", "mlps_output"])}
-MLPs at the subject's last token that recover suggest recall; attention at the last token suggests copying from there.
+MLPs at the subject's last token that recover suggest recall; attention at the last token suggests copying from there. \
+Layer 0 recovers at the subject in any case: it holds little but the token itself.
 {call("patch_activations", **swap, positions={"end": "last"}, heads="all")}
 {call("attribute", prompts=clean, targets=wrong, by="head", model=named)}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -182,6 +183,27 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = install(tmp_path, "vscode", "--file", "/proc/mcp.json")
 
     assert done.stderr.startswith("forbidden: /proc/mcp.json cannot be written: ")
+
+
+def test_the_readme_shows_what_is_installed(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL)]
+
+    def printed(client: str, *flags: str) -> dict[str, Any]:
+        block = json.loads(install(tmp_path, client, "--dry-run", *flags).stdout.split("\n", 1)[1])
+        (server,) = block[SECTION.get(client, "mcpServers")].values()
+        if "command" in server:
+            server["command"] = "/home/me/.venv/bin/nnterp-mcp"
+        return block
+
+    assert printed("cursor") == printed("claude-desktop")
+    assert blocks[:3] == [
+        printed("claude-desktop"),
+        printed("vscode"),
+        printed("cursor", "--url", "http://127.0.0.1:8765/mcp"),
+    ]
+    code = printed("claude-code")["mcpServers"]["nnterp"]
+    assert f"claude mcp add --scope user nnterp -- {code['command']} {' '.join(code['args'])}\n" in readme
 
 
 def test_a_token_without_a_url_makes_no_sense(tmp_path: Path) -> None:
