@@ -45,9 +45,9 @@ export function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
-/** A cell of a table as text: lists in brackets, numbers short. */
+/** A cell of a table as text: lists in brackets with their texts in quotes, numbers short. */
 export function plain(value) {
-  if (Array.isArray(value)) return `[${value.map(plain).join(", ")}]`;
+  if (Array.isArray(value)) return `[${value.map((part) => (typeof part === "string" ? quoted(part) : plain(part))).join(", ")}]`;
   if (value === null || value === undefined) return "";
   return typeof value === "number" ? number(value, 6) : String(value);
 }

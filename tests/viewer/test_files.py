@@ -251,6 +251,26 @@ def test_attribution_shows_every_head(tmp_path: Path, browser: Browser, saved: S
         expect(page.get_by_text("Beside the layers: embeddings 1.")).to_be_visible()
 
 
+def test_the_focused_cell_is_never_under_a_header(tmp_path: Path, browser: Browser, saved: Saved) -> None:
+    store = RunStore(tmp_path / "runs")
+    run = lens_run(store, [f"token{place} " for place in range(45)], layers=50)
+
+    with opened(browser) as watched:
+        page = watched.page
+        page.goto(saved(store, run.id))
+        selected(page).focus()
+        for key in ("PageUp", "PageUp", "PageUp", "ArrowLeft", "Home", "Control+Home", "Control+End", "Home"):
+            page.keyboard.press(key)
+            assert page.evaluate(UNCOVERED), key
+
+
+UNCOVERED = """() => {
+  const cell = document.activeElement, box = cell.getBoundingClientRect();
+  const corners = [[box.left + 2, box.top + 2], [box.right - 2, box.top + 2], [box.left + 2, box.bottom - 2]];
+  return cell.tagName === "TD" && corners.every(([x, y]) => cell.contains(document.elementFromPoint(x, y)));
+}"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["lens", "attention", "patching", "steering", "prompt set"])
 def test_text_can_be_read_in_light_and_dark(

@@ -109,7 +109,7 @@ class Patterns {
       item: (from, to) => pattern.at(from, to),
       modes: [
         { name: "attention probability", of: ({ probability }) => probability, ramp: () => sequential(0, 1) },
-        { name: "the same, the first token aside", of: ({ to, probability }) => (to === 0 ? null : probability) },
+        { name: "the same, but to the first token", of: ({ to, probability }) => (to === 0 ? null : probability) },
       ],
       shows: ({ probability }) => hundredths(probability),
       says: ({ from, to, probability }) =>

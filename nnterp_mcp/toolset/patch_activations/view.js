@@ -15,6 +15,7 @@ export async function show(run, stage) {
   const sites = [...new Set(cells.map(({ site }) => site))];
   const body = element("div", {});
   const draw = (index) => drawSite(body, found, columns, cells.filter(({ site }) => site === sites[index]));
+  stage.append(...(found.texts ?? []).map((text) => element("p", { class: "prompt" }, text)));
   stage.append(element("p", { class: "baselines" }, baselines(found), " ", control(found)));
   stage.append(sites.length > 1 ? choice("Site", sites, 0, draw) : element("p", { class: "note" }, `Site: ${sites[0]}`), body);
   await draw(0);
