@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     max_prompts: int = Field(default=1024, ge=1)
     max_prompt_tokens: int = Field(default=8192, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
-    """Padded tokens in one forward pass, at most (a single longer prompt runs alone)."""
+    """Padded tokens in one forward pass, at most (a single longer prompt runs alone; a CPU takes 1,024)."""
 
     max_states_bytes: int = Field(default=2_000_000_000, ge=1)
     """Bytes of the states that one call collects."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from nnterp_mcp.session.collected import Collected
 
 
+_CPU_TOKENS = 1024
+"""Tokens with which a CPU is at its fastest already."""
+
 _HASHING = 0.2
 """Seconds that the end of a run waits for the hashes of the model's files."""
 
@@ -131,6 +134,15 @@ class Bench:
         self._model = model
         self._origin = origin or self._origin
 
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens in one forward pass, at most.
+
+        Larger batches make no CPU faster, and a call tells its progress and keeps what it has batch by batch.
+        """
+        allowed = self.settings.batch_tokens
+        return min(allowed, _CPU_TOKENS) if self.model.device.type == "cpu" else allowed
+
     @contextmanager
     def stopping(self, check: Callable[[], None]) -> Generator[None]:
         """While in force, the model asks before each of its layers whether to go on: a pass may take many seconds.
@@ -200,6 +212,6 @@ class Bench:
             prompts,
             self.find_vector,
             states=self.find_states,
-            batch_tokens=self.settings.batch_tokens,
+            batch_tokens=self.batch_tokens,
             check=job.check,
         )

@@ -51,7 +51,7 @@ _TIED = "the interventions name positions or prompts, which random tokens do not
 
 def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsResult:
     """Reads the prompts, and repeated random tokens where kinds are wanted."""
-    model, settings = bench.model, bench.settings
+    model = bench.model
     prompts = bench.encode(params.prompts)
     chosen = choose_heads(model, params.layers, params.heads)
     queries = _queries(params, prompts, chosen)
@@ -69,7 +69,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         queries,
         top_k=params.top_k,
         plan=in_force,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
         on_pattern=_keeper(job, prompts, chosen),
     )
@@ -127,7 +127,7 @@ def _acts_everywhere(operation: Operation) -> bool:
 
 
 def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job) -> HeadKinds:
-    model, settings = bench.model, bench.settings
+    model = bench.model
     repeated = repeat_random_tokens(model)
     total = len(repeated.prompts)
     in_force = bench.plan(params.interventions, repeated.prompts, job)
@@ -136,7 +136,7 @@ def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoi
         repeated,
         chosen,
         plan=in_force,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.progress(done, total, f"{done} of {total} sequences of random tokens"),
     )
 

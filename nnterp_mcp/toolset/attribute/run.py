@@ -105,7 +105,7 @@ def _direct(
         split,
         layers=params.layers,
         plan=plan,
-        batch_tokens=bench.settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
     )
     _keep_parts(job, found)
@@ -165,7 +165,7 @@ def _tokens(
 ) -> AttributeResult:
     plan = bench.plan(params.interventions, prompts, job)
     metric = default_metric(len(params.targets[0]))
-    tokens = bench.settings.batch_tokens
+    tokens = bench.batch_tokens
     if params.method == "gradient":
         found = multiply_gradients(
             bench.model,
@@ -246,7 +246,7 @@ def _patching(
         grid,
         metric=default_metric(len(params.targets[0])),
         targets=_ids(targets),
-        batch_tokens=bench.settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
     )
     found = estimate_effects(patcher, lambda done: job.progress(done, None, f"{done} of {len(pairs)} pairs estimated"))
     compared = compare_with_patches(

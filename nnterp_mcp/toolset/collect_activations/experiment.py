@@ -85,7 +85,7 @@ class Experiment:
             self.rows,
             self.places,
             plan=self.plan,
-            batch_tokens=self.bench.settings.batch_tokens,
+            batch_tokens=self.bench.batch_tokens,
         ):
             into.put(block.numbers, block.states.numpy())
             finished += block.numbers

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     """Generates, batch by batch, the baseline and, if there are interventions, the edited text."""
-    model, settings = bench.model, bench.settings
+    model = bench.model
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
     edits = bench.plan(params.interventions, prompts, job)
     plans = [NOTHING, edits] if edits else [NOTHING]
@@ -36,7 +36,7 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
             texts=sorted((text for part in parts for text in part.texts), key=lambda text: text.index),
         )
 
-    room = max(1, settings.batch_tokens - params.max_new_tokens)
+    room = max(1, bench.batch_tokens - params.max_new_tokens)
     batches = fill_batches(prompts, room, model.pad_id, model.device, pad=model.can("batch"))
     return job.in_parts([batch.prompts for batch in batches], Texts, write, assemble, "prompts")
 
@@ -52,7 +52,7 @@ def _generate(
         plans[at],
         max_new_tokens=params.max_new_tokens,
         sampling=Sampling(params.temperature, params.top_p, params.top_k, params.seed),
-        batch_tokens=bench.settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_token=lambda done: job.step((at * params.max_new_tokens + done) / steps, f"{what}: step {done}"),
         should_stop=job.check,
     )

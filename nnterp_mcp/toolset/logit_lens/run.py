@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     """Reads the lens batch by batch, and puts words to its tokens."""
-    model, settings = bench.model, bench.settings
+    model = bench.model
     prompts = bench.encode(params.prompts)
     targets = follow_targets(params.targets, model.tokenizer)
     edits = bench.plan(params.interventions, prompts, job)
@@ -37,7 +37,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             categories=[list(targets.ids.values())] * len(group),
             inverse=params.lens == "inverse",
             plan=edits,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=bench.batch_tokens,
             on_batch=lambda done: job.check(),
         )
         return Readings(
@@ -56,7 +56,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             readings=sorted(readings, key=lambda reading: (reading.prompt, reading.position)),
         )
 
-    batches = fill_batches(prompts, settings.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
+    batches = fill_batches(prompts, bench.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
     return job.in_parts([batch.prompts for batch in batches], Readings, read, assemble, "prompts")
 
 

@@ -101,7 +101,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[Stat
     """The states of the positive and of the negative prompts, where there are any; and what was in force."""
     if params.run is not None:
         return recall_states(bench, params)
-    model, settings = bench.model, bench.settings
+    model = bench.model
     total = len(params.positive) + len(params.negative)
     bench.admit(total)
     sets = [prompts for prompts in (params.positive, params.negative) if prompts]
@@ -115,7 +115,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[Stat
                 resolve_layers(params.layers, model.num_layers, bench.handle),
                 params.positions,
                 limit=bench.longest_prompt(),
-                batch_tokens=settings.batch_tokens,
+                batch_tokens=bench.batch_tokens,
                 on_batch=_reporter(job, before, total),
             )
         )

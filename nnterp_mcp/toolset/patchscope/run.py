@@ -33,7 +33,7 @@ Lengths = list[list[tuple[float, float]]]
 
 def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     """Reads the sources, patches the target, and puts words to the tokens."""
-    model, settings = bench.model, bench.settings
+    model = bench.model
     prompts = bench.encode(params.source_prompts or ())
     encoded = _encode(
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
@@ -62,7 +62,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             categories=[origin.ids for origin in chosen.origins],
             max_new_tokens=params.max_new_tokens,
             plan=edits,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=bench.batch_tokens,
             on_batch=lambda done: job.step(done / total, f"{done} of {total} patches"),
         )
         own = None if lengths is None else [lengths[source] for source in group]
@@ -84,7 +84,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         )
 
     patch_tokens = len(sources.pairs) * (len(target.ids) + params.max_new_tokens)
-    size = max(1, settings.batch_tokens // patch_tokens)
+    size = max(1, bench.batch_tokens // patch_tokens)
     numbers = range(len(sources.origins))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return job.in_parts(groups, Scoped, scope, assemble, "sources")

@@ -95,7 +95,7 @@ def gather_states(
         positions,
         layers,
         plan=plan,
-        batch_tokens=bench.settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.check(),
     )
     at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]

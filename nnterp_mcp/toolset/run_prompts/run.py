@@ -75,7 +75,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
         names,
         targets,
         bench.plan(params.interventions, prompts, job),
-        params.batch_tokens or bench.settings.batch_tokens,
+        params.batch_tokens or bench.batch_tokens,
     )
 
     def assemble(parts: Sequence[PromptRows], taken: int) -> RunPromptsResult:

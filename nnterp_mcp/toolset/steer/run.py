@@ -30,7 +30,7 @@ _MOST_RUNS = 20_000
 
 def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     """Runs the sweep and puts words to its tokens."""
-    model, settings = bench.model, bench.settings
+    model = bench.model
     prompts = bench.encode(params.prompts, params.max_new_tokens)
     directions = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
@@ -48,7 +48,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         top_k=params.top_k,
         targets=targets.ids,
         max_new_tokens=params.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.progress(
             done, None if params.max_new_tokens else total, f"{done} of {total} runs read"
         ),
