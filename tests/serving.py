@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ class Caller:
 
     def tools(self) -> list[Tool]:
         return self._portal.call(self._client.list_tools).tools
+
+    def ask(self, method: str, **arguments: Any) -> Any:
+        """Calls a method of the SDK's client."""
+        return self._portal.call(partial(getattr(self._client, method), **arguments))
 
     def resources(self) -> list[Resource]:
         return self._portal.call(self._client.list_resources).resources

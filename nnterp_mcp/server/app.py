@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import anyio
@@ -31,6 +32,7 @@ from nnterp_mcp.render import elided
 from nnterp_mcp.server import apps, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
+from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.session import figures
@@ -72,6 +74,7 @@ def build(session: Session) -> Server[Any]:
     resources, prompts = Resources(session), Prompts(session)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
+        first_page(params)
         return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
 
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
@@ -105,8 +108,9 @@ def build(session: Session) -> Server[Any]:
     return server
 
 
+@cache
 def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
-    """A tool as `tools/list` shows it."""
+    """A tool as `tools/list` shows it; the SDK asks for the whole list at every call over HTTP."""
     return Tool(
         name=spec.name,
         title=spec.title,

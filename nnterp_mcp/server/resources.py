@@ -27,6 +27,7 @@ from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import size
 from nnterp_mcp.server import apps, documents, replies
+from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.session import figures
 from nnterp_mcp.session.records import RunRecord
 from nnterp_mcp.session.runs import late
@@ -73,6 +74,7 @@ class Resources:
 
     async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The documents, and the latest runs."""
+        first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
@@ -80,6 +82,7 @@ class Resources:
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         """The addresses that every tool and every run has."""
+        first_page(params)
         return ListResourceTemplatesResult(
             resource_templates=[
                 *documents.TEMPLATES,
