@@ -33,7 +33,7 @@ async function drawSite(body, found, columns, cells) {
     item: (row, column) => places.get(`${layers[row]} ${column}`) ?? null,
     modes: modes(cells[0], found),
     shows: (cell, mode) => hundredths(mode.of(cell)),
-    says: (cell) => `Layer ${cell.layer}, ${heads[cell.column].says}: ${told(cell, found)}`,
+    says: (cell) => `${where(cell, found)}, ${heads[cell.column].says}: ${told(cell, found)}`,
     details: (cell) => details(cell, found),
   });
   body.replaceChildren(map.node);
@@ -71,6 +71,11 @@ function reach(values, middle, least) {
 
 function name(cell) {
   return "recovery.mean" in cell ? "recovery" : "metric";
+}
+
+/** The layer of a cell, or those about it where it stands for several. */
+function where({ layer }, { window = 1 }) {
+  return window > 1 ? `${window} layers about layer ${layer}` : `Layer ${layer}`;
 }
 
 function interval(cell, prefix) {
