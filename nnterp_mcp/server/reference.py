@@ -25,14 +25,18 @@ def section(spec: ToolSpec[Any, Any, Any]) -> str:
         "reaches beyond this machine": spec.open_world,
     }
     behaviour = ", ".join(name for name, holds in hints.items() if holds)
-    rows = [parameter(name, part, schema.get("required", [])) for name, part in schema.get("properties", {}).items()]
+    whole = spec.params.model_json_schema().get("properties", {})  # with the defaults that go without saying
+    rows = [
+        parameter(name, part, "required" if name in schema.get("required", []) else whole[name].get("default"))
+        for name, part in schema.get("properties", {}).items()
+    ]
     lines = [f"## `{spec.name}`\n", f"{spec.description}\n", f"*{spec.title}: {behaviour}.*\n"]
     if rows:
         lines += ["| parameter | type | default | meaning |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
-def parameter(name: str, schema: dict[str, Any], required: list[str]) -> str:
+def parameter(name: str, schema: dict[str, Any], default: Any) -> str:
     """One row of a tool's table."""
     kind = schema.get("type", schema.get("anyOf", "any"))
     if "enum" in schema:
@@ -40,6 +44,6 @@ def parameter(name: str, schema: dict[str, Any], required: list[str]) -> str:
     elif schema.get("anyOf"):
         kind = [value for part in schema["anyOf"] for value in part.get("enum", [part.get("type", "any")])]
     shown = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
-    default = "required" if name in required else f"`{json.dumps(schema.get('default'))}`"
+    default = default if default == "required" else f"`{json.dumps(default)}`"
     meaning = schema.get("description", "").replace("|", "\\|")
     return f"| `{name}` | {shown} | {default} | {meaning} |"
