@@ -98,7 +98,7 @@ class Resources:
         try:
             return ReadResourceResult(contents=[await self._read(params.uri)])
         except NnterpError as error:
-            raise MCPError(INVALID_PARAMS, replies.worded(error)) from None
+            raise MCPError(INVALID_PARAMS, replies.worded(error), {"uri": params.uri}) from None
         except Exception as error:
             raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None
 

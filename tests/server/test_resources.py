@@ -30,6 +30,7 @@ def refusal(read: Callable[[], Any]) -> str:
     with pytest.raises(MCPError) as raised:
         read()
     assert raised.value.error.code == INVALID_PARAMS
+    assert set(raised.value.error.data) == {"uri"}
     return raised.value.error.message
 
 
