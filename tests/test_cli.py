@@ -38,7 +38,7 @@ def test_help_names_the_commands() -> None:
 
     assert "serve" in help_
     assert "demo" in help_
-    assert all(command in help_ for command in ("runs", "replay", "export"))
+    assert all(command in help_ for command in ("runs", "replay", "export", "install", "connect"))
 
 
 def test_a_command_is_needed() -> None:

@@ -1,7 +1,8 @@
 """A client on stdio, and a server that listens on HTTP: messages carried between the two as they are.
 
 Both eras of the protocol pass. A request of 2026-07-28 says its version itself, and is cancelled by hanging up; before
-that, a client begins with `initialize`, which gives a session, and cancels with a notification.
+that, a client begins with `initialize`, which gives a session, and cancels with a notification. What a server says
+outside of any request does not pass: ours says nothing there.
 """
 
 from __future__ import annotations
@@ -45,9 +46,6 @@ SILENCE = 60.0
 
 _CONNECT = 10.0
 """Seconds to open a connection."""
-
-_RETRY = 5.0
-"""Seconds until the stream of the server's own messages is opened again."""
 
 _GOODBYE = 2.0
 """Seconds that a session's end may take once the client has left."""
@@ -104,8 +102,6 @@ class Bridge:
             self._cancel(message, tasks)
         elif self._handshake is not None:
             await self._tell(message)  # in order: a server takes no request before it is told that all is ready
-            if getattr(message, "method", None) == _INITIALIZED.method:
-                tasks.start_soon(self._listen)
 
     def _cancel(self, notification: JSONRPCNotification, tasks: TaskGroup) -> None:
         cancelled = (notification.params or {}).get("requestId")
@@ -180,18 +176,6 @@ class Bridge:
         with suppress(httpx2.HTTPError):
             async with self._posted(message) as response:
                 await response.aread()
-
-    async def _listen(self) -> None:
-        """Hands on what the server says unasked, for as long as it has a stream for that."""
-        while True:
-            with suppress(httpx2.HTTPError, ValidationError):
-                async with self._http.stream("GET", self._address, headers=self._headers()) as response:
-                    if response.status_code == 405:
-                        return
-                    if response.status_code == 200:
-                        async for message in _messages(response):
-                            await self._send(message)
-            await anyio.sleep(_RETRY)
 
     async def _end_session(self) -> None:
         if self._session is not None:

@@ -20,7 +20,9 @@ from mcp_types import JSONRPCError, JSONRPCRequest, ResourceTemplateReference
 from nnterp_mcp.server.bridge import Bridge
 from tests.serving import Caller, HttpServer, ended, http, raw, stdio, text, until
 
-ERAS = ("2026-07-28", "legacy")
+ERAS = ("auto", "legacy")
+"""How a client begins: by asking for 2026-07-28, or by the handshake of the versions before it."""
+
 PROMPT = "The capital of France is"
 TOKEN = "a-token-of-this-test-0123456789"
 
@@ -46,7 +48,7 @@ def server(tiny: Callable[..., Path]) -> Generator[HttpServer]:
         yield started
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", [pytest.param("auto", marks=pytest.mark.slow), "legacy"])
 def test_answers_through_the_bridge_are_the_servers(era: str, server: HttpServer) -> None:
     calls: list[tuple[str, dict[str, Any]]] = [
         ("load_model", {"model": "tiny-llama-that-is-not-there"}),
@@ -60,14 +62,16 @@ def test_answers_through_the_bridge_are_the_servers(era: str, server: HttpServer
     with server.client() as direct, bridge(server.address, era) as bridged:
         for tool, arguments in calls:
             assert text(bridged.call(tool, **arguments)) == text(direct.call(tool, **arguments))
-        run_id = bridged.resources()[0].name
+        address = next(resource.uri for resource in bridged.resources() if resource.uri.startswith("run://"))
         reference = ResourceTemplateReference(uri="run://{run_id}")
         unknown = [refusal(lambda client=client: client.call("no_such_tool")) for client in (bridged, direct)]
 
         assert bridged.instructions == direct.instructions
         assert bridged.tools() == direct.tools()
         assert bridged.resource_templates() == direct.resource_templates()
-        assert bridged.read(f"run://{run_id}").contents == direct.read(f"run://{run_id}").contents
+        assert bridged.prompts() == direct.prompts()
+        assert bridged.prompt("induction_heads") == direct.prompt("induction_heads")
+        assert bridged.read(address).contents == direct.read(address).contents
         assert bridged.complete(reference, "run_id", "") == direct.complete(reference, "run_id", "")
         assert unknown[0] == unknown[1]
 
@@ -97,7 +101,7 @@ def test_a_client_that_leaves_ends_its_call(era: str, server: HttpServer) -> Non
         until(lambda: f"{runs[0].name} | tiny-llama | cancelled" in text(watching.call("session")))
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", [pytest.param("auto", marks=pytest.mark.slow), "legacy"])
 def test_a_server_that_dies_and_comes_back(era: str, tiny: Callable[..., Path]) -> None:
     with http() as first:
         port = urlsplit(first.address).port
