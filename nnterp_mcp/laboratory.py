@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result, ToolSpec
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.display.figure import Figure
+from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.fields import shown
 from nnterp_mcp.session.arrays import HeldRows, Rows
 from nnterp_mcp.session.bench import Bench
@@ -111,6 +112,20 @@ class Laboratory:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
         return spec.render(spec.digest(result))
+
+    def figure(self, result: Result) -> Figure:
+        """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.
+
+        Args:
+            result: What a call gave; the last one, where a figure shows arrays, such as attention patterns.
+
+        Raises:
+            Unsupported: The tool has no figure, or this result nothing that can be drawn.
+        """
+        spec = next(spec for spec in specs().values() if spec.result is type(result))
+        if spec.figure is None:
+            raise Unsupported(f"{spec.name} draws no figure", "See `show`.")
+        return spec.figure(result, {name: array.float().numpy() for name, array in self.arrays.items()})
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in _tools():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, UnknownModel
+from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, UnknownModel
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
@@ -144,3 +144,17 @@ def test_loading_takes_what_load_model_takes(folder: Path) -> None:
         Laboratory(str(folder), precision="float32")
     with pytest.raises(UnknownModel):
         Laboratory("/nowhere")
+
+
+def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recorded) -> None:
+    from nnterp_mcp.display import draw_png
+    from nnterp_mcp.session.figures import figure_of
+
+    for name in ("lens", "attention"):
+        tool, arguments = EXAMPLES[name]
+        drawn = lab.figure(lab.call(tool, **arguments))
+        served = figure_of(recorded.store, recorded.store.read(recorded.ids[name]))
+        assert [panel.title for panel in drawn.panels] == [panel.title for panel in served.panels]
+        assert draw_png(drawn) == draw_png(served)
+    with pytest.raises(NnterpError, match="generate draws no figure"):
+        lab.figure(lab.call("generate", prompts="a", max_new_tokens=1))

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnterp_mcp.display.evolution import plot_target_evolution
+    from nnterp_mcp.display.html import write_html
+    from nnterp_mcp.display.png import draw_png
     from nnterp_mcp.display.prompts import prompts_to_df
     from nnterp_mcp.display.tokens import plot_topk_tokens
 
-_HOMES = {"plot_target_evolution": "evolution", "plot_topk_tokens": "tokens", "prompts_to_df": "prompts"}
+_HOMES = {
+    "draw_png": "png",
+    "plot_target_evolution": "evolution",
+    "plot_topk_tokens": "tokens",
+    "prompts_to_df": "prompts",
+    "write_html": "html",
+}
 
-__all__ = ["plot_target_evolution", "plot_topk_tokens", "prompts_to_df"]
+__all__ = ["draw_png", "plot_target_evolution", "plot_topk_tokens", "prompts_to_df", "write_html"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from plotly.graph_objects import Bar as Beam
 from plotly.graph_objects import Figure as Chart
 from plotly.graph_objects import Heatmap as Grid
@@ -15,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Panel
+from nnterp_mcp.display.panels import shades
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -123,8 +125,6 @@ def _grid(panel: Heatmap) -> Chart:
     ]
     trace = Grid(
         z=[list(row) for row in panel.values],
-        text=shown,
-        texttemplate="%{text}" if shown else None,
         customdata=hover,
         hovertemplate="%{customdata}<br>%{z:.4g}<extra></extra>",
         colorscale=style.SEQUENTIAL if colours.centre is None else style.DIVERGING,
@@ -136,7 +136,7 @@ def _grid(panel: Heatmap) -> Chart:
     )
     longest = max((len(label) for row in labels or () for label in row), default=0)
     cell = max(48, min(130, 8 * longest + 16)) if labels else 22
-    chart = Chart(trace)
+    chart = Chart([trace, *([_labels(panel, shown)] if shown else [])])
     chart.update_layout(
         _layout(
             panel,
@@ -154,6 +154,21 @@ def _grid(panel: Heatmap) -> Chart:
         )
     )
     return chart
+
+
+def _labels(panel: Heatmap, texts: list[list[str]]) -> Scatter:
+    """The text of the cells, each in the ink that stands out from its colour."""
+    colours = shades(panel.colours).to_rgba(np.array(panel.values, dtype=float))
+    cells = [(down, across) for down, row in enumerate(texts) for across in range(len(row))]
+    return Scatter(
+        x=[across for _, across in cells],
+        y=[down for down, _ in cells],
+        text=[texts[down][across] for down, across in cells],
+        mode="text",
+        textfont={"color": [style.ink_on(*map(float, colours[cell][:3])) for cell in cells]},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _lines(panel: Curves) -> Chart:

@@ -24,7 +24,7 @@ _Chosen = tuple[HeadReading, str | None]
 
 def figure(result: AttentionProbsResult, arrays: Arrays) -> Figure:
     """Queries by keys for each of some heads on the first prompt."""
-    patterns = arrays.get("attention") or arrays.get("attention_0")
+    patterns = arrays.get("attention", arrays.get("attention_0"))
     tokens = result.tokens[0] if result.tokens else None
     chosen = _strongest(result)[:_HEADS]
     if patterns is None or tokens is None or not chosen:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Curves, Figure, Heatmap, some_of, visible
 from nnterp_mcp.display.layers import mean_curve, ordinals, token_table
-from nnterp_mcp.render import elided, in_force, plural, quoted
+from nnterp_mcp.render import elided, in_force, quoted
 from nnterp_mcp.toolset.logit_lens.result import LogitLensResult, Reading
 
 _READINGS = 12
@@ -27,8 +27,9 @@ def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
     several = len(readings) > 1
     panels = [_across(readings[:_READINGS]) if several else _alone(readings[0])]
     targets = [_targets(result)] if result.categories else []
-    prompts = len({reading.prompt for reading in readings})
-    where = quoted(elided(readings[0].text, 400)) if prompts == 1 else plural(prompts, "prompt")
+    texts = {reading.prompt: reading.text for reading in readings[:_READINGS]}
+    where = " · ".join(f"{prompt}: {quoted(elided(text, 60))}" for prompt, text in texts.items())
+    where = quoted(elided(readings[0].text, 400)) if len(texts) == 1 else where
     alone = f"{where}  → after {quoted(readings[0].token)} (position {readings[0].position})"
     return Figure(
         title=f"{_TITLES[result.lens]} · {result.model}",
