@@ -16,7 +16,13 @@ if TYPE_CHECKING:
         compute_next_token_probs,
         get_token_activations,
     )
+    from nnterp_mcp.interventions.attribution_patching import compare_with_patches, estimate_effects
+    from nnterp_mcp.interventions.collection import collect, index_rows
+    from nnterp_mcp.interventions.corruption import ablate, add_noise, pair_prompts, put_in_force, resample
+    from nnterp_mcp.interventions.direct_logit import attribute_directly
+    from nnterp_mcp.interventions.gradients import integrate_gradients, multiply_gradients
     from nnterp_mcp.interventions.lens import logit_lens
+    from nnterp_mcp.interventions.patching import Patcher, make_grid
     from nnterp_mcp.interventions.patchscope import (
         TargetPrompt,
         TargetPromptBatch,
@@ -26,14 +32,20 @@ if TYPE_CHECKING:
         patchscope_lens,
         repeat_prompt,
     )
+    from nnterp_mcp.interventions.path_patching import Receiver
+    from nnterp_mcp.interventions.places import Place
+    from nnterp_mcp.interventions.plan import plan
+    from nnterp_mcp.interventions.probes import deal_folds, make_probe, predict_held_out, probe_direction
     from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, run_prompts
     from nnterp_mcp.interventions.steering import steer
     from nnterp_mcp.laboratory import Laboratory
     from nnterp_mcp.model.check import Check, check_model
     from nnterp_mcp.model.modules import ModuleAccessor
+    from nnterp_mcp.model.prompts import encode_prompts
     from nnterp_mcp.model.rename import RenameConfig, get_rename_dict
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.thorough import Report, check_thoroughly
+    from nnterp_mcp.operations import parse_operation
 
 _NAMES = {
     "interventions.activations": (
@@ -41,7 +53,31 @@ _NAMES = {
         "compute_next_token_probs",
         "get_token_activations",
     ),
+    "interventions.attribution_patching": (
+        "compare_with_patches",
+        "estimate_effects",
+    ),
+    "interventions.collection": (
+        "collect",
+        "index_rows",
+    ),
+    "interventions.corruption": (
+        "ablate",
+        "add_noise",
+        "pair_prompts",
+        "put_in_force",
+        "resample",
+    ),
+    "interventions.direct_logit": ("attribute_directly",),
+    "interventions.gradients": (
+        "integrate_gradients",
+        "multiply_gradients",
+    ),
     "interventions.lens": ("logit_lens",),
+    "interventions.patching": (
+        "Patcher",
+        "make_grid",
+    ),
     "interventions.patchscope": (
         "TargetPrompt",
         "TargetPromptBatch",
@@ -51,14 +87,38 @@ _NAMES = {
         "patchscope_lens",
         "repeat_prompt",
     ),
-    "interventions.prompts": ("Prompt", "get_first_tokens", "run_prompts"),
+    "interventions.path_patching": ("Receiver",),
+    "interventions.places": ("Place",),
+    "interventions.plan": ("plan",),
+    "interventions.probes": (
+        "deal_folds",
+        "make_probe",
+        "predict_held_out",
+        "probe_direction",
+    ),
+    "interventions.prompts": (
+        "Prompt",
+        "get_first_tokens",
+        "run_prompts",
+    ),
     "interventions.steering": ("steer",),
     "laboratory": ("Laboratory",),
-    "model.check": ("Check", "check_model"),
+    "model.check": (
+        "Check",
+        "check_model",
+    ),
     "model.modules": ("ModuleAccessor",),
-    "model.rename": ("RenameConfig", "get_rename_dict"),
+    "model.prompts": ("encode_prompts",),
+    "model.rename": (
+        "RenameConfig",
+        "get_rename_dict",
+    ),
     "model.standardized": ("StandardizedTransformer",),
-    "model.thorough": ("Report", "check_thoroughly"),
+    "model.thorough": (
+        "Report",
+        "check_thoroughly",
+    ),
+    "operations": ("parse_operation",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -66,26 +126,49 @@ __all__ = [
     "Check",
     "Laboratory",
     "ModuleAccessor",
+    "Patcher",
+    "Place",
     "Prompt",
+    "Receiver",
     "RenameConfig",
     "Report",
     "StandardizedTransformer",
     "TargetPrompt",
     "TargetPromptBatch",
     "__version__",
+    "ablate",
+    "add_noise",
+    "attribute_directly",
     "check_model",
     "check_thoroughly",
+    "collect",
     "collect_token_activations_batched",
+    "compare_with_patches",
     "compute_next_token_probs",
+    "deal_folds",
+    "encode_prompts",
+    "estimate_effects",
     "get_first_tokens",
     "get_rename_dict",
     "get_token_activations",
+    "index_rows",
+    "integrate_gradients",
     "it_repeat_prompt",
     "logit_lens",
+    "make_grid",
+    "make_probe",
+    "multiply_gradients",
+    "pair_prompts",
+    "parse_operation",
     "patch_object_attn_lens",
     "patchscope_generate",
     "patchscope_lens",
+    "plan",
+    "predict_held_out",
+    "probe_direction",
+    "put_in_force",
     "repeat_prompt",
+    "resample",
     "run_prompts",
     "steer",
 ]
