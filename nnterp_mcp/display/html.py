@@ -143,10 +143,15 @@ def _grid(panel: Heatmap) -> Chart:
             width=max(420, 250 + cell * len(panel.columns)),
             height=max(320, 150 + 22 * len(panel.rows)),
             plot_bgcolor=style.NOTHING,
-            xaxis={"title": {"text": _shown(panel.across)}, "showgrid": False, **_ticks(panel.columns)},
+            xaxis={
+                "title": {"text": _shown(panel.across)},
+                "range": [-0.5, len(panel.columns) - 0.5],
+                "showgrid": False,
+                **_ticks(panel.columns),
+            },
             yaxis={
                 "title": {"text": _shown(panel.down)},
-                "autorange": "reversed",
+                "range": [len(panel.rows) - 0.5, -0.5],
                 "showgrid": False,
                 "automargin": True,
                 **_ticks(panel.rows),
