@@ -264,7 +264,7 @@ class RunStore:
         """
         ids = list(self._by_age())
         sizes = {run_id: _size(self._path(run_id)) for run_id in ids}
-        total = sum(sizes.values())
+        total = sum(sizes.values()) + sum(map(_size, self.unfinished.glob("*")))
         oldest = time.time() - quota.days * _DAY
         deleted: list[str] = []
         for run_id in reversed(ids):

@@ -261,6 +261,16 @@ class TestSweep:
         assert ids(store) == set(begun[3:])
         assert store.sweep(Quota(bytes=room, days=90)) == []
 
+    def test_parts_of_unfinished_calls_take_room_too(self, store: RunStore) -> None:
+        older, younger = done(store, b"x" * 10_000).id, done(store, b"x" * 10_000).id
+        age(store, older, 2)
+        room = store.size(older) + store.size(younger)
+        (store.unfinished / "call").mkdir(parents=True)
+        (store.unfinished / "call" / "0.json").write_bytes(b"x" * 100)
+
+        assert store.sweep(Quota(bytes=room, days=90)) == [older]
+        assert (store.unfinished / "call" / "0.json").exists()
+
     def test_those_that_are_too_old_go(self, store: RunStore) -> None:
         old, young = done(store).id, done(store).id
         age(store, old, 31)
