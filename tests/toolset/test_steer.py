@@ -249,3 +249,27 @@ def test_answers_are_small(smollm2_folder: Path, result: SteerResult) -> None:
     assert len(answer.table.rows) >= 3
     assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
     assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+
+
+def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_than_by_chance():
+    def run(layer: int | None, control: int | None, kl: float, p: float) -> SteeredRun:
+        there: dict[str, Any] = {"prompt": 0, "top": [(" a", 0.5)], "text": None, "push": None}
+        return SteeredRun(
+            layer=layer, factor=float(layer is not None), control=control, kl=kl, targets=[(p, 9)], **there
+        )
+
+    quiet = [run(1, None, 0.1, 0.011), *(run(1, draw, 0.1 + 0.01 * draw, 0.009 + 0.001 * draw) for draw in range(5))]
+    loud = [run(2, None, 3.4, 0.02), *(run(2, draw, 0.2 + 0.05 * draw, 0.1 * draw) for draw in range(5))]
+    result = SteerResult(
+        model="tiny",
+        vector="the vector 'joy'",
+        norms={1: 1.0, 2: 1.0},
+        prompts=["a"],
+        controls=5,
+        categories={"good": [" good"]},
+        shared={},
+        in_force=[],
+        runs=[run(None, None, 0.0, 0.01), *quiet, *loud],
+    )
+
+    assert "layer 2 with factor 1 stands out most" in SPEC.digest(result).finding

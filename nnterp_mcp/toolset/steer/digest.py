@@ -113,15 +113,15 @@ def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult)
     return max(cells, key=lambda group: _excess(group, groups, result))
 
 
-def _excess(group: Group, groups: Sequence[Group], result: SteerResult) -> float:
-    """By how much the effect on the first category, or else on the distribution, passes what random directions do."""
-    if result.categories:
-        effect, control = group.target(0), group.control_target(0)
-        mean, deviation = control or (_baseline(group, groups).target(0), 0.0)
-    else:
-        effect = group.kl
-        mean, deviation = group.control or (0.0, 0.0)
-    return abs(effect - mean) - _CLEARLY * deviation
+def _excess(group: Group, groups: Sequence[Group], result: SteerResult) -> tuple[float, float]:
+    """By how much the effect on the first category, and then that on the distribution, passes what random directions
+    do; a category that is moved no further than by chance decides nothing."""
+    mean, deviation = group.control or (0.0, 0.0)
+    whole = abs(group.kl - mean) - _CLEARLY * deviation
+    if not result.categories:
+        return 0.0, whole
+    mean, deviation = group.control_target(0) or (_baseline(group, groups).target(0), 0.0)
+    return max(0.0, abs(group.target(0) - mean) - _CLEARLY * deviation), whole
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group:
