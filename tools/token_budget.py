@@ -1,0 +1,167 @@
+"""Writes docs/tokens.md: what every tool costs an agent, in tokens of the default model's tokenizer.
+
+Definitions and answers are what a client gets from a real server on smollm2-135m. `--check` only says whether the
+definitions are current, and needs the tokenizer alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+from nnterp_mcp.server.app import INSTRUCTIONS, definition
+from nnterp_mcp.toolset import specs
+
+TARGET = Path(__file__).parent.parent / "docs" / "tokens.md"
+
+PROMPT = "The capital of France is"
+CAPITALS = {"answer": "Paris", "wrong": "Madrid"}
+MOODS = {
+    "positive": ["I love this film so", "She smiled and was very", "What a wonderful day, I feel"],
+    "negative": ["I hate this film so", "She wept and was very", "What a terrible day, I feel"],
+}
+RUN = "the run before"
+"""Stands for the id of the run that the call before made."""
+
+CALLS: dict[str, dict[str, Any]] = {
+    "load_model": {"model": "smollm2-135m"},
+    "tokenize": {"prompts": PROMPT},
+    "inspect_model": {},
+    "logit_lens": {"prompts": PROMPT},
+    "patchscope": {"source_prompts": PROMPT},
+    "attention_probs": {"prompts": PROMPT},
+    "generate": {"prompts": PROMPT},
+    "run_prompts": {"prompts": [PROMPT, "The capital of Spain is"], "targets": {"capital": ["Paris", "Madrid"]}},
+    "make_vector": {"name": "joy", "method": "mean_difference", **MOODS},
+    "steer": {"prompts": "I think that my life is", "vector": "joy", "layers": "10:20", "factors": [-4, 4]},
+    "patch_activations": {
+        "clean": PROMPT,
+        "corrupted": {"replace": "France", "with": "Spain"},
+        "targets": CAPITALS,
+    },
+    "attribute": {"prompts": PROMPT, "targets": CAPITALS},
+    "collect_activations": {"prompts": MOODS},
+    "train_probe": {"prompts": MOODS, "folds": 3},
+    "read_run": {"run_id": RUN},
+    "cancel_run": {"run_id": RUN},
+    "edit_model": {"interventions": [{"op": "skip", "layers": 3}]},
+    "session": {},
+    "unload_model": {},
+}
+"""One call of each tool, with little beyond what it needs, in an order in which they work."""
+
+_ROW = re.compile(r"^\| `(\w+)` \| ([\d,]+) \|", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens of an answer, which a client shows by its text, by its structured content, or both."""
+
+    text: int
+    structured: int
+
+
+def counter() -> Callable[[object], int]:
+    """Counts the tokens of a text, or of data as compact JSON."""
+    from transformers import AutoTokenizer
+
+    from nnterp_mcp.model.load import BUILTIN, locate
+    from nnterp_mcp.settings import Settings
+
+    folder = locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def count(content: object) -> int:
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return len(tokenizer(text)["input_ids"])
+
+    return count
+
+
+def shown() -> dict[str, dict[str, Any]]:
+    """What `tools/list` shows a model of every tool; `_meta` is for the client."""
+    return {
+        name: definition(spec).model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"meta"})
+        for name, spec in specs().items()
+    }
+
+
+def count_definitions(count: Callable[[object], int]) -> dict[str, int]:
+    """The tokens of every definition, of the whole list and of the instructions."""
+    tools = shown()
+    costs = {name: count(tool) for name, tool in tools.items()}
+    return costs | {"tools/list": count([*tools.values()]), "instructions": count(INSTRUCTIONS)}
+
+
+async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
+    """The tokens of every tool's default answer, from a real server."""
+    with tempfile.TemporaryDirectory() as data:
+        environment = {**os.environ, "NNTERP_MCP_DATA": data, "NNTERP_MCP_REPLY_WITHIN": "600"}
+        server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env=environment)
+        async with Client(stdio_client(server)) as client:
+            costs: dict[str, Cost] = {}
+            run = ""
+            for tool, arguments in CALLS.items():
+                given = {name: run if value == RUN else value for name, value in arguments.items()}
+                result: Any = await client.call_tool(tool, given)
+                if result.is_error:
+                    raise RuntimeError(f"{tool}: {result.content[0].text}")
+                run = result.structured_content.get("run_id", run)
+                costs[tool] = Cost(count(result.content[0].text), count(result.structured_content))
+            return costs
+
+
+def write(definitions: dict[str, int], answers: dict[str, Cost]) -> str:
+    """The page."""
+    rows = [
+        f"| `{tool}` | {definitions[tool]:,} | {answers[tool].text:,} | {answers[tool].structured:,} | {_call(tool)} |"
+        for tool in sorted(answers)
+    ]
+    return f"""# Tokens
+
+Generated by `python tools/token_budget.py`. What the tools cost an agent, in tokens of smollm2-135m's tokenizer; others
+count otherwise. JSON is counted without spaces.
+
+- All definitions (`tools/list`): {definitions["tools/list"]:,} tokens; the limit is 8,000.
+- The server's instructions: {definitions["instructions"]:,} tokens; the limit is 2,048 characters.
+- A default answer: at most 1,000 tokens in the text, and 1,000 in the structured content. A client shows a model the
+  one or the other; both say the same.
+
+| tool | definition | text | structured content | the call |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def read_definitions(page: str) -> dict[str, int]:
+    """What a page says of the definitions, in the form of `count_definitions`."""
+    totals = dict(zip(("tools/list", "instructions"), re.findall(r": ([\d,]+) tokens; the limit", page), strict=True))
+    return {name: int(number.replace(",", "")) for name, number in [*_ROW.findall(page), *totals.items()]}
+
+
+def _call(tool: str) -> str:
+    return f"`{json.dumps(CALLS[tool], ensure_ascii=False)}`"
+
+
+def main() -> int:
+    """Writes the page, or with `--check` compares its definitions."""
+    definitions = count_definitions(count := counter())
+    if "--check" in sys.argv:
+        return int(read_definitions(TARGET.read_text(encoding="utf-8")) != definitions)
+    TARGET.write_text(write(definitions, anyio.run(count_answers, count)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
