@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
+from client import answer, ask, laboratory
+
+if TYPE_CHECKING:
+    from mcp import Client
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 LAYERS, HEADS = 30, 9
@@ -21,9 +22,7 @@ DRAWS = 5
 
 
 async def main() -> None:
-    server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"])
-    async with Client(stdio_client(server)) as client:
-        await ask(client, "load_model", model="smollm2-135m")
+    async with laboratory() as client:
         found = await ask(client, "attention_probs", prompts=PROMPT)
         await ask(client, "attention_probs", prompts=PROMPT, query_positions="last", layers="17:26")
         shown = {kind: [row[0] for row in found["table"]["rows"] if row[1] == kind] for kind in KINDS}
@@ -44,16 +43,8 @@ async def copying(client: Client, names: list[str]) -> float:
     """Copying with heads knocked out; one head is read, so that the answer is short."""
     places = [name.removeprefix("L").split("H") for name in names]
     knockouts = [{"op": "knockout", "layers": int(layer), "heads": int(head)} for layer, head in places]
-    result: Any = await client.call_tool(
-        "attention_probs", {"prompts": PROMPT, "layers": 0, "heads": 0, "interventions": knockouts}
-    )
+    result = await answer(client, "attention_probs", prompts=PROMPT, layers=0, heads=0, interventions=knockouts)
     return result.structured_content["copying"]
-
-
-async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    result: Any = await client.call_tool(tool, arguments)
-    print(f"> {tool}\n{result.content[0].text}\n")
-    return result.structured_content
 
 
 if __name__ == "__main__":

@@ -5,18 +5,12 @@ Run it with `python examples/logit_lens.py` once the package is installed.
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 import anyio
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
+from client import ask, laboratory
 
 
 async def main() -> None:
-    server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"])
-    async with Client(stdio_client(server)) as client:
-        await ask(client, "load_model", model="smollm2-135m")
+    async with laboratory() as client:
         await ask(
             client,
             "logit_lens",
@@ -24,11 +18,6 @@ async def main() -> None:
             targets={"French": "Paris", "Italian": "Rome"},
         )
         await ask(client, "logit_lens", prompts="The capital of France is", layers="-6:", targets={"capital": "Paris"})
-
-
-async def ask(client: Client, tool: str, **arguments: Any) -> None:
-    result: Any = await client.call_tool(tool, arguments)
-    print(f"> {tool}\n{result.content[0].text}\n")
 
 
 if __name__ == "__main__":

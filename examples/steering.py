@@ -5,12 +5,10 @@ Run it with `python examples/steering.py` once the package is installed.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import anyio
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
+from client import ask, laboratory
 
 PAIRS = [
     ("I am so happy today, what a wonderful", "I am so sad today, what a terrible"),
@@ -28,9 +26,7 @@ PROMPT = "I think that my life is"
 
 
 async def main() -> None:
-    server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"])
-    async with Client(stdio_client(server)) as client:
-        await ask(client, "load_model", model="smollm2-135m")
+    async with laboratory() as client:
         positive, negative = ([pair[side] for pair in PAIRS] for side in (0, 1))
         await ask(client, "make_vector", name="joy", method="mean_difference", positive=positive, negative=negative)
         targets = {
@@ -40,12 +36,6 @@ async def main() -> None:
         sweep: dict[str, Any] = {"prompts": PROMPT, "vector": "joy", "control": True}
         await ask(client, "steer", layers=[8, 12, 16], factors=[-4, -2, 2, 4], targets=targets, **sweep)
         await ask(client, "steer", layers=12, factors=[-4, -2, 2, 4], max_new_tokens=24, **sweep)
-        await ask(client, "session")
-
-
-async def ask(client: Client, tool: str, **arguments: Any) -> None:
-    result: Any = await client.call_tool(tool, arguments)
-    print(f"> {tool}\n{result.content[0].text}\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_tool_reference_is_current():
@@ -20,3 +23,16 @@ def test_every_promise_of_safety_names_a_test_that_exists():
         file, found = said or file, found + 1
         assert f"def {test}(" in files[file], f"{file}::{test}"
     assert found > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_listed():
+    listed = (ROOT / "docs" / "README.md").read_text()
+
+    assert [page.name for page in PAGES if page.parent != ROOT and f"{page.stem}.md)" not in listed] == ["README.md"]
