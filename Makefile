@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint format bundle setup clean
+.PHONY: demo test quick lint format bundle bench setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -25,6 +25,9 @@ format: setup
 
 bundle: setup ## Pack the bundle for Claude Desktop; needs Node.
 	$(BIN)/python tools/bundle.py --pack dist/nnterp-mcp.mcpb
+
+bench: setup ## Measure beside raw transformers and the peers, in environments made below build/; ARGS="--quick" and the like.
+	$(BIN)/python tools/bench.py --peers $(ARGS)
 
 setup: $(READY)
 

@@ -1,0 +1,1 @@
+"""The benchmark: jobs, the contestants that do them, each in a process of its own, and what is made of their times."""

@@ -1,0 +1,153 @@
+"""Our library."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnterp_mcp import Laboratory, Prompt, encode_prompts, parse_operation, patchscope_lens, plan, run_prompts
+from nnterp_mcp.interventions.attention import AttentionReadings, choose_heads, read_attention
+from nnterp_mcp.interventions.corruption import Pair
+from nnterp_mcp.interventions.generation import generate
+from nnterp_mcp.interventions.gradients import multiply_gradients
+from nnterp_mcp.interventions.lens import LensReadings, read_lens
+from nnterp_mcp.interventions.patching import Patcher, make_grid
+from nnterp_mcp.interventions.puts import Input
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.settings import Settings
+
+from ..workloads import STEERING, Workload
+from . import Numbers, Play, Stage
+from .readings import TOP, answer_ids, describe, describe_probs
+
+
+class Contestant(Stage):
+    """Our library, on a model as `load_model` loads it."""
+
+    @cached_property
+    def laboratory(self) -> Laboratory:
+        """The loaded model with its limits."""
+        return self._load()
+
+    @property
+    def model(self) -> Any:
+        """The standardized model."""
+        return self.laboratory.bench.model
+
+    def warm(self) -> None:
+        """Loads and checks the model, which runs it."""
+        assert self.laboratory.card.checks
+
+    def lens(self, load: Workload) -> Play:
+        """`read_lens`: top tokens, entropy and KL."""
+
+        def work() -> LensReadings:
+            prompts = self._encode(load)
+            at = [range(len(prompt.ids)) if load.positions == "all" else [len(prompt.ids) - 1] for prompt in prompts]
+            return read_lens(
+                self.model, prompts, at, range(self.model.num_layers), top_k=TOP, batch_tokens=self._batch_tokens
+            )
+
+        def numbers(read: LensReadings) -> Numbers:
+            return torch.cat([read.readout.top_probs, read.readout.entropy[..., None]], dim=-1).flatten().tolist()
+
+        return Play(work, numbers)
+
+    def patchscope(self, load: Workload) -> Play:
+        """`patchscope_lens`: whole distributions."""
+        return Play(lambda: patchscope_lens(self.model, load.prompts), describe_probs)
+
+    def grid(self, load: Workload) -> Play:
+        """`Patcher` over layers × positions."""
+
+        def work() -> Tensor:
+            clean, corrupted = self._encode(load)
+            pairs = [Pair(Input(clean), Input(corrupted))]
+            grid = make_grid(self.model, pairs, ["layers_output"])
+            return Patcher(self.model, pairs, grid, metric="kl", batch_tokens=self._batch_tokens).patch().values[0]
+
+        return Play(work, Tensor.tolist)
+
+    def run_prompts(self, load: Workload) -> Play:
+        """`run_prompts` with its default batches."""
+        answer = answer_ids(self.model.tokenizer)
+
+        def work() -> Tensor:
+            prompts = [Prompt(prompt, {"answer": answer}) for prompt in load.prompts]
+            return run_prompts(self.model, prompts, tqdm=None)["answer"][:, 0]
+
+        return Play(work, Tensor.tolist)
+
+    def steered_generation(self, load: Workload) -> Play:
+        """`generate` with an operation in force."""
+        add = parse_operation(
+            {
+                "op": "add",
+                "site": "layers_output",
+                "layers": self.model.num_layers // 2,
+                "vector": {"positive": STEERING[0], "negative": STEERING[1]},
+            }
+        )
+
+        def work() -> list[int]:
+            prompts = self._encode(load)
+            edits = plan(self.model, [add], prompts)
+            return generate(self.model, prompts, edits, max_new_tokens=load.new_tokens)[0].ids
+
+        return Play(work, lambda ids: [float(token) for token in ids])
+
+    def attention(self, load: Workload) -> Play:
+        """`read_attention` of all heads."""
+
+        def work() -> AttentionReadings:
+            chosen = choose_heads(self.model)
+            return read_attention(self.model, self._encode(load), chosen, batch_tokens=self._batch_tokens)
+
+        def numbers(read: AttentionReadings) -> Numbers:
+            return [*read.entropy[0].tolist(), *read.of("first")[0].tolist()]
+
+        return Play(work, numbers)
+
+    def attribution(self, load: Workload) -> Play:
+        """`multiply_gradients`, of the log-probability."""
+        targets = [[answer_ids(self.model.tokenizer)]]
+
+        def work() -> Tensor:
+            return multiply_gradients(self.model, self._encode(load), targets, "log_probability")[0].values
+
+        return Play(work, Tensor.tolist)
+
+    def load(self, load: Workload) -> Play:
+        """A laboratory: the load, the names and the checks."""
+        return Play(self._load, lambda loaded: _say(loaded, load))
+
+    def load_first(self, load: Workload) -> Play:
+        """The same with an empty cache."""
+
+        def work() -> tuple[Laboratory, Path]:
+            cache = Path(tempfile.mkdtemp(prefix="bench-"))
+            return self._load(cache=cache), cache
+
+        return Play(work, lambda done: _say(done[0], load), lambda done: shutil.rmtree(done[1]))
+
+    def _load(self, **settings: Any) -> Laboratory:
+        return Laboratory(self.model_name, settings=Settings(**settings), device=self.device)
+
+    @property
+    def _batch_tokens(self) -> int:
+        return self.laboratory.bench.batch_tokens
+
+    def _encode(self, load: Workload) -> list[EncodedPrompt]:
+        return encode_prompts(self.model.tokenizer, load.prompts, self.model.name)
+
+
+@torch.inference_mode()
+def _say(loaded: Laboratory, load: Workload) -> Numbers:
+    model = loaded.bench.model
+    return describe(model.module(**model.tokenizer(list(load.prompts), return_tensors="pt")).logits[:, -1])
