@@ -2,7 +2,8 @@
 
 Pairs of prompts of equal length, "The capital of France is" beside "The capital of Italy is" and so on: all cells of
 the grid for all pairs in one call, with random cells beside; MLPs in windows of five layers, as in causal tracing. At
-the end the grid of the first pair again, one forward pass with a plain hook for each cell: the numbers and the time.
+the end a fifth of the grid of the first pair again, one forward pass with a plain hook for each cell: the numbers and
+the time.
 
 Run it with `python examples/fact_recall.py` once the package is installed.
 """
@@ -61,7 +62,7 @@ def pairs(count: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare(found: list[list[float]], seconds: float) -> None:
-    """Patches every cell of the first pair again, with one forward pass and one plain hook for each."""
+    """Patches every fifth layer of the first pair again, with one forward pass and one plain hook for each cell."""
     folder = locate("smollm2-135m", None, Settings().cache, False, lambda message: None).folder
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -89,13 +90,14 @@ def compare(found: list[list[float]], seconds: float) -> None:
         return float(logits[answers].logsumexp(0) - logits[wrongs].logsumexp(0))
 
     begun = time.perf_counter()
-    expected = [[patched(layer, at) for at in range(clean.shape[1])] for layer in range(len(layers))]
+    checked = range(0, len(layers), 5)
+    expected = [[patched(layer, at) for at in range(clean.shape[1])] for layer in checked]
     alone = time.perf_counter() - begun
-    largest = (torch.tensor(found) - torch.tensor(expected)).abs().max()
+    largest = (torch.tensor(found)[list(checked)] - torch.tensor(expected)).abs().max()
+    cells = len(checked) * clean.shape[1]
     print(
-        f"{len(expected) * len(expected[0])} cells one forward pass at a time: {alone:.2f} s; by the tool, its answer "
-        f"included: {seconds:.2f} s. Largest difference in the logit difference: "
-        f"{float(largest):.1g}."
+        f"{cells} cells, one forward pass each: {alone:.2f} s; all {len(found) * clean.shape[1]} by the tool, its answer "
+        f"included: {seconds:.2f} s. Largest difference in the logit difference: {float(largest):.1g}."
     )
 
 
