@@ -96,8 +96,8 @@ def compare(found: list[list[float]], seconds: float) -> None:
     largest = (torch.tensor(found)[list(checked)] - torch.tensor(expected)).abs().max()
     cells = len(checked) * clean.shape[1]
     print(
-        f"{cells} cells, one forward pass each: {alone:.2f} s; all {len(found) * clean.shape[1]} by the tool, its answer "
-        f"included: {seconds:.2f} s. Largest difference in the logit difference: {float(largest):.1g}."
+        f"{cells} cells, one forward pass each: {alone:.2f} s; all {len(found) * clean.shape[1]} by the tool, its "
+        f"answer included: {seconds:.2f} s. Largest difference in the logit difference: {float(largest):.1g}."
     )
 
 
