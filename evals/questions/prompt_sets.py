@@ -29,13 +29,13 @@ def _first(plain: Plain, capital: str) -> int:
 
 
 def unknown_capital(plain: Plain) -> str:
-    """The country after which another token than its capital's first is the likeliest."""
-    (country,) = [
-        country
-        for country, capital in CAPITALS.items()
-        if int(plain.log_probs(ask(country)).argmax()) != _first(plain, capital)
-    ]
-    return country
+    """The country whose capital falls furthest behind the likeliest token."""
+
+    def lead(country: str) -> float:
+        log_probs = plain.log_probs(ask(country))
+        return float(log_probs[_first(plain, CAPITALS[country])] - log_probs.max())
+
+    return min(CAPITALS, key=lead)
 
 
 def mean_probability(plain: Plain) -> float:

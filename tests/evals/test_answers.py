@@ -41,8 +41,8 @@ def right() -> dict[str, Value]:
 
 
 @pytest.fixture(scope="module")
-def damaged(smollm2_folder: Path, tiny: Callable[..., Path]) -> Plain:
-    """The model with its layers in reverse order, and another tokenizer for texts whose tokens are counted."""
+def damaged(smollm2_folder: Path) -> Plain:
+    """The model with its layers in reverse order."""
     import torch
 
     from evals.plain import Plain
@@ -80,3 +80,16 @@ def test_an_answer_has_its_form_and_its_near_misses_are_refused(question: Questi
     assert grade(question, answer, answer).verdict == "right"
     for wrong in _near_misses(question, answer):
         assert grade(question, wrong, answer).verdict in {"wrong", "unreadable"}, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
+def test_another_model_has_another_answer(
+    question: Question, right: dict[str, Value], damaged: Plain, tiny: Callable[..., Path]
+):
+    from evals.plain import Plain
+
+    asked = Plain(damaged.model, Plain.load(tiny("llama")).tokenizer) if question.name == "token-count" else damaged
+    assert grade(question, question.compute(asked), right[question.name]).verdict == "wrong"
