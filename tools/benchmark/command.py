@@ -76,17 +76,23 @@ def _peers(wanted: bool) -> list[str]:
 
 
 def _set(options: argparse.Namespace, names: Sequence[str]) -> Setting:
-    from nnterp_mcp.model.load import locate
-    from nnterp_mcp.settings import Settings
-
-    located = locate(options.model, None, Settings().cache, False, print)
     return Setting(
-        model=options.model,
-        folder=str(located.folder.resolve()),
+        model=str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model,
+        folder=str(_find(options.model).resolve()),
         device=options.device,
         threads=options.threads,
         pythons={name: environments.python_of(name) for name in names},
     )
+
+
+def _find(model: str) -> Path:
+    """The folder of a model's files, downloaded or converted if need be."""
+    if Path(model).is_dir():
+        return Path(model)
+    from nnterp_mcp.model.load import locate
+    from nnterp_mcp.settings import Settings
+
+    return locate(model, None, Settings().cache, False, print).folder
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Job], list[Growth]]:

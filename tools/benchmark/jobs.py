@@ -34,7 +34,7 @@ class Target:
         if self.than is None:
             return f"{self.who} at most {self.at_most * 1e3:g} ms"
         if self.measure == "peak":
-            return f"{self.who}'s peak memory at most {self.at_most:g} × {self.than}'s"
+            return f"peak memory of {self.who} at most {self.at_most:g} × that of {self.than}"
         if self.at_most < 1:
             return f"{self.who} at least {1 / self.at_most:g} × faster than {self.than}"
         return f"{self.who} at most {self.at_most:.3g} × {self.than}"

@@ -150,4 +150,5 @@ class Contestant(Stage):
 @torch.inference_mode()
 def _say(loaded: Laboratory, load: Workload) -> Numbers:
     model = loaded.bench.model
-    return describe(model.module(**model.tokenizer(list(load.prompts), return_tensors="pt")).logits[:, -1])
+    inputs = model.tokenizer(list(load.prompts), return_tensors="pt").to(model.device)
+    return describe(model.module(**inputs).logits[:, -1])

@@ -270,7 +270,8 @@ def _read_tokenizer(folder: str) -> Any:
 @torch.inference_mode()
 def _say(model: Any, tokenizer: Any, load: Workload) -> Numbers:
     """What a loaded model says next."""
-    return describe(model(**tokenizer(list(load.prompts), return_tensors="pt")).logits[:, -1])
+    inputs = tokenizer(list(load.prompts), return_tensors="pt").to(model.device)
+    return describe(model(**inputs).logits[:, -1])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
 
 from ..workloads import REPEAT_PROMPT, Workload
 from . import Numbers, Play, Stage
@@ -25,6 +26,14 @@ class Contestant(Stage):
     def model(self) -> Any:
         """The bridge."""
         return self._load()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer as the model's files have it; the bridge's own writes a token before each text."""
+        tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
 
     def warm(self) -> None:
         """Runs a short prompt."""
@@ -49,7 +58,7 @@ class Contestant(Stage):
 
     def run_prompts(self, load: Workload) -> Play:
         """Batches of prompts in the order in which they come."""
-        answer = answer_ids(self.model.tokenizer)
+        answer = answer_ids(self.tokenizer)
 
         @torch.inference_mode()
         def work() -> Tensor:
@@ -89,7 +98,7 @@ class Contestant(Stage):
         return self.model.run_with_hooks(inputs.pop("input"), **inputs, **hooks)
 
     def _encode(self, prompts: Any) -> dict[str, Any]:
-        encoding = self.model.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+        encoding = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
         mask = encoding["attention_mask"]
         return {"input": encoding["input_ids"].to(self.device), "attention_mask": mask.to(self.device)}
 
