@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.operations.kinds import Add, Operation, ProjectOut, Scale, SetAttention, Skip, StateOperation, site_of
+from collections.abc import Sequence
+
+from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.operations.kinds import (
+    Add,
+    Knockout,
+    Operation,
+    ProjectOut,
+    Scale,
+    SetAttention,
+    Skip,
+    StateOperation,
+    site_of,
+)
 from nnterp_mcp.operations.operands import IndexSpec, TokenDifference
 
 
@@ -24,6 +37,10 @@ def describe(operation: Operation) -> str:
     heads = None if isinstance(operation, Skip) else operation.heads
     if heads is not None and heads != "all":
         parts.append(_listed("head", heads))
+    if isinstance(operation, Knockout | SetAttention) and operation.query_positions != ("all",):
+        parts.append(f"from {_places(operation.query_positions)}")
+    if isinstance(operation, Knockout) and operation.key_positions != ("all",):
+        parts.append(f"to {_places(operation.key_positions)}")
     return " ".join(parts)
 
 
@@ -34,6 +51,12 @@ def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
     if isinstance(vector, TokenDifference):
         return f"{vector.positive!r} − {vector.negative!r}" if vector.negative else repr(vector.positive)
     return "the vector given"
+
+
+def _places(positions: Sequence[PositionSpec]) -> str:
+    """Positions as they were asked for."""
+    named = [str(at) if isinstance(at, int | str) else at.model_dump_json(exclude_defaults=True) for at in positions]
+    return ", ".join(named)
 
 
 def _listed(noun: str, asked: IndexSpec) -> str:

@@ -18,6 +18,9 @@ _BUDGET = 520
 _TOKEN = 20
 """Characters of a token."""
 
+_POOR = 0.5
+"""The correlation with real patches below which an answer warns of its estimates."""
+
 _LOOSE = 0.05
 """The share of the whole that integrated gradients may miss before the answer asks for more steps."""
 
@@ -251,7 +254,12 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
     if result.method == "integrated" and result.base is not None:
         way = abs(result.whole.mean - result.base.mean)
         if (result.error or 0.0) > _LOOSE * max(way, 0.1):
-            notes.append("The error is not small: take more steps.")
+            notes.append(
+                "The error is not small, nor are those of the tokens' shares: try other steps; where that mends "
+                "nothing, the way from the baseline turns too sharply to be integrated."
+            )
+    if result.checked is not None and (result.checked.pearson or 1.0) < _POOR:
+        notes.append("Do not rely on the estimates here: trust the patched column, or patch_activations.")
     if result.whole.low is not None and result.by != "token":
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
     notes += in_force(result.in_force)

@@ -184,12 +184,13 @@ def _control(result: PatchActivationsResult) -> str:
     together = found.metric if found.recovery is None else found.recovery
     controls = found.controls if found.recovery is None else found.control_recoveries
     mean, deviation = fmean(controls), stdev(controls) if len(controls) > 1 else 0.0
+    spread = f" ± {number(_brief(deviation))}" if len(controls) > 1 else ""
     base = _unpatched(result).mean if found.recovery is None else float(result.direction == "noising")
     clear = abs(together.mean - mean) > _CLEARLY * deviation and abs(together.mean - base) > abs(mean - base)
     beside = "further than" if clear else "no further than"
     return (
         f" The {plural(found.cells, 'strongest cell')} together give {number(_brief(together.mean))}, {beside} as many "
-        f"random cells of the same sites and layers: {number(_brief(mean))} ± {number(_brief(deviation))} over "
+        f"random cells of the same sites and layers: {number(_brief(mean))}{spread} over "
         f"{plural(len(controls), 'draw')}."
     )
 
