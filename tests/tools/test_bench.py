@@ -153,7 +153,7 @@ def test_numbers_that_do_not_correspond_differ_infinitely() -> None:
 )
 def test_targets_are_judged_by_what_was_measured(target: Target, words: str) -> None:
     seconds = {"ours": [0.2, 0.2], "raw": [0.1, 0.1], "nnterp": [1.0, 1.0]}
-    measured = Measured(JOBS[0], seconds, peaks={"ours": 25, "raw": 100})
+    measured = Measured(JOBS[0], seconds, peaks={"ours": 25, "nnterp": 100})
 
     assert judge(measured, target) == words
 
