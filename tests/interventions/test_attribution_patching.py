@@ -156,6 +156,6 @@ def test_what_has_no_slope_is_refused(subject: Subject) -> None:
     grid = make_grid(subject.model, [pair], ["layers_output"], layers=[1])
     with pytest.raises(InvalidRequest, match="no slope at the clean run"):
         estimate_effects(Patcher(subject.model, [pair], grid, "noising", metric="kl"))
-    with pytest.raises(Unsupported, match="attribution patching takes pairs of runs"):
+    with pytest.raises(Unsupported, match="attribution patching takes pairs of unedited runs"):
         estimate_effects(Patcher(subject.model, ablate([pair.clean.prompt]), grid, ablation="zero", metric="kl"))
     assert estimate_effects(Patcher(subject.model, [pair], grid, metric="kl")).effects.any()
