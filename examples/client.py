@@ -18,8 +18,9 @@ SHOWN = 600
 
 @asynccontextmanager
 async def laboratory() -> AsyncGenerator[Client]:
-    """A client whose server has loaded the model; the server's settings come from the environment."""
-    server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env={**os.environ})
+    """A client whose server has loaded the model and answers when it is done, however long that takes."""
+    command = ["-m", "nnterp_mcp", "serve", "--reply-within", "3600"]
+    server = StdioServerParameters(command=sys.executable, args=command, env={**os.environ})
     async with Client(stdio_client(server)) as client:
         await ask(client, "load_model", model="smollm2-135m")
         yield client
@@ -34,10 +35,12 @@ async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 async def answer(client: Client, tool: str, **arguments: Any) -> Any:
-    """Calls a tool and waits for its answer, however long it takes."""
+    """Calls a tool and waits for its answer.
+
+    Raises:
+        RuntimeError: The server refused it.
+    """
     result: Any = await client.call_tool(tool, arguments)
-    while "state" in (result.structured_content or {}):
-        result = await client.call_tool("read_run", {"run_id": result.structured_content["run_id"]})
     if result.is_error:
         raise RuntimeError(result.content[0].text)
     return result

@@ -90,15 +90,13 @@ async def retell(page: str, ask: Ask) -> str:
 async def retell_pages(paths: Iterable[Path]) -> dict[Path, str]:
     """Pages with their calls made again, on one server."""
     with tempfile.TemporaryDirectory() as data:
-        server = StdioServerParameters(
-            command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env={**os.environ, "NNTERP_MCP_DATA": data}
-        )
+        command = ["-m", "nnterp_mcp", "serve", "--reply-within", "3600"]
+        environment = {**os.environ, "NNTERP_MCP_DATA": data}
+        server = StdioServerParameters(command=sys.executable, args=command, env=environment)
         async with Client(stdio_client(server)) as client:
 
             async def ask(tool: str, arguments: dict[str, Any]) -> str:
                 result: Any = await client.call_tool(tool, arguments)
-                while "state" in (result.structured_content or {}):
-                    result = await client.call_tool("read_run", {"run_id": result.structured_content["run_id"]})
                 return result.content[0].text
 
             await ask("load_model", {"model": "smollm2-135m"})
