@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from nnterp_mcp.fields import LayerSpec
 from nnterp_mcp.interventions.batches import run_batches
@@ -17,6 +16,7 @@ from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, require_place
+from nnterp_mcp.interventions.reductions import summarize_patterns
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -198,7 +198,7 @@ def attention_reads(
         top_k: How many pairs and keys to keep.
         one_by_one: Whether what each query reads is wanted too, not only the means.
     """
-    asked = _Asked.over(batch, queries, one_by_one)
+    asked = Asked.over(batch, queries, one_by_one)
 
     def reader(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
         return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
@@ -236,7 +236,7 @@ def _sorted(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """Which queries of a padded batch read, and where their targets are.
 
     Attributes:
@@ -256,7 +256,8 @@ class _Asked:
     columns: Int[Tensor, " read"]
 
     @staticmethod
-    def over(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> _Asked:
+    def over(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> Asked:
+        """What some queries of a padded batch read; `one_by_one` asks for each read beside the means."""
         ids = batch.inputs["input_ids"]
         first = torch.tensor(batch.padding, device=ids.device)
         at = torch.arange(ids.shape[1], device=ids.device) - first[:, None]
@@ -267,10 +268,16 @@ class _Asked:
         real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
         targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
         kept = slice(None) if one_by_one else slice(0)
-        return _Asked(first, query, real, targets, rows[kept], columns[kept])
+        return Asked(first, query, real, targets, rows[kept], columns[kept])
 
-    def to(self, device: torch.device) -> _Asked:
-        return _Asked(*(getattr(self, field.name).to(device) for field in fields(self)))
+    @property
+    def plain(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> Asked:
+        """The same on another device."""
+        return Asked(**{name: value.to(device) for name, value in self.plain.items()})
 
 
 def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
@@ -290,7 +297,7 @@ def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -
 
 
 def _reduce(
-    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: _Asked, top_k: int
+    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: Asked, top_k: int
 ) -> AttentionNumbers:
     few = max(1, _AT_ONCE // pattern[:, 0].numel())
     starts = range(0, len(heads), few)
@@ -298,45 +305,7 @@ def _reduce(
     return join_heads(parts)
 
 
-def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: _Asked, top_k: int) -> AttentionNumbers:
-    pattern = torch.where(asked.real[:, None], pattern, 0)  # what padded queries read may be anything, NaN included
-    sink = (1 - pattern.sum(-1)).clamp_min(0)
-    require_finite(sink, "attention probabilities")
-    entropy = -torch.xlogy(pattern, pattern).sum(-1) - torch.xlogy(sink, sink)
-    columns = torch.arange(pattern.shape[-1], device=pattern.device)
-    beyond_first = pattern * (columns != asked.first[:, None])[:, None, None]
-    pairs = _strongest((beyond_first * asked.query[:, None, :, None]).flatten(2), top_k)
-    keys = _strongest(beyond_first[asked.rows, :, asked.columns], top_k)
-    first = asked.first[:, None, None]
-    return AttentionNumbers(
-        entropy=_mean_over(entropy, asked.query),
-        mass=torch.einsum("rhqk,rtqk->rht", pattern, asked.targets.float()) / _askers(asked.targets),
-        sink=_mean_over(sink, asked.query),
-        pair_probs=pairs.values,
-        pair_queries=(pairs.indices // len(columns) - first).clamp_min(0),
-        pair_keys=(pairs.indices % len(columns) - first).clamp_min(0),
-        read_first=pattern[asked.rows, :, asked.columns, asked.first[asked.rows]],
-        read_probs=keys.values,
-        read_keys=(keys.indices - first[asked.rows]).clamp_min(0),
-    )
-
-
-def _mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:
-    return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
-
-
-def _askers(targets: Bool[Tensor, "row target query key"]) -> Int[Tensor, "row 1 target"]:
-    """How many queries have each target."""
-    return targets.any(-1).sum(-1)[:, None]
-
-
-class _Strongest(NamedTuple):
-    values: Float[Tensor, "*rows k"]
-    indices: Int[Tensor, "*rows k"]
-
-
-def _strongest(values: Float[Tensor, "*rows item"], k: int) -> _Strongest:
-    """The k largest values, the largest first, filled up with zeros."""
-    found = values.topk(min(k, values.shape[-1]), dim=-1)
-    missing = (0, k - found.values.shape[-1])
-    return _Strongest(pad(found.values, missing), pad(found.indices, missing))
+def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: Asked, top_k: int) -> AttentionNumbers:
+    numbers = summarize_patterns(pattern, asked.plain, top_k)
+    require_finite(numbers.pop("largest_sink"), "attention probabilities")
+    return AttentionNumbers(**numbers)

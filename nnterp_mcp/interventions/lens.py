@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.readout import Categories, Readout, expected, normalize, read_log_probs
+from nnterp_mcp.interventions.readout import Categories, Readout, normalize, read_log_probs
+from nnterp_mcp.interventions.reductions import divergence
 from nnterp_mcp.interventions.states import iterate_states
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -130,9 +131,10 @@ def _reduce(
     logits = model.project_on_vocab(states)
     log_probs = normalize(-logits if inverse else logits)
     last = log_probs[:, -1:]
-    divergence = expected(last.exp(), last - log_probs[:, :count]).clamp_min(0)
     by_row = torch.arange(len(states), device=states.device).repeat_interleave(count)
-    return read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row]), divergence
+    return read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row]), divergence(
+        last, log_probs[:, :count]
+    )
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

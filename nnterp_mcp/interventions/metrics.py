@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.interventions.readout import expected, normalize
+from nnterp_mcp.interventions.readout import normalize
+from nnterp_mcp.interventions.reductions import measure
 
 MetricName = Literal["logit_difference", "log_probability", "kl"]
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
@@ -48,14 +49,5 @@ def make_metric(
             f"the metric {name} needs {needed} target categor{'y' if needed == 1 else 'ies'}, and {len(targets)} came.",
             'Give targets such as {"answer": "Paris", "wrong": "Madrid"}, the answer first.',
         )
-    if name == "kl":
-        assert clean is not None
-        reference = normalize(clean)
-        return lambda logits: expected(reference.exp(), reference - normalize(logits)).clamp_min(0)
-    if name == "log_probability":
-        return lambda logits: normalize(logits)[:, list(targets[0])].logsumexp(-1)
-    return lambda logits: _total(logits, targets[0]) - _total(logits, targets[1])
-
-
-def _total(logits: Float[Tensor, "row vocabulary"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
-    return logits[:, list(tokens)].float().logsumexp(-1)
+    reference = None if name != "kl" or clean is None else normalize(clean)
+    return lambda logits: measure(logits, name, targets, reference, normalize)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.interventions.finite import require_finite
+from nnterp_mcp.interventions.reductions import summarize_distributions
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,7 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
 
 def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
     """Does what `read_distribution` does, for what is normalized already."""
-    probs = log_probs.exp()
-    top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
-    flat = categories.ids.flatten(1)
-    chosen = probs.gather(-1, flat).reshape(categories.ids.shape)
-    best = log_probs.gather(-1, flat).reshape(categories.ids.shape).masked_fill(~categories.real, -torch.inf)
-    return Readout(
-        top_ids=top.indices,
-        top_probs=top.values,
-        entropy=expected(probs, -log_probs),
-        target_probs=chosen.masked_fill(~categories.real, 0).sum(-1),
-        target_ranks=_ranks(log_probs, best) * categories.real.any(-1),
-    )
+    return Readout(**summarize_distributions(log_probs, top_k, categories.ids, categories.real))
 
 
 def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
@@ -107,22 +97,6 @@ def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows
         InvalidRequest: The logits are not finite.
     """
     logits = logits.float()
-    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
     total = logits.logsumexp(-1, keepdim=True)
     require_finite(total, "logits")
     return logits - total
-
-
-def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:
-    """The mean of values under probabilities; where a probability is zero the value does not count."""
-    return torch.where(probs > 0, probs * values, 0).sum(-1)
-
-
-def _ranks(
-    log_probs: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
-) -> Int[Tensor, "row category"]:
-    if values.shape[-1] == 0:
-        return values.new_zeros(values.shape[:-1], dtype=torch.long)
-    best = values.amax(-1)
-    above = [(log_probs > best[:, [category]]).sum(-1) for category in range(best.shape[-1])]
-    return 1 + torch.stack(above, -1) if above else best.long()

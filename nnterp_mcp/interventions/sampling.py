@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.interventions.finite import require_finite
+from nnterp_mcp.interventions.reductions import choose_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Sampling:
         """The random numbers of one prompt of the request."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + prompt) % (1 << 63))
 
+    def draw(self, dice: list[torch.Generator]) -> Float[Tensor, " row"]:
+        """The next random number of each row, from 0 to 1."""
+        return torch.stack([torch.rand((), generator=generator) for generator in dice])
+
 
 GREEDY = Sampling()
 """Always the likeliest token."""
@@ -52,27 +57,7 @@ def choose(
     Raises:
         InvalidRequest: The logits are not finite.
     """
-    logits = logits.float()
-    total = logits.logsumexp(-1)
-    require_finite(total, "logits")
-    if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        draws = torch.stack([torch.rand((), generator=generator) for generator in dice]).to(logits.device)
-        tokens = _draw(logits / sampling.temperature, sampling, draws)
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - total
-
-
-def _draw(
-    logits: Float[Tensor, "row vocabulary"], sampling: Sampling, draws: Float[Tensor, " row"]
-) -> Int[Tensor, " row"]:
-    """The token at which the summed probability, from the likeliest one on, passes the number drawn."""
-    count = logits.shape[-1] if sampling.top_k == 0 else min(sampling.top_k, logits.shape[-1])
-    top = logits.topk(count, dim=-1)
-    probs = top.values.softmax(-1)
-    before = probs.cumsum(-1) - probs
-    kept = torch.where(before < sampling.top_p, probs, 0)
-    kept[:, 0] = probs[:, 0]
-    reached = kept.cumsum(-1)
-    place = (reached <= draws[:, None] * reached[:, -1:]).sum(-1).clamp_max(count - 1)
-    return top.indices.gather(-1, place[:, None])[:, 0]
+    drawn = None if sampling.temperature == 0 else sampling.draw(dice)
+    tokens, log_probs = choose_tokens(logits, sampling.temperature, sampling.top_p, sampling.top_k, drawn)
+    require_finite(log_probs, "logits")
+    return tokens, log_probs

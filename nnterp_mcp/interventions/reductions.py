@@ -1,0 +1,185 @@
+"""What large tensors are reduced to, in plain torch: the arithmetic of every reading, whichever machine it runs on.
+
+A model that another machine serves is sent these functions by their source, to run beside it. So they call only torch
+and one another, take and return tensors, numbers, lists and dictionaries, and raise nothing of ours: whoever calls them
+judges whether the numbers are finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def log_probabilities(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
+    """Log-probabilities, in float32; not finite where a logit is not."""
+    logits = logits.float()
+    # Not log_softmax: on a CPU it sums a large vocabulary one by one, and loses 1e-5 of a probability in float32.
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
+def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:
+    """The mean of values under probabilities; where a probability is zero the value does not count."""
+    return torch.where(probs > 0, probs * values, 0).sum(-1)
+
+
+def divergence(
+    one: Float[Tensor, "*rows vocabulary"], other: Float[Tensor, "*rows vocabulary"]
+) -> Float[Tensor, "*rows"]:
+    """KL(one ‖ other) of two log-distributions, in nats."""
+    return expected(one.exp(), one - other).clamp_min(0)
+
+
+def summarize_distributions(
+    log_probs: Float[Tensor, "row vocabulary"],
+    top_k: int,
+    ids: Int[Tensor, "row category token"],
+    real: Bool[Tensor, "row category token"],
+) -> dict[str, Tensor]:
+    """The fields of a `Readout`.
+
+    Args:
+        log_probs: The distributions.
+        top_k: How many of the likeliest tokens to keep.
+        ids: The tokens of each category, padded to one length.
+        real: Which of them are no padding.
+    """
+    probs = log_probs.exp()
+    top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
+    flat = ids.flatten(1)
+    chosen = probs.gather(-1, flat).reshape(ids.shape)
+    best = log_probs.gather(-1, flat).reshape(ids.shape).masked_fill(~real, -torch.inf)
+    return {
+        "top_ids": top.indices,
+        "top_probs": top.values,
+        "entropy": expected(probs, -log_probs),
+        "target_probs": chosen.masked_fill(~real, 0).sum(-1),
+        "target_ranks": count_ranks(log_probs, best) * real.any(-1),
+    }
+
+
+def count_ranks(
+    log_probs: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
+) -> Int[Tensor, "row category"]:
+    """The rank of each category's likeliest token; 1 is the top."""
+    if values.shape[-1] == 0:
+        return values.new_zeros(values.shape[:-1], dtype=torch.long)
+    best = values.amax(-1)
+    above = [(log_probs > best[:, [category]]).sum(-1) for category in range(best.shape[-1])]
+    return 1 + torch.stack(above, -1) if above else best.long()
+
+
+def measure(
+    logits: Float[Tensor, "row vocabulary"],
+    metric: str,
+    targets: Sequence[Sequence[int]],
+    reference: Float[Tensor, " vocabulary"] | None,
+    normalize: Callable[[Tensor], Tensor] = log_probabilities,
+) -> Float[Tensor, " row"]:
+    """One number for each distribution; see `metrics.make_metric` for what each of them means.
+
+    Args:
+        logits: The distributions.
+        metric: `logit_difference`, `log_probability` or `kl`.
+        targets: Token ids: of the answer, then of the wrong answer.
+        reference: The log-probabilities of the clean run; needed by `kl` alone.
+        normalize: Makes log-probabilities of logits.
+    """
+    if metric == "kl":
+        return divergence(reference, normalize(logits))  # pyright: ignore[reportArgumentType]
+    if metric == "log_probability":
+        return normalize(logits)[:, list(targets[0])].logsumexp(-1)
+    right, wrong = (logits[:, list(tokens)].float().logsumexp(-1) for tokens in targets[:2])
+    return right - wrong
+
+
+def draw_tokens(
+    logits: Float[Tensor, "row vocabulary"], top_p: float, top_k: int, draws: Float[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """The token at which the summed probability, from the likeliest one on, passes the number drawn."""
+    count = logits.shape[-1] if top_k == 0 else min(top_k, logits.shape[-1])
+    top = logits.topk(count, dim=-1)
+    probs = top.values.softmax(-1)
+    before = probs.cumsum(-1) - probs
+    kept = torch.where(before < top_p, probs, 0)
+    kept[:, 0] = probs[:, 0]
+    reached = kept.cumsum(-1)
+    place = (reached <= draws[:, None] * reached[:, -1:]).sum(-1).clamp_max(count - 1)
+    return top.indices.gather(-1, place[:, None])[:, 0]
+
+
+def choose_tokens(
+    logits: Float[Tensor, "row vocabulary"],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    draws: Float[Tensor, " row"] | None,
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """A token for each row, and its log-probability in nats before temperature and truncation.
+
+    Args:
+        logits: What the model says.
+        temperature: What logits are divided by; 0 takes the likeliest token.
+        top_p: Draws among the likeliest tokens that together have this probability.
+        top_k: Draws among this many of the likeliest tokens; 0 for all.
+        draws: A random number from 0 to 1 for each row; not needed at temperature 0.
+    """
+    logits = logits.float()
+    if temperature == 0 or draws is None:
+        tokens = logits.argmax(-1)
+    else:
+        tokens = draw_tokens(logits / temperature, top_p, top_k, draws.to(logits.device))
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def summarize_patterns(
+    pattern: Float[Tensor, "row head query key"], asked: dict[str, Tensor], top_k: int
+) -> dict[str, Tensor]:
+    """The fields of `AttentionNumbers`, and `largest_sink`, which is finite where all that was read is.
+
+    Args:
+        pattern: Attention probabilities of some heads of one layer.
+        asked: What is asked of each row: `first`, the column of its first token; `query`, the queries over which means
+            are taken (row, query); `real`, the pairs of tokens that are no padding (row, query, key); `targets`, the
+            pairs that count for each target (row, target, query, key); `rows` and `columns` of the queries that are
+            read one by one.
+        top_k: How many pairs and keys to keep.
+    """
+    asked = {name: value.to(pattern.device) for name, value in asked.items()}
+    first, query, rows, columns = asked["first"], asked["query"], asked["rows"], asked["columns"]
+    pattern = torch.where(asked["real"][:, None], pattern.float(), 0)  # what padded queries read may be anything
+    sink = (1 - pattern.sum(-1)).clamp_min(0)
+    entropy = -torch.xlogy(pattern, pattern).sum(-1) - torch.xlogy(sink, sink)
+    at = torch.arange(pattern.shape[-1], device=pattern.device)
+    beyond_first = pattern * (at != first[:, None])[:, None, None]
+    pairs, pair_places = take_strongest((beyond_first * query[:, None, :, None]).flatten(2), top_k)
+    keys, key_places = take_strongest(beyond_first[rows, :, columns], top_k)
+    askers = asked["targets"].any(-1).sum(-1)[:, None]
+    return {
+        "largest_sink": sink.amax(),
+        "entropy": mean_over(entropy, query),
+        "mass": torch.einsum("rhqk,rtqk->rht", pattern, asked["targets"].float()) / askers,
+        "sink": mean_over(sink, query),
+        "pair_probs": pairs,
+        "pair_queries": (pair_places // len(at) - first[:, None, None]).clamp_min(0),
+        "pair_keys": (pair_places % len(at) - first[:, None, None]).clamp_min(0),
+        "read_first": pattern[rows, :, columns, first[rows]],
+        "read_probs": keys,
+        "read_keys": (key_places - first[rows][:, None, None]).clamp_min(0),
+    }
+
+
+def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:
+    """The mean over the chosen queries of each row."""
+    return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
+
+
+def take_strongest(values: Float[Tensor, "*rows item"], k: int) -> Any:
+    """The k largest values and their places, the largest first, filled up with zeros."""
+    found = values.topk(min(k, values.shape[-1]), dim=-1)
+    missing = (0, k - found.values.shape[-1])
+    return torch.nn.functional.pad(found.values, missing), torch.nn.functional.pad(found.indices, missing)
