@@ -92,10 +92,25 @@ def additions(
     steered = any(run.layer is not None for run in runs)
     if steered and not operations and all(len(at) == 1 for at in where.values()) and not (onward and generating):
         return _AtOnePosition(model, runs, {prompt: at for prompt, (at,) in where.items()}, batch_tokens)
+    rows, steering = spread_over_rows(model, runs, positions, operations, vectors, batch_tokens=batch_tokens)
+    return _Everywhere(model, rows, steering, batch_tokens)
+
+
+def spread_over_rows(
+    model: StandardizedTransformer,
+    runs: Sequence[Run],
+    positions: Sequence[PositionSpec],
+    operations: Sequence[Operation],
+    vectors: Vectors | None,
+    *,
+    batch_tokens: int,
+) -> tuple[list[EncodedPrompt], Plan]:
+    """Each run as a prompt of its own, numbered by its place, and what is in force over all of them; as `additions`."""
+    where = {run.prompt.index: resolve_positions(positions, run.prompt) for run in runs if run.layer is None}
     rows = [replace(run.prompt, index=row) for row, run in enumerate(runs)]
     spread = [_on_rows(operation, runs) for operation in operations]
     common = plan(model, spread, rows, vectors, batch_tokens=batch_tokens)
-    return _Everywhere(model, rows, _with(common, _edits(runs, where, onward)), batch_tokens)
+    return rows, with_edits(common, _edits(runs, where, goes_on(positions)))
 
 
 @dataclass(frozen=True)
@@ -213,7 +228,7 @@ def _on_rows(operation: Operation, runs: Sequence[Run]) -> Operation:
 
 
 @dataclass(frozen=True)
-class _AddedByRow:
+class AddedByRow:
     """The states plus a vector of each row's own."""
 
     vectors: Float[Tensor, "steered hidden"]
@@ -234,13 +249,13 @@ def _edits(runs: Sequence[Run], where: Mapping[int, Sequence[int]], onward: bool
         StateEdit(
             Place("layers_output", layer),
             Reach({row: where[runs[row].prompt.index] for row in added}, onward),
-            _AddedByRow(torch.stack(list(added.values())), {row: index for index, row in enumerate(added)}),
+            AddedByRow(torch.stack(list(added.values())), {row: index for index, row in enumerate(added)}),
         )
         for layer, added in vectors.items()
     ]
 
 
-def _with(common: Plan, edits: Sequence[Edit]) -> Plan:
+def with_edits(common: Plan, edits: Sequence[Edit]) -> Plan:
     """A plan with more edits, each after what is done at its place already."""
     whole = {place: [*listed] for place, listed in common.edits.items()}
     for edit in edits:

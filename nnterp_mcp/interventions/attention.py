@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.fields import LayerSpec
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.indices import resolve_indices
@@ -113,6 +114,7 @@ def choose_heads(
     ]
 
 
+@runs_elsewhere
 def read_attention(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],
@@ -170,7 +172,7 @@ def read_attention(
                 on_pattern(prompt.index, pattern[:, padding:, padding:])
         order += [prompt.index for prompt in batch.prompts]
         on_batch(len(order))
-    return _sorted(parts, order, chosen, {} if queries is None else asked)
+    return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
 
 
 def _place(layer: int) -> Place:
@@ -217,7 +219,7 @@ def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tenso
     return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
 
 
-def _sorted(
+def in_order_of_prompts(
     parts: Sequence[AttentionNumbers],
     order: Sequence[int],
     chosen: Sequence[HeadChoice],

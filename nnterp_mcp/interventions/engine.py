@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.interventions.edits import Edit, Seen
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.places import Place, assign, by_position, fetch, in_order
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.implementation import switch_attention
@@ -73,6 +74,7 @@ class Pass:
     logits: Float[Tensor, "wanted vocabulary"] | None
 
 
+@runs_elsewhere
 def forward(
     model: StandardizedTransformer,
     batch: Batch,

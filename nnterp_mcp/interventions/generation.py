@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling, choose
 from nnterp_mcp.interventions.windows import Window
@@ -47,6 +48,7 @@ class Generation:
     ended: bool = False
 
 
+@runs_elsewhere
 def generate(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],

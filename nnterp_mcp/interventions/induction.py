@@ -13,6 +13,7 @@ from torch import Tensor
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Target, attention_reads, join_heads
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -90,6 +91,7 @@ def repeat_random_tokens(
     return RepeatedTokens(prompts, len(start), length)
 
 
+@runs_elsewhere
 def score_heads(
     model: StandardizedTransformer,
     repeated: RepeatedTokens,

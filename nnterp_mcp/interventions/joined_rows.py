@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nnterp_mcp.errors import STOPS, OutOfMemory, Unsupported
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import attention_for
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
 from nnterp_mcp.interventions.places import Place
@@ -70,6 +71,7 @@ class RowBatch:
     first: int
 
 
+@runs_elsewhere
 @torch.inference_mode()
 def observe(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> Observed:
     """Runs an input once and keeps what is at some places, and its logits."""

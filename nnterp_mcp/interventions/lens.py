@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.interventions.activations import get_token_activations
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.readout import Categories, Readout, normalize, read_log_probs
 from nnterp_mcp.interventions.reductions import divergence
@@ -41,6 +42,7 @@ class LensReadings:
     kl: Float[Tensor, "reading layer"]
 
 
+@runs_elsewhere
 def read_lens(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],
@@ -135,6 +137,13 @@ def _reduce(
     return read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row]), divergence(
         last, log_probs[:, :count]
     )
+
+
+@runs_elsewhere
+@torch.inference_mode()
+def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
+    """The token that comes most probably of each state after the last layer."""
+    return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -208,6 +208,8 @@ class Patcher:
         Source: Meng et al., "Locating and Editing Factual Associations in GPT" (2022); Heimersheim and Nanda, "How to
         use and interpret activation patching" (2024).
         """
+        if (own := self.model.elsewhere.get("patch")) is not None:
+            return own(self, runs, on_batch)
         runs = [[cell] for cell in self.grid.cells] if runs is None else runs
         runs = [self.grid.patched_with(run) for run in runs]
         places = list(dict.fromkeys(cell.place for run in runs for cell in run))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import get_token_activations, refuse_remote
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.packing import read_packed
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, resolve_target, run_patched
@@ -68,6 +69,7 @@ class PatchscopeReadings:
     unpatched_continuation: list[int]
 
 
+@runs_elsewhere
 def read_patchscope(
     model: StandardizedTransformer,
     states: Float[Tensor, "source layer hidden"],

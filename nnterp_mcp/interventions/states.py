@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
@@ -67,6 +68,7 @@ def iterate_states(
         yield BatchStates([(batch.prompts[row].index, at) for row, at in places(batch)], states, done)
 
 
+@runs_elsewhere
 def read_states(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.additions import Run, additions
 from nnterp_mcp.interventions.directions import random_direction
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.plan import plan
 from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
 from nnterp_mcp.interventions.states import read_states
@@ -73,6 +74,7 @@ def doses_of(prompt: int, layers: Sequence[int], factors: Sequence[float], contr
     return [Dose(prompt), *steered]
 
 
+@runs_elsewhere
 @torch.inference_mode()
 def sweep(
     model: StandardizedTransformer,
@@ -127,8 +129,8 @@ def sweep(
     layers = sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     by_index = {prompt.index: prompt for prompt in prompts}
-    drawn = _draw(directions, controls, seed)
-    runs = [Run(by_index[dose.prompt], dose.layer, _vector(dose, drawn)) for dose in doses]
+    drawn = draw_directions(directions, controls, seed)
+    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in doses]
     # Planned for the prompts first: what is wrong is then told of these, not of the rows that they become.
     common = plan(model, operations, prompts, vectors, batch_tokens=batch_tokens)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
@@ -149,7 +151,8 @@ Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
 """By layer, the vector's direction (None) and the random ones."""
 
 
-def _draw(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, seed: int) -> Drawn:
+def draw_directions(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, seed: int) -> Drawn:
+    """The directions with their random controls, each as long as the direction of its layer."""
     drawn: Drawn = {(layer, None): direction.float().cpu() for layer, direction in directions.items()}
     for layer, direction in directions.items():
         norm, width = float(direction.float().norm()), direction.shape[-1]
@@ -158,7 +161,8 @@ def _draw(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, see
     return drawn
 
 
-def _vector(dose: Dose, drawn: Drawn) -> Float[Tensor, " hidden"] | None:
+def vector_of(dose: Dose, drawn: Drawn) -> Float[Tensor, " hidden"] | None:
+    """What a run adds."""
     return None if dose.layer is None else dose.factor * drawn[dose.layer, dose.control]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import require_width
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import HEAD_SITES, TokenDifference, Vector, label_of
@@ -66,18 +67,39 @@ def _find(model: StandardizedTransformer, asked: Vector, vectors: Vectors | None
 
 
 def _between_tokens(model: StandardizedTransformer, asked: TokenDifference) -> Tensor:
-    module: Any = model.module
-    owner = module.get_input_embeddings() if asked.of == "embeddings" else module.get_output_embeddings()
-    weight = getattr(owner, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise Unsupported(f"{model.name} has no matrix of {asked.of}, so no difference between their rows.")
-    rows = _row(model, weight, asked.positive)
-    return rows if asked.negative is None else rows - _row(model, weight, asked.negative)
+    positive = _mean_row(model, asked.of, asked.positive)
+    return positive if asked.negative is None else positive - _mean_row(model, asked.of, asked.negative)
 
 
-def _row(model: StandardizedTransformer, weight: Tensor, text: str) -> Tensor:
+def _mean_row(model: StandardizedTransformer, of: str, text: str) -> Tensor:
     tokenizer: Any = model.tokenizer
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise InvalidRequest(f"{text!r} has no tokens for {model.name}.", "Give some visible text.")
-    return weight[ids].detach().float().mean(0)
+    return read_token_rows(model, of, ids).mean(0)
+
+
+@runs_elsewhere
+def read_token_rows(model: StandardizedTransformer, of: str, ids: Sequence[int]) -> Float[Tensor, "token width"]:
+    """The rows of tokens in the matrix of `embeddings` or `unembeddings`.
+
+    Raises:
+        Unsupported: The model has no such matrix.
+    """
+    weight = getattr(matrix_of(model, of), "weight", None)
+    assert isinstance(weight, Tensor)
+    return weight[list(ids)].detach().float()
+
+
+def matrix_of(model: StandardizedTransformer, of: str) -> Any:
+    """The module whose matrix has a row for each token.
+
+    Raises:
+        Unsupported: The model has none.
+    """
+    module: Any = model.module
+    owner = module.get_input_embeddings() if of == "embeddings" else module.get_output_embeddings()
+    weight = getattr(owner, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise Unsupported(f"{model.name} has no matrix of {of}, so no difference between their rows.")
+    return owner

@@ -217,7 +217,11 @@ def _head_is_direct(tape: Tape, last: Call, norm: Call | None, head: Call | None
 
 
 def _is_same(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+    if one is None or one.shape != other.shape:
+        return False
+    if one.is_meta:  # which has no address
+        return one.untyped_storage()._cdata == other.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    return one.data_ptr() == other.data_ptr()
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,6 +61,8 @@ class StandardizedTransformer(WrappedModel):
 
     checks: list[Check]
     rename_config: RenameConfig | None
+    elsewhere: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    """Experiments that this model does not run here, by name; none."""
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class StandardizedTransformer(WrappedModel):
         with warnings.catch_warnings():
             # BERT's modules named `output`: the standard names reach them whatever nnsight calls them.
             warnings.filterwarnings("ignore", message=".*which nnsight already serves on every module")
-            super().__init__(loaded, tokenizer=tokenizer, task="text-generation")
+            super().__init__(loaded, tokenizer=tokenizer, task="text-generation", **_placing(loaded))
         bind_names(self, self.anatomy)
         for layer in self.anatomy.layers:
             if layer.core is not None:
@@ -322,6 +326,12 @@ class StandardizedTransformer(WrappedModel):
 
     def detect_layer_output_type(self) -> None:
         """Does nothing: what layers return is known. For code written for nnterp."""
+
+
+def _placing(model: nn.Module) -> dict[str, str]:
+    """Leaves a model that has no weights where it is; nnsight would move it to a device."""
+    weights = {parameter.device.type for parameter in model.parameters()}
+    return {"device": "meta"} if weights == {"meta"} and not hasattr(model, "hf_device_map") else {}
 
 
 def _name_of(model: str | Path | nn.Module) -> str:

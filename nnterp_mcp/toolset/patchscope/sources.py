@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.engine import Plan
+from nnterp_mcp.interventions.lens import likeliest_tokens
 from nnterp_mcp.interventions.patchscope import LayerPair, pair_layers
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.prompts import FollowedTargets, get_first_tokens
@@ -148,8 +149,7 @@ def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"
     """The model's own next token after each source."""
     if not model.can("lens"):
         return [None] * len(last)
-    ids = [int(token) for part in last.split(64) for token in model.project_on_vocab(part).argmax(-1)]
-    return [token_text(model.tokenizer, token) for token in ids]
+    return [token_text(model.tokenizer, token) for token in likeliest_tokens(model, last)]
 
 
 def _origin(
