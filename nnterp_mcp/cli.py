@@ -59,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--trust-remote-code", action="store_true", default=None, help="let models run code of their own"
     )
+    serve.add_argument(
+        "--ndif",
+        dest="ndif_host",
+        nargs="?",
+        const="https://api.ndif.us",
+        metavar="ADDRESS",
+        help="let load_model use the NDIF service there (hosted by default); NDIF_API_KEY holds the key",
+    )
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser("demo", help="start a server, connect a client and show a logit lens")

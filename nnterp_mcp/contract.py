@@ -106,6 +106,7 @@ class ToolSpec(Generic[P, R, A]):
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
         recorded: A call in a worker is an experiment, and kept as a run.
+        served: A call in a worker can be about a model that another machine serves.
     """
 
     name: str
@@ -123,6 +124,7 @@ class ToolSpec(Generic[P, R, A]):
     idempotent: bool = True
     open_world: bool = False
     recorded: bool = True
+    served: bool = False
 
     def input_schema(self) -> dict[str, Any]:
         """The JSON schema of the parameters."""

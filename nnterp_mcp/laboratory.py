@@ -141,7 +141,9 @@ class Laboratory:
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         params = spec.parse(arguments)
         job = _Job(0, self._on_progress)
-        result = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run(self.bench, params, job)
+        self.bench.require_offered(spec)
+        with self.bench.stopping(job.check, job.tell):
+            result = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run(self.bench, params, job)
         self.arrays = job.arrays
         return result
 

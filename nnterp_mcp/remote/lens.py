@@ -71,7 +71,7 @@ def _passes(
     options: Data,
 ) -> list[Data]:
     """The pass that reads a batch; and where more than norm and head lies behind the last layer, one through that."""
-    _, way, names, inputs = states_pass(model, batch, places, layers, plan)
+    way, names, inputs = states_pass(model, batch, places, layers, plan)
     size = max(1, rows_at_once(model) // len(layers))
     options = options | {"names": names, "head": model.head, "readings_at_once": size}
     first = {"inputs": inputs, "steps": way.steps(), "read": read_lens, "options": options}

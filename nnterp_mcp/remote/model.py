@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -29,12 +31,14 @@ class ServedTransformer(StandardizedTransformer):
         elsewhere: The experiments that are sent, by name.
         patterns: Which element of what a layer's attention returns is its probabilities.
         cached: Whether a text can be written on cached keys and values there.
+        dtype_served: The dtype of its logits there.
     """
 
     connection: Connection
     elsewhere: Mapping[str, Callable[..., Any]]
     patterns: dict[int, int]
     cached: bool = True
+    dtype_served: torch.dtype = torch.float32
 
     def __init__(self, outline: Any, tokenizer: Any, connection: Connection, elsewhere: Mapping[str, Any]) -> None:
         with without_numbers():
@@ -48,6 +52,37 @@ class ServedTransformer(StandardizedTransformer):
     def device(self) -> torch.device:
         """Where inputs are made and results are read: here."""
         return torch.device("cpu")
+
+    @property
+    def computing_on(self) -> tuple[str, str]:
+        """NDIF, and where."""
+        return "ndif", self.connection.host
+
+    @property
+    def computing_dtype(self) -> torch.dtype:
+        """What it computes in there."""
+        return self.dtype_served
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights, there."""
+        return sum(parameter.numel() for parameter in self.module.parameters()) * self.dtype_served.itemsize
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells one served model from another; weights that are served are not hashed."""
+        return hashlib.sha256(f"ndif {self.connection.key}".encode()).hexdigest()[:16]
+
+    @contextmanager
+    def stopping(self, check: Callable[[], None], tell: Callable[[str], None]) -> Generator[None]:
+        """While in force, requests are asked whether to go on while they wait, and what the service says is told."""
+        connection = self.connection
+        before = connection.check, connection.say
+        connection.check, connection.say = check, tell
+        try:
+            yield
+        finally:
+            connection.check, connection.say = before
 
     @property
     def head(self) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -153,8 +152,8 @@ def rows_at_once(model: ServedTransformer) -> int:
 
 def states_pass(
     model: ServedTransformer, batch: Batch, places: Sequence[tuple[int, int]], layers: Sequence[int], plan: Plan
-) -> tuple[Window, Way, list[str], dict[str, Any]]:
-    """The way of a pass that keeps the residual stream after layers.
+) -> tuple[Way, list[str], Data]:
+    """The way of a pass that keeps the residual stream after layers, the names that it keeps, and the pass's inputs.
 
     Args:
         model: The model.
@@ -171,7 +170,7 @@ def states_pass(
     for layer in layers:
         names.append(f"layer {layer}")
         way.keep(Place("layers_output", layer), names[-1], pick, {"rows": rows, "columns": columns})
-    return window, way, names, inputs_of(batch, last=True)
+    return way, names, inputs_of(batch, last=True)
 
 
 def read_served_states(
@@ -192,7 +191,7 @@ def read_served_states(
     for batch in batches:
         places = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
         keys += [(batch.prompts[row].index, at) for row, at in places]
-        _, way, names, inputs = states_pass(model, batch, places, layers, plan)
+        way, names, inputs = states_pass(model, batch, places, layers, plan)
         passes.append([{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": {"names": names}}])
     done = list(counted(batches))
     found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))

@@ -276,3 +276,26 @@ def choose(model: Any, kept: Data, options: Data, number: int) -> Data:
     draws = None if options["draws"] is None else options["draws"][number]
     tokens, log_probs = choose_tokens(logits, options["temperature"], options["top_p"], options["top_k"], draws)
     return {"tokens": tokens.cpu(), "log_probs": log_probs.cpu()}
+
+
+def compare_lens(model: Any, kept: Data, options: Data, carried: Data) -> Data:
+    """How far norm and head are from the model's own logits, and a padded prompt from the one before, alone.
+
+    Rows and columns are the tokens of the prompts; those of the short prompt, which came alone before, are the last.
+    """
+    logits = pick(model.output.logits, options).float()
+    short = logits[-options["short"] :]
+    found: Data = {"dtype": str(model.output.logits.dtype).rsplit(".", 1)[-1], "largest": logits.abs().max().cpu()}
+    if options["head"]:
+        found["lens"] = (project(model, kept[options["name"]], options["head"]).float() - logits).abs().max().cpu()
+    carried.update({"states": kept[options["name"]][:, None], "logits": logits})
+    if options["compared"]:
+        found["padded"] = (short - carried["alone"].to(short.device)).abs().max().cpu()
+    carried["alone"] = short
+    return found
+
+
+def compare_replayed(model: Any, kept: Data, options: Data, carried: Data) -> Data:
+    """How far the states of the pass before, sent through the model's own tail, are from its logits."""
+    logits = model.output.logits[:, -1].float()
+    return {"lens": (logits - carried["logits"].to(logits.device)).abs().max().cpu()}

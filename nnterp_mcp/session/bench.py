@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.errors import LimitExceeded, NoModel
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
 from nnterp_mcp.fields import Prompt
 from nnterp_mcp.operations import Operation
 from nnterp_mcp.session.jobs import Job
@@ -71,13 +72,11 @@ class Bench:
     @cached_property
     def identity(self) -> ModelIdentity:
         """What tells the loaded model's weights from others."""
-        from nnterp_mcp.model.fingerprint import fingerprint
-
-        module = self.model.module
+        model = self.model
         return ModelIdentity(
-            architecture=type(module).__name__,
-            hidden_size=self.model.hidden_size,
-            fingerprint=fingerprint(module),
+            architecture=type(model.module).__name__,
+            hidden_size=model.hidden_size,
+            fingerprint=model.fingerprint,
         )
 
     @property
@@ -86,12 +85,13 @@ class Bench:
         import torch
 
         model, origin = self.model, self._origin
+        device, device_name = model.computing_on
         return RunEnvironment(
-            versions=versions(),
+            versions=versions() | dict(origin.versions),
             platform=f"{platform.system()} {platform.machine()}",
-            device=str(model.device),
-            device_name=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
-            dtype=str(model.module.dtype).removeprefix("torch."),
+            device=device,
+            device_name=device_name,
+            dtype=str(model.computing_dtype).removeprefix("torch."),
             attention=model.attention,
             architecture=self.identity.architecture,
             source=origin.source,
@@ -144,19 +144,29 @@ class Bench:
         return min(allowed, _CPU_TOKENS) if self.model.device.type == "cpu" else allowed
 
     @contextmanager
-    def stopping(self, check: Callable[[], None]) -> Generator[None]:
-        """While in force, the model asks before each of its layers whether to go on: a pass may take many seconds.
+    def stopping(
+        self, check: Callable[[], None], tell: Callable[[str], None] = lambda message: None
+    ) -> Generator[None]:
+        """While in force, the model asks on its way whether to go on, if there is one.
 
         Args:
-            check: Raises what the pass is to end with.
+            check: Raises what its work is to end with.
+            tell: Told what it waits for.
         """
-        layers = () if self._model is None else self._model.anatomy.layers
-        hooks = [layer.block.module.register_forward_pre_hook(lambda *_: check()) for layer in layers]
-        try:
+        with nullcontext() if self._model is None else self._model.stopping(check, tell):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def require_offered(self, spec: ToolSpec[Any, Any, Any]) -> None:
+        """Refuses a tool that works on weights or activations which are not to be had of a served model.
+
+        Raises:
+            Unsupported: It does; by name.
+        """
+        if self._model is not None and self._model.elsewhere and not spec.served:
+            raise Unsupported(
+                f"{spec.name} is not offered for {self.handle}, which NDIF serves",
+                "Load the model with backend 'local' for it, if it fits this machine.",
+            )
 
     def longest_prompt(self, new_tokens: int = 0) -> int:
         """Tokens that a prompt may have when so many are to follow it.

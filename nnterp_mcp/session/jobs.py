@@ -41,6 +41,7 @@ class Job:
     partial: Callable[[], Result | None] | None = None
     _stopped: list[NnterpError] = field(default_factory=list)
     _group: tuple[int, int, int, str] = (0, 0, 0, "")
+    _last: tuple[float, float | None] = (0.0, None)
 
     def stop(self, error: NnterpError) -> None:
         """Asks the call to stop before its next step, with this error."""
@@ -53,6 +54,12 @@ class Job:
             NnterpError: The call was cancelled, or ran past its time.
         """
         self.check()
+        self._last = (done, total)
+        self.send(Progress(id=self.id, done=done, total=total, message=message))
+
+    def tell(self, message: str) -> None:
+        """Tells what the call waits for, when it is no further than it was."""
+        done, total = self._last
         self.send(Progress(id=self.id, done=done, total=total, message=message))
 
     def step(self, fraction: float, message: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnterp_mcp.session.records import FileCard
@@ -16,11 +17,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model's weights came from: in words, the Hub's commit, the files."""
+    """Where a model's weights came from: in words, the Hub's commit, the files; the versions of what serves it."""
 
     source: str
     revision: str | None = None
     files: ModelFiles | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 class ModelFiles:

@@ -106,7 +106,8 @@ def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
 def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
     module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
-    with bench.stopping(job.check):
+    bench.require_offered(spec)
+    with bench.stopping(job.check, job.tell):
         return module.run(bench, spec.params.model_validate(call.params), job)
 
 

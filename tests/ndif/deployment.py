@@ -139,9 +139,7 @@ class Deployment:
     def _begin(self, name: str, *command: str | Path, **more: str) -> None:
         with (self._logs / f"{name}.log").open("wb") as log:
             self._services.append(
-                subprocess.Popen(
-                    command, env=self._environment(more), stdout=log, stderr=log, start_new_session=True
-                )
+                subprocess.Popen(command, env=self._environment(more), stdout=log, stderr=log, start_new_session=True)
             )
 
     def _run(self, name: str, *command: str | Path, **more: str) -> None:

@@ -195,4 +195,5 @@ SPEC = ToolSpec(
     answer=GenerateAnswer,
     digest=digest,
     render=render,
+    served=True,
 )

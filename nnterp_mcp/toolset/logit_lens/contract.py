@@ -42,4 +42,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     figure=figure,
+    served=True,
 )

@@ -148,4 +148,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     figure=figure,
+    served=True,
 )

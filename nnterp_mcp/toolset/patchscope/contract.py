@@ -161,4 +161,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     figure=figure,
+    served=True,
 )

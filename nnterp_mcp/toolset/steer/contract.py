@@ -78,4 +78,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     figure=figure,
+    served=True,
 )

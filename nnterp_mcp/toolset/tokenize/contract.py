@@ -94,4 +94,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     recorded=False,
+    served=True,
 )
