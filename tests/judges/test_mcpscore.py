@@ -15,7 +15,6 @@ LEAST = 90
 """Percent."""
 
 
-@pytest.mark.slow
 def test_scores_well(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("mcpscore")), "--no-config", "--fail-under", str(LEAST), "--stdio"]
 
