@@ -238,7 +238,7 @@ def _plain(host: str) -> Generator[None]:
         yield
     except (pickle.UnpicklingError, zstandard.ZstdError, ValidationError, EOFError) as error:
         raise Unsupported(
-            f"NDIF at {host} answered what is not read here: only tensors and plain data are, for a pickle can run code",
+            f"NDIF at {host} answered what is not read: only tensors and plain data are, for a pickle can run code",
             "See whether the address is that of an NDIF service that fits this nnsight.",
         ) from error
 

@@ -227,6 +227,8 @@ def _scene(service: Deployment) -> Generator[Scene]:
         }
         with stdio(**settings) as client:
             loaded = client.call("load_model", model=source, backend="ndif")
+            while not loaded.is_error and "model" not in loaded.structured_content:  # it is still loading
+                loaded = client.call("load_model", model=source, backend="ndif")
             assert not loaded.is_error, loaded.content[0].text
             yield Scene(client, loaded.structured_content["model"], source, way, service)
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.interventions.attention import choose_heads, read_attention
 from nnterp_mcp.interventions.corruption import ablate, add_noise, pair_prompts
+from nnterp_mcp.interventions.directions import average_states
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import generate
 from nnterp_mcp.interventions.induction import repeat_random_tokens, score_heads
@@ -157,6 +158,16 @@ def test_states(pair: Pair) -> None:
         for column, layer in enumerate([0, 3]):
             expected = pair.plain.read(prompts[number].ids, "layers_output", layer)[position]
             torch.testing.assert_close(found[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_states_averaged_over_positions(pair: Pair) -> None:
+    found = average_states(pair.served, PROMPTS, [1, 3], ["1:4"])
+
+    for row, prompt in enumerate(pair.encode()):
+        for column, layer in enumerate([1, 3]):
+            states = pair.plain.read(prompt.ids, "layers_output", layer)[1:4]
+            torch.testing.assert_close(found.means[row, column], states.mean(0), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.lengths[row, column], states.norm(dim=-1).mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_text_is_what_each_next_likeliest_token_adds(pair: Pair) -> None:
