@@ -17,8 +17,10 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import Read, forward
 from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.reductions import average_over
 from nnterp_mcp.interventions.separation import Fit, Separation, separate
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.positions import resolve_positions
@@ -70,6 +72,7 @@ class Directions:
         return replace(self, vectors=self.vectors * (norm / self.norms)[:, None])
 
 
+@runs_elsewhere
 def average_states(
     model: StandardizedTransformer,
     prompts: Sequence[str | Sequence[Any]],
@@ -103,9 +106,10 @@ def average_states(
     order: list[int] = []
 
     def read(batch: Batch) -> Float[Tensor, "row layer hidden_and_length"]:
-        reduce = _average_over(_weights(batch, positions))
-        reads = forward(model, batch, reads=[Read(place, reduce) for place in places]).reads
-        return torch.stack([read.cpu() for read in reads], dim=1)
+        weights = weigh(batch, positions)
+        reads = [Read(place, lambda states: average_over(states, weights)) for place in places]
+        averages = forward(model, batch, reads=reads).reads
+        return torch.stack([average.cpu() for average in averages], dim=1)
 
     for batch, states in run_batches(model, encoded, batch_tokens, read):
         parts.append(states)
@@ -115,23 +119,13 @@ def average_states(
     return States(list(layers), rows[..., :-1], rows[..., -1])
 
 
-def _weights(batch: Batch, positions: Sequence[PositionSpec]) -> Float[Tensor, "row token"]:
+def weigh(batch: Batch, positions: Sequence[PositionSpec]) -> Float[Tensor, "row token"]:
+    """How much each column of a batch counts in the mean over positions of its row."""
     weights = torch.zeros(batch.inputs["input_ids"].shape)
     for row, (prompt, padding) in enumerate(zip(batch.prompts, batch.padding, strict=True)):
         chosen = resolve_positions(positions, prompt)
         weights[row, [padding + at for at in chosen]] = 1 / len(chosen)
     return weights
-
-
-def _average_over(weights: Float[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
-    def average(states: Float[Tensor, "row token hidden"]) -> Float[Tensor, "row hidden_and_length"]:
-        at = weights.to(states.device)
-        chosen = torch.where(at[..., None] > 0, states.float(), 0)
-        mean = (chosen * at[..., None]).sum(1)
-        length = (chosen.norm(dim=-1) * at).sum(1, keepdim=True)
-        return torch.cat([mean, length], dim=-1)
-
-    return average
 
 
 def mean_difference(positive: States, negative: States) -> Directions:

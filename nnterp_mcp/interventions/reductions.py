@@ -192,6 +192,17 @@ def summarize_patterns(
     }
 
 
+def average_over(
+    states: Float[Tensor, "row token hidden"], weights: Float[Tensor, "row token"]
+) -> Float[Tensor, "row hidden_and_length"]:
+    """The weighted mean of each row's states, and behind it that of their lengths."""
+    at = weights.to(states.device)
+    chosen = torch.where(at[..., None] > 0, states.float(), 0)
+    mean = (chosen * at[..., None]).sum(1)
+    length = (chosen.norm(dim=-1) * at).sum(1, keepdim=True)
+    return torch.cat([mean, length], dim=-1)
+
+
 def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:
     """The mean over the chosen queries of each row."""
     return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)

@@ -28,8 +28,9 @@ from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import Tracer, save
 from nnsight.tracing.util import push
+from pydantic import ValidationError
 
-from nnterp_mcp.errors import WorkerLost
+from nnterp_mcp.errors import Unsupported, WorkerLost
 from nnterp_mcp.remote.faults import judge_failure, judge_refusal, unreachable
 
 for _travelling in ("nnterp_mcp.remote.shipped", "nnterp_mcp.interventions.reductions"):
@@ -152,7 +153,8 @@ class _Request(Backend):
             self._post(envelope, blob)
             connection.traffic.sent += len(blob)
             while True:
-                response = _parse(self._receive(socket))
+                with _plain(connection.host):
+                    response = _parse(self._receive(socket))
                 if response.status == Status.ERROR:
                     raise judge_failure(connection.host, connection.name, response.description)
                 if response.status == Status.COMPLETED:
@@ -161,7 +163,8 @@ class _Request(Backend):
         content = self._content(response.data)
         connection.traffic.requests += 1
         connection.traffic.received += len(content)
-        return _load(zstandard.ZstdDecompressor().decompress(content, max_output_size=_MOST_BYTES))
+        with _plain(connection.host):
+            return _load(zstandard.ZstdDecompressor().decompress(content, max_output_size=_MOST_BYTES))
 
     @contextmanager
     def _subscription(self) -> Generator[websocket.WebSocket]:
@@ -226,6 +229,18 @@ class _Request(Backend):
         except httpx.HTTPError as error:
             raise unreachable(self._connection.host, error) from error
         return bytes(parts)
+
+
+@contextmanager
+def _plain(host: str) -> Generator[None]:
+    """Turns what an answer that cannot be read raises into our error."""
+    try:
+        yield
+    except (pickle.UnpicklingError, zstandard.ZstdError, ValidationError, EOFError) as error:
+        raise Unsupported(
+            f"NDIF at {host} answered what is not read: only tensors and plain data are, for a pickle can run code",
+            "See whether the address is that of an NDIF service that fits this nnsight.",
+        ) from error
 
 
 def _closed(host: str) -> WorkerLost:

@@ -14,7 +14,7 @@ from nnterp_mcp.remote.attention import read_served_attention, score_served_head
 from nnterp_mcp.remote.generation import generate_served
 from nnterp_mcp.remote.lens import read_served_lens
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.passes import read_served_states
+from nnterp_mcp.remote.passes import average_served_states, read_served_states
 from nnterp_mcp.remote.patching import observe_served, patch_served
 from nnterp_mcp.remote.patchscope import likeliest_served_tokens, read_served_patchscope
 from nnterp_mcp.remote.shipped import read_rows
@@ -53,6 +53,7 @@ def refuse_forward(model: ServedTransformer, *args: Any, **kwargs: Any) -> Any:
 
 
 EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
+    "average_states": average_served_states,
     "forward": refuse_forward,
     "generate": generate_served,
     "likeliest_tokens": likeliest_served_tokens,

@@ -113,7 +113,7 @@ def _require_versions(connection: Connection) -> dict[str, str]:
         theirs, ours = packages.get(package, ""), version(package)
         if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
             raise Unsupported(
-                f"NDIF at {connection.host} runs {package} {theirs}, and this server {package} {ours}: what is sent "
+                f"NDIF at {connection.host} runs {package} {theirs}, and this server {ours}: what is sent "
                 "would not be understood",
                 f"Install {package} {theirs} beside this server, or load the model with backend 'local'.",
             )

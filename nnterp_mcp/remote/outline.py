@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,10 @@ def build_outline(config: Any, code: bool) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=code)
+            # A copy, for what is built from a configuration writes to it.
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation="eager", trust_remote_code=code
+            )
     except (ValueError, ImportError, KeyError, AttributeError) as error:
         raise Unsupported(f"transformers cannot build this model without its weights: {error}") from error
     return model.eval().requires_grad_(False)
@@ -35,7 +39,7 @@ class _WithoutNumbers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         first = args[0] if args else None
         if isinstance(first, Tensor) and first.is_meta:
-            if func in (Tensor.__bool__, Tensor.item):
+            if func in (Tensor.__bool__, Tensor.__contains__, Tensor.is_nonzero, Tensor.item):
                 return False
             if func in (torch.equal, torch.allclose):
                 return first.shape == args[1].shape

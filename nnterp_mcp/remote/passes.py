@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.directions import States, weigh
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.readout import Categories, Readout
 from nnterp_mcp.interventions.windows import Window
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt, encode_prompts, fill_batches
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.shipped import Data, pick, pick_lengths, read_next, read_states
+from nnterp_mcp.remote.shipped import Data, pick, pick_averages, pick_lengths, read_next, read_states
 from nnterp_mcp.remote.steps import Way, keep_end, places_at
 from nnterp_mcp.remote.traces import run_passes
 
@@ -205,3 +208,32 @@ def counted(batches: Sequence[Batch]) -> Iterator[int]:
     for batch in batches:
         total += len(batch.prompts)
         yield total
+
+
+def average_served_states(
+    model: ServedTransformer,
+    prompts: Sequence[str | Sequence[Any]],
+    layers: Sequence[int],
+    positions: Sequence[PositionSpec] = ("last",),
+    *,
+    limit: int | None = None,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda prompts_done: None,
+) -> States:
+    """`directions.average_states` on a served model: a mean vector of each prompt and layer comes here."""
+    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit)
+    batches = batches_of(model, encoded, batch_tokens)
+    names = [f"layer {layer}" for layer in layers]
+    passes: list[list[Data]] = []
+    for batch in batches:
+        way, weights = Way(model), weigh(batch, positions)
+        for layer, name in zip(layers, names, strict=True):
+            way.keep(Place("layers_output", layer), name, pick_averages, {"weights": weights})
+        options = {"names": names}
+        one = {"inputs": inputs_of(batch, last=True), "steps": way.steps(), "read": read_states, "options": options}
+        passes.append([one])
+    done = list(counted(batches))
+    found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
+    order = torch.tensor([prompt.index for batch in batches for prompt in batch.prompts])
+    rows = torch.cat([one["states"] for (one,) in found])[order.argsort()]
+    return States(list(layers), rows[..., :-1], rows[..., -1])

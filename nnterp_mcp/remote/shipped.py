@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.interventions.reductions import (
+    average_over,
     choose_tokens,
     divergence,
     log_probabilities,
@@ -126,6 +127,11 @@ def pick_all(state: Tensor, options: Data) -> Tensor:
 def pick_lengths(state: Tensor, options: Data) -> Tensor:
     """How long the states at some rows and columns are."""
     return pick(state, options).float().norm(dim=-1)
+
+
+def pick_averages(state: Tensor, options: Data) -> Tensor:
+    """The weighted mean of each row's states, and of their lengths."""
+    return average_over(state, options["weights"])
 
 
 def pick_patterns(state: Tensor, options: Data) -> Data:

@@ -79,9 +79,12 @@ def _require_finished(record: RunRecord) -> ToolSpec[Any, Any, Any]:
 
 
 def _loading(record: RunRecord) -> dict[str, Any]:
-    """The request with what its `auto` and its branch stood for then, so that time and machine change neither."""
+    """The request with what its `auto` and its branch stood for then, so that time and machine change neither.
+
+    What serves a model decides both, and knows it by the request's own words alone.
+    """
     request, environment = dict(record.request), record.environment
-    if environment is None:
+    if environment is None or request.get("backend", "local") != "local":
         return request
     if request.get("dtype") == "auto" and request.get("quantization") is None:
         request["dtype"] = environment.dtype

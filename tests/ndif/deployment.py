@@ -22,6 +22,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).parent / "server"
 REDIS, STORE, RAY, RAY_CLIENT, API = 6390, 9000, 6385, 10001, 8001
 RESOURCES = '{"CPU":4,"GPU":1,"cuda_memory_bytes":8589934592,"cpu_memory_bytes":8589934592,"head":10}'
@@ -92,6 +94,12 @@ class Deployment:
         """Ends the API, as when a deployment restarts."""
         _end(self._services.pop())
 
+    def kill_actor(self) -> None:
+        """Ends the process that holds a model, as when a machine fails."""
+        for process in psutil.process_iter(["cmdline"]):
+            if "ray::CPUActor" in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+
     def wait(self, patience: float = 60) -> None:
         """Returns when the API is connected.
 
@@ -120,7 +128,7 @@ class Deployment:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_OVERRIDE_RESOURCES": RESOURCES,
             "GRPC_ENABLE_FORK_SUPPORT": "0",
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",
             "NDIF_HOME": str(self.folder / "home"),
             "NDIF_REDIS_URL": f"redis://127.0.0.1:{REDIS}",
             "NDIF_OBJECT_STORE_URL": f"http://127.0.0.1:{STORE}",

@@ -261,4 +261,5 @@ SPEC = ToolSpec(
     render=render,
     read_only=False,
     destructive=True,
+    served=True,
 )

@@ -59,6 +59,8 @@ class SessionResult(Result):
     vectors: list[VectorCard]
     gone: dict[str, str]
     free_memory: int
+    ndif: str | None = None
+    """What the NDIF service serves that this server may use."""
 
 
 class SessionAnswer(Answer):
@@ -96,7 +98,8 @@ def digest(result: SessionResult) -> SessionAnswer:
 
 
 def _notes(result: SessionResult) -> list[str]:
-    notes = [note for model in result.models for note in _edits(model)]
+    notes = [] if result.ndif is None else [result.ndif]
+    notes += [note for model in result.models for note in _edits(model)]
     notes += [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")

@@ -9,11 +9,13 @@ import anyio
 import psutil
 
 from nnterp_mcp.operations import describe
+from nnterp_mcp.session.deployments import describe_deployments
 from nnterp_mcp.session.pool import Entry
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.records import RunRecord
 from nnterp_mcp.session.runs import Runs
 from nnterp_mcp.session.session import Session
+from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.session.contract import RUNS, LoadedModel, RunLine, SessionParams, SessionResult
 
 
@@ -25,7 +27,14 @@ async def handle(session: Session, params: SessionParams, on_progress: OnProgres
         vectors=await anyio.to_thread.run_sync(session.vectors.cards),
         gone=session.pool.gone,
         free_memory=psutil.virtual_memory().available,
+        ndif=await _deployments(session.settings),
     )
+
+
+async def _deployments(settings: Settings) -> str | None:
+    if settings.ndif_host is None:
+        return None
+    return await anyio.to_thread.run_sync(describe_deployments, settings.ndif_host, settings.ndif_key())
 
 
 def _runs(runs: Runs) -> list[RunLine]:

@@ -15,7 +15,7 @@ class CPUDeployment(BaseModelDeployment):
     CACHEABLE = False
 
     def __init__(self, *args, **kwargs):
-        torch.set_num_threads(int(os.environ.get("NDIF_TEST_THREADS", "2")))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         super().__init__(*args, **kwargs)
 
     def load_from_disk(self):

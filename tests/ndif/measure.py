@@ -1,0 +1,143 @@
+"""Every served tool over MCP, on a real NDIF and on this machine: how far the answers differ, what came back, how long.
+
+    python -m tests.ndif.measure FOLDER [ADDRESS]
+
+FOLDER holds the environment that `tests.ndif.deployment install` made. With an address, the NDIF that runs there is
+used; else one is started.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.ndif.deployment import deployed
+from tests.ndif.gateway import Gateway, gateway
+from tests.serving import Caller, stdio
+
+FRANCE, ITALY = "The capital of France is", "The capital of Italy is"
+CAPITALS = {"answer": "Paris", "wrong": "Rome"}
+VOCABULARY, LAYERS, HEADS = 49152, 30, 9
+LOGITS = VOCABULARY * 4
+"""Bytes of one distribution in float32."""
+
+CALLS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "logit_lens": ("logit_lens", {"prompts": [FRANCE, ITALY], "targets": CAPITALS}, 2 * LAYERS * LOGITS),
+    "run_prompts": (
+        "run_prompts",
+        {"prompts": [f"The capital of {name} is" for name in ("France", "Italy", "Spain", "Japan", "Peru", "Chad")]
+         * 8, "targets": {"capital": ["Paris", "Rome", "Madrid", "Tokyo", "Lima"]}},
+        48 * LOGITS,
+    ),
+    "patchscope": ("patchscope", {"source_prompts": FRANCE, "targets": {"capital": "Paris"}}, LAYERS * LOGITS),
+    "steer": (
+        "steer",
+        {"prompts": FRANCE, "vector": {"positive": " Rome", "negative": " Paris"}, "layers": "5:25", "factors": [-2, 2],
+         "targets": CAPITALS, "control": True},
+        (1 + 20 * 2 * 6) * LOGITS,
+    ),
+    "attention_probs": ("attention_probs", {"prompts": FRANCE}, (LAYERS * HEADS * 5 * 5) * 4 + 4 * LOGITS),
+    "patch_activations": (
+        "patch_activations",
+        {"clean": FRANCE, "corrupted": ITALY, "targets": CAPITALS},
+        (2 + LAYERS * 5) * LOGITS,
+    ),
+    "generate": ("generate", {"prompts": [FRANCE, ITALY], "max_new_tokens": 24}, 2 * 24 * LOGITS),
+}  # fmt: skip
+"""For each row the tool, its arguments, and the bytes of the whole distributions (or patterns) that nnterp would hand
+back: of every layer, prompt, run or cell."""
+
+
+def main(folder: Path, address: str | None) -> None:
+    """Prints the table."""
+    with deployed(folder) if address is None else nullcontext() as own:
+        target = urlsplit(own.address if own is not None else str(address)).port or 80
+        with gateway(target) as way, tempfile.TemporaryDirectory() as data:
+            _measure(way, Path(data))
+
+
+def _measure(way: Gateway, data: Path) -> None:
+    from nnterp_mcp.model.load import BUILTIN, locate
+    from nnterp_mcp.settings import Settings
+
+    source = str(locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder)
+    folders = f'["{Path(source).parent}"]'
+    with stdio(ndif_host=way.address, data=data, runs=data / "runs", folders=folders, reply_within=600) as client:
+        here = _handle(client.call("load_model", model=source))
+        begun, before = time.monotonic(), way.received
+        there = _handle(client.call("load_model", model=source, backend="ndif"))
+        print(f"load: {time.monotonic() - begun:.1f} s, {way.received - before:,} bytes back\n")
+        print("| call | largest difference | other differences | bytes back | whole tensors | local, s | NDIF, s |")
+        print("|---|---|---|---|---|---|---|")
+        for name, (tool, arguments, whole) in CALLS.items():
+            _row(client, way, name, tool, arguments, whole, (here, there), data / "runs")
+
+
+def _handle(answer: Any) -> str:
+    assert not answer.is_error, answer.content[0].text
+    return answer.structured_content["model"]
+
+
+def _row(
+    client: Caller,
+    way: Gateway,
+    name: str,
+    tool: str,
+    arguments: dict[str, Any],
+    whole: int,
+    handles: tuple[str, str],
+    runs: Path,
+) -> None:
+    results: list[Any] = []
+    seconds: list[float] = []
+    before = way.received
+    for handle in handles:
+        client.call(tool, model=handle, **arguments)  # the first call of a kind compiles its traces
+        before, begun = way.received, time.monotonic()
+        answer = client.call(tool, model=handle, **arguments)
+        seconds.append(time.monotonic() - begun)
+        assert not answer.is_error, answer.content[0].text
+        results.append(_result(runs, answer.structured_content["run_id"]))
+    back = way.received - before
+    numbers, others = _compare(*results)
+    print(
+        f"| {name} | {numbers:.1e} | {others} | {back:,} | {whole:,} | {seconds[0]:.2f} | {seconds[1]:.2f} |",
+        flush=True,
+    )
+
+
+def _result(runs: Path, run: str) -> Any:
+    from nnterp_mcp.session.results import read_result
+    from nnterp_mcp.session.store import RunStore
+
+    store = RunStore(runs)
+    return read_result(store, store.read(run)).model_dump(mode="json", exclude={"model", "seconds", "taken"})
+
+
+def _compare(one: Any, other: Any) -> tuple[float, int]:
+    """The largest difference of two numbers, and how many words, tokens and ranks differ."""
+    pairs = list(_pairs(one, other))
+    numbers = [abs(a - b) for a, b in pairs if isinstance(a, float) and isinstance(b, float)]
+    others = [(a, b) for a, b in pairs if not (isinstance(a, float) and isinstance(b, float)) and a != b]
+    return max(numbers, default=0.0), len(others)
+
+
+def _pairs(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for key in one:
+            yield from _pairs(one[key], other[key])
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for a, b in zip(one, other, strict=True):
+            yield from _pairs(a, b)
+    else:
+        yield one, other
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
