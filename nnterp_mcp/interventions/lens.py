@@ -141,6 +141,13 @@ def _reduce(
     return found
 
 
+@runs_elsewhere
+@torch.inference_mode()
+def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
+    """The token that comes most probably of each state after the last layer."""
+    return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
+
+
 def _inverse(order: Sequence[int]) -> list[int]:
     """Where each item stands in an order."""
     return sorted(range(len(order)), key=order.__getitem__)
