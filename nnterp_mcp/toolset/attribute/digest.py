@@ -100,7 +100,7 @@ def _integrated(order: Sequence[AttributedPart], result: AttributeResult) -> str
     base, error = number(_brief(result.base.mean)), result.error or 0.0
     adds = f"the tokens add up to the difference (error {_error(result)})"
     sums = adds if error < _LOOSE else f"the tokens' sum misses the difference by {number(_brief(error))}"
-    points = "" if result.points is None else f" by {result.points} gradients"
+    points = "" if result.points is None else f" ({result.points} gradients)"
     return f"{_whole(result)}, and {base} with every token's embedding the mean one; {sums}{points}.{_extremes(order)}"
 
 
