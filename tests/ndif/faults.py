@@ -27,6 +27,9 @@ KEY = "00000000-1111-2222-3333-444444444444"
 LONG = {"tool": "generate", "prompts": [PROMPT] * 8, "max_new_tokens": 512}
 """A call that takes minutes."""
 
+REPLY_WITHIN = 15
+"""Seconds until a call answers that it goes on; each is then waited for."""
+
 
 @dataclass
 class Scene:
@@ -56,6 +59,13 @@ class Scene:
             "load_model", **({"model": self.source, "backend": "ndif", "attention": "eager"} | arguments)
         )
 
+    def ended(self, answer: Any) -> Any:
+        """An answer, or what came of the run that it says goes on."""
+        run = (answer.structured_content or {}).get("run_id")
+        if answer.is_error or run is None or "goes on" not in answer.content[0].text:
+            return answer
+        return self.client.call("read_run", run_id=run, wait_seconds=REPLY_WITHIN)
+
     def later(self, act: Callable[[], None], seconds: float = 3.0) -> None:
         """Does something while a call runs."""
         threading.Timer(seconds, act).start()
@@ -83,10 +93,13 @@ def slow(scene: Scene) -> Any:
 
 def slow_in_the_middle(scene: Scene) -> Any:
     scene.later(lambda: scene.way.fail(SLOW))
-    first = scene.call(**LONG)
-    run = first.structured_content["run_id"]
+    return _cancelled(scene, scene.call(**LONG))
+
+
+def _cancelled(scene: Scene, going_on: Any) -> Any:
+    run = going_on.structured_content["run_id"]
     scene.client.call("cancel_run", run_id=run)
-    return scene.client.call("read_run", run_id=run, wait=20)
+    return scene.client.call("read_run", run_id=run, wait_seconds=REPLY_WITHIN)
 
 
 def wrong_key(scene: Scene) -> Any:
@@ -136,10 +149,7 @@ def actor_killed(scene: Scene) -> Any:
 
 
 def cancelled(scene: Scene) -> Any:
-    first = scene.call(**LONG)
-    run = first.structured_content["run_id"]
-    scene.client.call("cancel_run", run_id=run)
-    return scene.client.call("read_run", run_id=run, wait=20)
+    return _cancelled(scene, scene.call(**LONG))
 
 
 def unknown_model(scene: Scene) -> Any:
@@ -183,7 +193,7 @@ def main(folder: Path) -> int:
         worker = [process.pid for process in workers_of(scene.client.server)]
         for name, fault in FAULTS.items():
             begun = time.monotonic()
-            answer = fault(scene)
+            answer = scene.ended(fault(scene))
             seconds = time.monotonic() - begun
             scene.way.reply = None
             scene.way.fail(PASS)
@@ -222,7 +232,7 @@ def _scene(service: Deployment) -> Generator[Scene]:
             "ndif_host": way.address,
             "data": data,
             "folders": f'["{Path(source).parent}"]',
-            "reply_within": 15,
+            "reply_within": REPLY_WITHIN,
             "NDIF_API_KEY": KEY,
         }
         with stdio(**settings) as client:
