@@ -125,10 +125,7 @@ def _require_versions(connection: Connection) -> dict[str, str]:
     """
     from importlib.metadata import version
 
-    try:
-        told = connection.environment()
-    except Unsupported:  # an older service, which does not tell
-        return {}
+    told = connection.environment()
     packages: dict[str, str] = told.get("packages", {})
     for package in _FITTING:
         theirs, ours = packages.get(package, ""), version(package)
@@ -139,5 +136,7 @@ def _require_versions(connection: Connection) -> dict[str, str]:
                 f"Install {package} {theirs} beside this server, or load the model with backend 'local'.",
             )
     wanted = ("nnsight", "torch", "transformers")
-    python = {"ndif-python": str(told.get("python_version", "")).split(" ")[0]}
-    return python | {f"ndif-{name}": packages[name] for name in wanted if name in packages}
+    python = str(told.get("python_version", "")).split(" ")[0]
+    return ({"ndif-python": python} if python else {}) | {
+        f"ndif-{name}": packages[name] for name in wanted if name in packages
+    }

@@ -1,9 +1,9 @@
 """Faults on the way to a real NDIF, over MCP: what the client sees, and whether the session is whole afterwards.
 
-    python -m tests.ndif.faults FOLDER
+    python -m tests.ndif.faults FOLDER [WORD …]
 
 FOLDER holds the environment that `tests.ndif.deployment install` made; an NDIF is started for the faults, since some of
-them end it.
+them end it. With words, only the faults whose names contain one of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +185,14 @@ FAULTS: dict[str, Callable[[Scene], Any]] = {
 }
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, words: Sequence[str]) -> int:
     """Prints the table; returns how many faults left something broken."""
     broken = 0
+    chosen = {name: fault for name, fault in FAULTS.items() if not words or any(word in name for word in words)}
     print("| fault | what the client saw | worker alive | next call worked | seconds |\n|---|---|---|---|---|")
     with deployed(folder) as service, _scene(service) as scene:
         worker = [process.pid for process in workers_of(scene.client.server)]
-        for name, fault in FAULTS.items():
+        for name, fault in chosen.items():
             begun = time.monotonic()
             answer = scene.ended(fault(scene))
             seconds = time.monotonic() - begun
@@ -203,7 +204,7 @@ def main(folder: Path) -> int:
             assert KEY not in said
             broken += not (alive and works)
             print(f"| {name} | {said[:260]} | {_said(alive)} | {_said(works)} | {seconds:.1f} |", flush=True)
-    print(f"\n{len(FAULTS)} faults, {broken} of them left something broken")
+    print(f"\n{len(chosen)} faults, {broken} of them left something broken")
     return broken
 
 
@@ -244,4 +245,4 @@ def _scene(service: Deployment) -> Generator[Scene]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
