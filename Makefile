@@ -4,15 +4,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint format bundle bench setup clean
+.PHONY: demo test test-all lint format bundle bench setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
-test: lint ## Check the tree and run every test.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-
-quick: lint ## The same without the tests that take minutes.
+test: lint ## Check the tree and run the tests.
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+test-all: lint ## The same with the slow tests.
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check

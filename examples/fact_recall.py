@@ -31,12 +31,24 @@ CAPITALS = {
     "England": "London",
     "Japan": "Tokyo",
     "China": "Beijing",
-    "Egypt": "Cairo",
     "Greece": "Athens",
     "Ireland": "Dublin",
     "Portugal": "Lisbon",
+    "Austria": "Vienna",
+    "Norway": "Oslo",
+    "Sweden": "Stockholm",
+    "Cuba": "Havana",
+    "Chile": "Santiago",
+    "Canada": "Ottawa",
+    "Hungary": "Budapest",
+    "Denmark": "Copenhagen",
+    "Syria": "Damascus",
+    "Kenya": "Nairobi",
+    "Scotland": "Edinburgh",
+    "Romania": "Bucharest",
+    "Netherlands": "Amsterdam",
 }
-"""Countries of one token each, whose capitals begin with different tokens."""
+"""Countries of one token each, whose capitals begin with different tokens and are what the model says first."""
 
 
 async def main() -> None:

@@ -61,7 +61,8 @@ async def _show_call(client: Client, name: str, arguments: dict[str, Any]) -> bo
 
 @asynccontextmanager
 async def _connected(transport: Transport) -> AsyncGenerator[Client]:
-    command = [sys.executable, "-m", "nnterp_mcp", "serve", "--transport", transport]
+    # On a slow machine the first load takes its time, and nothing else can be shown before it.
+    command = [sys.executable, "-m", "nnterp_mcp", "serve", "--transport", transport, "--reply-within", "3600"]
     if transport == "stdio":
         parameters = StdioServerParameters(command=command[0], args=command[1:])
         async with Client(stdio_client(parameters)) as client:

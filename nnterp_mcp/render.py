@@ -97,6 +97,11 @@ def in_force(interventions: Sequence[str]) -> list[str]:
     return [f"In force: {named}; and {others} more." if others > 0 else f"In force: {named}."]
 
 
+def left_out(what: str, part: str) -> str:
+    """The note that says where `read_run` has what an answer does not show."""
+    return f"{what} not shown: read_run part={part}."
+
+
 def table(content: Table) -> str:
     """A table as lines of cells joined by ` | `."""
     lines = [" | ".join(content.columns)]

@@ -38,7 +38,7 @@ async def noised_difference(tools: Tools) -> float:
 
 
 async def ablated_divergence(tools: Tools) -> float:
-    """All positions under one label are one cell."""
+    """Without positions, a part is ablated at all of them together."""
     answer = await tools.call(
         "patch_activations",
         clean=CLEAN,
@@ -46,7 +46,6 @@ async def ablated_divergence(tools: Tools) -> float:
         metric="kl",
         sites="mlps_output",
         layers=ABLATED,
-        positions={"all": "all"},
     )
     return rows(answer)[0]["kl"]
 

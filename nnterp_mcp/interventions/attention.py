@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,9 @@ OnPattern = Callable[[int, Float[Tensor, "head query key"]], None]
 
 _AT_ONCE = 1 << 24
 """Attention probabilities that are reduced at one time."""
+
+_TOGETHER = 1 << 21
+"""Attention probabilities of a whole pass that are few enough to be kept until it ends."""
 
 
 class HeadChoice(NamedTuple):
@@ -160,10 +163,10 @@ def read_attention(
 
     def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
         here = [asked[prompt.index] for prompt in batch.prompts]
-        reads = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
+        asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
         whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
-        found = forward(model, batch, plan, [*reads, *whole]).reads
-        return join_heads(found[: len(reads)]), found[len(reads) :]
+        found = forward(model, batch, plan, [*asking.reads, *whole]).reads
+        return asking.join(found[: len(chosen)]), found[len(chosen) :]
 
     for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
         parts.append(numbers)
@@ -183,6 +186,19 @@ def _take_pattern(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
     return lambda pattern: pattern[:, heads].float().cpu()
 
 
+@dataclass(frozen=True)
+class HeadReads:
+    """What is taken from the layers in a pass over a batch.
+
+    Attributes:
+        reads: A read for each layer.
+        join: Makes the numbers of all heads of what the reads return.
+    """
+
+    reads: list[Read]
+    join: Callable[[Sequence[Any]], AttentionNumbers]
+
+
 def attention_reads(
     batch: Batch,
     queries: Sequence[Sequence[int]],
@@ -190,8 +206,11 @@ def attention_reads(
     top_k: int = 1,
     *,
     one_by_one: bool = False,
-) -> list[Read]:
-    """What to take from each layer in a pass over a batch; `join_heads` puts the layers together.
+) -> HeadReads:
+    """What to take from each layer in a pass over a batch.
+
+    Small patterns are kept until the pass ends and reduced together, for a step takes no longer over all heads of a
+    short prompt than over those of one layer. Large ones are reduced as they come.
 
     Args:
         batch: The batch.
@@ -201,11 +220,22 @@ def attention_reads(
         one_by_one: Whether what each query reads is wanted too, not only the means.
     """
     asked = Asked.over(batch, queries, one_by_one)
+    ids = batch.inputs["input_ids"]
 
-    def reader(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
+    def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        return lambda pattern: pattern[:, heads].float()
+
+    def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
         return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
 
-    return [Read(_place(layer), reader(heads)) for layer, heads in chosen]
+    def reduce_together(patterns: Sequence[Tensor]) -> AttentionNumbers:
+        device = patterns[0].device
+        whole = torch.cat([pattern.to(device) for pattern in patterns], dim=1)
+        return _reduce_some(whole, asked.to(device), top_k)
+
+    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER
+    way, join = (take, reduce_together) if small else (reduce, join_heads)
+    return HeadReads([Read(_place(layer), way(heads)) for layer, heads in chosen], join)
 
 
 def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:

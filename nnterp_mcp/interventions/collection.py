@@ -18,9 +18,13 @@ from nnterp_mcp.interventions.places import Place, by_position, require_place
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import Site
 
 Pool = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
+
+_IN_STREAM: frozenset[Site] = frozenset({"layers_input", "layers_output", "attentions_output", "mlps_output"})
+"""Sites whose states are as wide as the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,10 @@ def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpe
 def state_shape(
     model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], places: Sequence[Place]
 ) -> tuple[int, ...]:
-    """The shape of one token's state, (width,) or (head, width), as a pass over the shortest prompt finds it.
+    """The shape of one token's state, (width,) or (head, width).
+
+    In the residual stream, and of what is added to it, that is the model's width; elsewhere a pass over the shortest
+    prompt finds it.
 
     Args:
         model: The model.
@@ -93,6 +100,8 @@ def state_shape(
         if place.site == "attention_probabilities":
             raise Unsupported("attention patterns are as wide as their prompt is long: attention_probs keeps them.")
         require_place(model, place)
+    if model.anatomy.streams == 1 and all(place.site in _IN_STREAM for place in places):
+        return (model.hidden_size,)
     shortest = min(prompts, key=len_of)
     (batch,) = fill_batches([shortest], 1, model.pad_id, model.device)
     reads = [Read(place, _shape_at(place)) for place in places]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import nnsight
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
 from nnterp_mcp.interventions.metrics import MetricName, make_metric
 from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.quadrature import Point, integrate
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -39,11 +39,16 @@ class TokenAttribution:
         values: A number for each token.
         metric: The metric of the prompt.
         baseline: The metric with every embedding replaced by the baseline; None where there is none.
+        missed: What is missed on the pieces of the way from the baseline, added up with signs aside: at least as much
+            as the gap, in which pieces may make up for one another.
+        points: At how many points of that way slopes were taken.
     """
 
     values: Float[Tensor, " position"]
     metric: float
     baseline: float | None = None
+    missed: float | None = None
+    points: int | None = None
 
     @property
     def gap(self) -> float | None:
@@ -115,20 +120,22 @@ def integrate_gradients(
 ) -> list[TokenAttribution]:
     """Integrated gradients: the slopes along the straight way from a baseline to the embeddings, times that way.
 
-    Their sum is the metric less the baseline's, up to the integral's error, which `gap` tells: take more steps where it
-    is not small. The states on the way are none that the model sees in use, and another baseline gives other numbers.
+    Their sum is the metric less the baseline's, up to the integral's error, which `gap` and `missed` tell: allow more
+    steps where these are not small. Steps go where they are needed: between two points the slopes must add up to what
+    the metric rises, and where they miss most of it the way is halved, until next to nothing is missed. The states on
+    the way are none that the model sees in use, and another baseline gives other numbers.
 
     Args:
         model: The model.
         prompts: The prompts.
         targets: Token ids for each prompt: of the answer, then of what it is held against.
         metric: What is measured after the last token.
-        steps: Points of the Gauss-Legendre rule.
+        steps: Points between the ends of the way, at most.
         baseline: Every embedding's: zero, where norms have a singularity, or the mean over the vocabulary.
         plan: The operations in force, planned for these prompts.
         batch_tokens: Padded tokens in a forward pass, at most: steps are run in chunks.
-        on_batch: Called after each chunk with the number of steps done, two more for each prompt than asked for; what
-            it raises ends it.
+        on_batch: Called after each chunk with the number of steps done, of two more for each prompt than asked for;
+            those that were not needed are passed over. What it raises ends it.
 
     Returns:
         The attributions, in the order of the prompts.
@@ -136,7 +143,8 @@ def integrate_gradients(
     Raises:
         InvalidRequest: The metric needs more categories than there are, or there is no step.
 
-    Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017).
+    Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017), whose completeness says where steps
+    are needed.
     """
     if steps < 1:
         raise InvalidRequest(f"integrated gradients take at least 1 step, and steps {steps} came.")
@@ -185,26 +193,35 @@ class _Path:
 
     def integrate(self, steps: int, on_batch: Callable[[int], None]) -> TokenAttribution:
         """The integral of the slopes, with the metric at both ends of the way."""
-        nodes, weights = np.polynomial.legendre.leggauss(steps)
-        shares = torch.tensor([0.0, *((nodes + 1) / 2).tolist(), 1.0])
-        weight = torch.tensor([0.0, *(weights / 2).tolist(), 0.0])
         done = 0
-        metric: list[float] = []
-        total = torch.zeros(len(self.prompt.ids), dtype=torch.float64)
+
+        def evaluate(shares: Sequence[float]) -> list[Point]:
+            nonlocal done
+            found: list[Point] = []
+            for batch in self._points(shares):
+                found += batch
+                done += len(batch)
+                on_batch(done)
+            return found
+
+        found = integrate(evaluate, steps + 2, max(1, self.batch_tokens // len(self.prompt.ids)))
+        return TokenAttribution(found.values.float(), found.last, found.first, found.missed, found.points)
+
+    def _points(self, shares: Sequence[float]) -> Iterator[list[Point]]:
+        """Points on the way, batch by batch."""
+        done = 0
+        singular = not self.start.any()  # norms of zeros
 
         def run(batch: Batch) -> _Slopes:
-            chunk = shares[done : done + len(batch.prompts)]
+            chunk = torch.tensor(shares[done : done + len(batch.prompts)])
             return _slopes(self.model, batch, self.plan, self._entrance(chunk), [self.measure] * len(chunk))
 
         for batch, slopes in run_batches(self.model, [self.prompt] * len(shares), self.batch_tokens, run):
             way = slopes.origin - self.start.to(slopes.origin)
             products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
-            counts = weight[done : done + len(batch.prompts)].double()
-            total += counts[counts > 0] @ products[counts > 0]  # at a baseline of zeros a norm may have no slope
-            metric += slopes.metric.tolist()
+            rows = zip(shares[done:], slopes.metric.tolist(), products, strict=False)
             done += len(batch.prompts)
-            on_batch(done)
-        return TokenAttribution(total.float(), metric[-1], metric[0])
+            yield [Point(at, metric, row if at or not singular else None) for at, metric, row in rows]
 
     def _entrance(self, shares: Float[Tensor, " row"]) -> _Entrance:
         def go(embeddings: Embeddings) -> Embeddings:

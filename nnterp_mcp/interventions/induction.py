@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Target, attention_reads, join_heads
+from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Target, attention_reads
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
@@ -129,9 +129,10 @@ def score_heads(
     def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
         queries = [repeated.second] * len(batch.prompts)
         places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
-        passed = forward(model, batch, plan, attention_reads(batch, queries, chosen), places)
+        asking = attention_reads(batch, queries, chosen)
+        passed = forward(model, batch, plan, asking.reads, places)
         assert passed.logits is not None
-        return join_heads(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
+        return asking.join(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
 
     for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
         parts.append(numbers)

@@ -47,10 +47,17 @@ class Observed:
     Attributes:
         states: What was at each place that was asked for.
         logits: The logits after the last token.
+        cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
     """
 
     states: dict[Place, Float[Tensor, "position *head width"]]
     logits: Float[Tensor, " vocabulary"]
+    cache: SharedCache | None = None
+
+    def __len__(self) -> int:
+        """How many bytes it holds."""
+        cached = [] if self.cache is None else [states for layer in self.cache for states in layer[:2]]
+        return sum(held.nbytes for held in (*self.states.values(), self.logits, *cached) if held is not None)
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,23 @@ class RowBatch:
 
 @runs_elsewhere
 @torch.inference_mode()
-def observe(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> Observed:
-    """Runs an input once and keeps what is at some places, and its logits."""
+def observe(
+    model: StandardizedTransformer, given: Input, places: Sequence[Place], *, caching: bool = False
+) -> Observed:
+    """Runs an input once and keeps what is at some places, and its logits.
+
+    Args:
+        model: The model.
+        given: The input.
+        places: The places.
+        caching: Whether to keep keys and values too, for rows of this input; done once rows of the model were seen to
+            share them.
+    """
+    shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
+    cache = SharedCache(config=model.module.config) if shares else None
     walk = Walk(model, given, reads=places)
-    taken, logits = _trace(model, _ids(model, given), walk, _options(model, None))
-    return Observed({place: value[0] for place, value in zip(walk.reads, taken, strict=True)}, logits[0])
+    taken, logits = _trace(model, _ids(model, given), walk, _options(model, cache))
+    return Observed({place: value[0] for place, value in zip(walk.reads, taken, strict=True)}, logits[0], cache)
 
 
 class RowRunner:
@@ -93,6 +112,7 @@ class RowRunner:
         reads: Places at which to keep what the rows have.
         logits: Whether the logits are wanted; without them the pass ends at the last place that is read.
         batch_tokens: Tokens in a batch, at most, over all its rows.
+        cache: Keys and values of the whole input, where a run of it kept them.
     """
 
     def __init__(
@@ -104,7 +124,9 @@ class RowRunner:
         reads: Sequence[Place] = (),
         logits: bool = True,
         batch_tokens: int = 4096,
+        cache: SharedCache | None = None,
     ) -> None:
+        self._given_cache = cache
         self._model = model
         self._base = base
         self._held = frozenset(held)
@@ -190,6 +212,8 @@ class RowRunner:
         Raises:
             Unsupported: A layer carries something else, which rows cannot share.
         """
+        if self._given_cache is not None:
+            return self._given_cache
         cache = SharedCache(config=self._model.module.config)
         if any(cache.is_linear):
             raise Unsupported(f"layers of {self._model.name} carry a state from token to token, not keys and values")

@@ -13,13 +13,13 @@ from torch import Tensor
 from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.readout import Categories, Readout, normalize, read_log_probs
+from nnterp_mcp.interventions.readout import Categories, Readout, normalize, read_log_probs, rows_at_once
 from nnterp_mcp.interventions.reductions import divergence
 from nnterp_mcp.interventions.states import iterate_states
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
-_LOGITS_AT_ONCE = 1 << 24
+_LOGITS_AT_ONCE = 1 << 23
 """Logits held at one time: rows are projected in chunks of this many over the vocabulary."""
 
 
@@ -96,9 +96,9 @@ def read_lens(
         keys += found.keys
         rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
         for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
-            readout, divergence = _reduce(model, part, top_k, followed[chosen], len(layers), inverse)
-            parts.append(readout)
-            divergences.append(divergence)
+            for readout, kl in _reduce(model, part, top_k, followed[chosen], len(layers), inverse):
+                parts.append(readout)
+                divergences.append(kl)
         on_batch(found.prompts_done)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     count = len(layers)
@@ -128,15 +128,17 @@ def _reduce(
     followed: Categories,
     count: int,
     inverse: bool,
-) -> tuple[Readout, Float[Tensor, "reading layer"]]:
+) -> list[tuple[Readout, Float[Tensor, "reading layer"]]]:
     """What is kept of the first `count` layers; the last one is the one that they are compared with."""
     logits = model.project_on_vocab(states)
-    log_probs = normalize(-logits if inverse else logits)
-    last = log_probs[:, -1:]
-    by_row = torch.arange(len(states), device=states.device).repeat_interleave(count)
-    return read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row]), divergence(
-        last, log_probs[:, :count]
-    )
+    size = rows_at_once(logits[0].numel(), logits.device)
+    found: list[tuple[Readout, Tensor]] = []
+    for part, rows in zip(logits.split(size), torch.arange(len(states), device=states.device).split(size), strict=True):
+        log_probs = normalize(-part if inverse else part)
+        by_row = rows.repeat_interleave(count)
+        readout = read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row])
+        found.append((readout, divergence(log_probs[:, -1:], log_probs[:, :count])))
+    return found
 
 
 @runs_elsewhere

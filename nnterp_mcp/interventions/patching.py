@@ -19,8 +19,9 @@ from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.alignment import LabelledSpans, Span, align
 from nnterp_mcp.interventions.corruption import Pair, observe_mean
 from nnterp_mcp.interventions.indices import resolve_indices
-from nnterp_mcp.interventions.joined_rows import Observed, RowRunner, observe
+from nnterp_mcp.interventions.joined_rows import Observed, RowRunner
 from nnterp_mcp.interventions.metrics import Metric, MetricName, make_metric
+from nnterp_mcp.interventions.observations import Observations
 from nnterp_mcp.interventions.path_patching import PathRunner, Receiver
 from nnterp_mcp.interventions.places import Place, require_place
 from nnterp_mcp.interventions.puts import Put, Row
@@ -189,6 +190,7 @@ class Patcher:
     receivers: Sequence[Receiver] | None = None
     through_mlps: bool = True
     batch_tokens: int = 4096
+    _runs: Observations = field(default_factory=Observations, init=False, repr=False, compare=False)
 
     @torch.inference_mode()
     def patch(
@@ -235,9 +237,10 @@ class Patcher:
     ) -> tuple[float, float, Tensor]:
         """The metric of the clean run, of the corrupted run, and of each patched run."""
         pair = self.pairs[index]
-        clean = observe(self.model, pair.clean, places)
-        corrupted = None if pair.corrupted is None else observe(self.model, pair.corrupted, places)
-        own, other = (clean, corrupted) if self._patches_clean(pair) else (corrupted, clean)
+        patches_clean = self._patches_clean(pair)
+        found = self._runs.find(self.model, index, pair, places, patches_clean=patches_clean)
+        clean, corrupted = found.clean, found.corrupted
+        own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
         states = other.states if other is not None else ablated or {}
         exchange = _Exchange(own, states, self._corresponding(index), self.grid.by_head)
@@ -268,9 +271,11 @@ class Patcher:
         changed = [row for row, puts in enumerate(rows) if puts]
         done = index * len(rows) + len(rows) - len(changed)
         if self.receivers is None:
-            runner = RowRunner(self.model, base, batch_tokens=self.batch_tokens)
+            runner = RowRunner(self.model, base, batch_tokens=self.batch_tokens, cache=own.cache)
         else:
-            runner = PathRunner(self.model, base, self.receivers, self.through_mlps, batch_tokens=self.batch_tokens)
+            runner = PathRunner(
+                self.model, base, self.receivers, self.through_mlps, batch_tokens=self.batch_tokens, cache=own.cache
+            )
         for batch in runner.run([rows[row] for row in changed]):
             assert batch.logits is not None
             values[[changed[row] for row in batch.rows]] = measure(batch.logits)

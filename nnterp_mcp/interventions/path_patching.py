@@ -11,6 +11,7 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.interventions.joined_rows import RowBatch, RowRunner
 from nnterp_mcp.interventions.places import Place, in_order, require_place
 from nnterp_mcp.interventions.puts import Input, Put, Row
+from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -41,6 +42,7 @@ class PathRunner:
         receivers: Where paths end; empty for the logits.
         through_mlps: Whether MLPs are recomputed; else they are held.
         batch_tokens: Tokens in a batch, at most, over all its rows.
+        cache: Keys and values of the whole input, where a run of it kept them.
 
     Raises:
         Unsupported: A layer moves information between positions by something else than attention.
@@ -57,6 +59,7 @@ class PathRunner:
         through_mlps: bool = True,
         *,
         batch_tokens: int = 4096,
+        cache: SharedCache | None = None,
     ) -> None:
         self._receivers = receivers
         self._base = base
@@ -71,8 +74,9 @@ class PathRunner:
             reads=places,
             logits=not receivers,
             batch_tokens=batch_tokens,
+            cache=cache,
         )
-        self._receiving = RowRunner(model, base, batch_tokens=batch_tokens)
+        self._receiving = RowRunner(model, base, batch_tokens=batch_tokens, cache=cache)
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[RowBatch]:

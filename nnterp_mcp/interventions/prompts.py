@@ -185,7 +185,7 @@ def run_prompts(
     remote: bool = False,
     tqdm: Callable[..., Any] | None = tqdm_auto,
 ) -> dict[str, Float[Tensor, "prompt layer"]]:
-    """The probabilities of each prompt's targets.
+    """The probabilities of each prompt's targets; prompts of like lengths share a batch.
 
     Args:
         nn_model: The model.
@@ -212,12 +212,20 @@ def run_prompts(
                 f"prompt {index} has the targets {sorted(prompt.target_tokens)}: all must have {sorted(names)}."
             )
     read = get_probs_func or next_token_probs_unsqueeze
+    order = _longest_first([prompt.prompt for prompt in prompts], nn_model.tokenizer)
     starts: Any = range(0, len(prompts), batch_size)
     results: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in tqdm(starts, desc="Running prompts") if tqdm else starts:
-        batch = prompts[start : start + batch_size]
+        batch = [prompts[index] for index in order[start : start + batch_size]]
         probs = read(nn_model, [prompt.prompt for prompt in batch], remote=remote, **(func_kwargs or {}))
         for row, prompt in zip(probs, batch, strict=True):
             for name, tokens in prompt.target_tokens.items():
-                results[name].append(row[:, tokens].sum(-1).cpu())
-    return {name: torch.stack(rows) for name, rows in results.items()}
+                results[name].append(row[:, tokens].sum(-1))
+    inverse = torch.tensor(order).argsort()
+    return {name: torch.stack(rows).cpu()[inverse] for name, rows in results.items()}
+
+
+def _longest_first(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """An order in which a batch pads little, and the batch that takes the most memory comes first."""
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    return sorted(range(len(texts)), key=lambda index: -lengths[index])

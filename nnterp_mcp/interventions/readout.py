@@ -32,6 +32,11 @@ class Readout:
     target_ranks: Int[Tensor, "*rows category"]
 
     @classmethod
+    def join(cls, parts: Sequence[Readout]) -> Readout:
+        """The rows of all parts, one part after another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
     def gather(cls, parts: Sequence[Readout], order: Sequence[int], shape: Sequence[int]) -> Readout:
         """Parts brought into order, on the CPU.
 
@@ -41,7 +46,8 @@ class Readout:
             shape: The rows' shape in the whole.
         """
         inverse = torch.tensor(order, dtype=torch.long).argsort()
-        whole = [torch.cat([getattr(part, field.name) for part in parts]).cpu()[inverse] for field in fields(cls)]
+        joined = cls.join(parts)
+        whole = [getattr(joined, field.name).cpu()[inverse] for field in fields(cls)]
         return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
 
 
@@ -82,7 +88,18 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
         top_k: How many of the likeliest tokens to keep.
         categories: The tokens to follow in each row.
     """
-    return read_log_probs(normalize(logits), top_k, categories)
+    size = rows_at_once(logits[0].numel(), logits.device)
+    rows = torch.arange(len(logits), device=logits.device).split(size)
+    parts = [read_log_probs(normalize(logits[part]), top_k, categories[part]) for part in rows]
+    return parts[0] if len(parts) == 1 else Readout.join(parts)
+
+
+def rows_at_once(width: int, device: torch.device) -> int:
+    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
+
+    An accelerator takes more, for each step costs a launch.
+    """
+    return max(1, (1 << (20 if device.type == "cpu" else 24)) // width)
 
 
 def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:

@@ -24,7 +24,9 @@ def log_probabilities(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor
 
 def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:
     """The mean of values under probabilities; where a probability is zero the value does not count."""
-    return torch.where(probs > 0, probs * values, 0).sum(-1)
+    mean = torch.linalg.vecdot(probs, values)
+    # Only an infinite value has to be left out, and to look for one takes three times as long.
+    return mean if mean.isfinite().all() else torch.where(probs > 0, probs * values, 0).sum(-1)
 
 
 def divergence(
@@ -48,18 +50,35 @@ def summarize_distributions(
         ids: The tokens of each category, padded to one length.
         real: Which of them are no padding.
     """
-    probs = log_probs.exp()
-    top = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
-    flat = ids.flatten(1)
-    chosen = probs.gather(-1, flat).reshape(ids.shape)
-    best = log_probs.gather(-1, flat).reshape(ids.shape).masked_fill(~real, -torch.inf)
+    likeliest, tokens = take_likeliest(log_probs, min(top_k, log_probs.shape[-1]))
+    chosen = log_probs.gather(-1, ids.flatten(1)).reshape(ids.shape).masked_fill(~real, -torch.inf)
     return {
-        "top_ids": top.indices,
-        "top_probs": top.values,
-        "entropy": expected(probs, -log_probs),
-        "target_probs": chosen.masked_fill(~real, 0).sum(-1),
-        "target_ranks": count_ranks(log_probs, best) * real.any(-1),
+        "top_ids": tokens,
+        "top_probs": likeliest.exp(),
+        "entropy": expected(log_probs.exp(), log_probs).abs(),
+        "target_probs": chosen.exp().sum(-1),
+        "target_ranks": count_ranks(log_probs, chosen) * real.any(-1),
     }
+
+
+def take_likeliest(
+    log_probs: Float[Tensor, "row vocabulary"], k: int, block: int = 256
+) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
+    """The k largest values of each row with their places, the largest first, as `topk` gives them.
+
+    The k largest of a row lie in the k blocks with the largest maxima (and in what is left beyond whole blocks), which
+    are found at the speed of reading; `topk` of a whole row takes four times as long.
+    """
+    whole = log_probs.shape[-1] // block * block
+    if whole < 2 * k * block:
+        return torch.topk(log_probs, k, dim=-1)
+    blocks = log_probs[:, :whole].unflatten(-1, (-1, block))
+    best = blocks.amax(-1).topk(k, dim=-1).indices[..., None]
+    within = blocks.gather(1, best.expand(-1, -1, block)).flatten(1)
+    places = (best * block + torch.arange(block, device=best.device)).flatten(1)
+    rest = torch.arange(whole, log_probs.shape[-1], device=best.device).expand(len(log_probs), -1)
+    found = torch.cat([within, log_probs[:, whole:]], dim=-1).topk(k, dim=-1)
+    return found.values, torch.cat([places, rest], dim=-1).gather(-1, found.indices)
 
 
 def count_ranks(

@@ -152,9 +152,10 @@ def _unwrap(attention: Call, block: Call, calls: list[Call], hidden: Tensor) -> 
 def _outermost(calls: list[Call], block: Call, hidden: Tensor, attentions: list[Call]) -> list[Call]:
     """The largest modules beside attention that map hidden states to hidden states by matrices."""
     around = [outer for attention in attentions for outer in attention.lineage() if outer is not attention]
+    norms = {call.module for call in calls if is_norm(call.module)}
     found: list[Call] = []
     for call in calls:
-        inside = any(outer in found or is_norm(outer.module) for outer in call.lineage())
+        inside = any(outer in found or outer.module in norms for outer in call.lineage())
         transforms = _has_matrices(call.module) and not _is_linear(call)
         if not inside and call not in around and _maps_hidden(call, hidden) and transforms:
             found.append(call)
@@ -191,9 +192,10 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: its weights are vectors only, or its class says so (some have gates inside)."""
+    if "norm" in type(module).__name__.lower():
+        return True
     weights = list(module.parameters())
-    named = "norm" in type(module).__name__.lower()
-    return named or (bool(weights) and all(weight.ndim <= 1 for weight in weights))
+    return bool(weights) and all(weight.ndim <= 1 for weight in weights)
 
 
 def _has_matrices(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
-from nnterp_mcp.errors import Cancelled, Internal, NnterpError, Unsupported
+from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.operations import Operation, describe
 from nnterp_mcp.session.pool import Entry, Pool
 from nnterp_mcp.session.process import OnProgress, Stop
@@ -138,13 +138,19 @@ def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Para
     if not entry.edits:
         return params
     own: tuple[Operation, ...] | None = getattr(params, "interventions", None)
-    if own is None:
-        raise Unsupported(
-            f"{spec.name} takes no interventions, and {entry.handle} has edits in force: "
-            + "; ".join(describe(operation) for operation in entry.edits[:3]),
-            "Clear them with edit_model (interventions: []) first.",
-        )
-    return params.model_copy(update={"interventions": (*entry.edits, *own)})
+    reason = f"{spec.name} takes no interventions"
+    if own is not None:
+        edited = params.model_copy(update={"interventions": (*entry.edits, *own)})
+        try:
+            spec.parse(edited.model_dump(mode="json"))
+            return edited
+        except InvalidRequest as error:
+            reason = error.message.removesuffix(".")
+    raise Unsupported(
+        f"{reason}, and {entry.handle} has edits in force: "
+        + "; ".join(describe(operation) for operation in entry.edits[:3]),
+        "Clear them with edit_model (interventions: []) first.",
+    )
 
 
 class Runs:
@@ -184,7 +190,7 @@ class Runs:
         Raises:
             NoModel: No model is loaded, or several are and none was named.
             StaleHandle: The handle's model was unloaded.
-            Unsupported: The model is edited, and the tool takes no interventions.
+            Unsupported: The model is edited, and the tool takes no interventions, or not for what is asked.
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))

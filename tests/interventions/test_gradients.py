@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,25 +79,59 @@ def test_gradient_times_input_is_that_of_plain_autograd(subject: Subject, metric
         assert attribution.gap is None
 
 
-@pytest.mark.parametrize("baseline", ["zero", "mean"])
-@every_family
-def test_integrated_gradients_are_the_sum_over_steps(subject: Subject, baseline: Any) -> None:
+SETTLED = [("mean", family) for family in TINY] + [
+    ("zero", family) for family in ("gpt2", "gpt_neox", "falcon", "bloom")
+]
+"""At zeros, stacked RMS norms bend the way within 1e-18 of its length, where a fine grid does not look."""
+
+
+@pytest.mark.parametrize(("baseline", "subject"), SETTLED, indirect=["subject"])
+def test_integrated_gradients_are_those_of_a_fine_grid_in_double_precision(subject: Subject, baseline: Any) -> None:
     prompt = subject.prompts[0]
     (found,) = integrate_gradients(
-        subject.model, [prompt], TARGETS[:1], steps=5, baseline=baseline, batch_tokens=3 * len(prompt.ids)
+        subject.model, [prompt], TARGETS[:1], steps=512, baseline=baseline, batch_tokens=16 * len(prompt.ids)
     )
 
     embeddings = embed(subject, prompt.ids)
     rows = subject.plain.model.get_input_embeddings().num_embeddings
     everything = embed(subject, list(range(min(rows, subject.model.vocab_size))))
     start = torch.zeros_like(embeddings) if baseline == "zero" else everything.mean(0).expand_as(embeddings)
-    total = torch.zeros(len(prompt.ids), dtype=torch.float64)
-    for node, weight in zip(*np.polynomial.legendre.leggauss(5), strict=True):
-        _, gradient = slope(subject, start + float(node + 1) / 2 * (embeddings - start), difference)
-        total += float(weight) / 2 * (gradient.double() * (embeddings - start).double()).sum(-1)
-    value, _ = slope(subject, embeddings, difference)
-    same(found, total.float(), value)
-    assert found.baseline == pytest.approx(slope(subject, start, difference)[0], abs=1e-5)
+    exact = copy.deepcopy(subject.plain.model).double()
+    exact.set_attn_implementation("eager")  # the written-out one takes one prompt
+    value, before = (slope(subject, end, difference)[0] for end in (embeddings, start))
+    wanted = integral(exact, start.double(), embeddings.double()).float()
+    assert found.metric == pytest.approx(value, abs=1e-5)
+    unsettled = abs(float(wanted.sum()) - (value - before))
+    assert unsettled < 0.02, "the fine grid itself"
+    assert found.missed is not None
+    bound = 1e-3 * max(1.0, float(wanted.abs().max())) + found.missed + unsettled
+    assert float((found.values - wanted).abs().max()) <= bound <= 0.03
+    assert found.baseline == pytest.approx(before, abs=1e-5)
+    assert found.points is not None
+    assert found.points <= 514
+
+
+def integral(model: Any, start: Tensor, end: Tensor) -> Tensor:
+    """The slopes from one point to another, by a Gauss rule on each of many pieces, shorter towards the start."""
+    edges = np.concatenate([[0.0], np.geomspace(1e-3, 1.0, 16)])
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    total = torch.zeros(len(end), dtype=torch.float64)
+    for low, high in itertools.pairwise(edges):
+        shares = torch.tensor(low + (high - low) * (nodes + 1) / 2)
+        leaf = (start + shares[:, None, None] * (end - start)).requires_grad_()
+        logits = model(inputs_embeds=leaf, use_cache=False).logits[:, -1]
+        (gradient,) = torch.autograd.grad(torch.stack([difference(row) for row in logits]).sum(), leaf)
+        total += torch.tensor(weights) * (high - low) / 2 @ (gradient * (end - start)).sum(-1)
+    return total
+
+
+@pytest.mark.parametrize("subject", ["llama", "gemma2"], indirect=True)
+def test_bends_next_to_zeros_are_found(subject: Subject) -> None:
+    prompt = subject.prompts[0]
+    (found,) = integrate_gradients(subject.model, [prompt], TARGETS[:1], steps=512, baseline="zero")
+    start = torch.zeros(len(prompt.ids), subject.model.hidden_size)
+    rise = slope(subject, embed(subject, prompt.ids), difference)[0] - slope(subject, start, difference)[0]
+    assert float(found.values.sum()) == pytest.approx(rise, abs=0.02)
 
 
 @one_family
@@ -107,6 +143,7 @@ def test_with_steps_enough_the_sum_is_the_difference(subject: Subject) -> None:
             ends = (embed(subject, list(range(subject.model.vocab_size))).mean(0), embed(subject, prompt.ids))
             before, after = (slope(subject, end.expand(len(prompt.ids), -1), difference)[0] for end in ends)
             assert attribution.gap == pytest.approx(float(attribution.values.sum()) - (after - before), abs=2e-5)
+            assert abs(attribution.gap or 0.0) <= (attribution.missed or 0.0) + 1e-6
         gaps.append(max(abs(attribution.gap or 0.0) for attribution in found))
 
     assert gaps[0] > 1e-2
@@ -152,7 +189,7 @@ def test_weights_get_no_gradients_and_may_learn_again_after(subject: Subject) ->
 def test_progress_counts_steps_and_may_end_it(subject: Subject) -> None:
     told: list[int] = []
     integrate_gradients(subject.model, subject.prompts, TARGETS, steps=4, batch_tokens=10, on_batch=told.append)
-    assert told[-1] == 18
+    assert told[-1] == 17, "5 points of 6 for the last of three prompts: an odd number always"
     assert told == sorted(set(told))
 
     def stop(done: int) -> None:

@@ -20,7 +20,9 @@ from nnterp_mcp.operations import parse_operation
 FAMILIES = ("gpt2", "llama", "gemma2", "gpt_oss", "gptj", "qwen3_next")
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, pytest.param("smollm2-135m", marks=pytest.mark.smollm2)])
+@pytest.fixture(
+    scope="module", params=[*FAMILIES, pytest.param("smollm2-135m", marks=[pytest.mark.smollm2, pytest.mark.slow])]
+)
 def pair(request: pytest.FixtureRequest) -> tuple[StandardizedTransformer, Any]:
     family = request.param
     if family in FAMILIES:

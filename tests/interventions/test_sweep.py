@@ -69,7 +69,9 @@ class Subject:
             hook.remove()
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "smollm2-135m"])
+@pytest.fixture(
+    scope="module", params=[*FAMILIES, pytest.param("smollm2-135m", marks=[pytest.mark.smollm2, pytest.mark.slow])]
+)
 def subject(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Subject:
     family = request.param
     folder = tiny(family) if family in FAMILIES else request.getfixturevalue("smollm2_folder")

@@ -16,7 +16,6 @@ from tests.judges.conftest import Run
 from tests.serving import HttpServer, http
 
 SUITE = "@modelcontextprotocol/conformance/dist/index.js"
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.judges.conftest import Run
 from tests.serving import environment, http
 
 INSPECTOR = "@modelcontextprotocol/inspector/clients/launcher/build/index.js"
-pytestmark = pytest.mark.slow
 
 
 @contextmanager

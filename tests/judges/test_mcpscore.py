@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.serving import environment, serve_command
 
 LEAST = 90
 """Percent."""
 
 
-@pytest.mark.slow
 def test_scores_well(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("mcpscore")), "--no-config", "--fail-under", str(LEAST), "--stdio"]
 

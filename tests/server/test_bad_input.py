@@ -117,6 +117,7 @@ def test_unknown_tool(empty: Caller) -> None:
     assert not empty.call("session").is_error
 
 
+@pytest.mark.slow
 def test_loads(client: Caller, spoilt: Path, tmp_path: Path, snapshot: SnapshotAssertion) -> None:
     """Each of these starts a worker, which ends."""
     weights = load_file(spoilt / "model.safetensors")

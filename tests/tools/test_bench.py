@@ -188,6 +188,7 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
         write("new", page)
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_and_writes(tiny: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     begun = time.monotonic()

@@ -37,7 +37,6 @@ def test_every_tool_has_a_call() -> None:
     assert sorted(token_budget.CALLS) == sorted(specs())
 
 
-@pytest.mark.slow
 def test_default_answers_are_small(count_tokens: Callable[[object], int]) -> None:
     costs = anyio.run(token_budget.count_answers, count_tokens)
     large = {tool: cost for tool, cost in costs.items() if max(cost.text, cost.structured) > MOST}

@@ -13,6 +13,11 @@ import pytest
 
 from tools import transcripts
 
+QUICK = {"logit_lens", "explain_a_prediction"}
+EXAMPLES = [
+    pytest.param(path, marks=[] if path.stem in QUICK else [pytest.mark.slow], id=path.stem)
+    for path in transcripts.examples()
+]
 ANSWER = 'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05\nrun_id: logit_lens-ki556z'
 
 
@@ -70,16 +75,14 @@ def retold(smollm2_folder: Path) -> dict[Path, str]:
     return anyio.run(partial(transcripts.retell_pages, transcripts.methods()))
 
 
-@pytest.mark.slow
 @pytest.mark.smollm2
 @pytest.mark.parametrize("path", transcripts.methods(), ids=lambda path: path.stem)
 def test_a_guide_shows_what_the_server_answers(path: Path, retold: dict[Path, str]) -> None:
     assert transcripts.same(path.read_text(), retold[path]), f"look, then run: tools/transcripts.py {path.stem}"
 
 
-@pytest.mark.slow
 @pytest.mark.smollm2
-@pytest.mark.parametrize("path", transcripts.examples(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_prints_what_stands_beside_it(path: Path, smollm2_folder: Path) -> None:
     said = transcripts.run_example(path)
     kept = path.with_suffix(".out").read_text()

@@ -85,6 +85,21 @@ def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: t
     )
 
 
+def test_a_method_that_takes_none_names_the_edits_that_nobody_sent(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    asked: dict[str, Any] = {"prompts": "a b", "targets": {"x": "c"}, "method": "patching", "corrupted": "a c"}
+    one.call("edit_model", interventions=[EDIT])
+    try:
+        refused = one.call("attribute", **asked)
+    finally:
+        one.call("edit_model", interventions=[])
+    assert text(refused) == (
+        "unsupported: method patching takes no interventions: direct, gradient and integrated do, and tiny-llama has "
+        "edits in force: zero at mlps_output of layer 1\nClear them with edit_model (interventions: []) first."
+    )
+    assert "invalid_request" in text(one.call("attribute", **asked, interventions=[EDIT])), "its own are another matter"
+
+
 def test_unloading_ends_the_edits(callers: tuple[Caller, Caller], tiny: Callable[..., Path]) -> None:
     one, _ = callers
     plain = lens(one)

@@ -129,6 +129,49 @@ def test_ablations_go_into_clean_runs(bench: Bench, kind: str) -> None:
     assert any(abs(cell.effect) > 1e-3 for cell in result.cells)
 
 
+def test_without_positions_a_part_is_ablated_as_a_whole_whatever_the_lengths(bench: Bench) -> None:
+    import torch
+
+    texts = [CLEAN, "The capital of Polynesia, far off, is"]
+    result = ask(bench, clean=texts, corrupted={"ablate": "zero"}, sites="mlps_output", layers=[0, 1])
+    assert [(cell.layer, cell.position) for cell in result.cells] == [(0, "all"), (1, "all")]
+
+    model: Any = bench.model.module
+    ids = [bench.model.tokenizer(text)["input_ids"] for text in texts]
+    assert len(ids[0]) != len(ids[1])
+    first: Any = lambda word: bench.model.tokenizer(word, add_special_tokens=False)["input_ids"][0]  # noqa: E731
+    targets = [[first(name), first(f" {name}")] for name in TARGETS.values()]
+    for cell in result.cells:
+        hook = model.model.layers[cell.layer].mlp.register_forward_hook(lambda module, args, output: output * 0)
+        with torch.no_grad():
+            logits = [model(torch.tensor([one])).logits[0, -1] for one in ids]
+        hook.remove()
+        values = [float(one[targets[0]].logsumexp(0) - one[targets[1]].logsumexp(0)) for one in logits]
+        assert cell.metric.mean == pytest.approx(sum(values) / 2, abs=1e-4)
+
+    answer = SPEC.digest(result)
+    assert "at mlps_output of layer" in answer.finding
+    assert "at all positions" in answer.finding
+    assert 'positions="0:" takes them one by one' in " ".join(answer.notes)
+    by_one = ask(bench, corrupted={"ablate": "zero"}, sites="mlps_output", layers=1, positions="0:")
+    assert [cell.position for cell in by_one.cells] == [0, 1, 2, 3, 4, 5]
+
+
+def test_cells_go_by_the_names_of_the_answer(bench: Bench) -> None:
+    from nnterp_mcp.toolset.read_run.tables import tables_of
+
+    result = ask(bench, layers=[1, 3], positions=[4, -1])
+    rows = tables_of(result)["cells"]
+    assert [(row["layer"], row["position"]) for row in rows] == [(1, 4), (1, 5), (3, 4), (3, 5)]
+    assert [row["recovery"] for row in rows] == [cell.recovery and cell.recovery.mean for cell in result.cells]
+    named = SPEC.digest(result).table
+    assert {"layer", "position", "recovery"} <= set(named.columns) & set(rows[0])
+    assert named.rows[0][named.columns.index("position")] in (4, 5)
+
+    heads = tables_of(ask(bench, layers=1, heads=[1, 3]))["cells"]
+    assert [(row["position"], row["head"]) for row in heads] == [(None, 1), (None, 3)]
+
+
 def test_paths_end_at_the_receivers(bench: Bench) -> None:
     direct = ask(bench, heads="all", receivers="logits")
     through = ask(bench, heads="all", receivers={"site": "queries", "layers": [2, 3], "heads": 1})

@@ -135,7 +135,9 @@ def _by_head(result: AttentionProbsResult) -> tuple[Table, list[str]]:
     random = [f"on random tokens: {', '.join(_KINDS)}"] if result.copying else []
     columns = ["head", "shown for", *measured, *random, "strongest pair: query, key, p"]
     hidden = len(result.heads) - len(rows)
-    return Table(columns=columns, rows=rows), _hidden(plural(hidden, "head"), "layers and heads") if hidden else []
+    return Table(columns=columns, rows=rows), _hidden(
+        plural(hidden, "head"), "heads", "layers and heads"
+    ) if hidden else []
 
 
 def _pair(head: HeadReading) -> Cell:
@@ -178,11 +180,13 @@ def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
     total = sum(len(query.heads) for query in result.queries)
     hidden = total - len(rows)
     what = f"{hidden} of {plural(total, 'row')} (query and head)"
-    return Table(columns=columns, rows=rows), _hidden(what, "query_positions, layers and heads") if hidden else []
+    return Table(columns=columns, rows=rows), _hidden(
+        what, "queries.heads", "query_positions, layers and heads"
+    ) if hidden else []
 
 
-def _hidden(what: str, parameters: str) -> list[str]:
-    return [f"{what} not shown: read_run has them, or choose {parameters}."]
+def _hidden(what: str, part: str, parameters: str) -> list[str]:
+    return [f"{what} not shown: read_run part={part}, or choose {parameters}."]
 
 
 def _notes(result: AttentionProbsResult) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, shared_tokens, table
+from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, shared_tokens, table
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult, LayerSum
 
 _ROWS = 10
@@ -100,7 +100,8 @@ def _integrated(order: Sequence[AttributedPart], result: AttributeResult) -> str
     base, error = number(_brief(result.base.mean)), result.error or 0.0
     adds = f"the tokens add up to the difference (error {_error(result)})"
     sums = adds if error < _LOOSE else f"the tokens' sum misses the difference by {number(_brief(error))}"
-    return f"{_whole(result)}, and {base} with every token's embedding the mean one; {sums}.{_extremes(order)}"
+    points = "" if result.points is None else f" ({result.points} gradients)"
+    return f"{_whole(result)}, and {base} with every token's embedding the mean one; {sums}{points}.{_extremes(order)}"
 
 
 def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
@@ -152,7 +153,8 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
     ]
     rows: list[list[Cell]] = []
     for part in parts:
-        where: list[Cell] = [part.index, part_name(part)] if tokens else [part_name(part)]
+        token = elided(part.token or "", _TOKEN)
+        where: list[Cell] = [part.index, token] if tokens else [part_name(part)]
         rows.append(
             [
                 *([part.prompt] if several else []),
@@ -177,7 +179,7 @@ def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Tab
     ]
     rows: list[list[Cell]] = []
     for part in parts:
-        place: list[Cell] = [part.layer, part.index, quoted(elided(part.token or "", _TOKEN))]
+        place: list[Cell] = [part.layer, part.index, elided(part.token or "", _TOKEN)]
         rows.append(
             [
                 *([part.kind] if several else []),
@@ -253,10 +255,11 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append("token choice: a category's tokens count together; their log-sum-exp less their weighted mean.")
     if result.method == "integrated" and result.base is not None:
         way = abs(result.whole.mean - result.base.mean)
-        if (result.error or 0.0) > _LOOSE * max(way, 0.1):
+        missed = max(result.error or 0.0, result.missed or 0.0)
+        if missed > _LOOSE * max(way, 0.1):
             notes.append(
-                "The error is not small, nor are those of the tokens' shares: try other steps; where that mends "
-                "nothing, the way from the baseline turns too sharply to be integrated."
+                f"Piece by piece the way from the baseline is missed by {number(_brief(missed))} in all, and tokens' "
+                "shares by about as much: more steps go where it bends."
             )
     if result.checked is not None and (result.checked.pearson or 1.0) < _POOR:
         notes.append("Do not rely on the estimates here: trust the patched column, or patch_activations.")
@@ -265,7 +268,7 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
     if result.total > shown:
-        notes.append(f"{plural(result.total - shown, 'part')} not shown: read_run has them.")
+        notes.append(left_out(plural(result.total - shown, "part"), "parts"))
     return notes
 
 
@@ -283,6 +286,11 @@ def _brief(value: float) -> float:
 
 
 def render(answer: AttributeAnswer) -> str:
-    """As text: the strongest parts, then the profile."""
+    """As text: the strongest parts, then the profile; tokens in quotes so that their spaces show."""
     profile = [] if answer.profile is None else ["profile:", table(answer.profile)]
-    return lines(answer, table(answer.table), *profile)
+    content = answer.table
+    rows = [
+        [quoted(str(value)) if column == "token" else value for column, value in zip(content.columns, row, strict=True)]
+        for row in content.rows
+    ]
+    return lines(answer, table(Table(columns=content.columns, rows=rows)), *profile)

@@ -79,6 +79,8 @@ class AttributeResult(Result):
         corruption: How the corrupted runs came about, in words.
         error: The largest difference of a prompt's sum of parts and its metric (direct), or of its sum over tokens and
             the difference from the baseline (integrated gradients).
+        missed: The same piece by piece of the way from the baseline, where pieces cannot make up for one another.
+        points: The most points at which slopes were taken on a prompt's way (integrated gradients).
         rescaled: Whether a softcap or scale after the head was frozen too.
         parts: The parts: all, or the strongest where there are many neurons.
         total: How many there are.
@@ -100,6 +102,8 @@ class AttributeResult(Result):
     base: Measured | None = None
     corruption: str | None = None
     error: float | None = None
+    missed: float | None = None
+    points: int | None = None
     rescaled: bool = False
     parts: list[AttributedPart]
     total: int

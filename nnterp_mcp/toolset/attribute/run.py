@@ -202,6 +202,8 @@ def _tokens(
             "whole": _mean(torch.tensor([one.metric for one in found])),
             "base": _mean(torch.tensor(baselines)) if baselines else None,
             "error": max(gaps) if gaps else None,
+            "missed": max((one.missed for one in found if one.missed is not None), default=None),
+            "points": max((one.points for one in found if one.points is not None), default=None),
             "parts": parts,
             "total": len(parts),
         }

@@ -28,23 +28,23 @@ export async function show(run, stage) {
 }
 
 function listed({ kind, ...part }) {
-  return `${kind} ${number(part["value.mean"])}`;
+  return `${kind} ${number(part.value)}`;
 }
 
 async function draw(stage, options, { metric, method }) {
   const name = `${method === "patching" ? "estimated change of" : "added to"} the ${metric.replaceAll("_", " ")}`;
   const reach = (values) => values().reduce((far, value) => Math.max(far, Math.abs(value)), 1e-9);
-  const mode = { name, of: (part) => part["value.mean"], ramp: (values) => diverging(0, reach(values)) };
+  const mode = { name, of: (part) => part.value, ramp: (values) => diverging(0, reach(values)) };
   const patched = { ...mode, name: "effect of the real patch", of: (part) => part.patched };
   const map = new Heatmap({
     shows: (part, { of }) => hundredths(of(part)),
     ...options,
     modes: options.parts.some((part) => part.patched !== null) ? [mode, patched] : [mode],
-    says: (part) => `${options.where(part)}: ${name} ${number(part["value.mean"])}`,
+    says: (part) => `${options.where(part)}: ${name} ${number(part.value)}`,
     details: (part) => details(part, options.where(part), name),
   });
   stage.append(map.node);
-  const size = (part) => Math.abs(part["value.mean"]);
+  const size = (part) => Math.abs(part.value);
   await map.draw(...options.at(options.parts.reduce((one, other) => (size(other) > size(one) ? other : one))));
 }
 
@@ -98,7 +98,7 @@ function details(part, where, name) {
   const [low, high] = [part["value.low"], part["value.high"]];
   return facts([
     ["part", where],
-    [name, number(part["value.mean"])],
+    [name, number(part.value)],
     ["95 % interval", low === null ? null : `${number(low)} to ${number(high)}`],
     ["effect of the real patch", part.patched === null ? null : number(part.patched)],
   ]);

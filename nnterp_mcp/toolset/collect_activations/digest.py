@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, size, spread, table
+from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, size, spread, table
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsAnswer,
     CollectActivationsResult,
@@ -108,10 +108,10 @@ def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
         of = f", from {result.fitted} rows evenly spaced" if result.fitted < len(result.rows) else ""
         notes.append(f"PC: share of the variance along a principal component of all rows{of} (array components).")
     if len(result.groups) > _GROUPS:
-        notes.append(f"{plural(len(result.groups) - _GROUPS, 'group')} not shown: read_run has them.")
+        notes.append(left_out(plural(len(result.groups) - _GROUPS, "group"), "summaries.groups"))
     notes += _small_groups(result)
     if hidden:
-        notes.append(f"{plural(hidden, 'layer')} not shown: read_run has them.")
+        notes.append(left_out(plural(hidden, "layer"), "summaries"))
     notes.append("The part rows says which row is what; the op patch takes states by from.run.")
     return notes
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Prompts
 from nnterp_mcp.operations import DescribedInterventions
-from nnterp_mcp.render import cell, elided, in_force, lines, number, plural, quoted, table
+from nnterp_mcp.render import cell, elided, in_force, left_out, lines, number, plural, quoted, table
 
 _CHARACTERS = 2400
 """Characters of generated text that an answer may hold, about 600 tokens."""
@@ -145,9 +145,9 @@ def _trimmed(content: Table, result: GenerateResult) -> Table:
 def _left_out(rows: int, characters: int, tokens: int) -> list[str]:
     notes: list[str] = []
     if rows:
-        notes.append(f"{plural(rows, 'text')} not shown: read_run has them.")
+        notes.append(left_out(plural(rows, "text"), "texts"))
     if characters:
-        notes.append(f"{plural(characters, 'character')} of text not shown: read_run has them.")
+        notes.append(left_out(f"{plural(characters, 'character')} of text", "texts"))
     if tokens:
         notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown.")
     return notes

@@ -46,7 +46,7 @@ class LoadModelParams(Params):
         Field(description="eager lets attention probabilities be read; auto switches when they are."),
     ] = "auto"
     quantization: Annotated[Literal["8bit", "4bit"] | None, Field(description="Needs bitsandbytes.")] = None
-    backend: Annotated[Literal["local", "ndif"], Field(description="ndif: a remote service.")] = "local"
+    backend: Annotated[Literal["local", "ndif"], Field(description="ndif: remote.")] = "local"
 
 
 class CheckLine(BaseModel):

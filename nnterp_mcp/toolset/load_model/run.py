@@ -67,12 +67,12 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
     settings = bench.settings
     code = settings.trust_remote_code
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
-    files = ModelFiles(located.folder, located.gguf)
     precision = Precision(params.dtype, params.quantization)
     weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    return model, Origin(located.origin, located.revision, files)
+    # Hashed from here on: beside the checks, it would take a core from them.
+    return model, Origin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
 
 
 def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:

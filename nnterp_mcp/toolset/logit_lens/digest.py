@@ -7,6 +7,7 @@ from nnterp_mcp.render import (
     cell,
     elided,
     in_force,
+    left_out,
     lines,
     number,
     plural,
@@ -49,7 +50,7 @@ def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
     if hidden:
-        notes.append(f"{plural(hidden, what)} not shown: read_run has them.")
+        notes.append(left_out(plural(hidden, what), "readings.layers"))
     return notes
 
 

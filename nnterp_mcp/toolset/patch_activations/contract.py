@@ -94,7 +94,7 @@ _Spans = Annotated[
     WithJsonSchema(
         {
             "type": ["integer", "string", "object", "array"],
-            "description": 'Or spans by label: {"city": {"clean": 2, "corrupted": "2:4"}}.',
+            "description": 'Or spans: {"city": {"clean": 2, "corrupted": "2:4"}}; all ablates as one.',
         }
     ),
 ]

@@ -7,13 +7,15 @@ from itertools import groupby
 from statistics import fmean, stdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, shared_tokens, table
+from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, shared_tokens, table
 from nnterp_mcp.toolset.patch_activations.result import (
+    EVERYWHERE,
     Column,
     Measured,
     PatchActivationsAnswer,
     PatchActivationsResult,
     PatchedCell,
+    position_of,
 )
 
 _ROWS = 8
@@ -76,18 +78,22 @@ def _where(cell: PatchedCell, result: PatchActivationsResult) -> str:
 
 def _spoken(column: Column) -> str:
     """A column in words: its position or label, with its tokens."""
-    return f"{_position(column)} ({_tokens(column)})"
+    if column.label == EVERYWHERE:
+        return "all positions"
+    tokens = _quote("tokens", _tokens(column))
+    return f"{_position(column)} ({tokens})"
 
 
 def _position(column: Column) -> str:
     return f"position {column.label}" if column.label.isdigit() else quoted(elided(column.label))
 
 
-def _tokens(column: Column) -> str:
-    clean = quoted(elided(column.clean or "", _TOKENS))
+def _tokens(column: Column) -> Cell:
+    """The clean prompt's tokens, and the corrupted one's where these differ."""
+    clean = elided(column.clean or "", _TOKENS)
     if column.corrupted is None or column.corrupted == column.clean:
         return clean
-    return f"{clean} / {quoted(elided(column.corrupted, _TOKENS))}"
+    return [clean, elided(column.corrupted, _TOKENS)]
 
 
 def _strongest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
@@ -104,7 +110,7 @@ def _strongest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> 
     rows: list[list[Cell]] = []
     for cell in cells:
         column = result.columns[cell.column]
-        where: list[Cell] = [cell.layer, column.label, _tokens(column)]
+        where: list[Cell] = [cell.layer, position_of(column.label), _tokens(column)]
         told = _told(cell)
         rows.append(
             [
@@ -207,12 +213,14 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
         notes.append(f"Means over {over}; 95 % intervals by resampling them.")
     if result.window > 1:
         notes.append(f"A cell stands for {result.window} adjacent layers about its own, fewer at either end.")
+    if [column.label for column in result.columns] == [EVERYWHERE]:
+        notes.append('Ablated at all positions together: positions="0:" takes them one by one.')
     notes += in_force(result.in_force)
     if order and result.together is None:
         notes.append("The strongest of many cells stands out by chance too: control=true compares it with random ones.")
     notes += shared_tokens(result.shared)
     if hidden:
-        notes.append(f"{plural(hidden, 'cell')} not shown one by one: read_run has them.")
+        notes.append(left_out(plural(hidden, "cell"), "cells"))
     return notes
 
 
@@ -229,5 +237,13 @@ def _brief(value: float) -> float:
 
 
 def render(answer: PatchActivationsAnswer) -> str:
-    """As text: the strongest cells, then the profile."""
-    return lines(answer, table(answer.table), "profile:", table(answer.profile))
+    """As text: the strongest cells, then the profile; tokens in quotes so that their spaces show."""
+    content = answer.table
+    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
+    return lines(answer, table(Table(columns=content.columns, rows=rows)), "profile:", table(answer.profile))
+
+
+def _quote(column: str, value: Cell) -> Cell:
+    if column != "tokens":
+        return value
+    return " / ".join(quoted(str(token)) for token in (value if isinstance(value, list) else [value]))

@@ -21,6 +21,15 @@ class Measured(_Part):
     high: float | None = None
 
 
+EVERYWHERE = "all"
+"""The label of the span that an ablation takes where no positions are chosen."""
+
+
+def position_of(label: str) -> int | str:
+    """A span's position, or its label where it has several."""
+    return int(label) if label.isdigit() else label
+
+
 class Column(_Part):
     """A column of the grid: tokens, as they stand in the first pair, or a head.
 
@@ -42,6 +51,8 @@ class PatchedCell(_Part):
         site: Where in the layer.
         layer: The layer.
         column: Which column, from 0.
+        position: The position, or the span's label; None for a head.
+        head: The head; None where all are patched.
         metric: The metric of the patched run.
         recovery: Where that lies between the corrupted run (0) and the clean one (1).
         effect: By how much it moves the metric of the run that is patched; exactly 0 where both runs have the same
@@ -51,6 +62,8 @@ class PatchedCell(_Part):
     site: str
     layer: int
     column: int
+    position: int | str | None = None
+    head: int | None = None
     metric: Measured
     recovery: Measured | None
     effect: float

@@ -29,11 +29,13 @@ from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.corrupted import Ablated
 from nnterp_mcp.toolset.patch_activations.pairs import make_pairs
 from nnterp_mcp.toolset.patch_activations.result import (
+    EVERYWHERE,
     Column,
     Measured,
     PatchActivationsResult,
     PatchedCell,
     Together,
+    position_of,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         pairs,
         sites,
         layers=params.layers,
-        positions=_positions(params.positions),
+        positions=_positions(params),
         heads=params.heads,
         window=params.window,
     )
@@ -103,7 +105,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         columns=_columns(grid, pairs[0], model.tokenizer),
         categories=targets[0].words,
         shared=targets[0].shared,
-        cells=summary.cells(),
+        cells=summary.cells([span.label for span in grid.spans[0]]),
         together=together,
     )
 
@@ -113,7 +115,10 @@ def _ablation(params: PatchActivationsParams) -> Ablation | None:
     return given.ablate if isinstance(given, Ablated) and given.ablate != "resample" else None
 
 
-def _positions(asked: Any) -> Sequence[PositionSpec] | LabelledSpans:
+def _positions(params: PatchActivationsParams) -> Sequence[PositionSpec] | LabelledSpans:
+    asked: Any = params.positions
+    if asked == ("all",) and isinstance(params.corrupted, Ablated):  # a part is ablated as a whole
+        return {EVERYWHERE: (asked, asked)}
     if isinstance(asked, Mapping):
         return {label: (span.clean, span.corrupted) for label, span in asked.items()}
     return asked
@@ -204,14 +209,22 @@ class _Summary:
         found = estimate_recovery(self._average(values), clean, corrupted)
         return None if found is None else [_measured(estimate) for estimate in found]
 
-    def cells(self) -> list[PatchedCell]:
-        """Every cell of the grid."""
+    def cells(self, labels: Sequence[str]) -> list[PatchedCell]:
+        """Every cell of the grid; the labels are those of the spans."""
+        by_head = self._patcher.grid.by_head
         values = self._found.values
         recoveries = self.recovery(values) or [None] * values.shape[1]
         rows = zip(self._patcher.grid.cells, self.indices, self.mean(values), recoveries, self.effects, strict=True)
         return [
             PatchedCell(
-                site=cell.site, layer=cell.layer, column=column, metric=metric, recovery=recovery, effect=effect
+                site=cell.site,
+                layer=cell.layer,
+                column=column,
+                position=None if by_head else position_of(labels[column]),
+                head=cell.column if by_head else None,
+                metric=metric,
+                recovery=recovery,
+                effect=effect,
             )
             for cell, column, metric, recovery, effect in rows
         ]

@@ -53,15 +53,15 @@ function modes(cell, { metric, clean, ...found }) {
   const base = found.direction === "denoising" ? (found["corrupted.mean"] ?? found["clean.mean"]) : found["clean.mean"];
   const measured = {
     name: metric.replaceAll("_", " "),
-    of: (one) => one["metric.mean"],
+    of: (one) => one.metric,
     ramp: (values) => diverging(base, reach(values, base, 1e-9)),
   };
   const recovery = {
     name: "recovery",
-    of: (one) => one["recovery.mean"],
+    of: (one) => one.recovery,
     ramp: (values) => diverging(0, reach(values, 0, LEAST)),
   };
-  return "recovery.mean" in cell ? [recovery, measured] : [measured];
+  return cell.recovery !== null ? [recovery, measured] : [measured];
 }
 
 /** How far values lie from a middle, in either direction. */
@@ -70,7 +70,7 @@ function reach(values, middle, least) {
 }
 
 function name(cell) {
-  return "recovery.mean" in cell ? "recovery" : "metric";
+  return cell.recovery !== null ? "recovery" : "metric";
 }
 
 /** The layer of a cell, or those about it where it stands for several. */
@@ -84,9 +84,9 @@ function interval(cell, prefix) {
 }
 
 function told(cell, { metric }) {
-  const measured = `${metric.replaceAll("_", " ")} ${number(cell["metric.mean"])}${interval(cell, "metric")}`;
-  if (!("recovery.mean" in cell)) return measured;
-  return `recovery ${number(cell["recovery.mean"])}${interval(cell, "recovery")}, ${measured}`;
+  const measured = `${metric.replaceAll("_", " ")} ${number(cell.metric)}${interval(cell, "metric")}`;
+  if (cell.recovery === null) return measured;
+  return `recovery ${number(cell.recovery)}${interval(cell, "recovery")}, ${measured}`;
 }
 
 function details(cell, { metric }) {
@@ -95,8 +95,8 @@ function details(cell, { metric }) {
     {},
     facts([
       ["site", cell.site],
-      ["recovery", "recovery.mean" in cell ? `${number(cell["recovery.mean"])}${interval(cell, "recovery")}` : null],
-      [metric.replaceAll("_", " "), `${number(cell["metric.mean"])}${interval(cell, "metric")}`],
+      ["recovery", cell.recovery !== null ? `${number(cell.recovery)}${interval(cell, "recovery")}` : null],
+      [metric.replaceAll("_", " "), `${number(cell.metric)}${interval(cell, "metric")}`],
       ["effect of the patch", number(cell.effect)],
     ]),
   );

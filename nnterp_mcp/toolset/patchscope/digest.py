@@ -41,7 +41,7 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
     if hidden:
         what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
         narrow = "source_layers" if one else "fewer of them"
-        notes.append(f"{plural(hidden, what)} not shown: read_run has them, or choose {narrow}.")
+        notes.append(f"{plural(hidden, what)} not shown: read_run part=sources.patches, or choose {narrow}.")
     return PatchscopeAnswer(
         finding=_finding(result.sources[0], result) if one else _summary(result),
         notes=notes,

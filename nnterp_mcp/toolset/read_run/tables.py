@@ -43,12 +43,12 @@ def _collect(path: str, items: Sequence[Any], above: Row, found: dict[str, list[
 
 
 def _scalars(item: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of an item that are cells; those of a part under its name."""
+    """The fields of an item that are cells; those of a part under its name, which alone is that of its mean."""
     for name, value in item:
         if isinstance(value, BaseModel):
             yield from _scalars(value, f"{prefix}{name}.")
         elif not _is_table(value):
-            yield f"{prefix}{name}", _cell(value)
+            yield prefix.removesuffix(".") if prefix and name == "mean" else f"{prefix}{name}", _cell(value)
 
 
 def _nested(item: BaseModel) -> Iterator[tuple[str, list[Any]]]:

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, probability, quoted, shared_tokens, spread, table
+from nnterp_mcp.render import (
+    elided,
+    in_force,
+    left_out,
+    lines,
+    number,
+    plural,
+    probability,
+    quoted,
+    shared_tokens,
+    spread,
+    table,
+)
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 
 _CATEGORIES = 8
@@ -107,11 +119,11 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
     if len(result.layers) > _LAYERS:
-        notes.append(f"{plural(len(result.layers) - _LAYERS, 'layer')} not shown: read_run has them.")
+        notes.append(left_out(plural(len(result.layers) - _LAYERS, "layer"), "rows"))
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
         speed = number(len(result.rows) / max(result.seconds, 1e-9))
-        notes.append(f"{hidden} not listed (read_run has them); {speed} prompts a second.")
+        notes.append(f"{hidden} not listed (read_run part=rows); {speed} prompts a second.")
     return notes
 
 

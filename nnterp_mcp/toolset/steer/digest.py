@@ -13,6 +13,7 @@ from nnterp_mcp.render import (
     cell,
     elided,
     in_force,
+    left_out,
     lines,
     number,
     plural,
@@ -254,7 +255,7 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
             f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
         )
     if hidden:
-        notes.append(f"{plural(hidden, 'row')} not shown: read_run has them.")
+        notes.append(left_out(plural(hidden, "row"), "runs"))
     return notes
 
 

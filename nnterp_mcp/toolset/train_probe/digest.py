@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, pstdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, spread, table
+from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, spread, table
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
 _LAYERS = 12
@@ -89,7 +89,7 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
             f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it."
         )
     if hidden:
-        notes.append(f"{plural(hidden, 'layer')} not shown: read_run has them.")
+        notes.append(left_out(plural(hidden, "layer"), "layers"))
     return notes
 
 
