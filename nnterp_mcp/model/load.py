@@ -85,43 +85,18 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
     return located
 
 
-def locate_outline(name: str, revision: str | None, cache: Path, code: bool, report: Report) -> Located:
-    """Finds a model's configuration and tokenizer; no weights are downloaded.
-
-    Args:
-        name: The built-in name, a local folder or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        cache: Where converted weights are kept.
-        code: Whether a model's own code may be fetched.
-        report: Told what is being done.
-
-    Raises:
-        UnknownModel: There is no such model, or its files cannot be had.
-        Unsupported: It is a GGUF file.
-    """
-    if name == BUILTIN:
-        return _locate_builtin(cache, report)
-    path = _existing(name) if Path(name).is_absolute() else None
-    if path is None:
-        return _locate_on_hub(name, revision, code, report, weights=False)
-    located = _locate_local(path)
-    if located.gguf is not None:
-        raise Unsupported(f"{path} is a GGUF file, which NDIF does not serve", "Give a Hub id.")
-    return located
-
-
 def _find(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool) -> Located:
     if name == BUILTIN:
-        return _locate_builtin(cache, report)
+        return locate_builtin(cache, report)
     path = _existing(name) if relative or Path(name).is_absolute() else None
     if path is not None:
-        return _locate_local(path)
+        return locate_local(path)
     if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
         raise UnknownModel(
             f"there is no file or folder {shown(name)}",
             f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
         )
-    return _locate_on_hub(name, revision, code, report)
+    return locate_on_hub(name, revision, code, report)
 
 
 def _existing(name: str) -> Path | None:
@@ -209,14 +184,15 @@ def place(device: str) -> torch.device:
     return chosen
 
 
-def _locate_builtin(cache: Path, report: Report) -> Located:
+def locate_builtin(cache: Path, report: Report) -> Located:
+    """The built-in model: from its package, the cache or the Hub."""
     source = _builtin_package()
     if source is None:
         kept = sorted(cache.glob(f"{BUILTIN}-*/config.json"))
         if kept:
             return Located(kept[-1].parent, f"{BUILTIN} (cached)")
         try:
-            return _locate_on_hub(BUILTIN_HUB_ID, None, False, report)
+            return locate_on_hub(BUILTIN_HUB_ID, None, False, report)
         except NnterpError as error:
             raise UnknownModel(
                 f"the weights of {BUILTIN} are not installed, and not to be had from the Hub: {error.message}",
@@ -270,7 +246,8 @@ def _move(partial: Path, folder: Path) -> None:
             raise
 
 
-def _locate_local(path: Path) -> Located:
+def locate_local(path: Path) -> Located:
+    """A folder, or a GGUF file."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise UnknownModel(
@@ -289,7 +266,8 @@ def _locate_local(path: Path) -> Located:
     return Located(path, str(path))
 
 
-def _locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
+def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
+    """A model of the Hub; without its weights where only the rest is wanted."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

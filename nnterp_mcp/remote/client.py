@@ -39,6 +39,9 @@ for _travelling in ("nnterp_mcp.remote.shipped", "nnterp_mcp.interventions.reduc
 _CONNECT = 10.0
 """Seconds within which a service has to take a connection."""
 
+_ANSWER = 60.0
+"""Seconds within which it has to answer a request over HTTP."""
+
 _LOOK = 0.2
 """Seconds between two looks at whether the call was stopped."""
 
@@ -95,18 +98,23 @@ class Connection:
             return LocalSimulationBackend(self.model)
         return _Request(self)
 
-    def status(self) -> dict[str, Any]:
-        """What the service tells of its deployments.
+    def environment(self) -> dict[str, Any]:
+        """The versions of what the service computes with; nothing where it does not tell.
 
         Raises:
             WorkerLost: It cannot be reached.
             Forbidden: It refuses the key.
+            Unsupported: It takes another client.
         """
-        return self._get("/status")
-
-    def environment(self) -> dict[str, Any]:
-        """The versions of what the service computes with; likewise."""
-        return self._get("/env")
+        try:
+            timeout = httpx.Timeout(_CONNECT, read=_ANSWER)
+            answer = httpx.get(f"{self.host}/env", headers=self.headers, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise unreachable(self.host, error) from error
+        if answer.status_code == 404:
+            return {}
+        judge_refusal(self.host, answer)
+        return answer.json()
 
     @property
     def headers(self) -> dict[str, str]:
@@ -117,14 +125,6 @@ class Connection:
             "python-version": sys.version,
         }
         return own | ({"ndif-api-key": self.secret} if self.secret else {})
-
-    def _get(self, path: str) -> dict[str, Any]:
-        try:
-            answer = httpx.get(f"{self.host}{path}", headers=self.headers, timeout=httpx.Timeout(_CONNECT, read=60))
-        except httpx.HTTPError as error:
-            raise unreachable(self.host, error) from error
-        judge_refusal(self.host, self.name, answer)
-        return answer.json()
 
 
 class _Request(Backend):
@@ -207,11 +207,11 @@ class _Request(Backend):
                 data={"data": envelope.metadata()},
                 files={"blob": ("request", blob, "application/octet-stream")},
                 headers=connection.headers,
-                timeout=httpx.Timeout(_CONNECT, read=60, write=600),
+                timeout=httpx.Timeout(_CONNECT, read=_ANSWER, write=600),
             )
         except httpx.HTTPError as error:
             raise unreachable(connection.host, error) from error
-        judge_refusal(connection.host, connection.name, answer)
+        judge_refusal(connection.host, answer)
 
     def _content(self, data: Any) -> bytes:
         """The result: what came with the last message, or is to be fetched from where that says."""
@@ -219,7 +219,7 @@ class _Request(Backend):
             return bytes(data)
         parts = bytearray()
         try:
-            with httpx.stream("GET", str(data), timeout=httpx.Timeout(_CONNECT, read=60)) as answer:
+            with httpx.stream("GET", str(data), timeout=httpx.Timeout(_CONNECT, read=_ANSWER)) as answer:
                 answer.raise_for_status()
                 for part in answer.iter_bytes(1 << 20):
                     self._connection.check()

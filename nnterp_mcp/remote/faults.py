@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import httpx
+import websocket
 
 from nnterp_mcp.errors import (
     Forbidden,
@@ -25,9 +26,8 @@ def unreachable(host: str, error: Exception) -> NnterpError:
     """A service that does not answer at all."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return TimedOut(f"NDIF at {host} does not answer in time", "Call again later; the handle stays valid.")
-    status = getattr(error, "status_code", None)
-    if status in (401, 403):
-        return _refused_key(host)
+    if isinstance(error, websocket.WebSocketBadStatusException):
+        return refusal(host, error.status_code)
     reason = (
         "refuses connections"
         if isinstance(error, ConnectionRefusedError) or "refused" in str(error)
@@ -40,33 +40,34 @@ def unreachable(host: str, error: Exception) -> NnterpError:
     )
 
 
-def judge_refusal(host: str, name: str, answer: httpx.Response) -> None:
+def judge_refusal(host: str, answer: httpx.Response) -> None:
     """Passes over a good answer.
 
     Raises:
         Forbidden: The service refuses the key.
         Unsupported: It refuses this client's version, or speaks another protocol.
         WorkerLost: It cannot take requests now.
-        LimitExceeded: The request is too large.
     """
-    status = answer.status_code
-    if status < 400:
-        return
-    said = _detail(answer)
+    if answer.status_code >= 400:
+        raise refusal(host, answer.status_code, _detail(answer))
+
+
+def refusal(host: str, status: int, said: str = "") -> NnterpError:
+    """The error behind an HTTP status with which a service turns something down, and what it says of that."""
     if status in (401, 403) or (status == 400 and "api key" in said.lower()):
-        raise _refused_key(host)
+        return _refused_key(host)
     if status == 400 and "version" in said.lower():
-        raise Unsupported(
+        return Unsupported(
             f"NDIF at {host} does not take this client: {said[:300]}", f"Install the version that it asks for. {_LOCAL}"
         )
     if status == 429:
-        raise WorkerLost(f"NDIF at {host} takes no more requests of this key now", "Call again later.")
+        return WorkerLost(f"NDIF at {host} takes no more requests of this key now", "Call again later.")
     if status >= 500:
-        raise WorkerLost(
-            f"NDIF at {host} cannot compute now (HTTP {status}): {said[:300] or 'no reason given'}",
+        return WorkerLost(
+            f"NDIF at {host} cannot compute now (HTTP {status}){f': {said[:300]}' if said else ''}",
             "Call again in a few minutes; the handle stays valid.",
         )
-    raise Unsupported(
+    return Unsupported(
         f"what answers at {host} does not take NDIF's requests (HTTP {status})",
         "See whether the address is that of an NDIF service.",
     )
@@ -90,7 +91,7 @@ def _detail(answer: httpx.Response) -> str:
 _FAILURES: tuple[tuple[str, type[NnterpError], str, str], ...] = (
     ("out of memory|OutOfMemoryError", OutOfMemory, "ran out of memory", "Ask for fewer prompts, layers or positions."),
     (
-        "CUDA error|actor died|ActorDiedError|evicted|was killed|restart|cancelled by",
+        "CUDA error|actor died|ActorDiedError|evicted|was killed|restart|Error submitting request to model deployment",
         WorkerLost,
         "lost the model while it computed",
         "Call again: NDIF deploys the model anew.",

@@ -8,8 +8,17 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model.load import BUILTIN, BUILTIN_HUB_ID, Located, Report, fill_padding, locate_outline
+from nnterp_mcp.errors import UnknownModel, Unsupported
+from nnterp_mcp.model.load import (
+    BUILTIN,
+    BUILTIN_HUB_ID,
+    Located,
+    Report,
+    fill_padding,
+    locate_builtin,
+    locate_local,
+    locate_on_hub,
+)
 from nnterp_mcp.remote.check import check_served
 from nnterp_mcp.remote.client import Connection
 from nnterp_mcp.remote.experiments import EXPERIMENTS
@@ -72,7 +81,7 @@ def load_served(
         Forbidden: It refuses the key.
     """
     report(f"asking NDIF at {service.host}")
-    located = locate_outline(source, revision, cache, code, report)
+    located = _locate(source, revision, cache, code, report)
     tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code)
     fill_padding(tokenizer)
     config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code)
@@ -85,6 +94,18 @@ def load_served(
     report("checking the served model")
     model.checks = check_served(model)
     return Served(model, located, versions)
+
+
+def _locate(source: str, revision: str | None, cache: Path, code: bool, report: Report) -> Located:
+    """Finds a model's configuration and tokenizer; no weights are downloaded."""
+    if source == BUILTIN:
+        return locate_builtin(cache, report)
+    folder = Path(source)
+    if not folder.is_absolute():
+        return locate_on_hub(source, revision, code, report, weights=False)
+    if not folder.is_dir():
+        raise UnknownModel(f"{source} is no folder", "NDIF serves Hub ids, or folders that it can read itself.")
+    return locate_local(folder)
 
 
 def _key(wire: Any, served: str) -> str:
@@ -104,10 +125,7 @@ def _require_versions(connection: Connection) -> dict[str, str]:
     """
     from importlib.metadata import version
 
-    try:
-        told = connection.environment()
-    except Unsupported:  # an older service, which does not tell
-        return {}
+    told = connection.environment()
     packages: dict[str, str] = told.get("packages", {})
     for package in _FITTING:
         theirs, ours = packages.get(package, ""), version(package)
@@ -118,5 +136,7 @@ def _require_versions(connection: Connection) -> dict[str, str]:
                 f"Install {package} {theirs} beside this server, or load the model with backend 'local'.",
             )
     wanted = ("nnsight", "torch", "transformers")
-    python = {"ndif-python": str(told.get("python_version", "")).split(" ")[0]}
-    return python | {f"ndif-{name}": packages[name] for name in wanted if name in packages}
+    python = str(told.get("python_version", "")).split(" ")[0]
+    return ({"ndif-python": python} if python else {}) | {
+        f"ndif-{name}": packages[name] for name in wanted if name in packages
+    }

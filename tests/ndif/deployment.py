@@ -127,6 +127,7 @@ class Deployment:
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_OVERRIDE_RESOURCES": RESOURCES,
+            "RAY_raylet_start_wait_time_s": "120",
             "GRPC_ENABLE_FORK_SUPPORT": "0",
             "OMP_NUM_THREADS": "1",
             "NDIF_HOME": str(self.folder / "home"),

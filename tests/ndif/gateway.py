@@ -121,6 +121,8 @@ class Gateway:
 def _reset(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # wakes who reads from it, without a word to the other end
+            connection.shutdown(socket.SHUT_RD)
         connection.close()
 
 

@@ -190,6 +190,7 @@ def test_a_request_that_is_turned_down(wire: Any, refusal: Any, kind: type[Nnter
     [
         ("Traceback:\n  x\ntorch.OutOfMemoryError: CUDA out of memory.", OutOfMemory, "ran out of memory"),
         ("The actor died unexpectedly before finishing this task.", WorkerLost, "lost the model"),
+        ("Error submitting request to model deployment. Please try again later.", WorkerLost, "lost the model"),
         ("ModuleNotFoundError: No module named 'nnterp_mcp'", Unsupported, "versions that do not fit"),
         ("Model could not be deployed: no such repository", Exception, "does not serve this model"),
         ("Traceback:\nZeroDivisionError: division by zero", Internal, "division by zero"),
