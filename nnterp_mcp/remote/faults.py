@@ -24,7 +24,7 @@ _LOCAL = "Load the model with backend 'local' if it fits this machine."
 
 def unreachable(host: str, error: Exception) -> NnterpError:
     """A service that does not answer at all."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
+    if isinstance(error, httpx.TimeoutException | websocket.WebSocketTimeoutException | TimeoutError):
         return TimedOut(f"NDIF at {host} does not answer in time", "Call again later; the handle stays valid.")
     if isinstance(error, websocket.WebSocketBadStatusException):
         return refusal(host, error.status_code)

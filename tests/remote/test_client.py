@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from nnterp_mcp.errors import Cancelled, Forbidden, Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost
+from nnterp_mcp.errors import (
+    Cancelled,
+    Forbidden,
+    Internal,
+    NnterpError,
+    OutOfMemory,
+    TimedOut,
+    Unsupported,
+    WorkerLost,
+)
 
 KEY = "not-a-uuid-but-secret"
 
@@ -221,6 +230,12 @@ def test_a_service_that_says_nothing_leaves_a_call_that_can_be_stopped(wire: Any
         send(wire, host, check)
 
     assert time.monotonic() - until < 3
+
+
+def test_a_service_that_takes_connections_and_says_nothing(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnterp_mcp.remote.client._CONNECT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TimedOut, match="does not answer in time"):
+        send(wire, f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
 def test_nobody_listens(wire: Any) -> None:
