@@ -1,8 +1,8 @@
 """Integration of slopes along a line, finest where they do not yet account for what the function does.
 
-A way through a model's embeddings is smooth for the most part, with a few bends a thousandth of it wide, where a head
-turns or a massive activation sets in. Points spread evenly miss them however many there are; but the function itself is
-known at every point, and how far it rises between two is what the slopes between them have to add up to.
+A way through a model's embeddings is smooth for the most part, with a few bends a thousandth of it wide. Points spread
+evenly miss them however many there are; but the function itself is known at every point, and how far it rises between
+two is what the slopes between them have to add up to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 _PIECES = 8
 """Pieces of equal length to begin with, where there are points enough to halve some of them later."""
 
-_SHARE = 0.5
+_SHARE = 0.2
 """What part of all that is missed the pieces make up that are halved at once."""
 
 _CLOSE = 1e-4
