@@ -178,7 +178,8 @@ class _Request(Backend):
                 header=connection.headers,
             )
         except (websocket.WebSocketException, OSError) as error:
-            raise unreachable(connection.host, error) from error
+            # Without its cause, which may quote the key.
+            raise unreachable(connection.host, error) from None
         socket.settimeout(_LOOK)
         try:
             yield socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import httpx
@@ -24,10 +25,10 @@ _LOCAL = "Load the model with backend 'local' if it fits this machine."
 
 def unreachable(host: str, error: Exception) -> NnterpError:
     """A service that does not answer at all."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
+    if isinstance(error, httpx.TimeoutException | websocket.WebSocketTimeoutException | TimeoutError):
         return TimedOut(f"NDIF at {host} does not answer in time", "Call again later; the handle stays valid.")
     if isinstance(error, websocket.WebSocketBadStatusException):
-        return refusal(host, error.status_code)
+        return refusal(host, error.status_code, _detail(error.resp_body or b""))
     reason = (
         "refuses connections"
         if isinstance(error, ConnectionRefusedError) or "refused" in str(error)
@@ -49,7 +50,7 @@ def judge_refusal(host: str, answer: httpx.Response) -> None:
         WorkerLost: It cannot take requests now.
     """
     if answer.status_code >= 400:
-        raise refusal(host, answer.status_code, _detail(answer))
+        raise refusal(host, answer.status_code, _detail(answer.content))
 
 
 def refusal(host: str, status: int, said: str = "") -> NnterpError:
@@ -80,9 +81,10 @@ def _refused_key(host: str) -> Forbidden:
     )
 
 
-def _detail(answer: httpx.Response) -> str:
+def _detail(content: bytes) -> str:
+    """What a service says of a refusal."""
     try:
-        body = answer.json()
+        body = json.loads(content)
     except ValueError:
         return ""
     return str(body.get("detail", "")) if isinstance(body, dict) else ""

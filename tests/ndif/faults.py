@@ -55,9 +55,11 @@ class Scene:
 
     def load(self, **arguments: Any) -> Any:
         """A load of another handle."""
-        return self.client.call(
-            "load_model", **({"model": self.source, "backend": "ndif", "attention": "eager"} | arguments)
-        )
+        asked = {"model": self.source, "backend": "ndif", "attention": "eager"} | arguments
+        answer = self.client.call("load_model", **asked)
+        while not answer.is_error and "model" not in answer.structured_content:  # it is still loading
+            answer = self.client.call("load_model", **asked)
+        return answer
 
     def ended(self, answer: Any) -> Any:
         """An answer, or what came of the run that it says goes on."""
@@ -104,7 +106,7 @@ def _cancelled(scene: Scene, going_on: Any) -> Any:
 
 def wrong_key(scene: Scene) -> Any:
     scene.way.reply = (400, {"detail": f"Invalid API key format: '{KEY}'."})
-    return scene.load()
+    return scene.call()
 
 
 def unknown_key(scene: Scene) -> Any:

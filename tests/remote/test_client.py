@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from nnterp_mcp.errors import Cancelled, Forbidden, Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost
+from nnterp_mcp.errors import (
+    Cancelled,
+    Forbidden,
+    Internal,
+    NnterpError,
+    OutOfMemory,
+    TimedOut,
+    Unsupported,
+    WorkerLost,
+)
 
 KEY = "not-a-uuid-but-secret"
 
@@ -31,12 +40,14 @@ class StandIn:
         messages: What is told on the socket of a request that was taken, one after another: text or bytes.
         then: What is done after the last of them: `close`, `reset` or `wait`.
         seen: Headers of the requests.
+        at_once: Whether the socket is turned down already.
     """
 
     refuse: tuple[int, str] | None = None
     messages: list[dict[str, Any] | bytes] = field(default_factory=list)
     then: str = "wait"
     seen: list[str] = field(default_factory=list)
+    at_once: bool = False
     taken: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -45,7 +56,7 @@ class StandIn:
         while b"\r\n\r\n" not in head:
             head += connection.recv(1 << 16)
         self.seen.append(head.decode(errors="replace").lower())
-        if head.startswith(b"GET /subscribe"):
+        if head.startswith(b"GET /subscribe") and not self.at_once:
             self._subscribe(connection, head.decode())
         else:
             self._answer(connection, head)
@@ -71,7 +82,7 @@ class StandIn:
     def _answer(self, connection: socket.socket, head: bytes) -> None:
         body = head.split(b"\r\n\r\n", 1)[1]
         length = next(
-            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+            (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
         )
         while len(body) < length:
             body += connection.recv(1 << 16)
@@ -176,8 +187,11 @@ def test_the_place_in_the_queue_is_told_and_the_result_is_read(wire: Any) -> Non
         ((503, "compute backend is reconnecting"), WorkerLost, "compute backend is reconnecting"),
     ],
 )
-def test_a_request_that_is_turned_down(wire: Any, refusal: Any, kind: type[NnterpError], words: str) -> None:
-    with standing_in(StandIn(refuse=refusal)) as host, pytest.raises(kind) as refused:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_request_that_is_turned_down(
+    wire: Any, refusal: Any, kind: type[NnterpError], words: str, at_once: bool
+) -> None:
+    with standing_in(StandIn(refuse=refusal, at_once=at_once)) as host, pytest.raises(kind) as refused:
         send(wire, host)
 
     assert words in refused.value.message
@@ -221,6 +235,12 @@ def test_a_service_that_says_nothing_leaves_a_call_that_can_be_stopped(wire: Any
         send(wire, host, check)
 
     assert time.monotonic() - until < 3
+
+
+def test_a_service_that_takes_connections_and_says_nothing(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnterp_mcp.remote.client._CONNECT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TimedOut, match="does not answer in time"):
+        send(wire, f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
 def test_nobody_listens(wire: Any) -> None:
