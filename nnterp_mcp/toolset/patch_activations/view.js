@@ -61,7 +61,7 @@ function modes(cell, { metric, clean, ...found }) {
     of: (one) => one.recovery,
     ramp: (values) => diverging(0, reach(values, 0, LEAST)),
   };
-  return cell.recovery !== null ? [recovery, measured] : [measured];
+  return cell.recovery != null ? [recovery, measured] : [measured];
 }
 
 /** How far values lie from a middle, in either direction. */
@@ -70,7 +70,7 @@ function reach(values, middle, least) {
 }
 
 function name(cell) {
-  return cell.recovery !== null ? "recovery" : "metric";
+  return cell.recovery != null ? "recovery" : "metric";
 }
 
 /** The layer of a cell, or those about it where it stands for several. */
@@ -85,7 +85,7 @@ function interval(cell, prefix) {
 
 function told(cell, { metric }) {
   const measured = `${metric.replaceAll("_", " ")} ${number(cell.metric)}${interval(cell, "metric")}`;
-  if (cell.recovery === null) return measured;
+  if (cell.recovery == null) return measured;
   return `recovery ${number(cell.recovery)}${interval(cell, "recovery")}, ${measured}`;
 }
 
@@ -95,7 +95,7 @@ function details(cell, { metric }) {
     {},
     facts([
       ["site", cell.site],
-      ["recovery", cell.recovery !== null ? `${number(cell.recovery)}${interval(cell, "recovery")}` : null],
+      ["recovery", cell.recovery != null ? `${number(cell.recovery)}${interval(cell, "recovery")}` : null],
       [metric.replaceAll("_", " "), `${number(cell.metric)}${interval(cell, "metric")}`],
       ["effect of the patch", number(cell.effect)],
     ]),
