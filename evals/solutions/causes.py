@@ -16,9 +16,7 @@ _PAIR: dict[str, Any] = {"clean": CLEAN, "corrupted": CORRUPTED, "targets": _TAR
 async def last_useful_layer(tools: Tools) -> int:
     """The answer shows the strongest cells, the run has all."""
     answer = await tools.call("patch_activations", **_PAIR, sites="layers_output", positions=COUNTRY)
-    page = await tools.call(
-        "read_run", run_id=answer["run_id"], part="cells", columns=["layer", "recovery"], limit=30
-    )
+    page = await tools.call("read_run", run_id=answer["run_id"], part="cells", columns=["layer", "recovery"], limit=30)
     return max(row["layer"] for row in rows(page) if row["recovery"] > 0.5)
 
 
