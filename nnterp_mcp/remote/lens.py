@@ -14,7 +14,7 @@ from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.readout import Categories, Readout
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.passes import batches_of, counted, in_requests, rows_at_once, states_pass
+from nnterp_mcp.remote.passes import batches_of, counted, in_requests, logit_rows_at_once, states_pass
 from nnterp_mcp.remote.shipped import Data, read_lens, read_replayed_lens
 from nnterp_mcp.remote.steps import Way, take_edit
 
@@ -72,7 +72,7 @@ def _passes(
 ) -> list[Data]:
     """The pass that reads a batch; and where more than norm and head lies behind the last layer, one through that."""
     way, names, inputs = states_pass(model, batch, places, layers, plan)
-    size = max(1, rows_at_once(model) // len(layers))
+    size = max(1, logit_rows_at_once(model) // len(layers))
     options = options | {"names": names, "head": model.head, "readings_at_once": size}
     first = {"inputs": inputs, "steps": way.steps(), "read": read_lens, "options": options}
     if model.head:

@@ -148,7 +148,7 @@ def readout_of(found: Data) -> Readout:
     return Readout(**{name: found[name] for name in names})
 
 
-def rows_at_once(model: ServedTransformer) -> int:
+def logit_rows_at_once(model: ServedTransformer) -> int:
     """How many rows' logits a pass may form."""
     return max(1, LOGITS_AT_ONCE // model.vocab_size)
 

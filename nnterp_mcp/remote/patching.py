@@ -18,7 +18,7 @@ from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.passes import PASSES, in_requests, rows_at_once
+from nnterp_mcp.remote.passes import PASSES, in_requests, logit_rows_at_once
 from nnterp_mcp.remote.shipped import Data, pick, read_metric, read_patched_run, read_states
 from nnterp_mcp.remote.steps import SERVED_SITES, Way, keep_end, take_edit
 from nnterp_mcp.remote.traces import run_passes
@@ -132,7 +132,7 @@ class _Pair:
         """The metric of the clean run, of the corrupted run (the clean one where there is none), and of each run."""
         before = self.index * len(self.runs)
         both = self._both()
-        size = max(1, min(self.patcher.batch_tokens // len(self._base), rows_at_once(self._model)))
+        size = max(1, min(self.patcher.batch_tokens // len(self._base), logit_rows_at_once(self._model)))
         rows = range(0, len(self.runs), size)
         passes = [self._rows(range(start, min(start + size, len(self.runs)))) for start in rows]
         room = PASSES - len(both)

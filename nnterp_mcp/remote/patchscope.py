@@ -22,7 +22,7 @@ from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.remote.generation import generate_served
 from nnterp_mcp.remote.lens import replayed
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.passes import Asked, batches_of, in_requests, next_pass, readout_of, rows_at_once
+from nnterp_mcp.remote.passes import Asked, batches_of, in_requests, logit_rows_at_once, next_pass, readout_of
 from nnterp_mcp.remote.shipped import Data, read_likeliest
 from nnterp_mcp.remote.traces import run_passes
 
@@ -55,7 +55,7 @@ def read_served_patchscope(
     steering = with_edits(_on_rows(plan, target, len(rows)), edits)
     sources = [source for source, _ in patches] + list(range(count))
     followed = Categories.of(categories or [[]] * count, model.device)
-    batches = batches_of(model, rows, batch_tokens, rows_at_once(model))
+    batches = batches_of(model, rows, batch_tokens, logit_rows_at_once(model))
     passes: list[list[Data]] = []
     done: list[int] = []
     for batch in batches:

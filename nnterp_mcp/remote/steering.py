@@ -20,7 +20,7 @@ from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.operations import Operation
 from nnterp_mcp.remote.generation import generate_served
 from nnterp_mcp.remote.model import ServedTransformer
-from nnterp_mcp.remote.passes import PASSES, Asked, batches_of, in_requests, next_pass, readout_of, rows_at_once
+from nnterp_mcp.remote.passes import PASSES, Asked, batches_of, in_requests, logit_rows_at_once, next_pass, readout_of
 from nnterp_mcp.remote.shipped import Data
 
 
@@ -124,7 +124,7 @@ class _Sweeping:
         """The passes of one prompt, in pieces of a request at most; each begins with the baseline."""
         baseline, *steered = runs
         batches = batches_of(
-            self._model, [self._rows[row] for row in steered], self._batch_tokens, rows_at_once(self._model)
+            self._model, [self._rows[row] for row in steered], self._batch_tokens, logit_rows_at_once(self._model)
         )
         batch_rows = [[prompt.index for prompt in batch.prompts] for batch in batches]
         size = PASSES - 1
