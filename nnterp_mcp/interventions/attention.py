@@ -223,7 +223,7 @@ def attention_reads(
     ids = batch.inputs["input_ids"]
 
     def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        return lambda pattern: pattern[:, heads].float()
+        return lambda pattern: (pattern if [*heads] == [*range(pattern.shape[1])] else pattern[:, heads]).float()
 
     def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
         return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)

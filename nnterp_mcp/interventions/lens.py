@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.readout import Categories, Readout, normalize, read_log_probs, rows_at_once
+from nnterp_mcp.interventions.readout import Categories, Readout, ReadoutRows, normalize, read_log_probs, rows_at_once
 from nnterp_mcp.interventions.reductions import divergence
 from nnterp_mcp.interventions.states import iterate_states
 from nnterp_mcp.model.prompts import EncodedPrompt
@@ -89,26 +89,24 @@ def read_lens(
     followed = Categories.of(categories or [[]] * len(prompts), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
+    count, total = len(layers), sum(map(len, positions))
     keys: list[tuple[int, int]] = []
-    parts: list[Readout] = []
-    divergences: list[Tensor] = []
+    readouts, divergences = ReadoutRows(total * count), torch.empty(total * count, device=model.device)
     for found in iterate_states(model, prompts, positions, read, plan=plan, batch_tokens=batch_tokens):
         keys += found.keys
         rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
         for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
-            for readout, kl in _reduce(model, part, top_k, followed[chosen], len(layers), inverse):
-                parts.append(readout)
-                divergences.append(kl)
+            for readout, kl in _reduce(model, part, top_k, followed[chosen], count, inverse):
+                divergences[readouts.add(readout)] = kl
         on_batch(found.prompts_done)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    count = len(layers)
     places = [position * count + layer for position in _inverse(order) for layer in range(count)]
     return LensReadings(
         prompts=[keys[index][0] for index in order],
         positions=[keys[index][1] for index in order],
         layers=list(layers),
-        readout=Readout.gather(parts, places, (len(keys), count)),
-        kl=torch.cat(divergences)[order].cpu(),
+        readout=readouts.gather(places, (total, count)),
+        kl=divergences.reshape(total, count)[order].cpu(),
     )
 
 
@@ -128,17 +126,18 @@ def _reduce(
     followed: Categories,
     count: int,
     inverse: bool,
-) -> list[tuple[Readout, Float[Tensor, "reading layer"]]]:
-    """What is kept of the first `count` layers; the last one is the one that they are compared with."""
+) -> Iterator[tuple[Readout, Float[Tensor, " row"]]]:
+    """What is kept of the first `count` layers, reading by reading; the last layer is what they are compared with."""
     logits = model.project_on_vocab(states)
-    size = rows_at_once(logits[0].numel(), logits.device)
-    found: list[tuple[Readout, Tensor]] = []
-    for part, rows in zip(logits.split(size), torch.arange(len(states), device=states.device).split(size), strict=True):
-        log_probs = normalize(-part if inverse else part)
-        by_row = rows.repeat_interleave(count)
-        readout = read_log_probs(log_probs[:, :count].flatten(0, 1), top_k, followed[by_row])
-        found.append((readout, divergence(log_probs[:, -1:], log_probs[:, :count])))
-    return found
+    size = rows_at_once(model.vocab_size, logits.device)
+    readings = max(1, size // states.shape[1])
+    for part, rows in zip(logits.split(readings), torch.arange(len(states)).split(readings), strict=True):
+        last = normalize(-part[:, -1:] if inverse else part[:, -1:])
+        for some in part[:, :count].split(min(size, count), dim=1):
+            log_probs = normalize(-some if inverse else some)
+            by_row = rows.repeat_interleave(some.shape[1]).to(states.device)
+            readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[by_row])
+            yield readout, divergence(last, log_probs).flatten()
 
 
 @runs_elsewhere

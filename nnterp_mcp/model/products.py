@@ -119,7 +119,7 @@ class ProductWatch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func in _SOFTMAXES:
             self._probabilities.add(result, self._products.find(args))
-        else:
+        elif isinstance(result, Tensor):  # most of what comes here asks for a shape or a dtype
             self._products.pass_on(args, result)
             self._probabilities.pass_on(args, result)
         return result

@@ -149,5 +149,6 @@ class Job:
                 taken += len(group)
             parts.append(part)
             done += len(group)
-            self.progress(done, total, f"{done} of {total} {what}")
+            if len(groups) > 1:  # else the answer itself says that all is done
+                self.progress(done, total, f"{done} of {total} {what}")
         return assemble(parts, taken)

@@ -57,7 +57,7 @@ def _time(stage: Stage, play: Play) -> dict[str, Any]:
     begun = time.perf_counter()
     done = play.work()
     stage.synchronize()
-    seconds = time.perf_counter() - begun
+    seconds = (time.perf_counter() - begun) / play.times
     play.after(done)
     return {"seconds": seconds}
 

@@ -21,10 +21,11 @@ from nnterp_mcp.toolset.session.contract import RUNS, LoadedModel, RunLine, Sess
 
 async def handle(session: Session, params: SessionParams, on_progress: OnProgress) -> SessionResult:
     """Describes every model of the pool, the latest runs, and every vector on disk."""
+    runs, vectors = await anyio.to_thread.run_sync(lambda: (_runs(session.runs), session.vectors.cards()))
     return SessionResult(
         models=[_describe(entry) for entry in session.pool.entries],
-        runs=await anyio.to_thread.run_sync(_runs, session.runs),
-        vectors=await anyio.to_thread.run_sync(session.vectors.cards),
+        runs=runs,
+        vectors=vectors,
         gone=session.pool.gone,
         free_memory=psutil.virtual_memory().available,
         ndif=await _deployments(session.settings),

@@ -21,11 +21,13 @@ class Play:
         work: What is timed.
         numbers: What it came to, for comparison; untimed.
         after: Puts away what the work left; untimed.
+        times: How often one `work` does the job; more than once where a single one is too short to be timed.
     """
 
     work: Callable[[], Any]
     numbers: Callable[[Any], Numbers]
     after: Callable[[Any], None] = lambda done: None
+    times: int = 1
 
 
 class Stage:

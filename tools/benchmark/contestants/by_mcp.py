@@ -31,6 +31,9 @@ _INITIALIZE = {
     "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "bench", "version": "0"}},
 }
 
+_CALLS = 50
+"""Trivial calls in a row: one by itself, after a pause, takes as long as processes need to wake up."""
+
 
 class Contestant(Stage):
     """A client with a server, which has loaded the model once it is needed."""
@@ -170,7 +173,11 @@ class Contestant(Stage):
         return self._stack.enter_context(self._portal.wrap_async_context_manager(Client(source)))
 
     def _trivial(self, client: Client) -> Play:
-        return Play(lambda: self._call(client, "session"), lambda said: [])
+        async def work() -> None:
+            for _ in range(_CALLS):
+                await client.call_tool("session", {})
+
+        return Play(lambda: self._portal.call(work), lambda done: [], times=_CALLS)
 
     def _tool(self, tool: str, numbers: Any, **arguments: Any) -> Play:
         """A call, whose numbers are those of its recorded run, before any rounding."""
