@@ -162,6 +162,7 @@ JOBS = (
         work=Workload(_SOURCES),
         targets=(Target("ours", 1 / 20, "nnterp"),),
         peak=True,
+        repeats=3,
     ),
     Job(
         name="grid",
@@ -171,6 +172,7 @@ JOBS = (
         work=Workload((_FRANCE, _SPAIN)),
         targets=(Target("ours", 1 / 10, "traces"),),
         peak=True,
+        repeats=3,
     ),
     Job(
         name="prompts-256",
@@ -180,6 +182,7 @@ JOBS = (
         work=Workload(texts(256, 5, 60)),
         targets=(Target("ours", 1 / 1.5, "nnterp"),),
         peak=True,
+        repeats=3,
     ),
     Job(
         name="steering",
