@@ -30,6 +30,7 @@ from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory, release
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.vocabulary import last_logits
 from nnterp_mcp.operations import Site
 
 _ENOUGH = 128
@@ -331,7 +332,7 @@ def _trace(
     """What was read, and the logits after the last token."""
     with attention_for(model, walk.plan), model.trace(input_ids=ids, **options):
         taken = nnsight.save(walk.take())
-        logits = nnsight.save(model.logits[:, -1].float())
+        logits = nnsight.save(last_logits(model))
     return taken, logits
 
 

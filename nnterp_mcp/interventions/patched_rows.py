@@ -27,6 +27,7 @@ from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.vocabulary import last_logits
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time: rows run in batches of this many over the vocabulary."""
@@ -222,7 +223,7 @@ def _trace(
     with model.trace(input_ids=ids, **_options(model, cache)):
         for layer, rows in patch.by_layer().items():
             model.layers_output[layer] = place(model.layers_output[layer], rows, position)
-        logits = nnsight.save(model.logits[:, -1].float())
+        logits = nnsight.save(last_logits(model))
     return logits  # noqa: RET504 - the trace ends before
 
 

@@ -47,7 +47,7 @@ _LONGEST_MESSAGE = 1 << 30
 _GRACE = 3.0
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
-"""glibc gives large blocks back at once by default, and faulting them in again takes longer than reducing logits."""
+"""For glibc, whose own thresholds move with use until small tensors keep large free blocks apart."""
 _SMALLER = "Ask for less at once: fewer prompts, layers or new tokens."
 
 

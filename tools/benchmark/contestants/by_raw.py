@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import shutil
 import subprocess
@@ -38,8 +38,10 @@ class Contestant(Stage):
 
     @cached_property
     def model(self) -> Any:
-        """The model, as transformers loads it."""
-        return self._read(self.folder)
+        """The model, as transformers loads it; of a slice, its head would multiply each row by itself."""
+        model = self._read(self.folder)
+        model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
+        return model
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -211,7 +213,10 @@ class Contestant(Stage):
         """Reads the GGUF file with transformers, and writes what was read."""
 
         def work() -> tuple[Any, Any, str]:
-            (file,) = Path(importlib.import_module(_BUILTIN).__path__[0]).glob("*.gguf")
+            spec = importlib.util.find_spec(_BUILTIN)  # not imported: it wants a library that we do not
+            assert spec is not None
+            assert spec.origin is not None
+            (file,) = Path(spec.origin).parent.glob("*.gguf")
             model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             model.hf_quantizer, model.is_quantized = None, False
