@@ -149,6 +149,5 @@ class Job:
                 taken += len(group)
             parts.append(part)
             done += len(group)
-            if len(groups) > 1:  # else the answer itself says that all is done
-                self.progress(done, total, f"{done} of {total} {what}")
+            self.progress(done, total, f"{done} of {total} {what}")
         return assemble(parts, taken)
