@@ -223,6 +223,7 @@ def attention_reads(
     ids = batch.inputs["input_ids"]
 
     def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        # What `watch` hands over is a copy already.
         return lambda pattern: (pattern if [*heads] == [*range(pattern.shape[1])] else pattern[:, heads]).float()
 
     def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:

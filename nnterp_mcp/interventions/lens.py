@@ -129,12 +129,13 @@ def _reduce(
 ) -> Iterator[tuple[Readout, Float[Tensor, " row"]]]:
     """What is kept of the first `count` layers, reading by reading; the last layer is what they are compared with."""
     logits = model.project_on_vocab(states)
+    logits = -logits if inverse else logits
     size = rows_at_once(model.vocab_size, logits.device)
     readings = max(1, size // states.shape[1])
     for part, rows in zip(logits.split(readings), torch.arange(len(states)).split(readings), strict=True):
-        last = normalize(-part[:, -1:] if inverse else part[:, -1:])
+        last = normalize(part[:, -1:])
         for some in part[:, :count].split(min(size, count), dim=1):
-            log_probs = normalize(-some if inverse else some)
+            log_probs = normalize(some)
             by_row = rows.repeat_interleave(some.shape[1]).to(states.device)
             readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[by_row])
             yield readout, divergence(last, log_probs).flatten()

@@ -29,7 +29,6 @@ from nnterp_mcp.interventions.target_prompts import (
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.vocabulary import last_logits
 
 __all__ = [
     "PatchscopeReadings",
@@ -398,5 +397,5 @@ def _patch_attention(
             hidden = model.attentions_input[layer].clone()
             hidden[rows, target.position] = states[layer].to(hidden)
             model.attentions_input[layer] = hidden
-        probs = nnsight.save(last_logits(model).softmax(-1).cpu())
+        probs = nnsight.save(model.logits[:, -1].float().softmax(-1).cpu())
     return probs  # noqa: RET504 - the trace ends before

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -175,7 +175,7 @@ class Contestant(Stage):
     def _trivial(self, client: Client) -> Play:
         async def work() -> None:
             for _ in range(_CALLS):
-                await client.call_tool("session", {})
+                await _ask(client, "session")
 
         return Play(lambda: self._portal.call(work), lambda done: [], times=_CALLS)
 
@@ -192,11 +192,15 @@ class Contestant(Stage):
         return Play(lambda: self._call(self._client, tool, **arguments), read)
 
     def _call(self, client: Client, tool: str, **arguments: Any) -> str:
-        result: Any = self._portal.call(client.call_tool, tool, arguments)
-        said: str = result.content[0].text
-        if result.is_error:
-            raise RuntimeError(said)
-        return said
+        return self._portal.call(partial(_ask, client, tool, **arguments))
+
+
+async def _ask(client: Client, tool: str, **arguments: Any) -> str:
+    result: Any = await client.call_tool(tool, arguments)
+    said: str = result.content[0].text
+    if result.is_error:
+        raise RuntimeError(said)
+    return said
 
 
 def _described(distribution: Any) -> Numbers:
