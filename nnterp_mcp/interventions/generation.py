@@ -113,7 +113,7 @@ class _Loop:
         self._batch = batch
         self._plan = plan
         self._sampling = sampling
-        self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         self._ends = end_ids(model)
         self._ids = batch.inputs["input_ids"]
         self._mask = batch.inputs["attention_mask"]

@@ -64,7 +64,7 @@ class _Text:
         self._batch = batch
         self._plan = plan
         self._sampling = sampling
-        self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         self._ends = torch.tensor(sorted(end_ids(model)), dtype=torch.long)
 
     @property
