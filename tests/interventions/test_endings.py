@@ -55,12 +55,14 @@ def test_every_experiment_ends_a_text_at_the_same_token(asked: str) -> None:
     prompts = encode_prompts(model.tokenizer, TEXTS, "tiny")
     whole = [written(model.module, prompt.ids) for prompt in prompts]
     ends = {whole[0][3], whole[1][2]} if asked == "several" else {whole[0][3]}
-    config = model.module.generation_config
-    config.eos_token_id = sorted(ends) if asked == "several" else whole[0][3] if asked == "one" else None
+    module: Any = model.module
+    module.generation_config.eos_token_id = (
+        sorted(ends) if asked == "several" else whole[0][3] if asked == "one" else None
+    )
     if asked in ("the tokenizer's", "no generation config"):
         model.tokenizer.eos_token_id = whole[0][3]
     if asked == "no generation config":
-        model.module.generation_config = None
+        module.generation_config = None
     else:
         ends.add(model.tokenizer.eos_token_id)
     expected = [text[: next((at + 1 for at, token in enumerate(text) if token in ends), NEW)] for text in whole]
