@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,13 +20,13 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import STOPS, InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
+from nnterp_mcp.interventions.executors import Reading, execute, last_column
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.vocabulary import last_logits
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time: rows run in batches of this many over the vocabulary."""
@@ -186,9 +185,8 @@ def read_prefix(model: StandardizedTransformer, target: Target) -> SharedCache:
         raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
     if target.position > 0:
         ids = torch.tensor([target.ids[: target.position]], device=model.device)
-        with model.trace(input_ids=ids, past_key_values=cache, use_cache=True) as tracer:
-            model.layers_output[model.anatomy.last.index]
-            tracer.stop()
+        to_the_end = Reading({Place("layers_output", model.anatomy.last.index): lambda states: None})
+        execute(model, {"input_ids": ids, "past_key_values": cache, "use_cache": True}, to_the_end)
     return cache
 
 
@@ -219,12 +217,24 @@ def _trace(
     joining: bool,
     cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
-    place = patch.join if joining else patch.put
-    with model.trace(input_ids=ids, **_options(model, cache)):
-        for layer, rows in patch.by_layer().items():
-            model.layers_output[layer] = place(model.layers_output[layer], rows, position)
-        logits = nnsight.save(last_logits(model))
-    return logits  # noqa: RET504 - the trace ends before
+    walk = _Patching(patch, position, joining)
+    logits = execute(model, {"input_ids": ids, **_options(model, cache)}, walk, last_column)
+    assert logits is not None
+    return logits
+
+
+class _Patching:
+    """Puts the states of a patch in, each where its row is or joins."""
+
+    def __init__(self, patch: _Patch, position: int, joining: bool) -> None:
+        self._rows = {Place("layers_output", layer): rows for layer, rows in patch.by_layer().items()}
+        self._put = patch.join if joining else patch.put
+        self._position = position
+        self.places = list(self._rows)
+
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """The rows of one layer."""
+        return self._put(value, self._rows[place], self._position)
 
 
 def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:

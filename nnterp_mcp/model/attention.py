@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
-from nnterp_mcp.model.anatomy import LayerAnatomy
+from nnterp_mcp.model.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.watch import Quantity, location
 
 if TYPE_CHECKING:
@@ -134,21 +134,26 @@ class HeadsOutput(_OfLayers):
 
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position head width"]:
         """The outputs of one layer's heads. Edits in place take effect."""
-        envoy, heads = self._projection(layer)
-        return envoy.input.unflatten(-1, (heads, -1))
+        site, heads = self.projection(layer)
+        return self.model.envoy(site).input.unflatten(-1, (heads, -1))
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch position head width"]) -> None:
         """Let the layer go on with other outputs."""
-        envoy, _ = self._projection(layer)
+        envoy: Any = self.model.envoy(self.projection(layer)[0])
         envoy.input = value.flatten(-2)
 
-    def _projection(self, layer: SupportsIndex) -> tuple[Any, int]:
+    def projection(self, layer: SupportsIndex) -> tuple[Site, int]:
+        """The output projection of one layer, and how many heads it reads.
+
+        Raises:
+            Unsupported: The layer has no projection of its own for them.
+        """
         facts = self._facts(layer)
         if facts.output_projection is None:
             raise Unsupported(
                 f"layer {facts.index} of {self.model.name} has no projection of its own for the heads' outputs."
             )
-        return self.model.envoy(facts.output_projection), facts.num_heads
+        return facts.output_projection, facts.num_heads
 
 
 def product_source(layer: LayerAnatomy, context: int = 4) -> str:
