@@ -15,7 +15,7 @@ import nnsight
 from nnsight.modeling.processing import ROW_FIELDS, supply_position_ids
 from torch import Tensor, nn
 
-from nnterp_mcp.interventions.hooks import PassEnded, Port, find_port, hooked
+from nnterp_mcp.interventions.hooks import PassEnded, Port, TappedPort, find_port, hooked
 from nnterp_mcp.interventions.places import Place, assign, fetch, in_order
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -85,17 +85,17 @@ def execute(
     )
 
 
-def find_ports(model: StandardizedTransformer, places: Sequence[Place]) -> dict[Place, Port] | None:
+def find_ports(model: StandardizedTransformer, places: Sequence[Place]) -> dict[Place, Port | TappedPort] | None:
     """Where hooks find the states of the places; None where hooks cannot.
 
-    Some lie inside a module's code, and a module that stands for two layers is called more than once.
+    A place may be an operation that a `RenameConfig` names, and a module that stands for two layers is called twice.
 
     Raises:
         Unsupported: The model does not have one of the places.
     """
     ports = {place: find_port(model, place) for place in places}
     found = {place: port for place, port in ports.items() if port is not None}
-    sides = {(id(port.site.module), port.side) for port in found.values()}
+    sides = {port.key for port in found.values()}
     return found if len(found) == len(ports) == len(sides) else None
 
 
@@ -103,7 +103,7 @@ def run_hooked(
     model: StandardizedTransformer,
     inputs: dict[str, Any],
     visitor: Visitor,
-    ports: Mapping[Place, Port],
+    ports: Mapping[Place, Port | TappedPort],
     pick: PickLogits | None,
 ) -> Tensor | None:
     """`execute` by hooks on the modules of these ports."""
@@ -134,11 +134,10 @@ def _trace_until(model: StandardizedTransformer, inputs: dict[str, Any], visitor
 
 
 def _trace(model: StandardizedTransformer, inputs: dict[str, Any], visitor: Visitor, pick: PickLogits) -> Tensor:
-    with _contiguous_head(model):
-        with model.trace(**inputs):
-            _visit_all(model, visitor)
-            logits = nnsight.save(pick(model.logits))
-    return logits
+    with _contiguous_head(model), model.trace(**inputs):
+        _visit_all(model, visitor)
+        logits = nnsight.save(pick(model.logits))
+    return logits  # noqa: RET504 - the trace ends before
 
 
 def _visit_all(model: StandardizedTransformer, visitor: Visitor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from jaxtyping import Float
 from nnsight.intervention.interleaver import Mediator
@@ -46,6 +46,8 @@ class AttentionProbabilities(_OfLayers):
     information could be read from, not what was done with it.
     """
 
+    quantity: ClassVar[Quantity] = "attention_probabilities"
+
     @property
     def enabled(self) -> bool:
         """Whether the model now computes attention in a way that forms them."""
@@ -77,14 +79,27 @@ class AttentionProbabilities(_OfLayers):
             return None
         return config.attn_prob_source(self.model.attentions[layer])
 
+    def core(self, layer: SupportsIndex) -> Site | None:
+        """The module whose code forms those of one layer; None where a `RenameConfig` names the operation.
+
+        Raises:
+            Unsupported: They are not formed.
+        """
+        config = self.model.rename_config
+        named = config is not None and config.attn_prob_source is not None
+        return None if named else self._formed(layer).core
+
     def _place(self, layer: SupportsIndex) -> str:
+        return self._location(self._formed(layer), "attention_probabilities")
+
+    def _formed(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._forming(layer)
         if not self.enabled:
             raise Unsupported(
                 f"{self.model.name} forms no attention probabilities under {self.model.attention} attention.",
                 'Call model.set_attention("eager") first, or load with enable_attention_probs=True.',
             )
-        return self._location(facts, "attention_probabilities")
+        return facts
 
     def _forming(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._facts(layer)
@@ -115,14 +130,25 @@ class HeadStates(_OfLayers):
         """Let the layer go on with other states."""
         Mediator.swap(self._place(layer), value)
 
+    def core(self, layer: SupportsIndex) -> Site | None:
+        """The module whose code makes those of one layer.
+
+        Raises:
+            Unsupported: They cannot be told apart.
+        """
+        return self._readable(layer).core
+
     def _place(self, layer: SupportsIndex) -> str:
+        return self._location(self._readable(layer), self.quantity)
+
+    def _readable(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._facts(layer)
         readable = facts.values_by_head if self.quantity == "values" else facts.score_product is not None
         if not readable:
             raise Unsupported(
                 f"the {self.quantity} of layer {facts.index} of {self.model.name} cannot be told apart ({facts.kind})."
             )
-        return self._location(facts, self.quantity)
+        return facts
 
 
 class HeadsOutput(_OfLayers):
