@@ -145,7 +145,7 @@ def run(
     if logits is not None and model.can("lens"):
         rows, columns = logits
         at_end = [Read(Place("layers_output", model.anatomy.last.index), lambda state: state[rows, columns])]
-    walk = _Walk(window, plan, [*reads, *at_end])
+    walk = PlannedPass(window, plan, [*reads, *at_end])
     if logits is None or at_end:
         execute(model, inputs, walk)
         taken = walk.taken
@@ -155,12 +155,12 @@ def run(
     return Pass(walk.taken, whole)
 
 
-class _Walk:
+class PlannedPass:
     """Makes the edits of a plan and the reads, place by place."""
 
     def __init__(self, window: Window, plan: Plan, reads: Sequence[Read]) -> None:
         self.places = in_order([*plan.edits, *plan.needs, *(read.place for read in reads)])
-        self._window = window
+        self.window = window
         self._plan = plan
         self._reads = reads
         self._needs = plan.needs
@@ -175,7 +175,7 @@ class _Walk:
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """Makes the edits of a place, then the reads."""
         for edit in self._plan.edits.get(place, ()):
-            value = edit.apply(value, self._window, self._seen)
+            value = edit.apply(value, self.window, self._seen)
         if place in self._needs:
             self._seen[place] = by_position(value, place.site)
         for index, read in enumerate(self._reads):
