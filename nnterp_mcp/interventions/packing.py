@@ -17,8 +17,9 @@ from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.errors import STOPS, Unsupported
 from nnterp_mcp.interventions.patched_rows import Target, find_sharing, read_prefix
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 WORTHWHILE = 128
@@ -49,6 +50,8 @@ def read_packed(
     longest = max(target.position, *map(len, sources))
     if not target.position or target.position + sum(map(len, sources)) > WORTHWHILE:
         return None
+    if len({lengths_of(model.module).kind(length) for length in (target.position, *map(len, sources))}) > 1:
+        return None
     if not find_sharing(model, target, generating=False).prefix:
         return None
     known = _tried.setdefault(model.module, {})
@@ -65,7 +68,7 @@ def _read(
     rows = [target.ids[: target.position], *sources]
     ends = (torch.tensor([len(row) for row in rows]).cumsum(0) - 1)[1:]
     cache = SharedCache(config=model.module.config)
-    with model.trace(**_pack(model, rows), past_key_values=cache, use_cache=True) as tracer:
+    with model.trace(**_pack(model, rows), **cache_inputs(model.module, cache)) as tracer:
         states = nnsight.save([model.layers_output[layer][0, ends].to(model.device) for layer in layers])
         if layers[-1] != model.anatomy.last.index:
             model.layers_output[model.anatomy.last.index]
