@@ -26,7 +26,7 @@ from nnterp_mcp.interventions.executors import execute, last_column
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input, Row, Walk
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory, release
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -320,7 +320,7 @@ def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]
 
 def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
     """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
-    options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    options = cache_inputs(model.module, cache)
     if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
         options["logits_to_keep"] = 1
     return options

@@ -18,8 +18,9 @@ from nnterp_mcp.errors import STOPS, Unsupported
 from nnterp_mcp.interventions.executors import Reading, execute
 from nnterp_mcp.interventions.patched_rows import Target, find_sharing, read_prefix
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 WORTHWHILE = 128
@@ -50,6 +51,8 @@ def read_packed(
     longest = max(target.position, *map(len, sources))
     if not target.position or target.position + sum(map(len, sources)) > WORTHWHILE:
         return None
+    if len({lengths_of(model.module).kind(length) for length in (target.position, *map(len, sources))}) > 1:
+        return None
     if not find_sharing(model, target, generating=False).prefix:
         return None
     known = _tried.setdefault(model.module, {})
@@ -68,7 +71,7 @@ def _read(
     cache = SharedCache(config=model.module.config)
     places = [Place("layers_output", layer) for layer in layers]
     reading = Reading({place: lambda states: states[0, ends].to(model.device) for place in _to_the_end(model, places)})
-    execute(model, {**_pack(model, rows), "past_key_values": cache, "use_cache": True}, reading)
+    execute(model, {**_pack(model, rows), **cache_inputs(model.module, cache)}, reading)
     _cut(cache, target.position)
     return torch.stack([reading.taken[place] for place in places]), cache
 

@@ -22,9 +22,10 @@ from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.executors import Reading, execute, last_column
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -186,7 +187,7 @@ def read_prefix(model: StandardizedTransformer, target: Target) -> SharedCache:
     if target.position > 0:
         ids = torch.tensor([target.ids[: target.position]], device=model.device)
         to_the_end = Reading({Place("layers_output", model.anatomy.last.index): lambda states: None})
-        execute(model, {"input_ids": ids, "past_key_values": cache, "use_cache": True}, to_the_end)
+        execute(model, {"input_ids": ids, **cache_inputs(model.module, cache)}, to_the_end)
     return cache
 
 
@@ -239,7 +240,7 @@ class _Patching:
 
 def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
     """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
-    options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    options = cache_inputs(model.module, cache)
     if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
         options["logits_to_keep"] = 1
     return options
@@ -271,7 +272,8 @@ def _step(
     said: Int[Tensor, "row token"],
     cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
-    if cache is not None:
+    kind = lengths_of(model.module).kind
+    if cache is not None and kind(len(target.ids)) == kind(len(target.ids) + said.shape[1]):
         return _trace(model, said[:, -1:], _Patch(patch.states[:0], [], 0), 0, False, cache)
     prompt = torch.tensor([target.ids], device=said.device).repeat(len(said), 1)
     ids = torch.cat([prompt, said], dim=1)
@@ -322,8 +324,9 @@ def _until(tokens: list[int], ends: list[int]) -> list[int]:
     return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-_Situation = tuple[str, bool, bool]
-"""How attention is computed, whether tokens follow the patched one, whether tokens are generated."""
+_Situation = tuple[str, bool, bool, bool]
+"""How attention is computed, whether tokens follow the patched one, whether tokens are generated, and whether those
+before it are computed alone as they are in the whole prompt."""
 _tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = WeakKeyDictionary()
 """What each model was found to allow, and the longest target prompt on which it was found."""
 
@@ -332,7 +335,9 @@ _tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = We
 def find_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
     """The cheapest sharing that was seen to change nothing, on this target prompt or a longer one."""
     known = _tried.setdefault(model.module, {})
-    situation = (model.attention, target.position < len(target.ids) - 1, generating)
+    kind = lengths_of(model.module).kind
+    alike = kind(target.position) == kind(len(target.ids))
+    situation = (model.attention, target.position < len(target.ids) - 1, generating, alike)
     length, sharing = known.get(situation, (0, _NOTHING))
     if length < len(target.ids):
         sharing = _try_sharing(model, target, generating)

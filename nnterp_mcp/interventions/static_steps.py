@@ -1,7 +1,8 @@
 """Decode steps on static buffers: on an accelerator each is captured once as a graph, and replayed from then on.
 
 A step computes one new token of each row on keys and values in buffers of fixed length. What differs from step to step
-(the tokens, their positions, the mask) is written into buffers before a replay; operations are part of the capture. Elsewhere the same steps run on the same buffers without a capture.
+(tokens, positions, mask) is written into buffers before a replay; operations are part of the capture. Elsewhere the
+same steps run on the same buffers without a capture.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.edits import StateEdit
 from nnterp_mcp.interventions.engine import NOTHING, Plan, PlannedPass
 from nnterp_mcp.interventions.executors import execute, last_column
+from nnterp_mcp.interventions.shared_cache import cache_inputs
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory
@@ -51,8 +53,7 @@ class StaticSteps:
         padding: Padded tokens before it.
         cache: The keys and values of the columns so far. They are copied.
         length: How many columns these are.
-        new_tokens: How many steps there will be, at most.
-        capture: Whether steps are captured as graphs.
+        room: How many columns there will be, at most.
     """
 
     def __init__(
@@ -63,19 +64,17 @@ class StaticSteps:
         padding: Sequence[int],
         cache: DynamicCache,
         length: int,
-        new_tokens: int,
-        *,
-        capture: bool,
+        room: int,
     ) -> None:
         self._model = model
         self._plan = plan
         self._prompts = prompts
         self._padding = padding
         self._length = length
-        self._capture = capture
+        self._capture = captures_steps(model) and model.module not in _UNCAPTURED
         self._graphs: dict[Hashable, _Graph] = {}
         self._warm: set[Hashable] = set()
-        room = -(-(length + new_tokens) // _BUCKET) * _BUCKET
+        room = -(-room // _BUCKET) * _BUCKET
         rows, device = len(prompts), model.device
         before = torch.tensor(padding, device=device)
         self._ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -85,8 +84,7 @@ class StaticSteps:
             "input_ids": self._ids,
             "position_ids": self._positions,
             "attention_mask": self._masks.inputs,
-            "past_key_values": _copy(cache, length, room),
-            "use_cache": True,
+            **cache_inputs(model.module, _copy(cache, length, room)),
         }
 
     def next_logits(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocabulary"]:
@@ -216,6 +214,11 @@ _UNCAPTURED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Why the steps of a model could not be captured."""
 
 
+def captures_steps(model: StandardizedTransformer) -> bool:
+    """Whether graphs can be captured where the model is."""
+    return model.device.type == "cuda" and len(set(getattr(model.module, "hf_device_map", {}).values())) <= 1
+
+
 def why_uncaptured(model: StandardizedTransformer) -> str | None:
     """Why the model's steps are not replayed as graphs, where that was tried and failed."""
     return _UNCAPTURED.get(model.module)
@@ -241,9 +244,9 @@ def _try_static_step(model: StandardizedTransformer) -> bool:
     prompt = EncodedPrompt(0, "", ids[0].tolist(), [])
     try:
         with model.standing_down():
-            model.module(input_ids=ids, past_key_values=cache, use_cache=True)
-            steps = StaticSteps(model, NOTHING, [prompt], [0], cache, length, 1, capture=False)
-            expected = model.module(input_ids=ids[:, :1], past_key_values=cache, use_cache=True).logits[:, -1].float()
+            model.module(input_ids=ids, **cache_inputs(model.module, cache))
+            steps = StaticSteps(model, NOTHING, [prompt], [0], cache, length, length + 1)
+            expected = model.module(input_ids=ids[:, :1], **cache_inputs(model.module, cache)).logits[:, -1].float()
         found = steps.next_logits(ids[:, 0])
     except STOPS:
         raise

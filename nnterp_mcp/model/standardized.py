@@ -20,6 +20,7 @@ from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, Head
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
 from nnterp_mcp.model.implementation import probe_eagerly
+from nnterp_mcp.model.lengths import forget_longest
 from nnterp_mcp.model.names import bind_names
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
@@ -90,6 +91,7 @@ class StandardizedTransformer(WrappedModel):
                 "leave it out, or leave out enable_attention_probs."
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
+        forget_longest(loaded)
         self.name = name or _name_of(model) or type(loaded).__name__
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []
