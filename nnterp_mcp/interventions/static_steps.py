@@ -94,7 +94,7 @@ class StaticSteps:
         self._masks.open_next()
         self._length += 1
         walk = PlannedPass(Window(self._prompts, self._padding, self._length - 1, self._length), self._plan, ())
-        reached = tuple(tuple(walk.window.select(edit.reach, 1).rows.tolist()) for edit in _state_edits(self._plan))
+        reached = tuple(tuple(walk.window.select(edit.reach, 1).rows) for edit in _state_edits(self._plan))
         if reached in self._graphs:
             return self._graphs[reached].replay()
         if not self._capture or reached not in self._warm or len(self._graphs) == _GRAPHS_KEPT:

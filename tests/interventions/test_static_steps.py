@@ -10,6 +10,7 @@ import pytest
 from nnterp_mcp.interventions import generation
 from nnterp_mcp.interventions.generation import generate
 from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.static_steps import StaticSteps
 from nnterp_mcp.model.prompts import encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
@@ -45,9 +46,8 @@ def test_static_steps_are_the_usual_steps(family: str, operations: list[dict[str
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
     with patch.object(generation, "captures_steps", return_value=False):
         expected = generate(model, prompts, edits, max_new_tokens=NEW_TOKENS)
-    with patch.object(
-        static_steps.StaticSteps, "next_logits", autospec=True, side_effect=static_steps.StaticSteps.next_logits
-    ) as stepped:
+    usual = StaticSteps.next_logits
+    with patch.object(StaticSteps, "next_logits", autospec=True, side_effect=usual) as stepped:
         found = generate(model, prompts, edits, max_new_tokens=NEW_TOKENS)
 
     assert stepped.call_count > 0
