@@ -32,7 +32,9 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     """The tensor on the device and in the dtype of another one; copied once for each."""
     if tensor.device == other.device and tensor.dtype == other.dtype:
         return tensor
-    copies: dict[tuple[torch.device, torch.dtype], Tensor] = _MOVED.setdefault(tensor, {})
+    if tensor not in _MOVED:
+        _MOVED[tensor] = {}
+    copies: dict[tuple[torch.device, torch.dtype], Tensor] = _MOVED[tensor]
     place = (other.device, other.dtype)
     if place not in copies:
         with torch.inference_mode(False):
