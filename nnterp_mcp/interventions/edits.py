@@ -296,8 +296,8 @@ def _mask_scores(
     left = own.float().masked_fill(masked, 0).sum(-1, keepdim=True)
     kept = edited.float().masked_fill(masked, 0)
     whole, tiny = kept.sum(-1, keepdim=True), torch.finfo(torch.float32).tiny
-    share = 1 - sink / (sink + left).clamp_min(tiny)
-    return (kept * torch.where(whole.abs() > tiny, share / whole, 0)).to(edited)
+    share = 1 - sink / torch.where(sink + left > 0, sink + left, 1)
+    return (kept * (share / torch.where(whole.abs() > tiny, whole, torch.inf))).to(edited)
 
 
 @dataclass(frozen=True)
