@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.model.lengths import Lengths, Mark, is_affordable, lengths_of
-from nnterp_mcp.model.probe import probe_ids
+from nnterp_mcp.model.probe import other_ids, probe_ids
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -136,9 +136,8 @@ def _run_edited(model: StandardizedTransformer) -> _Edited:
 
 
 def _short_rows(model: StandardizedTransformer) -> Int[Tensor, "3 position"]:
-    ids = probe_ids(model.module, SHORT).repeat(3, 1)
-    ids[2, -1] = ids[2, 0]
-    return ids
+    ids = probe_ids(model.module, SHORT)
+    return torch.cat([ids, ids, other_ids(model.module, ids, -1)])
 
 
 @torch.no_grad()
@@ -305,19 +304,19 @@ def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[T
     """
     long = probe_ids(model.module, length)
     short = probe_ids(model.module, kept)
-    ids = torch.cat([long, long, torch.full_like(long, model.pad_id)])
+    ids = torch.cat([long, other_ids(model.module, long, -2), torch.full_like(long, model.pad_id)])
     mask = torch.ones_like(ids)
-    ids[1, -2] = ids[1, 0]
     ids[2, -kept:], mask[2, :-kept] = short[0], 0
     batch = _ends(model, ids, mask)
     alone = _ends(model, short, torch.ones_like(short))
     return batch[2, -1:], alone[0, -1:], batch[0, :-2], batch[1, :-2]
 
 
+@torch.no_grad()
 def _ends(model: StandardizedTransformer, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
     """What the last layer's states at the last few positions say, so that no logits are formed but these."""
     last = model.anatomy.last.index
-    with torch.no_grad(), model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
+    with model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
         states = nnsight.save(model.layers_output[last][:, -4:].clone())
         tracer.stop()
     return model.project_on_vocab(states) if model.can("lens") else states

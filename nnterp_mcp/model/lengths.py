@@ -128,6 +128,18 @@ def _original(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int | None:
     return next((at for at in found if isinstance(at, int) and at > 0), None)
 
 
+def stretch_of(module: nn.Module) -> float:
+    """By how much position encodings that scale with the text stretch the bound that the configuration names."""
+    text: Any = module.config.get_text_config(decoder=True)  # pyright: ignore
+    fields = vars(text)
+    factors = [
+        float(rope.get("factor", 1))
+        for rope in _ropes([fields.get("rope_parameters"), fields.get("rope_scaling")])
+        if "dynamic" in str(rope.get("rope_type", rope.get("type")))
+    ]
+    return max([1.0, *factors])
+
+
 def is_affordable(module: nn.Module, tokens: int) -> bool:
     """Whether a check may run so many tokens through a model: it takes seconds, and fits the memory."""
     embedding: nn.Module = module.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]

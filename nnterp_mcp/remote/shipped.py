@@ -265,14 +265,14 @@ def read_rows(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     return {"rows": model.get(options["path"]).weight[options["ids"]].float().cpu()}
 
 
-def step_inputs(ids: Tensor, mask: Tensor, cache: Any, number: int, positions: bool) -> Data:
+def step_inputs(ids: Tensor, mask: Tensor, cache: Any, number: int, options: Data) -> Data:
     """What the forward pass of a step is given: all tokens, or with a cache after the first step the newest alone."""
     first = 0 if cache is None or number == 0 else ids.shape[1] - 1
     given: Data = {"input_ids": ids[:, first:], "attention_mask": mask, "use_cache": cache is not None}
-    if positions:
+    if options["positions"]:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, first:]
     if cache is not None:
-        given["past_key_values"] = cache
+        given[options["cache_name"]] = cache
     return given
 
 
