@@ -85,7 +85,7 @@ def _check_switches(model_type: str) -> str:
             model = _standardize(model_type, rope)
         except Exception:  # the type has no rotary encoding, or transformers not this one for it
             continue
-        texts = LongTexts(model)
+        texts = LongTexts(model, everywhere=False)
         texts.lengths()
         texts.generation()
         theirs = measure_once("as_generate", texts.as_generate)[0]

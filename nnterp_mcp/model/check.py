@@ -10,7 +10,7 @@ otherwise, and a pass over so many tokens takes seconds, the same is asked beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -269,7 +269,7 @@ def check_lengths(model: StandardizedTransformer) -> list[Check]:
     marks = lengths.below((model.context or 1 << 62) + 1 - BEYOND)
     seen = [mark for mark in marks if is_affordable(model.module, 4 * (mark.length + BEYOND))]
     unseen = [str(mark) for mark in marks if mark not in seen]
-    faults = [fault for mark in seen if (fault := _judge_length(model, mark, lengths)) is not None]
+    faults = [fault for mark in seen for fault in _judge_length(model, mark, lengths)]
     said = [fault.detail for fault in faults]
     if seen and not faults:
         said.append(f"beyond {', '.join(map(str, seen))} a row of a batch gives what it gives alone")
@@ -279,20 +279,20 @@ def check_lengths(model: StandardizedTransformer) -> list[Check]:
     return [Check("lengths", not faults, "; ".join(said))] if said else []
 
 
-def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Check | None:
+def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Iterator[Check]:
     """What is wrong beyond a mark, under the name of what is to be refused for it."""
     length = mark.length + BEYOND
     fewer = (SHORT, length - 1) if model.can("batch") else ()
-    kept = next((at for at in fewer if lengths.group(at) == lengths.group(length)), length)
+    kept = next((at for at in fewer if lengths.share(at, length)), length)
     found = _attempt(lambda: _run_long(model, length, kept))
     if isinstance(found, str):
-        return Check("batch", False, f"beyond {mark}: {found}")
+        yield Check("batch", False, f"beyond {mark}: {found}")
+        return
     batch, alone, before, changed = found
-    if (apart := _difference(batch, alone)) > _tolerance(alone):
-        return Check("batch", False, f"beyond {mark} a row of a batch differs from the row alone by up to {apart:.2g}")
+    if lengths.share(length, length) and (apart := _difference(batch, alone)) > _tolerance(alone):
+        yield Check("batch", False, f"beyond {mark} a row of a batch differs from the row alone by up to {apart:.2g}")
     if (apart := _difference(before, changed)) > _tolerance(before):
-        return Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
-    return None
+        yield Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
 
 
 def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
