@@ -46,7 +46,7 @@ def make_batches(
         model.device,
         pad=padded and model.can("batch"),
         batch_size=batch_size,
-        alike=lambda length: lengths.group(length, new_tokens),
+        share=lambda length, other: lengths.share(length, other, new_tokens),
     )
 
 

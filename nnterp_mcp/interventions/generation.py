@@ -306,7 +306,7 @@ def find_way(model: StandardizedTransformer, length: int) -> Way:
 def _texts(model: StandardizedTransformer, length: int, lengths: Lengths) -> list[list[int]]:
     """A text of so many tokens, and a shorter one that may share a batch with it."""
     ids: list[int] = probe_ids(model.module, length + 1)[0].tolist()
-    shares = lengths.group(length - _NEW, _NEW) == lengths.group(length - _NEW - 2, _NEW)
+    shares = lengths.share(length - _NEW, length - _NEW - 2, _NEW)
     return [ids[:length], ids[3:]] if shares else [ids[:length]]
 
 

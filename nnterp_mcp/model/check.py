@@ -10,7 +10,7 @@ otherwise, and a pass over so many tokens takes seconds, the same is asked beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.model.lengths import Lengths, Mark, is_affordable, lengths_of
-from nnterp_mcp.model.probe import probe_ids
+from nnterp_mcp.model.probe import other_ids, probe_ids
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -136,9 +136,8 @@ def _run_edited(model: StandardizedTransformer) -> _Edited:
 
 
 def _short_rows(model: StandardizedTransformer) -> Int[Tensor, "3 position"]:
-    ids = probe_ids(model.module, SHORT).repeat(3, 1)
-    ids[2, -1] = ids[2, 0]
-    return ids
+    ids = probe_ids(model.module, SHORT)
+    return torch.cat([ids, ids, other_ids(model.module, ids, -1)])
 
 
 @torch.no_grad()
@@ -270,7 +269,7 @@ def check_lengths(model: StandardizedTransformer) -> list[Check]:
     marks = lengths.below((model.context or 1 << 62) + 1 - BEYOND)
     seen = [mark for mark in marks if is_affordable(model.module, 4 * (mark.length + BEYOND))]
     unseen = [str(mark) for mark in marks if mark not in seen]
-    faults = [fault for mark in seen if (fault := _judge_length(model, mark, lengths)) is not None]
+    faults = [fault for mark in seen for fault in _judge_length(model, mark, lengths)]
     said = [fault.detail for fault in faults]
     if seen and not faults:
         said.append(f"beyond {', '.join(map(str, seen))} a row of a batch gives what it gives alone")
@@ -280,20 +279,20 @@ def check_lengths(model: StandardizedTransformer) -> list[Check]:
     return [Check("lengths", not faults, "; ".join(said))] if said else []
 
 
-def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Check | None:
+def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Iterator[Check]:
     """What is wrong beyond a mark, under the name of what is to be refused for it."""
     length = mark.length + BEYOND
     fewer = (SHORT, length - 1) if model.can("batch") else ()
-    kept = next((at for at in fewer if lengths.group(at) == lengths.group(length)), length)
+    kept = next((at for at in fewer if lengths.share(at, length)), length)
     found = _attempt(lambda: _run_long(model, length, kept))
     if isinstance(found, str):
-        return Check("batch", False, f"beyond {mark}: {found}")
+        yield Check("batch", False, f"beyond {mark}: {found}")
+        return
     batch, alone, before, changed = found
-    if (apart := _difference(batch, alone)) > _tolerance(alone):
-        return Check("batch", False, f"beyond {mark} a row of a batch differs from the row alone by up to {apart:.2g}")
+    if lengths.share(length, length) and (apart := _difference(batch, alone)) > _tolerance(alone):
+        yield Check("batch", False, f"beyond {mark} a row of a batch differs from the row alone by up to {apart:.2g}")
     if (apart := _difference(before, changed)) > _tolerance(before):
-        return Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
-    return None
+        yield Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
 
 
 def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -305,19 +304,19 @@ def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[T
     """
     long = probe_ids(model.module, length)
     short = probe_ids(model.module, kept)
-    ids = torch.cat([long, long, torch.full_like(long, model.pad_id)])
+    ids = torch.cat([long, other_ids(model.module, long, -2), torch.full_like(long, model.pad_id)])
     mask = torch.ones_like(ids)
-    ids[1, -2] = ids[1, 0]
     ids[2, -kept:], mask[2, :-kept] = short[0], 0
     batch = _ends(model, ids, mask)
     alone = _ends(model, short, torch.ones_like(short))
     return batch[2, -1:], alone[0, -1:], batch[0, :-2], batch[1, :-2]
 
 
+@torch.no_grad()
 def _ends(model: StandardizedTransformer, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
     """What the last layer's states at the last few positions say, so that no logits are formed but these."""
     last = model.anatomy.last.index
-    with torch.no_grad(), model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
+    with model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
         states = nnsight.save(model.layers_output[last][:, -4:].clone())
         tracer.stop()
     return model.project_on_vocab(states) if model.can("lens") else states

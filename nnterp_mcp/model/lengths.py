@@ -49,23 +49,27 @@ class Lengths:
         marks: Each length beyond which something changes, in ascending order.
         switches: Lengths beyond which every position of a text is encoded otherwise.
         own: The length beyond which each length is computed otherwise than every other, because position encodings are
-            scaled by it, or because queries attend to a number of keys chosen by scores, where rounding decides
-            between close ones; None where there is none.
+            scaled by it or keys are selected; None where there is none.
+        selecting: The length beyond which queries attend to so many keys, chosen by scores: rounding, which is another
+            in every batch, decides between close ones. None where they attend to all.
     """
 
     marks: tuple[Mark, ...] = ()
     switches: tuple[int, ...] = ()
     own: int | None = None
+    selecting: int | None = None
 
     def kind(self, length: int) -> tuple[int, ...]:
         """Equal for lengths at which a token at the same position is computed alike."""
         own = length if self.own is not None and length > self.own else 0
         return (*(int(length > switch) for switch in self.switches), own)
 
-    def group(self, length: int, new_tokens: int = 0) -> tuple[int, ...]:
-        """Equal for prompts that may share a batch in which so many tokens are to follow each of them."""
-        kind = self.kind(length)
-        return kind if kind == self.kind(length + new_tokens) else (length, -1)
+    def share(self, length: int, other: int, new_tokens: int = 0) -> bool:
+        """Whether prompts of two lengths may share a batch in which so many tokens are to follow each of them."""
+        end = max(length, other) + new_tokens
+        if self.selecting is not None and end > self.selecting:
+            return False
+        return length == other or self.kind(min(length, other)) == self.kind(end)
 
     def below(self, length: int) -> list[Mark]:
         """The marks that a text of this length goes beyond, each length once."""
@@ -91,6 +95,7 @@ def lengths_of(module: nn.Module) -> Lengths:
         tuple(sorted(marks, key=lambda mark: (mark.length, mark.name))),
         tuple(sorted(switches)),
         min(scaled | selecting, default=None),
+        min(selecting, default=None),
     )
 
 
@@ -126,6 +131,18 @@ def _original(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int | None:
     found = [rope.get("original_max_position_embeddings"), fields.get("original_max_position_embeddings")]
     found.append(fields.get("max_position_embeddings"))
     return next((at for at in found if isinstance(at, int) and at > 0), None)
+
+
+def stretch_of(module: nn.Module) -> float:
+    """By how much position encodings that scale with the text stretch the bound that the configuration names."""
+    text: Any = module.config.get_text_config(decoder=True)  # pyright: ignore
+    fields = vars(text)
+    factors = [
+        float(rope.get("factor", 1))
+        for rope in _ropes([fields.get("rope_parameters"), fields.get("rope_scaling")])
+        if "dynamic" in str(rope.get("rope_type", rope.get("type")))
+    ]
+    return max([1.0, *factors])
 
 
 def is_affordable(module: nn.Module, tokens: int) -> bool:

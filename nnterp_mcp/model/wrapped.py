@@ -16,7 +16,7 @@ from nnterp_mcp.model import memory
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.fingerprint import fingerprint
 from nnterp_mcp.model.implementation import current_attention, switch_attention
-from nnterp_mcp.model.lengths import table_length
+from nnterp_mcp.model.lengths import stretch_of, table_length
 from nnterp_mcp.model.probe import input_device
 
 _BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
@@ -106,7 +106,8 @@ class WrappedModel(TransformersModel):
         """Tokens that the model reads at most, None where neither its configuration nor a table sets a bound."""
         config = self.module.config.get_text_config(decoder=True)
         bounds = [getattr(config, name, None) for name in _BOUNDS]
-        said = [bound for bound in bounds if isinstance(bound, int) and bound > 0][:1]
+        stretch = stretch_of(self.module)
+        said = [int(bound * stretch) for bound in bounds if isinstance(bound, int) and bound > 0][:1]
         held = table_length(self.module, self.anatomy.embed_tokens.module)
         return min([*said, *([] if held is None else [held])], default=None)
 
