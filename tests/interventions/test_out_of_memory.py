@@ -17,7 +17,7 @@ from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.interventions import packing, patched_rows
 from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.interventions.corruption import pair_prompts
-from nnterp_mcp.interventions.generation import caches, generate
+from nnterp_mcp.interventions.generation import find_way, generate
 from nnterp_mcp.interventions.joined_rows import known_sharing
 from nnterp_mcp.interventions.patching import Patcher, make_grid
 from nnterp_mcp.interventions.patchscope import (
@@ -148,8 +148,8 @@ def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment()
     assert packing.read_packed(model, sources, range(3), target) is not None
 
     with limited(model, 0, FAILURES["numpy"]), pytest.raises(MemoryError):
-        caches(model)
-    assert caches(model)
+        find_way(model, 10)
+    assert find_way(model, 10) == find_way(build(), 10)
 
 
 def test_a_row_that_does_not_fit_alone_is_named() -> None:
