@@ -103,7 +103,7 @@ PATHS: dict[str, tuple[str, int, Callable[[StandardizedTransformer], Any]]] = {
     "patching": ("numpy", 12, patch),
     "steering at one position": ("torch", 14, lambda model: steer(model, -1)),
     "steering at every position": ("numpy", 14, lambda model: steer(model, "all")),
-    "generation": ("torch", 8, lambda model: [one.ids for one in generate(model, encoded(model), max_new_tokens=4)]),
+    "generation": ("torch", 11, lambda model: [one.ids for one in generate(model, encoded(model), max_new_tokens=4)]),
     "activations": ("numpy", 14, lambda model: get_token_activations(model, TEXTS * 2)),
 }
 """What fails, the tokens that a layer can compute at once (a row, or an unpatched and a patched one), and the call."""
