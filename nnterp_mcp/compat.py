@@ -1,8 +1,8 @@
 """The functions of nnterp 1.3's modules that work on a model, for code that is ported by changing an import.
 
-The functions that are defined here take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM;
-what reads or assigns hidden states works inside a trace, as it did there. The others are the library's own, and take a
-`StandardizedTransformer`.
+They take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM. What reads or assigns hidden
+states works inside a trace, as it did there; what runs passes of its own runs them on the same weights under standard
+names, made once (`nnterp_mcp.model.adoption`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.activations import (
     collect_token_activations_batched,
     compute_next_token_probs,
@@ -34,51 +34,67 @@ from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, next_toke
 from nnterp_mcp.interventions.steering import steer
 from nnterp_mcp.model import vocabulary
 from nnterp_mcp.model.accessors import Part, assign_output, layer_index, read_output, require_part
-from nnterp_mcp.model.anatomy import Anatomy, Site
+from nnterp_mcp.model.adoption import anatomy_of
+from nnterp_mcp.model.anatomy import Site
 from nnterp_mcp.model.modules import ModuleAccessor
-from nnterp_mcp.model.probe import probe
-from nnterp_mcp.model.rename import RenameConfig, get_rename_dict
-from nnterp_mcp.model.resolve import resolve
+from nnterp_mcp.model.rename import AttnProbFunction, RenameConfig, get_rename_dict
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 States = Float[Tensor, "batch position hidden"]
 GetModuleOutput = Callable[[Any, int], Tensor]
 
 
-def get_embed_tokens(nn_model: Any) -> Envoy:
+def get_embed_tokens(model: Any) -> Envoy:
     """The token embedding."""
-    return _envoy(nn_model, _anatomy(nn_model).embed_tokens)
+    return _envoy(model, anatomy_of(model).embed_tokens)
 
 
-def get_layers(nn_model: Any) -> Envoy:
+def get_layers(model: Any) -> Envoy:
     """The list of layers."""
-    return _envoy(nn_model, _anatomy(nn_model).layers_module)
+    return _envoy(model, anatomy_of(model).layers_module)
 
 
 def get_num_layers(nn_model: Any) -> int:
     """Number of layers."""
-    return _anatomy(nn_model).num_layers
+    return anatomy_of(nn_model).num_layers
 
 
-def get_num_attention_heads(nn_model: Any, raise_error: bool = True, rename_config: Any = None) -> int:
-    """Number of attention heads of a layer."""
-    return _anatomy(nn_model).num_heads
+def get_num_attention_heads(
+    model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None
+) -> int | None:
+    """Number of attention heads of a layer.
+
+    Args:
+        model: A model of nnsight's or transformers'.
+        raise_error: Raise where there is none; None otherwise.
+        rename_config: May hold the number.
+
+    Raises:
+        InvalidRequest: No layer has attention.
+    """
+    known = None if rename_config is None else rename_config.attn_head_config_key
+    found = known if isinstance(known, int) else anatomy_of(model, rename_config).num_heads
+    if not found and raise_error:
+        raise InvalidRequest("this model has no attention heads: no layer of it has attention.")
+    return found or None
 
 
-def get_hidden_size(nn_model: Any, raise_error: bool = True, rename_config: Any = None) -> int:
-    """Width of the residual stream."""
-    return _anatomy(nn_model).hidden_size
+def get_hidden_size(model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None) -> int:
+    """Width of the residual stream, of a model of nnsight's or transformers'."""
+    known = None if rename_config is None else rename_config.hidden_size_config_key
+    return known if isinstance(known, int) else anatomy_of(model, rename_config).hidden_size
 
 
-def get_vocab_size(nn_model: Any, raise_error: bool = True, rename_config: Any = None) -> int:
-    """Number of logits at each position."""
-    return _anatomy(nn_model).vocab_size
+def get_vocab_size(model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None) -> int:
+    """Number of logits at each position, of a model of nnsight's or transformers'."""
+    known = None if rename_config is None else rename_config.vocab_size_config_key
+    return known if isinstance(known, int) else anatomy_of(model, rename_config).vocab_size
 
 
-def get_ignores(nn_model: Any, rename_config: RenameConfig | None = None) -> list[str]:
-    """Which of `attention` and `mlp` no layer has as a module."""
-    layers = _anatomy(nn_model).layers
-    ignored = {"mlp": all(layer.mlp is None for layer in layers), "attention": not _anatomy(nn_model).attention_layers}
+def get_ignores(model: Any, rename_config: RenameConfig | None = None) -> list[str]:
+    """Which of `attention` and `mlp` no layer has as a module, in a model of nnsight's or transformers'."""
+    anatomy = anatomy_of(model, rename_config)
+    ignored = {"mlp": all(layer.mlp is None for layer in anatomy.layers), "attention": not anatomy.attention_layers}
     if rename_config is not None:
         ignored["mlp"] |= bool(rename_config.ignore_mlp)
         ignored["attention"] |= bool(rename_config.ignore_attn)
@@ -141,7 +157,7 @@ def get_next_token_probs(nn_model: Any) -> Float[Tensor, "batch vocabulary"]:
 
 def get_unembed_norm(nn_model: Any) -> Envoy:
     """The norm between the last layer and the head."""
-    site = _anatomy(nn_model).ln_final
+    site = anatomy_of(nn_model).ln_final
     if site is None:
         raise InvalidRequest("this model has no norm between its last layer and its head.")
     return _envoy(nn_model, site)
@@ -149,7 +165,7 @@ def get_unembed_norm(nn_model: Any) -> Envoy:
 
 def get_unembed(nn_model: Any) -> Envoy:
     """The module from hidden states to logits."""
-    site = _anatomy(nn_model).lm_head
+    site = anatomy_of(nn_model).lm_head
     if site is None:
         raise InvalidRequest("this model's head is not a module of its own.")
     return _envoy(nn_model, site)
@@ -159,8 +175,8 @@ def project_on_vocab(nn_model: Any, h: Float[Tensor, "*rows hidden"]) -> Float[T
     """The logits for hidden states after the last layer; exact."""
     if isinstance(nn_model, StandardizedTransformer):
         return nn_model.project_on_vocab(h)
-    with _quiet(nn_model):
-        return vocabulary.project(nn_model._module, _anatomy(nn_model), h, type(nn_model._module).__name__)
+    with StandardizedTransformer.standing_down(nn_model):
+        return vocabulary.project(nn_model._module, anatomy_of(nn_model), h, type(nn_model._module).__name__)
 
 
 def skip_layer(nn_model: Any, layer: int, skip_with: States | None = None) -> None:
@@ -179,22 +195,8 @@ def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: Stat
             _envoy(nn_model, site).skip(site.make_output(states))
 
 
-def _anatomy(nn_model: Any) -> Anatomy:
-    if isinstance(nn_model, StandardizedTransformer):
-        return nn_model.anatomy
-    if "_nnterp_anatomy" not in nn_model.__dict__:
-        with _quiet(nn_model):
-            found = resolve(nn_model._module, probe(nn_model._module))
-        object.__setattr__(nn_model, "_nnterp_anatomy", found)
-    return nn_model.__dict__["_nnterp_anatomy"]
-
-
-def _quiet(nn_model: Any) -> Any:
-    return StandardizedTransformer.standing_down(nn_model)
-
-
 def _site(nn_model: Any, layer: int, part: Part) -> Site:
-    anatomy = _anatomy(nn_model)
+    anatomy = anatomy_of(nn_model)
     name = str(getattr(nn_model, "name", None) or type(nn_model._module).__name__)
     return require_part(anatomy.layers[layer_index(layer, anatomy, name)], part, anatomy, name)
 
@@ -211,12 +213,23 @@ def _read(nn_model: Any, layer: int, part: Part) -> States:
 collect_last_token_activations_session = collect_token_activations_batched
 """Locally, a session saves nothing."""
 
+RenamingError = Unsupported
+"""What is raised where nnterp raises its own: a part that an architecture lacks, or attention that is not formed."""
+
+TokenizationError = InvalidRequest
+"""What is raised where nnterp raises its own: a target that has no token."""
+
 __all__ = [
+    "AttnProbFunction",
+    "GetModuleOutput",
     "ModuleAccessor",
     "Prompt",
     "RenameConfig",
+    "RenamingError",
+    "StandardizedTransformer",
     "TargetPrompt",
     "TargetPromptBatch",
+    "TokenizationError",
     "collect_last_token_activations_session",
     "collect_token_activations_batched",
     "compute_next_token_probs",

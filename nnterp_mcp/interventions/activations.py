@@ -8,28 +8,39 @@ from typing import Any
 import nnsight
 import torch
 from jaxtyping import Float
+from nnsight import TransformersModel
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.batches import make_batches, run_batches
+from nnterp_mcp.model.accessors import read_output
+from nnterp_mcp.model.adoption import anatomy_of, standardize
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
-GetActivations = Callable[[StandardizedTransformer, int], Tensor]
+GetActivations = Callable[[Any, int], Tensor]
 """Reads (batch, token, hidden) of one layer inside a trace."""
 
 _BATCH_TOKENS = 4096
 
 
-def get_layer_output(model: StandardizedTransformer, layer: int) -> Float[Tensor, "batch token hidden"]:
-    """The residual stream after a layer, inside a trace."""
-    return model.layers_output[layer]
+def get_layer_output(nn_model: Any, layer: int) -> Float[Tensor, "batch token hidden"]:
+    """The residual stream after a layer, inside a trace.
+
+    Args:
+        nn_model: The model whose trace is running; any of nnsight's models of a causal LM.
+        layer: The layer.
+    """
+    if isinstance(nn_model, StandardizedTransformer):
+        return nn_model.layers_output[layer]
+    site = anatomy_of(nn_model).layers[layer].block
+    return read_output(nn_model.interleaver.envoys[id(site.module)], site)
 
 
 def get_token_activations(
-    model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: str | Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     get_activations: GetActivations | None = None,
@@ -43,7 +54,7 @@ def get_token_activations(
     the running trace are returned, to be used or saved there.
 
     Args:
-        model: The model.
+        nn_model: The model.
         prompts: Texts; not needed inside a trace.
         layers: Layers to read, in ascending order; all by default.
         get_activations: What to read of a layer; the residual stream after it by default.
@@ -59,17 +70,17 @@ def get_token_activations(
         if prompts is None:
             raise InvalidRequest("prompts are missing: give some, or the tracer of the trace that is running.")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return collect_token_activations_batched(model, texts, len(texts), layers, get_activations, remote, idx)
+        return collect_token_activations_batched(nn_model, texts, len(texts), layers, get_activations, remote, idx)
     read = get_activations or get_layer_output
     at = -1 if idx is None else idx
-    chosen = range(model.num_layers) if layers is None else layers
-    first = read(model, chosen[0])[:, at]
-    return torch.stack([first, *(read(model, layer)[:, at].to(first.device) for layer in chosen[1:])])
+    chosen = range(anatomy_of(nn_model).num_layers) if layers is None else layers
+    first = read(nn_model, chosen[0])[:, at]
+    return torch.stack([first, *(read(nn_model, layer)[:, at].to(first.device) for layer in chosen[1:])])
 
 
 @torch.no_grad()
 def collect_token_activations_batched(
-    model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: Sequence[str],
     batch_size: int,
     layers: Sequence[int] | None = None,
@@ -82,7 +93,7 @@ def collect_token_activations_batched(
     """Activations at one token of each of many prompts, on the CPU; prompts of similar length share a batch.
 
     Args:
-        model: The model.
+        nn_model: The model.
         prompts: Texts.
         batch_size: Prompts in a forward pass, at most.
         layers: Layers to read; all by default.
@@ -97,6 +108,7 @@ def collect_token_activations_batched(
         Unsupported: `remote` is set.
     """
     refuse_remote(remote)
+    model = standardize(nn_model)
     chosen = resolve_layers("all" if layers is None else list(layers), model.num_layers, model.name)
     encoded = encode_prompts(model.tokenizer, prompts, model.name, model.context)
     at = -1 if idx is None else idx
@@ -129,12 +141,12 @@ def _read(
 
 @torch.no_grad()
 def compute_next_token_probs(
-    model: StandardizedTransformer, prompt: str | Sequence[str], remote: bool = False
+    nn_model: TransformersModel, prompt: str | Sequence[str], remote: bool = False
 ) -> Float[Tensor, "prompt vocabulary"]:
-    """The distribution of the token after each prompt.
+    """The distribution of the token after each prompt, on the CPU.
 
     Args:
-        model: The model.
+        nn_model: The model.
         prompt: One text or several.
         remote: Only False.
 
@@ -142,9 +154,10 @@ def compute_next_token_probs(
         InvalidRequest: A prompt is empty.
         Unsupported: `remote` is set, or the model's lens is not exact.
     """
+    model = standardize(nn_model)
     model.require("lens")
     last = get_token_activations(model, prompt, [model.num_layers - 1], remote=remote)[0]
-    return model.project_on_vocab(last.to(model.device)).softmax(-1)
+    return model.project_on_vocab(last.to(model.device)).softmax(-1).cpu()
 
 
 def refuse_remote(remote: bool) -> None:

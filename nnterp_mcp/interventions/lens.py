@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
+from nnsight import TransformersModel
 from torch import Tensor
 
 from nnterp_mcp.interventions.activations import get_token_activations
@@ -16,6 +17,7 @@ from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.readout import Categories, Readout, ReadoutRows, normalize, read_log_probs, rows_at_once
 from nnterp_mcp.interventions.reductions import divergence
 from nnterp_mcp.interventions.states import iterate_states
+from nnterp_mcp.model.adoption import standardize
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -156,7 +158,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 @overload
 def logit_lens(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: str | Sequence[str],
     remote: bool = False,
     return_inv_logits: Literal[False] = False,
@@ -165,7 +167,7 @@ def logit_lens(
 
 @overload
 def logit_lens(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: str | Sequence[str],
     remote: bool = False,
     *,
@@ -175,7 +177,7 @@ def logit_lens(
 
 @torch.no_grad()
 def logit_lens(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: str | Sequence[str],
     remote: bool = False,
     return_inv_logits: bool = False,
@@ -195,9 +197,10 @@ def logit_lens(
         InvalidRequest: A prompt is empty.
         Unsupported: `remote` is set, or the model's lens is not exact.
     """
-    nn_model.require("lens")
-    states = get_token_activations(nn_model, prompts, remote=remote).transpose(0, 1)
-    logits = [nn_model.project_on_vocab(rows).float() for rows in states]
+    model = standardize(nn_model)
+    model.require("lens")
+    states = get_token_activations(model, prompts, remote=remote).transpose(0, 1)
+    logits = [model.project_on_vocab(rows).float() for rows in states]
     probs = torch.stack([rows.softmax(-1).cpu() for rows in logits])
     if not return_inv_logits:
         return probs

@@ -10,6 +10,7 @@ from itertools import product
 import nnsight
 import torch
 from jaxtyping import Float, Int
+from nnsight import TransformersModel
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
@@ -35,6 +36,7 @@ from nnterp_mcp.interventions.target_prompts import (
     it_repeat_prompt,
     repeat_prompt,
 )
+from nnterp_mcp.model.adoption import standardize
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -202,7 +204,7 @@ def _listed(layers: str | int | Sequence[int], num_layers: int, name: str) -> li
 
 
 def patchscope_lens(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     source_prompts: str | Sequence[str] | None = None,
     target_patch_prompts: TargetPromptBatch | Sequence[TargetPrompt] | TargetPrompt | None = None,
     layers: int | Sequence[int] | None = None,
@@ -218,7 +220,8 @@ def patchscope_lens(
         source_prompts: Texts, of which the last token's states are taken.
         target_patch_prompts: One target prompt, or one for each source; the repeat prompt by default.
         layers: The layers to read and to patch; all by default.
-        latents: States to put in instead of source prompts, for each of the layers.
+        latents: States to put in instead of source prompts: of every layer of the model, or of the layers chosen, in
+            their order.
         remote: Only False.
 
     Returns:
@@ -229,20 +232,21 @@ def patchscope_lens(
         Unsupported: `remote` is set.
     """
     refuse_remote(remote)
-    chosen = _listed("all" if layers is None else layers, nn_model.num_layers, nn_model.name)
-    given = _given_states(nn_model, source_prompts, chosen, latents)
+    model = standardize(nn_model)
+    chosen = _listed("all" if layers is None else layers, model.num_layers, model.name)
+    given = _given_states(model, source_prompts, chosen, latents)
     texts = [source_prompts] if isinstance(source_prompts, str) else list(source_prompts or ())
     count = len(texts) if given is None else given.shape[1]
     prompts = TargetPromptBatch.auto(target_patch_prompts or repeat_prompt(), count)
     if len(prompts) != count:
         raise InvalidRequest(f"{len(prompts)} target prompts do not match {count} sources.")
-    targets = _by_target(nn_model, prompts)
-    states, prefix = (given, None) if given is not None else _read_sources(nn_model, texts, chosen, list(targets))
-    probs = torch.empty(count, len(chosen), nn_model.vocab_size)
+    targets = _by_target(model, prompts)
+    states, prefix = (given, None) if given is not None else _read_sources(model, texts, chosen, list(targets))
+    probs = torch.empty(count, len(chosen), model.vocab_size)
     for target, sources in targets.items():
         at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
         of_row = [chosen[place] for _, place in at.tolist()]
-        for batch in run_patched(nn_model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix):
+        for batch in run_patched(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix):
             parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
             for logits, rows in parts:
                 probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
@@ -274,12 +278,18 @@ def _given_states(
         raise InvalidRequest("give either source_prompts or latents.")
     if latents is None:
         return None
+    if len({rows.shape for rows in latents}) > 1:
+        raise InvalidRequest("latents differ in shape from layer to layer: each layer needs one state for each source.")
     given = latents if isinstance(latents, Tensor) else torch.stack(list(latents))
-    if given.ndim != 3 or len(given) != len(layers) or given.shape[-1] != model.hidden_size:
-        raise InvalidRequest(
-            f"latents have shape {tuple(given.shape)}: ({len(layers)} layers, sources, {model.hidden_size}) is needed."
-        )
-    return given
+    fits = given.ndim == 3 and given.shape[-1] == model.hidden_size
+    if fits and len(given) == len(layers):
+        return given
+    if fits and len(given) == model.num_layers:
+        return given[list(layers)]
+    counts = " or ".join(map(str, sorted({len(layers), model.num_layers})))
+    raise InvalidRequest(
+        f"latents have shape {tuple(given.shape)}: ({counts} layers, sources, {model.hidden_size}) is needed."
+    )
 
 
 def _by_target(model: StandardizedTransformer, prompts: TargetPromptBatch) -> dict[Target, list[int]]:
@@ -292,7 +302,7 @@ def _by_target(model: StandardizedTransformer, prompts: TargetPromptBatch) -> di
 
 
 def patchscope_generate(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: str | Sequence[str],
     target_patch_prompt: TargetPrompt,
     max_length: int = 50,
@@ -321,14 +331,15 @@ def patchscope_generate(
         Unsupported: `remote` is set.
     """
     refuse_remote(remote)
-    chosen = _listed("all" if layers is None else layers, nn_model.num_layers, nn_model.name)
+    model = standardize(nn_model)
+    chosen = _listed("all" if layers is None else layers, model.num_layers, model.name)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    ids = encode_target(nn_model.tokenizer, target_patch_prompt.prompt, nn_model.name, nn_model.context).ids
+    ids = encode_target(model.tokenizer, target_patch_prompt.prompt, model.name, model.context).ids
     target = resolve_target(ids, target_patch_prompt.index_to_patch)
-    states, prefix = _read_sources(nn_model, texts, chosen, [target])
+    states, prefix = _read_sources(model, texts, chosen, [target])
     said: dict[int, list[int]] = {}
     for batch in run_patched(
-        nn_model,
+        model,
         target,
         states.flatten(0, 1),
         [layer for layer in chosen for _ in range(states.shape[1])],
@@ -338,13 +349,13 @@ def patchscope_generate(
     ):
         said |= zip(batch.rows, batch.continuations, strict=True)
     width = max(map(len, said.values()))
-    rows = [ids + said[row] + [nn_model.pad_id] * (width - len(said[row])) for row in range(len(said))]
+    rows = [ids + said[row] + [model.pad_id] * (width - len(said[row])) for row in range(len(said))]
     return dict(zip(chosen, torch.tensor(rows).split(states.shape[1]), strict=True))
 
 
 @torch.no_grad()
 def patch_object_attn_lens(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     source_prompts: str | Sequence[str],
     target_prompts: str | Sequence[str],
     attn_idx_patch: int,
@@ -370,21 +381,20 @@ def patch_object_attn_lens(
         InvalidRequest: Sources and target prompts do not match, or the token does not exist.
         Unsupported: A layer has no attention.
     """
+    model = standardize(nn_model)
     targets = [target_prompts] if isinstance(target_prompts, str) else list(target_prompts)
     sources = [source_prompts] if isinstance(source_prompts, str) else list(source_prompts)
     if len(sources) not in (1, len(targets)):
         raise InvalidRequest(f"{len(sources)} source prompts do not match {len(targets)} target prompts.")
-    entering = get_token_activations(
-        nn_model, sources, get_activations=lambda model, layer: model.attentions_input[layer]
-    )
-    probs = torch.empty(len(targets), nn_model.num_layers, nn_model.vocab_size)
-    for prompt in encode_prompts(nn_model.tokenizer, targets, nn_model.name, nn_model.context):
+    entering = get_token_activations(model, sources, get_activations=lambda model, layer: model.attentions_input[layer])
+    probs = torch.empty(len(targets), model.num_layers, model.vocab_size)
+    for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context):
         target = resolve_target(prompt.ids, attn_idx_patch)
         states = entering[:, prompt.index if len(sources) > 1 else 0]
-        rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // nn_model.vocab_size))
-        batches = [first.tolist() for first in torch.arange(nn_model.num_layers).split(rows)]
-        patch = partial(_patch_attention, nn_model, target, states, num_patches=num_patches)
-        probs[prompt.index] = torch.cat([*run_halving(nn_model, batches, patch, name_row(target))])
+        rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
+        batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
+        patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
+        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name_row(target))])
     return probs
 
 

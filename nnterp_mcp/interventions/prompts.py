@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from nnsight import TransformersModel
 from torch import Tensor
 from tqdm.auto import tqdm as tqdm_auto
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import compute_next_token_probs
 from nnterp_mcp.model.prompts import token_text
-from nnterp_mcp.model.standardized import StandardizedTransformer
 
 GetProbs = Callable[..., Float[Tensor, "prompt layer vocabulary"]]
 
 
-def get_first_tokens(words: str | Sequence[str], llm_or_tokenizer: Any) -> list[int]:
+def get_first_tokens(
+    words: str | Sequence[str], llm_or_tokenizer: Any, use_hacky_implementation: bool = False
+) -> list[int]:
     """The first token of each word, with and without a leading space.
 
     Which of the two a model uses depends on how the prompt ends, so both count as beginning the word. A word that
@@ -29,6 +31,8 @@ def get_first_tokens(words: str | Sequence[str], llm_or_tokenizer: Any) -> list[
     Args:
         words: One string or several.
         llm_or_tokenizer: A tokenizer, or a model that has one.
+        use_hacky_implementation: Accepted for code written for nnterp; words are read in the middle of a text anyhow
+            where the tokenizer puts a space before every text.
 
     Returns:
         Token ids, each once, in the order in which they were found.
@@ -163,13 +167,13 @@ class Prompt:
         summed = {name: probs[:, :, tokens].sum(-1).cpu() for name, tokens in self.target_tokens.items()}
         return summed if layer is None else {name: values[:, layer] for name, values in summed.items()}
 
-    def run(self, nn_model: StandardizedTransformer, get_probs: GetProbs) -> dict[str, Tensor]:
+    def run(self, nn_model: TransformersModel, get_probs: GetProbs) -> dict[str, Tensor]:
         """Runs the prompt and returns its target probabilities, as `get_target_probs` does."""
         return self.get_target_probs(get_probs(nn_model, self.prompt))
 
 
 def next_token_probs_unsqueeze(
-    nn_model: StandardizedTransformer, prompt: str | Sequence[str], remote: bool = False, **_: Any
+    nn_model: TransformersModel, prompt: str | Sequence[str], remote: bool = False, **_: Any
 ) -> Float[Tensor, "prompt 1 vocabulary"]:
     """Next-token probabilities with a layer dimension of one, as `run_prompts` takes them."""
     return compute_next_token_probs(nn_model, prompt, remote=remote).unsqueeze(1)
@@ -177,7 +181,7 @@ def next_token_probs_unsqueeze(
 
 @torch.no_grad()
 def run_prompts(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     prompts: Sequence[Prompt],
     batch_size: int = 32,
     get_probs_func: GetProbs | None = None,

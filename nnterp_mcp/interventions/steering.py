@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.model.edits import name_columns
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -26,12 +27,12 @@ def steer(
         layers: One layer or several.
         steering_vector: What to add.
         factor: How much of it.
-        positions: The older name of `token_positions`.
+        positions: Deprecated, as in nnterp: the former name of `token_positions`.
         token_positions: Tokens of the padded batch to steer; all by default.
         batch_index: Rows to steer; all by default.
 
     Raises:
-        InvalidRequest: A layer does not exist.
+        InvalidRequest: A layer does not exist, or both names of the positions came.
 
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
@@ -39,7 +40,6 @@ def steer(
         layers,
         steering_vector,
         factor=factor,
-        positions=positions,
-        token_positions=token_positions,
+        token_positions=name_columns(positions, token_positions),
         batch_index=batch_index,
     )

@@ -58,7 +58,15 @@ class TargetPromptBatch:
     def from_prompts(
         cls, prompts: str | Sequence[str], index_to_patch: int | Sequence[int] | Int[Tensor, " prompt"]
     ) -> TargetPromptBatch:
-        """A batch from texts and a token for all of them, or one for each."""
+        """A batch from texts and a token for all of them, or one for each.
+
+        Raises:
+            InvalidRequest: The tokens are given by something else than integers.
+        """
+        if not isinstance(index_to_patch, int | Sequence | Tensor) or isinstance(index_to_patch, str):
+            raise InvalidRequest(
+                f"index_to_patch must be an integer, a list of them or a tensor, not {index_to_patch!r}."
+            )
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         indices = [index_to_patch] * len(texts) if isinstance(index_to_patch, int) else index_to_patch
         return cls(texts, torch.as_tensor(indices))

@@ -115,6 +115,21 @@ class ModuleList:
         facts = anatomy.layers[layer_index(layer, anatomy, name)]
         return self.model.envoy(require_part(facts, self.part, anatomy, name))
 
+    def __setitem__(self, layer: SupportsIndex, value: Any) -> None:
+        """Refuses: a module is not assigned to.
+
+        Raises:
+            InvalidRequest: Always.
+        """
+        raise InvalidRequest(
+            f"the {_NAMES[self.part]} of layer {layer} cannot be assigned to.",
+            f"Assign what goes into or comes out of it: {self.part}s_input, {self.part}s_output.",
+        )
+
+    def get_module(self, layer: SupportsIndex) -> Envoy:
+        """The same as indexing."""
+        return self[layer]
+
     def __len__(self) -> int:
         """Number of layers."""
         return self.model.num_layers
@@ -159,6 +174,10 @@ class StateList:
         """Whether the modules return the hidden states with something else beside them."""
         sites = [getattr(layer, self.part) for layer in self.model.anatomy.layers]
         return any(site is not None and site.exit is not None for site in sites)
+
+    def get_module(self, layer: SupportsIndex) -> Envoy:
+        """The module of one layer, as nnsight wraps it."""
+        return self.model.envoy(self.site(layer))
 
     def site(self, layer: SupportsIndex) -> Site:
         """The module of one layer, and which of its inputs or outputs the states are.

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
 from nnterp_mcp.model.anatomy import LayerAnatomy, Site
+from nnterp_mcp.model.check import check_attention
 from nnterp_mcp.model.watch import Quantity, location
 
 if TYPE_CHECKING:
@@ -68,8 +69,28 @@ class AttentionProbabilities(_OfLayers):
         else:
             source.output = value
 
-    def print_source(self, layer: SupportsIndex = 0) -> None:
-        """Print the line of the modelling code at which they are taken, and what is around it."""
+    def check_source(self, layer: int = 0, allow_dispatch: bool = True, use_trace: bool = True) -> None:
+        """Verify in a short pass that those of one layer have the right shape and sums, and that an edit of them acts.
+
+        Args:
+            layer: The layer.
+            allow_dispatch: Accepted for code written for nnterp; the weights are there.
+            use_trace: Accepted for code written for nnterp; the model always runs.
+
+        Raises:
+            Unsupported: They are not formed, or are not what they should be.
+        """
+        for check in check_attention(self.model, layer):
+            if not check.passed:
+                raise Unsupported(f"attention probabilities of layer {layer} of {self.model.name}: {check.detail}")
+
+    def print_source(self, layer: SupportsIndex = 0, allow_dispatch: bool = True) -> None:
+        """Print the line of the modelling code at which they are taken, and what is around it.
+
+        Args:
+            layer: The layer.
+            allow_dispatch: Accepted for code written for nnterp; the weights are there.
+        """
         print(product_source(self._forming(layer)))
 
     def _named_source(self, layer: SupportsIndex) -> Any:

@@ -89,6 +89,23 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
     return [*checks, *check_lengths(model)] if checks[0].passed else checks
 
 
+def check_attention(model: StandardizedTransformer, layer: int) -> list[Check]:
+    """Verify that attention probabilities of one layer can be read and edited, as attention is computed now.
+
+    Args:
+        model: The model. What its `require` refuses stays as it is.
+        layer: The layer.
+
+    Returns:
+        An entry for reading them, and one for editing them.
+    """
+    edited = _attempt(lambda: _edit_layer(model, _short_rows(model), layer))
+    return [
+        _judge("attention", lambda: _check_attention(edited, model)),
+        _judge("attention_edit", lambda: _check_edit(edited, model)),
+    ]
+
+
 @dataclass
 class _Padded:
     """The first pass: row 0 the long prompt, row 1 the short one, padded."""

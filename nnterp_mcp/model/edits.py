@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -82,6 +83,28 @@ def steer(
         where = _select(states, rows, positions)
         states[where] = states[where] + factor * vector.to(states)
         model.layers_output[layer] = states
+
+
+def name_columns(positions: Indices | None, token_positions: Indices | None, depth: int = 3) -> Indices | None:
+    """The columns to steer, of nnterp's former and present parameter for them.
+
+    Args:
+        positions: Under the former name, which warns.
+        token_positions: Under the present one.
+        depth: Frames between this one and the caller's code, at which the warning points.
+
+    Raises:
+        InvalidRequest: Both came.
+    """
+    if positions is None:
+        return token_positions
+    if token_positions is not None:
+        raise InvalidRequest(
+            "Cannot specify both positions and token_positions, which are two names of one thing.",
+            "Give token_positions alone: positions is deprecated.",
+        )
+    warnings.warn("positions is deprecated: use token_positions instead.", DeprecationWarning, stacklevel=depth)
+    return positions
 
 
 def _select(states: Tensor, rows: Indices | None, positions: Indices | None) -> Any:

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+
+from nnsight import NNsight
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.implementation import probe_eagerly
-from nnterp_mcp.model.rename import RenameConfig, find_named
+from nnterp_mcp.model.names import bind_names
+from nnterp_mcp.model.rename import RenameConfig, find_named, read_names
 from nnterp_mcp.model.resolve import resolve
 
 
 class ModuleAccessor:
     """Standard names for the modules of a loaded model: to attach hooks to, or to read weights from.
 
-    `embed_tokens`, `layers`, `ln_final` and `lm_head` are attributes; a layer's parts have methods.
+    `embed_tokens`, `layers`, `ln_final`, `lm_head` and `model`, which holds the layers, are attributes, and so are the
+    model's own modules under their names; a layer's parts have methods.
 
     Args:
         model: A loaded Hugging Face causal LM; a few tokens are run through it.
         rename_config: Which modules are which, where that cannot be told from the structure.
-        rename: Further names: from a module's path, or its end, to the attribute that shall give it.
+        rename: Further names: from a module's path, or its end, to the attribute that shall give it. A standard name
+            says which module has it, as `rename_config` does.
     """
 
     def __init__(
-        self, model: nn.Module, rename_config: RenameConfig | None = None, rename: dict[str, str] | None = None
+        self,
+        model: nn.Module,
+        rename_config: RenameConfig | None = None,
+        rename: Mapping[str, str | list[str]] | None = None,
     ) -> None:
-        self.model = model
+        self._root = model
+        rename_config, self._further = read_names(rename_config, rename, {})
         self.anatomy: Anatomy = resolve(model, probe_eagerly(model), rename_config)
-        self._renamed = {alias: path for path, alias in (rename or {}).items()}
 
     def __getattr__(self, name: str) -> nn.Module:
-        path = self.__dict__.get("_renamed", {}).get(name)
-        module = None if path is None else find_named(self.model, path)
-        if module is None:
-            raise AttributeError(f"{name!r} is not a standard name: embed_tokens, layers, ln_final, lm_head are.")
+        root = self.__dict__.get("_root")
+        module = getattr(root, name, None)
+        if root is not None and not isinstance(module, nn.Module):
+            module = find_named(root, [own for own, aliases in self._further.items() if name in aliases])
+        if not isinstance(module, nn.Module):
+            raise AttributeError(
+                f"Attribute {name} is not a module: embed_tokens, layers, ln_final, lm_head and model are there."
+            )
         return module
+
+    @cached_property
+    def nn_model(self) -> NNsight:
+        """The model as nnsight wraps it, under the standard names."""
+        wrapped = NNsight(self._root, rename=self._further or None)
+        bind_names(wrapped, self.anatomy)
+        return wrapped
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that holds the layers; the model itself where it holds them directly."""
+        holder, _, rest = self.anatomy.layers_module.path.partition(".")
+        return self._root.get_submodule(holder) if rest else self._root
 
     @property
     def embed_tokens(self) -> nn.Module:
@@ -85,11 +112,11 @@ class ModuleAccessor:
         return self.lm_head
 
     def _part(self, layer: int, part: str) -> nn.Module:
-        name = type(self.model).__name__
+        name = type(self._root).__name__
         facts = self.anatomy.layers[layer_index(layer, self.anatomy, name)]
         return require_part(facts, "mlp" if part == "mlp" else "attention", self.anatomy, name).module
 
     def _present(self, site: Site | None, what: str) -> nn.Module:
         if site is None:
-            raise Unsupported(f"{type(self.model).__name__} has no {what}.")
+            raise Unsupported(f"{type(self._root).__name__} has no {what}.")
         return site.module

@@ -18,17 +18,28 @@ def bind_names(root: Any, anatomy: Anatomy) -> None:
         root: The model, as nnsight wraps it.
         anatomy: Its anatomy.
     """
-    for alias, site in {
-        "embed_tokens": anatomy.embed_tokens,
-        "layers": anatomy.layers_module,
-        "ln_final": anatomy.ln_final,
-        "lm_head": anatomy.lm_head,
-    }.items():
+    inner = {"embed_tokens": anatomy.embed_tokens, "layers": anatomy.layers_module, "ln_final": anatomy.ln_final}
+    for alias, site in {**inner, "lm_head": anatomy.lm_head}.items():
         _bind(root, root, alias, site)
+    _bind_container(root, inner)
     for layer in anatomy.layers:
         block = root.interleaver.envoys[id(layer.block.module)]
         _bind(root, block, "self_attn", layer.attention)
         _bind(root, block, "mlp", layer.mlp)
+
+
+def _bind_container(root: Any, inner: dict[str, Site | None]) -> None:
+    """`model.model.layers`, as in nnterp: the child that holds the layers is called `model`, if no other is."""
+    layers = inner["layers"]
+    holder = None if layers is None else root._child_map.get(layers.path.partition(".")[0])
+    if holder is None or holder._module is layers.module or root._child_map.get("model", holder) is not holder:
+        return
+    if root.__dict__.get("model") is not holder:
+        object.__setattr__(root, "model", holder)
+        root._aliases["model"] = holder.path.removeprefix(f"{root.path}.")
+    for alias, site in inner.items():
+        if site is not None and site.path.startswith(f"{holder.path.rpartition('.')[2]}."):
+            _bind(root, holder, alias, site)
 
 
 def _bind(root: Any, host: Any, alias: str, site: Site | None) -> None:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 Names = str | list[str] | None
+
+
+class AttnProbFunction(ABC):
+    """Where a model's attention probabilities are formed, for attention that is not found by following its softmax."""
+
+    @abstractmethod
+    def get_attention_prob_source(self, attention_module: Any, return_module_source: bool = False) -> Any:
+        """The operation whose output they are.
+
+        Args:
+            attention_module: A layer's attention, as nnsight wraps it.
+            return_module_source: Give the source of the whole function in which they are formed instead.
+        """
+
+    def __call__(self, attention_module: Any, return_module_source: bool = False) -> Any:
+        """The same."""
+        return self.get_attention_prob_source(attention_module, return_module_source)
 
 
 @dataclass
@@ -51,9 +69,51 @@ class RenameConfig:
     mlp_output_source: str | None = None
 
 
+_FIELDS = {
+    "model": "model_name",
+    "layers": "layers_name",
+    "self_attn": "attn_name",
+    "mlp": "mlp_name",
+    "ln_final": "ln_final_name",
+    "lm_head": "lm_head_name",
+}
+"""Standard names, and the fields that say which modules have them."""
+
+_FORMER = {field.replace("_name", "_rename"): field for field in _FIELDS.values()}
+"""Parameters of nnterp's models before there was a `RenameConfig`, and its fields."""
+
+
+def read_names(
+    config: RenameConfig | None, rename: Mapping[str, str | list[str]] | None, options: dict[str, Any]
+) -> tuple[RenameConfig | None, dict[str, list[str]]]:
+    """Brings together the three ways in which nnterp is told which modules are which.
+
+    Args:
+        config: The present one.
+        rename: From modules' own names to further ones; a standard name among these says which module has it.
+        options: Other keyword arguments. nnterp's former ones, such as `attn_rename`, are taken out.
+
+    Returns:
+        The configuration with all of them, and what of `rename` gives modules names that are not standard.
+    """
+    given = {_FORMER[key]: options.pop(key) for key in list(options) if key in _FORMER}
+    further: dict[str, list[str]] = {}
+    for own, aliases in (rename or {}).items():
+        for alias in _listed(aliases):
+            if alias in _FIELDS:
+                given[_FIELDS[alias]] = [*_listed(given.get(_FIELDS[alias])), own]
+            else:
+                further.setdefault(own, []).append(alias)
+    return (replace(config or RenameConfig(), **given) if given else config), further
+
+
+def _listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
+
+
 def find_named(root: nn.Module, names: Names) -> nn.Module | None:
     """The first module below `root` whose path is, or ends with, one of the names."""
-    for name in [names] if isinstance(names, str) else names or []:
+    for name in _listed(names):
         for path, module in root.named_modules():
             if path == name or path.endswith(f".{name}"):
                 return module
@@ -89,14 +149,6 @@ def get_rename_dict(rename_config: RenameConfig | None = None) -> dict[str, str]
     names = {f"{root}.{part}": standard for standard, parts in _PARTS.items() for part in parts for root in _CONTAINERS}
     names |= {part: standard for standard, parts in _SUBLAYERS.items() for part in parts}
     names |= {"embed_out": "lm_head", **dict.fromkeys(_MODELS, "model")}
-    given = {
-        "model": config.model_name,
-        "layers": config.layers_name,
-        "self_attn": config.attn_name,
-        "mlp": config.mlp_name,
-        "ln_final": config.ln_final_name,
-        "lm_head": config.lm_head_name,
-    }
-    for standard, own in given.items():
-        names |= dict.fromkeys([own] if isinstance(own, str) else own or [], standard)
+    for standard, field in _FIELDS.items():
+        names |= dict.fromkeys(_listed(getattr(config, field)), standard)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ def load_both(
     tokenizer: PreTrainedTokenizerBase | None,
     trust_remote_code: bool,
     options: dict[str, Any],
+    tokenizer_options: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, read from where they are if they are not in memory yet.
 
@@ -26,6 +28,7 @@ def load_both(
         tokenizer: The tokenizer, if it is in memory.
         trust_remote_code: Run modelling code that comes with the weights.
         options: Passed to `from_pretrained`; `device_map` is "auto" by default.
+        tokenizer_options: Passed to the tokenizer's, or set on it.
 
     Raises:
         UnknownModel: There is no such model.
@@ -42,8 +45,9 @@ def load_both(
         source = str(getattr(model, "name_or_path", ""))
         if tokenizer is None and not source:
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
-        found = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return model.eval(), cast("PreTrainedTokenizerBase", found)
+        found = _tokenizer(tokenizer, source, {"trust_remote_code": trust_remote_code}, tokenizer_options)
+        return model.eval(), found
+    options.pop("dispatch", None)  # nnsight's: to read the weights at once, as happens here
     located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if located.gguf is not None:
@@ -51,4 +55,14 @@ def load_both(
     read: Any = AutoModelForCausalLM.from_pretrained(
         located.folder, **common, **{"device_map": "auto", "use_safetensors": True, **options}
     )
-    return read.eval(), tokenizer or AutoTokenizer.from_pretrained(located.folder, **common)
+    return read.eval(), _tokenizer(tokenizer, located.folder, common, tokenizer_options)
+
+
+def _tokenizer(
+    given: PreTrainedTokenizerBase | None, source: str | Path, common: Mapping[str, Any], options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    if given is None:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, **{**common, **options}))
+    for key, value in options.items():
+        setattr(given, key, value)
+    return given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,17 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
 from nnterp_mcp.model.check import Check, check_model
-from nnterp_mcp.model.edits import Indices, skip_layers, steer
+from nnterp_mcp.model.edits import Indices, name_columns, skip_layers, steer
 from nnterp_mcp.model.implementation import probe_eagerly
 from nnterp_mcp.model.lengths import forget_longest
 from nnterp_mcp.model.names import bind_names
-from nnterp_mcp.model.rename import RenameConfig
+from nnterp_mcp.model.rename import RenameConfig, read_names
 from nnterp_mcp.model.resolve import resolve
 from nnterp_mcp.model.sources import load_both
 from nnterp_mcp.model.vocabulary import project
@@ -38,17 +39,23 @@ class StandardizedTransformer(WrappedModel):
 
     Args:
         model: A Hub id, a local folder, or a loaded Hugging Face causal LM.
+        trust_remote_code: Run modelling code that comes with the weights.
         check_renaming: Verify the model now, in two short forward passes (see `check`). What fails is refused
             later, with its reason.
         remote: Not offered yet: the weights are read onto this machine.
         allow_dispatch: Accepted for code written for nnterp; weights are always read at once.
         enable_attention_probs: Start with eager attention, under which probabilities can be read and edited.
         check_attn_probs_with_trace: Accepted for code written for nnterp; attention is always checked.
+        allow_multimodal: Accepted for code written for nnterp; layers that do not run on text are told apart.
         rename_config: Which modules are which, where that cannot be told from the structure.
         tokenizer: The tokenizer; loaded from where the model came from by default.
+        tokenizer_kwargs: Passed to the tokenizer's `from_pretrained`, and set on one that is loaded already: such as
+            `{"padding_side": "right"}`, `{"add_prefix_space": False}`.
         name: What errors and cards call the model; by default its id, or its class.
-        trust_remote_code: Run modelling code that comes with the weights.
-        **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default.
+        rename: Further names for modules, as nnsight's `rename`: from a module's own name to the one to add. A
+            standard name says which module has it, as `rename_config` does.
+        **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default. `attn_rename`, `mlp_rename` and the
+            like, nnterp's former way to say what is in a `RenameConfig`, are understood.
 
     Raises:
         Unsupported: The model is no causal LM, no list of layers through which hidden states run was found, or `remote`
@@ -69,29 +76,34 @@ class StandardizedTransformer(WrappedModel):
     def __init__(
         self,
         model: str | Path | nn.Module,
+        trust_remote_code: bool = False,
         check_renaming: bool = True,
         remote: bool = False,
         allow_dispatch: bool = True,
         enable_attention_probs: bool | None = None,
         check_attn_probs_with_trace: bool = True,
+        allow_multimodal: bool = False,
         rename_config: RenameConfig | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
-        trust_remote_code: bool = False,
+        rename: Mapping[str, str | list[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         if remote:
             raise Unsupported("remote=True is not offered: this class reads the weights onto this machine.")
+        rename_config, aliases = read_names(rename_config, rename, kwargs)
         if enable_attention_probs is None:
-            # As nnterp does for a name: eager, so that probabilities can be read. What is in memory stays as it is.
+            # As nnterp once did for a name: eager, so that probabilities can be read. What is in memory stays as it is.
             enable_attention_probs = not isinstance(model, nn.Module) and "attn_implementation" not in kwargs
         if enable_attention_probs and kwargs.setdefault("attn_implementation", "eager") != "eager":
             raise InvalidRequest(
                 f"attn_implementation={kwargs['attn_implementation']!r} forms no attention probabilities: "
                 "leave it out, or leave out enable_attention_probs."
             )
-        loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
+        loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs, tokenizer_kwargs or {})
+        side = tokenizer.padding_side if "padding_side" in (tokenizer_kwargs or {}) else None
         if isinstance(loaded, PreTrainedModel) and not loaded.can_generate():
             raise Unsupported(
                 f"{type(loaded).__name__} is no causal LM: transformers gives it no generate().",
@@ -107,8 +119,12 @@ class StandardizedTransformer(WrappedModel):
         with warnings.catch_warnings():
             # BERT's modules named `output`: the standard names reach them whatever nnsight calls them.
             warnings.filterwarnings("ignore", message=".*which nnsight already serves on every module")
-            super().__init__(loaded, tokenizer=tokenizer, task="text-generation", **_placing(loaded))
+            options: dict[str, Any] = {"rename": aliases or None, **_placing(loaded)}
+            super().__init__(loaded, tokenizer=tokenizer, task="text-generation", **options)
         bind_names(self, self.anatomy)
+        if side is not None:
+            # nnsight pads every causal LM on the left.
+            self.tokenizer.padding_side = side
         for layer in self.anatomy.layers:
             if layer.core is not None:
                 watch(layer.core.module, layer.score_product)
@@ -325,17 +341,19 @@ class StandardizedTransformer(WrappedModel):
             layers: The layers, in any order.
             steering_vector: What is added.
             factor: What it is multiplied by.
-            positions: The older name of `token_positions`.
+            positions: Deprecated, as in nnterp: the former name of `token_positions`.
             token_positions: Columns of the batch, padding counted; all by default.
             batch_index: Rows of the batch; all by default.
 
         Raises:
             InvalidRequest: Both names of the positions came, a layer does not exist, or the width is another.
         """
-        if positions is not None and token_positions is not None:
-            raise InvalidRequest("positions and token_positions are two names of one thing: give one of them.")
-        columns = token_positions if positions is None else positions
-        steer(self, layers, steering_vector, factor, columns, batch_index)
+        steer(self, layers, steering_vector, factor, name_columns(positions, token_positions), batch_index)
+
+    @cached_property
+    def add_prefix_false_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, read again from where it came from, without the space that some put before every text."""
+        return AutoTokenizer.from_pretrained(self.tokenizer.name_or_path, add_prefix_space=False)
 
     @property
     def attn_probs_available(self) -> bool:

@@ -41,6 +41,11 @@ class WrappedModel(TransformersModel):
         return cast("PreTrainedModel", self._module)
 
     @property
+    def _model(self) -> PreTrainedModel:
+        """The same under nnterp's name for it."""
+        return self.module
+
+    @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
         return input_device(self.module)

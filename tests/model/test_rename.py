@@ -59,7 +59,7 @@ def test_modules_are_reached_without_a_trace(model_type: str) -> None:
     )
     assert modules.get_mlp(-1) is modules.layers[3].mlp
     assert modules.ln_final is modules.get_unembed_norm()
-    with pytest.raises(AttributeError, match="'lm_tail' is not a standard name"):
+    with pytest.raises(AttributeError, match="Attribute lm_tail is not a module"):
         modules.lm_tail  # noqa: B018
     with pytest.raises(InvalidRequest, match="layer 9 does not exist"):
         modules.get_mlp(9)

@@ -1,0 +1,70 @@
+"""Models that came without standard names, as nnsight or transformers made them: nnterp's functions take those too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.model.anatomy import Anatomy
+from nnterp_mcp.model.probe import probe
+from nnterp_mcp.model.rename import RenameConfig
+from nnterp_mcp.model.resolve import resolve
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+
+def standardize(model: Any) -> StandardizedTransformer:
+    """The model under standard names.
+
+    Args:
+        model: A `StandardizedTransformer`, or another of nnsight's models of a causal LM, whose weights it shares and
+            whose edits it does not; it is made once, and checked then.
+
+    Raises:
+        InvalidRequest: It is neither.
+    """
+    if isinstance(model, StandardizedTransformer):
+        return model
+    module = module_of(model)
+    made = model.__dict__.get("_nnterp_standardized")
+    if made is None or made.module is not module:
+        made = StandardizedTransformer(module, tokenizer=getattr(model, "tokenizer", None))
+        object.__setattr__(model, "_nnterp_standardized", made)
+    return made
+
+
+def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy:
+    """A model's anatomy: the one that it has, or what a few tokens show.
+
+    Args:
+        model: A model of nnsight's or transformers'.
+        rename_config: Which modules are which, where a person knows better.
+    """
+    if isinstance(model, nn.Module):
+        return resolve(model, probe(model), rename_config)
+    if isinstance(model, StandardizedTransformer):
+        return model.anatomy
+    module = module_of(model)
+    found = model.__dict__.get("_nnterp_anatomy")
+    if found is None or rename_config is not None:
+        with StandardizedTransformer.standing_down(model):
+            found = resolve(module, probe(module), rename_config)
+        object.__setattr__(model, "_nnterp_anatomy", found)
+    return found
+
+
+def module_of(model: Any) -> nn.Module:
+    """What nnsight wraps, with its weights.
+
+    Raises:
+        InvalidRequest: The model is none of nnsight's.
+    """
+    if not isinstance(getattr(model, "_module", None), nn.Module):
+        raise InvalidRequest(
+            f"a {type(model).__name__} is no model of nnsight's.",
+            "Wrap it: StandardizedTransformer(model, tokenizer=…).",
+        )
+    if not getattr(model, "dispatched", True):
+        model.dispatch()
+    return model._module
