@@ -4,8 +4,9 @@ The wheel is unpacked into a folder of its own, where everything of it but the t
 the names of `nnterp_mcp.compat`. The models are tiny ones of the types that the tests name, under the names that they
 use. Prints what passed and failed, and each failure's reason with the number of its cases.
 
-Some tests load nnsight's own `LanguageModel` by a name. nnsight 0.8.1 finds no tokenizer for it under transformers 5.23
-unless the weights are read at once: with `--dispatch` they are, and those tests reach this library's names.
+Some tests load nnsight's own `LanguageModel` by a name, and read its `_model`. nnsight 0.8.1 finds no tokenizer for it
+under transformers 5.23 unless the weights are read at once, and has `_module` instead. With `--mend-nnsight` both are
+as they were, so that those tests reach this library's names.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 from zipfile import ZipFile
+
+from transformers.utils import logging
 
 from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
 
@@ -50,7 +53,8 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 NAMES = "from nnterp_mcp.compat import *\n"
-DISPATCH = """import nnsight
+MENDED = """
+import nnsight
 
 _load = nnsight.LanguageModel.__init__
 
@@ -60,8 +64,9 @@ def _load_at_once(self, *args, **kwargs):
 
 
 nnsight.LanguageModel.__init__ = _load_at_once
+nnsight.LanguageModel._model = property(lambda self: self._module)
 """
-"""A plugin for pytest, under which nnsight's own class reads weights at once."""
+"""Lines under which nnsight's own class reads weights at once, and has the module under its former name."""
 
 MODULES = {
     "__init__": "from nnterp_mcp import ModuleAccessor, StandardizedTransformer, get_rename_dict\n",
@@ -71,7 +76,6 @@ MODULES = {
     "logging": "import logging\n\nlogger = logging.getLogger('nnterp')\n",
     "utils": "import torch\n\n\ndef dummy_inputs():\n    return {'input_ids': torch.tensor([[0, 1, 1]])}\n",
     "data/__init__": "",
-    "dispatch": DISPATCH,
 }
 
 
@@ -81,14 +85,17 @@ def main() -> int:
     parser.add_argument("--types", nargs="+", default=list(MODELS.values()), choices=list(MODELS.values()))
     parser.add_argument("--folder", type=Path, default=None, help="where to work; a temporary folder by default")
     parser.add_argument("--wheel", type=Path, default=None, help="nnterp's wheel; downloaded by default")
-    parser.add_argument("--dispatch", action="store_true", help="let nnsight's LanguageModel read weights at once")
+    parser.add_argument("--mend-nnsight", action="store_true", help="let nnsight's LanguageModel work as it did")
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="nnterp-tests-"))
     names = [name for name, kind in MODELS.items() if kind in options.types]
+    logging.disable_progress_bar()
     _lay_out(folder, options.wheel or _download(folder), names)
-    plugins = ["-p", "nnterp.dispatch"] if options.dispatch else []
-    code = _run(folder, names, [*plugins, *options.pytest])
+    if options.mend_nnsight:
+        with (folder / "nnterp" / "__init__.py").open("a", encoding="utf-8") as file:
+            file.write(MENDED)
+    code = _run(folder, names, options.pytest)
     print(summarize(folder / "report.xml"))
     return code
 
@@ -120,8 +127,9 @@ def summarize(report: Path) -> str:
 
 
 def _reason(message: str) -> str:
-    """The first line of an error, without the names of the models."""
-    line = next((line for line in message.splitlines() if line.strip()), "")
+    """The first line of an error, or the last of a syntax error, without the names of the models."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    line = lines[-1 if lines[0].startswith("File ") else 0]
     for name in sorted(MODELS, key=len, reverse=True):
         line = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w/])", "MODEL", line)
     return line[:300]

@@ -14,6 +14,7 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
 from nnterp_mcp.model.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.check import check_attention
+from nnterp_mcp.model.probe import probe_ids
 from nnterp_mcp.model.watch import Quantity, location
 
 if TYPE_CHECKING:
@@ -85,13 +86,22 @@ class AttentionProbabilities(_OfLayers):
                 raise Unsupported(f"attention probabilities of layer {layer} of {self.model.name}: {check.detail}")
 
     def print_source(self, layer: SupportsIndex = 0, allow_dispatch: bool = True) -> None:
-        """Print the line of the modelling code at which they are taken, and what is around it.
+        """Print the line of the modelling code at which they are taken, and what is around it; or what a config names.
 
         Args:
             layer: The layer.
             allow_dispatch: Accepted for code written for nnterp; the weights are there.
         """
-        print(product_source(self._forming(layer)))
+        if self._names_source():
+            with self.model.trace(input_ids=probe_ids(self.model.module)) as tracer:
+                print(self._named_source(layer))
+                tracer.stop()
+        else:
+            print(product_source(self._forming(layer)))
+
+    def _names_source(self) -> bool:
+        config = self.model.rename_config
+        return config is not None and config.attn_prob_source is not None
 
     def _named_source(self, layer: SupportsIndex) -> Any:
         """The operation that a `RenameConfig` names, if it names one."""
@@ -106,9 +116,7 @@ class AttentionProbabilities(_OfLayers):
         Raises:
             Unsupported: They are not formed.
         """
-        config = self.model.rename_config
-        named = config is not None and config.attn_prob_source is not None
-        return None if named else self._formed(layer).core
+        return None if self._names_source() else self._formed(layer).core
 
     def _place(self, layer: SupportsIndex) -> str:
         return self._location(self._formed(layer), "attention_probabilities")

@@ -262,7 +262,7 @@ class StandardizedTransformer(WrappedModel):
         self._mask = kwargs.get("attention_mask")
         return args, kwargs
 
-    def project_on_vocab(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocabulary"]:
+    def project_on_vocab(self, hidden_state: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocabulary"]:
         """The logits that the model would give for hidden states after its last layer; exact.
 
         Inside a trace or outside of one. On the last layer's output it gives the model's logits; on an
@@ -270,14 +270,14 @@ class StandardizedTransformer(WrappedModel):
         end.
 
         Args:
-            hidden: States before the final norm, of any leading shape.
+            hidden_state: States before the final norm, of any leading shape.
 
         Raises:
             InvalidRequest: The last dimension is not the hidden size.
         """
         self.require("lens")
         with self.standing_down():
-            return project(self._module, self.anatomy, hidden, self.name)
+            return project(self._module, self.anatomy, hidden_state, self.name)
 
     def get_topk_closest_tokens(
         self, hidden_state: Float[Tensor, "*row hidden"], k: int = 5
