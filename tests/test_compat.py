@@ -76,6 +76,10 @@ def test_parameters_have_nnterps_names_and_order(name: str) -> None:
     assert list(inspect.signature(getattr(compat, name)).parameters)[: len(wanted)] == wanted
 
 
+def plain_gpt2() -> Any:
+    return tiny_model("gpt2")
+
+
 def plain_probs(model: Any, tokenizer: Any, prompt: str) -> Tensor:
     """The next token's distribution, of a prompt by itself."""
     with torch.no_grad():
@@ -109,7 +113,7 @@ def test_tokenizer_kwargs_reach_the_tokenizer(tiny: Callable[..., Path], loaded:
 
 @pytest.mark.parametrize("call", ["method", "function"])
 def test_positions_of_steer_are_deprecated(call: str) -> None:
-    model, plain = standardized("gpt2"), tiny_model("gpt2")
+    model, plain = standardized("gpt2"), plain_gpt2()
     vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
 
     def steered(**where: Any) -> Tensor:
@@ -147,7 +151,7 @@ def test_positions_of_steer_are_deprecated(call: str) -> None:
 
 
 def test_latents_of_all_layers_or_of_the_chosen_ones() -> None:
-    model, plain = standardized("gpt2"), tiny_model("gpt2")
+    model, plain = standardized("gpt2"), plain_gpt2()
     target = TargetPrompt("Paris is Paris, that is", -2)
     ids = [model.tokenizer(prompt, return_tensors="pt").input_ids for prompt in PROMPTS[:2]]
     latents = torch.stack([plain_states(plain, plain.transformer.h, one) for one in ids], dim=1)
@@ -177,7 +181,7 @@ def test_latents_of_all_layers_or_of_the_chosen_ones() -> None:
 
 @pytest.mark.parametrize(("family", "layers"), [("gpt2", "transformer.h"), ("opt", "model.decoder.layers")])
 def test_modules_lie_where_nnterp_has_them(family: str, layers: str) -> None:
-    model = standardized(family)
+    model: Any = standardized(family)
     assert model._model is model.module
     assert model.model.layers is model.layers
     assert model.model.layers[1].self_attn is model.attentions[1] is model.attentions.get_module(1)
@@ -235,7 +239,7 @@ def test_attention_is_verified_where_it_is_asked_for(capsys: pytest.CaptureFixtu
 
 def test_functions_take_models_that_nnsight_wrapped() -> None:
     """Their passes run on the same weights; in a trace of the model's own, its values are read."""
-    weights, plain, tokenizer = tiny_model("gpt2"), tiny_model("gpt2"), tiny_tokenizer()
+    weights, plain, tokenizer = tiny_model("gpt2"), plain_gpt2(), tiny_tokenizer()
     model = TransformersModel(weights, tokenizer=tokenizer, task="text-generation")
     ids = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in PROMPTS]
     states = torch.stack([plain_states(plain, plain.transformer.h, one) for one in ids], dim=1)

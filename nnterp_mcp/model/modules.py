@@ -54,7 +54,7 @@ class ModuleAccessor:
     @cached_property
     def nn_model(self) -> NNsight:
         """The model as nnsight wraps it, under the standard names."""
-        wrapped = NNsight(self._root, rename=self._further or None)
+        wrapped = NNsight(self._root, rename={**self._further})
         bind_names(wrapped, self.anatomy)
         return wrapped
 

@@ -21,24 +21,24 @@ def bind_names(root: Any, anatomy: Anatomy) -> None:
     inner = {"embed_tokens": anatomy.embed_tokens, "layers": anatomy.layers_module, "ln_final": anatomy.ln_final}
     for alias, site in {**inner, "lm_head": anatomy.lm_head}.items():
         _bind(root, root, alias, site)
-    _bind_container(root, inner)
+    _bind_container(root, anatomy.layers_module, inner)
     for layer in anatomy.layers:
         block = root.interleaver.envoys[id(layer.block.module)]
         _bind(root, block, "self_attn", layer.attention)
         _bind(root, block, "mlp", layer.mlp)
 
 
-def _bind_container(root: Any, inner: dict[str, Site | None]) -> None:
+def _bind_container(root: Any, layers: Site, inner: dict[str, Site | None]) -> None:
     """`model.model.layers`, as in nnterp: the child that holds the layers is called `model`, if no other is."""
-    layers = inner["layers"]
-    holder = None if layers is None else root._child_map.get(layers.path.partition(".")[0])
-    if holder is None or holder._module is layers.module or root._child_map.get("model", holder) is not holder:
+    name = layers.path.partition(".")[0]
+    holder = root._child_map.get(name)
+    if holder is None or name == layers.path or root._child_map.get("model", holder) is not holder:
         return
     if root.__dict__.get("model") is not holder:
         object.__setattr__(root, "model", holder)
-        root._aliases["model"] = holder.path.removeprefix(f"{root.path}.")
+        root._aliases["model"] = name
     for alias, site in inner.items():
-        if site is not None and site.path.startswith(f"{holder.path.rpartition('.')[2]}."):
+        if site is not None and site.path.startswith(f"{name}."):
             _bind(root, holder, alias, site)
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
@@ -104,7 +104,7 @@ class StandardizedTransformer(WrappedModel):
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs, tokenizer_kwargs or {})
         side = tokenizer.padding_side if "padding_side" in (tokenizer_kwargs or {}) else None
-        if isinstance(loaded, PreTrainedModel) and not loaded.can_generate():
+        if not loaded.can_generate():
             raise Unsupported(
                 f"{type(loaded).__name__} is no causal LM: transformers gives it no generate().",
                 "Load the weights with AutoModelForCausalLM.",
@@ -119,7 +119,7 @@ class StandardizedTransformer(WrappedModel):
         with warnings.catch_warnings():
             # BERT's modules named `output`: the standard names reach them whatever nnsight calls them.
             warnings.filterwarnings("ignore", message=".*which nnsight already serves on every module")
-            options: dict[str, Any] = {"rename": aliases or None, **_placing(loaded)}
+            options: dict[str, Any] = {"rename": aliases, **_placing(loaded)}
             super().__init__(loaded, tokenizer=tokenizer, task="text-generation", **options)
         bind_names(self, self.anatomy)
         if side is not None:
