@@ -68,7 +68,7 @@ def test_a_prompt_gives_the_same_beside_longer_ones_and_after_them(model_type: s
 )
 def test_generated_text_is_that_of_whole_passes(model_type: str, rope: str | None) -> None:
     model, plain = build(model_type, rope), Plain(model_type, rope)
-    prompts = encoded(WINDOW - 2, WINDOW - 2, WINDOW - 3, 4)
+    prompts = encoded(WINDOW - 2, WINDOW + 3, WINDOW + 3, 4)
     for prompt, said in zip(prompts, generate(model, prompts, max_new_tokens=NEW), strict=True):
         for at, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
             alone = plain.after([*prompt.ids, *said.ids[:at]])

@@ -31,7 +31,7 @@ MISSING = {
 
 
 OFTEN = ("gpt2", "llama", "qwen3_next", "gemma2", "mamba", "bart", "roberta", "gpt_oss")
-"""Those that the default run goes over; the others, whose every way is another test's as well, come with the slow one."""
+"""Those that the default run goes over; the rest come with the slow one."""
 
 
 @pytest.mark.parametrize(
