@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.thorough import CAPABILITIES, check_thoroughly
 from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
 
 
 def standardize(model: PreTrainedModel, name: str = "tiny", check: bool = True) -> StandardizedTransformer:
@@ -52,7 +53,7 @@ def test_lengths_come_from_the_configuration() -> None:
 
 
 def test_a_model_reads_as_far_as_its_table_and_its_encoding_reach() -> None:
-    sizes = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 66}
+    sizes = SIZES | {"num_attention_heads": 4, "max_position_embeddings": 66}
     roberta = RobertaForCausalLM(RobertaConfig(**sizes, is_decoder=True, pad_token_id=1))
     assert standardize(roberta, check=False).context == 64
     assert standardize(tiny_model("llama", rope="dynamic"), check=False).context == 128
