@@ -9,8 +9,9 @@ switches, what was cached is of no use, and the text is read again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,16 +20,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.batches import make_batches, run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling, choose
 from nnterp_mcp.interventions.shared_cache import cache_inputs
+from nnterp_mcp.interventions.static_steps import (
+    WORTHWHILE,
+    StaticSteps,
+    are_steady,
+    captures_steps,
+    takes_static_steps,
+)
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.lengths import Lengths, lengths_of
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import probe_ids
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -94,7 +101,7 @@ def generate(
 
     def say(batch: Batch) -> list[Generation]:
         nonlocal done
-        loop = _Loop(model, batch, plan, sampling, way)
+        loop = _Loop(model, batch, plan, sampling, way, max_new_tokens)
         for _ in range(max_new_tokens):
             should_stop()
             loop.step()
@@ -113,11 +120,19 @@ def generate(
 class _Loop:
     """The steps of one batch."""
 
-    def __init__(self, model: StandardizedTransformer, batch: Batch, plan: Plan, sampling: Sampling, way: Way) -> None:
+    def __init__(
+        self,
+        model: StandardizedTransformer,
+        batch: Batch,
+        plan: Plan,
+        sampling: Sampling,
+        way: Way,
+        new_tokens: int,
+    ) -> None:
         self.generations = [Generation(prompt.index) for prompt in batch.prompts]
-        self._steps = _Steps(model, batch, plan, way)
+        self._steps = _Steps(model, batch, plan, way, new_tokens)
         self._sampling = sampling
-        self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         self._ends = end_ids(model)
 
     @property
@@ -162,8 +177,10 @@ WAYS = tuple(itertools.starmap(Way, itertools.product((True, False), repeat=3)))
 class _Steps:
     """The forward passes of one batch, one for each new token."""
 
-    def __init__(self, model: StandardizedTransformer, batch: Batch, plan: Plan, way: Way) -> None:
+    def __init__(self, model: StandardizedTransformer, batch: Batch, plan: Plan, way: Way, new_tokens: int = 0) -> None:
         self._model = model
+        self._new_tokens = new_tokens
+        self._static: StaticSteps | None = None
         self._batch = batch
         self._plan = plan
         self._way = way
@@ -177,7 +194,12 @@ class _Steps:
     def next_logits(self) -> Float[Tensor, "row vocabulary"]:
         """The logits after the last token of every row."""
         length = self._ids.shape[1]
-        self._renew(length - min(self._batch.padding))
+        if self._renew(length - min(self._batch.padding)):
+            self._static = None
+        elif self._static is None and self._may_be_static:
+            self._static = self._begin_static(length - 1)
+        if self._static is not None:
+            return self._static.next_logits(self._ids[:, -1])
         first = self._known if self._cache is not None else 0
         window = Window(self._batch.prompts, self._batch.padding, first, length)
         inputs = model_inputs(self._model.module, self._ids[:, first:], self._mask, self._cache, self._way.positions)
@@ -188,12 +210,31 @@ class _Steps:
         assert logits is not None
         return logits
 
-    def _renew(self, longest: int) -> None:
+    def _renew(self, longest: int) -> bool:
         """Begins a cache, at first and wherever the last one is computed otherwise than what is to come."""
         kind = self._lengths.kind(longest)
-        if self._way.cached and kind != self._kind:
-            self._cache, self._known = DynamicCache(config=self._model.module.config), 0
-            self._kind = kind
+        if not self._way.cached or kind == self._kind:
+            return False
+        self._cache, self._known = DynamicCache(config=self._model.module.config), 0
+        self._kind = kind
+        return True
+
+    @cached_property
+    def _may_be_static(self) -> bool:
+        """Whether steps on static buffers pay here, and are right."""
+        if self._new_tokens < WORTHWHILE or not self._way.cached or not self._way.positions:
+            return False
+        others = [mark for mark in self._lengths.marks if "sliding_window" not in mark.name]
+        return captures_steps(self._model) and not others and are_steady(self._plan) and takes_static_steps(self._model)
+
+    def _begin_static(self, length: int) -> StaticSteps:
+        """Goes on from the keys and values so far, which are let go."""
+        assert self._cache is not None
+        prompts, padding = self._batch.prompts, self._batch.padding
+        room = max(len(prompt.ids) for prompt in prompts) + self._new_tokens
+        steps = StaticSteps(self._model, self._plan, prompts, padding, self._cache, length, room)
+        self._cache = None
+        return steps
 
     def add(self, tokens: Int[Tensor, " row"]) -> None:
         """Puts a token behind each row."""
@@ -224,11 +265,16 @@ def model_inputs(
 
 
 def end_ids(model: StandardizedTransformer) -> frozenset[int]:
-    """The tokens with which the model ends a text."""
+    """The tokens that end a text: those that the model's generation config lists, and the tokenizer's own."""
     config = getattr(model.module, "generation_config", None)
     listed = getattr(config, "eos_token_id", None)
     ids = [*(listed if isinstance(listed, list | tuple) else [listed]), getattr(model.tokenizer, "eos_token_id", None)]
     return frozenset(int(token) for token in ids if token is not None)
+
+
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first that ends the text, which is among them."""
+    return list(tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))])
 
 
 _SHORT, _NEW = 8, 3
@@ -290,10 +336,8 @@ def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], 
                 allowed = TOLERANCES.get(model.module.dtype, 1e-1) * max(float(alone.abs().max()), 1.0)
                 if not bool((found - alone).abs().max() <= allowed):
                     return False
-    except STOPS:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # whatever else the modelling code raises, it takes no such cache, or such positions
+        if says_nothing(error):
             raise
-        return False  # whatever the modelling code raises, it does not take such a cache, or such positions
+        return False
     return True

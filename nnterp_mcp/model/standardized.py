@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
@@ -92,7 +92,7 @@ class StandardizedTransformer(WrappedModel):
                 "leave it out, or leave out enable_attention_probs."
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
-        if isinstance(loaded, PreTrainedModel) and not loaded.can_generate():
+        if not loaded.can_generate():
             raise Unsupported(
                 f"{type(loaded).__name__} is no causal LM: transformers gives it no generate().",
                 "Load the weights with AutoModelForCausalLM.",
@@ -139,7 +139,12 @@ class StandardizedTransformer(WrappedModel):
 
     @property
     def attentions_output(self) -> StateList:
-        """What each layer's attention adds to the residual stream."""
+        """What each layer's attention computes, as in nnterp; a norm or a multiplier may come behind it."""
+        return StateList(self, "attention_raw", "output")
+
+    @property
+    def attentions_contribution(self) -> StateList:
+        """What each layer's attention adds to the residual stream: the site `attentions_output` of interventions."""
         return StateList(self, "attention_contribution", "output")
 
     @property
@@ -154,7 +159,12 @@ class StandardizedTransformer(WrappedModel):
 
     @property
     def mlps_output(self) -> StateList:
-        """What each layer's MLP adds to the residual stream."""
+        """What each layer's MLP computes, as in nnterp; a norm or a multiplier may come behind it."""
+        return StateList(self, "mlp_raw", "output")
+
+    @property
+    def mlps_contribution(self) -> StateList:
+        """What each layer's MLP adds to the residual stream: the site `mlps_output` of interventions."""
         return StateList(self, "mlp_contribution", "output")
 
     @property

@@ -287,8 +287,8 @@ def choose(model: Any, kept: Data, options: Data, number: int) -> Data:
 def compare_lens(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     """How far norm and head are from the model's own logits, and a padded prompt from the one before, alone.
 
-    Rows and columns are the tokens of the prompts. Those of the short prompt, which came alone before, are the last;
-    the long one begins with the same tokens.
+    Rows and columns are the tokens of the prompts; those of the short prompt, which came alone before, are last, and
+    the long one begins with them.
     """
     logits = pick(model.output.logits, options).float()
     short = logits[-options["short"] :]
