@@ -116,9 +116,8 @@ def test_what_takes_too_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_smallest_models_pass_every_measure(sizes: dict[str, int]) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(**cast("dict[str, Any]", SIZES | sizes), max_position_embeddings=64, initializer_range=0.2)
-    )
+    options: dict[str, Any] = SIZES | sizes | {"max_position_embeddings": 64, "initializer_range": 0.2}
+    model = LlamaForCausalLM(LlamaConfig(**options))
     report = check_thoroughly(standardize(model, check=False))
     assert [(check.name, check.detail) for check in report.checks if not check.passed] == []
     assert [check.name for check in report.checks] == list(CAPABILITIES)
