@@ -20,12 +20,21 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
+from nnterp_mcp.checkpoint import find_checkpoint, refuse_encoder, require_readable, require_safetensors
+from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported, is_panic
 from nnterp_mcp.fields import shown
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.weights import require_own_weights, require_safetensors
+from nnterp_mcp.model.bounds import built_within
+from nnterp_mcp.model.finite import require_finite_weights
+from nnterp_mcp.model.padding import embedded_ids, fill_padding
 from nnterp_mcp.render import size
 
 Report = Callable[[str], None]
@@ -77,11 +86,12 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
             is none of its business.
 
     Raises:
-        UnknownModel: There is no such model, or its files cannot be had.
+        UnknownModel: There is no such model, or its files cannot be had or read.
         Forbidden: Its weights are in a format that is not read, or elsewhere.
+        Unsupported: It is an adapter, or has an encoder.
     """
     located = _find(name, revision, cache, code, report, relative)
-    require_own_weights(located.origin, located.folder)
+    require_readable(located.origin, located.folder, located.gguf)
     return located
 
 
@@ -124,7 +134,7 @@ def read(
         The transformers model in evaluation mode, and its tokenizer.
 
     Raises:
-        UnknownModel: The files hold no complete model.
+        UnknownModel: The files hold no complete model, or numbers that are not finite.
         Unsupported: transformers cannot build it, or the quantization library is missing.
         Forbidden: It needs its own code, which may not run.
         OutOfMemory: It would not fit.
@@ -132,7 +142,7 @@ def read(
     with _explained(located, code):
         report("reading the configuration")
         gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
-        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+        config = read_config(located, code)
         tokenizer = _read_tokenizer(located, code, gguf)
         target = place(device)
         dtype = _dtype(precision.dtype, config, target)
@@ -145,15 +155,16 @@ def read(
         need = memory.of_weights(located.folder, dtype, precision.quantization)
         options["device_map"] = _fit(need, target, located.origin)
         report("reading the weights" + (f" ({size(need)})" if need else ""))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            located.folder,
-            config=config,
-            trust_remote_code=code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **gguf,
-            **options,
-        )
+        with built_within(located.origin, located.folder, located.gguf):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                config=config,
+                trust_remote_code=code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **gguf,
+                **options,
+            )
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -162,7 +173,31 @@ def read(
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), and they would be random",
             "Load a checkpoint that was saved as a causal language model.",
         )
+    require_finite_weights(model, located.origin)
+    fill_padding(tokenizer, embedded_ids(model))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def read_config(located: Located, code: bool) -> Any:
+    """Reads a model's configuration; a padding token that it does not embed is left out, for it is masked anyway.
+
+    Raises:
+        Unsupported: transformers has no causal language model of its type.
+    """
+    gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
+    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+    refuse_encoder(located.origin, config.to_dict())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise Unsupported(
+            f"{located.origin} is of type {shown(config.model_type)}, of which transformers "
+            f"{transformers.__version__} has no causal language model",
+            "Load a model that was saved as a causal language model.",
+        )
+    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
+        padding, embedded = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(embedded, int) and padding >= embedded:
+            part.pad_token_id = None
+    return config
 
 
 def place(device: str) -> torch.device:
@@ -248,22 +283,8 @@ def _move(partial: Path, folder: Path) -> None:
 
 def locate_local(path: Path) -> Located:
     """A folder, or a GGUF file."""
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UnknownModel(
-                f"{path} is no model: files are read when they are .gguf", "Give a folder or a .gguf file."
-            )
-        return Located(path.parent, str(path), gguf=path.name)
-    ggufs = sorted(path.glob("*.gguf"))
-    if not (path / "config.json").exists():
-        if len(ggufs) == 1:
-            return Located(path, str(path), gguf=ggufs[0].name)
-        raise UnknownModel(
-            f"the folder {path} holds no model: it has no config.json",
-            "Give a folder that save_pretrained wrote, or a .gguf file.",
-        )
-    require_safetensors(str(path), [file.name for file in path.iterdir()])
-    return Located(path, str(path))
+    folder, gguf = find_checkpoint(path)
+    return Located(folder, str(path), gguf=gguf)
 
 
 def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
@@ -329,19 +350,14 @@ def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, w
 def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code, **gguf)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UnknownModel(
             f"{located.origin} has no tokenizer that can be read ({type(error).__name__}: {_first_line(error)})",
             "Save the tokenizer beside the model.",
         ) from error
-    fill_padding(tokenizer)
     return tokenizer
-
-
-def fill_padding(tokenizer: Any) -> None:
-    """Gives a tokenizer without a padding token another one for it; it is masked out wherever it stands."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
 
 def _dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:
