@@ -22,23 +22,32 @@ from nnterp_mcp.fields import shown
 from nnterp_mcp.render import size
 
 _SAFE = (".safetensors", ".safetensors.index.json")
-_TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERT = "Only safetensors and GGUF are read: convert it with transformers' save_pretrained first."
 _AGAIN = "Download it again, or give a folder that save_pretrained wrote."
 _DECODERS = "Load a decoder-only language model, such as a GPT-2, Llama, Qwen, Gemma or Mistral."
 
-_MOST_FILES = 10_000
-_LARGEST = 256 << 20
-"""Bytes of a tokenizer's file, or an index of weights: the largest published ones have a tenth of that."""
-_LARGEST_CONFIGURATION = 4 << 20
+_CONFIGURATIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "adapter_config.json",
+)
+_LARGEST = dict.fromkeys((*_CONFIGURATIONS, ".jinja", ".py"), 4_000_000) | {
+    ".index.json": 32_000_000,
+    ".json": 256_000_000,
+    ".txt": 256_000_000,
+    ".model": 256_000_000,
+    ".tiktoken": 256_000_000,
+}
+"""Bytes of a file by how its name ends, at most: many times those of the largest that are published."""
 _DEEPEST = 100
-_CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header; the format's own bound."""
 _MOST_DIMENSIONS = 64
 _LARGEST_COUNT = 100_000
-_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks?|depth|stages|experts|heads|groups|labels|codebooks|loops|iterations)$")
+_COUNT = re.compile(r"(?:^|_)(?:layer|block|depth|stage|expert|head|group|label|codebook|loop|iteration)s?$")
 
 
 def find_checkpoint(path: Path) -> tuple[Path, str | None]:
@@ -46,7 +55,7 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
 
     Raises:
         UnknownModel: It is none.
-        Unsupported: It is an adapter, which changes another model.
+        Unsupported: It is an adapter, which changes another model, or has an encoder.
         Forbidden: Its weights are there as pickle only.
     """
     if path.is_file():
@@ -56,7 +65,9 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
             )
         return path.parent, path.name
     names = _names(path)
+    _require_regular(str(path), path, names)
     if "config.json" in names:
+        refuse_encoder(str(path), _mapping(_json(str(path), path / "config.json")))
         require_safetensors(str(path), names)
         return path, None
     _refuse_adapter(str(path), path)
@@ -109,7 +120,7 @@ def require_readable(origin: str, folder: Path, gguf: str | None = None) -> None
     """
     if gguf is not None:
         _require_regular(origin, folder, [gguf, *_CONFIGURATIONS])
-        _require_gguf(origin, folder / gguf)
+        _require_gguf(folder / gguf)
         return
     _require_regular(origin, folder, _names(folder))
     _refuse_adapter(origin, folder)
@@ -149,50 +160,31 @@ def _require_regular(origin: str, folder: Path, names: Iterable[str]) -> None:
             continue
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise UnknownModel(f"{shown(name)} of {origin} is no regular file", _AGAIN)
-        largest = _LARGEST_CONFIGURATION if name in _CONFIGURATIONS or name.endswith(".jinja") else _LARGEST
-        if name.endswith(_TEXTS) and found.st_size > largest:
+        largest = next((most for ending, most in _LARGEST.items() if name.endswith(ending)), math.inf)
+        if found.st_size > largest:
             raise UnknownModel(
                 f"{shown(name)} of {origin} has {size(found.st_size)}, and at most {size(largest)} are read", _AGAIN
             )
 
 
 def _names(folder: Path) -> list[str]:
-    """The names in a folder, in order; none where there is no folder.
-
-    Raises:
-        UnknownModel: There are too many for a model, or it cannot be read.
-    """
-    names: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.append(entry.name)
-                if len(names) > _MOST_FILES:
-                    raise UnknownModel(
-                        f"the folder {folder} holds more than {_MOST_FILES} files: it is no model's",
-                        "Give the folder of one model.",
-                    )
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UnknownModel(f"the folder {folder} cannot be read: {error.strerror}") from error
-    return sorted(names)
+    return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208 - names only
 
 
-def _require_gguf(origin: str, file: Path) -> None:
-    with file.open("rb") as source:
+def _require_gguf(file: Path) -> None:
+    with _named(file, "GGUF"), file.open("rb") as source:
         if source.read(4) != b"GGUF":
-            raise UnknownModel(f"{origin} is no GGUF file: it does not begin with 'GGUF'", _AGAIN)
+            raise ValueError("it does not begin with 'GGUF'")
 
 
 def _refuse_adapter(origin: str, folder: Path) -> None:
     if not (folder / "adapter_config.json").exists():
         return
     card = _mapping(_require_shallow(origin, folder / "adapter_config.json"))
-    kind, base = card.get("peft_type"), card.get("base_model_name_or_path")
+    kind, base = str(card.get("peft_type")), card.get("base_model_name_or_path")
     raise Unsupported(
-        f"{origin} is an adapter{f' ({kind})' if kind == 'LORA' else ''}, which changes a model and is none: "
-        f"adapter_config.json names {shown(base) if base else 'no base model'}",
+        f"{origin} is an adapter{f' ({kind})' if kind.isalnum() else ''} of "
+        f"{f'the base model {shown(base)}' if base else 'another model'}, and no model by itself",
         "Load the base model. For the adapted one, merge the adapter into it first (PEFT's merge_and_unload, then "
         "save_pretrained), and load what that gives.",
     )
@@ -236,13 +228,13 @@ def _header_length(source: BinaryIO) -> int:
 
 
 @contextmanager
-def _named(file: Path) -> Generator[None]:
+def _named(file: Path, kind: str = "safetensors") -> Generator[None]:
     """Says of which file something is wrong."""
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise UnknownModel(
-            f"{file} is no safetensors file ({error})", "Download it again; with Git LFS, fetch the files themselves."
+            f"{file} is no {kind} file ({error})", "Download it again; with Git LFS, fetch the files themselves."
         ) from error
 
 
@@ -307,7 +299,7 @@ def _inner(value: Any) -> Sequence[Any]:
 
 def _json(origin: str, file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(file.read_bytes()) if file.is_file() else None
     except RecursionError:
         raise _too_deep(origin, file) from None
     except (OSError, ValueError):  # what is wrong with it, whoever needs it will say

@@ -16,6 +16,7 @@ from nnterp_mcp.model import memory
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.fingerprint import fingerprint
 from nnterp_mcp.model.implementation import current_attention, switch_attention
+from nnterp_mcp.model.padding import embedded_ids
 from nnterp_mcp.model.probe import input_device
 
 
@@ -105,10 +106,16 @@ class WrappedModel(TransformersModel):
         return next((bound for bound in bounds if isinstance(bound, int) and bound > 0), None)
 
     @property
+    def embedded(self) -> int:
+        """Number of token ids that it reads."""
+        found = embedded_ids(self.module)
+        return self.vocab_size if found is None else found
+
+    @property
     def pad_id(self) -> int:
-        """The token that masked positions hold."""
+        """The token that masked positions hold: any that is embedded."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        return 0 if pad is None else int(pad)
+        return int(pad) if pad is not None and 0 <= pad < self.embedded else 0
 
     @property
     def padding_side(self) -> str:
