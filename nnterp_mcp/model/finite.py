@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import UnknownModel
+from nnterp_mcp.errors import NnterpError, UnknownModel, Unsupported
+from nnterp_mcp.model.implementation import probe_eagerly
+from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.probe import Call, Tape, first_state
 
 _WIDER = "Load it with dtype 'bfloat16' or 'float32'."
+_FITTING = "Give the configuration that belongs to the weights."
 _BROKEN = "Download or convert the weights again; those of a training that diverged cannot be used."
 
 
@@ -29,14 +34,26 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
         raise UnknownModel(f"{what} in the weights of {name}", _BROKEN)
 
 
-def require_finite_pass(model: nn.Module, tape: Tape, name: str) -> None:
-    """Refuses a model whose numbers outgrow their type in the first short pass.
+def first_pass(model: nn.Module, name: str) -> Tape:
+    """The first short pass of a model.
 
     Raises:
-        UnknownModel: They do; with the layer where it begins.
+        UnknownModel: Its numbers outgrow their type; with the layer where that begins.
+        Unsupported: Its code does not run with its configuration.
     """
-    if tape.logits.is_meta or bool(tape.logits.float().logsumexp(-1).isfinite().all()):
-        return
+    try:
+        tape = probe_eagerly(model)
+    except Exception as error:
+        if isinstance(error, NnterpError) or is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise Unsupported(f"{name} does not run: {type(error).__name__}: {said}", _FITTING) from error
+    if not tape.logits.is_meta and not bool(tape.logits.float().logsumexp(-1).isfinite().all()):
+        _explain(model, tape, name)
+    return tape
+
+
+def _explain(model: nn.Module, tape: Tape, name: str) -> NoReturn:
     require_finite_weights(model, name)
     paths = {id(module): path for path, module in model.named_modules()}
     ended = sorted((call for call in tape.calls if call.end >= 0), key=lambda call: call.end)

@@ -35,6 +35,7 @@ from nnterp_mcp.model import memory
 from nnterp_mcp.model.bounds import built_within
 from nnterp_mcp.model.finite import require_finite_weights
 from nnterp_mcp.model.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.precision import Precision, fit, quantize
 from nnterp_mcp.render import size
 
 Report = Callable[[str], None]
@@ -63,14 +64,6 @@ class Located:
     origin: str
     gguf: str | None = None
     revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How the weights are held: `dtype` and `quantization` as `load_model` takes them."""
-
-    dtype: str = "auto"
-    quantization: str | None = None
 
 
 def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool = True) -> Located:
@@ -145,15 +138,15 @@ def read(
         config = read_config(located, code)
         tokenizer = _read_tokenizer(located, code, gguf)
         target = place(device)
-        dtype = _dtype(precision.dtype, config, target)
+        dtype = precision.type_on(target, config)
         options: dict[str, Any] = {
             "dtype": dtype,
             "attn_implementation": None if attention == "auto" else attention,
         }
         if precision.quantization is not None:
-            options["quantization_config"] = _quantization(precision.quantization, dtype)
+            options["quantization_config"] = quantize(precision.quantization, dtype)
         need = memory.of_weights(located.folder, dtype, precision.quantization)
-        options["device_map"] = _fit(need, target, located.origin)
+        options["device_map"] = fit(need, target, located.origin)
         report("reading the weights" + (f" ({size(need)})" if need else ""))
         with built_within(located.origin, located.folder, located.gguf):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -358,40 +351,6 @@ def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
             "Save the tokenizer beside the model.",
         ) from error
     return tokenizer
-
-
-def _dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:
-    if asked != "auto":
-        return getattr(torch, asked)
-    if device.type == "cpu":
-        return torch.float32
-    kept = getattr(config, "dtype", None) or torch.float32
-    return getattr(torch, kept) if isinstance(kept, str) else kept
-
-
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise Unsupported(
-            f"quantization {kind!r} needs bitsandbytes, which is not installed",
-            "Run: pip install bitsandbytes, or leave quantization out.",
-        )
-    if kind == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-
-
-def _fit(need: int, device: torch.device, origin: str) -> Any:
-    """A device map: the device if the weights fit it, all devices together if they fit those."""
-    free = memory.free(device)
-    if need <= free:
-        return {"": device}
-    everywhere = memory.free_everywhere()
-    if device.type != "cpu" and need <= everywhere:
-        return "auto"
-    raise OutOfMemory(
-        f"the weights of {origin} need {size(need)}, and {size(max(free, everywhere))} are free",
-        "Load it with dtype 'bfloat16' or quantization, unload another model, or choose a smaller one.",
-    )
 
 
 @contextmanager

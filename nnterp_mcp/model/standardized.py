@@ -19,8 +19,7 @@ from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
-from nnterp_mcp.model.finite import require_finite_pass
-from nnterp_mcp.model.implementation import probe_eagerly
+from nnterp_mcp.model.finite import first_pass
 from nnterp_mcp.model.names import bind_names
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
@@ -51,7 +50,7 @@ class StandardizedTransformer(WrappedModel):
         **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default.
 
     Raises:
-        Unsupported: No list of layers through which hidden states run was found, or `remote` is set.
+        Unsupported: It does not run, no list of layers through which hidden states run was found, or `remote` is set.
         UnknownModel: There is no such model, or what it computes is not finite.
 
     Attributes:
@@ -93,9 +92,7 @@ class StandardizedTransformer(WrappedModel):
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
         self.name = name or _name_of(model) or type(loaded).__name__
-        tape = probe_eagerly(loaded)
-        require_finite_pass(loaded, tape, self.name)
-        self.anatomy = resolve(loaded, tape, rename_config)
+        self.anatomy = resolve(loaded, first_pass(loaded, self.name), rename_config)
         self.checks = []
         self._refusals = {}
         self.rename_config = rename_config

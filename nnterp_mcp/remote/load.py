@@ -20,6 +20,7 @@ from nnterp_mcp.model.load import (
     locate_on_hub,
     read_config,
 )
+from nnterp_mcp.model.padding import fill_padding
 from nnterp_mcp.remote.check import check_served
 from nnterp_mcp.remote.client import Connection
 from nnterp_mcp.remote.experiments import EXPERIMENTS
@@ -86,6 +87,7 @@ def load_served(
     require_readable(located.origin, located.folder, located.gguf)
     tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code)
     config = read_config(located, code)
+    fill_padding(tokenizer, getattr(config.get_text_config(decoder=True), "vocab_size", None))
     served = BUILTIN_HUB_ID if source == BUILTIN else source
     wire = wrap_for_wire(str(located.folder), tokenizer, revision, code)
     connection = Connection(service.host, name, wire, _key(wire, served), service.secret, say=report)
