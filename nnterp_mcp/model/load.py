@@ -377,4 +377,5 @@ def _explained(located: Located, code: bool) -> Generator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]
