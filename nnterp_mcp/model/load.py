@@ -154,21 +154,32 @@ def read(
                 config=config,
                 trust_remote_code=code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their sizes
                 output_loading_info=True,
                 **gguf,
                 **options,
             )
     model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UnknownModel(
-            f"{located.origin} lacks {len(missing)} of the weights that {type(model).__name__} needs "
-            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), and they would be random",
-            "Load a checkpoint that was saved as a causal language model.",
-        )
+    _require_complete(type(model).__name__, info, located.origin)
     require_finite_weights(model, located.origin)
     fill_padding(tokenizer, embedded_ids(model))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _require_complete(kind: str, info: dict[str, Any], origin: str) -> None:
+    """Refuses weights that do not fill a model: transformers draws what is missing at random."""
+    for name, stored, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise UnknownModel(
+            f"{name} of {origin} has the shape {tuple(stored)}, and its configuration asks for {tuple(wanted)}",
+            "Give the configuration that belongs to the weights.",
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UnknownModel(
+            f"{origin} lacks {len(missing)} of the weights that {kind} needs "
+            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), and they would be random",
+            "Load a checkpoint that was saved as a causal language model.",
+        )
 
 
 def read_config(located: Located, code: bool) -> Any:

@@ -148,7 +148,9 @@ def test_weights_of_another_shape(copied: Path) -> None:
     weights["lm_head.weight"] = weights["lm_head.weight"][:100].clone()
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
 
-    assert refusal(UnknownModel, copied).startswith("FOLDER could not be read: ")
+    assert refusal(UnknownModel, copied) == (
+        "lm_head.weight of FOLDER has the shape (100, 64), and its configuration asks for (320, 64)"
+    )
 
 
 def test_weights_cut_short(copied: Path) -> None:
