@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nnterp_mcp.errors import InvalidRequest, is_panic
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, Prompt, shown
 from nnterp_mcp.model.chats import Chat, render_chat
 
@@ -94,19 +94,12 @@ def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, 
     else:
         chat = render_chat(tokenizer, prompt, name)
         text = chat.text
-    try:
-        encoding = tokenizer(
-            text,
-            add_special_tokens=isinstance(prompt, str),
-            return_offsets_mapping=tokenizer.is_fast,
-            verbose=False,
-        )
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        raise InvalidRequest(
-            f"the tokenizer of {name} gave up on prompt {index}: {shown(str(error))}", "Give another text."
-        ) from error
+    encoding = tokenizer(
+        text,
+        add_special_tokens=isinstance(prompt, str),
+        return_offsets_mapping=tokenizer.is_fast,
+        verbose=False,
+    )
     ids: list[int] = list(encoding["input_ids"])
     if not ids:
         raise InvalidRequest(f"prompt {index} has no tokens for {name}: {text!r}", "Give at least one token of text.")
