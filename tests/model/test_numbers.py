@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nnterp_mcp.errors import InvalidRequest, UnknownModel
 from nnterp_mcp.interventions.activations import get_token_activations
+from nnterp_mcp.interventions.generation import end_ids
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.load import Precision, locate, read
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -176,6 +177,14 @@ def test_a_token_that_the_model_does_not_embed_is_named(copied: Path) -> None:
     assert caught.value.message == "prompt 1 holds 'extra50', token 349 of the tokenizer, and it embeds tokens 0 to 319"
     with pytest.raises(InvalidRequest, match="holds 'extra50'"):
         get_token_activations(model, ["The extra50"])
+
+
+def test_ends_that_are_no_tokens_end_no_text(copied: Path) -> None:
+    config = json.loads((copied / "generation_config.json").read_text()) | {"eos_token_id": [5, "x", [7], None]}
+    (copied / "generation_config.json").write_text(json.dumps(config))
+    weights, tokenizer = loaded(copied)
+
+    assert end_ids(StandardizedTransformer(weights, tokenizer=tokenizer)) == {5, tokenizer.eos_token_id}
 
 
 def test_sizes_that_differ_by_layer() -> None:
