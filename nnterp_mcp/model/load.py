@@ -387,6 +387,6 @@ def _explained(located: Located, code: bool) -> Generator[None]:
         raise UnknownModel(f"{located.origin} could not be read: {text}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]

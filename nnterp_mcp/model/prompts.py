@@ -73,8 +73,9 @@ def encode_prompts(
             a model without a chat template.
     """
     encoded = [_encode(tokenizer, index, prompt, name, limit) for index, prompt in enumerate(prompts)]
-    for prompt in encoded if embedded is not None else ():
-        _require_embedded(prompt, embedded, tokenizer, name)
+    if embedded is not None:
+        for prompt in encoded:
+            _require_embedded(prompt, embedded, tokenizer, name)
     return encoded
 
 
