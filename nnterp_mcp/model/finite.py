@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnterp_mcp.errors import NnterpError, UnknownModel, Unsupported
 from nnterp_mcp.model.implementation import probe_eagerly
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import Call, Tape, first_state
 
 _WIDER = "Load it with dtype 'bfloat16' or 'float32'."
@@ -44,7 +44,7 @@ def first_pass(model: nn.Module, name: str) -> Tape:
     try:
         tape = probe_eagerly(model)
     except Exception as error:
-        if isinstance(error, NnterpError) or is_out_of_memory(error):
+        if isinstance(error, NnterpError) or says_nothing(error):
             raise
         said = (str(error).splitlines() or [""])[0][:200]
         raise Unsupported(f"{name} does not run: {type(error).__name__}: {said}", _FITTING) from error
