@@ -189,7 +189,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
     if spec.place == "server":
         module = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.handle")
         result = await module.handle(request.session, params, request.on_progress)
-        return result if isinstance(result, Answer) else spec.digest(result)
+        return result if isinstance(result, Answer) else spec.summarize(result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)
         answer = await _follow(request, run)
@@ -197,7 +197,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
     reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
-    return spec.digest(spec.result.model_validate(reply))
+    return spec.summarize(spec.result.model_validate(reply))
 
 
 async def _follow(request: _Request, run: LiveRun) -> Answer:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, fill_batches
 from nnterp_mcp.model.tiny import tiny_tokenizer
+from nnterp_mcp.model.tokens import token_text
 
 CPU = torch.device("cpu")
 TEMPLATE = (

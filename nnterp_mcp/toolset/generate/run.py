@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import Generation, generate
 from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, fill_batches
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
 

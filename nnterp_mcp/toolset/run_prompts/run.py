@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import TokenId
 from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.lens import read_lens
 from nnterp_mcp.interventions.patched_rows import Target, resolve_target
 from nnterp_mcp.interventions.patchscope import pair_layers, read_patchscope
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
@@ -65,7 +68,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
     """Reads every prompt, batch by batch."""
     model = bench.model
     items = _items(bench, params)
-    names, targets = _targets(items, params, model.tokenizer)
+    names, targets = _targets(items, params, model)
     prompts = bench.encode([item.prompt for item in items])
     last = [model.num_layers - 1]
     experiment = _Experiment(
@@ -105,7 +108,7 @@ def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
 
 
 def _targets(
-    items: Sequence[PromptItem], params: RunPromptsParams, tokenizer: object
+    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer
 ) -> tuple[list[str], list[list[list[int]]]]:
     """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
 
@@ -119,11 +122,13 @@ def _targets(
             raise InvalidRequest(
                 f"prompt {index} has the target categories {sorted(own)}: all must have those of prompt 0, {names}."
             )
-    known: dict[tuple[str, ...], list[int]] = {}
+    known: dict[tuple[str | TokenId, ...], list[int]] = {}
     for strings in (strings for own in words for strings in own.values()):
         if strings not in known:
-            known[strings] = get_first_tokens(strings, tokenizer)
-    return names, [[known[own[name]] for name in names] for own in words]
+            known[strings] = get_first_tokens(strings, model)
+    ids = [{name: known[own[name]] for name in names} for own in words]
+    name_counted(ids, model.tokenizer)
+    return names, [list(one.values()) for one in ids]
 
 
 def _read_lens(
