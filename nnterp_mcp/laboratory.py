@@ -14,6 +14,7 @@ from nnterp_mcp.display.figure import Figure
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.fields import shown
 from nnterp_mcp.remarks import collect_remarks
+from nnterp_mcp.render import escaped
 from nnterp_mcp.session.arrays import HeldRows, Rows
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.folders import admit_model
@@ -112,7 +113,7 @@ class Laboratory:
     def show(self, result: Result) -> str:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
-        return spec.render(spec.summarize(result))
+        return escaped(spec.render(spec.summarize(result)))
 
     def figure(self, result: Result) -> Figure:
         """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.

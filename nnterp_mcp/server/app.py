@@ -28,7 +28,7 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
-from nnterp_mcp.render import elided
+from nnterp_mcp.render import elided, escaped
 from nnterp_mcp.server import apps, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
@@ -80,7 +80,9 @@ def build(session: Session) -> Server[Any]:
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
         spec = specs().get(params.name)
         if spec is None:
-            raise MCPError(INVALID_PARAMS, f"Unknown tool: {elided(params.name, 80)}. Tools: {', '.join(specs())}")
+            raise MCPError(
+                INVALID_PARAMS, f"Unknown tool: {escaped(elided(params.name, 80))}. Tools: {', '.join(specs())}"
+            )
 
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)

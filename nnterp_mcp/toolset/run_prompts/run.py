@@ -103,7 +103,8 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
 
 def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
     if isinstance(params.prompts, PromptFile):
-        return read_prompt_file(allowed_file(params.prompts.path, bench.settings.folders))
+        path = allowed_file(params.prompts.path, bench.settings.folders)
+        return read_prompt_file(path, bench.settings.max_prompts)
     return params.prompts
 
 
