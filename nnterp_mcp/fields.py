@@ -67,16 +67,26 @@ class TokenId(BaseModel):
 
 
 def require_messages(value: Any) -> Any:
-    """Refuses the first message of a chat that is none, by its reason."""
+    """Refuses the first message of a chat that is none, by its reason; leaves everything else as it came."""
     if isinstance(value, list) and all(map(_is_message, value)):
         for index, message in enumerate(value):
             try:
                 Message.model_validate(message)
             except ValidationError as error:
-                detail = error.errors()[0]
-                field, reason = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-                raise ValueError(f"message {index} of the chat: {field}: {reason[:1].lower()}{reason[1:]}") from None
+                raise ValueError(f"message {index} of the chat {_fault(error)}") from None
     return value
+
+
+def _fault(error: ValidationError) -> str:
+    """What is wrong with a message."""
+    detail = error.errors()[0]
+    field = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":
+        return f"has no {field}: a message is {{role, content}}"
+    if detail["type"] == "extra_forbidden":
+        return f"has {shown(field)}: a message is {{role, content}}, the last one with closed if need be"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"has no {field} that can be read: {reason[:1].lower()}{reason[1:]}"
 
 
 Prompt = Annotated[str | list[Message], BeforeValidator(require_messages)]

@@ -54,9 +54,9 @@ def get_first_tokens(words: str | TokenId | Sequence[str | TokenId], llm_or_toke
         if not tokens:
             raise InvalidRequest(f"the target {word!r} has no token in this vocabulary", "Give it some visible text.")
         if max(tokens) >= count:
-            given = f"{word!r} is " if isinstance(word, str) else ""
+            asked = f"the target {word!r} begins with token" if isinstance(word, str) else "the target token"
             raise InvalidRequest(
-                f"the target {given}token {max(tokens)}, which does not exist: the model has tokens 0 to {count - 1}."
+                f"{asked} {max(tokens)}, which the model does not have: its tokens are 0 to {count - 1}."
             )
         found.update(dict.fromkeys(tokens))
     return list(found)
