@@ -297,7 +297,7 @@ Targets = Annotated[
         {
             "type": "object",
             "description": 'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their '
-            "first tokens, with and without leading space.",
+            'first tokens, with and without leading space. {"id": 8083}: that token alone.',
         }
     ),
 ]
@@ -320,7 +320,7 @@ TargetSets = Annotated[
     WithJsonSchema(
         {
             "type": ["object", "array"],
-            "description": '{"answer": "Paris", "wrong": "Rome"}, or one per prompt.',
+            "description": '{"answer": "Paris", "wrong": "Rome"} ({"id": 8083}: that token), or one per prompt.',
         }
     ),
 ]
