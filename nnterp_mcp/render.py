@@ -13,6 +13,9 @@ from nnterp_mcp.contract import Answer, Cell, Table
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
+PAIRS = 1000
+"""Pairs of categories with a common first token that are looked for."""
+
 _SHARED = 3
 """Pairs of categories with a common first token that an answer names."""
 
@@ -117,7 +120,8 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
         for pair, tokens in list(shared.items())[:_SHARED]
     ]
     if len(shared) > _SHARED:
-        notes.append(f"{plural(len(shared) - _SHARED, 'more pair')} of categories share first tokens.")
+        others = plural(len(shared) - _SHARED, "more pair")
+        notes.append(f"{others} of categories share first tokens{', or more' if len(shared) >= PAIRS else ''}.")
     return notes
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from nnterp_mcp.interventions.activations import compute_next_token_probs
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.tokens import inner_ids, token_text
 from nnterp_mcp.remarks import remark
-from nnterp_mcp.render import elided, quoted
+from nnterp_mcp.render import PAIRS, elided, quoted
 
 _NAMED_CATEGORIES = 8
 """Categories whose tokens a remark lists."""
@@ -50,7 +50,7 @@ def get_first_tokens(words: str | TokenId | Sequence[str | TokenId], llm_or_toke
     count = len(tokenizer) if tokenizer is llm_or_tokenizer else getattr(llm_or_tokenizer, "vocab_size", len(tokenizer))
     found: dict[int, None] = {}
     for word in [words] if isinstance(words, str | TokenId) else words:
-        tokens = [word.id] if isinstance(word, TokenId) else _first_tokens(word, tokenizer)
+        tokens = [word.id] if isinstance(word, TokenId) else _known(word, _first_tokens(word, tokenizer), tokenizer)
         if not tokens:
             raise InvalidRequest(f"the target {word!r} has no token in this vocabulary", "Give it some visible text.")
         if max(tokens) >= count:
@@ -77,22 +77,46 @@ def _first_tokens(word: str, tokenizer: Any) -> list[int]:
     return [*(carrying or written)[:1], *(token for token in joined if _carries_text(token, tokenizer))]
 
 
+def _known(word: str, tokens: Sequence[int], tokenizer: Any) -> list[int]:
+    """Tokens of a word without the one that stands for everything that a vocabulary lacks."""
+    if word.strip() == getattr(tokenizer, "unk_token", None):
+        return list(tokens)
+    return [token for token in tokens if token != getattr(tokenizer, "unk_token_id", None)]
+
+
 def _carries_text(token: int, tokenizer: Any) -> bool:
     """Whether a token is more than spaces."""
     return bool(tokenizer.decode([token]).strip(" "))
 
 
-def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], list[int]]:
+def find_shared_tokens(
+    targets: Mapping[str, Sequence[int]], most: int | None = None
+) -> dict[tuple[str, str], list[int]]:
     """The first tokens that two categories share: their probabilities count for both.
 
     Args:
         targets: Token ids by category.
+        most: Pairs at most; all by default, and where all categories share a token, they are very many.
 
     Returns:
         The shared ids for each pair of categories that shares any.
     """
-    shared = {(a, b): sorted(set(targets[a]) & set(targets[b])) for a, b in combinations(targets, 2)}
-    return {pair: ids for pair, ids in shared.items() if ids}
+    return dict(islice(_sharing(targets), most))
+
+
+def _sharing(targets: Mapping[str, Sequence[int]]) -> Iterator[tuple[tuple[str, str], list[int]]]:
+    having: dict[int, list[str]] = {}
+    for name, ids in targets.items():
+        for token in set(ids):
+            having.setdefault(token, []).append(name)
+    places = {name: place for place, name in enumerate(targets)}
+    for name, ids in targets.items():
+        shared: dict[str, list[int]] = {}
+        for token in sorted(set(ids)):
+            for other in having[token]:
+                if places[other] > places[name]:
+                    shared.setdefault(other, []).append(token)
+        yield from (((name, other), shared[other]) for other in sorted(shared, key=places.__getitem__))
 
 
 @dataclass(frozen=True)
@@ -128,7 +152,7 @@ def follow_targets(targets: Mapping[str, Sequence[Target]], model: Any) -> Follo
 def _follow(targets: Mapping[str, Sequence[Target]], model: Any) -> FollowedTargets:
     tokenizer = getattr(model, "tokenizer", model)
     ids = {name: get_first_tokens(words, model) for name, words in targets.items()}
-    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids).items()}
+    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids, PAIRS).items()}
     return FollowedTargets(ids, _texts(ids, tokenizer), _texts(shared, tokenizer))
 
 
@@ -203,7 +227,7 @@ class Prompt:
         """Whether no two categories share a token, those in `ignore_targets` left aside."""
         ignored = [ignore_targets] if isinstance(ignore_targets, str) else ignore_targets or ()
         kept = {name: tokens for name, tokens in self.target_tokens.items() if name not in ignored}
-        return not find_shared_tokens(kept)
+        return not find_shared_tokens(kept, 1)
 
     def get_target_probs(
         self, probs: Float[Tensor, "prompt layer vocabulary"], layer: int | None = None

@@ -82,8 +82,10 @@ def test_a_vocabulary_without_spaces() -> None:
     tokenizer = wordpiece()
 
     assert tokenizer.convert_ids_to_tokens(get_first_tokens(["Paris", " Paris"], tokenizer)) == ["paris"]
-    with pytest.raises(InvalidRequest, match="has no token in this vocabulary"):
-        get_first_tokens("\t", tokenizer)
+    assert tokenizer.convert_ids_to_tokens(get_first_tokens("[UNK]", tokenizer)) == ["[UNK]"]
+    for word in ("\t", "日"):
+        with pytest.raises(InvalidRequest, match="has no token in this vocabulary"):
+            get_first_tokens(word, tokenizer)
 
 
 def test_one_token_by_its_id(smollm2: PreTrainedTokenizerFast) -> None:

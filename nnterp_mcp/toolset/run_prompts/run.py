@@ -21,6 +21,7 @@ from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.render import PAIRS
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
@@ -68,7 +69,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
     """Reads every prompt, batch by batch."""
     model = bench.model
     items = _items(bench, params)
-    names, targets = _targets(items, params, model)
+    names, targets = _targets(items, params, model, job)
     prompts = bench.encode([item.prompt for item in items])
     last = [model.num_layers - 1]
     experiment = _Experiment(
@@ -109,7 +110,7 @@ def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
 
 
 def _targets(
-    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer
+    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer, job: Job
 ) -> tuple[list[str], list[list[list[int]]]]:
     """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
 
@@ -125,6 +126,7 @@ def _targets(
             )
     known: dict[tuple[str | TokenId, ...], list[int]] = {}
     for strings in (strings for own in words for strings in own.values()):
+        job.check()
         if strings not in known:
             known[strings] = get_first_tokens(strings, model)
     ids = [{name: known[own[name]] for name in names} for own in words]
@@ -184,8 +186,8 @@ def _target(bench: Bench) -> Target:
 def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object) -> dict[str, list[str]]:
     """The first tokens that two categories share in any prompt."""
     shared: dict[str, dict[str, None]] = {}
-    for ids in targets:
-        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True))).items():
+    for ids in {str(ids): ids for ids in targets}.values():
+        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True)), PAIRS - len(shared)).items():
             found = shared.setdefault(f"{a} and {b}", {})
             found.update(dict.fromkeys(token_text(tokenizer, token) for token in tokens))
     return {pair: list(tokens) for pair, tokens in shared.items()}
