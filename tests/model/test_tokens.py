@@ -57,7 +57,7 @@ def test_bytes_give_way_to_the_texts_own_token() -> None:
 
 
 def test_a_text_that_several_tokens_have_is_told_apart_by_the_id() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer: Any = tiny_tokenizer()
     plain = tokenizer.convert_tokens_to_ids("a")
     tokenizer.add_tokens([AddedToken(" is", normalized=False)])
     added, merged = len(tokenizer) - 1, tokenizer.convert_tokens_to_ids("Ġis")

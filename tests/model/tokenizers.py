@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["▁", "P", "a", "r", "i", "s", "▁P", "ar", "is", "aris", "Paris", "▁Paris", "5", ".", "▁a", "▁P", "the", "🍐"]
 
 
-def sentencepiece_like(words: list[str] | None = None) -> PreTrainedTokenizerFast:
+def sentencepiece_like(words: list[str] | None = None) -> Any:
     """Puts a space before every text, writes it as `▁`, and falls back on bytes, as Llama 2's does."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *dict.fromkeys(words or WORDS)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -21,7 +23,7 @@ def sentencepiece_like(words: list[str] | None = None) -> PreTrainedTokenizerFas
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def wordpiece() -> PreTrainedTokenizerFast:
+def wordpiece() -> Any:
     """Drops spaces, as BERT's does, and ends every text with a token of its own."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "paris", "##is", "par", "a", "5", "!"]
     tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
