@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.errors import InvalidRequest, is_panic
 from nnterp_mcp.fields import shown
 
 _UNREADABLE = "\ufffd"
@@ -19,9 +19,6 @@ _SPACE = "▁"
 
 _BEFORE = ("\n", "🍐", ".", "a")
 """What a text is put behind, to see its tokens there: the first that does not become one token with it."""
-
-_PANIC = "PanicException"
-"""The class of what the tokenizers library raises where it fails: no `Exception`, so that it would end the process."""
 
 _NAMES: WeakKeyDictionary[Any, _Names] = WeakKeyDictionary()
 
@@ -146,7 +143,7 @@ def encode(tokenizer: Any, text: str, **options: Any) -> Any:
     try:
         return tokenizer(text, verbose=False, **options)
     except BaseException as error:
-        if not (isinstance(error, TypeError | UnicodeError) or type(error).__name__ == _PANIC):
+        if not (isinstance(error, TypeError | UnicodeError) or is_panic(error)):
             raise
         raise InvalidRequest(
             f"the tokenizer cannot read {shown(text)} ({type(error).__name__})", "Leave out its unusual characters."

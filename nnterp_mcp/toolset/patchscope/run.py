@@ -112,8 +112,8 @@ def _encode(model: StandardizedTransformer, prompt: Prompt, name: str, limit: in
     elif prompt == "repeat_chat":
         with collect_remarks():  # its text, which nobody wrote, begins as the template begins it
             chat = it_repeat_prompt(model.tokenizer, add_user_instr=False, use_system_prompt=False)
-            return replace(encode_target(model.tokenizer, chat.prompt, name, limit), index=index)
-    return replace(encode_target(model.tokenizer, prompt, name, limit), index=index)
+            return replace(encode_target(model.tokenizer, chat.prompt, name, limit, model.embedded), index=index)
+    return replace(encode_target(model.tokenizer, prompt, name, limit, model.embedded), index=index)
 
 
 def _target_position(asked: PositionSpec, target: EncodedPrompt) -> int:
