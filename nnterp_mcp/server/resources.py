@@ -25,7 +25,7 @@ from mcp_types import (
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
-from nnterp_mcp.render import size
+from nnterp_mcp.render import escaped, size
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.session import figures
@@ -136,9 +136,9 @@ def _read_part(store: RunStore, record: RunRecord, address: str, part: str | Non
     if part is None:
         return _text(address, replies.written(read_answer(store, record)), "text/markdown")
     if part == "record":
-        return _text(address, record.model_dump_json(indent=2), "application/json")
+        return _text(address, escaped(record.model_dump_json(indent=2)), "application/json")
     if part == "result":
-        return _text(address, _within_limit(store.read_result(record), address).decode(), "application/json")
+        return _text(address, escaped(_within_limit(store.read_result(record), address).decode()), "application/json")
     if part in _FIGURES:
         content = _within_limit(figures.read(store, record, part), address)
         if part == figures.PAGE:
