@@ -43,6 +43,9 @@ MOST_WORDS = 1_024
 MOST_STRINGS = 4_096
 """Strings of all categories of one mapping."""
 
+MOST_TARGETS = 65_536
+"""Strings of the targets of all prompts of a call."""
+
 MOST_OPERATIONS = 256
 """Interventions in a list."""
 
@@ -80,9 +83,14 @@ def without_nulls(given: Any) -> Any:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def decoded(given: Any) -> Any:
-    """The list or the object that a text holds as JSON; anything else as it is."""
-    if not isinstance(given, str) or given.lstrip()[:1] not in ("[", "{"):
+def decoded(given: Any, begins: str = "[{") -> Any:
+    """The list or the object that a text holds as JSON; anything else as it is.
+
+    Args:
+        given: What came.
+        begins: The characters with which JSON may begin, digits among them where a number may come as text.
+    """
+    if not isinstance(given, str) or given.lstrip()[:1] not in (*begins,):
         return given
     try:
         return from_json(given)

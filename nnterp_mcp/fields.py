@@ -7,7 +7,8 @@ resolves layers and positions against one (`model/layers.py`, `model/positions.p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -24,6 +25,7 @@ from nnterp_mcp.arguments import (
     MOST_POSITIONS,
     MOST_PROMPTS,
     MOST_STRINGS,
+    MOST_TARGETS,
     MOST_TURNS,
     MOST_WORDS,
     Given,
@@ -36,9 +38,22 @@ from nnterp_mcp.arguments import (
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A value as an error message shows it."""
-    text = repr(value)
+    """A value as an error message shows it; of a large one only the beginning is looked at."""
+    text = repr(_beginning(value, [limit]))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _beginning(value: Any, left: list[int]) -> Any:
+    """A value cut after so many parts, whose text is longer than they are many."""
+    left[0] -= 1
+    if isinstance(value, str | bytes):
+        return value[: max(left[0], 0) + 2]
+    if type(value) is dict:
+        some = takewhile(lambda _: left[0] > 0, value.items())
+        return {_beginning(name, left): _beginning(part, left) for name, part in some}
+    if type(value) in (list, tuple):
+        return type(value)(_beginning(part, left) for part in takewhile(lambda _: left[0] > 0, value))
+    return value
 
 
 class Message(Given):
@@ -186,9 +201,15 @@ def parse_indices(
 
 def _index(value: Any) -> Any:
     """An index or a list of them, which may come as text."""
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(float(value))
-    return whole(decoded(value))
+    given = _range(value)
+    if isinstance(given, str) and _INTEGER.fullmatch(given):
+        return int(given)
+    return whole(decoded(given))
+
+
+def _range(value: Any) -> Any:
+    """A range with whole numbers, though it came with 3.0 for 3; anything else as it is."""
+    return _POINT.sub("", value) if isinstance(value, str) and len(value) <= LONGEST_RANGE else value
 
 
 def _as_layers(value: Any) -> LayerSpec:
@@ -233,7 +254,7 @@ def _as_positions(value: Any) -> tuple[PositionSpec, ...]:
 
 
 def _as_position(value: Any) -> PositionSpec:
-    given = without_nulls(whole(value))
+    given = without_nulls(whole(_range(value)))
     if is_whole(given) or isinstance(given, TextPosition | TurnPosition):
         return given
     if isinstance(given, str) and (given in ("last", "all") or _is_slice(given)):
@@ -255,32 +276,50 @@ def _as_targets(value: Any) -> dict[str, tuple[str, ...]]:
     wrong = f"targets must map a category to one string or a list of strings, not {shown(value)}"
     if not isinstance(value, Mapping):
         raise ValueError(wrong)
-    require_at_most(MOST_CATEGORIES, value, "targets", "categories")
+    _require_few_strings(value)
     targets: dict[str, tuple[str, ...]] = {}
     for category, given in value.items():
         strings = [given] if isinstance(given, str) else given
         if not isinstance(category, str) or not isinstance(strings, list | tuple):
             raise ValueError(wrong)
-        _require_words(category, strings, given)
+        if not strings or not all(isinstance(item, str) and item for item in strings):
+            raise ValueError(
+                f"target category {shown(category)} needs at least one non-empty string, not {shown(given)}"
+            )
         targets[category] = tuple(strings)
-    require_at_most(MOST_STRINGS, [word for words in targets.values() for word in words], "targets", "strings")
     return targets
 
 
-def _require_words(category: str, strings: list[Any] | tuple[Any, ...], given: Any) -> None:
-    name = f"target category {shown(category)}"
-    require_at_most(LONGEST_NAME, category, "a target category's name", "characters")
-    require_at_most(MOST_WORDS, strings, name, "strings")
-    if not strings or not all(isinstance(item, str) and item for item in strings):
-        raise ValueError(f"{name} needs at least one non-empty string, not {shown(given)}")
-    for word in strings:
-        require_at_most(LONGEST_STRING, word, f"a string of {name}", "characters")
+def _require_few_strings(targets: Mapping[Any, Any]) -> None:
+    """Refuses more targets, or longer ones, than one mapping may have."""
+    require_at_most(MOST_CATEGORIES, targets, "targets", "categories")
+    count = 0
+    for category, given in targets.items():
+        name = f"target category {shown(category)}"
+        strings = given if isinstance(given, list | tuple) else [given]
+        require_at_most(MOST_WORDS, strings, name, "strings")
+        for text in [category, *strings]:
+            require_at_most(LONGEST_STRING, text if isinstance(text, str) else "", f"a string of {name}", "characters")
+        count += len(strings)
+    require_at_most(MOST_STRINGS, range(count), "targets", "strings in all")
+
+
+def require_few_targets(mappings: Iterable[Any]) -> None:
+    """Refuses more strings in all mappings together than a call follows.
+
+    Raises:
+        ValueError: There are more; with how many came.
+    """
+    words = (words for one in mappings if isinstance(one, Mapping) for words in one.values())
+    count = sum(len(some) if isinstance(some, list | tuple) else 1 for some in words)
+    require_at_most(MOST_TARGETS, range(count), "targets", "strings in all")
 
 
 _SLICE = re.compile(r"\s*(-?[0-9]{1,9})?\s*:\s*(-?[0-9]{1,9})?\s*(:\s*(-?(?!0+\s*$)[0-9]{1,9})?\s*)?")
 
 
-_INTEGER = re.compile(r"\s{0,8}-?[0-9]{1,9}(\.0{1,9})?\s{0,8}", re.ASCII)
+_INTEGER = re.compile(r"\s{0,8}-?[0-9]{1,9}\s{0,8}", re.ASCII)
+_POINT = re.compile(r"(?<=[0-9])\.0+(?=\s*(:|$))")
 
 
 def _is_slice(value: str) -> bool:
@@ -330,6 +369,7 @@ def _as_target_sets(value: Any) -> tuple[dict[str, tuple[str, ...]], ...]:
     if not items:
         raise ValueError("targets is empty: leave it out, or give one mapping for all prompts or one for each")
     require_at_most(MOST_PROMPTS, items, "targets", "mappings")
+    require_few_targets(items)
     found = tuple(_TARGETS.validate_python(item) for item in items)
     if len({len(targets) for targets in found}) > 1:
         raise ValueError("targets must have as many categories for each prompt")

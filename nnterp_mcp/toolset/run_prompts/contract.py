@@ -16,6 +16,7 @@ from nnterp_mcp.fields import (
     Targets,
     holds_prompts,
     read_text,
+    require_few_targets,
     require_short_prompt,
     shown,
 )
@@ -60,6 +61,7 @@ def _as_given(value: Any) -> PromptSet:
     value = read_text(value, _holds_prompt_set)
     if isinstance(value, list | tuple):
         require_at_most(MOST_PROMPTS, value, "prompts", "prompts")
+        require_few_targets(item.get("targets") for item in value if isinstance(item, dict))
     return as_prompt_set(value)
 
 

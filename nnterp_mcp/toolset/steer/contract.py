@@ -19,7 +19,7 @@ _MOST_FACTORS = 32
 
 
 def _as_factors(value: Any) -> tuple[float, ...]:
-    given = decoded(value)
+    given = decoded(value, "[{-0123456789")
     items = given if isinstance(given, list | tuple) else [given]
     if not 0 < len(items) <= _MOST_FACTORS or not all(
         isinstance(item, int | float) and not isinstance(item, bool) for item in items
