@@ -8,13 +8,14 @@ window; what an operation does at a position is the same in all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.constants import indices
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 
@@ -85,24 +86,25 @@ class Selection:
         whole: Whether these are all entries of the tensor, in its own order.
     """
 
-    rows: Int[Tensor, " entry"]
-    columns: Int[Tensor, " entry"]
+    rows: list[int]
+    columns: list[int]
     entries: list[tuple[int, int]]
     whole: bool
 
     def pick(self, states: Tensor) -> Tensor:
         """The selected states, (entry, …)."""
-        return (
-            states.flatten(0, 1) if self.whole else states[self.rows.to(states.device), self.columns.to(states.device)]
-        )
+        return states.flatten(0, 1) if self.whole else states[self._on(states.device)]
 
     def put(self, states: Tensor, picked: Tensor) -> Tensor:
         """The states with the selected ones replaced; the tensor that came stays as it is."""
         if self.whole:
             return picked.unflatten(0, states.shape[:2])
         changed = states.clone()
-        changed[self.rows.to(states.device), self.columns.to(states.device)] = picked
+        changed[self._on(states.device)] = picked
         return changed
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return indices(self.rows, device), indices(self.columns, device)
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,23 @@ class Window:
     first: int
     length: int
     _selections: dict[tuple[Reach, int], Selection] = field(default_factory=dict)
+    _of_owners: dict[int, Window] = field(default_factory=dict)
 
     @staticmethod
     def over(batch: Batch) -> Window:
         """The pass over whole prompts."""
         return Window(batch.prompts, batch.padding, 0, batch.inputs["input_ids"].shape[1])
+
+    def of_owners(self, owners: Sequence[EncodedPrompt]) -> Window:
+        """The same columns, each row under the prompt of the request that it is a run of.
+
+        Args:
+            owners: The prompt of each run; a row's index is the number of its run.
+        """
+        if id(owners) not in self._of_owners:
+            prompts = [owners[row.index] for row in self.prompts]
+            self._of_owners[id(owners)] = replace(self, prompts=prompts, _selections={}, _of_owners={})
+        return self._of_owners[id(owners)]
 
     def select(self, reached: Reach, columns: int) -> Selection:
         """Where a reach lies in a tensor of the last so many columns of the sequence."""
@@ -142,8 +156,8 @@ class Window:
             for at in reached.of(prompt, begin - padding, self.length - padding)
         ]
         return Selection(
-            rows=torch.tensor([row for row, *_ in found], dtype=torch.long),
-            columns=torch.tensor([column for _, column, *_ in found], dtype=torch.long),
+            rows=[row for row, *_ in found],
+            columns=[column for _, column, *_ in found],
             entries=[(prompt, at) for *_, prompt, at in found],
             whole=len(found) == len(self.prompts) * columns,
         )
