@@ -89,7 +89,7 @@ class ToolSpec(Generic[P, R, A]):
     Attributes:
         name: The tool's name, also its folder's.
         title: A short title for people.
-        description: What it measures and when to use it, at most 2 KB with the parameters' schema.
+        description: What it measures and when to use it, at most 2 KB: some clients cut there.
         params: Its parameters.
         result: What the worker (or the server) computes.
         answer: What an agent sees.
