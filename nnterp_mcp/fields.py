@@ -195,7 +195,8 @@ def parse_indices(
         numbers = tuple(whole(item) for item in given)
         if all(is_whole(item) for item in numbers):
             return numbers
-    *others, last = ["an integer", "a list of integers", f"a range such as '{example}'", *map(repr, words)]
+    *first, last = map(repr, words)
+    others = [*first, "an integer", "a list of integers", f"a range such as '{example}'"]
     raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {shown(value)}")
 
 
