@@ -86,7 +86,7 @@ async def _carry(address: str, token: str | None) -> None:
 
     # A proxy of the environment leads elsewhere, where loopback is another machine.
     beyond = urlsplit(address).hostname not in LOOPBACK
-    async with pipes(anyio.lowlevel.checkpoint) as (read, write), http_client(token, trust_env=beyond) as http:
+    async with http_client(token, trust_env=beyond) as http, pipes(anyio.lowlevel.checkpoint) as (read, write):
 
         async def send(message: JSONRPCMessage) -> None:
             await write.send(SessionMessage(message))
