@@ -27,7 +27,9 @@ async def pipes(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[tuple[An
         async with stdio_server() as (read, write):
             try:
                 yield read, write
-            except anyio.get_cancelled_exc_class():
+            except BaseException as error:
+                if not _is_of_the_pipes(error):
+                    raise
                 logger.info("the client reads no more")
                 with anyio.CancelScope(shield=True):
                     await close()
@@ -35,6 +37,12 @@ async def pipes(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[tuple[An
             await write.aclose()  # or the transport would wait for more
     except* (BrokenPipeError, ConnectionResetError):
         logger.info("the client reads no more")
+
+
+def _is_of_the_pipes(error: BaseException) -> bool:
+    """Whether it says that nobody takes messages any more: a cancel, or a message that could not be handed on."""
+    kinds = (anyio.get_cancelled_exc_class(), anyio.BrokenResourceError, anyio.ClosedResourceError)
+    return isinstance(error, kinds) or (isinstance(error, BaseExceptionGroup) and error.split(kinds)[1] is None)
 
 
 def exit_at_once() -> NoReturn:
