@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(escaped(f"{error.code}: {error.message}\n{error.next_step}".rstrip()), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from mcp_types import (
     CallToolResult,
     ListToolsResult,
     PaginatedRequestParams,
+    RequestParams,
     Tool,
     ToolAnnotations,
 )
@@ -29,7 +30,7 @@ from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.render import elided, escaped
-from nnterp_mcp.server import apps, replies
+from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.pages import first_page
@@ -98,6 +99,8 @@ def build(session: Session) -> Server[Any]:
         version=__version__,
         title="nnterp: a laboratory inside language models",
         instructions=INSTRUCTIONS,
+        website_url=identity.HOMEPAGE,
+        icons=[identity.ICON],
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_prompts=prompts.list,
@@ -108,6 +111,7 @@ def build(session: Session) -> Server[Any]:
         on_completion=Completions(session).complete,
     )
     server.extensions = {apps.EXTENSION: {}}
+    server.add_request_handler("server/discover", RequestParams, identity.discovery(server))
     return server
 
 

@@ -47,12 +47,48 @@ LARGEST = 16_000_000
 _ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+))?/?")
 
 _TEMPLATES = (
-    ("run://{run_id}", "run", "The answer of a run, as its tool gave it", "text/markdown"),
-    ("run://{run_id}/record", "record", "A run's parameters, versions, hashes and times", "application/json"),
-    ("run://{run_id}/result", "result", "A run's whole result", "application/json"),
-    ("run://{run_id}/figure.png", "picture", "A run as a picture", "image/png"),
-    ("run://{run_id}/figure.html", "figure", "A run as an interactive page, whole in one file", "text/html"),
-    ("run://{run_id}/{array}", "array", "An array that a run kept", "application/octet-stream"),
+    (
+        "run://{run_id}",
+        "run",
+        "The answer of a run, as its tool gave it",
+        "What the call found, in words and tables; {run_id} stands in every answer.",
+        "text/markdown",
+    ),
+    (
+        "run://{run_id}/record",
+        "record",
+        "A run's parameters, versions, hashes and times",
+        "All that is needed to make the call again and compare.",
+        "application/json",
+    ),
+    (
+        "run://{run_id}/result",
+        "result",
+        "A run's whole result",
+        "Every number, before anything was left out of the answer.",
+        "application/json",
+    ),
+    (
+        "run://{run_id}/figure.png",
+        "picture",
+        "A run as a picture",
+        "The figure that plot=true puts beside an answer.",
+        "image/png",
+    ),
+    (
+        "run://{run_id}/figure.html",
+        "figure",
+        "A run as an interactive page, whole in one file",
+        "The figure with its numbers under the pointer, to be opened in a browser.",
+        "text/html",
+    ),
+    (
+        "run://{run_id}/{array}",
+        "array",
+        "An array that a run kept",
+        "States or patterns as they were kept; the record names the arrays and their axes.",
+        "application/octet-stream",
+    ),
 )
 
 _FIGURES = {figures.PICTURE: "image/png", figures.PAGE: "text/html"}
@@ -87,8 +123,8 @@ class Resources:
             resource_templates=[
                 *documents.TEMPLATES,
                 *(
-                    ResourceTemplate(uri_template=template, name=name, title=title, mime_type=kind)
-                    for template, name, title, kind in _TEMPLATES
+                    ResourceTemplate(uri_template=template, name=name, title=title, description=said, mime_type=kind)
+                    for template, name, title, said, kind in _TEMPLATES
                 ),
             ]
         )
@@ -128,6 +164,7 @@ def _entry(record: RunRecord) -> Resource:
         uri=f"run://{record.id}",
         name=record.id,
         title=f"{record.tool} on {record.model}, {record.state}, {when}",
+        description=f"The answer of a call of {record.tool} on {record.model}, begun {when}.",
         mime_type="text/markdown",
     )
 

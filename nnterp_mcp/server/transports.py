@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 from mcp.server.lowlevel import Server
@@ -18,6 +18,7 @@ from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
 from nnterp_mcp.server.app import build
 from nnterp_mcp.server.auth import require_safe_bind
+from nnterp_mcp.server.pipes import exit_at_once, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.settings import Settings
@@ -44,12 +45,6 @@ def serve(settings: Settings) -> None:
     exit_at_once()
 
 
-def exit_at_once() -> NoReturn:
-    """Ends the process at once: a thread that reads standard input cannot be cancelled, and would hold it back."""
-    sys.stdout.flush()
-    os._exit(0)
-
-
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -71,11 +66,9 @@ async def _serve(settings: Settings, listener: socket.socket | None) -> None:
 
 
 async def _serve_stdio(server: Server[Any], session: Session) -> None:
-    from mcp.server.stdio import stdio_server
-
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_end_on_signal, session)
-        async with stdio_server() as (read, write):
+        async with pipes(session.close) as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
 

@@ -8,10 +8,12 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import RunId
+from nnterp_mcp.fields import RunId, shown
 from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
 
 Format = Literal["table", "csv", "json", "picture"]
@@ -22,11 +24,30 @@ _LONGEST = 80
 _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 """Texts that need no quotes: no spaces to be seen, and nothing like a number."""
 
+_MOST_COLUMNS = 256
+"""Columns that a call may name."""
+
 _PARTS = 128
 """Parts of the cells in a column of a table, so that fewer rows show more of each."""
 
 _NARROWEST = 8
 """Parts that a cell shows however many rows there are."""
+
+
+def _as_filter(value: Any) -> Any:
+    """Values by column; each row is compared with each of them."""
+    given = decoded(value)
+    if isinstance(given, dict):
+        require_at_most(_MOST_COLUMNS, given, "where", "columns")
+        for column, wanted in given.items():
+            require_at_most(MOST_WORDS, wanted if isinstance(wanted, list | str) else (), f"where.{shown(column)}")
+    return given
+
+
+def _as_columns(value: Any) -> Any:
+    given = decoded(value)
+    require_at_most(_MOST_COLUMNS, given if isinstance(given, list) else (), "columns", "names")
+    return given
 
 
 class ReadRunParams(Params):
@@ -36,16 +57,25 @@ class ReadRunParams(Params):
     part: Annotated[
         str,
         Field(
+            max_length=LONGEST_NAME,
             description="'answer' (as the tool gave it, with the names of the other parts), a table or an array of the "
-            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times)."
+            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times).",
         ),
     ] = "answer"
     where: Annotated[
         dict[str, Any],
-        Field(description='Rows to keep: {"layer": [3, 4], "token": "Par"}; a text matches where it is contained.'),
+        BeforeValidator(_as_filter),
+        schemas.as_schema(
+            {**schemas.OBJECT, "maxProperties": _MOST_COLUMNS},
+            'Rows to keep: {"layer": [3, 4], "token": "Par"}; a text matches where it is contained.',
+        ),
     ] = Field(default_factory=dict)
-    columns: Annotated[list[str] | None, Field(description="Columns to show (all).")] = None
-    offset: Annotated[int, Field(ge=0, description="Rows to pass over.")] = 0
+    columns: Annotated[
+        tuple[Annotated[str, Field(max_length=LONGEST_NAME)], ...] | None,
+        BeforeValidator(_as_columns),
+        schemas.as_schema({**schemas.array(schemas.TEXT), "maxItems": _MOST_COLUMNS}, "Columns to show (all)."),
+    ] = None
+    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to pass over.")] = 0
     limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
     format: Annotated[
         Format, Field(description="Of the rows; csv and json give every digit. picture draws the run.")
@@ -70,10 +100,10 @@ class ReadRunAnswer(Answer):
     """The same as an agent sees it."""
 
     table: TableField
-    same: dict[str, Any]
+    same: Annotated[dict[str, Any], Field(description="Columns that are equal in all rows.")]
     total: int
     truncated: bool
-    format: Format
+    format: Annotated[Format, Field(description="Of the table.")]
 
     @property
     def exact(self) -> bool:
