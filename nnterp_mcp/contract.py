@@ -38,7 +38,7 @@ class ModelParams(Params):
 class Result(BaseModel):
     """Base of what a worker returns: every number, reduced on the device, before any elision."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid")
 
 
 class Table(BaseModel):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm as tqdm_auto
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import compute_next_token_probs
 from nnterp_mcp.model.prompts import token_text
@@ -39,6 +40,7 @@ def get_first_tokens(words: str | Sequence[str], llm_or_tokenizer: Any) -> list[
     tokenizer = getattr(llm_or_tokenizer, "tokenizer", llm_or_tokenizer)
     found: dict[int, None] = {}
     for word in [words] if isinstance(words, str) else words:
+        check_cancelled()
         first = [_first_token(word, tokenizer), _first_token(f" {word}", tokenizer), _inner_token(word, tokenizer)]
         tokens = [token for token in first if token is not None]
         if not tokens:
@@ -73,8 +75,16 @@ def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, 
     Returns:
         The shared ids for each pair of categories that shares any.
     """
-    shared = {(a, b): sorted(set(targets[a]) & set(targets[b])) for a, b in combinations(targets, 2)}
-    return {pair: ids for pair, ids in shared.items() if ids}
+    holders: dict[int, list[str]] = {}
+    for name, ids in targets.items():
+        for token in dict.fromkeys(ids):
+            holders.setdefault(token, []).append(name)
+    shared: dict[tuple[str, str], list[int]] = {}
+    for token in sorted(token for token, names in holders.items() if len(names) > 1):
+        for pair in combinations(holders[token], 2):
+            check_cancelled()
+            shared.setdefault(pair, []).append(token)
+    return shared
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, Prompt
 from nnterp_mcp.model.chats import Chat, render_chat
@@ -70,6 +71,7 @@ def encode_prompts(
 
 
 def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None) -> EncodedPrompt:
+    check_cancelled()
     if isinstance(prompt, str):
         chat, text = None, prompt
     else:
@@ -139,6 +141,7 @@ def _pad(rows: list[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
 
 def token_text(tokenizer: Any, token: int) -> str:
     """A token as text, its leading space kept (decoding one piece alone loses it in some tokenizers)."""
+    check_cancelled()
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     piece = tokenizer.convert_ids_to_tokens(token)
     return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text

@@ -36,6 +36,7 @@ from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.session import figures
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -176,9 +177,9 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
     except anyio.get_cancelled_exc_class():
         facts["outcome"] = "cancelled"
         raise
-    except Exception as error:
+    except BaseException as error:
         facts["outcome"] = "internal"
-        return replies.refused(replies.masked(error))
+        return replies.refused(masked(error))
     finally:
         facts["seconds"] = round(time.monotonic() - begun, 3)
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})

@@ -29,6 +29,7 @@ from nnterp_mcp.render import size
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.session import figures
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.records import RunRecord
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
@@ -100,7 +101,7 @@ class Resources:
         except NnterpError as error:
             raise MCPError(INVALID_PARAMS, replies.worded(error), {"uri": params.uri}) from None
         except Exception as error:
-            raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None
+            raise MCPError(INTERNAL_ERROR, replies.worded(masked(error))) from None
 
     async def _read(self, address: str) -> Contents:
         if address.startswith(documents.SCHEME):

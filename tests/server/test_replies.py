@@ -5,7 +5,8 @@ import re
 import pytest
 
 from nnterp_mcp.errors import BY_CODE, InvalidRequest
-from nnterp_mcp.server.replies import masked, refused
+from nnterp_mcp.server.replies import refused
+from nnterp_mcp.session.faults import masked
 from tests.serving import text
 
 

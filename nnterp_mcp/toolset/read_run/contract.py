@@ -12,7 +12,7 @@ from pydantic import Field
 
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import RunId
-from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
+from nnterp_mcp.render import cell, elided, finite, lines, plural, quoted, table
 
 Format = Literal["table", "csv", "json", "picture"]
 
@@ -171,7 +171,7 @@ def _as_json(content: Table) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 _FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}
