@@ -173,9 +173,13 @@ def _decode_refused(arguments: Mapping[str, Any], error: ValidationError) -> dic
     return decoded if decoded != dict(arguments) else None
 
 
+_MOST_ERRORS = 5
+"""Wrong arguments that an error names; each is told with what would be right."""
+
+
 def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     lines: list[str] = []
-    for detail in error.errors():
+    for detail in error.errors()[:_MOST_ERRORS]:
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = ", ".join(spec.params.model_fields)
@@ -188,6 +192,8 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         else:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             lines.append(f"{name}: {message}, not {shown(detail['input'])}.")
+    if error.error_count() > _MOST_ERRORS:
+        lines.append(f"{error.error_count() - _MOST_ERRORS} more arguments are wrong.")
     return "\n".join(dict.fromkeys(lines))
 
 

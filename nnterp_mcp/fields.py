@@ -22,9 +22,24 @@ from pydantic import (
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A value as an error message shows it."""
-    text = repr(value)
+    """A value as an error message shows it; of a large one only the beginning is looked at."""
+    text = repr(_beginning(value, [limit]))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _beginning(value: Any, left: list[int]) -> Any:
+    """A value cut after so many items, whose text is longer than they are many."""
+    if isinstance(value, str | bytes):
+        return value[: left[0] + 1]
+    if type(value) not in (list, tuple, dict):
+        return value
+    kept: list[Any] = []
+    for item in value.items() if isinstance(value, dict) else value:
+        if left[0] < 0:
+            break
+        left[0] -= 1
+        kept.append(_beginning(item, left))
+    return type(value)(kept)
 
 
 class Message(BaseModel):

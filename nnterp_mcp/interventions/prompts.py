@@ -84,7 +84,8 @@ def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, 
         for pair in combinations(holders[token], 2):
             check_cancelled()
             shared.setdefault(pair, []).append(token)
-    return shared
+    order = {name: place for place, name in enumerate(targets)}
+    return {pair: shared[pair] for pair in sorted(shared, key=lambda pair: (order[pair[0]], order[pair[1]]))}
 
 
 @dataclass(frozen=True)
