@@ -232,6 +232,17 @@ class Runs:
         for run in self.live:
             await run.ended.wait()
 
+    async def wind_down(self, within: float) -> None:
+        """Ends every run before its next batch, so that it keeps what it has.
+
+        Args:
+            within: Seconds to wait for that; the end of its worker ends a run that needs longer.
+        """
+        for run in self.live:
+            run.cancel(Cancelled("the server ended"))
+        with anyio.move_on_after(within):
+            await self.settle()
+
     async def sweep(self) -> None:
         """Makes room for new runs, as far as the quota asks for it."""
         try:

@@ -79,29 +79,33 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
     layers: list[ProbedLayer] = []
     directions: list[Float[np.ndarray, " width"]] = []
     width = 0
+    counts = np.bincount(problem.labels)
+
+    def so_far() -> TrainProbeResult:
+        return TrainProbeResult(
+            model=bench.handle,
+            method=params.method,
+            site=problem.site,
+            groups=_groups(problem),
+            texts=len(np.unique(problem.texts)),
+            width=width,
+            folds=len(trials[0][1]),
+            majority=float(counts.max() / counts.sum()),
+            length=_by_length(problem, trials[0][1]),
+            layers=layers,
+            interventions=problem.interventions,
+            run=params.run,
+        )
+
     for done, layer in enumerate(problem.layers, start=1):
         states = problem.states(layer)
         width = states.shape[1]
-        layers.append(_probe(problem, params, layer, states, trials, job))
         if params.save_as is not None:
-            probe = make_probe(params.method)
-            directions.append(probe_direction(states, problem.labels, probe))
+            directions.append(probe_direction(states, problem.labels, make_probe(params.method)))
+        layers.append(_probe(problem, params, layer, states, trials, job))
+        job.partial = so_far
         job.progress(done, len(problem.layers), f"probes of {done} of {len(problem.layers)} layers")
-    counts = np.bincount(problem.labels)
-    result = TrainProbeResult(
-        model=bench.handle,
-        method=params.method,
-        site=problem.site,
-        groups=_groups(problem),
-        texts=len(np.unique(problem.texts)),
-        width=width,
-        folds=len(trials[0][1]),
-        majority=float(counts.max() / counts.sum()),
-        length=_by_length(problem, trials[0][1]),
-        layers=layers,
-        interventions=problem.interventions,
-        run=params.run,
-    )
+    result = so_far()
     return result if params.save_as is None else _keep(bench, params, result, np.stack(directions))
 
 
