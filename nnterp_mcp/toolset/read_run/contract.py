@@ -19,6 +19,9 @@ Format = Literal["table", "csv", "json", "picture"]
 _LONGEST = 80
 """Characters of a text in a row of a table."""
 
+_LARGEST = 300_000
+"""Characters of the rows of a page of CSV or JSON."""
+
 _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 """Texts that need no quotes: no spaces to be seen, and nothing like a number."""
 
@@ -83,6 +86,8 @@ class ReadRunAnswer(Answer):
 
 def digest(result: ReadRunResult) -> ReadRunAnswer:
     """The page with its place in the whole; what is the same in all its rows is said once."""
+    if result.format != "table":
+        result = result.model_copy(update={"table": _sized(result.table)})
     count = len(result.table.rows)
     left = result.total - result.offset - count
     notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
@@ -101,6 +106,16 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
         truncated=left > 0 or cut,
         format=result.format,
     )
+
+
+def _sized(content: Table) -> Table:
+    """The first rows of a table, as many as one message takes: it holds them twice, as text and as structure."""
+    room, rows = _LARGEST, content.rows
+    for count, row in enumerate(rows):
+        room -= len(_json(row))
+        if room < 0:
+            return Table(columns=content.columns, rows=rows[: max(1, count)])
+    return content
 
 
 def _fitted(content: Table) -> tuple[Table, dict[str, Cell], bool]:
