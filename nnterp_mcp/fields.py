@@ -7,7 +7,7 @@ resolves layers and positions against one (`model/layers.py`, `model/positions.p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -31,15 +31,19 @@ def _beginning(value: Any, left: list[int]) -> Any:
     """A value cut after so many items, whose text is longer than they are many."""
     if isinstance(value, str | bytes):
         return value[: left[0] + 1]
-    if type(value) not in (list, tuple, dict):
-        return value
-    kept: list[Any] = []
-    for item in value.items() if isinstance(value, dict) else value:
+    if type(value) is dict:
+        return {name: _beginning(value[name], left) for name in _first(value, left)}
+    if type(value) in (list, tuple):
+        return type(value)([_beginning(item, left) for item in _first(value, left)])
+    return value
+
+
+def _first(items: Iterable[Any], left: list[int]) -> Iterator[Any]:
+    for item in items:
         if left[0] < 0:
-            break
+            return
         left[0] -= 1
-        kept.append(_beginning(item, left))
-    return type(value)(kept)
+        yield item
 
 
 class Message(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -67,6 +68,7 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Session(settings) as session:
         server = build(session)
+        gc.freeze()  # what is there by now stays: looking through all of it again would hold up every client
         await (_serve_stdio(server, session) if listener is None else _serve_http(server, session, listener))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnterp_mcp.errors import LimitExceeded
 
-MOST_VALUES = 100_000
+MOST_VALUES = 60_000
 """Values of a request, each number, text and name counted."""
 
 _MOST_NAMES = 1000

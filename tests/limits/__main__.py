@@ -18,7 +18,7 @@ from tests.limits.bed import PROMPT, Bed, Tally, made, rows
 from tests.limits.extremes import extremes, large
 from tests.server.test_any_params import arguments, may_unload, valid
 
-_LARGEST = 90_000
+_LARGEST = 50_000
 """Values of a request that is nearly as large as one may be."""
 
 

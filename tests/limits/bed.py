@@ -31,13 +31,15 @@ class Tally:
 
     Attributes:
         outcomes: How many ended in which way.
-        slowest: Seconds of the slowest refusal, and what was refused.
+        slowest: Seconds of the slowest refusal, as its client waited, and what was refused.
+        dearest: Seconds that the server and its worker computed for the refusal that cost them most.
         pause: Seconds of the longest pause of the server's event loop.
         wrong: What no argument may lead to, with the arguments.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: tuple[float, str] = (0.0, "")
+    dearest: float = 0.0
     pause: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
@@ -60,23 +62,30 @@ class Bed:
             result = client.call(tool, **arguments)
         assert not result.is_error, text(result)
         self.run_id = result.structured_content["run_id"]
+        self._workers = client.workers()
         longest(pulse)  # without what is loaded once
 
     def outcome(self, tool: str, arguments: Mapping[str, Any]) -> str:
         """`ok`, or the code of the error."""
-        begun = time.monotonic()
+        begun, computed = time.monotonic(), self._computed()
         result = self.client.call(tool, **arguments)
-        took = time.monotonic() - begun
+        took, cost = time.monotonic() - begun, self._computed() - computed
         if took > _LONG:
             print(f"{took:.1f} s: {tool} {str(arguments)[:200]}", file=sys.stderr, flush=True)
         outcome = text(result).partition(":")[0] if result.is_error else "ok"
         tally = self.tallies.setdefault(tool, Tally())
         tally.outcomes[outcome] += 1
         if result.is_error:
+            tally.dearest = max(tally.dearest, cost)
             tally.slowest = max(tally.slowest, (took, f"{text(result)[:60]!r} for {str(arguments)[:80]}"))
         if outcome != "ok" and outcome not in BY_CODE.keys() - FAULTS_OF_OURS:
             tally.wrong.append(f"{text(result)[:300]} for {str(arguments)[:300]}")
         return outcome
+
+    def _computed(self) -> float:
+        """Seconds that the server and its worker computed so far."""
+        times = [process.cpu_times() for process in (self.client.server, *self._workers)]
+        return sum(one.user + one.system for one in times)
 
     def measure(self, tool: str) -> Tally:
         """The tally of a tool, with the longest pause since the last one that was measured."""
@@ -104,12 +113,16 @@ def made(folder: Path, data: Path) -> Generator[Bed]:
 
 def rows(tallies: Mapping[str, Tally]) -> list[str]:
     """A table of what became of the inputs."""
-    lines = ["| tool | calls | outcomes | slowest refusal | longest pause |", "|---|---|---|---|---|"]
+    lines = [
+        "| tool | calls | outcomes | slowest refusal | computed for one at most | longest pause |",
+        "|---|---|---|---|---|---|",
+    ]
     for tool, tally in tallies.items():
         outcomes = ", ".join(f"{name} {count}" for name, count in tally.outcomes.most_common())
         count = tally.outcomes.total()
         lines.append(
-            f"| {tool} | {count} | {outcomes} | {tally.slowest[0] * 1000:.0f} ms | {tally.pause * 1000:.0f} ms |"
+            f"| {tool} | {count} | {outcomes} | {tally.slowest[0] * 1000:.0f} ms | {tally.dearest * 1000:.0f} ms "
+            f"| {tally.pause * 1000:.0f} ms |"
         )
     calls = sum(tally.outcomes.total() for tally in tallies.values())
     wrong = sum(len(tally.wrong) for tally in tallies.values())
