@@ -8,7 +8,7 @@ slower, and the same text.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling, choose
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import probe_ids
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -173,11 +173,16 @@ def model_inputs(
 
 
 def end_ids(model: StandardizedTransformer) -> frozenset[int]:
-    """The tokens with which the model ends a text."""
+    """The tokens that end a text: those that the model's generation config lists, and the tokenizer's own."""
     config = getattr(model.module, "generation_config", None)
     listed = getattr(config, "eos_token_id", None)
     ids = [*(listed if isinstance(listed, list | tuple) else [listed]), getattr(model.tokenizer, "eos_token_id", None)]
     return frozenset(int(token) for token in ids if token is not None)
+
+
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first that ends the text, which is among them."""
+    return list(tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))])
 
 
 _CACHES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -200,9 +205,9 @@ def _try_cache(module: nn.Module) -> bool:
         cache = DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
         module(**model_inputs(module, ids[:, :-1], mask[:, :-1], cache))
         stepped = module(**model_inputs(module, ids[:, -1:], mask, cache)).logits[:, -1].float()
-    except STOPS:
-        raise
-    except Exception:  # whatever the modelling code raises, it does not take such a cache
+    except Exception as error:  # whatever else the modelling code raises, it does not take such a cache
+        if says_nothing(error):
+            raise
         return False
     allowed = TOLERANCES.get(next(module.parameters()).dtype, 1e-1) * max(float(whole.abs().max()), 1.0)
     return bool((whole - stepped).abs().max() <= allowed)
