@@ -87,7 +87,7 @@ class BodyLimit:
             await self._too_large(scope, receive, send)
             return
         if too_many_values(read.get("body", b"")):
-            reason = f"the body holds more than {MOST_VALUES} values, each number, text and name counted"
+            reason = f"the body holds more than {MOST_VALUES:,} values (a name or a list counts as eight)"
             await _refusal(413, reason)(scope, receive, send)
             return
         await self._app(scope, _replay(read, receive), send)

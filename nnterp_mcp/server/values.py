@@ -11,8 +11,11 @@ from typing import Any
 
 from nnterp_mcp.errors import LimitExceeded
 
-MOST_VALUES = 60_000
-"""Values of a request, each number, text and name counted."""
+MOST_VALUES = 400_000
+"""Numbers and texts that a request holds, at most; a name, a list and an object count as eight of them."""
+
+_NAME = 8
+"""What a name, a list or an object costs to read beside a number in a list, about."""
 
 _MOST_NAMES = 1000
 """Names of one object: of arguments, categories, groups."""
@@ -23,16 +26,16 @@ _FEWER = "Send fewer values at once; a prompt file (run_prompts), a vector file 
 
 def too_many_values(body: bytes) -> bool:
     """Whether JSON holds more than `MOST_VALUES` values, told by its commas, colons and brackets outside of texts."""
-    if _marks(body) <= MOST_VALUES:
+    if _weight(body) <= MOST_VALUES:
         return False
     if body.count(b'"') > 4 * MOST_VALUES:
         return True
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return _marks(b"".join(plain.split(b'"')[::2])) > MOST_VALUES
+    return _weight(b"".join(plain.split(b'"')[::2])) > MOST_VALUES
 
 
-def _marks(text: bytes) -> int:
-    return sum(map(text.count, (b",", b":", b"[", b"{")))
+def _weight(text: bytes) -> int:
+    return text.count(b",") + _NAME * sum(map(text.count, (b":", b"[", b"{")))
 
 
 def require_few_values(arguments: Mapping[str, Any]) -> None:
@@ -48,16 +51,17 @@ def require_few_values(arguments: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             if len(value) > _MOST_NAMES:
                 raise LimitExceeded(f"an object of {len(value)} names, and a call takes {_MOST_NAMES} in one.", _FEWER)
+            count += _NAME * len(value)
             parts = list(value.values())
         elif isinstance(value, list | tuple):
             parts = value
         else:
             if isinstance(value, str) and value[:1] in ("[", "{"):
-                count += _marks(value.encode(errors="replace"))
+                count += _weight(value.encode(errors="replace"))
                 if count > MOST_VALUES:
                     raise _too_many()
             continue
-        count += len(parts)
+        count += _NAME + len(parts)
         if count > MOST_VALUES:
             raise _too_many()
         if depth == _DEEPEST:
@@ -66,4 +70,8 @@ def require_few_values(arguments: Mapping[str, Any]) -> None:
 
 
 def _too_many() -> LimitExceeded:
-    return LimitExceeded(f"the arguments hold more than {MOST_VALUES} values, and a call takes no more.", _FEWER)
+    return LimitExceeded(
+        f"the arguments hold more than {MOST_VALUES:,} values, and a call takes no more (a name or a list counts as "
+        f"{_NAME}).",
+        _FEWER,
+    )

@@ -111,7 +111,7 @@ FAULTS += [
         "a load that is stopped (SIGSTOP) and unloaded",
         stuck_load,
         r"cancelled: the load of tiny-gpt2 was ended: it was unloaded",
-        settings={"batch_tokens": 1, "hang_timeout": 6},
+        settings={"batch_tokens": 1, "hang_timeout": 6, "reply_within": 600},
         slow=True,
     ),
     Fault("a folder of 20,000 files as a model", crowded_folder, r"limit_exceeded: .* holds more than 10000 files"),

@@ -49,8 +49,8 @@ def fast(tool: str, **arguments: Any) -> Callable[[Scene], str]:
 
 
 def too_many_values(scene: Scene) -> str:
-    """A body of 200,000 numbers in 400 kB."""
-    return status_of(scene, call_body("logit_lens", {"prompts": "a", "layers": [0] * 200_000}))
+    """A body of 100,000 lists in 400 kB."""
+    return status_of(scene, call_body("logit_lens", {"prompts": "a", "layers": [[0]] * 100_000}))
 
 
 def without_session(scene: Scene) -> str:
@@ -135,7 +135,7 @@ FAULTS = [
     Fault("malformed JSON-RPC over HTTP", malformed, r"HTTP/1.1 400 Bad Request$"),
     Fault("a request body over the limit", giant, r"HTTP/1.1 413 "),
     Fault("an argument of 500 kB", giant_argument, r"(limit_exceeded|invalid_request): "),
-    Fault("a body of 200,000 values", too_many_values, r"HTTP/1.1 413 "),
+    Fault("a body of 100,000 lists", too_many_values, r"HTTP/1.1 413 "),
     Fault(
         "40,000 unknown arguments",
         fast("logit_lens", prompts="a", **{f"k{number}": 0 for number in range(40_000)}),

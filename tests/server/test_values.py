@@ -18,10 +18,10 @@ from nnterp_mcp.server.values import MOST_VALUES, require_few_values, too_many_v
         ('a, b: [c] {d} \\" \\\\' * 200_000, False),
         (['",:[{'] * (MOST_VALUES // 2), False),
         (["\\"] * (MOST_VALUES // 2), False),
-        ([0] * (MOST_VALUES - 10), False),
-        ([0] * (MOST_VALUES + 10), True),
-        ({f"k{number}": 0 for number in range(MOST_VALUES)}, True),
-        ([[]] * MOST_VALUES, True),
+        ([0] * (MOST_VALUES - 100), False),
+        ([0] * (MOST_VALUES + 100), True),
+        ({f"k{number}": 0 for number in range(MOST_VALUES // 9 + 1)}, True),
+        ([[]] * (MOST_VALUES // 9 + 1), True),
         (["a"] * (5 * MOST_VALUES), True),
     ],
 )
@@ -30,7 +30,7 @@ def test_a_body_is_judged_by_its_values_and_not_by_its_texts(value: Any, refused
     begun = time.process_time()
 
     assert too_many_values(body) is refused
-    assert time.process_time() - begun < 0.1
+    assert time.process_time() - begun < 0.3
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,11 @@ def test_a_body_is_judged_by_its_values_and_not_by_its_texts(value: Any, refused
     [
         ({f"k{number}": 0 for number in range(1000)}, None),
         ({f"k{number}": 0 for number in range(1001)}, "an object of 1001 names, and a call takes 1000 in one"),
-        ([[0] * 240] * 240, None),
-        ([[0] * 400] * 400, "more than 60000 values"),
-        ("[" + "0," * 200_000 + "0]", "more than 60000 values"),
-        ("0," * 200_000, None),
+        ([[0] * 600] * 600, None),
+        ([[0] * 700] * 700, "more than 400,000 values"),
+        ([{"a": 0}] * 30_000, "more than 400,000 values"),
+        ("[" + "0," * 500_000 + "0]", "more than 400,000 values"),
+        ("0," * 500_000, None),
         ([[[[]]]], None),
     ],
 )
