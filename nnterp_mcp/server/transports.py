@@ -17,11 +17,12 @@ from mcp.server.lowlevel import Server
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
-from nnterp_mcp.server.app import build
+from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ async def _serve_http(server: Server[Any], session: Session, listener: socket.so
 
     from nnterp_mcp.server.connections import ImpatientProtocol
 
+    for spec in specs().values():  # made once, before there is a client whom that would hold up
+        definition(spec)
     settings = session.settings
     config = uvicorn.Config(
         http_app(server, settings),
