@@ -173,7 +173,7 @@ def test_any_arguments_are_answered(tool: str, bed: Bed) -> None:
 def test_limits_are_refused_fast_and_hold_up_nobody(tool: str, bed: Bed) -> None:
     from tests.limits.__main__ import try_limits
 
-    tally = try_limits(bed, tool, every=17)
+    tally = try_limits(bed, tool, every=61)
 
     assert not tally.wrong
     assert tally.slowest[0] < 2, tally.slowest
