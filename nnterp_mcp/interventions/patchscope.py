@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import nnsight
@@ -382,12 +383,7 @@ def patch_object_attn_lens(
         states = entering[:, prompt.index if len(sources) > 1 else 0]
         rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // nn_model.vocab_size))
         batches = [first.tolist() for first in torch.arange(nn_model.num_layers).split(rows)]
-
-        def patch(
-            starts: Sequence[int], target: Target = target, states: Tensor = states
-        ) -> Float[Tensor, "start vocabulary"]:
-            return _patch_attention(nn_model, target, states, starts, num_patches)
-
+        patch = partial(_patch_attention, nn_model, target, states, num_patches=num_patches)
         probs[prompt.index] = torch.cat([*run_halving(nn_model, batches, patch, name_row(target))])
     return probs
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -46,18 +48,27 @@ def resolve_sublayers(
         _note("attention", attentions, paths) if named is None else "",
         _note("MLP", mlps, paths) if mlp is None else "",
     ]
-    added = [
-        _site(_named(call, calls, name), hidden, paths) or _contribution(part, calls, hidden, paths)
+    raw = [
+        _site(_named(call, calls, name), hidden, paths) or _without_stream(part, calls, hidden, paths)
         for name, part in ((names.attn_output_source, attention), (names.mlp_output_source, mlp))
+    ]
+    written = [site for site in [*raw, *(_site(other, hidden, paths) for other in others if other is not mlp)] if site]
+    normed = [_norm_behind(site, calls, hidden, paths) or site for site in written]
+    factors = dict(zip((site.path for site in written), _multipliers(layer, call, tape, normed), strict=True))
+    added = [
+        None if site is None else replace(_norm_behind(site, calls, hidden, paths) or site, factor=factors[site.path])
+        for site in raw
     ]
     return replace(
         layer,
         attention=_site(attention, hidden, paths),
+        attention_raw=raw[0],
         attention_contribution=added[0],
         core=_site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
         **({} if core is None else _heads(core, hidden)),
         mlp=_site(mlp, hidden, paths),
+        mlp_raw=raw[1],
         mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
         kind=layer.kind or _kind(attention, mixers),
@@ -76,17 +87,65 @@ def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
 
 
 def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site]) -> bool:
-    total = layer.block.read_input((call.args, call.kwargs))
-    for site in added:
-        part = tape.of(site.module)
-        state = None if part is None or part.mutated else site.read_output(part.output)
-        if state is None or state.shape != total.shape:
-            return False
-        total = total + state
-    output = layer.block.read_output(call.output)
-    if output.device.type == "meta":
+    change = _changes(layer, call, tape, added)
+    if change is None:
         return False
-    return torch.allclose(total.float(), output.float(), rtol=1e-2, atol=1e-3 * float(output.abs().max()))
+    output = layer.block.read_output(call.output)
+    missing = change[0] - sum(change[1:], torch.zeros_like(change[0]))
+    return bool((missing.abs() <= 1e-2 * output.float().abs() + 1e-3 * float(output.abs().max())).all())
+
+
+def _changes(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[Tensor] | None:
+    """What a layer does to the residual stream, and what some sites hold; None where that is not known."""
+    before, after = layer.block.read_input((call.args, call.kwargs)), layer.block.read_output(call.output)
+    states: list[Tensor] = []
+    for site in written:
+        part = tape.of(site.module)
+        if part is None or part.mutated or site.read_output(part.output).shape != before.shape:
+            return None
+        states.append(site.read_output(part.output).float())
+    return None if after.device.type == "meta" else [after.float() - before.float(), *states]
+
+
+def _multipliers(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[float]:
+    """By which numbers of its own a layer multiplies what it adds to the residual stream; 1 where it does not.
+
+    Without weights nothing can be computed: there the number is known by its name alone.
+    """
+    given = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
+    if tape.logits.device.type == "meta":
+        return [next((value for name, value in given.items() if name.startswith("residual_")), 1.0)] * len(written)
+    plain, found = [1.0] * len(written), _changes(layer, call, tape, written)
+    if not given or not written or found is None:
+        return plain
+    change, *states = found
+
+    def miss(factors: Sequence[float]) -> float:
+        parts = (factor * state for factor, state in zip(factors, states, strict=True))
+        return float((change - sum(parts, torch.zeros_like(change))).abs().mean())
+
+    size, most = float(change.abs().mean()), miss(plain)
+    if most <= 1e-3 * size:
+        return plain
+    best = min(product([1.0, *dict.fromkeys(given.values())], repeat=len(states)), key=miss)
+    return list(best) if miss(best) < min(0.05 * size, 0.5 * most) else plain
+
+
+def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    """The norm that reads exactly what a sublayer computes, and whose output no other module reads."""
+    call = next(call for call in reversed(calls) if call.module is site.module)
+    state = site.read_output(call.output)
+    norm = next((other for other in calls if other.start > call.end and _reads(other, state)), None)
+    if norm is None or not is_norm(norm.module) or len(_tensors(norm)) > 1:
+        return None
+    output = _first_tensor(norm.output)
+    if output is None or any(other.start > norm.end and _reads(other, output) for other in calls):
+        return None
+    return _site(norm, hidden, paths)
+
+
+def _reads(call: Call, state: Tensor) -> bool:
+    return any(value is state for _, value in _tensors(call))
 
 
 def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
@@ -253,8 +312,8 @@ def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | No
     return Site(call.module, paths[id(call.module)], entry, exit_, width, mutated=call.mutated)
 
 
-def _contribution(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
-    """The module whose output is added to the residual stream, also where a sublayer adds it itself."""
+def _without_stream(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    """The module whose output is what a sublayer computes, also where the sublayer adds the residual stream itself."""
     site = _site(call, hidden, paths)
     if call is None or site is None:
         return site
@@ -304,8 +363,13 @@ def _heads(core: Call, hidden: Tensor) -> dict[str, Any]:
         "num_heads": count,
         "product": seen.origin,
         "score_product": scoring.ordinal - core.first_product if scoring is not None else None,
-        "values_by_head": not product.einsum and _splits_into(product.operands[1], count, hidden),
+        "values_by_head": not product.einsum and _holds_heads(product.operands[1], count, hidden),
     }
+
+
+def _holds_heads(values: Tensor, heads: int, hidden: Tensor) -> bool:
+    """Whether values are laid out head by head, or one head's stand for all of them."""
+    return _splits_into(values, heads, hidden) or (values.ndim == 4 and _splits_into(values, 1, hidden))
 
 
 def _splits_into(tensor: Tensor, heads: int, hidden: Tensor) -> bool:

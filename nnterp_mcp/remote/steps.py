@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 SERVED_SITES = (
     "token_embeddings",
     "layers_input",
+    "attentions_raw_output",
     "attentions_output",
     "heads_output",
+    "mlps_raw_output",
     "mlps_output",
     "layers_output",
 )
@@ -134,10 +136,12 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
         return {"path": facts.core.path, "side": "output", "item": model.patterns[place.layer], "heads": 0}
     site = {
         "layers_output": facts.block,
+        "attentions_raw_output": facts.attention_raw,
         "attentions_output": facts.attention_contribution,
+        "mlps_raw_output": facts.mlp_raw,
         "mlps_output": facts.mlp_contribution,
     }.get(place.site)
-    if site is None:
+    if site is None or site.factor != 1:
         raise Unsupported(f"the {place} of {model.name} cannot be reached on NDIF", _LOCALLY)
     return _output(site)
 
@@ -170,8 +174,8 @@ def _plain(model: ServedTransformer, edit: Edit, window: Window) -> Data | None:
     if edit.neurons is not None:
         neurons = resolve_indices(edit.neurons, model.width_at(edit.place), "neuron", f"a state at {edit.place}")
     plain: Data = {
-        "rows": chosen.rows,
-        "columns": chosen.columns,
+        "rows": torch.tensor(chosen.rows),
+        "columns": torch.tensor(chosen.columns),
         "heads": None if edit.heads is None else list(edit.heads),
         "neurons": neurons,
         "value": None,
@@ -194,7 +198,11 @@ def _change(model: ServedTransformer, change: Any, chosen: Selection) -> Data:
         taken = torch.stack([change.states[prompt][change.index[prompt, at]] for prompt, at in chosen.entries])
         return {"op": "put", "value": taken if change.heads is None else taken[:, list(change.heads)]}
     if isinstance(change, PassedOn):
-        return {"op": "take", "name": _name(change.entrance), "index": (chosen.rows, chosen.columns)}
+        return {
+            "op": "take",
+            "name": _name(change.entrance),
+            "index": (torch.tensor(chosen.rows), torch.tensor(chosen.columns)),
+        }
     raise Unsupported(f"an intervention that makes a {type(change).__name__} state cannot be sent to NDIF", _LOCALLY)
 
 

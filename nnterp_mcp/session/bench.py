@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnterp_mcp.interventions.engine import Plan
+    from nnterp_mcp.interventions.sources import Known
     from nnterp_mcp.model.prompts import EncodedPrompt
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.session.collected import Collected
@@ -208,8 +209,21 @@ class Bench:
         if prompts > self.settings.max_prompts:
             raise LimitExceeded(f"{prompts} prompts, and this server allows {self.settings.max_prompts} a call.")
 
-    def plan(self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job) -> Plan:
-        """Plans the interventions of a request.
+    def check(self, operations: Sequence[Operation]) -> None:
+        """Refuses interventions that no request to the model could make.
+
+        Raises:
+            InvalidRequest: A layer, head or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.interventions.plan import check
+
+        check(self.model, operations, self.find_vector, states=self.find_states)
+
+    def plan(
+        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job, known: Known | None = None
+    ) -> Plan:
+        """Plans the interventions of a request, once or, with the clean states that are known, for several sets.
 
         Raises:
             InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
@@ -223,6 +237,7 @@ class Bench:
             prompts,
             self.find_vector,
             states=self.find_states,
+            known=known,
             batch_tokens=self.batch_tokens,
             check=job.check,
         )

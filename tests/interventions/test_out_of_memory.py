@@ -17,7 +17,7 @@ from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.interventions import packing, patched_rows
 from nnterp_mcp.interventions.activations import get_token_activations
 from nnterp_mcp.interventions.corruption import pair_prompts
-from nnterp_mcp.interventions.generation import caches, generate
+from nnterp_mcp.interventions.generation import find_way, generate
 from nnterp_mcp.interventions.joined_rows import known_sharing
 from nnterp_mcp.interventions.patching import Patcher, make_grid
 from nnterp_mcp.interventions.patchscope import (
@@ -103,7 +103,7 @@ PATHS: dict[str, tuple[str, int, Callable[[StandardizedTransformer], Any]]] = {
     "patching": ("numpy", 12, patch),
     "steering at one position": ("torch", 14, lambda model: steer(model, -1)),
     "steering at every position": ("numpy", 14, lambda model: steer(model, "all")),
-    "generation": ("torch", 8, lambda model: [one.ids for one in generate(model, encoded(model), max_new_tokens=4)]),
+    "generation": ("torch", 11, lambda model: [one.ids for one in generate(model, encoded(model), max_new_tokens=4)]),
     "activations": ("numpy", 14, lambda model: get_token_activations(model, TEXTS * 2)),
 }
 """What fails, the tokens that a layer can compute at once (a row, or an unpatched and a patched one), and the call."""
@@ -148,8 +148,8 @@ def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment()
     assert packing.read_packed(model, sources, range(3), target) is not None
 
     with limited(model, 0, FAILURES["numpy"]), pytest.raises(MemoryError):
-        caches(model)
-    assert caches(model)
+        find_way(model, 10)
+    assert find_way(model, 10) == find_way(build(), 10)
 
 
 def test_a_row_that_does_not_fit_alone_is_named() -> None:
