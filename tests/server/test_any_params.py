@@ -50,6 +50,10 @@ OPERATIONS: list[dict[str, Any]] = [
     {"op": "knockout", "layers": [1], "heads": [0], "query_positions": [3], "key_positions": [1]},
     {"op": "set_attention", "layers": [0], "heads": "all", "pattern": "uniform"},
 ]
+MEAN_AND_SCALE: list[dict[str, Any]] = [
+    {"op": "mean", "site": "keys", "layers": 1, "steps": [1, 2], "prompts": "all"},
+    {"op": "scale", "site": "keys", "layers": 1, "factor": 0.5, "prompts": "all"},
+]
 NAMES = sorted({name for operation in OPERATIONS for name in operation} | {"renormalise", "of", "seed"})
 
 
@@ -69,7 +73,10 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
         "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
         "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
         "tokenize": [{"prompts": PROMPT}],
-        "generate": [{"prompts": PROMPT, "max_new_tokens": 2}],
+        "generate": [
+            {"prompts": PROMPT, "max_new_tokens": 2},
+            {"prompts": ["a b c", "d e f g h"], "max_new_tokens": 3, "interventions": MEAN_AND_SCALE},
+        ],
         "make_vector": [
             {"name": "made", "method": "mean_difference", "positive": ["a", "b"], "negative": ["c", "d"]},
             {"name": "made", "method": "random", "norm": 1.0},
