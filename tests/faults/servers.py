@@ -51,7 +51,7 @@ def resumed(scene: Scene) -> str:
 def stdin_closed(scene: Scene) -> str:
     """The one client of a server on stdio closes its end in mid-call."""
     scene.client.call("unload_model")
-    with raw(batch_tokens=1, data=scene.folder / "data", runs=scene.runs) as server:
+    with raw(batch_tokens=1, reply_within=600, data=scene.folder / "data", runs=scene.runs) as server:
         server.initialize()
         server.call(1, "load_model", model=str(scene.model("llama")))
         assert not server.answer(1)["result"]["isError"]
