@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except NnterpError as error:
-        print(f"{error.code}: {error.message}\n{error.next_step}".rstrip(), file=sys.stderr)
+        from nnterp_mcp.render import escaped
+
+        print(escaped(f"{error.code}: {error.message}\n{error.next_step}".rstrip()), file=sys.stderr)
         return 2
 
 

@@ -7,6 +7,7 @@ are two renderings of that one answer, so that they cannot disagree.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -36,9 +37,15 @@ class ModelParams(Params):
 
 
 class Result(BaseModel):
-    """Base of what a worker returns: every number, reduced on the device, before any elision."""
+    """Base of what a worker returns: every number, reduced on the device, before any elision.
+
+    Attributes:
+        remarks: What a reader must know of how the input was read.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
 
 
 class Table(BaseModel):
@@ -125,6 +132,12 @@ class ToolSpec(Generic[P, R, A]):
     open_world: bool = False
     recorded: bool = True
     served: bool = False
+
+    def summarize(self, result: R) -> A:
+        """What an agent sees of a result, the remarks on its input among the notes."""
+        answer = self.digest(result)
+        answer.notes += result.remarks
+        return answer
 
     def input_schema(self) -> dict[str, Any]:
         """The JSON schema of the parameters."""

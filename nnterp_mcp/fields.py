@@ -6,6 +6,7 @@ resolves layers and positions against one (`model/layers.py`, `model/positions.p
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -46,16 +47,68 @@ def _first(items: Iterable[Any], left: list[int]) -> Iterator[Any]:
         yield item
 
 
+def _joined(value: Any) -> Any:
+    """The content of a message as text: the parts that some clients send are put together."""
+    if not isinstance(value, list | tuple):
+        return value
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            came = f"of the type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+            raise ValueError(
+                f'part {index} of the content is {came}, and only text is read: {{"type": "text", "text": …}}'
+            )
+    return "".join(part["text"] for part in value)
+
+
 class Message(BaseModel):
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Attributes:
+        role: Whose turn.
+        content: Its text.
+        closed: Whether the turn is over, if it is the assistant's and the last: otherwise it is continued.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: str
-    content: str
+    content: Annotated[str, BeforeValidator(_joined)]
+    closed: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
 
-Prompt = str | list[Message]
+class TokenId(BaseModel):
+    """Exactly one token, by its id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[int, Field(ge=0)]
+
+
+def require_messages(value: Any) -> Any:
+    """Refuses the first message of a chat that is none, by its reason; leaves everything else as it came."""
+    if isinstance(value, list) and all(map(_is_message, value)):
+        for index, message in enumerate(value):
+            try:
+                Message.model_validate(message)
+            except ValidationError as error:
+                raise ValueError(f"message {index} of the chat {_fault(error)}") from None
+    return value
+
+
+def _fault(error: ValidationError) -> str:
+    """What is wrong with a message."""
+    detail = error.errors()[0]
+    field = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":
+        return f"has no {field}: a message is {{role, content}}"
+    if detail["type"] == "extra_forbidden":
+        return f"has {shown(field)}: a message is {{role, content}}, the last one with closed if need be"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"has no {field} that can be read: {reason[:1].lower()}{reason[1:]}"
+
+
+Prompt = Annotated[str | list[Message], BeforeValidator(require_messages)]
 """Plain text, or the turns of a chat, which the model's chat template turns into text."""
 
 _PROMPT_ADAPTER: TypeAdapter[Prompt] = TypeAdapter(Prompt)
@@ -73,8 +126,8 @@ def _as_prompts(value: Any) -> tuple[Prompt, ...]:
         raise ValueError("prompts is empty: give at least one prompt")
     try:
         prompts = tuple(_PROMPT_ADAPTER.validate_python(item) for item in items)
-    except ValidationError:
-        raise ValueError(wrong) from None
+    except ValidationError as error:
+        raise ValueError(_reason(error) or wrong) from None
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {index} is empty: give at least one token of text")
@@ -94,6 +147,12 @@ def _as_groups(value: Any) -> dict[str, tuple[Prompt, ...]]:
         except ValueError as error:
             raise ValueError(f"group {shown(name)}: {error}") from None
     return groups
+
+
+def _reason(error: ValidationError) -> str | None:
+    """What one of our own validators says of a value; None where it was refused by its type alone."""
+    detail = error.errors()[0]
+    return detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
 
 
 def _is_message(value: Any) -> bool:
@@ -171,20 +230,28 @@ def _as_position(value: Any) -> PositionSpec:
     )
 
 
-def _as_targets(value: Any) -> dict[str, tuple[str, ...]]:
+Target = Annotated[str, Field(min_length=1)] | TokenId
+"""A string, which stands for its first token, or one token by its id."""
+
+_TARGET_LIST: TypeAdapter[tuple[Target, ...]] = TypeAdapter(Annotated[tuple[Target, ...], Field(min_length=1)])
+
+
+def _as_targets(value: Any) -> dict[str, tuple[Target, ...]]:
     wrong = f"targets must map a category to one string or a list of strings, not {shown(value)}"
     if not isinstance(value, Mapping):
         raise ValueError(wrong)
-    targets: dict[str, tuple[str, ...]] = {}
+    targets: dict[str, tuple[Target, ...]] = {}
     for category, given in value.items():
-        strings = [given] if isinstance(given, str) else given
-        if not isinstance(category, str) or not isinstance(strings, list | tuple):
+        items = given if isinstance(given, list | tuple) else [given]
+        if not isinstance(category, str) or not isinstance(given, str | Mapping | TokenId | list | tuple):
             raise ValueError(wrong)
-        if not strings or not all(isinstance(item, str) and item for item in strings):
+        try:
+            targets[category] = _TARGET_LIST.validate_python(items)
+        except ValidationError:
             raise ValueError(
-                f"target category {shown(category)} needs at least one non-empty string, not {shown(given)}"
-            )
-        targets[category] = tuple(strings)
+                f'target category {shown(category)} needs at least one non-empty string, or {{"id": N}} for exactly '
+                f"one token, not {shown(given)}"
+            ) from None
     return targets
 
 
@@ -243,20 +310,20 @@ Positions = Annotated[
     ),
 ]
 Targets = Annotated[
-    dict[str, tuple[str, ...]],
+    dict[str, tuple[Target, ...]],
     BeforeValidator(_as_targets),
     WithJsonSchema(
         {
             "type": "object",
             "description": 'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their '
-            "first tokens, with and without leading space.",
+            'first tokens, with and without leading space. {"id": 8083}: that token alone.',
         }
     ),
 ]
-_TARGETS: TypeAdapter[dict[str, tuple[str, ...]]] = TypeAdapter(Targets)
+_TARGETS: TypeAdapter[dict[str, tuple[Target, ...]]] = TypeAdapter(Targets)
 
 
-def _as_target_sets(value: Any) -> tuple[dict[str, tuple[str, ...]], ...]:
+def _as_target_sets(value: Any) -> tuple[dict[str, tuple[Target, ...]], ...]:
     items = value if isinstance(value, list | tuple) else [value]
     if not items:
         raise ValueError("targets is empty: leave it out, or give one mapping for all prompts or one for each")
@@ -267,12 +334,12 @@ def _as_target_sets(value: Any) -> tuple[dict[str, tuple[str, ...]], ...]:
 
 
 TargetSets = Annotated[
-    tuple[dict[str, tuple[str, ...]], ...],
+    tuple[dict[str, tuple[Target, ...]], ...],
     BeforeValidator(_as_target_sets),
     WithJsonSchema(
         {
             "type": ["object", "array"],
-            "description": '{"answer": "Paris", "wrong": "Rome"}, or one per prompt.',
+            "description": '{"answer": "Paris", "wrong": "Rome"} ({"id": 8083}: that token), or one per prompt.',
         }
     ),
 ]

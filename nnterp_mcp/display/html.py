@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Panel
 from nnterp_mcp.display.panels import shades
+from nnterp_mcp.render import escaped, on_one_line
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -61,9 +62,9 @@ def write_html(figure: Figure) -> str:
         HTML with everything that it needs inside; it forbids the browser to load anything else.
     """
     return _PAGE.format(
-        title=escape(figure.title),
-        subtitle=escape(figure.subtitle),
-        notes="".join(f"<p>{escape(note)}</p>" for note in figure.notes),
+        title=_written(figure.title),
+        subtitle=_written(figure.subtitle),
+        notes="".join(f"<p>{_written(note)}</p>" for note in figure.notes),
         panels="\n".join(_division(panel, number) for number, panel in enumerate(figure.panels)),
         plotly=get_plotlyjs(),
         ink=style.INK,
@@ -103,7 +104,7 @@ def save(chart: Chart, file: Path, save_html: bool) -> None:
 def _division(panel: Panel, number: int) -> str:
     chart = chart_of(panel)
     written = chart.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"panel-{number}")
-    return f'<section aria-label="{escape(panel.title)}">{written}</section>'
+    return f'<section aria-label="{_written(panel.title)}">{written}</section>'
 
 
 def chart_of(panel: Panel) -> Chart:
@@ -115,7 +116,12 @@ def chart_of(panel: Panel) -> Chart:
 
 def _shown(text: str) -> str:
     """Text that plotly shows as it is; it takes some tags for its own."""
-    return escape(text, quote=False).replace("\n", "\\n")
+    return escape(escaped(on_one_line(text)), quote=False)
+
+
+def _written(text: str) -> str:
+    """Text of the page itself."""
+    return escape(escaped(text))
 
 
 def _ticks(names: Sequence[str]) -> dict[str, Any]:

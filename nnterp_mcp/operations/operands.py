@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nnterp_mcp.fields import Layers, LayerSpec, Positions, Prompt, Prompts, shown
+from nnterp_mcp.fields import Layers, LayerSpec, Positions, Prompt, Prompts, require_messages, shown
 
 Site = Literal[
     "token_embeddings",
@@ -118,6 +118,7 @@ _PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
 def _as_source_prompt(value: Any) -> Any:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
+    require_messages(value)
     try:
         (prompt,) = _PROMPTS.validate_python(value)
     except ValueError:

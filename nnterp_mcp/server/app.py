@@ -28,7 +28,7 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
-from nnterp_mcp.render import elided
+from nnterp_mcp.render import elided, escaped
 from nnterp_mcp.server import apps, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
@@ -83,7 +83,9 @@ def build(session: Session) -> Server[Any]:
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
         spec = specs().get(params.name)
         if spec is None:
-            raise MCPError(INVALID_PARAMS, f"Unknown tool: {elided(params.name, 80)}. Tools: {', '.join(specs())}")
+            raise MCPError(
+                INVALID_PARAMS, f"Unknown tool: {escaped(elided(params.name, 80))}. Tools: {', '.join(specs())}"
+            )
 
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
@@ -198,7 +200,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
     if spec.place == "server":
         module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.handle")
         result = await module.handle(request.session, params, request.on_progress)
-        return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.digest, result)
+        return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)
         answer = await _follow(request, run)
@@ -206,7 +208,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
     reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
-    return spec.digest(spec.result.model_validate(reply))
+    return spec.summarize(spec.result.model_validate(reply))
 
 
 async def _follow(request: _Request, run: LiveRun) -> Answer:

@@ -12,7 +12,7 @@ from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 from nnterp_mcp.contract import Answer, Late
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.redaction import redact
-from nnterp_mcp.render import lines, rounded
+from nnterp_mcp.render import escaped, escaped_data, lines, rounded
 from nnterp_mcp.toolset import specs
 
 _LONGEST_ERROR = 2000
@@ -22,15 +22,16 @@ _LONGEST_ERROR = 2000
 def answered(answer: Answer) -> CallToolResult:
     """An answer as text and as structured content, and its picture if it has one."""
     data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
+    data = escaped_data(data if answer.exact else rounded(data))
     content: list[ContentBlock] = [TextContent(text=written(answer))]
     if answer.picture is not None:
         content.append(ImageContent(data=base64.b64encode(answer.picture).decode(), mime_type="image/png"))
-    return CallToolResult(content=content, structured_content=data if answer.exact else rounded(data))
+    return CallToolResult(content=content, structured_content=data)
 
 
 def written(answer: Answer) -> str:
     """An answer as text; its class says how it is written."""
-    text = _renderers()[type(answer)](answer)
+    text = escaped(_renderers()[type(answer)](answer))
     return text if answer.run_id is None else f"{text}\nrun_id: {answer.run_id}"
 
 
@@ -50,4 +51,4 @@ def worded(error: NnterpError) -> str:
     text = redact(f"{error.code}: {error.message}")
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
-    return f"{text}\n{error.next_step}" if error.next_step else text
+    return escaped(f"{text}\n{error.next_step}" if error.next_step else text)

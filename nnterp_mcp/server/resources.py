@@ -27,7 +27,7 @@ from mcp_types import (
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
-from nnterp_mcp.render import plural, size
+from nnterp_mcp.render import escaped, plural, size
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.session import figures
@@ -194,9 +194,9 @@ class _Part:
 
 def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "record":
-        return _held(record.model_dump_json(indent=2).encode(), "application/json")
+        return _held(escaped(record.model_dump_json(indent=2)).encode(), "application/json")
     if part == "result":
-        return _held(store.read_result(record), "application/json")
+        return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
     if part in _FIGURES:
         content = figures.read(store, record, part)
         return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])

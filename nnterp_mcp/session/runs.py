@@ -317,4 +317,4 @@ class Runs:
 
     def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
         result = spec.result.model_validate_json(self.store.read_result(record))
-        return spec.digest(result).model_dump(mode="json")
+        return spec.summarize(result).model_dump(mode="json")

@@ -21,8 +21,9 @@ from nnterp_mcp.interventions.attention import (
 from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.operations import Operation, Patch, SetAttention
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.attention_probs.contract import AttentionProbsParams

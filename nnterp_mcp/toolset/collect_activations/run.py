@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.interventions.geometry import Components, compare_groups, lengths, principal_components
-from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.arrays import Rows
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.collect_activations.contract import CollectActivationsParams

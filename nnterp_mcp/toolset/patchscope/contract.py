@@ -7,7 +7,19 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, LayerSpec, Plot, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
+from nnterp_mcp.fields import (
+    Layers,
+    LayerSpec,
+    Plot,
+    Positions,
+    PositionSpec,
+    Prompt,
+    Prompts,
+    Targets,
+    TopK,
+    require_messages,
+    shown,
+)
 from nnterp_mcp.operations import Interventions
 from nnterp_mcp.session.vectors import check_name
 from nnterp_mcp.toolset.patchscope.digest import digest, render
@@ -20,6 +32,7 @@ _PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
 
 
 def _as_target(value: Any) -> Prompt:
+    require_messages(value)
     try:
         (prompt,) = _PROMPTS.validate_python(value)
     except (ValidationError, ValueError):

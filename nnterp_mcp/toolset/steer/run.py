@@ -13,7 +13,7 @@ from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.interventions.sweep import Dose, Sweep, sweep
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.operations import label_of
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.steer.contract import SteerParams
@@ -35,7 +35,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     directions = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
     total = _count(params, len(directions), controls)
-    targets = follow_targets(params.targets, model.tokenizer)
+    targets = follow_targets(params.targets, model)
 
     def result(found: Sweep) -> SteerResult:
         return SteerResult(
