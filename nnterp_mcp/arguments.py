@@ -31,7 +31,7 @@ MOST_POSITIONS = 1_024
 MOST_NUMBERS = 65_536
 """Numbers of a vector, or components of a state that are chosen."""
 
-MOST_CELLS = 1_000_000
+MOST_CELLS = 250_000
 """Numbers of a matrix."""
 
 MOST_CATEGORIES = 256

@@ -41,7 +41,7 @@ class Result(BaseModel):
         remarks: What a reader must know of how the input was read.
     """
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid")
 
     remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
 
@@ -164,9 +164,13 @@ class ToolSpec(Generic[P, R, A]):
             raise InvalidRequest(_explain(self, error)) from None
 
 
+_MOST_ERRORS = 5
+"""Wrong arguments that an error names; each is told with what would be right."""
+
+
 def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     lines: list[str] = []
-    for detail in error.errors():
+    for detail in error.errors()[:_MOST_ERRORS]:
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = ", ".join(spec.params.model_fields)
@@ -179,6 +183,8 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         else:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             lines.append(f"{name}: {message}, not {shown(detail['input'])}.")
+    if error.error_count() > _MOST_ERRORS:
+        lines.append(f"{error.error_count() - _MOST_ERRORS} more arguments are wrong.")
     return "\n".join(dict.fromkeys(lines))
 
 

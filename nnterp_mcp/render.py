@@ -43,6 +43,17 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def finite(value: Any) -> Any:
+    """Plain data for JSON, which has no numbers that are not finite: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
 def number(value: int | float) -> str:
     """A number with `SIGNIFICANT` digits: 0.768, 10.4, 3.1e-05, 12000."""
     if isinstance(value, int):

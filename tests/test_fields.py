@@ -188,3 +188,25 @@ def test_targets_that_are_refused(value: Any, message: str) -> None:
 
 def test_a_long_value_is_shown_in_part() -> None:
     assert shown("x" * 1000) == "'" + "x" * 78 + "…"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 10**7, [0] * 10**6, {f"k{number}": 0 for number in range(10**6)}, [[["a" * 10**6] * 100] * 100] * 100],
+    ids=["text", "list", "map", "nested"],
+)
+def test_a_large_value_is_shown_by_its_beginning_without_being_read_whole(value: object) -> None:
+    import time
+
+    begun = time.process_time()
+    said = shown(value)
+
+    assert time.process_time() - begun < 0.02
+    assert len(said) == 80
+    assert said.endswith("…")
+    assert repr(value)[:79] == said[:79] if not isinstance(value, list) or value[0] == 0 else said.startswith("[[['aaa")
+
+
+@pytest.mark.parametrize("value", ["a", [1, [2, {"b": None}]], {}, ("x",), 1.5, "x" * 78])
+def test_a_small_value_is_shown_whole(value: object) -> None:
+    assert shown(value) == repr(value)

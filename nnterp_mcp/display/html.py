@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from plotly.graph_objects import Bar as Beam
 from plotly.graph_objects import Figure as Chart
 from plotly.graph_objects import Heatmap as Grid
 from plotly.graph_objects import Scatter
+from plotly.io._utils import plotly_cdn_url
 from plotly.offline import get_plotlyjs
 
 from nnterp_mcp.display import style
@@ -67,6 +70,20 @@ def write_html(figure: Figure) -> str:
         ink=style.INK,
         faint=style.FAINT,
     )
+
+
+_POLICY = "script-src 'unsafe-inline'"
+
+
+def without_library(page: str) -> str:
+    """A page of `write_html` without the plotting library, which makes nearly all of its size.
+
+    It loads that very library from the network, and from there only: the page names the hash of what it takes.
+    """
+    address, digest = plotly_cdn_url(), b64encode(sha256(get_plotlyjs().encode()).digest()).decode()
+    origin = "/".join(address.split("/")[:3])
+    tag = f'<script charset="utf-8" src="{address}" integrity="sha256-{digest}" crossorigin="anonymous"></script>'
+    return page.replace(_POLICY, f"{_POLICY} {origin}", 1).replace(f"<script>{get_plotlyjs()}</script>", tag, 1)
 
 
 def save(chart: Chart, file: Path, save_html: bool) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm as tqdm_auto
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Target, TokenId
 from nnterp_mcp.interventions.activations import compute_next_token_probs
@@ -50,6 +51,7 @@ def get_first_tokens(words: str | TokenId | Sequence[str | TokenId], llm_or_toke
     count = len(tokenizer) if tokenizer is llm_or_tokenizer else getattr(llm_or_tokenizer, "vocab_size", len(tokenizer))
     found: dict[int, None] = {}
     for word in [words] if isinstance(words, str | TokenId) else words:
+        check_cancelled()
         tokens = [word.id] if isinstance(word, TokenId) else _known(word, _first_tokens(word, tokenizer), tokenizer)
         if not tokens:
             raise InvalidRequest(f"the target {word!r} has no token in this vocabulary", "Give it some visible text.")
@@ -113,6 +115,7 @@ def _sharing(targets: Mapping[str, Sequence[int]]) -> Iterator[tuple[tuple[str, 
     for name, ids in targets.items():
         shared: dict[str, list[int]] = {}
         for token in sorted(set(ids)):
+            check_cancelled()
             for other in having[token]:
                 if places[other] > places[name]:
                     shared.setdefault(other, []).append(token)

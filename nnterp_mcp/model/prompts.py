@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, Prompt, shown
 from nnterp_mcp.model.chats import Chat, render_chat
@@ -144,6 +145,7 @@ class _Ends:
 def _encode(
     tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None, ends: _Ends
 ) -> EncodedPrompt:
+    check_cancelled()
     if isinstance(prompt, str):
         chat, text = None, prompt
     else:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest, is_panic
 from nnterp_mcp.fields import shown
 
@@ -29,6 +30,7 @@ def token_text(tokenizer: Any, token: int) -> str:
     It is the token's text, leading space included. Bytes that are no UTF-8 by themselves are written as `<0xE8>`;
     a text that several tokens have is followed by the id (`the#8083`), which stands alone where there is no text.
     """
+    check_cancelled()
     names = _NAMES.get(tokenizer)
     if names is None or names.size != len(tokenizer):
         names = _NAMES[tokenizer] = _Names(tokenizer)

@@ -36,7 +36,9 @@ from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
+from nnterp_mcp.server.values import require_few_values
 from nnterp_mcp.session import figures
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -173,30 +175,36 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
     facts = request.facts
     facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
-        answer = await _answer(request, request.spec.parse(arguments))
+        answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request.spec, arguments))
         if isinstance(answer, Late):
             facts["outcome"] = answer.state
-        return replies.answered(answer)
+        return await anyio.to_thread.run_sync(replies.answered, answer)
     except NnterpError as error:
         facts["outcome"] = error.code
         return replies.refused(error)
     except anyio.get_cancelled_exc_class():
         facts["outcome"] = "cancelled"
         raise
-    except Exception as error:
+    except BaseException as error:
         facts["outcome"] = "internal"
-        return replies.refused(replies.masked(error))
+        return replies.refused(masked(error))
     finally:
         facts["seconds"] = round(time.monotonic() - begun, 3)
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
 
 
+def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
+    """Checks arguments; on a thread, for other clients do not wait for that."""
+    require_few_values(arguments)
+    return spec.parse(arguments)
+
+
 async def _answer(request: _Request, params: Params) -> Answer:
     spec = request.spec
     if spec.place == "server":
-        module = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.handle")
+        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.handle")
         result = await module.handle(request.session, params, request.on_progress)
-        return result if isinstance(result, Answer) else spec.summarize(result)
+        return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)
         answer = await _follow(request, run)

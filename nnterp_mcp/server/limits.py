@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.server.refusals import refusal
+from nnterp_mcp.server.values import MOST_VALUES, too_many_values
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -79,7 +80,8 @@ def _session_of(query: bytes) -> str:
 
 
 class BodyLimit:
-    """Reads a request's body before anything else does, and gives up when it is too large (413) or too slow (408)."""
+    """Reads a request's body before anything else does, and gives up when it is too large or holds too much (413), or
+    is too slow (408)."""
 
     def __init__(self, app: ASGIApp, largest: int) -> None:
         self._app = app
@@ -102,6 +104,10 @@ class BodyLimit:
             return
         if read is None:
             await self._too_large(scope, receive, send)
+            return
+        if too_many_values(read.get("body", b"")):
+            reason = f"the body holds more than {MOST_VALUES:,} values (a name or a list counts as eight)"
+            await _refusal(413, reason)(scope, receive, send)
             return
         await self._app(scope, _replay(read, receive), send)
 

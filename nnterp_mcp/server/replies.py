@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
-import uuid
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,12 +10,10 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from nnterp_mcp.contract import Answer, Late
-from nnterp_mcp.errors import Internal, NnterpError
+from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.redaction import redact
 from nnterp_mcp.render import escaped, escaped_data, lines, rounded
 from nnterp_mcp.toolset import specs
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_ERROR = 2000
 """Characters; what a caller sent may be quoted in an error, and may be long."""
@@ -56,13 +52,3 @@ def worded(error: NnterpError) -> str:
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
     return escaped(f"{text}\n{error.next_step}" if error.next_step else text)
-
-
-def masked(error: Exception) -> NnterpError:
-    """A fault of ours under a log id, its details in the log only."""
-    log_id = uuid.uuid4().hex[:8]
-    logger.error("[%s] %s", log_id, type(error).__name__, exc_info=error)
-    return Internal(
-        f"an unexpected {type(error).__name__} in the server (log id {log_id})",
-        "The server's log holds the details under that id; other calls are not affected.",
-    )

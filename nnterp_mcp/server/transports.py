@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -16,12 +17,13 @@ from mcp.server.lowlevel import Server
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
-from nnterp_mcp.server.app import build
+from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
 from nnterp_mcp.server.pipes import exit_at_once, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Session(settings) as session:
         server = build(session)
+        gc.freeze()  # what is there by now stays: looking through all of it again would hold up every client
         await (_serve_stdio(server, session) if listener is None else _serve_http(server, session, listener))
 
 
@@ -85,6 +88,8 @@ async def _serve_http(server: Server[Any], session: Session, listener: socket.so
 
     from nnterp_mcp.server.connections import ImpatientProtocol
 
+    for spec in specs().values():  # made once, before there is a client whom that would hold up
+        definition(spec)
     settings = session.settings
     config = uvicorn.Config(
         http_app(server, settings),

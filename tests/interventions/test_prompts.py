@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -116,6 +117,15 @@ def test_a_word_without_tokens_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         get_first_tokens(["France", "\u200b"], tokenizer)
     assert caught.value.message == "the target '\\u200b' has no token in this vocabulary"
+
+
+def test_shared_tokens_of_many_categories_are_found_at_once() -> None:
+    many = {f"c{number}": [number, number + 100_000] for number in range(20_000)}
+    begun = time.monotonic()
+    shared = find_shared_tokens(many | {"other": [7]})
+
+    assert shared == {("c7", "other"): [7]}
+    assert time.monotonic() - begun < 5
 
 
 def test_shared_tokens_are_found_for_each_pair() -> None:

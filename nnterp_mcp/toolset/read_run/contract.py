@@ -14,12 +14,15 @@ from nnterp_mcp import schemas
 from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import RunId, shown
-from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
+from nnterp_mcp.render import cell, elided, finite, lines, plural, quoted, table
 
 Format = Literal["table", "csv", "json", "picture"]
 
 _LONGEST = 80
 """Characters of a text in a row of a table."""
+
+_LARGEST = 300_000
+"""Characters of the rows of a page of CSV or JSON."""
 
 _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 """Texts that need no quotes: no spaces to be seen, and nothing like a number."""
@@ -113,6 +116,8 @@ class ReadRunAnswer(Answer):
 
 def digest(result: ReadRunResult) -> ReadRunAnswer:
     """The page with its place in the whole; what is the same in all its rows is said once."""
+    if result.format != "table":
+        result = result.model_copy(update={"table": _sized(result.table)})
     count = len(result.table.rows)
     left = result.total - result.offset - count
     notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
@@ -131,6 +136,16 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
         truncated=left > 0 or cut,
         format=result.format,
     )
+
+
+def _sized(content: Table) -> Table:
+    """The first rows of a table, as many as one message takes: it holds them twice, as text and as structure."""
+    room, rows = _LARGEST, content.rows
+    for count, row in enumerate(rows):
+        room -= len(_json(row))
+        if room < 0:
+            return Table(columns=content.columns, rows=rows[: max(1, count)])
+    return content
 
 
 def _fitted(content: Table) -> tuple[Table, dict[str, Cell], bool]:
@@ -201,7 +216,7 @@ def _as_json(content: Table) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 _FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -36,6 +36,27 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     controls = _CONTROLS if params.control else 0
     total = _count(params, len(directions), controls)
     targets = follow_targets(params.targets, model)
+
+    def result(found: Sweep) -> SteerResult:
+        return SteerResult(
+            model=bench.handle,
+            vector=label_of(params.vector),
+            norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
+            prompts=[prompt.text for prompt in prompts],
+            controls=controls,
+            categories=targets.words,
+            shared=targets.shared,
+            in_force=list(found.labels),
+            runs=_runs(found, directions, model.tokenizer),
+        )
+
+    def offer(so_far: Callable[[], Sweep]) -> None:
+        def partial() -> SteerResult | None:
+            found = so_far()
+            return result(found) if any(dose.layer is not None for dose in found.doses) else None
+
+        job.partial = partial
+
     found = sweep(
         model,
         prompts,
@@ -52,18 +73,9 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
             done, None if params.max_new_tokens else total, f"{done} of {total} runs read"
         ),
         on_token=lambda done: job.progress(total + done, None, f"{done} steps of the generation"),
+        offer=offer,
     )
-    return SteerResult(
-        model=bench.handle,
-        vector=label_of(params.vector),
-        norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
-        prompts=[prompt.text for prompt in prompts],
-        controls=controls,
-        categories=targets.words,
-        shared=targets.shared,
-        in_force=list(found.labels),
-        runs=_runs(found, directions, model.tokenizer),
-    )
+    return result(found)
 
 
 def _count(params: SteerParams, layers: int, controls: int) -> int:
