@@ -150,6 +150,13 @@ def test_positions_of_steer_are_deprecated(call: str) -> None:
         steered(positions=0, token_positions=0)
 
 
+def test_a_batch_of_target_prompts_refuses_other_indices() -> None:
+    batch = compat.TargetPromptBatch.from_prompts(["a", "b"], torch.tensor([0, -1]))
+    assert [one.index_to_patch for one in batch] == [0, -1]
+    with pytest.raises(ValueError, match="must be an integer, a list of them or a tensor, not 'last'"):
+        compat.TargetPromptBatch.from_prompts(["a", "b"], "last")  # type: ignore[arg-type]
+
+
 def test_latents_of_all_layers_or_of_the_chosen_ones() -> None:
     model, plain = standardized("gpt2"), plain_gpt2()
     target = TargetPrompt("Paris is Paris, that is", -2)

@@ -15,7 +15,7 @@ from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Tar
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -76,8 +76,10 @@ def repeat_random_tokens(
     """
     tokenizer: Any = model.tokenizer
     special = set(tokenizer.all_special_ids)
-    start = [token for token in tokenizer("a", verbose=False)["input_ids"][:1] if token in special]
-    words = torch.tensor([token for token in range(min(len(tokenizer), model.vocab_size)) if token not in special])
+    known = min(len(tokenizer), model.vocab_size, model.embedded)
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    start = [token for token in first if token in special and token < model.embedded]
+    words = torch.tensor([token for token in range(known) if token not in special])
     room = length if model.context is None else (model.context - len(start)) // 2
     length = min(length, room, len(words))
     if length < 2:
@@ -87,7 +89,7 @@ def repeat_random_tokens(
     for index in range(count):
         copy = words[torch.randperm(len(words), generator=generator)[:length]].tolist()
         ids = [*start, *copy, *copy]
-        prompts.append(EncodedPrompt(index, "".join(token_text(tokenizer, token) for token in ids), ids, []))
+        prompts.append(EncodedPrompt(index, tokenizer.decode(ids), ids, []))
     return RepeatedTokens(prompts, len(start), length)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.chats import render_chat
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
 
 REPEATED = ("king", "1135", "hello")
@@ -63,13 +64,16 @@ class TargetPromptBatch:
         Raises:
             InvalidRequest: The tokens are given by something else than integers.
         """
-        if not isinstance(index_to_patch, int | Sequence | Tensor) or isinstance(index_to_patch, str):
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        try:
+            indices = torch.as_tensor(
+                [index_to_patch] * len(texts) if isinstance(index_to_patch, int) else index_to_patch
+            )
+        except (TypeError, ValueError, RuntimeError):
             raise InvalidRequest(
                 f"index_to_patch must be an integer, a list of them or a tensor, not {index_to_patch!r}."
-            )
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        indices = [index_to_patch] * len(texts) if isinstance(index_to_patch, int) else index_to_patch
-        return cls(texts, torch.as_tensor(indices))
+            ) from None
+        return cls(texts, indices)
 
     @staticmethod
     def auto(
@@ -160,13 +164,9 @@ def it_repeat_prompt(
     if complete_prompt:
         chat.append({"role": "assistant", "content": text})
     try:
-        prompt = tokenizer.apply_chat_template(
-            chat, tokenize=False, continue_final_message=complete_prompt, add_generation_prompt=not complete_prompt
-        )
-    except Exception as error:
-        raise InvalidRequest(
-            f"the chat template refuses the repeat prompt: {error}", "Try use_system_prompt=False."
-        ) from error
+        prompt = render_chat(tokenizer, chat, "this model").text
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error.message} (the repeat prompt)", "Try use_system_prompt=False.") from error
     return TargetPrompt(prompt, -1)
 
 
@@ -185,20 +185,24 @@ def _turns(text: str, instructed: bool, system: bool) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{_INSTRUCTION}\n{text}"}]
 
 
-def encode_target(tokenizer: Any, prompt: str | Sequence[Any], name: str, limit: int | None = None) -> EncodedPrompt:
-    """Tokenizes a target prompt; where its text begins with the token that begins every text, that is not added again.
+def encode_target(
+    tokenizer: Any,
+    prompt: str | Sequence[Any],
+    name: str,
+    limit: int | None = None,
+    embedded: int | None = None,
+) -> EncodedPrompt:
+    """Tokenizes a target prompt.
 
     Args:
         tokenizer: The model's tokenizer.
         prompt: A text, or the turns of a chat.
         name: The model's name, for errors.
         limit: The longest prompt allowed, in tokens.
+        embedded: How many token ids the model embeds, if that is to be looked at.
 
     Raises:
-        InvalidRequest: It has no tokens or too many.
+        InvalidRequest: It has no tokens, too many, or one that the model does not embed.
     """
-    (encoded,) = encode_prompts(tokenizer, [prompt], name, limit)
-    begin = getattr(tokenizer, "bos_token_id", None)
-    if begin is not None and encoded.ids[:2] == [begin, begin]:
-        return replace(encoded, ids=encoded.ids[1:], spans=encoded.spans[1:])
+    (encoded,) = encode_prompts(tokenizer, [prompt], name, limit, embedded)
     return encoded
