@@ -32,10 +32,9 @@ from nnterp_mcp.interventions.patchscope import (
 )
 from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, next_token_probs_unsqueeze, run_prompts
 from nnterp_mcp.interventions.steering import steer
-from nnterp_mcp.model import vocabulary
-from nnterp_mcp.model.accessors import Part, assign_output, layer_index, read_output, require_part
-from nnterp_mcp.model.adoption import anatomy_of
-from nnterp_mcp.model.anatomy import Site
+from nnterp_mcp.model import edits, vocabulary
+from nnterp_mcp.model.accessors import ModuleList, StateList
+from nnterp_mcp.model.adoption import anatomy_of, named
 from nnterp_mcp.model.modules import ModuleAccessor
 from nnterp_mcp.model.rename import AttnProbFunction, RenameConfig, get_rename_dict
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -46,12 +45,12 @@ GetModuleOutput = Callable[[Any, int], Tensor]
 
 def get_embed_tokens(model: Any) -> Envoy:
     """The token embedding."""
-    return _envoy(model, anatomy_of(model).embed_tokens)
+    return named(model).envoy(anatomy_of(model).embed_tokens)
 
 
 def get_layers(model: Any) -> Envoy:
     """The list of layers."""
-    return _envoy(model, anatomy_of(model).layers_module)
+    return named(model).envoy(anatomy_of(model).layers_module)
 
 
 def get_num_layers(nn_model: Any) -> int:
@@ -103,44 +102,42 @@ def get_ignores(model: Any, rename_config: RenameConfig | None = None) -> list[s
 
 def get_layer(nn_model: Any, layer: int) -> Envoy:
     """One layer."""
-    return _envoy(nn_model, _site(nn_model, layer, "block"))
+    return ModuleList(named(nn_model), "block")[layer]
 
 
 def get_layer_input(nn_model: Any, layer: int) -> States:
     """The residual stream before a layer."""
-    site = _site(nn_model, layer, "block")
-    return site.read_input(_envoy(nn_model, site).inputs)
+    return named(nn_model).layers_input[layer]
 
 
 def get_layer_output(nn_model: Any, layer: int) -> States:
     """The residual stream after a layer."""
-    return _read(nn_model, layer, "block")
+    return named(nn_model).layers_output[layer]
 
 
 def set_layer_output(nn_model: Any, layer: int, tensor: States) -> None:
     """Let the model go on with another residual stream after a layer."""
-    site = _site(nn_model, layer, "block")
-    assign_output(_envoy(nn_model, site), site, tensor)
+    named(nn_model).layers_output[layer] = tensor
 
 
 def get_attention(nn_model: Any, layer: int) -> Envoy:
     """A layer's attention module."""
-    return _envoy(nn_model, _site(nn_model, layer, "attention"))
+    return ModuleList(named(nn_model), "attention")[layer]
 
 
 def get_attention_output(nn_model: Any, layer: int) -> States:
     """What a layer's attention computes; a norm or a multiplier may come behind it."""
-    return _read(nn_model, layer, "attention_raw")
+    return StateList(named(nn_model), "attention_raw", "output")[layer]
 
 
 def get_mlp(nn_model: Any, layer: int) -> Envoy:
     """A layer's MLP module."""
-    return _envoy(nn_model, _site(nn_model, layer, "mlp"))
+    return ModuleList(named(nn_model), "mlp")[layer]
 
 
 def get_mlp_output(nn_model: Any, layer: int) -> States:
     """What a layer's MLP computes; a norm or a multiplier may come behind it."""
-    return _read(nn_model, layer, "mlp_raw")
+    return StateList(named(nn_model), "mlp_raw", "output")[layer]
 
 
 def get_logits(nn_model: Any) -> Float[Tensor, "batch position vocabulary"]:
@@ -160,7 +157,7 @@ def get_unembed_norm(nn_model: Any) -> Envoy:
     site = anatomy_of(nn_model).ln_final
     if site is None:
         raise InvalidRequest("this model has no norm between its last layer and its head.")
-    return _envoy(nn_model, site)
+    return named(nn_model).envoy(site)
 
 
 def get_unembed(nn_model: Any) -> Envoy:
@@ -168,7 +165,7 @@ def get_unembed(nn_model: Any) -> Envoy:
     site = anatomy_of(nn_model).lm_head
     if site is None:
         raise InvalidRequest("this model's head is not a module of its own.")
-    return _envoy(nn_model, site)
+    return named(nn_model).envoy(site)
 
 
 def project_on_vocab(nn_model: Any, h: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocabulary"]:
@@ -186,28 +183,7 @@ def skip_layer(nn_model: Any, layer: int, skip_with: States | None = None) -> No
 
 def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: States | None = None) -> None:
     """Leave out layers from the first to the last, inclusive."""
-    states = get_layer_input(nn_model, start_layer) if skip_with is None else skip_with
-    for layer in range(start_layer, end_layer + 1):
-        site = _site(nn_model, layer, "block")
-        if site.carries:
-            assign_output(_envoy(nn_model, site), site, states)
-        else:
-            _envoy(nn_model, site).skip(site.make_output(states))
-
-
-def _site(nn_model: Any, layer: int, part: Part) -> Site:
-    anatomy = anatomy_of(nn_model)
-    name = str(getattr(nn_model, "name", None) or type(nn_model._module).__name__)
-    return require_part(anatomy.layers[layer_index(layer, anatomy, name)], part, anatomy, name)
-
-
-def _envoy(nn_model: Any, site: Site) -> Any:
-    return nn_model.interleaver.envoys[id(site.module)]
-
-
-def _read(nn_model: Any, layer: int, part: Part) -> States:
-    site = _site(nn_model, layer, part)
-    return read_output(_envoy(nn_model, site), site)
+    edits.skip_layers(named(nn_model), start_layer, end_layer, skip_with)
 
 
 collect_last_token_activations_session = collect_token_activations_batched

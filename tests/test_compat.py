@@ -111,18 +111,20 @@ def test_tokenizer_kwargs_reach_the_tokenizer(tiny: Callable[..., Path], loaded:
     torch.testing.assert_close(probs, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("call", ["method", "function"])
+@pytest.mark.parametrize("call", ["method", "function", "function on nnsight's own"])
 def test_positions_of_steer_are_deprecated(call: str) -> None:
-    model, plain = standardized("gpt2"), plain_gpt2()
+    plain, model = plain_gpt2(), standardized("gpt2")
+    other = TransformersModel(plain_gpt2(), tokenizer=tiny_tokenizer(), task="text-generation")
+    traced: Any = other if call.endswith("own") else model
     vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
 
     def steered(**where: Any) -> Tensor:
-        with torch.no_grad(), model.trace(PROMPTS[0]):
+        with torch.no_grad(), traced.trace(PROMPTS[0]):
             if call == "method":
                 model.steer(1, vector, 2.0, **where)
             else:
-                steer(model, 1, vector, 2.0, **where)
-            logits = nnsight.save(model.logits)
+                steer(traced, 1, vector, 2.0, **where)
+            logits = nnsight.save(traced.output.logits)
         return logits  # noqa: RET504 - the trace ends before
 
     with warnings.catch_warnings(record=True) as told:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions.batches import make_batches, run_batches
-from nnterp_mcp.model.accessors import read_output
-from nnterp_mcp.model.adoption import anatomy_of, standardize
+from nnterp_mcp.model.adoption import anatomy_of, named, standardize
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, encode_prompts
@@ -33,10 +32,7 @@ def get_layer_output(nn_model: Any, layer: int) -> Float[Tensor, "batch token hi
         nn_model: The model whose trace is running; any of nnsight's models of a causal LM.
         layer: The layer.
     """
-    if isinstance(nn_model, StandardizedTransformer):
-        return nn_model.layers_output[layer]
-    site = anatomy_of(nn_model).layers[layer].block
-    return read_output(nn_model.interleaver.envoys[id(site.module)], site)
+    return named(nn_model).layers_output[layer]
 
 
 def get_token_activations(

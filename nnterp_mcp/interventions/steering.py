@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtyping import Float
+from nnsight import TransformersModel
 from torch import Tensor
 
+from nnterp_mcp.model import edits
+from nnterp_mcp.model.adoption import named
 from nnterp_mcp.model.edits import name_columns
-from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
 def steer(
-    nn_model: StandardizedTransformer,
+    nn_model: TransformersModel,
     layers: int | list[int],
     steering_vector: Float[Tensor, " hidden"],
     factor: float = 1,
@@ -36,10 +38,5 @@ def steer(
 
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
-    nn_model.steer(
-        layers,
-        steering_vector,
-        factor=factor,
-        token_positions=name_columns(positions, token_positions),
-        batch_index=batch_index,
-    )
+    columns = name_columns(positions, token_positions)
+    edits.steer(named(nn_model), layers, steering_vector, factor, columns, batch_index)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+from nnsight.intervention.envoy import Envoy
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.model.anatomy import Anatomy
+from nnterp_mcp.model.accessors import StateList
+from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.probe import probe
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
@@ -52,6 +55,45 @@ def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy
             found = resolve(module, probe(module), rename_config)
         object.__setattr__(model, "_nnterp_anatomy", found)
     return found
+
+
+def named(model: Any) -> StandardizedTransformer:
+    """A model whose trace is running, with the accessors that edits of its states go through.
+
+    Args:
+        model: A `StandardizedTransformer`, which comes back as it is, or another of nnsight's models of a causal LM.
+    """
+    if isinstance(model, StandardizedTransformer):
+        return model
+    return cast("StandardizedTransformer", _Named(model, anatomy_of(model), type(module_of(model)).__name__))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What accessors and edits ask of a model, for one that nnsight wrapped without standard names."""
+
+    model: Any
+    anatomy: Anatomy
+    name: str
+
+    @property
+    def num_layers(self) -> int:
+        return self.anatomy.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.anatomy.hidden_size
+
+    @property
+    def layers_input(self) -> StateList:
+        return StateList(cast("StandardizedTransformer", self), "block", "input")
+
+    @property
+    def layers_output(self) -> StateList:
+        return StateList(cast("StandardizedTransformer", self), "block", "output")
+
+    def envoy(self, site: Site) -> Envoy:
+        return self.model.interleaver.envoys[id(site.module)]
 
 
 def module_of(model: Any) -> nn.Module:
