@@ -113,8 +113,8 @@ def get_attention(nn_model: Any, layer: int) -> Envoy:
 
 
 def get_attention_output(nn_model: Any, layer: int) -> States:
-    """What a layer's attention adds to the residual stream."""
-    return _read(nn_model, layer, "attention_contribution")
+    """What a layer's attention computes; a norm or a multiplier may come behind it."""
+    return _read(nn_model, layer, "attention_raw")
 
 
 def get_mlp(nn_model: Any, layer: int) -> Envoy:
@@ -123,8 +123,8 @@ def get_mlp(nn_model: Any, layer: int) -> Envoy:
 
 
 def get_mlp_output(nn_model: Any, layer: int) -> States:
-    """What a layer's MLP adds to the residual stream."""
-    return _read(nn_model, layer, "mlp_contribution")
+    """What a layer's MLP computes; a norm or a multiplier may come behind it."""
+    return _read(nn_model, layer, "mlp_raw")
 
 
 def get_logits(nn_model: Any) -> Float[Tensor, "batch position vocabulary"]:

@@ -23,7 +23,16 @@ from nnterp_mcp.operations import Site
 Pool = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
 
-_IN_STREAM: frozenset[Site] = frozenset({"layers_input", "layers_output", "attentions_output", "mlps_output"})
+_IN_STREAM: frozenset[Site] = frozenset(
+    {
+        "layers_input",
+        "layers_output",
+        "attentions_raw_output",
+        "attentions_output",
+        "mlps_raw_output",
+        "mlps_output",
+    }
+)
 """Sites whose states are as wide as the residual stream."""
 
 

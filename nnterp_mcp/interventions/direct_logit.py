@@ -245,9 +245,10 @@ class _Sum:
                 norm = freeze_norm(write.norm, output)
             pulled, bias = norm.pull(pulled), (norm.bias * pulled).sum(-1)
         pulled, bias = pulled * write.factor, bias * write.factor
-        parts = self._heads(layer, pulled, bias) if site == "attentions_output" else self._neurons(layer, pulled, bias)
+        attends = site == "attentions_raw_output"
+        parts = self._heads(layer, pulled, bias) if attends else self._neurons(layer, pulled, bias)
         if not parts:
-            whole = Part("attention" if site == "attentions_output" else "mlp", layer)
+            whole = Part("attention" if attends else "mlp", layer)
             parts = {whole: (output.to(pulled) * pulled).sum(-1) + bias}
         self.parts.update(parts)
         return torch.stack(list(parts.values())).sum(0)
@@ -264,7 +265,7 @@ class _Sum:
 
     def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
         """What each neuron and the biases after them add; nothing where they are not asked for or cannot be told."""
-        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_output")
+        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_raw_output")
         if read is None or write is None or write.projection is None:
             return {}
         amounts, constant = self._project(write.projection, read, pulled)

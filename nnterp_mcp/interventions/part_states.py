@@ -82,14 +82,14 @@ def read_parts(
     projected = [
         Place("heads_output", place.layer)
         for place in split
-        if heads and place.site == "attentions_output" and _has_heads(model, place.layer)
+        if heads and place.site == "attentions_raw_output" and _has_heads(model, place.layer)
     ]
     streams = [Place("layers_output", layer) for layer in running]
     places = [Place("token_embeddings"), Place("layers_input", running[0]), *streams, *split, *projected]
     wanted = {
-        layer: found.sublayers["mlps_output"].projection
+        layer: found.sublayers["mlps_raw_output"].projection
         for layer, found in writes.items()
-        if neurons and "mlps_output" in found.sublayers
+        if neurons and "mlps_raw_output" in found.sublayers
     }
     with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
         result = forward(model, batch, plan, [Read(place, pick) for place in places], ends)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,9 +23,19 @@ WHOLE_SEQUENCE: frozenset[Site] = frozenset({"keys", "values"})
 _PARTS: dict[Site, Part] = {
     "layers_input": "block",
     "layers_output": "block",
+    "attentions_raw_output": "attention_raw",
     "attentions_output": "attention_contribution",
+    "mlps_raw_output": "mlp_raw",
     "mlps_output": "mlp_contribution",
 }
+
+_ACCESSORS: dict[Site, str] = {
+    "attentions_raw_output": "attentions_output",
+    "attentions_output": "attentions_contribution",
+    "mlps_raw_output": "mlps_output",
+    "mlps_output": "mlps_contribution",
+}
+"""The model's accessors of other names: those that nnterp has keep nnterp's meaning."""
 
 _INSIDE_ATTENTION: dict[Site, Callable[[LayerAnatomy], bool]] = {
     "queries": lambda facts: facts.score_product is not None,
@@ -62,7 +72,7 @@ def fetch(model: StandardizedTransformer, place: Place) -> Tensor:
     """What is at a place, inside a trace, in the model's own layout."""
     if place.layer is None:
         return model.token_embeddings
-    return getattr(model, place.site)[place.layer]
+    return _accessor(model, place)[place.layer]
 
 
 def assign(model: StandardizedTransformer, place: Place, value: Tensor) -> None:
@@ -70,7 +80,11 @@ def assign(model: StandardizedTransformer, place: Place, value: Tensor) -> None:
     if place.layer is None:
         model.token_embeddings = value
     else:
-        getattr(model, place.site)[place.layer] = value
+        _accessor(model, place)[place.layer] = value
+
+
+def _accessor(model: StandardizedTransformer, place: Place) -> Any:
+    return getattr(model, _ACCESSORS.get(place.site, place.site))
 
 
 def by_position(value: Tensor, site: Site) -> Float[Tensor, "batch position *head width"]:

@@ -17,9 +17,8 @@ from nnterp_mcp.model.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.probe import Call, Tape, first_state, probe
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.sublayers import is_norm
 
-Sublayer = Literal["attentions_output", "mlps_output"]
+Sublayer = Literal["attentions_raw_output", "mlps_raw_output"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def _places(layer: LayerAnatomy) -> list[Place]:
 
 def _sublayers(layer: LayerAnatomy) -> dict[Sublayer, Site]:
     sites: dict[Sublayer, Site | None] = {
-        "attentions_output": layer.attention_contribution,
-        "mlps_output": layer.mlp_contribution,
+        "attentions_raw_output": layer.attention_raw,
+        "mlps_raw_output": layer.mlp_raw,
     }
     return {name: site for name, site in sites.items() if site is not None}
 
@@ -98,7 +97,7 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
     assert block is not None
     inside = tape.inside(block)
     sites = _sublayers(layer)
-    norms = {name: _norm_after(site, tape, inside) for name, site in sites.items()}
+    norms = {name: _norm_behind(site, layer, tape) for name, site in sites.items()}
     written = [
         output if norm is None else norm.output.double() for output, norm in zip(outputs, norms.values(), strict=True)
     ]
@@ -116,13 +115,10 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
     return LayerWrites(writes, rest)
 
 
-def _norm_after(site: Site, tape: Tape, inside: Sequence[Call]) -> Call | None:
-    """The call of a norm that reads exactly what a sublayer returned."""
-    call = tape.of(site.module)
-    assert call is not None
-    output = site.read_output(call.output)
-    reading = (other for other in inside if other.start > call.end and other.args and is_norm(other.module))
-    return next((other for other in reading if other.args[0] is output), None)
+def _norm_behind(site: Site, layer: LayerAnatomy, tape: Tape) -> Call | None:
+    """The call of the norm between a sublayer and the residual stream."""
+    added = layer.attention_contribution if site is layer.attention_raw else layer.mlp_contribution
+    return None if added is None or added.module is site.module else tape.of(added.module)
 
 
 def _fit(
@@ -157,7 +153,7 @@ def _solve(total: Tensor, written: Sequence[Tensor], size: float) -> list[float]
 def _projection(site: Site, tape: Tape, name: Sublayer) -> nn.Module | None:
     """The linear map whose output is the MLP's own."""
     outer = tape.of(site.module)
-    if name != "mlps_output" or outer is None:
+    if name != "mlps_raw_output" or outer is None:
         return None
     output = site.read_output(outer.output)
     maps = [call for call in (outer, *tape.inside(outer)) if _is_linear(call.module) and call.output is output]

@@ -17,13 +17,15 @@ from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
 
-Part = Literal["block", "attention", "mlp", "attention_contribution", "mlp_contribution"]
+Part = Literal["block", "attention", "mlp", "attention_raw", "mlp_raw", "attention_contribution", "mlp_contribution"]
 Side = Literal["input", "output"]
 
 _NAMES: dict[str, str] = {
     "attention": "attention",
+    "attention_raw": "attention",
     "attention_contribution": "attention",
     "mlp": "MLP module",
+    "mlp_raw": "MLP module",
     "mlp_contribution": "MLP module",
 }
 
@@ -72,14 +74,16 @@ def _range(anatomy: Anatomy, name: str) -> str:
 
 
 def read_output(envoy: Envoy, site: Site) -> Float[Tensor, "batch position hidden"]:
-    """The hidden state that a module returned; a copy where the model itself writes to it later."""
-    host: Any = _Kept(envoy.path, site) if site.mutated else envoy
-    return host.state if site.mutated else site.read_output(host.output)
+    """The hidden state that a module returned; a copy where the model itself writes to it or multiplies it later."""
+    apart = site.mutated or site.factor != 1
+    host: Any = _Kept(envoy.path, site) if apart else envoy
+    return host.state if apart else site.read_output(host.output)
 
 
 def assign_output(envoy: Any, site: Site, hidden: Float[Tensor, "batch position hidden"]) -> None:
     """Let the model go on with another hidden state; whatever else the module returned stays as it is."""
-    envoy.output = hidden if site.exit is None else site.write_output(envoy.output, hidden)
+    plain = site.exit is None and site.factor == 1
+    envoy.output = hidden if plain else site.write_output(envoy.output, hidden)
 
 
 @dataclass(frozen=True)

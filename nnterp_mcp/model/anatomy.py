@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ class Site:
         width: Number of elements of the output; 1 when the output is the tensor itself.
         carries: Whether those other elements hold something that a later module needs.
         mutated: Whether the model writes to the hidden state after the module has returned it.
+        factor: What the model multiplies the output's hidden state by before it uses it; the product is what is read.
     """
 
     module: nn.Module
@@ -35,6 +37,7 @@ class Site:
     width: int = 1
     carries: bool = False
     mutated: bool = False
+    factor: float = 1.0
 
     def read_input(self, inputs: Inputs) -> Float[Tensor, "batch position hidden"]:
         """The hidden state among the module's inputs."""
@@ -50,15 +53,25 @@ class Site:
 
     def read_output(self, output: Any) -> Float[Tensor, "batch position hidden"]:
         """The hidden state in what the module returned."""
-        return output if self.exit is None else output[self.exit]
+        hidden = output if self.exit is None else output[self.exit]
+        return hidden if self.factor == 1 else hidden * self.factor
 
     def write_output(self, output: Any, hidden: Float[Tensor, "batch position hidden"]) -> Any:
         """What the module returned, with another hidden state."""
+        if self.factor != 1:
+            hidden = self._divided(output if self.exit is None else output[self.exit], hidden)
         if self.exit is None:
             return hidden
         items: Sequence[Any] = list(output)
         rebuilt = [*items[: self.exit], hidden, *items[self.exit + 1 :]]
         return rebuilt if isinstance(output, list) else tuple(rebuilt)
+
+    def _divided(
+        self, before: Float[Tensor, "batch position hidden"], hidden: Float[Tensor, "batch position hidden"]
+    ) -> Float[Tensor, "batch position hidden"]:
+        """What the model will multiply; numbers that stayed the same are left alone, not rounded twice."""
+        divided = hidden / self.factor
+        return divided if hidden.requires_grad else torch.where(hidden == before * self.factor, before, divided)
 
     def make_output(self, hidden: Float[Tensor, "batch position hidden"]) -> Any:
         """An output for when the module did not run: the hidden state, and None for all else."""
@@ -76,8 +89,11 @@ class LayerAnatomy:
         block: The whole layer: the residual stream goes in and comes out.
         attention: The attention module, or None.
         mlp: The module that works on each position by itself (dense or a mixture of experts), or None.
-        attention_contribution: Whose output is what attention adds to the residual stream. The attention
-            module, except where it adds the residual stream itself.
+        attention_raw: Whose output is what attention computes: the attention module, except where it adds the
+            residual stream itself.
+        mlp_raw: The same for the MLP.
+        attention_contribution: Whose output is what attention adds to the residual stream: the norm behind it where
+            there is one, and with the factor by which the model multiplies it.
         mlp_contribution: The same for the MLP.
         core: The module that multiplies probabilities and values: the attention module or one inside it.
         output_projection: The linear map from the heads' outputs to the residual stream, or None.
@@ -96,6 +112,8 @@ class LayerAnatomy:
     block: Site
     attention: Site | None = None
     mlp: Site | None = None
+    attention_raw: Site | None = None
+    mlp_raw: Site | None = None
     attention_contribution: Site | None = None
     mlp_contribution: Site | None = None
     core: Site | None = None

@@ -39,6 +39,7 @@ _OPERANDS: dict[Any, tuple[tuple[int, str], tuple[int, str]]] = {
 
 _FUSED = functional.scaled_dot_product_attention
 _FUSED_OPERANDS = ((0, "query"), (1, "key"), (2, "value"))
+_MASK = (3, "attn_mask")
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Product:
         ordinal: How many products the watch saw before it.
         operands: Left and right operand; query, key and value where attention is one fused operation.
         fused: Whether it is the fused operation: probabilities are never formed.
+        mask: What the fused operation adds to the scores, or which keys it lets be read; None where nothing was given.
         einsum: Whether dimensions are named by an equation, not by their order.
         probabilities: Which operand holds attention probabilities; None for any other product.
         scores: The ordinal of the product that went into the softmax of these probabilities.
@@ -57,6 +59,7 @@ class Product:
     ordinal: int
     operands: list[Tensor]
     fused: bool = False
+    mask: Tensor | None = None
     einsum: bool = False
     probabilities: int | None = None
     scores: int | None = None
@@ -134,10 +137,15 @@ class ProductWatch(TorchFunctionMode):
             return func(*args, **kwargs)
         product = self._describe(func, operands)
         self.count += 1
+        place, name = _MASK
+        masked = place if len(args) > place else name
+        product.mask = inputs.get(masked) if product.fused else None
         self._on_product(product)
         inputs.update(zip(places, product.operands, strict=True))
-        if product.fused and product.operands[0].shape[1] == product.operands[1].shape[1]:
-            inputs.pop("enable_gqa", None)
+        if product.fused:
+            inputs[masked] = product.mask
+            if product.operands[0].shape[1] == product.operands[1].shape[1]:
+                inputs.pop("enable_gqa", None)
         result = func(
             *(inputs[place] for place in range(len(args))),
             **{name: inputs[name] for name in inputs if isinstance(name, str)},

@@ -131,7 +131,12 @@ class StandardizedTransformer(WrappedModel):
 
     @property
     def attentions_output(self) -> StateList:
-        """What each layer's attention adds to the residual stream."""
+        """What each layer's attention computes, as in nnterp; a norm or a multiplier may come behind it."""
+        return StateList(self, "attention_raw", "output")
+
+    @property
+    def attentions_contribution(self) -> StateList:
+        """What each layer's attention adds to the residual stream: the site `attentions_output` of interventions."""
         return StateList(self, "attention_contribution", "output")
 
     @property
@@ -146,7 +151,12 @@ class StandardizedTransformer(WrappedModel):
 
     @property
     def mlps_output(self) -> StateList:
-        """What each layer's MLP adds to the residual stream."""
+        """What each layer's MLP computes, as in nnterp; a norm or a multiplier may come behind it."""
+        return StateList(self, "mlp_raw", "output")
+
+    @property
+    def mlps_contribution(self) -> StateList:
+        """What each layer's MLP adds to the residual stream: the site `mlps_output` of interventions."""
         return StateList(self, "mlp_contribution", "output")
 
     @property

@@ -46,18 +46,24 @@ def resolve_sublayers(
         _note("attention", attentions, paths) if named is None else "",
         _note("MLP", mlps, paths) if mlp is None else "",
     ]
-    added = [
-        _site(_named(call, calls, name), hidden, paths) or _contribution(part, calls, hidden, paths)
+    raw = [
+        _site(_named(call, calls, name), hidden, paths) or _without_stream(part, calls, hidden, paths)
         for name, part in ((names.attn_output_source, attention), (names.mlp_output_source, mlp))
     ]
+    written = [site for site in [*raw, *(_site(other, hidden, paths) for other in others if other is not mlp)] if site]
+    normed = [_norm_behind(site, calls, hidden, paths) or site for site in written]
+    factor = _multiplier(layer, call, tape, normed)
+    added = [_behind(site, calls, hidden, paths, factor) for site in raw]
     return replace(
         layer,
         attention=_site(attention, hidden, paths),
+        attention_raw=raw[0],
         attention_contribution=added[0],
         core=_site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
         **({} if core is None else _heads(core, hidden)),
         mlp=_site(mlp, hidden, paths),
+        mlp_raw=raw[1],
         mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
         kind=layer.kind or _kind(attention, mixers),
@@ -75,18 +81,56 @@ def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
     return f"it has {len(found)} {part} modules: {listed}"
 
 
-def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site]) -> bool:
+def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site], factor: float = 1.0) -> bool:
+    """Whether a layer's input and what is added to it, times a factor, make up its output."""
     total = layer.block.read_input((call.args, call.kwargs))
     for site in added:
         part = tape.of(site.module)
         state = None if part is None or part.mutated else site.read_output(part.output)
         if state is None or state.shape != total.shape:
             return False
-        total = total + state
+        total = total + factor * state
     output = layer.block.read_output(call.output)
     if output.device.type == "meta":
         return False
     return torch.allclose(total.float(), output.float(), rtol=1e-2, atol=1e-3 * float(output.abs().max()))
+
+
+def _multiplier(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> float:
+    """The number of the layer's own by which it multiplies what it adds to the residual stream; 1 where it does not.
+
+    Without weights nothing can be computed: there the number is known by its name alone.
+    """
+    numbers = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
+    if tape.logits.device.type == "meta":
+        return next((value for name, value in numbers.items() if name.startswith("residual_")), 1.0)
+    if not written or _is_additive(layer, call, tape, written):
+        return 1.0
+    return next((value for value in numbers.values() if _is_additive(layer, call, tape, written, value)), 1.0)
+
+
+def _behind(site: Site | None, calls: list[Call], hidden: Tensor, paths: dict[int, str], factor: float) -> Site | None:
+    """Where what a sublayer computes is what is added to the residual stream."""
+    if site is None:
+        return None
+    return replace(_norm_behind(site, calls, hidden, paths) or site, factor=factor)
+
+
+def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    """The norm that reads exactly what a sublayer computes, and whose output no other module reads."""
+    call = next(call for call in reversed(calls) if call.module is site.module)
+    state = site.read_output(call.output)
+    norm = next((other for other in calls if other.start > call.end and _reads(other, state)), None)
+    if norm is None or not is_norm(norm.module):
+        return None
+    output = _first_tensor(norm.output)
+    if output is None or any(other.start > norm.end and _reads(other, output) for other in calls):
+        return None
+    return _site(norm, hidden, paths)
+
+
+def _reads(call: Call, state: Tensor) -> bool:
+    return any(value is state for _, value in _tensors(call))
 
 
 def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
@@ -253,8 +297,8 @@ def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | No
     return Site(call.module, paths[id(call.module)], entry, exit_, width, mutated=call.mutated)
 
 
-def _contribution(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
-    """The module whose output is added to the residual stream, also where a sublayer adds it itself."""
+def _without_stream(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+    """The module whose output is what a sublayer computes, also where the sublayer adds the residual stream itself."""
     site = _site(call, hidden, paths)
     if call is None or site is None:
         return site

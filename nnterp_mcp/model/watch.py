@@ -50,7 +50,7 @@ class _Watched(Controller):
         offers = _Offers(interleaver, path, self._score_product)
         if any(place.startswith(f"{path}.") for place in interleaver.parked):
             hidden = _hidden(args, kwargs)
-            offers.batch = hidden.shape[0]
+            offers.batch, offers.length = hidden.shape[0], hidden.shape[-2]
             with ProductWatch(hidden.shape[-2], offers.on_product, ignore=_in_worker):
                 result = super().__call__(*args, **kwargs)
         else:
@@ -63,7 +63,7 @@ class _Offers:
     """Offers the quantities of one call of an attention module, each of them once."""
 
     def __init__(self, interleaver: Interleaver, path: str, score_product: int | None) -> None:
-        self.batch = 1
+        self.batch = self.length = 1
         self._interleaver = interleaver
         self._path = path
         self._score_product = score_product
@@ -85,8 +85,9 @@ class _Offers:
             counts[place] = counts.get(place, 0) + 1
 
     def _offer_fused(self, product: Product) -> None:
-        query, key, value = product.operands
         if any(self._is_wanted(quantity) for quantity in QUANTITIES):
+            _unpack(product, self.length)
+            query, key, value = product.operands
             repeats = query.shape[1] // key.shape[1]
             key, value = (item.repeat_interleave(repeats, dim=1) if repeats > 1 else item for item in (key, value))
             offered = self._in_turn({"queries": query, "keys": key, "values": value})
@@ -128,6 +129,20 @@ class _Offers:
 
     def _is_wanted(self, quantity: Quantity) -> bool:
         return location(self._path, quantity) in self._interleaver.parked
+
+
+def _unpack(product: Product, length: int) -> None:
+    """Gives every head a row of queries of its own, where a group's heads stand in the place of positions.
+
+    transformers packs the heads that share keys and values so when a single token is computed under a mask.
+    """
+    query = product.operands[0]
+    if query.shape[2] == length or length != 1:
+        return
+    product.operands[0] = query.reshape(query.shape[0], -1, 1, query.shape[3])
+    if product.mask is not None and product.mask.shape[1] > 1:
+        mask = product.mask
+        product.mask = mask.reshape(mask.shape[0], -1, 1, mask.shape[3])
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

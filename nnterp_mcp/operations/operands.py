@@ -16,15 +16,18 @@ Site = Literal[
     "values",
     "attention_probabilities",
     "heads_output",
+    "attentions_raw_output",
     "attentions_output",
+    "mlps_raw_output",
     "mlps_output",
     "layers_output",
 ]
 """Where an operation acts, in the order in which a layer runs.
 
 `token_embeddings` (no layer) is what the embedding returns; `heads_output` is what each head hands to the output
-projection; `attentions_output` and `mlps_output` are what is added to the residual stream. Queries and keys are
-taken as they enter their product, after norms and rotary embedding.
+projection; `attentions_output` and `mlps_output` are what is added to the residual stream, and the raw outputs what the
+modules compute before a norm or a multiplier behind them, where there is one. Queries and keys are taken as they enter
+their product, after norms and rotary embedding.
 """
 
 SITES: tuple[Site, ...] = get_args(Site)

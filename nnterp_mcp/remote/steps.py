@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 SERVED_SITES = (
     "token_embeddings",
     "layers_input",
+    "attentions_raw_output",
     "attentions_output",
     "heads_output",
+    "mlps_raw_output",
     "mlps_output",
     "layers_output",
 )
@@ -133,10 +135,12 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
         return {"path": facts.core.path, "side": "output", "item": model.patterns[place.layer], "heads": 0}
     site = {
         "layers_output": facts.block,
+        "attentions_raw_output": facts.attention_raw,
         "attentions_output": facts.attention_contribution,
+        "mlps_raw_output": facts.mlp_raw,
         "mlps_output": facts.mlp_contribution,
     }.get(place.site)
-    if site is None:
+    if site is None or site.factor != 1:
         raise Unsupported(f"the {place} of {model.name} cannot be reached on NDIF", _LOCALLY)
     return _output(site)
 
