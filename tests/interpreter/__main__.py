@@ -13,8 +13,8 @@ from tests.interpreter.families import FAMILIES
 from tests.interpreter.runs import CHECKS, Outcome, play
 from tests.interpreter.subject import Subject
 
-LOADED = [("sdpa", "left"), ("sdpa", "right"), ("eager", "left"), ("eager", "right")]
-"""How each family is loaded: the attention implementation, and the side on which its tokenizer pads."""
+LOADED = [("auto", "left"), ("auto", "right"), ("eager", "left"), ("eager", "right")]
+"""How each family is loaded: the attention (auto is sdpa where a family has it), and where its tokenizer pads."""
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -23,7 +23,9 @@ _STATE_SITES = (
     "values",
     "heads_output",
     "attentions_output",
+    "attentions_raw_output",
     "mlps_output",
+    "mlps_raw_output",
     "layers_output",
 )
 _HEAD_SITES = ("queries", "keys", "values", "heads_output")
@@ -35,6 +37,9 @@ _TOOLS = {
     "run_prompts": 3,
     "steer": 2,
     "patchscope": 2,
+    "patch_activations": 2,
+    "attribute": 2,
+    "make_vector": 0.5,
 }
 
 
@@ -45,12 +50,17 @@ class Cases:
     Attributes:
         subject: The model.
         dice: Where chance comes from.
-        sites: The sites of states that it has.
+        names: Vectors that were made, and whether each serves every layer.
     """
 
     subject: Subject
     dice: Random
-    sites: tuple[str, ...] = _STATE_SITES
+    names: dict[str, bool] = field(default_factory=dict[str, bool])
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of states that the model has."""
+        return [site for site in _STATE_SITES if site not in self.subject.plain.family.lacks]
 
     def draw(self) -> Call:
         """One call."""
@@ -134,6 +144,42 @@ class Cases:
         found["target_layers"] = self.dice.choice(("same", "same", 1, "all"))
         return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
 
+    def _patch_activations(self) -> dict[str, Any]:
+        pairs = [self._pair() for _ in range(self.dice.randint(1, 2))]
+        clean, corrupted = [one for one, _ in pairs], [other for _, other in pairs]
+        call = self._call(clean)
+        by_head = self.dice.random() < 0.3
+        found: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "interventions": call["interventions"]}
+        sites = [site for site in self.sites if site != "token_embeddings" and "raw" not in site]
+        found["sites"] = self.dice.sample([site for site in sites if site in _HEAD_SITES] if by_head else sites, 1)
+        found |= {"heads": [0, 2]} if by_head else {"positions": sorted({1, self.dice.randrange(2, 4)})}
+        found["layers"] = self.dice.sample(range(self.subject.plain.layers), 2)
+        targets = self.dice.choice(({}, {"one": "cat"}, {"one": "cat", "other": "sea"}))
+        return found | {"targets": targets, "direction": self.dice.choice(("denoising", "noising"))}
+
+    def _pair(self) -> tuple[str, str]:
+        """Two prompts of one length in tokens, which differ in a word."""
+        before, after = (" ".join(self.dice.choices(_WORDS, k=self.dice.randint(1, 3))) for _ in range(2))
+        one, other = self.dice.sample(["cat", "dog", "sun", "sea"], 2)
+        return f"{before} {one} {_MARK} {after}", f"{before} {other} {_MARK} {after}"
+
+    def _attribute(self) -> dict[str, Any]:
+        call = self._call(self._prompts(2))
+        targets = self.dice.choice(({"one": "cat"}, {"one": "cat", "other": ["sea", "dog"]}))
+        method = self.dice.choice(({"method": "gradient"}, {"by": "layer"}, {"by": "sublayer"}))
+        return call | {"targets": targets, "method": "direct"} | method
+
+    def _make_vector(self) -> dict[str, Any]:
+        name = f"v{len(self.names)}"
+        method = self.dice.choice(("mean_difference", "activation", "embedding_difference"))
+        self.names[name] = method == "embedding_difference"
+        if method == "embedding_difference":
+            return {"name": name, "method": method, "positive": " cat sun", "negative": " dog"}
+        found: dict[str, Any] = {"name": name, "method": method, "positive": self._prompts(1)}
+        if method == "mean_difference":
+            found |= {"positive": self._prompts(), "negative": self._prompts()}
+        return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
+
     def _layers(self) -> Any:
         count = self.subject.plain.layers
         return self.dice.choice(("all", self.dice.randrange(count), -1, "1:3", self.dice.sample(range(count), 2)))
@@ -164,6 +210,9 @@ class Cases:
 
     def _vector(self, site: str) -> Any:
         width = self._width(site)
+        serving = [name for name, anywhere in self.names.items() if anywhere or site == "layers_output"]
+        if serving and site not in _HEAD_SITES and self.dice.random() < 0.4:
+            return self.dice.choice(serving)
         if self.dice.random() < 0.3 and site not in _HEAD_SITES:
             of = self.dice.choice(("embeddings", "unembeddings"))
             return {"positive": " cat", "negative": self.dice.choice((" dog sun", None)), "of": of}

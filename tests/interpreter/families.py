@@ -25,6 +25,8 @@ class Family:
         added: What comes behind attention and behind the MLP before the residual stream, where there is something.
         projection: The output projection, whose input is the heads' output.
         mlp: The MLP in a layer.
+        norm: The norm behind the last layer.
+        lacks: Sites that the tools do not offer.
         multiplier: The field of the configuration by which both are multiplied before they are added.
         interface: Whether its attention goes through the interface that transformers shares among models.
         changed: Fields of the configuration that are not those of other tests.
@@ -36,6 +38,8 @@ class Family:
     projection: str = "self_attn.o_proj"
     mlp: str = "mlp"
     added: tuple[str, str] | None = None
+    norm: str = "model.norm"
+    lacks: tuple[str, ...] = ()
     multiplier: str | None = None
     interface: bool = True
     changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -56,8 +60,15 @@ _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     # Positions added to the embedding, queries, keys and values in one matrix.
-    "gpt2": Family("transformer.wte", "transformer.h", "attn", "attn.c_proj"),
-    "opt": Family("model.decoder.embed_tokens", "model.decoder.layers", projection="self_attn.out_proj", mlp="fc2"),
+    "gpt2": Family("transformer.wte", "transformer.h", "attn", "attn.c_proj", norm="transformer.ln_f"),
+    "opt": Family(
+        "model.decoder.embed_tokens",
+        "model.decoder.layers",
+        projection="self_attn.out_proj",
+        mlp="fc2",
+        norm="model.decoder.final_layer_norm",
+        lacks=("mlps_output", "mlps_raw_output"),
+    ),
     # Grouped queries.
     "llama": Family(),
     "qwen3": Family(),
@@ -71,14 +82,17 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(added=_BEHIND),
     "glm4": Family(added=("post_self_attn_layernorm", "post_mlp_layernorm")),
     # Attention and MLP side by side.
-    "gpt_neox": Family("gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention.dense"),
-    "phi": Family(projection="self_attn.dense"),
+    "gpt_neox": Family(
+        "gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention.dense", norm="gpt_neox.final_layer_norm"
+    ),
+    "phi": Family(projection="self_attn.dense", norm="model.final_layernorm"),
     "cohere2": Family(changed=_SLIDING),
     "falcon": Family(
         "transformer.word_embeddings",
         "transformer.h",
         "self_attention",
         "self_attention.dense",
+        norm="transformer.ln_f",
         interface=False,
     ),
     # Experts; attention sinks.
@@ -91,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         "self_attention.dense",
         "self_attention.dense",
         "mlp.dense_4h_to_h",
+        norm="transformer.ln_f",
         interface=False,
     ),
 }

@@ -52,7 +52,8 @@ class Interpreter:
         """The states of a prompt with nothing in force."""
         key = tuple(text.ids)
         if key not in self._clean:
-            self._clean[key] = self.plain.run(text.ids).states
+            with torch.no_grad():
+                self._clean[key] = self.plain.run(text.ids).states
         return self._clean[key]
 
     def vector(self, asked: Any, layer: int) -> Tensor:

@@ -112,7 +112,9 @@ class Plain:
                 parts = {name: layer.get_submodule(getattr(family, name)) for name in _PARTS}
                 for hook in (
                     layer.register_forward_pre_hook(self._before("layers_input", index), with_kwargs=True),
-                    parts["projection"].register_forward_pre_hook(self._before("heads_output", index), with_kwargs=True),
+                    parts["projection"].register_forward_pre_hook(
+                        self._before("heads_output", index), with_kwargs=True
+                    ),
                     parts["attention"].register_forward_hook(self._after("attentions_raw_output", index)),
                     parts["attention_added"].register_forward_hook(self._after("attentions_output", index, scale)),
                     parts["mlp"].register_forward_hook(self._after("mlps_raw_output", index)),

@@ -125,16 +125,8 @@ def attention_probs(subject: Subject, arguments: Arguments, result: Any, told: C
             told.near("first", read.first, row[0])
             for _, key, p in read.keys:
                 told.near(f"key {key}", p, row[key])
-            best = row[1 : query.position + 1].sort(descending=True).values[: len(read.keys)]
+            best = row[1:].sort(descending=True).values[: len(read.keys)]
             told.near("strongest keys", [p for _, _, p in read.keys], best)
-    for one in result.heads:
-        index = names.index((one.layer, one.head))
-        told.near("first", one.mean.first, torch.stack([_first(pattern[index]) for pattern in patterns]).mean())
-
-
-def _first(pattern: Tensor) -> Tensor:
-    """What the queries after the first token read from it, in the mean."""
-    return pattern[1:, 0].mean()
 
 
 def patchscope(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from nnterp_mcp.errors import NnterpError
-from tests.interpreter import reading_tools, writing_tools
+from tests.interpreter import causal_tools, reading_tools, writing_tools
 from tests.interpreter.cases import Call, Cases
 from tests.interpreter.comparison import Comparison
 from tests.interpreter.subject import Subject
@@ -25,6 +25,9 @@ CHECKS: dict[str, Check] = {
     "collect_activations": reading_tools.collect_activations,
     "attention_probs": reading_tools.attention_probs,
     "patchscope": reading_tools.patchscope,
+    "patch_activations": causal_tools.patch_activations,
+    "attribute": causal_tools.attribute,
+    "make_vector": writing_tools.make_vector,
 }
 
 

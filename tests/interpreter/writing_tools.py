@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.interpreter.comparison import Comparison, divergence
@@ -84,3 +85,32 @@ def _push(vector: Tensor, prompt: Text, asked: Any) -> Edit:
         return changed
 
     return edit
+
+
+def make_vector(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
+    """The length of each layer's direction; what it is shows where later calls add it."""
+    by = subject.by
+    if arguments["method"] == "embedding_difference":
+        sides = {side: arguments[side] for side in ("positive", "negative") if side in arguments}
+        found = {-1: by.vector(sides, -1)}
+    else:
+        means = [
+            [
+                torch.cat([_taken(subject, prompt, layer, arguments) for prompt in as_list(arguments.get(side, []))])
+                for side in ("positive", "negative")
+                if side in arguments
+            ]
+            for layer in range(subject.plain.layers)
+        ]
+        found = {
+            layer: sides[0].mean(0) - (sides[1].mean(0) if len(sides) > 1 else 0) for layer, sides in enumerate(means)
+        }
+    told.near("norms", result.card.norms, torch.stack([vector.norm() for vector in found.values()]))
+    by.vectors[arguments["name"]] = found
+
+
+def _taken(subject: Subject, prompt: str, layer: int, arguments: Arguments) -> Tensor:
+    """The mean state of a prompt at the positions asked for."""
+    text = subject.by.read(prompt)
+    at = text.at(arguments.get("positions", "last"))
+    return subject.by.clean(text)["layers_output", layer][at].mean(0)[None]
