@@ -348,8 +348,13 @@ def _heads(core: Call, hidden: Tensor) -> dict[str, Any]:
         "num_heads": count,
         "product": seen.origin,
         "score_product": scoring.ordinal - core.first_product if scoring is not None else None,
-        "values_by_head": not product.einsum and _splits_into(product.operands[1], count, hidden),
+        "values_by_head": not product.einsum and _holds_heads(product.operands[1], count, hidden),
     }
+
+
+def _holds_heads(values: Tensor, heads: int, hidden: Tensor) -> bool:
+    """Whether values are laid out head by head, or one head's stand for all of them."""
+    return _splits_into(values, heads, hidden) or (values.ndim == 4 and _splits_into(values, 1, hidden))
 
 
 def _splits_into(tensor: Tensor, heads: int, hidden: Tensor) -> bool:

@@ -95,7 +95,7 @@ class _Offers:
 
     def _offer_scores(self, product: Product) -> None:
         query, key = product.operands
-        offered = self._in_turn({"queries": query, "keys": key.transpose(-1, -2)})
+        offered = self._in_turn({"queries": query, "keys": _for_each_head(key.transpose(-1, -2), query)})
         product.operands = [offered["queries"], offered["keys"].transpose(-1, -2)]
 
     def _offer_weighing(self, product: Product, place: int) -> None:
@@ -107,7 +107,7 @@ class _Offers:
             return
         items: dict[Quantity, Tensor] = {"attention_probabilities": pattern}
         if not product.einsum:
-            items["values"] = other
+            items["values"] = _for_each_head(other, pattern)
         offered = self._in_turn(items)
         self._weighed = (pattern, offered["attention_probabilities"])
         product.operands[place] = offered["attention_probabilities"]
@@ -129,6 +129,14 @@ class _Offers:
 
     def _is_wanted(self, quantity: Quantity) -> bool:
         return location(self._path, quantity) in self._interleaver.parked
+
+
+def _for_each_head(shared: Tensor, like: Tensor) -> Tensor:
+    """Keys or values with an entry for each head, where the product lets one entry stand for all heads."""
+    if shared.ndim != like.ndim:
+        return shared
+    outer = torch.broadcast_shapes(shared.shape[:-2], like.shape[:-2])
+    return shared.expand(*outer, *shared.shape[-2:])
 
 
 def _unpack(product: Product, length: int) -> None:
