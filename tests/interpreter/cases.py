@@ -145,10 +145,10 @@ class Cases:
         return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
 
     def _patch_activations(self) -> dict[str, Any]:
-        pairs = [self._pair() for _ in range(self.dice.randint(1, 2))]
+        by_head = self.dice.random() < 0.3
+        pairs = [self._pair() for _ in range(1 if by_head else self.dice.randint(1, 2))]
         clean, corrupted = [one for one, _ in pairs], [other for _, other in pairs]
         call = self._call(clean)
-        by_head = self.dice.random() < 0.3
         found: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "interventions": call["interventions"]}
         sites = [site for site in self.sites if site != "token_embeddings" and "raw" not in site]
         found["sites"] = self.dice.sample([site for site in sites if site in _HEAD_SITES] if by_head else sites, 1)
@@ -160,8 +160,10 @@ class Cases:
     def _pair(self) -> tuple[str, str]:
         """Two prompts of one length in tokens, which differ in a word."""
         before, after = (" ".join(self.dice.choices(_WORDS, k=self.dice.randint(1, 3))) for _ in range(2))
-        one, other = self.dice.sample(["cat", "dog", "sun", "sea"], 2)
-        return f"{before} {one} {_MARK} {after}", f"{before} {other} {_MARK} {after}"
+        one, other = self.dice.sample(_WORDS, 2)
+        pair = f"{before} {one} {_MARK} {after}", f"{before} {other} {_MARK} {after}"
+        lengths = {len(self.subject.by.read(text).ids) for text in pair}
+        return pair if len(lengths) == 1 else self._pair()
 
     def _attribute(self) -> dict[str, Any]:
         call = self._call(self._prompts(2))

@@ -195,11 +195,13 @@ class _Request:
             own, readable = seen["own_attention", layer], seen["readable", layer]
             cut = self._cut(masks, pattern) & readable[:, None, :]
             left = own.masked_fill(cut, 0).sum(-1, keepdim=True)
-            sink = (1 - own.sum(-1, keepdim=True)).clamp_min(0)
+            total = own.sum(-1, keepdim=True)
+            sink = torch.where(total < 1 - 1e-5, 1 - total, 0)
             kept = pattern.masked_fill(cut, 0)
             there = kept.sum(-1, keepdim=True)
-            share = torch.where(sink > 1e-5, sink / (sink + left), 0)
-            masked = torch.where(there > 0, kept * (1 - share) / there.clamp_min(1e-38), 0)
+            share = sink / (sink + left).clamp_min(1e-30)
+            # No division by zero, which has no gradient either.
+            masked = kept * (1 - share) / torch.where(there > 0, there, 1)
             pattern = torch.where(cut.any(-1, keepdim=True), masked, pattern)
             return pattern.masked_fill(self._cut(zeros, pattern), 0)
 
