@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, by_position
 from nnterp_mcp.interventions.windows import Reach, Selection, Window
+from nnterp_mcp.model.horizon import EVERYTHING, Horizon
 from nnterp_mcp.operations import IndexSpec, Pattern
 
 Seen = dict[Place, Tensor]
@@ -218,6 +219,7 @@ class KnockoutEdit:
         keys: The keys that they do not read any more.
         heads: The heads.
         renormalise: Whether the other keys share what was cut.
+        horizon: What the layer lets a query read.
         needs: Nothing.
     """
 
@@ -226,31 +228,73 @@ class KnockoutEdit:
     keys: Reach
     heads: Sequence[int]
     renormalise: bool
+    horizon: Horizon = EVERYTHING
     needs: Sequence[Place] = ()
 
     def apply(
         self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
     ) -> Float[Tensor, "batch head query key"]:
         """The attention probabilities without what was cut."""
+        return KnockedOut(self.place, [], [self]).apply(value, window, seen)
+
+    def mask(
+        self, value: Float[Tensor, "batch head query key"], window: Window
+    ) -> Bool[Tensor, "batch head query key"]:
+        """What is cut."""
         queries = window.mask(self.queries, value.shape[2], value.device)
         keys = window.mask(self.keys, value.shape[3], value.device)
-        cut = queries[:, None, :, None] & keys[:, None, None, :] & _marked(self.heads, value)
-        kept = value.masked_fill(cut, 0)
-        if not self.renormalise:
-            return kept
-        return torch.where(cut.any(-1, keepdim=True), kept * _rescale(value, kept), value)
+        return queries[:, None, :, None] & keys[:, None, None, :] & _marked(self.heads, value)
 
 
-def _rescale(before: Float[Tensor, "*rows key"], kept: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows 1"]:
-    """What masking the scores instead would have multiplied the kept probabilities by.
+@dataclass(frozen=True)
+class KnockedOut:
+    """All that is done to the attention probabilities of a layer in which something is knocked out.
 
-    Where a row sums to less than one an attention sink takes the rest, and takes its part of what was cut.
+    A knockout masks scores, whatever else is done to the probabilities: in whichever order they are listed, what is cut
+    stays cut, and rows sum to what a mask leaves. It comes last; what takes no renormalising comes after what does.
+
+    Attributes:
+        place: The layer's attention probabilities.
+        others: What else is done there, in the order in which it was listed.
+        knockouts: What is cut.
+        needs: Earlier places that the others read.
     """
-    rounding = max(1e-5, 2 * torch.finfo(before.dtype).eps)
-    total = before.float().sum(-1, keepdim=True)
+
+    place: Place
+    others: Sequence[Edit]
+    knockouts: Sequence[KnockoutEdit]
+    needs: Sequence[Place] = ()
+
+    def apply(
+        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
+    ) -> Float[Tensor, "batch head query key"]:
+        """The attention probabilities, edited and then cut."""
+        edited = value
+        for edit in self.others:
+            edited = edit.apply(edited, window, seen)
+        masked, removed = torch.zeros(2, *value.shape, dtype=torch.bool, device=value.device)
+        for knockout in self.knockouts:
+            (masked if knockout.renormalise else removed).logical_or_(knockout.mask(value, window))
+        readable = self.knockouts[0].horizon.reaches(*_query_and_key(value, window))[:, None]
+        touched = (masked & (readable | (edited != 0))).any(-1, keepdim=True)
+        return torch.where(touched, _mask_scores(value, edited, masked), edited).masked_fill(removed, 0)
+
+
+def _mask_scores(
+    own: Float[Tensor, "*rows key"], edited: Float[Tensor, "*rows key"], masked: Bool[Tensor, "*rows key"]
+) -> Float[Tensor, "*rows key"]:
+    """What masking scores would have left of edited rows; a row of which nothing is left reads nothing.
+
+    Where the model's own row sums to less than one a sink takes the rest, and takes its part of what was cut.
+    """
+    rounding = max(1e-5, 2 * torch.finfo(own.dtype).eps)
+    total = own.float().sum(-1, keepdim=True)
     sink = torch.where(total < 1 - rounding, 1 - total, 0)
-    left = (kept.float().sum(-1, keepdim=True) + sink).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((total + sink) / left).to(before)
+    left = own.float().masked_fill(masked, 0).sum(-1, keepdim=True)
+    kept = edited.float().masked_fill(masked, 0)
+    whole, tiny = kept.sum(-1, keepdim=True), torch.finfo(torch.float32).tiny
+    share = 1 - sink / (sink + left).clamp_min(tiny)
+    return (kept * torch.where(whole.abs() > tiny, share / whole, 0)).to(edited)
 
 
 @dataclass(frozen=True)
@@ -262,6 +306,7 @@ class PatternEdit:
         queries: The queries.
         heads: The heads.
         pattern: What each query reads; a matrix is over the prompt's tokens.
+        horizon: What the layer lets a query read.
         needs: Nothing.
     """
 
@@ -269,6 +314,7 @@ class PatternEdit:
     queries: Reach
     heads: Sequence[int]
     pattern: Pattern | Float[Tensor, "query key"]
+    horizon: Horizon = EVERYTHING
     needs: Sequence[Place] = ()
 
     def apply(
@@ -280,15 +326,24 @@ class PatternEdit:
         return torch.where(chosen, self._pattern(value, window)[:, None].to(value), value)
 
     def _pattern(self, value: Tensor, window: Window) -> Float[Tensor, "batch query key"]:
-        query = window.positions(value.shape[2], value.device)[:, :, None]
-        key = window.positions(value.shape[3], value.device)[:, None, :]
+        query, key = _query_and_key(value, window)
         if isinstance(self.pattern, Tensor):
             return _look_up(self.pattern.to(value.device), query, key)
         if self.pattern == "uniform":
-            read = (key >= 0) & (key <= query)
+            read = self.horizon.reaches(query, key)
             return read / read.sum(-1, keepdim=True).clamp_min(1)
-        wanted = {"first": query * 0, "previous": (query - 1).clamp_min(0), "self": query}[self.pattern]
-        return (key == wanted).float()
+        if self.pattern == "first":
+            return (key == self.horizon.first(query)).float()
+        before = query - self.horizon.reaches(query, query - 1).long()
+        return (key == (before if self.pattern == "previous" else query)).float()
+
+
+def _query_and_key(
+    value: Float[Tensor, "batch head query key"], window: Window
+) -> tuple[Int[Tensor, "batch query 1"], Int[Tensor, "batch 1 key"]]:
+    """The positions of queries and keys."""
+    query, key = (window.positions(count, value.device) for count in value.shape[2:])
+    return query[:, :, None], key[:, None, :]
 
 
 def _look_up(

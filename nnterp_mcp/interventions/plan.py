@@ -14,6 +14,7 @@ from nnterp_mcp.interventions.edits import (
     Averaged,
     Change,
     Edit,
+    KnockedOut,
     KnockoutEdit,
     PassedOn,
     Patched,
@@ -30,6 +31,7 @@ from nnterp_mcp.interventions.places import Place, require_place
 from nnterp_mcp.interventions.sources import Gathered, Request, gather
 from nnterp_mcp.interventions.vectors import Vectors, resolve_vector
 from nnterp_mcp.interventions.windows import Reach, goes_on
+from nnterp_mcp.model.horizon import Horizon
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
@@ -94,7 +96,16 @@ def plan(
     edits: dict[Place, list[Edit]] = {}
     for edit in sorted((draft(gathered) for draft in drafts), key=_is_no_skip):
         edits.setdefault(edit.place, []).append(edit)
-    return Plan(edits, [describe(operation) for operation in operations])
+    ordered = {place: _knock_out_last(place, listed) for place, listed in edits.items()}
+    return Plan(ordered, [describe(operation) for operation in operations])
+
+
+def _knock_out_last(place: Place, listed: Sequence[Edit]) -> Sequence[Edit]:
+    """What is done at a place, with all that is knocked out there as one edit behind the rest."""
+    knockouts = [edit for edit in listed if isinstance(edit, KnockoutEdit)]
+    others = [edit for edit in listed if not isinstance(edit, KnockoutEdit)]
+    needs = [needed for edit in others for needed in edit.needs]
+    return [KnockedOut(place, others, knockouts, needs)] if knockouts else others
 
 
 def _is_no_skip(edit: Edit) -> bool:
@@ -149,6 +160,10 @@ class _Planner:
         count = self._model.anatomy.layers[place.layer].num_heads
         return resolve_indices(asked, count, "head", f"layer {place.layer} of {self._model.name}")
 
+    def _horizon(self, place: Place) -> Horizon:
+        assert place.layer is not None
+        return self._model.anatomy.layers[place.layer].horizon
+
     def _reach(self, asked: Sequence[Any], chosen: Sequence[EncodedPrompt], steps: IndexSpec, onward: bool) -> Reach:
         return Reach({prompt.index: resolve_positions(asked, prompt) for prompt in chosen}, onward, in_step(steps))
 
@@ -164,7 +179,8 @@ class _Planner:
         queries = self._reach(asked, chosen, operation.steps, goes_on(asked))
         keys = self._reach(read, chosen, "all", goes_on(read, last=False))
         for place in self._places(operation, "attention_probabilities"):
-            edit = KnockoutEdit(place, queries, keys, self._heads(operation.heads, place), operation.renormalise)
+            heads, horizon = self._heads(operation.heads, place), self._horizon(place)
+            edit = KnockoutEdit(place, queries, keys, heads, operation.renormalise, horizon)
             yield lambda gathered, edit=edit: edit
 
     def _set_attention(self, operation: SetAttention, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:
@@ -173,7 +189,7 @@ class _Planner:
         queries = self._reach(operation.query_positions, chosen, operation.steps, onward)
         content = pattern if isinstance(pattern, str) else _matrix(pattern, chosen)
         for place in self._places(operation, "attention_probabilities"):
-            edit = PatternEdit(place, queries, self._heads(operation.heads, place), content)
+            edit = PatternEdit(place, queries, self._heads(operation.heads, place), content, self._horizon(place))
             yield lambda gathered, edit=edit: edit
 
     def _change_states(self, operation: StateOperation, place: Place, chosen: Sequence[EncodedPrompt]) -> Draft:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nnterp_mcp.model.horizon import EVERYTHING, Horizon
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword inputs of a module."""
 
@@ -101,6 +103,7 @@ class LayerAnatomy:
         product: Code and line at which probabilities multiply values; None where they are never formed.
         score_product: Which of the core's products is that of queries and keys; None where it cannot be told.
         values_by_head: Whether what the probabilities multiply is laid out head by head.
+        horizon: How far back its queries read.
         kind: "full_attention", "sliding_attention", … or what stands in attention's place: "mamba", ….
         mixers: Paths of other modules that move information between positions.
         additive: Whether its input and what attention and MLP add to it make up its output, and nothing else.
@@ -122,6 +125,7 @@ class LayerAnatomy:
     product: tuple[CodeType, int] | None = None
     score_product: int | None = None
     values_by_head: bool = False
+    horizon: Horizon = EVERYTHING
     kind: str = ""
     mixers: tuple[str, ...] = ()
     additive: bool = False

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
+from nnterp_mcp.model.horizon import find_horizon
 from nnterp_mcp.model.probe import Call, Tape, first_state, probe
 from nnterp_mcp.model.rename import Names, RenameConfig, find_named
 from nnterp_mcp.model.sublayers import is_norm, resolve_sublayers
@@ -96,7 +97,7 @@ def _layer(
     call, kind = tape.of(module), _layer_kind(model, index)
     if call is None:
         return LayerAnatomy(index, Site(module, paths[id(module)]), kind=kind, runs=False)
-    layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind)
+    layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind, horizon=find_horizon(model, index))
     stream = int(layer.block.read_input((call.args, call.kwargs)).shape[-1])
     width = getattr(model.config.get_text_config(decoder=True), "hidden_size", stream)
     layer = resolve_sublayers(layer, call, tape, paths, min(width, stream), names)
