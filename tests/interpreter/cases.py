@@ -11,7 +11,24 @@ from tests.interpreter.text import Text
 
 Call = tuple[str, dict[str, Any]]
 
-_WORDS = "cat dog sun sea red blue old is of and the that Paris Spain Madrid France capital 7 42 ? , .".split()
+_WORDS = [
+    "cat",
+    "dog",
+    "sun",
+    "sea",
+    "red",
+    "blue",
+    "old",
+    "is",
+    "of",
+    "and",
+    "the",
+    "that",
+    "Paris",
+    "Spain",
+    "7",
+    "?",
+]
 _MARK = "France"
 """A word that every prompt has, for positions by text."""
 
@@ -29,6 +46,8 @@ _STATE_SITES = (
     "layers_output",
 )
 _HEAD_SITES = ("queries", "keys", "values", "heads_output")
+_OPERATIONS = ("add", "scale", "zero", "mean", "patch", "patch", "project_out", "skip", "knockout", "knockout")
+_OPERATIONS += ("set_attention", "attention")
 _TOOLS = {
     "generate": 4,
     "logit_lens": 3,
@@ -62,12 +81,19 @@ class Cases:
         """The sites of states that the model has."""
         return [site for site in _STATE_SITES if site not in self.subject.plain.family.lacks]
 
-    def draw(self) -> Call:
+    def draw(self, without: str = "") -> Call:
         """One call."""
-        tool = self.dice.choices(list(_TOOLS), list(_TOOLS.values()))[0]
+        tools = {tool: weight for tool, weight in _TOOLS.items() if tool != without}
+        tool = self.dice.choices(list(tools), list(tools.values()))[0]
         return tool, getattr(self, f"_{tool}")()
 
-    def _prompts(self, most: int = 3) -> list[str]:
+    def lasting(self) -> list[dict[str, Any]]:
+        """Operations that fit every call."""
+        shortest = self.subject.by.read(_MARK)
+        drawn = [self._operation([shortest]) for _ in range(self.dice.choice((0, 1, 2)))]
+        return [one for one in drawn if "prompts" not in one and "from" not in one and _MARK not in str(one)]
+
+    def prompts(self, most: int = 3) -> list[str]:
         made: list[str] = []
         for _ in range(self.dice.randint(1, most)):
             words = self.dice.choices(_WORDS, k=self.dice.randint(1, 7))
@@ -85,7 +111,7 @@ class Cases:
         return {"one": self.dice.choice(_WORDS), "other": self.dice.sample(_WORDS, 2)}
 
     def _generate(self) -> dict[str, Any]:
-        call = self._call(self._prompts())
+        call = self._call(self.prompts(2))
         call["interventions"] = call["interventions"] or [self._operation(self._read(call))]
         for operation in call["interventions"]:
             if self.dice.random() < 0.3:
@@ -96,40 +122,40 @@ class Cases:
         return [self.subject.by.read(text) for text in call["prompts"]]
 
     def _logit_lens(self) -> dict[str, Any]:
-        call = self._call(self._prompts())
+        call = self._call(self.prompts())
         lens = self.dice.choice(("logit", "logit", "inverse"))
         positions = self._positions(self._read(call))
         return call | {"positions": positions, "targets": self._targets(), "lens": lens, "layers": self._layers()}
 
     def _collect_activations(self) -> dict[str, Any]:
-        call = self._call(self._prompts())
+        call = self._call(self.prompts())
         site = self.dice.choice(self.sites)
         found = call | {"site": site, "positions": self._positions(self._read(call))}
         found["pool"] = self.dice.choice(("none", "mean", "last"))
         return found if site == "token_embeddings" else found | {"layers": self._layers()}
 
     def _attention_probs(self) -> dict[str, Any]:
-        call = self._call(self._prompts())
+        call = self._call(self.prompts())
         queries = {"query_positions": self._positions(self._read(call))} if self.dice.random() < 0.5 else {}
         return call | queries | {"layers": self._layers(), "heads": self._heads(), "kinds": False}
 
     def _run_prompts(self) -> dict[str, Any]:
-        call = self._call(self._prompts(4))
+        call = self._call(self.prompts(4))
         readout = self.dice.choice(("next_token", "logit_lens", "patchscope"))
         return call | {"targets": self._targets(), "readout": readout, "layers": self._layers()}
 
     def _steer(self) -> dict[str, Any]:
-        call = self._call(self._prompts(2))
+        call = self._call(self.prompts(2))
         layers = self.dice.sample(range(self.subject.plain.layers), 2)
         factors = self.dice.sample((-2.0, -0.5, 0.25, 1, 3), 2)
         found = call | {"vector": self._vector("layers_output"), "layers": layers, "factors": factors}
         found |= {"positions": self._positions(self._read(call)), "targets": self._targets()}
-        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.4 else {})
+        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
 
     def _patchscope(self) -> dict[str, Any]:
         target = self.dice.choice((None, f"dog dog {_MARK} {_MARK} x", f"cat is {_MARK} x"))
         shown = "king king\n1135 1135\nhello hello\n?" if target is None else target
-        call = self._call(self._prompts(2), [shown])
+        call = self._call(self.prompts(2), [shown])
         if target is None:  # which has no such word
             call["interventions"] = [one for one in call["interventions"] if _MARK not in str(one)]
         found: dict[str, Any] = {
@@ -142,7 +168,7 @@ class Cases:
         if target is not None:
             found |= {"target_prompt": target, "target_position": self.dice.choice(("last", 2, {"text": "x"}))}
         found["target_layers"] = self.dice.choice(("same", "same", 1, "all"))
-        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
+        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.15 else {})
 
     def _patch_activations(self) -> dict[str, Any]:
         by_head = self.dice.random() < 0.3
@@ -166,7 +192,7 @@ class Cases:
         return pair if len(lengths) == 1 else self._pair()
 
     def _attribute(self) -> dict[str, Any]:
-        call = self._call(self._prompts(2))
+        call = self._call(self.prompts(2))
         targets = self.dice.choice(({"one": "cat"}, {"one": "cat", "other": ["sea", "dog"]}))
         method = self.dice.choice(({"method": "gradient"}, {"by": "layer"}, {"by": "sublayer"}))
         return call | {"targets": targets, "method": "direct"} | method
@@ -177,9 +203,9 @@ class Cases:
         self.names[name] = method == "embedding_difference"
         if method == "embedding_difference":
             return {"name": name, "method": method, "positive": " cat sun", "negative": " dog"}
-        found: dict[str, Any] = {"name": name, "method": method, "positive": self._prompts(1)}
+        found: dict[str, Any] = {"name": name, "method": method, "positive": self.prompts(1)}
         if method == "mean_difference":
-            found |= {"positive": self._prompts(), "negative": self._prompts()}
+            found |= {"positive": self.prompts(), "negative": self.prompts()}
         return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
 
     def _layers(self) -> Any:
@@ -226,7 +252,20 @@ class Cases:
     def _operation(self, texts: list[Text]) -> dict[str, Any]:
         """One operation."""
         op = self.dice.choice(
-            "add scale zero mean patch patch project_out skip knockout knockout set_attention attention".split()
+            [
+                "add",
+                "scale",
+                "zero",
+                "mean",
+                "patch",
+                "patch",
+                "project_out",
+                "skip",
+                "knockout",
+                "knockout",
+                "set_attention",
+                "attention",
+            ]
         )
         if op in ("skip", "knockout", "set_attention", "attention"):
             made = getattr(self, f"_op_{op}")(texts)
@@ -250,7 +289,7 @@ class Cases:
         if op in ("add", "scale"):
             made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
         if op == "mean" and self.dice.random() < 0.5:
-            made |= {"over": self._prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
+            made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
         if op == "patch":
             made["from"] = self._source(site, texts)
             if "position" not in made["from"]:
@@ -259,8 +298,12 @@ class Cases:
 
     def _source(self, site: str, texts: list[Text]) -> dict[str, Any]:
         source: dict[str, Any] = {}
-        if self.dice.random() < 0.7:
-            source["prompt"] = self.dice.choice((0, len(texts) - 1, self._prompts(1)[0]))
+        fitting = [(run, kept) for run, kept in self.subject.by.kept.items() if kept.site == site]
+        if fitting and self.dice.random() < 0.7:
+            run, kept = self.dice.choice(fitting)
+            source |= {"run": run, "prompt": self.dice.randrange(len(kept.texts))}
+        elif self.dice.random() < 0.7:
+            source["prompt"] = self.dice.choice((0, len(texts) - 1, self.prompts(1)[0]))
         if self.dice.random() < 0.5:
             source["position"] = self.dice.choice(("last", 0, -2, 1))
         if self.dice.random() < 0.3 and site != "token_embeddings":

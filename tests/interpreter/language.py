@@ -17,6 +17,15 @@ Operation = Mapping[str, Any]
 _DEFAULTS = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output"}
 
 
+@dataclass(frozen=True)
+class Kept:
+    """States that a run has kept, at a site of every layer and at every position."""
+
+    site: str
+    texts: Sequence[Text]
+    states: Sequence[States]
+
+
 @dataclass
 class Interpreter:
     """The language on a plain model.
@@ -25,12 +34,13 @@ class Interpreter:
         plain: The model.
         tokenizer: Its tokenizer.
         vectors: Named vectors, by layer; one under -1 serves all.
-        kept: States that runs kept, by run: the site, and by prompt, layer and position.
+        kept: States that runs have kept, by the run's id.
     """
 
     plain: Plain
     tokenizer: Any
     vectors: dict[str, dict[int, Tensor]] = field(default_factory=dict[str, dict[int, Tensor]])
+    kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
     _clean: dict[tuple[int, ...], States] = field(default_factory=dict[tuple[int, ...], States])
 
     def read(self, text: str) -> Text:
@@ -171,11 +181,10 @@ class _Request:
 
     def _patch(self, operation: Operation, place: Place, at: Sequence[int]) -> Callable[[Tensor], Tensor]:
         source, asked = operation["from"], operation.get("positions", "all")
-        text = source.get("prompt")
-        text = self.prompt if text is None else self.prompts[text] if isinstance(text, int) else self.by.read(text)
+        text, found = self._source(source)
         origin = (place[0], source["layer"] if source.get("layer") is not None else place[1])
         positions = text.at(source["position"] if source.get("position") is not None else asked)
-        states = self.by.clean(text)[origin][positions]
+        states = found[origin][positions]
         into = self.prompt.at(asked)
         rows = [min(into.index(one), len(positions) - 1) for one in at]
 
@@ -185,6 +194,15 @@ class _Request:
             return torch.nn.functional.pad(taken, (0, missing)) if missing else taken
 
         return new
+
+    def _source(self, source: Operation) -> tuple[Text, States]:
+        """Where a patch comes from: a clean pass, or what a run has kept."""
+        asked = source.get("prompt")
+        if "run" in source:
+            kept, number = self.by.kept[source["run"]], self.which if asked is None else asked
+            return kept.texts[number], kept.states[number]
+        text = self.prompt if asked is None else self.prompts[asked] if isinstance(asked, int) else self.by.read(asked)
+        return text, self.by.clean(text)
 
     def _knock_out(self, knockouts: Sequence[Operation], layer: int) -> Edit:
         """All knockouts of a layer: those that renormalise are one mask over the scores, the others come after it."""

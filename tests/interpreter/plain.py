@@ -24,8 +24,8 @@ Place = tuple[str, int]
 States = dict[Place, Tensor]
 """What is at each place so far: (position, width), (position, head, width), or (query, head, key).
 
-Beside the sites there are `own_attention`, the probabilities before any edit, and `readable`, (query, key), which keys a
-layer lets each query read.
+Beside the sites there are `own_attention`, the probabilities before any edit, and `readable`, (query, key): which keys
+a layer lets each query read.
 """
 
 Edit = Callable[[Tensor, States], Tensor]

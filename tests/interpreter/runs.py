@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -13,6 +13,7 @@ from nnterp_mcp.errors import NnterpError
 from tests.interpreter import causal_tools, reading_tools, writing_tools
 from tests.interpreter.cases import Call, Cases
 from tests.interpreter.comparison import Comparison
+from tests.interpreter.language import Operation
 from tests.interpreter.subject import Subject
 
 Check = Callable[[Subject, dict[str, Any], Any, Comparison], None]
@@ -51,8 +52,8 @@ class Outcome:
         return "\n  ".join([f"{tool} {json.dumps(arguments)}", *self.told.faults[:4]])
 
 
-def compare(subject: Subject, call: Call) -> Outcome:
-    """Makes one call both ways."""
+def compare(subject: Subject, call: Call, kept: Sequence[Operation] = ()) -> Outcome:
+    """Makes one call both ways; what `edit_model` keeps in force comes before the call's own interventions."""
     tool, arguments = call
     told = Comparison(subject.by.tokenizer)
     try:
@@ -62,7 +63,8 @@ def compare(subject: Subject, call: Call) -> Outcome:
     except Exception:
         told.faults.append(traceback.format_exc(limit=-3))
         return Outcome(call, told)
-    CHECKS[tool](subject, arguments, result, told)
+    meant = arguments | {"interventions": [*kept, *arguments.get("interventions", [])]}
+    CHECKS[tool](subject, meant, result, told)
     return Outcome(call, told)
 
 

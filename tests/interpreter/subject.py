@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,18 @@ from tests.interpreter.language import Interpreter, Operation
 from tests.interpreter.plain import Edit, Place, Plain, Ran, States
 from tests.interpreter.text import Text
 
-if TYPE_CHECKING:
-    from nnterp_mcp.laboratory import Laboratory
-
 TIE = 1e-4
 """Nats between the two likeliest tokens below which rounding may choose."""
+
+
+class Tools(Protocol):
+    """What calls tools, and holds what the last call kept beside its result."""
+
+    arrays: dict[str, Tensor]
+
+    def call(self, tool: str, /, **arguments: Any) -> Any:
+        """Calls a tool."""
+        ...
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Subject:
     attention: str
     side: str
     folder: Path
-    lab: Laboratory
+    lab: Tools
 
     @classmethod
     def make(cls, family: str, attention: str, side: str, root: Path) -> Subject:
