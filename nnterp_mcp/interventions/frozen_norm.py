@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 _SIZE = 1024.0
 """How large the states are that a norm is tried on: far above the constant that keeps it from dividing by zero."""
+_SMALL = 1e-8
+"""How large they are where a norm is tried near zero: far below that constant."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class FrozenNorm:
 def freeze_norm(norm: nn.Module, states: Float[Tensor, "row hidden"]) -> FrozenNorm:
     """Takes a norm apart by what it does to a few states, whatever it calls its weights.
 
-    A large state of known scale shows weight and bias; the given states then show their own scales.
+    A large state of known scale shows weight and bias; the given states then show their own scales. One that is zero
+    shows nothing, and has the scale of one that is small.
 
     Args:
         norm: An RMSNorm or LayerNorm, of whichever making.
@@ -57,8 +60,13 @@ def freeze_norm(norm: nn.Module, states: Float[Tensor, "row hidden"]) -> FrozenN
     bias = (plus + minus) / 2
     if float(bias.abs().max()) <= 1e-6 * float(weight.abs().max()):
         bias = torch.zeros_like(bias)
-    weighted = weight * _centred(states.to(like.device).double(), centres)
-    scale = ((run(states) - bias) * weighted).sum(-1) / weighted.square().sum(-1)
+    small = max(_SMALL, 2 * torch.finfo(like.dtype).smallest_normal) * signs
+    given = states.to(like.device).double()
+    varied = _centred(given, centres).abs().amax(-1, keepdim=True) > 1e-12 * given.abs().amax(-1, keepdim=True)
+    shown = torch.where(varied, given, small)
+    weighted = weight * _centred(shown, centres)
+    size = weighted.square().sum(-1)
+    scale = torch.where(size > 0, ((run(shown) - bias) * weighted).sum(-1) / size, 0)
     return FrozenNorm(weight * scale[:, None], bias, centres)
 
 

@@ -100,6 +100,30 @@ def plan(
     return Plan(ordered, [describe(operation) for operation in operations])
 
 
+def check(
+    model: StandardizedTransformer,
+    operations: Sequence[Operation],
+    vectors: Vectors | None = None,
+    *,
+    states: FindStates | None = None,
+) -> None:
+    """Refuses operations that no request could make, before there is one; what they mean of prompts is left open.
+
+    Args:
+        model: The model.
+        operations: The operations.
+        vectors: Finds a vector by its name.
+        states: Finds the states of an earlier run.
+
+    Raises:
+        InvalidRequest: A layer, head or vector does not exist or fit.
+        Unsupported: The model cannot do it; by name.
+    """
+    planner = _Planner(model, (), vectors, states)
+    for operation in operations:
+        list(planner.draft(operation))
+
+
 def _knock_out_last(place: Place, listed: Sequence[Edit]) -> Sequence[Edit]:
     """What is done at a place, with all that is knocked out there as one edit behind the rest."""
     knockouts = [edit for edit in listed if isinstance(edit, KnockoutEdit)]
@@ -144,6 +168,8 @@ class _Planner:
                 yield self._change_states(operation, place, chosen)
 
     def _chosen(self, asked: IndexSpec) -> list[EncodedPrompt]:
+        if not self._prompts:
+            return []
         found = resolve_indices(asked, len(self._prompts), "prompt", "the request")
         return [self._prompts[index] for index in found]
 

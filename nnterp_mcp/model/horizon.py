@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 _WINDOWS = {
     "sliding_attention": "sliding_window",
@@ -53,9 +53,10 @@ EVERYTHING = Horizon()
 """All that came before."""
 
 
-def find_horizon(model: Any, index: int) -> Horizon:
-    """The horizon of a layer, as the model's configuration has it for its masks and its cache."""
-    config = model.config.get_text_config(decoder=True)
+def find_horizon(model: Any, index: int, layer: nn.Module) -> Horizon:
+    """The horizon of a layer, as the configuration of its attention has it for masks and cache."""
+    own = (getattr(module, "config", None) for module in layer.modules())
+    config = next((found for found in own if found is not None), model.config.get_text_config(decoder=True))
     kinds = next((found for name in _KINDS if isinstance(found := getattr(config, name, None), list | tuple)), None)
     if kinds is None:
         kind = next((kind for kind in _UNNAMED if getattr(config, _WINDOWS[kind], None) is not None), "")

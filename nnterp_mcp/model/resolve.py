@@ -97,7 +97,7 @@ def _layer(
     call, kind = tape.of(module), _layer_kind(model, index)
     if call is None:
         return LayerAnatomy(index, Site(module, paths[id(module)]), kind=kind, runs=False)
-    layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind, horizon=find_horizon(model, index))
+    layer = LayerAnatomy(index, hidden_site(call, paths), kind=kind, horizon=find_horizon(model, index, module))
     stream = int(layer.block.read_input((call.args, call.kwargs)).shape[-1])
     width = getattr(model.config.get_text_config(decoder=True), "hidden_size", stream)
     layer = resolve_sublayers(layer, call, tape, paths, min(width, stream), names)

@@ -207,6 +207,17 @@ class Bench:
         if prompts > self.settings.max_prompts:
             raise LimitExceeded(f"{prompts} prompts, and this server allows {self.settings.max_prompts} a call.")
 
+    def check(self, operations: Sequence[Operation]) -> None:
+        """Refuses interventions that no request to the model could make.
+
+        Raises:
+            InvalidRequest: A layer, head or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.interventions.plan import check
+
+        check(self.model, operations, self.find_vector, states=self.find_states)
+
     def plan(self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job) -> Plan:
         """Plans the interventions of a request.
 

@@ -38,3 +38,22 @@ def test_a_norm_is_the_linear_map_that_it_is_at_its_scale(
     assert (halves[0] + halves[1]).tolist() == pytest.approx(
         (whole - (frozen.bias * direction).sum(-1)).tolist(), rel=1e-4, abs=1e-4 * width
     )
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(8, eps=1e-6), nn.LayerNorm(8)])
+@pytest.mark.parametrize("state", [torch.zeros(8), torch.full((8,), 3.0)])
+def test_a_state_that_a_norm_takes_to_zero_has_the_scale_of_a_small_one(norm: nn.Module, state: torch.Tensor) -> None:
+    """What parts of it would write by themselves is finite, and adds up to what it writes."""
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(1, 8, generator=torch.Generator().manual_seed(1)).double()
+    frozen = freeze_norm(norm, state[None])
+    whole = (norm(state[None]).detach().double() * direction).sum()
+    found = (frozen.pull(direction) * state.double()).sum() + (frozen.bias * direction).sum()
+    assert float(found) == pytest.approx(float(whole), abs=1e-5)
+    step = 1e-7 * torch.randn(1, 8, generator=torch.Generator().manual_seed(2)).double()
+    change = (norm((state + step).float()).double() - norm(state[None]).double()).detach() if not state.any() else None
+    if change is not None:
+        assert float((frozen.pull(direction) * step).sum()) == pytest.approx(
+            float((change * direction).sum()), rel=1e-2
+        )
