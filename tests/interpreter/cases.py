@@ -46,8 +46,10 @@ _STATE_SITES = (
     "layers_output",
 )
 _HEAD_SITES = ("queries", "keys", "values", "heads_output")
-_OPERATIONS = ("add", "scale", "zero", "mean", "patch", "patch", "project_out", "skip", "knockout", "knockout")
-_OPERATIONS += ("set_attention", "attention")
+_OPERATIONS = (
+    *("add", "scale", "zero", "mean", "patch", "patch", "project_out"),
+    *("skip", "knockout", "knockout", "set_attention", "attention"),
+)
 _TOOLS = {
     "generate": 4,
     "logit_lens": 3,

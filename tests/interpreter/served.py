@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,18 +76,18 @@ def play_served(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
     """Draws so many calls, some under edits that stay in force, some that patch from the states of a run."""
     assert isinstance(subject.lab, Server)
     cases = Cases(subject, Random(f"served {subject.family} {seed}"))
-    kept: list[Operation] = []
+    kept: Sequence[Operation] = ()
     for number in range(count):
         if number % CALLS == 0:
             kept = cases.lasting()
-            subject.lab.call("edit_model", interventions=kept)
+            subject.lab.call("edit_model", interventions=list(kept))
         if number % CALLS == 1:
             yield _collect(subject, cases, kept)
         tool, arguments = cases.draw(without="make_vector")
         yield compare(subject, (tool, arguments), kept)
 
 
-def _collect(subject: Subject, cases: Cases, kept: list[Operation]) -> Outcome:
+def _collect(subject: Subject, cases: Cases, kept: Sequence[Operation]) -> Outcome:
     """Keeps the states of a run, from which later calls may patch."""
     assert isinstance(subject.lab, Server)
     prompts, site = cases.prompts(), cases.dice.choice([site for site in cases.sites if site != "token_embeddings"])

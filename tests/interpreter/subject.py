@@ -79,7 +79,7 @@ class Subject:
     @cached_property
     def widths(self) -> dict[str, int]:
         """The width of a state at each site of the first layer."""
-        return {site: states.shape[-1] for (site, layer), states in self.run([], [self.by.read("a")], 0).states.items()}
+        return {site: states.shape[-1] for (site, _), states in self.run([], [self.by.read("a")], 0).states.items()}
 
     def run(
         self,
