@@ -239,19 +239,23 @@ class _Sum:
     def _sublayer(self, layer: int, site: Sublayer, write: Write) -> Float[Tensor, " row"]:
         """What a sublayer's parts add together, having added them."""
         output = self.states.outputs[site, layer].double()
-        pulled, bias = self.direction.stream, torch.zeros_like(self.direction.metric)
-        if write.norm is not None:
-            with self.model.standing_down():
-                norm = freeze_norm(write.norm, output)
-            pulled, bias = norm.pull(pulled), (norm.bias * pulled).sum(-1)
-        pulled, bias = pulled * write.factor, bias * write.factor
-        attends = site == "attentions_raw_output"
-        parts = self._heads(layer, pulled, bias) if attends else self._neurons(layer, pulled, bias)
+        stream = self.direction.stream * write.factor
+        parts = self._inside(layer, site, write, stream)
         if not parts:
-            whole = Part("attention" if attends else "mlp", layer)
-            parts = {whole: (output.to(pulled) * pulled).sum(-1) + bias}
+            whole = Part("attention" if site == "attentions_output" else "mlp", layer)
+            parts = {whole: (output.to(stream) * stream).sum(-1)}
         self.parts.update(parts)
         return torch.stack(list(parts.values())).sum(0)
+
+    def _inside(self, layer: int, site: Sublayer, write: Write, stream: Tensor) -> dict[Part, Tensor]:
+        """What the parts of a sublayer add, which write before the norm and the multiplier behind it."""
+        pulled, bias = stream * write.multiplier, torch.zeros_like(self.direction.metric)
+        raw = self.states.raw.get((site, layer))
+        if write.norm is not None and raw is not None:
+            with self.model.standing_down():
+                norm = freeze_norm(write.norm, raw.double())
+            pulled, bias = norm.pull(pulled), (norm.bias * pulled).sum(-1)
+        return (self._heads if site == "attentions_output" else self._neurons)(layer, pulled, bias)
 
     def _heads(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
         """What each head and the biases after them add; nothing where heads are not asked for or cannot be told."""
@@ -265,7 +269,7 @@ class _Sum:
 
     def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
         """What each neuron and the biases after them add; nothing where they are not asked for or cannot be told."""
-        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_raw_output")
+        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_output")
         if read is None or write is None or write.projection is None:
             return {}
         amounts, constant = self._project(write.projection, read, pulled)

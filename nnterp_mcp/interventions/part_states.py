@@ -16,6 +16,7 @@ from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.writes import LayerWrites, Sublayer
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.operations import Site
 
 _LENGTH = 3
 """Tokens of the prompts on which the beginning of the stream is looked at."""
@@ -29,7 +30,8 @@ class PartStates:
         embeddings: The token's embedding; None where the stream does not begin with it and a position's.
         entry: The residual stream before the first layer.
         after: That after each layer that runs.
-        outputs: What sublayers returned, of the layers that are split.
+        outputs: What sublayers add, of the layers that are split.
+        raw: What they computed, before a norm behind them, where heads or neurons are asked for.
         heads: What each head hands to the output projection, of the layers whose heads are asked for.
         neurons: What the MLP's last linear map reads, of the layers whose neurons are.
         logits: The model's logits.
@@ -39,6 +41,7 @@ class PartStates:
     entry: Float[Tensor, "row hidden"]
     after: dict[int, Float[Tensor, "row hidden"]]
     outputs: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
+    raw: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     heads: dict[int, Float[Tensor, "row head width"]]
     neurons: dict[int, Float[Tensor, "row neuron"]]
     logits: Float[Tensor, "row vocabulary"]
@@ -82,14 +85,23 @@ def read_parts(
     projected = [
         Place("heads_output", place.layer)
         for place in split
-        if heads and place.site == "attentions_raw_output" and _has_heads(model, place.layer)
+        if heads and place.site == "attentions_output" and _has_heads(model, place.layer)
     ]
-    streams = [Place("layers_output", layer) for layer in running]
-    places = [Place("token_embeddings"), Place("layers_input", running[0]), *streams, *split, *projected]
-    wanted = {
-        layer: found.sublayers["mlps_raw_output"].projection
+    parted: dict[Sublayer, Site] = {}
+    parted |= {"attentions_output": "attentions_raw_output"} if heads else {}
+    parted |= {"mlps_output": "mlps_raw_output"} if neurons else {}
+    raw = {
+        (site, layer): Place(parted[site], layer)
         for layer, found in writes.items()
-        if neurons and "mlps_raw_output" in found.sublayers
+        for site, write in found.sublayers.items()
+        if write.norm is not None and site in parted
+    }
+    streams = [Place("layers_output", layer) for layer in running]
+    places = [Place("token_embeddings"), Place("layers_input", running[0]), *streams, *split, *projected, *raw.values()]
+    wanted = {
+        layer: found.sublayers["mlps_output"].projection
+        for layer, found in writes.items()
+        if neurons and "mlps_output" in found.sublayers
     }
     with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
         result = forward(model, batch, plan, [Read(place, pick) for place in places], ends)
@@ -100,6 +112,7 @@ def read_parts(
         entry=found[places[1]].double(),
         after={layer: found[place].double() for layer, place in zip(running, streams, strict=True)},
         outputs={(place.site, place.layer): found[place] for place in split},  # pyright: ignore[reportArgumentType]
+        raw={where: found[place] for where, place in raw.items()},
         heads={place.layer: found[place] for place in projected if place.layer is not None},
         neurons=inputs,
         logits=result.logits,

@@ -18,20 +18,22 @@ from nnterp_mcp.model.probe import Call, Tape, first_state, probe
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
-Sublayer = Literal["attentions_raw_output", "mlps_raw_output"]
+Sublayer = Literal["attentions_output", "mlps_output"]
 
 
 @dataclass(frozen=True)
 class Write:
-    """The way of a sublayer's output into the residual stream.
+    """The way of what a sublayer computes into the residual stream.
 
     Attributes:
         norm: The norm that it goes through first; None in most models.
-        factor: What it is multiplied by (granite's residual multiplier); 1 in most models.
+        multiplier: What it is multiplied by then (granite's residual multiplier); 1 in most models.
+        factor: How many times the stream has what the sublayer's site holds, which is behind both; 1 in nearly all.
         projection: Of an MLP, the last linear map, which reads its neurons; None where there is no single one.
     """
 
     norm: nn.Module | None = None
+    multiplier: float = 1.0
     factor: float = 1.0
     projection: nn.Module | None = None
 
@@ -85,22 +87,17 @@ def _places(layer: LayerAnatomy) -> list[Place]:
 
 def _sublayers(layer: LayerAnatomy) -> dict[Sublayer, Site]:
     sites: dict[Sublayer, Site | None] = {
-        "attentions_raw_output": layer.attention_raw,
-        "mlps_raw_output": layer.mlp_raw,
+        "attentions_output": layer.attention_contribution,
+        "mlps_output": layer.mlp_contribution,
     }
     return {name: site for name, site in sites.items() if site is not None}
 
 
 def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) -> LayerWrites | None:
-    before, *outputs, after = (states[place] for place in _places(layer))
+    before, *written, after = (states[place] for place in _places(layer))
     block = tape.of(layer.block.module)
     assert block is not None
     inside = tape.inside(block)
-    sites = _sublayers(layer)
-    norms = {name: _norm_behind(site, layer, tape) for name, site in sites.items()}
-    written = [
-        output if norm is None else norm.output.double() for output, norm in zip(outputs, norms.values(), strict=True)
-    ]
     own = [sublayer.module for sublayer in (layer.attention, layer.mlp) if sublayer is not None]
     others = [call for call in inside if not any(call.within(module) for module in own)]
     size = float(after.abs().max()) * max(1e-4, 4 * torch.finfo(tape.logits.dtype).eps)
@@ -108,17 +105,17 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
     if found is None:
         return None
     factors, rest = found
-    writes: dict[Sublayer, Write] = {
-        name: Write(None if norm is None else norm.module, factor, _projection(site, tape, name))
-        for (name, site), norm, factor in zip(sites.items(), norms.values(), factors, strict=True)
+    writes = {
+        name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor, tape, name)
+        for (name, site), factor in zip(_sublayers(layer).items(), factors, strict=True)
     }
     return LayerWrites(writes, rest)
 
 
-def _norm_behind(site: Site, layer: LayerAnatomy, tape: Tape) -> Call | None:
-    """The call of the norm between a sublayer and the residual stream."""
-    added = layer.attention_contribution if site is layer.attention_raw else layer.mlp_contribution
-    return None if added is None or added.module is site.module else tape.of(added.module)
+def _write(raw: Site | None, added: Site, factor: float, tape: Tape, name: Sublayer) -> Write:
+    assert raw is not None
+    norm = None if added.module is raw.module else added.module
+    return Write(norm, added.factor, factor, _projection(raw, tape) if name == "mlps_output" else None)
 
 
 def _fit(
@@ -150,10 +147,10 @@ def _solve(total: Tensor, written: Sequence[Tensor], size: float) -> list[float]
     return factors[:, 0].tolist() if float(missing.abs().max()) <= size else None
 
 
-def _projection(site: Site, tape: Tape, name: Sublayer) -> nn.Module | None:
+def _projection(site: Site, tape: Tape) -> nn.Module | None:
     """The linear map whose output is the MLP's own."""
     outer = tape.of(site.module)
-    if name != "mlps_raw_output" or outer is None:
+    if outer is None:
         return None
     output = site.read_output(outer.output)
     maps = [call for call in (outer, *tape.inside(outer)) if _is_linear(call.module) and call.output is output]

@@ -47,7 +47,8 @@ class BaseStateOperation(BaseOperation):
 
     Attributes:
         site: Where in the layer; `heads_output` when heads are named.
-        positions: The positions of the prompt. `all`, `last` and ranges without an end reach on to new tokens.
+        positions: The positions of the prompt. `all`, `last` and ranges such as `1:` reach on to new tokens; those with
+            an end, a negative start or a step do not.
         heads: The heads, at sites that have them.
         neurons: The components of the states.
     """
@@ -80,7 +81,7 @@ class Zero(BaseStateOperation):
 
 
 class Mean(BaseStateOperation):
-    """Replaces the states by their mean over prompts and positions: mean ablation.
+    """Replaces the states by their mean over all positions of prompts: mean ablation.
 
     Attributes:
         over: The prompts whose clean run is averaged; the request's own when left out.
@@ -120,9 +121,11 @@ class Knockout(BaseOperation):
 
     Attributes:
         heads: The heads.
-        query_positions: The positions that read. `all`, `last` and ranges without an end reach on to new tokens.
-        key_positions: The positions that are not read any more. `all` and ranges without an end reach on to new tokens.
-        renormalise: Whether the other keys share what was cut, as if the scores had been masked.
+        query_positions: The positions that read. They reach on to new tokens as `positions` do.
+        key_positions: The positions that are not read any more. They reach on to new tokens as `positions` do, but for
+            `last`, which is the prompt's last token.
+        renormalise: Whether the other keys share what was cut, as if the scores had been masked. Where none is left the
+            query reads nothing.
     """
 
     op: Literal["knockout"] = "knockout"
@@ -137,9 +140,9 @@ class SetAttention(BaseOperation):
 
     Attributes:
         heads: The heads.
-        query_positions: The positions that read. `all`, `last` and ranges without an end reach on to new tokens.
-        pattern: What each of them reads: all tokens up to itself evenly, the first, the one before it (the first
-            token reads itself), itself; or a matrix (query × key) over the prompt's tokens.
+        query_positions: The positions that read. They reach on to new tokens as `positions` do.
+        pattern: What each of them reads, of what its layer lets it read: all tokens up to itself evenly, the first, the
+            one before it (itself where it cannot read that), itself; or a matrix (query × key) over the prompt.
     """
 
     op: Literal["set_attention"] = "set_attention"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 from unittest.mock import patch
@@ -37,13 +37,17 @@ class Names:
     mlp_output: str | None
     shared: bool = True
     """Whether its attention goes through the interface that transformers shares among models."""
+    attention_norm: str | None = None
+    """The norm between attention and the residual stream."""
+    mlp_norm: str | None = None
+    """The same for the MLP."""
 
 
 LLAMA = Names("model.embed_tokens", "model.layers", "self_attn", "self_attn", "self_attn.o_proj", "mlp")
 FAMILIES: dict[str, Names] = {
     "gpt2": Names("transformer.wte", "transformer.h", "attn", "attn", "attn.c_proj", "mlp"),
     "llama": LLAMA,
-    "gemma2": LLAMA,
+    "gemma2": replace(LLAMA, attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
     "gpt_neox": Names("gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention", "attention.dense", "mlp"),
     "opt": Names(
         "model.decoder.embed_tokens", "model.decoder.layers", "self_attn", "self_attn", "self_attn.out_proj", None
@@ -147,22 +151,26 @@ class Plain:
                 hooks = [
                     layer.register_forward_pre_hook(self._before("layers_input", index), with_kwargs=True),
                     layer.register_forward_hook(self._after("layers_output", index)),
-                    layer.get_submodule(names.attention_output).register_forward_hook(
-                        self._after("attentions_output", index)
-                    ),
+                    *self._behind(layer, "attentions", index, names.attention_output, names.attention_norm),
                     layer.get_submodule(names.projection).register_forward_pre_hook(
                         self._before("heads_output", index, self.heads), with_kwargs=True
                     ),
                 ]
                 if names.mlp_output:
-                    mlp = layer.get_submodule(names.mlp_output)
-                    hooks.append(mlp.register_forward_hook(self._after("mlps_output", index)))
+                    hooks += self._behind(layer, "mlps", index, names.mlp_output, names.mlp_norm)
                 for hook in hooks:
                     stack.callback(hook.remove)
             if not names.shared:
                 stack.enter_context(self._products())
             yield
         self._edits = {}
+
+    def _behind(self, layer: nn.Module, part: str, index: int, output: str, norm: str | None) -> list[Any]:
+        """Hooks on what a sublayer computes, and on what is added to the residual stream."""
+        sites = {f"{part}_raw_output": output, f"{part}_output": norm or output}
+        return [
+            layer.get_submodule(path).register_forward_hook(self._after(site, index)) for site, path in sites.items()
+        ]
 
     def _edit(self, site: str, layer: int, states: Tensor) -> Tensor:
         if (site, layer) not in self._edits:
@@ -236,8 +244,10 @@ class Plain:
             return bmm(pattern, self._inside("values", value[None])[0])
 
         def multiplied(left: Tensor, right: Tensor) -> Tensor:
-            if left.ndim == 4 and next(turn) == "scores":
+            if left.ndim == 4:
                 right = right.expand(1, self.heads, -1, -1)
+                if next(turn) == "weighing":
+                    return matmul(left, self._inside("values", right))
                 left = self._inside("queries", left)
                 right = self._inside("keys", right.transpose(-1, -2)).transpose(-1, -2)
             return matmul(left, right)
