@@ -211,7 +211,7 @@ class _Request:
 
         def edit(pattern: Tensor, seen: States) -> Tensor:
             own, readable = seen["own_attention", layer], seen["readable", layer]
-            cut = self._cut(masks, pattern) & readable[:, None, :]
+            cut = self._cut(masks, pattern) & (readable[:, None, :] | (pattern != 0))
             left = own.masked_fill(cut, 0).sum(-1, keepdim=True)
             total = own.sum(-1, keepdim=True)
             sink = torch.where(total < 1 - 1e-5, 1 - total, 0)
@@ -219,7 +219,7 @@ class _Request:
             there = kept.sum(-1, keepdim=True)
             share = sink / (sink + left).clamp_min(1e-30)
             # No division by zero, which has no gradient either.
-            masked = kept * (1 - share) / torch.where(there > 0, there, 1)
+            masked = kept * (1 - share) / torch.where(there == 0, 1, there)
             pattern = torch.where(cut.any(-1, keepdim=True), masked, pattern)
             return pattern.masked_fill(self._cut(zeros, pattern), 0)
 
@@ -258,7 +258,8 @@ def _pattern(asked: Any, readable: Tensor) -> Tensor:
     if asked == "uniform":
         return readable / readable.sum(-1, keepdim=True)
     query = torch.arange(count)
-    key = {"first": readable.int().argmax(-1), "previous": (query - 1).clamp_min(0), "self": query}[asked]
+    before = torch.where(readable[query, query - 1] & (query > 0), query - 1, query)
+    key = {"first": readable.int().argmax(-1), "previous": before, "self": query}[asked]
     return torch.nn.functional.one_hot(key, count).float()
 
 
