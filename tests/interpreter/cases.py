@@ -167,6 +167,10 @@ class Cases:
             "source_layers": self.dice.sample(range(self.subject.plain.layers), 2),
             "targets": self._targets(),
         }
+        if self.names and self.dice.random() < 0.3:
+            del found["source_prompts"], found["source_positions"]
+            found |= {"source_vectors": self.dice.choice(list(self.names)), "factor": self.dice.choice((1.0, 3.0))}
+            found["interventions"] = [one for one in found["interventions"] if not _counts(one)]
         if target is not None:
             found |= {"target_prompt": target, "target_position": self.dice.choice(("last", 2, {"text": "x"}))}
         found["target_layers"] = self.dice.choice(("same", "same", 1, "all"))
@@ -294,7 +298,9 @@ class Cases:
             made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
         if op == "patch":
             made["from"] = self._source(site, texts)
-            if "position" not in made["from"]:
+            if self.dice.random() < 0.2:
+                made |= {"positions": [0, -1], "from": made["from"] | {"position": [1, 0]}}
+            elif "position" not in made["from"]:
                 made["positions"] = self.dice.choice(("last", 0, [0, -1], {"text": _MARK}, "1:3"))
         return made
 
@@ -342,3 +348,8 @@ class Cases:
         if op == "patch":
             made["from"] = self.dice.choice(({}, {"layer": self.dice.randrange(self.subject.plain.layers)}))
         return made
+
+
+def _counts(operation: dict[str, Any]) -> bool:
+    """Whether an operation names prompts by their number."""
+    return "prompts" in operation or isinstance(operation.get("from", {}).get("prompt"), int)

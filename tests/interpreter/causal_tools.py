@@ -80,7 +80,9 @@ def attribute(subject: Subject, arguments: Arguments, result: Any, told: Compari
         for part in result.parts:
             if part.kind in _WRITTEN:
                 added = [_written(subject, arguments, ran, _WRITTEN[part.kind](ran, part.layer), told) for ran in runs]
-                told.near(f"{part.kind} of layer {part.layer}", part.value.mean, torch.stack(added).mean())
+                mean = torch.stack(added).mean()
+                if not mean.isnan():
+                    told.near(f"{part.kind} of layer {part.layer}", part.value.mean, mean)
 
 
 _WRITTEN: dict[str, Callable[[Ran, int], Tensor]] = {
@@ -102,6 +104,8 @@ def _written(subject: Subject, arguments: Arguments, ran: Ran, part: Tensor, tol
     model = subject.plain.model
     last = ran.states["layers_output", subject.plain.layers - 1][-1].double()
     norm = model.get_submodule(subject.plain.family.norm)
+    if not last.any():  # at zero neither a scale nor what comes after the head can be told
+        return torch.tensor(torch.nan)
     with torch.no_grad():
         head = model.get_output_embeddings()
         normed = norm(last.float()[None, None])[0, 0].double()

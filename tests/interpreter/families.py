@@ -80,6 +80,8 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(changed=_SLIDING, added=_BEHIND),
     "gemma3_text": Family(changed=_SLIDING, added=_BEHIND),
     "olmo2": Family(added=_BEHIND),
+    "olmo3": Family(changed=_SLIDING, added=_BEHIND),
+    "exaone4": Family(changed=_SLIDING, added=_BEHIND),
     "glm4": Family(added=("post_self_attn_layernorm", "post_mlp_layernorm")),
     # Attention and MLP side by side.
     "gpt_neox": Family(
@@ -94,6 +96,11 @@ FAMILIES: dict[str, Family] = {
         "self_attention.dense",
         norm="transformer.ln_f",
         interface=False,
+    ),
+    # Keys and values from one small state; attention in chunks.
+    "deepseek_v3": Family(),
+    "llama4_text": Family(
+        mlp="feed_forward", changed={"attention_chunk_size": WINDOW}, lacks=("mlps_output", "mlps_raw_output")
     ),
     # Experts; attention sinks.
     "qwen3_moe": Family(),

@@ -131,7 +131,7 @@ def attention_probs(subject: Subject, arguments: Arguments, result: Any, told: C
 
 def patchscope(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
     """The target prompt with each state put in, and left alone."""
-    sources = texts(subject, arguments, "source_prompts")
+    sources = texts(subject, arguments, "source_prompts") if "source_prompts" in arguments else []
     target = subject.by.read(arguments.get("target_prompt", REPEAT))
     request = [*sources, target]
     position = target.at(arguments.get("target_position", "last"))[-1]
@@ -148,6 +148,13 @@ def patchscope(subject: Subject, arguments: Arguments, result: Any, told: Compar
 
     for source in result.sources:
         check("unpatched", source.unpatched, {})
+        if source.vector is not None:
+            told.same("vector", source.vector, arguments["source_vectors"])
+            for one in source.patches:
+                state = arguments["factor"] * subject.by.vector(source.vector, one.source_layer)
+                what = f"vector, layer {one.source_layer} to {one.target_layer}"
+                check(what, one, {("layers_output", one.target_layer): put([position], state)})
+            continue
         answer = normal(runs[source.prompt].logits[source.position]).topk(2)
         if float(answer.values[0] - answer.values[1]) > TIE:
             told.same("answer", source.answer, told.word(int(answer.indices[0])))
