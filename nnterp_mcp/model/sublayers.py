@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -52,8 +54,11 @@ def resolve_sublayers(
     ]
     written = [site for site in [*raw, *(_site(other, hidden, paths) for other in others if other is not mlp)] if site]
     normed = [_norm_behind(site, calls, hidden, paths) or site for site in written]
-    factor = _multiplier(layer, call, tape, normed)
-    added = [_behind(site, calls, hidden, paths, factor) for site in raw]
+    factors = dict(zip((site.path for site in written), _multipliers(layer, call, tape, normed), strict=True))
+    added = [
+        None if site is None else replace(_norm_behind(site, calls, hidden, paths) or site, factor=factors[site.path])
+        for site in raw
+    ]
     return replace(
         layer,
         attention=_site(attention, hidden, paths),
@@ -81,39 +86,49 @@ def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
     return f"it has {len(found)} {part} modules: {listed}"
 
 
-def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site], factor: float = 1.0) -> bool:
-    """Whether a layer's input and what is added to it, times a factor, make up its output."""
-    total = layer.block.read_input((call.args, call.kwargs))
-    for site in added:
-        part = tape.of(site.module)
-        state = None if part is None or part.mutated else site.read_output(part.output)
-        if state is None or state.shape != total.shape:
-            return False
-        total = total + factor * state
-    output = layer.block.read_output(call.output)
-    if output.device.type == "meta":
+def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site]) -> bool:
+    change = _changes(layer, call, tape, added)
+    if change is None:
         return False
-    return torch.allclose(total.float(), output.float(), rtol=1e-2, atol=1e-3 * float(output.abs().max()))
+    output = layer.block.read_output(call.output)
+    missing = change[0] - sum(change[1:], torch.zeros_like(change[0]))
+    return bool((missing.abs() <= 1e-2 * output.float().abs() + 1e-3 * float(output.abs().max())).all())
 
 
-def _multiplier(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> float:
-    """The number of the layer's own by which it multiplies what it adds to the residual stream; 1 where it does not.
+def _changes(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[Tensor] | None:
+    """What a layer does to the residual stream, and what some sites hold; None where that is not known."""
+    before, after = layer.block.read_input((call.args, call.kwargs)), layer.block.read_output(call.output)
+    states: list[Tensor] = []
+    for site in written:
+        part = tape.of(site.module)
+        if part is None or part.mutated or site.read_output(part.output).shape != before.shape:
+            return None
+        states.append(site.read_output(part.output).float())
+    return None if after.device.type == "meta" else [after.float() - before.float(), *states]
+
+
+def _multipliers(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[float]:
+    """By which numbers of its own a layer multiplies what it adds to the residual stream; 1 where it does not.
 
     Without weights nothing can be computed: there the number is known by its name alone.
     """
-    numbers = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
+    given = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
     if tape.logits.device.type == "meta":
-        return next((value for name, value in numbers.items() if name.startswith("residual_")), 1.0)
-    if not written or _is_additive(layer, call, tape, written):
-        return 1.0
-    return next((value for value in numbers.values() if _is_additive(layer, call, tape, written, value)), 1.0)
+        return [next((value for name, value in given.items() if name.startswith("residual_")), 1.0)] * len(written)
+    plain, found = [1.0] * len(written), _changes(layer, call, tape, written)
+    if not given or not written or found is None:
+        return plain
+    change, *states = found
 
+    def miss(factors: Sequence[float]) -> float:
+        parts = (factor * state for factor, state in zip(factors, states, strict=True))
+        return float((change - sum(parts, torch.zeros_like(change))).abs().mean())
 
-def _behind(site: Site | None, calls: list[Call], hidden: Tensor, paths: dict[int, str], factor: float) -> Site | None:
-    """Where what a sublayer computes is what is added to the residual stream."""
-    if site is None:
-        return None
-    return replace(_norm_behind(site, calls, hidden, paths) or site, factor=factor)
+    size, most = float(change.abs().mean()), miss(plain)
+    if most <= 1e-3 * size:
+        return plain
+    best = min(product([1.0, *dict.fromkeys(given.values())], repeat=len(states)), key=miss)
+    return list(best) if miss(best) < min(0.05 * size, 0.5 * most) else plain
 
 
 def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
@@ -121,7 +136,7 @@ def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int,
     call = next(call for call in reversed(calls) if call.module is site.module)
     state = site.read_output(call.output)
     norm = next((other for other in calls if other.start > call.end and _reads(other, state)), None)
-    if norm is None or not is_norm(norm.module):
+    if norm is None or not is_norm(norm.module) or len(_tensors(norm)) > 1:
         return None
     output = _first_tensor(norm.output)
     if output is None or any(other.start > norm.end and _reads(other, output) for other in calls):

@@ -72,6 +72,13 @@ FAMILIES: dict[str, Names] = {
     ),
     "smollm2-135m": LLAMA,
 }
+SANDWICHED: dict[str, Names] = {
+    "gemma2": FAMILIES["gemma2"],
+    "olmo2": FAMILIES["gemma2"],
+    "hyperclovax": replace(LLAMA, attention_norm="post_norm1", mlp_norm="post_norm2"),
+    "granite": LLAMA,
+}
+"""Families in which a norm or a multiplier comes behind the sublayers."""
 
 
 @dataclass
@@ -222,8 +229,10 @@ class Plain:
         scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        pattern = self._inside("attention_probabilities", scores.masked_fill(~causal, -torch.inf).softmax(-1))
+        read = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        if (window := kwargs.get("sliding_window")) is not None:
+            read &= ~read.tril(-window)
+        pattern = self._inside("attention_probabilities", scores.masked_fill(~read, -torch.inf).softmax(-1))
         return (pattern @ value).transpose(1, 2), pattern
 
     @contextmanager

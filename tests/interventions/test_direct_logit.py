@@ -358,3 +358,26 @@ def test_the_real_model_is_taken_apart_as_by_plain_hooks(subject: Subject) -> No
     for layer in range(subject.model.num_layers):
         close(column(found, 0, "head", layer), written.heads(layer), scale)
     close(found.values[0].sum(), written.metric, scale)
+
+
+@pytest.mark.parametrize("subject", ["gemma2"], indirect=True)
+@pytest.mark.parametrize("split", ["sublayer", "head", "neuron"])
+@pytest.mark.parametrize("site", ["attentions", "mlps"])
+def test_a_sublayer_that_writes_nothing_before_a_norm_adds_nothing(subject: Subject, split: Any, site: str) -> None:
+    plan = subject.plan({"op": "zero", "site": f"{site}_raw_output", "layers": 1})
+    found = attribute_directly(subject.model, subject.prompts, TARGETS, split, plan=plan)
+    assert bool(found.values.isfinite().all())
+    kinds = {"attentions": ("attention",), "mlps": ("mlp", "mlp bias")}[site]
+    own = [at for at, part in enumerate(found.parts) if part.layer == 1 and part.kind in kinds]
+    assert not found.values[:, own].any()
+    assert found.error < 1e-4
+
+
+@one_family
+@pytest.mark.parametrize("site", ["attentions_output", "mlps_output"])
+def test_sublayers_add_what_they_add_as_edited(subject: Subject, site: str) -> None:
+    plan = subject.plan({"op": "zero", "site": site, "layers": 1})
+    found = attribute_directly(subject.model, subject.prompts, TARGETS, "sublayer", plan=plan)
+    kind = "attention" if site == "attentions_output" else "mlp"
+    assert not found.values[:, found.parts.index(Part(kind, 1))].any()
+    assert found.values[:, found.parts.index(Part("rest", 1))].abs().max() < 1e-4

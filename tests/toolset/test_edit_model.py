@@ -72,6 +72,24 @@ def test_positions_are_meant_in_each_later_prompt(callers: tuple[Caller, Caller]
         one.call("edit_model", interventions=[])
 
 
+def test_prompts_and_matrices_are_meant_in_each_later_call(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    second = EDIT | {"prompts": 1}
+    matrix = {"op": "set_attention", "layers": 1, "pattern": [[1.0, 0.0], [0.5, 0.5]], "prompts": 1}
+    asked: dict[str, Any] = {"prompts": ["a b c", "d"], "layers": -1}
+    expected = one.call("logit_lens", **asked, interventions=[second, matrix])
+    assert not expected.is_error, text(expected)
+    edited = one.call("edit_model", interventions=[second, matrix])
+    assert not edited.is_error, text(edited)
+    try:
+        found = one.call("logit_lens", **asked)
+        assert not found.is_error, text(found)
+        assert text(found).splitlines()[:-1] == text(expected).splitlines()[:-1], "all but the run's id"
+        assert "prompt 1 does not exist: the request has prompts 0 to 0" in text(one.call("logit_lens", prompts="a"))
+    finally:
+        one.call("edit_model", interventions=[])
+
+
 def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: tuple[Caller, Caller]) -> None:
     one, _ = callers
     one.call("edit_model", interventions=[EDIT])
