@@ -294,7 +294,8 @@ def _mask_scores(
     kept = edited.float().masked_fill(masked, 0)
     whole, tiny = kept.sum(-1, keepdim=True), torch.finfo(torch.float32).tiny
     share = 1 - sink / (sink + left).clamp_min(tiny)
-    return (kept * torch.where(whole.abs() > tiny, share / whole, 0)).to(edited)
+    # Where nothing is left, a division by nothing would have no gradient either.
+    return (kept * share / torch.where(whole.abs() > tiny, whole, 1)).to(edited)
 
 
 @dataclass(frozen=True)

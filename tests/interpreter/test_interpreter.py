@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,63 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
 
 @pytest.mark.parametrize(("family", "attention", "side"), SAMPLE)
 def test_tools_and_interpreter_agree_on_a_sample(play: Play, family: str, attention: str, side: str) -> None:
-    assert play(family, attention, side, 14) == []
+    assert play(family, attention, side, 10) == []
+
+
+ONCE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "edits of a group's heads, rows of two lengths": (
+        "llama",
+        "generate",
+        {"prompts": ["cat dog France", "cat sea red blue old France"], "max_new_tokens": 12}
+        | {"interventions": [{"op": "scale", "site": "values", "layers": "1:", "factor": -1, "heads": [0, 3]}]},
+    ),
+    "a pattern in a sliding window": (
+        "mistral",
+        "generate",
+        {"prompts": "cat dog sun sea France", "max_new_tokens": 12}
+        | {"interventions": [{"op": "set_attention", "layers": "all", "heads": 1, "pattern": "first"}]},
+    ),
+    "a knockout of a scaled row": (
+        "gpt_oss",
+        "attention_probs",
+        {"prompts": "cat dog France", "kinds": False, "query_positions": "last"}
+        | {
+            "interventions": [
+                {"op": "knockout", "layers": "all", "key_positions": 1},
+                {"op": "scale", "site": "attention_probabilities", "layers": "all", "factor": 0.5},
+            ]
+        },
+    ),
+    "a contribution behind its norm": (
+        "olmo2",
+        "logit_lens",
+        {"prompts": "cat dog France"}
+        | {"interventions": [{"op": "scale", "site": "mlps_output", "layers": 0, "factor": 0.1}]},
+    ),
+    "a contribution that was taken away": (
+        "llama",
+        "attribute",
+        {"prompts": "cat dog France", "targets": {"one": "cat"}, "method": "direct", "by": "sublayer"}
+        | {"interventions": [{"op": "zero", "site": "attentions_output", "positions": "last", "layers": 3}]},
+    ),
+    "a gradient past a row of zeros": (
+        "llama",
+        "attribute",
+        {"prompts": "cat dog France", "targets": {"one": "cat"}, "method": "gradient"}
+        | {"interventions": [{"op": "knockout", "layers": 1, "query_positions": 0, "key_positions": 0}]},
+    ),
+}
+"""Calls about which the two once disagreed."""
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_what_once_differed_does_not_any_more(name: str, tmp_path: Path) -> None:
+    from tests.interpreter.runs import compare
+    from tests.interpreter.subject import Subject
+
+    family, tool, arguments = ONCE[name]
+    outcome = compare(Subject.make(family, "auto", "left", tmp_path), (tool, arguments))
+    assert (outcome.refusal, outcome.told.faults) == (None, [])
 
 
 @pytest.mark.slow

@@ -63,7 +63,10 @@ def steer(subject: Subject, arguments: Arguments, result: Any, told: Comparison)
             asked = arguments.get("positions", "all")
             then = {("layers_output", run.layer): _push(run.factor * vector, prompts[run.prompt], asked)}
             state = baselines[run.prompt].states["layers_output", run.layer][-1]
-            told.near("push", run.push, abs(run.factor) * vector.norm() / state.norm())
+            if state.any():
+                told.near("push", run.push, abs(run.factor) * vector.norm() / state.norm())
+            else:
+                told.same("push", run.push, None)
         base = normal(baselines[run.prompt].logits[-1])
         expected = normal(subject.run(operations, prompts, run.prompt, then=then).logits[-1])
         what = f"prompt {run.prompt} layer {run.layer} factor {run.factor}"
