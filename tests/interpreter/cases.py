@@ -51,17 +51,18 @@ _OPERATIONS = (
     *("skip", "knockout", "knockout", "set_attention", "attention"),
 )
 _TOOLS = {
-    "generate": 4,
-    "logit_lens": 3,
-    "collect_activations": 3,
-    "attention_probs": 2,
-    "run_prompts": 3,
-    "steer": 2,
-    "patchscope": 2,
-    "patch_activations": 2,
-    "attribute": 2,
-    "make_vector": 0.5,
+    "generate": 5,
+    "steer": 3,
+    "logit_lens": 6,
+    "run_prompts": 6,
+    "collect_activations": 7,
+    "attention_probs": 5,
+    "patchscope": 3,
+    "patch_activations": 4,
+    "attribute": 5,
+    "make_vector": 1,
 }
+"""How often each tool is drawn."""
 
 
 @dataclass

@@ -85,8 +85,14 @@ def attribute(subject: Subject, arguments: Arguments, result: Any, told: Compari
                     told.near(f"{part.kind} of layer {part.layer}", part.value.mean, mean)
 
 
+def _layer(ran: Ran, layer: int) -> Tensor:
+    """From layer to layer, so that what is done to a layer's input counts with it."""
+    before = ran.states["layers_output", layer - 1] if layer else ran.states["layers_input", 0]
+    return ran.states["layers_output", layer] - before
+
+
 _WRITTEN: dict[str, Callable[[Ran, int], Tensor]] = {
-    "layer": lambda ran, layer: ran.states["layers_output", layer] - ran.states["layers_input", layer],
+    "layer": _layer,
     "attention": lambda ran, layer: ran.states["attentions_output", layer],
     "mlp": lambda ran, layer: ran.states["mlps_output", layer],
 }

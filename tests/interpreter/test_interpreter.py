@@ -116,6 +116,31 @@ def test_a_server_with_edits_in_force_and_the_interpreter_agree(family: str, tmp
         assert [str(outcome) for outcome in play_served(subject, 1, 60) if outcome.told.faults] == []
 
 
+def test_every_tool_that_takes_interventions_is_compared() -> None:
+    from nnterp_mcp.toolset import specs
+    from tests.interpreter.runs import CHECKS
+
+    taking = {name for name, spec in specs().items() if "interventions" in spec.params.model_fields}
+    assert {*CHECKS, "edit_model"} == taking | {"make_vector"}
+
+
+def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:
+    from random import Random
+
+    from nnterp_mcp.operations import OPERATIONS, SITES, parse_operation, site_of
+    from tests.interpreter.cases import Cases
+    from tests.interpreter.subject import Subject
+
+    cases = Cases(Subject.make("llama", "auto", "left", tmp_path), Random(0))
+    drawn = [cases.draw() for _ in range(600)]
+    operations = [parse_operation(one) for _, call in drawn for one in call.get("interventions", [])]
+    found = {(one.op, site_of(one)) for one in operations if hasattr(one, "site")}  # pyright: ignore[reportArgumentType]
+    everywhere = {(op, site) for op in ("add", "scale", "zero", "mean", "patch", "project_out") for site in SITES}
+    nowhere = {(op, "attention_probabilities") for op in ("add", "mean", "project_out")}
+    assert found == everywhere - nowhere
+    assert {one.op for one in operations} == set(OPERATIONS)
+
+
 def test_what_means_something_else_is_noticed(tmp_path: Path) -> None:
     """The same call with another operation in the interpreter's hands differs from what the tool says."""
     from tests.interpreter.comparison import Comparison
