@@ -293,9 +293,8 @@ def _mask_scores(
     left = own.float().masked_fill(masked, 0).sum(-1, keepdim=True)
     kept = edited.float().masked_fill(masked, 0)
     whole, tiny = kept.sum(-1, keepdim=True), torch.finfo(torch.float32).tiny
-    share = 1 - sink / (sink + left).clamp_min(tiny)
-    # Where nothing is left, a division by nothing would have no gradient either.
-    return (kept * share / torch.where(whole.abs() > tiny, whole, 1)).to(edited)
+    share = 1 - sink / torch.where(sink + left > 0, sink + left, 1)
+    return (kept * (share / torch.where(whole.abs() > tiny, whole, torch.inf))).to(edited)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Product:
     """One product, about to be computed. Assigning an operand replaces it.
 
     Attributes:
-        ordinal: How many products the watch saw before it.
+        ordinal: How many products the watch saw before it; -1 for one of two dimensions, which works on one row or one
+            token, so that their number differs from pass to pass.
         operands: Left and right operand; query, key and value where attention is one fused operation.
         fused: Whether it is the fused operation: probabilities are never formed.
         mask: What the fused operation adds to the scores, or which keys it lets be read; None where nothing was given.
@@ -87,7 +88,7 @@ class ProductWatch(TorchFunctionMode):
         ignore: When it returns true, operations are not looked at: they are not the model's.
 
     Attributes:
-        count: How many products were seen.
+        count: How many products were seen, those of two dimensions aside.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ProductWatch(TorchFunctionMode):
         if len(operands) != len(places):
             return func(*args, **kwargs)
         product = self._describe(func, operands)
-        self.count += 1
+        self.count += product.ordinal >= 0
         place, name = _MASK
         masked = place if len(args) > place else name
         product.mask = inputs.get(masked) if product.fused else None
@@ -155,7 +156,8 @@ class ProductWatch(TorchFunctionMode):
         return result
 
     def _describe(self, func: Any, operands: list[Tensor]) -> Product:
-        product = Product(self.count, operands, fused=func is _FUSED, einsum=func is torch.einsum)
+        ordinal = self.count if operands[0].ndim > 2 else -1
+        product = Product(ordinal, operands, fused=func is _FUSED, einsum=func is torch.einsum)
         for place, operand in enumerate(operands):
             if not product.fused and operand in self._probabilities and self._is_pattern(operand):
                 product.probabilities = place

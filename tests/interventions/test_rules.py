@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.interventions.engine import Read, forward
 from nnterp_mcp.interventions.generation import generate
+from nnterp_mcp.interventions.gradients import multiply_gradients
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.plan import check, plan
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, fill_batches
@@ -215,6 +216,24 @@ def test_a_query_without_keys_reads_nothing(family: str) -> None:
     assert not found[0].any()
     assert found[1].any()
     assert not read(family, prompt, PATTERNS, CUT | {"key_positions": 0})[0, 0].any(), "the first query's only key"
+
+
+def test_a_row_of_zeros_has_no_slope_and_leaves_the_others_theirs() -> None:
+    (prompt,) = encode("llama", SHORT)
+    model = standardized("llama")
+    cut = plan(model, operations({"op": "knockout", "layers": LAYER, "query_positions": [0, 2]}), [prompt])
+    (found,) = multiply_gradients(model, [prompt], [[[7], [9]]], plan=cut)
+
+    def nothing(states: Tensor) -> None:
+        states[[0, 2]] = 0
+
+    embedded, slope = plain("llama").slopes(
+        prompt.ids,
+        [("token_embeddings", -1)],
+        lambda logits: logits[7] - logits[9],
+        {("attention_probabilities", LAYER): nothing},
+    )["token_embeddings", -1]
+    assert found.values.tolist() == pytest.approx((embedded * slope).sum(-1).tolist(), abs=1e-5)
 
 
 GOING_ON = ["all", "last", "1:", ":", ["1:", 0], [0, "last"]]

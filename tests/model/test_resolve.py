@@ -121,7 +121,7 @@ def test_contribution_excludes_the_residual_stream() -> None:
     assert facts.mlp_contribution.path == "transformer.h.0.mlp.dense_4h_to_h"
     assert facts.additive
     assert standardized("llama").anatomy.layers[0].additive
-    assert not standardized("gemma2").anatomy.layers[0].additive  # a norm follows each
+    assert standardized("gemma2").anatomy.layers[0].additive  # behind the norm that follows each
 
 
 def test_leaves_the_model_as_it_was() -> None:
