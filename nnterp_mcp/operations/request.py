@@ -74,8 +74,7 @@ _LANGUAGE = (
     '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
     "position, layer, run}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
     "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
-    "layers_/attentions_/mlps_/heads_output, attentions_raw_/mlps_raw_output (before a norm), queries, keys, values, "
-    "attention_probabilities"
+    "layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/heads_output, queries, keys, values, attention_probabilities"
 )
 
 

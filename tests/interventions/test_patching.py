@@ -322,10 +322,10 @@ def test_what_does_not_fit_is_refused(subject: Subject) -> None:
         Patcher(model, ablate([pair.clean.prompt]), grid, ablation="mean", metric="kl").patch()
 
 
-@pytest.mark.parametrize("subject", ["falcon"], indirect=True)
-def test_a_site_that_cannot_be_told_apart_is_refused(subject: Subject) -> None:
-    with pytest.raises(Unsupported, match="values of layer 3 of falcon cannot be told apart"):
-        make_grid(subject.model, [pair_of(subject)], ["values"])
+@pytest.mark.parametrize("subject", ["opt"], indirect=True)
+def test_a_site_that_a_model_lacks_is_refused(subject: Subject) -> None:
+    with pytest.raises(Unsupported, match="layer 0 of opt has no MLP module"):
+        make_grid(subject.model, [pair_of(subject)], ["mlps_output"], layers=[0])
 
 
 @real

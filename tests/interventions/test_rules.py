@@ -87,6 +87,34 @@ def test_heads_that_share_keys_are_edited_one_by_one_at_every_step(family: str, 
     agrees_in_generation(family, [SHORT, LONG], [asked], lambda length: {(site, LAYER): turned})
 
 
+GROUPED = ["cohere2", "falcon", "gemma3_text", "glm4", "gpt_oss", "llama4_text", "olmo3", "phi3", "qwen2", "qwen4_exp"]
+"""Families whose heads share keys: with windows, chunks, sinks, one key for all, or keys of an indexer's choice."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", GROUPED)
+@pytest.mark.parametrize("site", ["queries", "keys", "values"])
+def test_heads_are_edited_alike_in_batches_and_under_each_implementation(family: str, site: str) -> None:
+    model = standardized(family)
+    layer = max(model.anatomy.attention_layers)
+    head = model.anatomy.layers[layer].num_heads - 1
+    asked = operations({"op": "scale", "site": site, "layers": layer, "factor": -1, "heads": head})
+    before, said = model.attention, []
+    for implementation in dict.fromkeys((before, "eager")):
+        model.set_attention(implementation)
+        for group in ([SHORT, LONG], [SHORT], [LONG]):
+            prompts = encode(family, *group)
+            said.append(generate(model, prompts, plan(model, asked, prompts), max_new_tokens=NEW))
+    model.set_attention(before)
+    clean = generate(model, encode(family, SHORT), max_new_tokens=NEW)[0].log_probs
+    together, *others = [[found.log_probs for found in one] for one in said]
+    alone = [[*others[0], *others[1]], *([others[2], [*others[3], *others[4]]] if len(others) > 2 else [])]
+    for found in alone:
+        for one, other in zip(found, together, strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+    assert together[0] != pytest.approx(clean, abs=1e-4)
+
+
 @pytest.mark.parametrize("family", SANDWICHED)
 def test_outputs_are_what_is_added_to_the_residual_stream(family: str) -> None:
     (prompt,) = encode(family, LONG)

@@ -15,7 +15,7 @@ from tests.serving import Caller, stdio
 LARGEST_DEFINITION = 2048
 """Characters of a description with the schema of the parameters."""
 
-LARGEST_LIST = 8000
+LARGEST_LIST = 11_000
 """Tokens of the whole list."""
 
 
