@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import Batch, encode_prompts, fill_batches
+from nnterp_mcp.model.prompts import Batch, encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 GetActivations = Callable[[StandardizedTransformer, int], Tensor]
@@ -101,9 +102,7 @@ def collect_token_activations_batched(
     at = -1 if idx is None else idx
     parts: list[Tensor] = []
     order: list[int] = []
-    batches = fill_batches(
-        encoded, _BATCH_TOKENS, model.pad_id, model.device, pad=model.can("batch"), batch_size=batch_size
-    )
+    batches = make_batches(model, encoded, _BATCH_TOKENS, batch_size=batch_size)
     for batch in tqdm(batches) if tqdm else batches:
         parts.append(_read(model, batch, chosen, get_activations or get_layer_output, at))
         order += [prompt.index for prompt in batch.prompts]

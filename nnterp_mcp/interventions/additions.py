@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.batches import run_batches
+from nnterp_mcp.interventions.constants import indices, like
 from nnterp_mcp.interventions.edits import Edit, Seen, StateEdit
 from nnterp_mcp.interventions.engine import Plan, forward
 from nnterp_mcp.interventions.generation import generate
@@ -236,7 +237,8 @@ class AddedByRow:
 
     def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
         """The new states."""
-        return states + self.vectors.to(states)[[self.of_row[row] for row, _ in chosen.entries]]
+        rows = indices([self.of_row[row] for row, _ in chosen.entries], states.device)
+        return states + like(self.vectors, states)[rows]
 
 
 def _edits(runs: Sequence[Run], where: Mapping[int, Sequence[int]], onward: bool) -> list[Edit]:

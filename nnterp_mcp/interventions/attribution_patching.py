@@ -242,13 +242,14 @@ class _Entrance:
 
 @dataclass(frozen=True)
 class _Kept:
-    """An edit that changes nothing, and keeps what passes: assigned, also a view is what the model goes on with."""
+    """An edit that changes no number: the model goes on with a view of the states, whose gradient can be asked for."""
 
     place: Place
     states: list[Tensor] = field(default_factory=list)
     needs: Sequence[Place] = ()
 
     def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The value."""
-        self.states.append(value)
-        return value
+        """The view."""
+        view = value.view_as(value)
+        self.states.append(view)
+        return view

@@ -10,11 +10,44 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from nnterp_mcp.errors import OutOfMemory
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.memory import free, is_out_of_memory, of_pass, release
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.wrapped import WrappedModel
 
 T = TypeVar("T")
+
+
+def make_batches(
+    model: WrappedModel,
+    prompts: Sequence[EncodedPrompt],
+    batch_tokens: int,
+    *,
+    batch_size: int | None = None,
+    new_tokens: int = 0,
+    padded: bool = True,
+) -> list[Batch]:
+    """Packs prompts into batches whose rows the model computes as it computes each alone.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        batch_tokens: Padded tokens in a batch, at most.
+        batch_size: Prompts in a batch, at most; no bound by default.
+        new_tokens: How many tokens are to follow each prompt.
+        padded: Whether prompts of different lengths may share a batch, where the model allows it.
+    """
+    lengths = lengths_of(model.module)
+    return fill_batches(
+        prompts,
+        batch_tokens,
+        model.pad_id,
+        model.device,
+        pad=padded and model.can("batch"),
+        batch_size=batch_size,
+        share=lambda length, other: lengths.share(length, other, new_tokens),
+    )
 
 
 def run_batches(
@@ -25,8 +58,10 @@ def run_batches(
     *,
     batch_size: int | None = None,
     patterns: bool = False,
+    new_tokens: int = 0,
+    padded: bool = True,
 ) -> Iterator[tuple[Batch, T]]:
-    """Runs every prompt once, in batches that `fill_batches` makes.
+    """Runs every prompt once, in batches that `make_batches` makes.
 
     Args:
         model: The model.
@@ -35,6 +70,8 @@ def run_batches(
         run: Computes a batch. It is called again with fewer rows when memory runs out, so it must leave nothing behind.
         batch_size: Prompts in a batch, at most; no bound by default.
         patterns: Whether attention patterns are formed, which grow with the square of a prompt's length.
+        new_tokens: How many tokens are to follow each prompt.
+        padded: Whether prompts of different lengths may share a batch, where the model allows it.
 
     Yields:
         Each batch that ran, with what came out.
@@ -44,7 +81,7 @@ def run_batches(
     """
 
     def fill(rows: Sequence[EncodedPrompt], tokens: int, size: int | None) -> list[Batch]:
-        return fill_batches(rows, tokens, model.pad_id, model.device, pad=model.can("batch"), batch_size=size)
+        return make_batches(model, rows, tokens, batch_size=size, new_tokens=new_tokens, padded=padded)
 
     waiting = deque(fill(prompts, batch_tokens, batch_size))
     while waiting:

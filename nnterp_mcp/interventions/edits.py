@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.constants import indices, like
 from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, by_position
 from nnterp_mcp.interventions.windows import Reach, Selection, Window
@@ -76,13 +77,14 @@ class StateEdit:
         if not chosen.entries:
             return value
         picked = chosen.pick(states)
-        part = picked if self.heads is None else picked[:, list(self.heads)]
+        part = picked if self.heads is None else picked[:, indices(self.heads, picked.device)]
         changed = self.change(part, chosen, window, seen).to(part)
         if self.neurons is not None:
-            components = resolve_indices(self.neurons, part.shape[-1], "neuron", f"a state at {self.place}")
-            changed = part.index_copy(-1, torch.tensor(components, device=part.device), changed[..., components])
+            named = resolve_indices(self.neurons, part.shape[-1], "neuron", f"a state at {self.place}")
+            components = indices(named, part.device)
+            changed = part.index_copy(-1, components, changed[..., components])
         if self.heads is not None:
-            changed = picked.index_copy(1, torch.tensor(list(self.heads), device=picked.device), changed)
+            changed = picked.index_copy(1, indices(self.heads, picked.device), changed)
         return by_position(chosen.put(states, changed), self.place.site)
 
 
@@ -97,7 +99,7 @@ class Added:
     def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
         """The new states."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
-        return states + self.vector.to(states)
+        return states + like(self.vector, states)
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ class Projected:
     def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
         """The new states."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
-        direction = torch.nn.functional.normalize(self.vector.to(states.device).float(), dim=0)
-        along = states.float() @ direction
-        return states - (along[..., None] * direction).to(states)
+        exact = states.float()
+        direction = torch.nn.functional.normalize(like(self.vector, exact), dim=0)
+        return states - ((exact @ direction)[..., None] * direction).to(states)
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,9 @@ class Averaged:
 
     def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
         """The new states."""
-        mean = self.mean if self.heads is None else self.mean[list(self.heads)]
-        return mean.to(states).expand_as(states)
+        mean = like(self.mean, states)
+        mean = mean if self.heads is None else mean[indices(self.heads, mean.device)]
+        return mean.expand_as(states)
 
 
 @dataclass(frozen=True)

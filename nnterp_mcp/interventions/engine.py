@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.interventions.edits import Edit, Seen
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
-from nnterp_mcp.interventions.places import Place, assign, by_position, fetch, in_order
+from nnterp_mcp.interventions.executors import execute
+from nnterp_mcp.interventions.places import Place, by_position, in_order
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.implementation import switch_attention
 from nnterp_mcp.model.prompts import Batch
@@ -145,61 +145,40 @@ def run(
     if logits is not None and model.can("lens"):
         rows, columns = logits
         at_end = [Read(Place("layers_output", model.anatomy.last.index), lambda state: state[rows, columns])]
-    walk = _Walk(model, window, plan, [*reads, *at_end])
+    walk = PlannedPass(window, plan, [*reads, *at_end])
     if logits is None or at_end:
-        taken = _trace_until(model, inputs, walk)
+        execute(model, inputs, walk)
+        taken = walk.taken
         states = taken.pop() if at_end else None
         return Pass(taken, None if states is None else model.project_on_vocab(states))
-    taken, whole = _trace_all(model, inputs, walk, *logits)
-    return Pass(taken, whole)
+    whole = execute(model, inputs, walk, lambda made: made[logits])
+    return Pass(walk.taken, whole)
 
 
-def _trace_until(model: StandardizedTransformer, inputs: dict[str, Any], walk: _Walk) -> list[Any]:
-    """The reads; the pass ends at the last place that is edited or read."""
-    with model.trace(**inputs) as tracer:
-        taken = nnsight.save(walk.take())
-        tracer.stop()
-    return taken
+class PlannedPass:
+    """Makes the edits of a plan and the reads, place by place."""
 
-
-def _trace_all(
-    model: StandardizedTransformer, inputs: dict[str, Any], walk: _Walk, rows: Tensor, columns: Tensor
-) -> tuple[list[Any], Tensor]:
-    """The reads, and logits of the model's own making."""
-    with model.trace(**inputs):
-        taken = nnsight.save(walk.take())
-        logits = nnsight.save(model.logits[rows, columns])
-    return taken, logits
-
-
-class _Walk:
-    """The way of one pass through the places that are edited or read."""
-
-    def __init__(self, model: StandardizedTransformer, window: Window, plan: Plan, reads: Sequence[Read]) -> None:
-        self._model = model
-        self._window = window
+    def __init__(self, window: Window, plan: Plan, reads: Sequence[Read]) -> None:
+        self.places = in_order([*plan.edits, *plan.needs, *(read.place for read in reads)])
+        self.window = window
         self._plan = plan
         self._reads = reads
-        self._kept = plan.needs
+        self._needs = plan.needs
+        self._seen: Seen = {}
+        self._taken: dict[int, Any] = {}
 
-    def take(self) -> list[Any]:
-        """Makes the edits and returns the reads; inside a trace."""
-        taken: dict[int, Any] = {}
-        seen: Seen = {}
-        for place in in_order([*self._plan.edits, *self._kept, *(read.place for read in self._reads)]):
-            value = self._edited(place, seen)
-            if place in self._kept:
-                seen[place] = by_position(value, place.site)
-            for index, read in enumerate(self._reads):
-                if read.place == place:
-                    taken[index] = read.reduce(value)
-        return [taken[index] for index in range(len(self._reads))]
+    @property
+    def taken(self) -> list[Any]:
+        """What each read returned, in their order."""
+        return [self._taken[index] for index in range(len(self._reads))]
 
-    def _edited(self, place: Place, seen: Seen) -> Tensor:
-        value = fetch(self._model, place)
-        edits = self._plan.edits.get(place, ())
-        for edit in edits:
-            value = edit.apply(value, self._window, seen)
-        if edits:
-            assign(self._model, place, value)
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """Makes the edits of a place, then the reads."""
+        for edit in self._plan.edits.get(place, ()):
+            value = edit.apply(value, self.window, self._seen)
+        if place in self._needs:
+            self._seen[place] = by_position(value, place.site)
+        for index, read in enumerate(self._reads):
+            if read.place == place:
+                self._taken[index] = read.reduce(value)
         return value

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -282,10 +281,7 @@ def _slopes(
         assert logits is not None
         metric = torch.cat([measure(logits[[row]]) for row, measure in enumerate(measures)])
         origin, embeddings = entrance.kept
-        whole: Any = metric.sum()  # nnsight makes a context of its `backward`
-        with whole.backward():
-            gradient = nnsight.save(embeddings.grad)
-    assert gradient is not None
+        (gradient,) = torch.autograd.grad(metric.sum(), [embeddings])
     return _Slopes(metric.detach(), origin, embeddings.detach(), gradient)
 
 

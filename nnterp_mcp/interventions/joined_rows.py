@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import STOPS, OutOfMemory, Unsupported
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import attention_for
+from nnterp_mcp.interventions.executors import execute, last_column
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input, Row, Walk
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory, release
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.vocabulary import last_logits
 from nnterp_mcp.operations import Site
 
 _ENOUGH = 128
@@ -95,9 +94,10 @@ def observe(
     """
     shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
     cache = SharedCache(config=model.module.config) if shares else None
-    walk = Walk(model, given, reads=places)
-    taken, logits = _trace(model, _ids(model, given), walk, _options(model, cache))
-    return Observed({place: value[0] for place, value in zip(walk.reads, taken, strict=True)}, logits[0], cache)
+    walk = Walk(given, reads=places)
+    logits = _execute(model, _ids(model, given), walk, _options(model, cache), True)
+    assert logits is not None
+    return Observed({place: value[0] for place, value in zip(walk.reads, walk.taken, strict=True)}, logits[0], cache)
 
 
 class RowRunner:
@@ -198,12 +198,12 @@ class RowRunner:
         joins: dict[Place, int] = {}
         for row in chosen if sharing.layers else ():
             joins[_entrance(row)] = joins.get(_entrance(row), 0) + 1
-        walk = Walk(self._model, self._base, chosen, joins=joins, held=self._held, reads=reads, first=first)
+        walk = Walk(self._base, chosen, joins=joins, held=self._held, reads=reads, first=first)
         ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(chosen), 1)
         options = _options(self._model, self._prefix_until(first) if first else None)
-        taken, found = (_trace if logits else _trace_until)(self._model, ids, walk, options)
+        found = _execute(self._model, ids, walk, options, logits)
         columns = len(self._base) - first
-        states = {place: value[1:, -columns:] for place, value in zip(walk.reads, taken, strict=True)}
+        states = {place: value[1:, -columns:] for place, value in zip(walk.reads, walk.taken, strict=True)}
         return RowBatch(list(order), None if found is None else found[1:], states, first)
 
     @cached_property
@@ -219,8 +219,8 @@ class RowRunner:
         if any(cache.is_linear):
             raise Unsupported(f"layers of {self._model.name} carry a state from token to token, not keys and values")
         last = [Place("layers_output", self._model.anatomy.last.index)]
-        walk = Walk(self._model, self._base, reads=last)
-        _trace_until(self._model, _ids(self._model, self._base), walk, _options(self._model, cache))
+        walk = Walk(self._base, reads=last)
+        _execute(self._model, _ids(self._model, self._base), walk, _options(self._model, cache), False)
         return cache
 
     def _prefix_until(self, position: int) -> SharedCache:
@@ -320,27 +320,15 @@ def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]
 
 def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
     """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
-    options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    options = cache_inputs(model.module, cache)
     if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
         options["logits_to_keep"] = 1
     return options
 
 
-def _trace(
-    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
-) -> tuple[list[Tensor], Float[Tensor, "row vocabulary"]]:
-    """What was read, and the logits after the last token."""
-    with attention_for(model, walk.plan), model.trace(input_ids=ids, **options):
-        taken = nnsight.save(walk.take())
-        logits = nnsight.save(last_logits(model))
-    return taken, logits
-
-
-def _trace_until(
-    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any]
-) -> tuple[list[Tensor], None]:
-    """What was read; the pass ends at the last place that is touched."""
-    with attention_for(model, walk.plan), model.trace(input_ids=ids, **options) as tracer:
-        taken = nnsight.save(walk.take())
-        tracer.stop()
-    return taken, None
+def _execute(
+    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any], logits: bool
+) -> Float[Tensor, "row vocabulary"] | None:
+    """The logits after the last token, if they are wanted; else the pass ends at the last place that is touched."""
+    with attention_for(model, walk.plan):
+        return execute(model, {"input_ids": ids, **options}, walk, last_column if logits else None)

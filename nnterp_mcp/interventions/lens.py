@@ -114,7 +114,8 @@ def _chunks(
     model: StandardizedTransformer, states: Float[Tensor, "reading layer hidden"], rows: Int[Tensor, " reading"]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Readings, and the rows of their categories, in parts whose logits are held at one time."""
-    size = max(1, _LOGITS_AT_ONCE // (states.shape[1] * model.vocab_size))
+    width = states.shape[1] * model.vocab_size
+    size = max(_LOGITS_AT_ONCE // width, rows_at_once(width, states.device))
     return states.split(size), rows.split(size)
 
 

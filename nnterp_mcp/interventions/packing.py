@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.errors import STOPS, Unsupported
+from nnterp_mcp.interventions.executors import Reading, execute
 from nnterp_mcp.interventions.patched_rows import Target, find_sharing, read_prefix
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.places import Place
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 WORTHWHILE = 128
@@ -49,6 +51,8 @@ def read_packed(
     longest = max(target.position, *map(len, sources))
     if not target.position or target.position + sum(map(len, sources)) > WORTHWHILE:
         return None
+    if len({lengths_of(model.module).kind(length) for length in (target.position, *map(len, sources))}) > 1:
+        return None
     if not find_sharing(model, target, generating=False).prefix:
         return None
     known = _tried.setdefault(model.module, {})
@@ -65,13 +69,11 @@ def _read(
     rows = [target.ids[: target.position], *sources]
     ends = (torch.tensor([len(row) for row in rows]).cumsum(0) - 1)[1:]
     cache = SharedCache(config=model.module.config)
-    with model.trace(**_pack(model, rows), past_key_values=cache, use_cache=True) as tracer:
-        states = nnsight.save([model.layers_output[layer][0, ends].to(model.device) for layer in layers])
-        if layers[-1] != model.anatomy.last.index:
-            model.layers_output[model.anatomy.last.index]
-        tracer.stop()
+    places = [Place("layers_output", layer) for layer in layers]
+    reading = Reading({place: lambda states: states[0, ends].to(model.device) for place in _to_the_end(model, places)})
+    execute(model, {**_pack(model, rows), **cache_inputs(model.module, cache)}, reading)
     _cut(cache, target.position)
-    return torch.stack(states), cache
+    return torch.stack([reading.taken[place] for place in places]), cache
 
 
 def _layers(cache: SharedCache) -> list[DynamicLayer]:
@@ -121,10 +123,15 @@ def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], 
 
 
 def _read_alone(model: StandardizedTransformer, ids: Sequence[int]) -> Float[Tensor, "layer hidden"]:
-    with model.trace(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False) as tracer:
-        states = nnsight.save([model.layers_output[layer][0, -1].to(model.device) for layer in range(model.num_layers)])
-        tracer.stop()
-    return torch.stack(states)
+    places = [Place("layers_output", layer) for layer in range(model.num_layers)]
+    reading = Reading({place: lambda states: states[0, -1].to(model.device) for place in places})
+    execute(model, {"input_ids": torch.tensor([list(ids)], device=model.device), "use_cache": False}, reading)
+    return torch.stack([reading.taken[place] for place in places])
+
+
+def _to_the_end(model: StandardizedTransformer, places: Sequence[Place]) -> set[Place]:
+    """The places, and the last layer, up to which a pass fills the cache."""
+    return {*places, Place("layers_output", model.anatomy.last.index)}
 
 
 def _is_close(model: StandardizedTransformer, found: Tensor | None, expected: Tensor | None) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,13 +20,14 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import STOPS, InvalidRequest, Unsupported
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
+from nnterp_mcp.interventions.executors import Reading, execute, last_column
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.shared_cache import SharedCache
+from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.vocabulary import last_logits
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time: rows run in batches of this many over the vocabulary."""
@@ -186,9 +186,8 @@ def read_prefix(model: StandardizedTransformer, target: Target) -> SharedCache:
         raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
     if target.position > 0:
         ids = torch.tensor([target.ids[: target.position]], device=model.device)
-        with model.trace(input_ids=ids, past_key_values=cache, use_cache=True) as tracer:
-            model.layers_output[model.anatomy.last.index]
-            tracer.stop()
+        to_the_end = Reading({Place("layers_output", model.anatomy.last.index): lambda states: None})
+        execute(model, {"input_ids": ids, **cache_inputs(model.module, cache)}, to_the_end)
     return cache
 
 
@@ -219,17 +218,29 @@ def _trace(
     joining: bool,
     cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
-    place = patch.join if joining else patch.put
-    with model.trace(input_ids=ids, **_options(model, cache)):
-        for layer, rows in patch.by_layer().items():
-            model.layers_output[layer] = place(model.layers_output[layer], rows, position)
-        logits = nnsight.save(last_logits(model))
-    return logits  # noqa: RET504 - the trace ends before
+    walk = _Patching(patch, position, joining)
+    logits = execute(model, {"input_ids": ids, **_options(model, cache)}, walk, last_column)
+    assert logits is not None
+    return logits
+
+
+class _Patching:
+    """Puts the states of a patch in, each where its row is or joins."""
+
+    def __init__(self, patch: _Patch, position: int, joining: bool) -> None:
+        self._rows = {Place("layers_output", layer): rows for layer, rows in patch.by_layer().items()}
+        self._put = patch.join if joining else patch.put
+        self._position = position
+        self.places = list(self._rows)
+
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """The rows of one layer."""
+        return self._put(value, self._rows[place], self._position)
 
 
 def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
     """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
-    options: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    options = cache_inputs(model.module, cache)
     if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
         options["logits_to_keep"] = 1
     return options
@@ -261,7 +272,8 @@ def _step(
     said: Int[Tensor, "row token"],
     cache: SharedCache | None,
 ) -> Float[Tensor, "row vocabulary"]:
-    if cache is not None:
+    kind = lengths_of(model.module).kind
+    if cache is not None and kind(len(target.ids)) == kind(len(target.ids) + said.shape[1]):
         return _trace(model, said[:, -1:], _Patch(patch.states[:0], [], 0), 0, False, cache)
     prompt = torch.tensor([target.ids], device=said.device).repeat(len(said), 1)
     ids = torch.cat([prompt, said], dim=1)
@@ -312,8 +324,9 @@ def _until(tokens: list[int], ends: list[int]) -> list[int]:
     return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-_Situation = tuple[str, bool, bool]
-"""How attention is computed, whether tokens follow the patched one, whether tokens are generated."""
+_Situation = tuple[str, bool, bool, bool]
+"""How attention is computed, whether tokens follow the patched one, whether tokens are generated, and whether those
+before it are computed alone as they are in the whole prompt."""
 _tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = WeakKeyDictionary()
 """What each model was found to allow, and the longest target prompt on which it was found."""
 
@@ -322,7 +335,9 @@ _tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = We
 def find_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
     """The cheapest sharing that was seen to change nothing, on this target prompt or a longer one."""
     known = _tried.setdefault(model.module, {})
-    situation = (model.attention, target.position < len(target.ids) - 1, generating)
+    kind = lengths_of(model.module).kind
+    alike = kind(target.position) == kind(len(target.ids))
+    situation = (model.attention, target.position < len(target.ids) - 1, generating, alike)
     length, sharing = known.get(situation, (0, _NOTHING))
     if length < len(target.ids):
         sharing = _try_sharing(model, target, generating)

@@ -72,7 +72,7 @@ def fetch(model: StandardizedTransformer, place: Place) -> Tensor:
     """What is at a place, inside a trace, in the model's own layout."""
     if place.layer is None:
         return model.token_embeddings
-    return _accessor(model, place)[place.layer]
+    return accessor(model, place)[place.layer]
 
 
 def assign(model: StandardizedTransformer, place: Place, value: Tensor) -> None:
@@ -80,10 +80,11 @@ def assign(model: StandardizedTransformer, place: Place, value: Tensor) -> None:
     if place.layer is None:
         model.token_embeddings = value
     else:
-        _accessor(model, place)[place.layer] = value
+        accessor(model, place)[place.layer] = value
 
 
-def _accessor(model: StandardizedTransformer, place: Place) -> Any:
+def accessor(model: StandardizedTransformer, place: Place) -> Any:
+    """The model's own accessor of a site, to be indexed by layers."""
     return getattr(model, _ACCESSORS.get(place.site, place.site))
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.places import WHOLE_SEQUENCE, Place, assign, by_position, fetch, in_order
+from nnterp_mcp.interventions.places import WHOLE_SEQUENCE, Place, by_position, in_order
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.prompts import EncodedPrompt
-from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,6 @@ class Walk:
     for more than the operations in force at its place: they come before it.
 
     Args:
-        model: The model.
         given: The input.
         rows: What is put into the others.
         joins: How many rows join at each place; none where all are there from the start.
@@ -95,13 +93,13 @@ class Walk:
         first: The prompt's position that the first column holds.
 
     Attributes:
-        reads: The places that are read, in the order in which the model comes to them.
+        places: The places at which anything happens, in the order in which the model comes to them.
+        reads: Those that are read, in the same order.
         plan: The operations in force.
     """
 
     def __init__(
         self,
-        model: StandardizedTransformer,
         given: Input,
         rows: Sequence[Row] = (),
         *,
@@ -112,35 +110,36 @@ class Walk:
     ) -> None:
         self.reads = in_order(reads)
         self.plan = given.plan
-        self._model = model
         self._given = given
         self._joins = joins or {}
         self._held = held
         self._first = first
+        self._needs = given.plan.needs
+        self._seen: Seen = {}
+        self._taken: dict[Place, Tensor] = {}
         self._window = cache(self._window_of)
         self._puts: dict[Place, list[tuple[int, Put]]] = {}
         for index, row in enumerate(rows, start=1):
             for put in row:
                 self._puts.setdefault(put.place, []).append((index, put))
+        noise = [] if given.noise is None else [Place("token_embeddings")]
+        changed = [*noise, *given.plan.edits, *self._needs, *self._joins, *held, *self._puts]
+        self.places = in_order([*changed, *self.reads])
 
-    def take(self) -> list[Tensor]:
-        """Makes the changes and returns what was read, in the order of `reads`; inside a trace."""
-        taken: list[Tensor] = []
-        seen: Seen = {}
-        kept = self.plan.needs
-        noise = [] if self._given.noise is None else [Place("token_embeddings")]
-        changed = [*noise, *self.plan.edits, *kept, *self._joins, *self._held, *self._puts]
-        for place in in_order([*changed, *self.reads]):
-            came = fetch(self._model, place)
-            value = self._join(place, self._edit(place, self._disturb(place, came), seen))
-            if place in self.reads:
-                taken.append(by_position(value, place.site).clone())
-            value = self._put(place, self._hold(place, value))
-            if place in kept:
-                seen[place] = by_position(value, place.site)
-            if value is not came:
-                assign(self._model, place, value)
-        return taken
+    @property
+    def taken(self) -> list[Tensor]:
+        """What was read, in the order of `reads`."""
+        return [self._taken[place] for place in self.reads]
+
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """Makes the changes of a place, and reads what its rows have before anything is held or put."""
+        value = self._join(place, self._edit(place, self._disturb(place, value)))
+        if place in self.reads:
+            self._taken[place] = by_position(value, place.site).clone()
+        value = self._put(place, self._hold(place, value))
+        if place in self._needs:
+            self._seen[place] = by_position(value, place.site)
+        return value
 
     def _disturb(self, place: Place, value: Tensor) -> Tensor:
         noise = self._given.noise
@@ -148,10 +147,10 @@ class Walk:
             return value
         return value + noise[self._first :].to(value)
 
-    def _edit(self, place: Place, value: Tensor, seen: Seen) -> Tensor:
+    def _edit(self, place: Place, value: Tensor) -> Tensor:
         """The states with the operations in force made, in each row that is there so far."""
         for edit in self.plan.edits.get(place, ()):
-            value = edit.apply(value, self._window(len(value)), seen)
+            value = edit.apply(value, self._window(len(value)), self._seen)
         return value
 
     def _window_of(self, rows: int) -> Window:

@@ -135,7 +135,7 @@ def rows_at_once(width: int, device: torch.device) -> int:
 
     An accelerator takes more, for each step costs a launch.
     """
-    return max(1, (1 << (18 if device.type == "cpu" else 24)) // width)
+    return max(1, (1 << (18 if device.type == "cpu" else 26)) // width)
 
 
 def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:

@@ -1,14 +1,29 @@
-"""Keys and values that rows of one prompt have in common."""
+"""Keys and values: how a model is given them, and those that rows of one prompt have in common."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
+
+_OF_VERSION = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+"""How the installed transformers hands a cache to its own models; releases differ in its name."""
+
+
+def cache_inputs(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
+    """The arguments by which a forward pass goes on from keys and values and adds to them; or keeps none."""
+    return {"use_cache": False} if cache is None else {"use_cache": True, cache_name(module): cache}
+
+
+def cache_name(module: nn.Module) -> str:
+    """What the forward pass of a Hugging Face model calls the cache."""
+    named = "past_key_values" in inspect.signature(module.forward).parameters
+    return "past_key_values" if named or "past_key_values" in _OF_VERSION else "cache"
 
 
 class SharedCache(DynamicCache):

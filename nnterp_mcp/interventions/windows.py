@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.constants import indices
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 
@@ -85,24 +86,25 @@ class Selection:
         whole: Whether these are all entries of the tensor, in its own order.
     """
 
-    rows: Int[Tensor, " entry"]
-    columns: Int[Tensor, " entry"]
+    rows: list[int]
+    columns: list[int]
     entries: list[tuple[int, int]]
     whole: bool
 
     def pick(self, states: Tensor) -> Tensor:
         """The selected states, (entry, …)."""
-        return (
-            states.flatten(0, 1) if self.whole else states[self.rows.to(states.device), self.columns.to(states.device)]
-        )
+        return states.flatten(0, 1) if self.whole else states[self._on(states.device)]
 
     def put(self, states: Tensor, picked: Tensor) -> Tensor:
         """The states with the selected ones replaced; the tensor that came stays as it is."""
         if self.whole:
             return picked.unflatten(0, states.shape[:2])
         changed = states.clone()
-        changed[self.rows.to(states.device), self.columns.to(states.device)] = picked
+        changed[self._on(states.device)] = picked
         return changed
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return indices(self.rows, device), indices(self.columns, device)
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ class Window:
             for at in reached.of(prompt, begin - padding, self.length - padding)
         ]
         return Selection(
-            rows=torch.tensor([row for row, *_ in found], dtype=torch.long),
-            columns=torch.tensor([column for _, column, *_ in found], dtype=torch.long),
+            rows=[row for row, *_ in found],
+            columns=[column for _, column, *_ in found],
             entries=[(prompt, at) for *_, prompt, at in found],
             whole=len(found) == len(self.prompts) * columns,
         )

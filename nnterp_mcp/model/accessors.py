@@ -133,13 +133,13 @@ class StateList:
 
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
         """The hidden states of one layer, for every row and position (padding included)."""
-        site = self._site(layer)
+        site = self.site(layer)
         envoy = self.model.envoy(site)
         return site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site)
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
         """Let the model go on with other hidden states; whatever else the module returned stays as it is."""
-        site = self._site(layer)
+        site = self.site(layer)
         envoy: Any = self.model.envoy(site)
         if self.side == "input":
             envoy.inputs = site.write_input(envoy.inputs, hidden)
@@ -160,7 +160,13 @@ class StateList:
         sites = [getattr(layer, self.part) for layer in self.model.anatomy.layers]
         return any(site is not None and site.exit is not None for site in sites)
 
-    def _site(self, layer: SupportsIndex) -> Site:
+    def site(self, layer: SupportsIndex) -> Site:
+        """The module of one layer, and which of its inputs or outputs the states are.
+
+        Raises:
+            InvalidRequest: There is no such layer.
+            Unsupported: The layer lacks the part.
+        """
         anatomy, name = self.model.anatomy, self.model.name
         facts = anatomy.layers[layer_index(layer, anatomy, name)]
         return require_part(facts, self.part, anatomy, name)

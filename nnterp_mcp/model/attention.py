@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from jaxtyping import Float
 from nnsight.intervention.interleaver import Mediator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
-from nnterp_mcp.model.anatomy import LayerAnatomy
+from nnterp_mcp.model.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.watch import Quantity, location
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class AttentionProbabilities(_OfLayers):
     information could be read from, not what was done with it.
     """
 
+    quantity: ClassVar[Quantity] = "attention_probabilities"
+
     @property
     def enabled(self) -> bool:
         """Whether the model now computes attention in a way that forms them."""
@@ -77,14 +79,27 @@ class AttentionProbabilities(_OfLayers):
             return None
         return config.attn_prob_source(self.model.attentions[layer])
 
+    def core(self, layer: SupportsIndex) -> Site | None:
+        """The module whose code forms those of one layer; None where a `RenameConfig` names the operation.
+
+        Raises:
+            Unsupported: They are not formed.
+        """
+        config = self.model.rename_config
+        named = config is not None and config.attn_prob_source is not None
+        return None if named else self._formed(layer).core
+
     def _place(self, layer: SupportsIndex) -> str:
+        return self._location(self._formed(layer), "attention_probabilities")
+
+    def _formed(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._forming(layer)
         if not self.enabled:
             raise Unsupported(
                 f"{self.model.name} forms no attention probabilities under {self.model.attention} attention.",
                 'Call model.set_attention("eager") first, or load with enable_attention_probs=True.',
             )
-        return self._location(facts, "attention_probabilities")
+        return facts
 
     def _forming(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._facts(layer)
@@ -115,14 +130,25 @@ class HeadStates(_OfLayers):
         """Let the layer go on with other states."""
         Mediator.swap(self._place(layer), value)
 
+    def core(self, layer: SupportsIndex) -> Site | None:
+        """The module whose code makes those of one layer.
+
+        Raises:
+            Unsupported: They cannot be told apart.
+        """
+        return self._readable(layer).core
+
     def _place(self, layer: SupportsIndex) -> str:
+        return self._location(self._readable(layer), self.quantity)
+
+    def _readable(self, layer: SupportsIndex) -> LayerAnatomy:
         facts = self._facts(layer)
         readable = facts.values_by_head if self.quantity == "values" else facts.score_product is not None
         if not readable:
             raise Unsupported(
                 f"the {self.quantity} of layer {facts.index} of {self.model.name} cannot be told apart ({facts.kind})."
             )
-        return self._location(facts, self.quantity)
+        return facts
 
 
 class HeadsOutput(_OfLayers):
@@ -134,21 +160,26 @@ class HeadsOutput(_OfLayers):
 
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position head width"]:
         """The outputs of one layer's heads. Edits in place take effect."""
-        envoy, heads = self._projection(layer)
-        return envoy.input.unflatten(-1, (heads, -1))
+        site, heads = self.projection(layer)
+        return self.model.envoy(site).input.unflatten(-1, (heads, -1))
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch position head width"]) -> None:
         """Let the layer go on with other outputs."""
-        envoy, _ = self._projection(layer)
+        envoy: Any = self.model.envoy(self.projection(layer)[0])
         envoy.input = value.flatten(-2)
 
-    def _projection(self, layer: SupportsIndex) -> tuple[Any, int]:
+    def projection(self, layer: SupportsIndex) -> tuple[Site, int]:
+        """The output projection of one layer, and how many heads it reads.
+
+        Raises:
+            Unsupported: The layer has no projection of its own for them.
+        """
         facts = self._facts(layer)
         if facts.output_projection is None:
             raise Unsupported(
                 f"layer {facts.index} of {self.model.name} has no projection of its own for the heads' outputs."
             )
-        return self.model.envoy(facts.output_projection), facts.num_heads
+        return facts.output_projection, facts.num_heads
 
 
 def product_source(layer: LayerAnatomy, context: int = 4) -> str:

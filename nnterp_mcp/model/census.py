@@ -7,13 +7,17 @@ import multiprocessing
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.check import Check
-from nnterp_mcp.model.thorough import CAPABILITIES, Report, check_thoroughly
+from nnterp_mcp.model.thorough import CAPABILITIES, Report, check_thoroughly, measure_once
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.standardized import StandardizedTransformer
 
 HEADINGS = {
     "names": "names",
@@ -24,8 +28,16 @@ HEADINGS = {
     "skip": "layers skipped",
     "batch_left": "padded left",
     "batch_right": "padded right",
+    "causal": "causal",
+    "lengths": "batches beyond windows",
+    "generation": "generation as whole passes",
+    "as_generate": "generation as transformers'",
+    "switches": "RoPE that changes with length",
 }
 """What each capability is called in the table."""
+
+COLUMNS = (*CAPABILITIES, "switches")
+"""What the table holds a column for: the capabilities, and whether position encodings may change with the length."""
 
 
 def check_type(model_type: str) -> Report:
@@ -37,16 +49,50 @@ def check_type(model_type: str) -> Report:
     Returns:
         The report; where no model can be built, or none of its layers found, every capability fails with the reason.
     """
+    try:
+        model = _standardize(model_type)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        return Report(model_type, "", tuple(Check(name, False, reason) for name in COLUMNS), (), None, 0.0)
+    report = check_thoroughly(model)
+    switches, is_wrong = measure_once("switches", lambda: _check_switches(model_type))
+    wrong = (*report.wrong, "switches") if is_wrong else report.wrong
+    return replace(report, checks=(*report.checks, switches), wrong=wrong)
+
+
+def _standardize(model_type: str, rope: str | None = None) -> StandardizedTransformer:
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
 
-    try:
-        weights = tiny_model(model_type)
-        model = StandardizedTransformer(weights, tokenizer=tiny_tokenizer(), name=model_type, check_renaming=False)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        return Report(model_type, "", tuple(Check(name, False, reason) for name in CAPABILITIES), (), None, 0.0)
-    return check_thoroughly(model)
+    weights = tiny_model(model_type, rope=rope)
+    return StandardizedTransformer(
+        weights, tokenizer=tiny_tokenizer(), name=model_type, check_renaming=rope is not None
+    )
+
+
+def _check_switches(model_type: str) -> str:
+    """Batches and generated text where rotary frequencies switch beyond a length, and where they are scaled beyond it.
+
+    Raises:
+        DiffersError: They are not what transformers gives for each text alone.
+        Unsupported: The type has no encoding of either kind.
+    """
+    from nnterp_mcp.interventions.long_texts import LongTexts
+
+    said: list[str] = []
+    for rope in ("longrope", "dynamic"):
+        try:
+            model = _standardize(model_type, rope)
+        except Exception:  # the type has no rotary encoding, or transformers not this one for it
+            continue
+        texts = LongTexts(model, everywhere=False)
+        texts.lengths()
+        texts.generation()
+        theirs = measure_once("as_generate", texts.as_generate)[0]
+        said.append(f"{rope} as whole passes" + ("" if theirs.passed else f" ({theirs.detail})"))
+    if not said:
+        raise Unsupported("no rotary encoding that may change with the length")
+    return "; ".join(said)
 
 
 def check_all_types(
@@ -77,7 +123,7 @@ def check_all_types(
 def totals(reports: Iterable[Report]) -> dict[str, int]:
     """How many models have each capability; under `wrong`, how many gave a number that is not transformers'."""
     listed = list(reports)
-    counts = {name: sum(report.passed(name) for report in listed) for name in CAPABILITIES}
+    counts = {name: sum(report.passed(name) for report in listed) for name in COLUMNS}
     return {"types": len(listed), **counts, "wrong": sum(bool(report.wrong) for report in listed)}
 
 
@@ -108,7 +154,7 @@ def render_table(reports: Sequence[Report]) -> str:
     """The table of types and capabilities, with totals, in Markdown."""
     counts = totals(reports)
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
-    columns = [HEADINGS[name] for name in CAPABILITIES]
+    columns = [HEADINGS[name] for name in COLUMNS]
     lines = [
         "# Architectures",
         "",
@@ -118,7 +164,7 @@ def render_table(reports: Sequence[Report]) -> str:
         "",
         f"Versions: {listed}.",
         "",
-        f"Of {counts['types']} types: " + ", ".join(f"{HEADINGS[name]} {counts[name]}" for name in CAPABILITIES) + ".",
+        f"Of {counts['types']} types: " + ", ".join(f"{HEADINGS[name]} {counts[name]}" for name in COLUMNS) + ".",
         f"Wrong numbers: {counts['wrong']}. Largest difference of the last layer's lens from the logits: "
         f"{worst_lens(reports):.1g}.",
         "",
@@ -134,7 +180,7 @@ def to_json(reports: Iterable[Report]) -> list[dict[str, Any]]:
 
 
 def _row(report: Report) -> str:
-    marks = ["✓" if report.passed(name) else "" for name in CAPABILITIES]
+    marks = ["✓" if report.passed(name) else "" for name in COLUMNS]
     return f"| {report.name} | {' | '.join(marks)} | {_reason(report)} |"
 
 

@@ -1,25 +1,27 @@
 """What is verified when a model is loaded: two short forward passes, one line for each thing that they show.
 (A third for the few models that cannot be padded on the left.)
 
-The first pass runs a long and a short prompt in one padded batch. The second runs the short prompt twice,
-unpadded, with attention edited in one of the two rows. Between them they show whether the last layer's lens
-is the logits, whether a padded prompt gives what it gives alone, and whether attention can be read and
-edited.
+The first pass runs a long and a short prompt in one padded batch. The second runs the short prompt three times,
+unpadded: as it is, with attention edited, and with another last token. Between them they show whether the last layer's
+lens is the logits, whether a padded prompt gives what it gives alone, whether attention can be read and edited, and
+whether a token changes what comes before it. Where the configuration names lengths beyond which the model computes
+otherwise, and a pass over so many tokens takes seconds, the same is asked beyond them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import nnsight
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.errors import NnterpError
-from nnterp_mcp.model.probe import probe_ids
+from nnterp_mcp.model.lengths import Lengths, Mark, is_affordable, lengths_of
+from nnterp_mcp.model.probe import other_ids, probe_ids
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -28,6 +30,9 @@ Run = TypeVar("Run")
 
 LONG, SHORT = 6, 4
 """Tokens of the two prompts."""
+
+BEYOND = 2
+"""Tokens by which a text goes beyond a length."""
 
 LEFT, RIGHT = slice(LONG - SHORT, None), slice(0, SHORT)
 """Where the short prompt is when it is padded on the left, and on the right."""
@@ -41,7 +46,8 @@ class Check:
     """One thing that was verified.
 
     Attributes:
-        name: The capability that depends on it: `names`, `lens`, `batch`, `attention`, `attention_edit`.
+        name: The capability that depends on it: `names`, `lens`, `batch`, `causal`, `attention`, `attention_edit`; and
+            `lengths`, where the configuration names some.
         passed: Whether it holds.
         detail: What was seen, with numbers; or why it does not hold.
     """
@@ -60,7 +66,8 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
         model: The model; its attention implementation is what it was before when this returns.
 
     Returns:
-        One entry for each capability, in the order names, lens, batch, attention, attention_edit.
+        One entry for each capability, in the order names, lens, batch, causal, attention, attention_edit; and one for
+        lengths beyond which the model computes otherwise, if its configuration names any.
     """
     model.refuse({})
     checks = [_check_names(model)]
@@ -70,13 +77,15 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
         checks += [
             _judge("lens", lambda: _check_lens(padded, model)),
             _judge("batch", lambda: _check_batch(padded, edited, model)),
+            _judge("causal", lambda: _check_causal(edited)),
             _judge("attention", lambda: _check_attention(edited, model)),
             _judge("attention_edit", lambda: _check_edit(edited, model)),
         ]
     else:
         checks += [Check(name, False, checks[0].detail) for name in ("lens", "batch", "attention", "attention_edit")]
+        checks.append(_judge("causal", lambda: _check_causal(_attempt(lambda: _run_plainly(model)))))
     model.refuse({check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed})
-    return checks
+    return [*checks, *check_lengths(model)] if checks[0].passed else checks
 
 
 @dataclass
@@ -89,10 +98,10 @@ class _Padded:
 
 @dataclass
 class _Edited:
-    """The second pass: the short prompt in both rows, attention edited in row 1."""
+    """The second pass: the short prompt in each row, attention edited in row 1, the last token replaced in row 2."""
 
-    logits: Float[Tensor, "2 position vocabulary"]
-    probabilities: Float[Tensor, "2 head query key"] | None
+    logits: Float[Tensor, "3 position vocabulary"]
+    probabilities: Float[Tensor, "3 head query key"] | None
     layer: int | None
     refusal: str = ""
 
@@ -111,7 +120,7 @@ def _run_padded(model: StandardizedTransformer, kept: slice = LEFT) -> _Padded:
 
 
 def _run_edited(model: StandardizedTransformer) -> _Edited:
-    ids = probe_ids(model.module, SHORT).repeat(2, 1)
+    ids = _short_rows(model)
     readable = [layer.index for layer in model.anatomy.layers if layer.product is not None]
     layer = readable[len(readable) // 2] if readable else None
     before = model.attention
@@ -124,6 +133,17 @@ def _run_edited(model: StandardizedTransformer) -> _Edited:
     finally:
         if before != model.attention:
             model.set_attention(before)  # pyright: ignore[reportArgumentType]
+
+
+def _short_rows(model: StandardizedTransformer) -> Int[Tensor, "3 position"]:
+    ids = probe_ids(model.module, SHORT)
+    return torch.cat([ids, ids, other_ids(model.module, ids, -1)])
+
+
+@torch.no_grad()
+def _run_plainly(model: StandardizedTransformer) -> _Edited:
+    """The second pass for a model that is read under no names: nothing edited."""
+    return _Edited(model.module(input_ids=_short_rows(model), use_cache=False).logits, None, None)
 
 
 def _logits(model: StandardizedTransformer, ids: Tensor) -> Tensor:
@@ -182,6 +202,20 @@ def _check_batch(padded: _Padded | str, edited: _Edited | str, model: Standardiz
     return Check("batch", False, detail)
 
 
+def _check_causal(edited: _Edited | str) -> Check:
+    if isinstance(edited, str):
+        return Check("causal", False, edited)
+    difference = _difference(edited.logits[2, :-1], edited.logits[0, :-1])
+    if difference <= _tolerance(edited.logits[0]):
+        return Check("causal", True, f"a later token changes no earlier logit by more than {difference:.1g}")
+    return Check(
+        "causal",
+        False,
+        f"a later token changes earlier logits by up to {difference:.2g}: it reads text in both directions, its logits "
+        "are no predictions of the next token, and it does not generate text",
+    )
+
+
 def _check_attention(edited: _Edited | str, model: StandardizedTransformer) -> Check:
     if isinstance(edited, str):
         return Check("attention", False, edited)
@@ -206,15 +240,9 @@ def _check_edit(edited: _Edited | str, model: StandardizedTransformer) -> Check:
     if edited.layer is None:
         return Check("attention_edit", False, edited.refusal)
     change = _difference(edited.logits[1, -1], edited.logits[0, -1])
-    before = _difference(edited.logits[1, :-1], edited.logits[0, :-1])
     if change == 0:
         return Check("attention_edit", False, f"editing attention in layer {edited.layer} changes no logit")
-    backwards = "" if before <= _tolerance(edited.logits[0]) else " (and those of earlier ones: it is not causal)"
-    return Check(
-        "attention_edit",
-        True,
-        f"editing layer {edited.layer} at the last position changes its logits{backwards}",
-    )
+    return Check("attention_edit", True, f"editing layer {edited.layer} at the last position changes its logits")
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
@@ -223,6 +251,75 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 def _tolerance(logits: Tensor) -> float:
     return TOLERANCES.get(logits.dtype, 1e-1) * max(float(logits.float().abs().max()), 1.0)
+
+
+def check_lengths(model: StandardizedTransformer) -> list[Check]:
+    """Verify that beyond its windows, switches and index sizes a model reads rows of a batch as it reads them alone.
+
+    What fails makes `model.require` refuse `batch` or `causal`, as it would at short lengths.
+
+    Args:
+        model: The model, whose standard names were verified.
+
+    Returns:
+        What was seen beyond each length that can be afforded, and what was not looked at; nothing where the
+        configuration names no length that the model's texts can go beyond.
+    """
+    lengths = lengths_of(model.module)
+    marks = lengths.below((model.context or 1 << 62) + 1 - BEYOND)
+    seen = [mark for mark in marks if is_affordable(model.module, 4 * (mark.length + BEYOND))]
+    unseen = [str(mark) for mark in marks if mark not in seen]
+    faults = [fault for mark in seen for fault in _judge_length(model, mark, lengths)]
+    said = [fault.detail for fault in faults]
+    if seen and not faults:
+        said.append(f"beyond {', '.join(map(str, seen))} a row of a batch gives what it gives alone")
+    said += [f"not looked at beyond {', '.join(unseen)}: too long for a check"] if unseen else []
+    for fault in faults:
+        model.refuse({fault.name: f"{model.name}: {fault.detail}", **model.refusals})
+    return [Check("lengths", not faults, "; ".join(said))] if said else []
+
+
+def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Iterator[Check]:
+    """What is wrong beyond a mark, under the name of what is to be refused for it."""
+    length = mark.length + BEYOND
+    fewer = (SHORT, length - 1) if model.can("batch") else ()
+    kept = next((at for at in fewer if lengths.share(at, length)), length)
+    found = _attempt(lambda: _run_long(model, length, kept))
+    if isinstance(found, str):
+        yield Check("batch", False, f"beyond {mark}: {found}")
+        return
+    batch, alone, before, changed = found
+    if lengths.share(length, length) and (apart := _difference(batch, alone)) > _tolerance(alone):
+        yield Check("batch", False, f"beyond {mark} a row of a batch differs from the row alone by up to {apart:.2g}")
+    if (apart := _difference(before, changed)) > _tolerance(before):
+        yield Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
+
+
+def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A long row, the same with another token near its end, and a padded row of `kept` tokens; and that one alone.
+
+    Returns:
+        What is read at the end of the padded row and of the row alone; and before the changed token, without and with
+        the change.
+    """
+    long = probe_ids(model.module, length)
+    short = probe_ids(model.module, kept)
+    ids = torch.cat([long, other_ids(model.module, long, -2), torch.full_like(long, model.pad_id)])
+    mask = torch.ones_like(ids)
+    ids[2, -kept:], mask[2, :-kept] = short[0], 0
+    batch = _ends(model, ids, mask)
+    alone = _ends(model, short, torch.ones_like(short))
+    return batch[2, -1:], alone[0, -1:], batch[0, :-2], batch[1, :-2]
+
+
+@torch.no_grad()
+def _ends(model: StandardizedTransformer, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
+    """What the last layer's states at the last few positions say, so that no logits are formed but these."""
+    last = model.anatomy.last.index
+    with model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
+        states = nnsight.save(model.layers_output[last][:, -4:].clone())
+        tracer.stop()
+    return model.project_on_vocab(states) if model.can("lens") else states
 
 
 def _attempt(run: Callable[[], Run]) -> Run | str:

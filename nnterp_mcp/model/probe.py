@@ -103,6 +103,14 @@ def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 po
     return (ids % rows).unsqueeze(0).to(input_device(model))
 
 
+def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int) -> Int[Tensor, "*row position"]:
+    """The same ids with another one at a position, unless the model knows a single one."""
+    embedding: nn.Module = model.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
+    changed = ids.clone()
+    changed[..., at] = (changed[..., at] + 1) % embedding.weight.shape[0]  # pyright: ignore
+    return changed
+
+
 @torch.no_grad()
 def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) -> Tape:
     """Run the model once on a few tokens and record every call.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,7 @@ def fill_batches(
     device: torch.device,
     pad: bool = True,
     batch_size: int | None = None,
+    share: Callable[[int, int], bool] = lambda length, other: True,
 ) -> list[Batch]:
     """Packs prompts of similar length into batches of at most `batch_tokens` padded tokens.
 
@@ -112,13 +113,14 @@ def fill_batches(
         device: Where the tensors go.
         pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
         batch_size: Prompts in a batch, at most; no bound by default.
+        share: Whether prompts of two lengths may share a batch.
     """
     batches: list[list[EncodedPrompt]] = []
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
         longest = len(batches[-1][0].ids) if batches else 0
         count = len(batches[-1]) + 1 if batches else 0
         fits = batches and longest * count <= batch_tokens and (batch_size is None or count <= batch_size)
-        if fits and (pad or len(prompt.ids) == longest):
+        if fits and (pad or len(prompt.ids) == longest) and share(len(prompt.ids), longest):
             batches[-1].append(prompt)
         else:
             batches.append([prompt])

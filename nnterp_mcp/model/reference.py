@@ -16,6 +16,10 @@ States = Float[Tensor, "batch position hidden"]
 Pattern = Float[Tensor, "batch head query key"]
 
 
+class DiffersError(AssertionError):
+    """Two numbers that must be equal are not."""
+
+
 @torch.no_grad()
 def run(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: Any) -> Any:
     """One forward pass, as transformers documents it."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
@@ -20,6 +20,7 @@ from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, Head
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
 from nnterp_mcp.model.implementation import probe_eagerly
+from nnterp_mcp.model.lengths import forget_longest
 from nnterp_mcp.model.names import bind_names
 from nnterp_mcp.model.rename import RenameConfig
 from nnterp_mcp.model.resolve import resolve
@@ -50,7 +51,8 @@ class StandardizedTransformer(WrappedModel):
         **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default.
 
     Raises:
-        Unsupported: No list of layers through which hidden states run was found, or `remote` is set.
+        Unsupported: The model is no causal LM, no list of layers through which hidden states run was found, or `remote`
+            is set.
 
     Attributes:
         name: What errors and cards call the model.
@@ -90,6 +92,12 @@ class StandardizedTransformer(WrappedModel):
                 "leave it out, or leave out enable_attention_probs."
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
+        if isinstance(loaded, PreTrainedModel) and not loaded.can_generate():
+            raise Unsupported(
+                f"{type(loaded).__name__} is no causal LM: transformers gives it no generate().",
+                "Load the weights with AutoModelForCausalLM.",
+            )
+        forget_longest(loaded)
         self.name = name or _name_of(model) or type(loaded).__name__
         self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
         self.checks = []

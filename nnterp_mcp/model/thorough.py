@@ -18,11 +18,24 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.model import reference
 from nnterp_mcp.model.check import TOLERANCES, Check, check_model
-from nnterp_mcp.model.probe import probe_ids
-from nnterp_mcp.model.reference import Ids
+from nnterp_mcp.model.probe import other_ids, probe_ids
+from nnterp_mcp.model.reference import DiffersError, Ids
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
-CAPABILITIES = ("names", "lens", "attention", "attention_edit", "heads", "skip", "batch_left", "batch_right")
+CAPABILITIES = (
+    "names",
+    "lens",
+    "attention",
+    "attention_edit",
+    "heads",
+    "skip",
+    "batch_left",
+    "batch_right",
+    "causal",
+    "lengths",
+    "generation",
+    "as_generate",
+)
 """What a report holds a line for."""
 
 LONG, SHORT = 7, 4
@@ -75,7 +88,7 @@ def check_thoroughly(model: StandardizedTransformer) -> Report:
     checks: list[Check] = []
     wrong: list[str] = []
     for capability, measure in bench.measures():
-        check, is_wrong = _run(capability, measure)
+        check, is_wrong = measure_once(capability, measure)
         checks.append(check)
         wrong += [capability] if is_wrong else []
     return Report(
@@ -88,20 +101,17 @@ def check_thoroughly(model: StandardizedTransformer) -> Report:
     )
 
 
-def _run(capability: str, measure: Callable[[], str]) -> tuple[Check, bool]:
+def measure_once(capability: str, measure: Callable[[], str]) -> tuple[Check, bool]:
+    """What a measure says, and whether it found a number that is not transformers'; what it raises is the reason."""
     try:
         return Check(capability, True, measure()), False
-    except _DiffersError as error:
+    except DiffersError as error:
         return Check(capability, False, str(error)), True
     except NnterpError as error:
         return Check(capability, False, error.message), False
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         return Check(capability, False, f"{type(error).__name__}: {first}"), False
-
-
-class _DiffersError(AssertionError):
-    """Two numbers that must be equal are not."""
 
 
 class _Bench:
@@ -122,6 +132,17 @@ class _Bench:
         yield "skip", self.skip
         yield "batch_left", self.batch_left
         yield "batch_right", self.batch_right
+        yield from self.on_long_texts()
+
+    def on_long_texts(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """The measures that go beyond the lengths at which the model changes."""
+        from nnterp_mcp.interventions.long_texts import LongTexts  # which stands on the model, as all of that package
+
+        texts = LongTexts(self.model)
+        yield "causal", self.causal
+        yield "lengths", texts.lengths
+        yield "generation", texts.generation
+        yield "as_generate", texts.as_generate
 
     @property
     def layers(self) -> list[int]:
@@ -216,7 +237,7 @@ class _Bench:
         for layer in layers:
             patterns = [p[..., : saved[layer].shape[-1]].reshape(-1) for p in seen.get(layer, [])]
             if not any(p.numel() == saved[layer].numel() and _is_close(p, saved[layer].reshape(-1)) for p in patterns):
-                raise _DiffersError(f"attention of layer {layer} is not what a softmax in that layer gave")
+                raise DiffersError(f"attention of layer {layer} is not what a softmax in that layer gave")
         returned = self._returned_attentions(output)
         for layer, pattern in returned.items():
             if layer in saved and pattern.shape == saved[layer].shape:
@@ -268,17 +289,18 @@ class _Bench:
         layer = next(iter(model.anatomy.attention_layers), None)
         if layer is None:
             raise Unsupported("no layer has attention")
+        head = model.anatomy.layers[layer].num_heads - 1
         with torch.no_grad(), model.trace(input_ids=self.ids):
             heads = model.heads_output[layer]
             width = nnsight.save(heads.shape[-1])
-            heads[:, :, 1] = 0
+            heads[:, :, head] = 0
             ours = nnsight.save(model.logits)
         site = model.anatomy.layers[layer].output_projection
         assert site is not None
 
         def zero(states: Tensor) -> Tensor:
             states = states.clone()
-            states[..., width : 2 * width] = 0
+            states[..., head * width : (head + 1) * width] = 0
             return states
 
         with reference.replacing_input(site.module, zero):
@@ -323,13 +345,23 @@ class _Bench:
         self.same(logits[0], reference.run(self.plain, self.ids).logits[0], "the longest prompt of a batch")
         return f"differs from the prompt alone by at most {difference:.1g}"
 
+    def causal(self) -> str:
+        """A later token changes nothing before it; where it does, the model was found out when it was loaded."""
+        changed = other_ids(self.plain, self.ids, -1)
+        before, after = (reference.run(self.plain, ids).logits[:, :-1] for ids in (self.ids, changed))
+        difference = _difference(before, after)
+        if _is_close(before, after):
+            return f"a later token changes no earlier logit by more than {difference:.1g}"
+        self.model.require("causal")
+        raise DiffersError(f"a later token changes earlier logits by {difference:.2g}, which the check at load missed")
+
     def same(self, ours: Tensor, theirs: Tensor, what: str) -> None:
         """Raise unless two tensors are equal up to the precision of their dtype."""
         if ours.shape != theirs.shape:
-            raise _DiffersError(f"{what}: shape {tuple(ours.shape)}, not {tuple(theirs.shape)}")
+            raise DiffersError(f"{what}: shape {tuple(ours.shape)}, not {tuple(theirs.shape)}")
         difference = _difference(ours, theirs)
         if not difference <= _allowed(theirs):
-            raise _DiffersError(f"{what} differs by {difference:.2g}")
+            raise DiffersError(f"{what} differs by {difference:.2g}")
 
 
 def _disturb(states: Tensor) -> Tensor:

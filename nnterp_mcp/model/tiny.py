@@ -17,7 +17,9 @@ from nnterp_mcp.model.tiny_configs import (
     UNBUILDABLE,
     VOCABULARY,
     causal_lm_class,
+    change_with_length,
     config_class,
+    ropes,
     shrink,
 )
 
@@ -50,7 +52,9 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     return shrink(config_class(model_type))
 
 
-def tiny_model(model_type: str, *, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
+def tiny_model(
+    model_type: str, *, seed: int = 0, attn_implementation: str | None = None, rope: str | None = None
+) -> PreTrainedModel:
     """A tiny model of a type, whose weights are random but far from degenerate.
 
     Matrices keep the size of what they multiply, so that logits depend on the prompt, on every layer and on
@@ -61,14 +65,18 @@ def tiny_model(model_type: str, *, seed: int = 0, attn_implementation: str | Non
         model_type: One of `causal_lm_types()`.
         seed: Equal seeds give equal weights, bit for bit. The global random state is left alone.
         attn_implementation: As in transformers; its own choice by default.
+        rope: `longrope` or `dynamic`, for rotary encodings that change with the length of a text; the type's own
+            by default.
 
     Returns:
         The model on the CPU, in float32 and evaluation mode.
 
     Raises:
-        LookupError: As for `tiny_config`.
+        LookupError: As for `tiny_config`; or the type has no such encoding.
     """
     config = tiny_config(model_type)
+    if rope is not None:
+        change_with_length(config, rope, _count_frequencies(model_type))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # The automatic classes end here too, but refuse the decoder of a text-to-music model.
@@ -76,6 +84,19 @@ def tiny_model(model_type: str, *, seed: int = 0, attn_implementation: str | Non
         model = build(config, attn_implementation=attn_implementation, dtype=torch.float32)
     _enliven(model, torch.Generator().manual_seed(seed))
     return model.eval()
+
+
+def _count_frequencies(model_type: str) -> int:
+    text = tiny_config(model_type).get_text_config(decoder=True)
+    counts = {
+        buffer.numel()
+        for module in tiny_model(model_type).modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq") and hasattr(module, "rope_type")
+    }
+    if not ropes(text) or len(counts) != 1:
+        raise LookupError(f"{model_type} has no rotary encoding, or several sizes of it")
+    return counts.pop()
 
 
 def tiny_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:

@@ -28,7 +28,9 @@ SIZES: dict[str, int | float] = {
     r"(unpadded_|decoder_)?vocab_size(_per_layer_input)?": VOCABULARY,
     r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_target_positions|context_length": POSITIONS,
     r"sliding_window(_size)?|(local_)?attention_window_(size|len)|window_size|attention_chunk_size|"
-    r"local_attention|keep_window_size|index_topk": WINDOW,
+    r"local_attention|keep_window_size|index_topk|floor_scale|log_scaling_n_floor|"
+    r"original_max_position_embeddings": WINDOW,
+    r"index_topk_blocks": WINDOW // 16,
     r"num_kv_shared_layers": LAYERS // 2,
     r"first_k_dense_replace|num_dense_layers|moe_layer_start_index|topk_group": 1,
     r"(num_)?(hidden_|encoder_|decoder_|global_)?layers|n_layers?|num_blocks|depth|max_window_layers": LAYERS,
@@ -178,8 +180,44 @@ def shrink(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
     values |= _placeholders(cls) | _parts(cls)
     values |= _layer_kinds(cls) | deepcopy(EXCEPTIONS.get(cls.model_type, {}))
     config = cls(**values)
+    for rope in ropes(config):
+        if "original_max_position_embeddings" in rope:
+            rope["original_max_position_embeddings"] = WINDOW
     vars(config).update(deepcopy(STAND_INS.get(cls.model_type, {})))  # past the class's own type check
     return config
+
+
+def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The parameters of a configuration's rotary encodings: of all layers, or of each kind of layer."""
+    found: Any = getattr(config, "rope_parameters", None)
+    if not isinstance(found, dict):
+        return []
+    return [found] if "rope_type" in found else [rope for rope in found.values() if isinstance(rope, dict)]
+
+
+def change_with_length(config: PreTrainedConfig, kind: str, frequencies: int) -> None:
+    """Lets rotary encodings depend on the length of the longest text.
+
+    Args:
+        config: The configuration, which has such encodings; it is changed.
+        kind: `longrope`, whose frequencies switch beyond a length, or `dynamic`, which scales them beyond it.
+        frequencies: How many there are.
+    """
+    text = config.get_text_config(decoder=True)
+    for rope in ropes(text):
+        rope |= {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": WINDOW}
+        if kind == "longrope":
+            longer = [1.0 + 3 * at / frequencies for at in range(frequencies)]
+            rope |= {
+                "short_factor": [1.0] * frequencies,
+                "long_factor": longer,
+                "short_mscale": 1.0,
+                "long_mscale": 1.2,
+            }
+    if kind == "longrope":
+        text.original_max_position_embeddings = WINDOW
+    else:
+        text.max_position_embeddings = WINDOW
 
 
 def _default(field: Field[Any]) -> Any:

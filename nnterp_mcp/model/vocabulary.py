@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,6 @@ from torch import Tensor, nn
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
 def project(
@@ -104,16 +101,3 @@ class _Returning:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._value
-
-
-def last_logits(model: StandardizedTransformer) -> Float[Tensor, "row vocabulary"]:
-    """The logits in the last column of each row, in float32; inside a trace whose pass forms no others.
-
-    The head is handed a contiguous copy of its input: of the slice that transformers hands it, PyTorch multiplies each
-    row by itself, which takes ten times as long.
-    """
-    head = model.anatomy.lm_head
-    if head is not None:
-        module: Any = model.envoy(head)
-        module.input = module.input.contiguous()
-    return model.logits[:, -1].float()

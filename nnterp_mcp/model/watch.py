@@ -1,16 +1,18 @@
-"""Offers what happens inside an attention module to traces: queries, keys, values and probabilities.
+"""Offers what happens inside an attention module: queries, keys, values and probabilities.
 
-A module's forward is watched only while a trace is waiting for something inside it. Each tensor is offered at
-a location of its own, in order with the module's other inputs and outputs, and the model goes on with what
-the trace makes of it.
+A module's forward is watched only while something inside it is wanted: by a trace, to which each tensor is offered at a
+location of its own, in order with the module's other inputs and outputs, or by the taps of a hooked pass. The model
+goes on with what either makes of it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import torch
 from greenlet import getcurrent
+from jaxtyping import Float
 from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.source import STATE, Controller, State
 from torch import Tensor, nn
@@ -26,8 +28,12 @@ def location(path: str, quantity: Quantity) -> str:
     return f"{path}.{quantity}"
 
 
+Tap = Callable[[Tensor], Tensor]
+"""Given a quantity (batch, head, position, width), returns what the model goes on with."""
+
+
 def watch(module: nn.Module, score_product: int | None) -> None:
-    """Let traces reach what happens inside an attention module.
+    """Let traces and taps reach what happens inside an attention module.
 
     Args:
         module: The module that multiplies probabilities and values, already wrapped by nnsight.
@@ -36,38 +42,96 @@ def watch(module: nn.Module, score_product: int | None) -> None:
     module.__dict__["forward"] = _Watched(module, module.__dict__[STATE], score_product)
 
 
+def taps_of(module: nn.Module) -> dict[Quantity, Tap] | None:
+    """The taps on the next call of a watched module, to be set and removed; None where it is not watched."""
+    forward = module.__dict__.get("forward")
+    return forward.taps if isinstance(forward, _Watched) else None
+
+
 class _Watched(Controller):
-    """nnsight's handoff of a module, and of the products inside it when a trace asks for them."""
+    """nnsight's handoff of a module, and of the products inside it when a trace or a tap asks for them."""
 
     def __init__(self, module: nn.Module, state: State, score_product: int | None) -> None:
         super().__init__(module, state)
+        self.taps: dict[Quantity, Tap] = {}
         self._score_product = score_product
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         interleaver, path, _ = self.state.active()
+        if self.taps:
+            return self._watched(_Offers(_Taps(self.taps), self._score_product), args, kwargs)
         if interleaver is None or path is None:
             return super().__call__(*args, **kwargs)
-        offers = _Offers(interleaver, path, self._score_product)
+        trace = _Trace(interleaver, path)
         if any(place.startswith(f"{path}.") for place in interleaver.parked):
-            hidden = _hidden(args, kwargs)
-            offers.batch, offers.length = hidden.shape[0], hidden.shape[-2]
-            with ProductWatch(hidden.shape[-2], offers.on_product, ignore=_in_worker):
-                result = super().__call__(*args, **kwargs)
+            result = self._watched(_Offers(trace, self._score_product), args, kwargs)
         else:
             result = super().__call__(*args, **kwargs)
-        offers.count_visit()
+        trace.count_visit()
         return result
+
+    def _watched(self, offers: _Offers, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = _hidden(args, kwargs)
+        offers.batch, offers.length = hidden.shape[0], hidden.shape[-2]
+        with ProductWatch(hidden.shape[-2], offers.on_product, ignore=_in_worker):
+            return super().__call__(*args, **kwargs)
+
+
+class _Listener(Protocol):
+    """Whoever quantities are offered to."""
+
+    def wants(self, quantity: Quantity) -> bool:
+        """Whether the next quantity of this name is waited for."""
+        ...
+
+    def take(self, quantity: Quantity, tensor: Float[Tensor, "batch head position width"]) -> Tensor:
+        """What the model goes on with."""
+        ...
+
+
+class _Taps:
+    """The taps of a hooked pass; each is used once."""
+
+    def __init__(self, taps: dict[Quantity, Tap]) -> None:
+        self._taps = taps
+
+    def wants(self, quantity: Quantity) -> bool:
+        return quantity in self._taps
+
+    def take(self, quantity: Quantity, tensor: Tensor) -> Tensor:
+        return self._taps.pop(quantity)(tensor)
+
+
+class _Trace:
+    """A trace, which waits for one quantity at a time."""
+
+    def __init__(self, interleaver: Interleaver, path: str) -> None:
+        self._interleaver = interleaver
+        self._path = path
+        self._made: set[Quantity] = set()
+
+    def wants(self, quantity: Quantity) -> bool:
+        return quantity not in self._made and location(self._path, quantity) in self._interleaver.parked
+
+    def take(self, quantity: Quantity, tensor: Tensor) -> Tensor:
+        self._made.add(quantity)
+        # A copy, for the tensor itself may be the cache's, or be needed unchanged for the backward pass.
+        return self._interleaver.handle(location(self._path, quantity), tensor.clone())
+
+    def count_visit(self) -> None:
+        """Count what was not offered as passed: a later step of a generation may ask for it."""
+        counts = self._interleaver.counts
+        for place in (location(self._path, quantity) for quantity in QUANTITIES if quantity not in self._made):
+            counts[place] = counts.get(place, 0) + 1
 
 
 class _Offers:
-    """Offers the quantities of one call of an attention module, each of them once."""
+    """Offers the quantities of one call of an attention module."""
 
-    def __init__(self, interleaver: Interleaver, path: str, score_product: int | None) -> None:
+    def __init__(self, listener: _Listener, score_product: int | None) -> None:
         self.batch = self.length = 1
-        self._interleaver = interleaver
-        self._path = path
+        self._listener = listener
         self._score_product = score_product
-        self._made: set[Quantity] = set()
         self._weighed: tuple[Tensor, Tensor] | None = None
 
     def on_product(self, product: Product) -> None:
@@ -78,14 +142,8 @@ class _Offers:
         elif product.ordinal == self._score_product and not product.einsum:
             self._offer_scores(product)
 
-    def count_visit(self) -> None:
-        """Count what was not offered as passed: a later step of a generation may ask for it."""
-        counts = self._interleaver.counts
-        for place in (location(self._path, quantity) for quantity in QUANTITIES if quantity not in self._made):
-            counts[place] = counts.get(place, 0) + 1
-
     def _offer_fused(self, product: Product) -> None:
-        if any(self._is_wanted(quantity) for quantity in QUANTITIES):
+        if any(self._listener.wants(quantity) for quantity in QUANTITIES):
             _unpack(product, self.length)
             query, key, value = product.operands
             repeats = query.shape[1] // key.shape[1]
@@ -115,20 +173,15 @@ class _Offers:
 
     def _in_turn(self, items: dict[Quantity, Tensor]) -> dict[Quantity, Tensor]:
         """Offer several tensors, first the one for which a trace is waiting already."""
-        order = sorted(items, key=lambda quantity: not self._is_wanted(quantity))
+        order = sorted(items, key=lambda quantity: not self._listener.wants(quantity))
         return {quantity: self._offer(quantity, items[quantity]) for quantity in order}
 
     def _offer(self, quantity: Quantity, tensor: Tensor) -> Tensor:
-        if quantity in self._made or not self._is_wanted(quantity):
+        if not self._listener.wants(quantity):
             return tensor
-        # A copy, for the tensor itself may be the cache's, or be needed unchanged for the backward pass.
-        by_head = tensor.reshape(self.batch, -1, *tensor.shape[-2:]).clone()
-        self._made.add(quantity)
-        edited = self._interleaver.handle(location(self._path, quantity), by_head)
-        return edited.to(tensor).reshape(tensor.shape)
-
-    def _is_wanted(self, quantity: Quantity) -> bool:
-        return location(self._path, quantity) in self._interleaver.parked
+        by_head = tensor.reshape(self.batch, -1, *tensor.shape[-2:])
+        edited = self._listener.take(quantity, by_head)
+        return tensor if edited is by_head else edited.to(tensor).reshape(tensor.shape)
 
 
 def _for_each_head(shared: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,11 @@ from nnterp_mcp.model import memory
 from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.fingerprint import fingerprint
 from nnterp_mcp.model.implementation import current_attention, switch_attention
+from nnterp_mcp.model.lengths import stretch_of, table_length
 from nnterp_mcp.model.probe import input_device
+
+_BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+"""Fields of a configuration that say how many tokens a model reads."""
 
 
 class WrappedModel(TransformersModel):
@@ -99,10 +103,13 @@ class WrappedModel(TransformersModel):
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model reads at most, None where its configuration sets no bound."""
+        """Tokens that the model reads at most, None where neither its configuration nor a table sets a bound."""
         config = self.module.config.get_text_config(decoder=True)
-        bounds = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-        return next((bound for bound in bounds if isinstance(bound, int) and bound > 0), None)
+        bounds = [getattr(config, name, None) for name in _BOUNDS]
+        stretch = stretch_of(self.module)
+        said = [int(bound * stretch) for bound in bounds if isinstance(bound, int) and bound > 0][:1]
+        held = table_length(self.module, self.anatomy.embed_tokens.module)
+        return min([*said, *([] if held is None else [held])], default=None)
 
     @property
     def pad_id(self) -> int:
@@ -157,6 +164,11 @@ class WrappedModel(TransformersModel):
         reason = self._refusals.get(capability)
         if reason is not None:
             raise Unsupported(reason)
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """What `require` refuses: each capability with its reason."""
+        return dict(self._refusals)
 
     def refuse(self, reasons: dict[str, str]) -> None:
         """Set what `require` refuses from now on: each capability with its reason."""

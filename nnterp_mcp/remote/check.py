@@ -84,15 +84,16 @@ def _check_lens(model: ServedTransformer) -> list[Check]:
         passes.append(replayed(model, LONG + SHORT, "states", compare_replayed, {}))
     found = _attempt(lambda: run_passes(model.connection, passes))
     if isinstance(found, str):
-        return [Check(name, False, found) for name in ("lens", "batch")]
+        return [Check(name, False, found) for name in ("lens", "batch", "causal")]
     padded = found[1]
     model.dtype_served = getattr(torch, str(padded["dtype"]))
     allowed = TOLERANCES.get(model.dtype_served, 1e-1) * max(float(padded["largest"]), 1.0)
-    lens, batch = float(found[-1]["lens"]), float(padded["padded"])
+    lens, batch, later = float(found[-1]["lens"]), float(padded["padded"]), float(padded["later"])
     how = "" if model.head else " (through the model's own tail)"
     return [
         Check("lens", lens <= allowed, f"last layer's lens differs from the logits by at most {lens:.1g}{how}"),
         Check("batch", batch <= allowed, f"a padded prompt differs from the prompt alone by at most {batch:.1g}"),
+        Check("causal", later <= allowed, f"later tokens change earlier logits by at most {later:.1g}"),
     ]
 
 

@@ -12,7 +12,9 @@ from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.generation import Generation, end_ids
 from nnterp_mcp.interventions.sampling import GREEDY, Sampling
+from nnterp_mcp.interventions.shared_cache import cache_name
 from nnterp_mcp.interventions.windows import Window
+from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.remote.model import ServedTransformer
 from nnterp_mcp.remote.passes import batches_of
@@ -38,8 +40,8 @@ def generate_served(
     """`generation.generate` on a served model; cached keys and values stay there for the length of a request."""
     found: dict[int, Generation] = {}
     done = 0
-    for batch in batches_of(model, prompts, max(1, batch_tokens - max_new_tokens)):
-        text = _Text(model, batch, plan, sampling)
+    for batch in batches_of(model, prompts, max(1, batch_tokens - max_new_tokens), new_tokens=max_new_tokens):
+        text = _Text(model, batch, plan, sampling, max_new_tokens)
         while len(text.tokens) < max_new_tokens and not text.ended:
             should_stop()
             before = len(text.tokens)
@@ -57,7 +59,7 @@ class _Text:
         tokens: The tokens of each step, a row each.
     """
 
-    def __init__(self, model: ServedTransformer, batch: Batch, plan: Plan, sampling: Sampling) -> None:
+    def __init__(self, model: ServedTransformer, batch: Batch, plan: Plan, sampling: Sampling, new_tokens: int) -> None:
         self.tokens: list[Tensor] = []
         self._log_probs: list[Tensor] = []
         self._model = model
@@ -65,6 +67,8 @@ class _Text:
         self._plan = plan
         self._sampling = sampling
         self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        longest, kind = batch.inputs["input_ids"].shape[1], lengths_of(model.module).kind
+        self._cached = model.cached and kind(longest) == kind(longest + new_tokens)
         self._ends = torch.tensor(sorted(end_ids(model)), dtype=torch.long)
 
     @property
@@ -100,7 +104,7 @@ class _Text:
     def _window(self, known: int, step: int) -> Window:
         """The columns that a step of a request computes, which begins with so many known ones."""
         length = known + step
-        first = length - 1 if step and self._model.cached else 0
+        first = length - 1 if step and self._cached else 0
         return Window(self._batch.prompts, self._batch.padding, first, length)
 
     def _options(self, rows: Tensor, columns: Sequence[Tensor], drawn: Tensor | None) -> Data:
@@ -114,7 +118,8 @@ class _Text:
             "draws": drawn,
             "ends": self._ends,
             "ended": self._ended(),
-            "cached": model.cached,
+            "cached": self._cached,
+            "cache_name": cache_name(model.module),
             "positions": model.takes_positions,
         }
 

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
+from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.directions import States, weigh
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.readout import Categories, Readout
 from nnterp_mcp.interventions.windows import Window
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, encode_prompts, fill_batches
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt, encode_prompts
 from nnterp_mcp.remote.model import ServedTransformer
 from nnterp_mcp.remote.shipped import Data, pick, pick_averages, pick_lengths, read_next, read_states
 from nnterp_mcp.remote.steps import Way, keep_end, places_at
@@ -31,12 +32,14 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 def batches_of(
-    model: ServedTransformer, prompts: Sequence[EncodedPrompt], batch_tokens: int, batch_size: int | None = None
+    model: ServedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    batch_tokens: int,
+    batch_size: int | None = None,
+    new_tokens: int = 0,
 ) -> list[Batch]:
     """The prompts in padded batches."""
-    return fill_batches(
-        prompts, batch_tokens, model.pad_id, model.device, pad=model.can("batch"), batch_size=batch_size
-    )
+    return make_batches(model, prompts, batch_tokens, batch_size=batch_size, new_tokens=new_tokens)
 
 
 def inputs_of(batch: Batch, last: bool = False) -> Data:

@@ -265,14 +265,14 @@ def read_rows(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     return {"rows": model.get(options["path"]).weight[options["ids"]].float().cpu()}
 
 
-def step_inputs(ids: Tensor, mask: Tensor, cache: Any, number: int, positions: bool) -> Data:
+def step_inputs(ids: Tensor, mask: Tensor, cache: Any, number: int, options: Data) -> Data:
     """What the forward pass of a step is given: all tokens, or with a cache after the first step the newest alone."""
     first = 0 if cache is None or number == 0 else ids.shape[1] - 1
     given: Data = {"input_ids": ids[:, first:], "attention_mask": mask, "use_cache": cache is not None}
-    if positions:
+    if options["positions"]:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, first:]
     if cache is not None:
-        given["past_key_values"] = cache
+        given[options["cache_name"]] = cache
     return given
 
 
@@ -287,7 +287,8 @@ def choose(model: Any, kept: Data, options: Data, number: int) -> Data:
 def compare_lens(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     """How far norm and head are from the model's own logits, and a padded prompt from the one before, alone.
 
-    Rows and columns are the tokens of the prompts; those of the short prompt, which came alone before, are the last.
+    Rows and columns are the tokens of the prompts; those of the short prompt, which came alone before, are last, and
+    the long one begins with them.
     """
     logits = pick(model.output.logits, options).float()
     short = logits[-options["short"] :]
@@ -296,7 +297,9 @@ def compare_lens(model: Any, kept: Data, options: Data, carried: Data) -> Data:
         found["lens"] = (project(model, kept[options["name"]], options["head"]).float() - logits).abs().max().cpu()
     carried.update({"states": kept[options["name"]][:, None], "logits": logits})
     if options["compared"]:
-        found["padded"] = (short - carried["alone"].to(short.device)).abs().max().cpu()
+        alone = carried["alone"].to(short.device)
+        found["padded"] = (short - alone).abs().max().cpu()
+        found["later"] = (logits[: options["short"]] - alone).abs().max().cpu()
     carried["alone"] = short
     return found
 

@@ -171,8 +171,8 @@ def _plain(model: ServedTransformer, edit: Edit, window: Window) -> Data | None:
     if edit.neurons is not None:
         neurons = resolve_indices(edit.neurons, model.width_at(edit.place), "neuron", f"a state at {edit.place}")
     plain: Data = {
-        "rows": chosen.rows,
-        "columns": chosen.columns,
+        "rows": torch.tensor(chosen.rows),
+        "columns": torch.tensor(chosen.columns),
         "heads": None if edit.heads is None else list(edit.heads),
         "neurons": neurons,
         "value": None,
@@ -195,7 +195,11 @@ def _change(model: ServedTransformer, change: Any, chosen: Selection) -> Data:
         taken = torch.stack([change.states[prompt][change.index[prompt, at]] for prompt, at in chosen.entries])
         return {"op": "put", "value": taken if change.heads is None else taken[:, list(change.heads)]}
     if isinstance(change, PassedOn):
-        return {"op": "take", "name": _name(change.entrance), "index": (chosen.rows, chosen.columns)}
+        return {
+            "op": "take",
+            "name": _name(change.entrance),
+            "index": (torch.tensor(chosen.rows), torch.tensor(chosen.columns)),
+        }
     raise Unsupported(f"an intervention that makes a {type(change).__name__} state cannot be sent to NDIF", _LOCALLY)
 
 

@@ -53,7 +53,8 @@ def write_tokens(
         mask: Which of them are no padding.
         steps: The steps of each pass; the first is over all tokens, and so are the others without a cache.
         options: `head`, `columns` and `rows` of each pass; `temperature`, `top_p`, `top_k`, and `draws` (step, row);
-            `ends`, the tokens that end a text; `ended`, the rows that have; `cached`, whether to keep keys and values.
+            `ends`, the tokens that end a text; `ended`, the rows that have; `cached`, whether to keep keys and values,
+            and `cache_name`, what the model calls them; `positions`, whether it is told where its tokens are.
 
     Returns:
         `tokens` and `log_probs`: for each step, those of each row.
@@ -64,7 +65,7 @@ def write_tokens(
         cache = DynamicCache(config=model.config) if options["cached"] else None
         said = nnsight.save(written)
         for number, listed in enumerate(steps):
-            given = step_inputs(ids, mask, cache, number, options["positions"])
+            given = step_inputs(ids, mask, cache, number, options)
             with model.trace(**given):
                 chosen = nnsight.save(choose(model, walk(model, listed, {}), options, number))
             said["tokens"].append(chosen["tokens"])

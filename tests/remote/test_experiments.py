@@ -111,7 +111,7 @@ def test_the_checks_pass_on_the_served_model(pair: Pair) -> None:
     checks = check_served(pair.served)
 
     assert [(check.name, check.passed) for check in checks] == [
-        (name, True) for name in ("names", "lens", "batch", "generation", "attention")
+        (name, True) for name in ("names", "lens", "batch", "causal", "generation", "attention")
     ]
     assert pair.served.cached
 

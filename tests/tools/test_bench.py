@@ -81,12 +81,12 @@ def _methods(contestant: str) -> set[str]:
 
 
 def test_jobs_are_chosen_by_the_beginning_of_their_names() -> None:
-    assert [job.name for job in choose(["patchscope", "call-h"], builtin=True)] == [
+    assert [job.name for job in choose(["patchscope", "call-h"], builtin=True, dtype="float32")] == [
         "patchscope-1",
         "patchscope-8",
         "call-http",
     ]
-    assert "load-first" not in {job.name for job in choose(None, builtin=False)}
+    assert "load-first" not in {job.name for job in choose(None, builtin=False, dtype="float32")}
     assert choose_growths(["lens"]) == []
 
 

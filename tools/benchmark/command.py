@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import environments
-from .jobs import Growth, Job, choose, choose_growths
+from .jobs import LOOSER, Growth, Job, choose, choose_growths
 from .measuring import Grown, Measured, grow, measure
 from .memory import Peak
 from .players import Setting, playing_all
@@ -57,6 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/bench.py", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="a built-in name, a Hub id or a folder")
     parser.add_argument("--device", default="cpu", help="a torch device")
+    parser.add_argument("--dtype", default="float32", choices=[*LOOSER], help="what the model computes in")
     parser.add_argument("--threads", type=int, default=2, help="threads of each contestant")
     parser.add_argument("--jobs", nargs="+", metavar="NAME", help="jobs and growths whose names begin so; default all")
     parser.add_argument("--by", nargs="+", metavar="NAME", help="the contestants; default ours and the peers ready")
@@ -80,6 +81,7 @@ def _set(options: argparse.Namespace, names: Sequence[str]) -> Setting:
         model=str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model,
         folder=str(_find(options.model).resolve()),
         device=options.device,
+        dtype=options.dtype,
         threads=options.threads,
         pythons={name: environments.python_of(name) for name in names},
     )
@@ -96,7 +98,7 @@ def _find(model: str) -> Path:
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Job], list[Growth]]:
-    jobs = choose(options.jobs, builtin=options.model == "smollm2-135m")
+    jobs = choose(options.jobs, builtin=options.model == "smollm2-135m", dtype=options.dtype)
     growths = choose_growths(options.jobs) if options.jobs or not options.quick else []
     if not options.quick:
         return jobs, growths

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .workloads import Workload, text, texts
 
 Measure = Literal["seconds", "peak"]
+
+LOOSER = {"float32": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
+"""By how much numbers of ours may differ from `raw` at the least, for what a model computes in."""
 
 OURS = ("ours", "traces", "mcp")
 """Contestants whose numbers must be those of `raw`."""
@@ -277,9 +280,10 @@ GROWTHS = (
 )
 
 
-def choose(names: Sequence[str] | None, builtin: bool) -> list[Job]:
+def choose(names: Sequence[str] | None, builtin: bool, dtype: str) -> list[Job]:
     """The jobs whose names begin with one of the names, all by default, as far as the model allows."""
-    return [job for job in JOBS if _is_meant(job.name, names) and (builtin or not job.builtin)]
+    chosen = [job for job in JOBS if _is_meant(job.name, names) and (builtin or not job.builtin)]
+    return [replace(job, tolerance=max(job.tolerance, LOOSER[dtype])) for job in chosen]
 
 
 def choose_growths(names: Sequence[str] | None) -> list[Growth]:

@@ -1,6 +1,6 @@
 """A contestant's process: asked by lines of JSON on standard input what to do, it answers by lines of JSON.
 
-Runs in the contestant's own environment: `python -m benchmark.player CONTESTANT MODEL FOLDER DEVICE`.
+Runs in the contestant's own environment: `python -m benchmark.player CONTESTANT MODEL FOLDER DEVICE DTYPE`.
 """
 
 from __future__ import annotations

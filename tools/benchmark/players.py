@@ -28,6 +28,7 @@ class Setting:
         model: The model as it was asked for.
         folder: Its files.
         device: The torch device.
+        dtype: What the model computes in.
         threads: Threads of a contestant.
         pythons: The interpreter of each contestant.
     """
@@ -35,6 +36,7 @@ class Setting:
     model: str
     folder: str
     device: str
+    dtype: str
     threads: int
     pythons: dict[str, str]
 
@@ -72,7 +74,16 @@ class Player:
 def playing(name: str, setting: Setting, log: Path) -> Generator[Player]:
     """Starts a contestant, and ends it."""
     threads = {variable: str(setting.threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [setting.pythons[name], "-m", "benchmark.player", name, setting.model, setting.folder, setting.device]
+    command = [
+        setting.pythons[name],
+        "-m",
+        "benchmark.player",
+        name,
+        setting.model,
+        setting.folder,
+        setting.device,
+        setting.dtype,
+    ]
     with log.open("a") as sink:
         process = subprocess.Popen(
             command,

@@ -103,6 +103,7 @@ def as_data(
         **about,
         "model": setting.model,
         "device": setting.device,
+        "dtype": setting.dtype,
         "threads": setting.threads,
         "jobs": [_job_data(measured) for measured in jobs],
         "growth": [_growth_data(grown) for grown in growths],
@@ -154,7 +155,8 @@ def tables(about: Mapping[str, Any], setting: Setting, jobs: Sequence[Measured],
     names = [name for name in TITLES if any(name in measured.seconds for measured in jobs)]
     machine = about["machine"]
     parts = [
-        f"{setting.model} on {setting.device}, {setting.threads} threads, {about['repeats']} repeats; "
+        f"{setting.model} in {setting.dtype} on {setting.device}, "
+        f"{setting.threads} threads, {about['repeats']} repeats; "
         f"{machine.get('device', machine['processor'])}, {machine['cores']} cores, {machine['system']}; "
         f"load {about['load']:.1f} at the start; {about['seconds'] / 60:.0f} min in all.",
         "Versions: " + "; ".join(_versions(TITLES[name], found) for name, found in about["versions"].items()) + ".",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import Generation, generate
 from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
 
@@ -37,7 +38,7 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
         )
 
     room = max(1, bench.batch_tokens - params.max_new_tokens)
-    batches = fill_batches(prompts, room, model.pad_id, model.device, pad=model.can("batch"))
+    batches = make_batches(model, prompts, room, new_tokens=params.max_new_tokens)
     return job.in_parts([batch.prompts for batch in batches], Texts, write, assemble, "prompts")
 
 

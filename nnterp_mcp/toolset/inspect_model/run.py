@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
 
 
-_CAPABILITIES = ("names", "lens", "batch", "attention", "attention_edit")
+_CAPABILITIES = ("names", "lens", "batch", "causal", "attention", "attention_edit")
 """What the check at load may refuse."""
 
 

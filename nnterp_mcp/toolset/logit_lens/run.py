@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.lens import LensReadings, read_lens
 from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
@@ -56,7 +57,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             readings=sorted(readings, key=lambda reading: (reading.prompt, reading.position)),
         )
 
-    batches = fill_batches(prompts, bench.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
+    batches = make_batches(model, prompts, bench.batch_tokens)
     return job.in_parts([batch.prompts for batch in batches], Readings, read, assemble, "prompts")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.lens import read_lens
 from nnterp_mcp.interventions.patched_rows import Target, resolve_target
@@ -17,7 +18,7 @@ from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt, fill_batches, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
@@ -93,7 +94,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
             seconds=sum(part.seconds for part in parts),
         )
 
-    batches = fill_batches(prompts, experiment.batch_tokens, model.pad_id, model.device, pad=model.can("batch"))
+    batches = make_batches(model, prompts, experiment.batch_tokens)
     groups = [batch.prompts for batch in batches]
     return job.in_parts(groups, PromptRows, lambda group: experiment.read(group, job), assemble, "prompts")
 

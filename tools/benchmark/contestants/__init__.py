@@ -37,12 +37,14 @@ class Stage:
         model_name: What was asked for: the built-in name, a Hub id or a folder.
         folder: The model's files.
         device: The torch device.
+        dtype: What the model computes in, by torch's name.
     """
 
-    def __init__(self, model_name: str, folder: str, device: str) -> None:
+    def __init__(self, model_name: str, folder: str, device: str, dtype: str) -> None:
         self.model_name = model_name
         self.folder = folder
         self.device = device
+        self.dtype = dtype
 
     def warm(self) -> None:
         """Loads the model and reads all of its weights once, so that neither counts as a job's."""

@@ -131,7 +131,7 @@ class Contestant(Stage):
 
     def load_process(self, load: Workload) -> Play:
         """`load_model`, in a worker that starts with the call."""
-        load_model = {"model": self.model_name, "device": self.device}
+        load_model = {"model": self.model_name, "device": self.device, "dtype": self.dtype}
 
         def unload(said: str) -> None:
             self._call(self._client, "unload_model")
@@ -155,7 +155,7 @@ class Contestant(Stage):
 
     @cached_property
     def _loaded(self) -> str:
-        return self._call(self._client, "load_model", model=self.model_name, device=self.device)
+        return self._call(self._client, "load_model", model=self.model_name, device=self.device, dtype=self.dtype)
 
     @cached_property
     def _address(self) -> str:

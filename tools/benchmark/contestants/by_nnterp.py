@@ -98,8 +98,7 @@ class Contestant(Stage):
         return Play(self._load, numbers)
 
     def _load(self, **options: Any) -> Any:
-        dtype = torch.float32 if self.device == "cpu" else "auto"
-        return StandardizedTransformer(self.folder, dtype=dtype, device_map=self.device, **options)
+        return StandardizedTransformer(self.folder, dtype=getattr(torch, self.dtype), device_map=self.device, **options)
 
 
 def _embed(model: Any, token: str) -> Tensor:

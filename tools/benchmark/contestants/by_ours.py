@@ -137,7 +137,7 @@ class Contestant(Stage):
         return Play(work, lambda done: _say(done[0], load), lambda done: shutil.rmtree(done[1]))
 
     def _load(self, **settings: Any) -> Laboratory:
-        return Laboratory(self.model_name, settings=Settings(**settings), device=self.device)
+        return Laboratory(self.model_name, settings=Settings(**settings), device=self.device, dtype=self.dtype)
 
     @property
     def _batch_tokens(self) -> int:

@@ -234,8 +234,9 @@ class Contestant(Stage):
         return Play(lambda: subprocess.run(command, check=True), lambda done: [])
 
     def _read(self, folder: str) -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(self.device))
-        return model.eval().requires_grad_(False).to(self.device)
+        where = {} if self.device == "cpu" else {"device_map": self.device}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.dtype), **where)
+        return model.eval().requires_grad_(False)
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         return self._with_positions(self.tokenizer(list(prompts), return_tensors="pt", padding=True))
@@ -259,10 +260,6 @@ class Contestant(Stage):
     def _embed(self, token: str) -> Tensor:
         ids = self.tokenizer(token, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return self.model.get_input_embeddings().weight[ids.to(self.device)].mean(0)
-
-
-def _dtype(device: str) -> Any:
-    return torch.float32 if device == "cpu" else "auto"
 
 
 def _read_tokenizer(folder: str) -> Any:

@@ -78,7 +78,7 @@ class Contestant(Stage):
         return Play(self._load, numbers)
 
     def _load(self) -> Any:
-        return TransformerBridge.boot_transformers(self.folder, device=self.device, dtype=torch.float32)
+        return TransformerBridge.boot_transformers(self.folder, device=self.device, dtype=getattr(torch, self.dtype))
 
     @torch.inference_mode()
     def _read(self, prompts: Any) -> Tensor:

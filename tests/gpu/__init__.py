@@ -1,0 +1,1 @@
+"""Tests on an accelerator; skipped where there is none."""
