@@ -116,9 +116,6 @@ class Cases:
     def _generate(self) -> dict[str, Any]:
         call = self._call(self.prompts(2))
         call["interventions"] = call["interventions"] or [self._operation(self._read(call))]
-        for operation in call["interventions"]:
-            if self.dice.random() < 0.3:
-                operation["steps"] = self.dice.choice((0, 1, [0, 3], "1:", "2:6", "::2", "all"))
         return call | {"max_new_tokens": 12}
 
     def _read(self, call: dict[str, Any]) -> list[Text]:
@@ -280,6 +277,8 @@ class Cases:
             made = self._op_state(op, texts)
         if len(texts) > 1 and self.dice.random() < 0.25 and made.get("prompts") is None:
             made["prompts"] = self.dice.choice((0, -1, [0], "1:"))
+        if self.dice.random() < 0.2:
+            made["steps"] = self.dice.choice((0, 1, [0, 3], "1:", "2:6", "::2", "all"))
         return made
 
     def _op_state(self, op: str, texts: list[Text]) -> dict[str, Any]:
