@@ -11,24 +11,10 @@ from tests.interpreter.text import Text
 
 Call = tuple[str, dict[str, Any]]
 
-_WORDS = [
-    "cat",
-    "dog",
-    "sun",
-    "sea",
-    "red",
-    "blue",
-    "old",
-    "is",
-    "of",
-    "and",
-    "the",
-    "that",
-    "Paris",
-    "Spain",
-    "7",
-    "?",
-]
+_WORDS = (
+    *("cat", "dog", "sun", "sea", "red", "blue", "old", "is"),
+    *("of", "and", "the", "that", "Paris", "Spain", "7", "?"),
+)
 _MARK = "France"
 """A word that every prompt has, for positions by text."""
 
