@@ -88,13 +88,18 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
     return notes
 
 
-def in_force(interventions: Sequence[str]) -> list[str]:
-    """The note that names the interventions of a call: one short line, or none."""
+def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
+    """The note that names the interventions of a call: one short line, or none.
+
+    Args:
+        interventions: Each in a few words.
+        where: In which passes they act, if not in all of the call.
+    """
     if not interventions:
         return []
     named = "; ".join(elided(label, 80) for label in interventions[:_LABELS])
     others = len(interventions) - _LABELS
-    return [f"In force: {named}; and {others} more." if others > 0 else f"In force: {named}."]
+    return [f"In force{where}: {named}; and {others} more." if others > 0 else f"In force{where}: {named}."]
 
 
 def left_out(what: str, part: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.interventions.batches import make_batches
+from nnterp_mcp.interventions.batches import make_batches, run_batches
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, encode_prompts
@@ -100,12 +100,17 @@ def collect_token_activations_batched(
     chosen = resolve_layers("all" if layers is None else list(layers), model.num_layers, model.name)
     encoded = encode_prompts(model.tokenizer, prompts, model.name, model.context)
     at = -1 if idx is None else idx
+
+    def read(batch: Batch) -> Float[Tensor, "layer row hidden"]:
+        return _read(model, batch, chosen, get_activations or get_layer_output, at)
+
     parts: list[Tensor] = []
     order: list[int] = []
     batches = make_batches(model, encoded, _BATCH_TOKENS, batch_size=batch_size)
     for batch in tqdm(batches) if tqdm else batches:
-        parts.append(_read(model, batch, chosen, get_activations or get_layer_output, at))
-        order += [prompt.index for prompt in batch.prompts]
+        for some, states in run_batches(model, batch.prompts, _BATCH_TOKENS, read, batch_size=batch_size):
+            parts.append(states)
+            order += [prompt.index for prompt in some.prompts]
     inverse = torch.tensor(order).argsort()
     return torch.cat(parts, dim=1)[:, inverse]
 

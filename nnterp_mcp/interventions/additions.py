@@ -14,20 +14,16 @@ from torch import Tensor
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.constants import indices, like
-from nnterp_mcp.interventions.edits import Edit, Seen, StateEdit
+from nnterp_mcp.interventions.edits import Edit, EditOfRuns, Seen, StateEdit
 from nnterp_mcp.interventions.engine import Plan, forward
 from nnterp_mcp.interventions.generation import generate
-from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, run_patched
 from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.plan import plan
 from nnterp_mcp.interventions.states import read_states
-from nnterp_mcp.interventions.vectors import Vectors
 from nnterp_mcp.interventions.windows import Reach, Selection, Window, goes_on
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.operations import Operation, Patch
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,7 @@ def additions(
     model: StandardizedTransformer,
     runs: Sequence[Run],
     positions: Sequence[PositionSpec],
-    operations: Sequence[Operation],
-    vectors: Vectors | None,
+    plan: Plan,
     *,
     generating: bool,
     batch_tokens: int,
@@ -79,39 +74,32 @@ def additions(
         model: The model.
         runs: The runs.
         positions: Where each run's vector is added.
-        operations: What else is in force in all of them; prompt indices mean the prompts.
-        vectors: Finds the vectors that these name.
+        plan: The other operations, planned for the prompts; they act in all runs.
         generating: Whether text will be generated.
         batch_tokens: Padded tokens in a forward pass, at most.
 
     Raises:
-        InvalidRequest: A layer, position, prompt or vector does not exist or fit.
+        InvalidRequest: A position does not exist, or a vector does not fit.
         Unsupported: The model cannot do it; by name.
     """
     where = {run.prompt.index: resolve_positions(positions, run.prompt) for run in runs if run.layer is None}
     onward = goes_on(positions)
     steered = any(run.layer is not None for run in runs)
-    if steered and not operations and all(len(at) == 1 for at in where.values()) and not (onward and generating):
+    if steered and not plan and all(len(at) == 1 for at in where.values()) and not (onward and generating):
         return _AtOnePosition(model, runs, {prompt: at for prompt, (at,) in where.items()}, batch_tokens)
-    rows, steering = spread_over_rows(model, runs, positions, operations, vectors, batch_tokens=batch_tokens)
+    rows, steering = spread_over_rows(runs, positions, plan)
     return _Everywhere(model, rows, steering, batch_tokens)
 
 
 def spread_over_rows(
-    model: StandardizedTransformer,
-    runs: Sequence[Run],
-    positions: Sequence[PositionSpec],
-    operations: Sequence[Operation],
-    vectors: Vectors | None,
-    *,
-    batch_tokens: int,
+    runs: Sequence[Run], positions: Sequence[PositionSpec], plan: Plan
 ) -> tuple[list[EncodedPrompt], Plan]:
-    """Each run as a prompt of its own, numbered by its place, and what is in force over all of them; as `additions`."""
+    """Each run as a prompt of its own, numbered by its place, and the edits of all of them; as in `additions`."""
     where = {run.prompt.index: resolve_positions(positions, run.prompt) for run in runs if run.layer is None}
     rows = [replace(run.prompt, index=row) for row, run in enumerate(runs)]
-    spread = [_on_rows(operation, runs) for operation in operations]
-    common = plan(model, spread, rows, vectors, batch_tokens=batch_tokens)
-    return rows, with_edits(common, _edits(runs, where, goes_on(positions)))
+    owners = [run.prompt for run in runs]
+    edits = {place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in plan.edits.items()}
+    return rows, with_edits(Plan(edits, plan.labels), _edits(runs, where, goes_on(positions)))
 
 
 @dataclass(frozen=True)
@@ -211,21 +199,6 @@ class _AtOnePosition:
             max_new_tokens=max_new_tokens,
             batch_tokens=self.batch_tokens,
         )
-
-
-def _on_rows(operation: Operation, runs: Sequence[Run]) -> Operation:
-    """An operation that means prompts of the request, as one that means their rows."""
-    rows_of: dict[int, list[int]] = {}
-    for row, run in enumerate(runs):
-        rows_of.setdefault(run.prompt.index, []).append(row)
-    owners = list(rows_of)
-    chosen = [owners[at] for at in resolve_indices(operation.prompts, len(owners), "prompt", "the request")]
-    changed = operation.model_copy(update={"prompts": tuple(row for owner in chosen for row in rows_of[owner])})
-    if isinstance(changed, Patch) and isinstance(changed.source.prompt, int):
-        (at,) = resolve_indices(changed.source.prompt, len(owners), "prompt", "the request")
-        source = changed.source.model_copy(update={"prompt": rows_of[owners[at]][0]})
-        changed = changed.model_copy(update={"source": source})
-    return changed
 
 
 @dataclass(frozen=True)

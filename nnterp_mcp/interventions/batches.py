@@ -1,4 +1,4 @@
-"""Runs prompts batch by batch; one that would not fit the memory, or does not, is split.
+"""Runs prompts, or rows of one prompt, batch by batch; a batch that would not fit the memory, or does not, is split.
 
 Estimating comes first, for a host that runs out of memory does not say so: its kernel ends the process.
 """
@@ -6,7 +6,7 @@ Estimating comes first, for a host that runs out of memory does not say so: its 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from nnterp_mcp.errors import OutOfMemory
@@ -17,6 +17,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.wrapped import WrappedModel
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 
 def make_batches(
@@ -86,11 +87,11 @@ def run_batches(
     waiting = deque(fill(prompts, batch_tokens, batch_size))
     while waiting:
         batch = waiting.popleft()
-        found = _attempt(batch, run) if of_pass(model, *_shape(batch), patterns) <= free(model.device) else None
+        fits = of_pass(model, *_shape(batch), patterns) <= free(model.device)
+        found = attempt(model, lambda batch=batch: run(batch)) if fits else None
         if found is not None:
             yield batch, found[0]
             continue
-        release(model.device)
         rows, columns = _shape(batch)
         if rows == 1:
             raise OutOfMemory(
@@ -106,11 +107,45 @@ def _shape(batch: Batch) -> tuple[int, int]:
     return rows, columns
 
 
-def _attempt(batch: Batch, run: Callable[[Batch], T]) -> tuple[T] | None:
-    """What came out; None when memory ran out, with everything let go that the attempt held."""
+def run_halving(
+    model: StandardizedTransformer,
+    batches: Iterable[Sequence[Row]],
+    run: Callable[[Sequence[Row]], T],
+    what: str,
+) -> Iterator[T]:
+    """Runs batches of rows one after another; one that does not fit the memory is halved, and its halves come in order.
+
+    Args:
+        model: The model.
+        batches: The rows of each batch.
+        run: Computes a batch. It is called again with fewer rows when memory runs out, so it must leave nothing behind.
+        what: Names a batch of one row, for the error.
+
+    Raises:
+        OutOfMemory: One row alone does not fit.
+    """
+    waiting = deque(batches)
+    while waiting:
+        batch = waiting.popleft()
+        found = attempt(model, lambda batch=batch: run(batch))
+        if found is not None:
+            yield found[0]
+            continue
+        if len(batch) == 1:
+            raise OutOfMemory(
+                f"{what} does not fit the memory of {model.device}",
+                "Shorten the prompt, or load the model with a smaller dtype.",
+            )
+        half = len(batch) // 2
+        waiting.extendleft([batch[half:], batch[:half]])
+
+
+def attempt(model: StandardizedTransformer, run: Callable[[], T]) -> tuple[T] | None:
+    """The result of a run; None if memory ran out, with everything let go that the run held."""
     try:
-        return (run(batch),)
+        return (run(),)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return None
+    release(model.device)
+    return None

@@ -17,6 +17,7 @@ from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.joined_rows import observe
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input
+from nnterp_mcp.interventions.sampling import dice_of
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -86,7 +87,7 @@ def add_noise(
         positions: The tokens of each prompt: its subject.
         scale: Standard deviation of the noise, in those of the embeddings of all tokens of the prompts.
         samples: Pairs to make of each prompt, with noise of their own.
-        seed: Where the random numbers begin.
+        seed: Where the random numbers begin; a prompt's own are the same whatever the others are.
 
     Raises:
         InvalidRequest: A position does not exist in a prompt.
@@ -97,10 +98,10 @@ def add_noise(
     place = Place("token_embeddings")
     states = [observe(model, Input(prompt), [place]).states[place] for prompt in prompts]
     deviation = scale * float(torch.cat(states).float().std())
-    generator = torch.Generator().manual_seed(seed)
+    dice = [dice_of(seed, prompt.ids) for prompt in prompts]
     return [
-        Pair(Input(prompt), Input(prompt, _noise(embeddings, at, deviation, generator)))
-        for prompt, at, embeddings in zip(prompts, chosen, states, strict=True)
+        Pair(Input(prompt), Input(prompt, _noise(embeddings, at, deviation, own)))
+        for prompt, at, embeddings, own in zip(prompts, chosen, states, dice, strict=True)
         for _ in range(samples)
     ]
 

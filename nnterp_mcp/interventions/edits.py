@@ -16,6 +16,7 @@ from nnterp_mcp.interventions.indices import resolve_indices
 from nnterp_mcp.interventions.places import Place, by_position
 from nnterp_mcp.interventions.windows import Reach, Selection, Window
 from nnterp_mcp.model.horizon import EVERYTHING, Horizon
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.operations import IndexSpec, Pattern
 
 Seen = dict[Place, Tensor]
@@ -48,6 +49,33 @@ class Change(Protocol):
     ) -> Tensor:
         """The new states."""
         ...
+
+
+@dataclass(frozen=True)
+class EditOfRuns:
+    """An edit that was planned for prompts, in passes whose rows are runs of them.
+
+    Attributes:
+        edit: The edit.
+        owners: The prompt of each run.
+    """
+
+    edit: Edit
+    owners: Sequence[EncodedPrompt]
+
+    @property
+    def place(self) -> Place:
+        """Where it acts."""
+        return self.edit.place
+
+    @property
+    def needs(self) -> Sequence[Place]:
+        """Earlier places of the same pass that it reads."""
+        return self.edit.needs
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        """The value with the change made in every run of the prompts that it reaches."""
+        return self.edit.apply(value, window.of_owners(self.owners), seen)
 
 
 @dataclass(frozen=True)

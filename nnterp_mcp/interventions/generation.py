@@ -9,7 +9,7 @@ switches, what was cached is of no use, and the text is read again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nnterp_mcp.errors import STOPS
 from nnterp_mcp.interventions.batches import make_batches, run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
@@ -36,7 +35,7 @@ from nnterp_mcp.interventions.static_steps import (
 from nnterp_mcp.interventions.windows import Window
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.lengths import Lengths, lengths_of
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import probe_ids
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -133,7 +132,7 @@ class _Loop:
         self.generations = [Generation(prompt.index) for prompt in batch.prompts]
         self._steps = _Steps(model, batch, plan, way, new_tokens)
         self._sampling = sampling
-        self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         self._ends = end_ids(model)
 
     @property
@@ -266,11 +265,16 @@ def model_inputs(
 
 
 def end_ids(model: StandardizedTransformer) -> frozenset[int]:
-    """The tokens with which the model ends a text."""
+    """The tokens that end a text: those that the model's generation config lists, and the tokenizer's own."""
     config = getattr(model.module, "generation_config", None)
     listed = getattr(config, "eos_token_id", None)
     ids = [*(listed if isinstance(listed, list | tuple) else [listed]), getattr(model.tokenizer, "eos_token_id", None)]
     return frozenset(int(token) for token in ids if token is not None)
+
+
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first that ends the text, which is among them."""
+    return list(tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))])
 
 
 _SHORT, _NEW = 8, 3
@@ -332,10 +336,8 @@ def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], 
                 allowed = TOLERANCES.get(model.module.dtype, 1e-1) * max(float(alone.abs().max()), 1.0)
                 if not bool((found - alone).abs().max() <= allowed):
                     return False
-    except STOPS:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # whatever else the modelling code raises, it takes no such cache, or such positions
+        if says_nothing(error):
             raise
-        return False  # whatever the modelling code raises, it does not take such a cache, or such positions
+        return False
     return True

@@ -8,7 +8,6 @@ joins the batch where its first put is, as a copy of the unpatched row.
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,25 +18,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import STOPS, OutOfMemory, Unsupported
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.interventions.batches import run_halving
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import attention_for
 from nnterp_mcp.interventions.executors import execute, last_column
-from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, Sharing
+from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.puts import Input, Row, Walk
 from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
-from nnterp_mcp.model.check import TOLERANCES
-from nnterp_mcp.model.memory import is_out_of_memory, release
+from nnterp_mcp.interventions.sharing import NO_SHARING, Sharing, find_cheapest_sharing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.operations import Site
 
 _ENOUGH = 128
 """Tokens from which on a pass on a CPU takes time for each more: rows of another first position begin a new batch."""
-
-_NOTHING = Sharing(prefix=False, layers=False)
-_LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
-"""What is tried, the cheapest first; sharing nothing is right for every model."""
 
 
 @dataclass(frozen=True)
@@ -147,31 +142,15 @@ class RowRunner:
         if not rows:
             return
         sharing = self._find_sharing(rows)
-        waiting = deque(self._fill(rows, sharing))
-        while waiting:
-            batch = waiting.popleft()
-            done = self._attempt(rows, batch, sharing)
-            if done is not None:
-                yield done
-                continue
-            release(self._model.device)
-            if len(batch) == 1:
-                raise OutOfMemory(
-                    f"a prompt of {len(self._base)} tokens does not fit the memory of {self._model.device} even with "
-                    "one patched row",
-                    "Shorten it, or load the model with a smaller dtype.",
-                )
-            half = len(batch) // 2
-            waiting.extendleft([batch[half:], batch[:half]])
 
-    def _attempt(self, rows: Sequence[Row], batch: Sequence[int], sharing: Sharing) -> RowBatch | None:
-        """What came out; None when memory ran out, with everything let go that the attempt held."""
-        try:
+        def run(batch: Sequence[int]) -> RowBatch:
             return self._run(rows, batch, sharing, self._reads, self._logits)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+
+        yield from run_halving(self._model, self._fill(rows, sharing), run, self._one_row)
+
+    @property
+    def _one_row(self) -> str:
+        return f"a prompt of {len(self._base)} tokens with one patched row"
 
     def _fill(self, rows: Sequence[Row], sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
@@ -234,31 +213,18 @@ class RowRunner:
         What operations in force allow is another matter for each of them, and is always tried.
         """
         if self._base.plan:
-            return self._try_sharing(_noisy(_sample(rows)))
+            return self._try_sharing(rows)
         known = _tried.setdefault(self._model.module, {})
         sites: frozenset[Site] = frozenset(put.place.site for row in rows for put in row)
         situation = (self._model.attention, sites, bool(self._held), any(_first(row) for row in rows))
-        length, sharing = known.get(situation, (0, _NOTHING))
+        length, sharing = known.get(situation, (0, NO_SHARING))
         if length < len(self._base):
-            sharing = self._try_sharing(_noisy(_sample(rows)))
+            sharing = self._try_sharing(rows)
             known[situation] = len(self._base), sharing
         return sharing
 
     def _try_sharing(self, rows: Sequence[Row]) -> Sharing:
-        expected = self._logits_of(rows, _NOTHING)
-        tolerance = TOLERANCES.get(self._model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
-        for sharing in _LADDER:
-            try:
-                found = self._logits_of(rows, sharing)
-            except STOPS:
-                raise
-            except Exception as error:  # whatever else the modelling code raises, it does not allow this
-                if is_out_of_memory(error):
-                    raise
-                continue
-            if found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance):
-                return sharing
-        return _NOTHING
+        return find_cheapest_sharing(self._model, _noisy(_sample(rows)), self._logits_of, self._one_row)
 
     def _logits_of(self, rows: Sequence[Row], sharing: Sharing) -> Float[Tensor, "row vocabulary"]:
         done = self._run(rows, range(len(rows)), sharing, (), True)

@@ -14,13 +14,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from nnterp_mcp.errors import STOPS, Unsupported
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.interventions.batches import attempt
 from nnterp_mcp.interventions.executors import Reading, execute
 from nnterp_mcp.interventions.patched_rows import Target, find_sharing, read_prefix
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
 from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.lengths import lengths_of
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 WORTHWHILE = 128
@@ -46,7 +48,7 @@ def read_packed(
         target: The target prompt; rows that are patched go on from its keys and values.
 
     Returns:
-        Both, on the model's device; None where packing does not pay or is not exact.
+        Both, on the model's device; None where packing does not pay, does not fit the memory or is not exact.
     """
     longest = max(target.position, *map(len, sources))
     if not target.position or target.position + sum(map(len, sources)) > WORTHWHILE:
@@ -55,12 +57,17 @@ def read_packed(
         return None
     if not find_sharing(model, target, generating=False).prefix:
         return None
-    known = _tried.setdefault(model.module, {})
-    length, exact = known.get(model.attention, (0, False))
-    if length < longest:
-        exact = _is_exact(model, sources, target)
-        known[model.attention] = longest, exact
-    return _read(model, sources, layers, target) if exact else None
+
+    def read() -> Sources | None:
+        known = _tried.setdefault(model.module, {})
+        length, exact = known.get(model.attention, (0, False))
+        if length < longest:
+            exact = _is_exact(model, sources, target)
+            known[model.attention] = longest, exact
+        return _read(model, sources, layers, target) if exact else None
+
+    (found,) = attempt(model, read) or (None,)
+    return found
 
 
 def _read(
@@ -111,9 +118,9 @@ def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], 
     layers = range(model.num_layers)
     try:
         states, cache = _read(model, sources, layers, target)
-    except (torch.OutOfMemoryError, *STOPS):
-        raise
-    except Exception:  # whatever the modelling code raises, it does not allow this
+    except Exception as error:  # whatever else the modelling code raises, it does not allow this
+        if says_nothing(error):
+            raise
         return False
     alone = torch.stack([_read_alone(model, ids) for ids in sources], dim=1)
     pairs = [(states, alone)]

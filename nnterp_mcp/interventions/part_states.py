@@ -90,7 +90,7 @@ def read_parts(
     parted: dict[Sublayer, Site] = {}
     parted |= {"attentions_output": "attentions_raw_output"} if heads else {}
     parted |= {"mlps_output": "mlps_raw_output"} if neurons else {}
-    raw = {
+    raw: dict[tuple[Sublayer, int], Place] = {
         (site, layer): Place(parted[site], layer)
         for layer, found in writes.items()
         for site, write in found.sublayers.items()

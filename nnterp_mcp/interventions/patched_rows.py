@@ -17,14 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnterp_mcp.errors import STOPS, InvalidRequest, Unsupported
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.interventions.batches import run_halving
 from nnterp_mcp.interventions.edits import Seen
 from nnterp_mcp.interventions.engine import NOTHING, Plan, attention_for, run
 from nnterp_mcp.interventions.executors import Reading, execute, last_column
+from nnterp_mcp.interventions.generation import end_ids, until_end
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.shared_cache import SharedCache, cache_inputs
+from nnterp_mcp.interventions.sharing import NO_SHARING, Sharing, find_cheapest_sharing
 from nnterp_mcp.interventions.windows import Window
-from nnterp_mcp.model.check import TOLERANCES
 from nnterp_mcp.model.lengths import lengths_of
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -52,31 +54,13 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """What the rows share with the unpatched prompt.
-
-    Attributes:
-        prefix: Keys and values of the tokens before the patched position.
-        layers: The layers up to the patched one.
-    """
-
-    prefix: bool
-    layers: bool
-
-
-_NOTHING = Sharing(prefix=False, layers=False)
-_LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
-"""What is tried, the cheapest first; sharing nothing is right for every model."""
-
-
-@dataclass(frozen=True)
 class PatchedBatch:
     """Some of the rows, after they ran; still on the model's device.
 
     Attributes:
         rows: Which rows these are.
         logits: The logits after the target prompt's last token.
-        continuations: What the model then says, greedily; ends before a token that ends the text.
+        continuations: What the model then says, greedily; the token that ended the text is among it.
         unpatched_logits: The same logits without any patch.
         unpatched_continuation: What the model says without any patch.
     """
@@ -121,18 +105,21 @@ def run_patched(
     Yields:
         The rows, in batches; within and among batches in the order of their layers.
     """
-    sharing = _NOTHING if plan else find_sharing(model, target, generating=max_new_tokens > 1)
+    sharing = NO_SHARING if plan else find_sharing(model, target, generating=max_new_tokens > 1)
     prefix = (prefix or read_prefix(model, target)) if sharing.prefix else None
     shared = target.position if prefix is not None and max_new_tokens == 0 else 0
     length = len(target.ids) - shared + shared // _SHARED_PER_TOKEN + max_new_tokens
     size = max(1, min(batch_tokens // length, LOGITS_AT_ONCE // model.vocab_size) - 1)
     order = sorted(range(len(layers)), key=layers.__getitem__)
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        patch = _Patch(states[rows], [layers[row] for row in rows], target.position, plan)
+
+    def run_rows(rows: Sequence[int]) -> PatchedBatch:
+        patch = _Patch(states[list(rows)], [layers[row] for row in rows], target.position, plan)
         logits, cache = _run(model, target, patch, sharing, prefix, goes_on=max_new_tokens > 1)
         said = _continue(model, target, patch, logits, cache, max_new_tokens)
-        yield PatchedBatch(rows, logits[1:], said[1:], logits[0], said[0])
+        return PatchedBatch(list(rows), logits[1:], said[1:], logits[0], said[0])
+
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    yield from run_halving(model, batches, run_rows, name_row(target))
 
 
 @dataclass(frozen=True)
@@ -256,13 +243,13 @@ def _continue(
 ) -> list[list[int]]:
     """What each row goes on to say: through the cache, or by reading everything again where there is none."""
     said = logits.new_empty((len(logits), 0), dtype=torch.long)
-    ends = _end_tokens(model)
+    ends = torch.tensor(sorted(end_ids(model)), device=logits.device)
     for step in range(count):
         said = torch.cat([said, logits.argmax(-1, keepdim=True)], dim=1)
         if step + 1 == count or bool(torch.isin(said, ends).any(1).all()):
             break
         logits = _step(model, target, patch, said, cache)
-    return [_until(row, ends.tolist()) for row in said.tolist()]
+    return [until_end(row, ends.tolist()) for row in said.tolist()]
 
 
 def _step(
@@ -314,16 +301,6 @@ def _run_planned(
     return logits.float()
 
 
-def _end_tokens(model: StandardizedTransformer) -> Int[Tensor, " token"]:
-    given = getattr(model.module.generation_config, "eos_token_id", None)
-    ids = [] if given is None else [given] if isinstance(given, int) else list(given)
-    return torch.tensor(ids, dtype=torch.long, device=model.device)
-
-
-def _until(tokens: list[int], ends: list[int]) -> list[int]:
-    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
 _Situation = tuple[str, bool, bool, bool]
 """How attention is computed, whether tokens follow the patched one, whether tokens are generated, and whether those
 before it are computed alone as they are in the whole prompt."""
@@ -338,7 +315,7 @@ def find_sharing(model: StandardizedTransformer, target: Target, generating: boo
     kind = lengths_of(model.module).kind
     alike = kind(target.position) == kind(len(target.ids))
     situation = (model.attention, target.position < len(target.ids) - 1, generating, alike)
-    length, sharing = known.get(situation, (0, _NOTHING))
+    length, sharing = known.get(situation, (0, NO_SHARING))
     if length < len(target.ids):
         sharing = _try_sharing(model, target, generating)
         known[situation] = len(target.ids), sharing
@@ -348,20 +325,13 @@ def find_sharing(model: StandardizedTransformer, target: Target, generating: boo
 def _try_sharing(model: StandardizedTransformer, target: Target, generating: bool) -> Sharing:
     last = model.num_layers - 1
     layers = sorted({0, last // 3, 2 * last // 3, last})
-    noise = torch.randn(len(layers), model.hidden_size, generator=torch.Generator().manual_seed(0))
-    patch = _Patch(noise.to(model.device), layers, target.position)
-    expected = _attempt(model, target, patch, _NOTHING, generating)
-    tolerance = TOLERANCES.get(model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
-    for sharing in _LADDER:
-        try:
-            found = _attempt(model, target, patch, sharing, generating)
-        except (torch.OutOfMemoryError, *STOPS):
-            raise
-        except Exception:  # whatever the modelling code raises, it does not allow this
-            continue
-        if found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance):
-            return sharing
-    return _NOTHING
+    noise = torch.randn(len(layers), model.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+    def run_rows(rows: Sequence[int], sharing: Sharing) -> Tensor:
+        patch = _Patch(noise[list(rows)], [layers[row] for row in rows], target.position)
+        return _attempt(model, target, patch, sharing, generating)
+
+    return find_cheapest_sharing(model, range(len(layers)), run_rows, name_row(target))
 
 
 def _attempt(
@@ -374,6 +344,11 @@ def _attempt(
         return logits[None]
     said = torch.full((len(logits), 1), target.ids[0], device=logits.device)
     return torch.stack([logits, _step(model, target, patch, said, cache)])
+
+
+def name_row(target: Target) -> str:
+    """A batch of one row, as errors name it."""
+    return f"a target prompt of {len(target.ids)} tokens with one patched row"
 
 
 def resolve_target(ids: Sequence[int], position: int) -> Target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import nnsight
@@ -13,10 +14,18 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.activations import get_token_activations, refuse_remote
+from nnterp_mcp.interventions.batches import run_halving
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.packing import read_packed
-from nnterp_mcp.interventions.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, resolve_target, run_patched
+from nnterp_mcp.interventions.patched_rows import (
+    LOGITS_AT_ONCE,
+    PatchedBatch,
+    Target,
+    name_row,
+    resolve_target,
+    run_patched,
+)
 from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
 from nnterp_mcp.interventions.shared_cache import SharedCache
 from nnterp_mcp.interventions.target_prompts import (
@@ -373,8 +382,9 @@ def patch_object_attn_lens(
         target = resolve_target(prompt.ids, attn_idx_patch)
         states = entering[:, prompt.index if len(sources) > 1 else 0]
         rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // nn_model.vocab_size))
-        for first in torch.arange(nn_model.num_layers).split(rows):
-            probs[prompt.index, first] = _patch_attention(nn_model, target, states, first.tolist(), num_patches)
+        batches = [first.tolist() for first in torch.arange(nn_model.num_layers).split(rows)]
+        patch = partial(_patch_attention, nn_model, target, states, num_patches=num_patches)
+        probs[prompt.index] = torch.cat([*run_halving(nn_model, batches, patch, name_row(target))])
     return probs
 
 

@@ -28,7 +28,7 @@ from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.indices import in_step, resolve_indices
 from nnterp_mcp.interventions.kept import FindStates, KeptStates
 from nnterp_mcp.interventions.places import Place, require_place
-from nnterp_mcp.interventions.sources import Gathered, Request, gather
+from nnterp_mcp.interventions.sources import Gathered, Known, Request, gather
 from nnterp_mcp.interventions.vectors import Vectors, resolve_vector
 from nnterp_mcp.interventions.windows import Reach, goes_on
 from nnterp_mcp.model.horizon import Horizon
@@ -65,6 +65,7 @@ def plan(
     vectors: Vectors | None = None,
     *,
     states: FindStates | None = None,
+    known: Known | None = None,
     batch_tokens: int = 4096,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -78,6 +79,7 @@ def plan(
         prompts: The prompts of the request, by which positions and prompt indices are meant.
         vectors: Finds a vector by its name.
         states: Finds the states of an earlier run.
+        known: States of clean runs, shared among plans of one request: none of its sources runs twice.
         batch_tokens: Padded tokens in a forward pass over sources, at most.
         check: Called before each such pass; what it raises ends the planning.
 
@@ -92,7 +94,7 @@ def plan(
         return NOTHING
     planner = _Planner(model, prompts, vectors, states)
     drafts = [draft for operation in operations for draft in planner.draft(operation)]
-    gathered = gather(model, planner.requests, batch_tokens, check)
+    gathered = gather(model, planner.requests, batch_tokens, check, {} if known is None else known)
     edits: dict[Place, list[Edit]] = {}
     for edit in sorted((draft(gathered) for draft in drafts), key=_is_no_skip):
         edits.setdefault(edit.place, []).append(edit)

@@ -122,10 +122,10 @@ def draw_tokens(
     """The token at which the summed probability, from the likeliest one on, passes the number drawn."""
     count = logits.shape[-1] if top_k == 0 else min(top_k, logits.shape[-1])
     top = logits.topk(count, dim=-1)
-    probs = top.values.softmax(-1)
-    before = probs.cumsum(-1) - probs
-    kept = torch.where(before < top_p, probs, 0)
-    kept[:, 0] = probs[:, 0]
+    kept = top.values.softmax(-1)
+    if top_p < 1:
+        before = kept.cumsum(-1) - kept
+        kept[:, 1:] = torch.where(before < top_p, kept, 0)[:, 1:]
     reached = kept.cumsum(-1)
     place = (reached <= draws[:, None] * reached[:, -1:]).sum(-1).clamp_max(count - 1)
     return top.indices.gather(-1, place[:, None])[:, 0]
@@ -142,16 +142,17 @@ def choose_tokens(
 
     Args:
         logits: What the model says.
-        temperature: What logits are divided by; 0 takes the likeliest token.
+        temperature: What logits are divided by; 0 takes the likeliest token, and so does what float32 holds no more.
         top_p: Draws among the likeliest tokens that together have this probability.
         top_k: Draws among this many of the likeliest tokens; 0 for all.
         draws: A random number from 0 to 1 for each row; not needed at temperature 0.
     """
     logits = logits.float()
-    if temperature == 0 or draws is None:
+    if temperature < torch.finfo(logits.dtype).tiny or draws is None:
         tokens = logits.argmax(-1)
     else:
-        tokens = draw_tokens(logits / temperature, top_p, top_k, draws.to(logits.device))
+        below_top = logits - logits.amax(-1, keepdim=True)  # divided as they are, logits may pass all bounds
+        tokens = draw_tokens(below_top / temperature, top_p, top_k, draws.to(logits.device))
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +19,11 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: What logits are divided by before drawing; 0 takes the likeliest token.
+        temperature: What logits are divided by before drawing; 0, and what is too small for float32 to hold in full
+            precision, take the likeliest token.
         top_p: Draws among the likeliest tokens that together have this probability.
         top_k: Draws among this many of the likeliest tokens; 0 for all.
-        seed: Where the random numbers begin. Each prompt has its own sequence, whatever it is batched with.
+        seed: Where the random numbers begin. A prompt's own are the same wherever it stands, whatever stands beside it.
     """
 
     temperature: float = 0.0
@@ -28,9 +31,9 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
 
-    def dice(self, prompt: int) -> torch.Generator:
-        """The random numbers of one prompt of the request."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + prompt) % (1 << 63))
+    def dice(self, ids: Sequence[int]) -> torch.Generator:
+        """The random numbers of a prompt of these tokens."""
+        return dice_of(self.seed, ids)
 
     def draw(self, dice: list[torch.Generator]) -> Float[Tensor, " row"]:
         """The next random number of each row, from 0 to 1."""
@@ -39,6 +42,12 @@ class Sampling:
 
 GREEDY = Sampling()
 """Always the likeliest token."""
+
+
+def dice_of(seed: int, ids: Sequence[int]) -> torch.Generator:
+    """Random numbers that a seed and the tokens of a prompt decide, and nothing else of a request."""
+    digest = hashlib.blake2b(repr((seed, *ids)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def choose(
@@ -57,7 +66,7 @@ def choose(
     Raises:
         InvalidRequest: The logits are not finite.
     """
-    drawn = None if sampling.temperature == 0 else sampling.draw(dice)
+    drawn = sampling.draw(dice) if sampling.temperature else None
     tokens, log_probs = choose_tokens(logits, sampling.temperature, sampling.top_p, sampling.top_k, drawn)
     require_finite(log_probs, "logits")
     return tokens, log_probs

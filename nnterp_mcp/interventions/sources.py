@@ -32,28 +32,41 @@ class Request:
     positions: Sequence[int]
     summed: bool = False
 
+    @property
+    def key(self) -> Key:
+        """Equal in requests for the same states."""
+        return tuple(self.prompt.ids), self.place, tuple(self.positions), self.summed
 
+
+Key = tuple[tuple[int, ...], Place, tuple[int, ...], bool]
+Known = dict[Key, Float[Tensor, "*position_and_head width"]]
+"""States that were gathered already; at attention probabilities the width is the prompt's keys."""
 Gathered = dict[Request, Float[Tensor, "*position_and_head width"]]
-"""The states of each request; at attention probabilities the width is the prompt's keys."""
+"""The states of each request."""
 
 
 def gather(
-    model: StandardizedTransformer, requests: Sequence[Request], batch_tokens: int, check: Callable[[], None]
+    model: StandardizedTransformer,
+    requests: Sequence[Request],
+    batch_tokens: int,
+    check: Callable[[], None],
+    known: Known,
 ) -> Gathered:
-    """Runs the prompts of all requests, each once and with no operation in force.
+    """Runs the prompts of all requests, each once and without interventions.
 
     Args:
         model: The model.
         requests: What is needed.
         batch_tokens: Padded tokens in a forward pass, at most.
         check: Called before each batch; what it raises ends the gathering.
+        known: States that need no run any more; those that are gathered are added.
     """
     needed: dict[tuple[int, ...], list[Request]] = {}
     for request in requests:
-        needed.setdefault(tuple(request.prompt.ids), []).append(request)
+        if request.key not in known:
+            needed.setdefault(tuple(request.prompt.ids), []).append(request)
     groups = list(needed.values())
     prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
-    gathered: Gathered = {}
 
     def read(batch: Batch) -> list[Gathered]:
         check()
@@ -63,8 +76,8 @@ def gather(
 
     for _, found in run_batches(model, prompts, batch_tokens, read):
         for states in found:
-            gathered.update(states)
-    return gathered
+            known |= {request.key: taken for request, taken in states.items()}
+    return {request: known[request.key] for request in requests}
 
 
 def _taker(place: Place, batch: Batch, asked: Sequence[tuple[int, Request]]) -> Callable[[Tensor], Gathered]:

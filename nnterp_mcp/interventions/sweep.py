@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
 import torch
@@ -14,22 +14,20 @@ from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.additions import Run, additions
 from nnterp_mcp.interventions.directions import random_direction
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
-from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.readout import Categories, Readout, read_distribution
 from nnterp_mcp.interventions.states import read_states
-from nnterp_mcp.interventions.vectors import Vectors
 from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.operations import Operation
 
 
 @dataclass(frozen=True)
 class Dose:
-    """What one run of a sweep adds.
+    """What one cell of a sweep adds to a prompt's states.
 
     Attributes:
         prompt: The prompt's index.
-        layer: The layer after which a direction is added; None where nothing is: the baseline.
+        layer: The layer after which a direction is added; None for the baseline.
         factor: What the direction is multiplied by.
         control: Which random direction it is; None for the vector itself.
     """
@@ -39,18 +37,23 @@ class Dose:
     factor: float = 0.0
     control: int | None = None
 
+    @property
+    def run(self) -> Dose:
+        """The dose whose run shows what this one does: a factor of zero adds nothing, so the baseline shows it."""
+        return self if self.factor else Dose(self.prompt)
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """What came of every run, in the order of the doses; on the CPU.
+    """What came of every dose, in their order; on the CPU.
 
     Attributes:
-        doses: The runs: for each prompt its baseline, then the vector and its controls by layer and factor.
+        doses: For each prompt its baseline, then the vector and its controls by layer and factor.
         readout: What is kept of each distribution after the prompt.
         kl: KL(steered ‖ baseline) of that distribution, in nats.
         stream: The length of each prompt's unsteered state at its last token, after each layer of the sweep.
-        texts: The tokens that were generated, by run; empty where none were.
-        labels: The other interventions in force, one short line each.
+        texts: The tokens that were generated, by dose; empty where none were.
+        labels: The other interventions, one short line each.
     """
 
     doses: list[Dose]
@@ -62,16 +65,33 @@ class Sweep:
 
 
 def doses_of(prompt: int, layers: Sequence[int], factors: Sequence[float], controls: int) -> list[Dose]:
-    """The runs of one prompt; a factor of zero is the baseline and needs none of its own."""
+    """The baseline of one prompt, and the cells of its sweep."""
     directions = [None, *range(controls)]
-    steered = [
-        Dose(prompt, layer, factor, control)
-        for layer in layers
-        for factor in factors
-        if factor != 0
-        for control in directions
-    ]
-    return [Dose(prompt), *steered]
+    cells = [Dose(prompt, layer, factor, control) for layer in layers for factor in factors for control in directions]
+    return [Dose(prompt), *cells]
+
+
+def runs_of(doses: Sequence[Dose]) -> list[Dose]:
+    """The doses that need a run of their own, in their order."""
+    return list(dict.fromkeys(dose.run for dose in doses))
+
+
+def spread_over_doses(made: Sweep, doses: Sequence[Dose]) -> Sweep:
+    """A sweep over all doses, from one over those that needed a run."""
+    index = {dose: row for row, dose in enumerate(made.doses)}
+    rows = [index[dose.run] for dose in doses]
+    return replace(
+        made,
+        doses=list(doses),
+        readout=Readout(*(getattr(made.readout, field.name)[rows] for field in fields(Readout))),
+        kl=made.kl[rows],
+        texts={at: made.texts[row] for at, row in enumerate(rows) if row in made.texts and speaks(doses[at])},
+    )
+
+
+def speaks(dose: Dose) -> bool:
+    """Whether text is generated; of the controls only the first one's."""
+    return dose.control in (None, 0)
 
 
 @runs_elsewhere
@@ -83,8 +103,7 @@ def sweep(
     factors: Sequence[float],
     *,
     positions: Sequence[PositionSpec] = ("all",),
-    operations: Sequence[Operation] = (),
-    vectors: Vectors | None = None,
+    plan: Plan = NOTHING,
     controls: int = 0,
     seed: int = 0,
     top_k: int = 3,
@@ -107,10 +126,9 @@ def sweep(
         model: The model.
         prompts: The prompts.
         directions: What to add after each layer of the sweep.
-        factors: What to multiply it by; zero stands for the baseline, which always runs.
+        factors: What to multiply it by; zero gives the baseline, which always runs.
         positions: The positions of each prompt at which to add.
-        operations: Other interventions, in force in every run, the baseline included.
-        vectors: Finds the vectors that these name.
+        plan: Other interventions, planned for these prompts; they act in every run, the baseline included.
         controls: How many random directions to add in its place, each as long as the direction of its layer.
         seed: The seed of the first of them; the next ones follow.
         top_k: How many of the likeliest tokens to keep.
@@ -121,7 +139,7 @@ def sweep(
         on_token: Called after each step of the generation with the number of steps done; likewise.
 
     Raises:
-        InvalidRequest: A layer, position or vector does not exist or fit.
+        InvalidRequest: A position does not exist, or a vector does not fit.
         Unsupported: The model cannot do it; by name.
 
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
@@ -130,21 +148,18 @@ def sweep(
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     by_index = {prompt.index: prompt for prompt in prompts}
     drawn = draw_directions(directions, controls, seed)
-    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in doses]
-    # Planned for the prompts first: what is wrong is then told of these, not of the rows that they become.
-    common = plan(model, operations, prompts, vectors, batch_tokens=batch_tokens)
+    needed = runs_of(doses)
+    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
+    making = additions(model, runs, positions, plan, generating=max_new_tokens > 0, batch_tokens=batch_tokens)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, prompts, ends, layers, plan=common, batch_tokens=batch_tokens).float().norm(dim=-1)
-    making = additions(
-        model, runs, positions, operations, vectors, generating=max_new_tokens > 0, batch_tokens=batch_tokens
-    )
-    reader = _Reader(doses, top_k, list((targets or {}).values()))
+    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1)
+    reader = _Reader(needed, top_k, list((targets or {}).values()))
     for rows, logits in making.read():
         reader.take(rows, logits)
         on_batch(len(reader.order))
-    speaking = [row for row, dose in enumerate(doses) if dose.control in (None, 0)]
+    speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
     texts = making.generate(speaking, max_new_tokens, on_token) if max_new_tokens else {}
-    return Sweep(doses, reader.readout, reader.kl, stream.cpu(), texts, common.labels)
+    return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream.cpu(), texts, plan.labels), doses)
 
 
 Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]

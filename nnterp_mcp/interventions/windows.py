@@ -8,7 +8,7 @@ window; what an operation does at a position is the same in all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -123,11 +123,23 @@ class Window:
     first: int
     length: int
     _selections: dict[tuple[Reach, int], Selection] = field(default_factory=dict)
+    _of_owners: dict[int, Window] = field(default_factory=dict)
 
     @staticmethod
     def over(batch: Batch) -> Window:
         """The pass over whole prompts."""
         return Window(batch.prompts, batch.padding, 0, batch.inputs["input_ids"].shape[1])
+
+    def of_owners(self, owners: Sequence[EncodedPrompt]) -> Window:
+        """The same columns, each row under the prompt of the request that it is a run of.
+
+        Args:
+            owners: The prompt of each run; a row's index is the number of its run.
+        """
+        if id(owners) not in self._of_owners:
+            prompts = [owners[row.index] for row in self.prompts]
+            self._of_owners[id(owners)] = replace(self, prompts=prompts, _selections={}, _of_owners={})
+        return self._of_owners[id(owners)]
 
     def select(self, reached: Reach, columns: int) -> Selection:
         """Where a reach lies in a tensor of the last so many columns of the sequence."""

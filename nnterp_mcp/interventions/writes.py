@@ -105,7 +105,7 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
     if found is None:
         return None
     factors, rest = found
-    writes = {
+    writes: dict[Sublayer, Write] = {
         name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor, tape, name)
         for (name, site), factor in zip(_sublayers(layer).items(), factors, strict=True)
     }

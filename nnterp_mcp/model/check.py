@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.model.lengths import Lengths, Mark, is_affordable, lengths_of
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import other_ids, probe_ids
 
 if TYPE_CHECKING:
@@ -326,9 +327,11 @@ def _attempt(run: Callable[[], Run]) -> Run | str:
     """The result of a pass, or the reason for which it failed."""
     try:
         return run()
-    except NnterpError as error:
-        return error.message
-    except Exception as error:  # whatever the modelling code raises is the reason
+    except Exception as error:  # whatever else the modelling code raises is the reason
+        if says_nothing(error):
+            raise
+        if isinstance(error, NnterpError):
+            return error.message
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
@@ -336,4 +339,6 @@ def _judge(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
+        if says_nothing(error):
+            raise
         return Check(name, False, f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.probe import Tape, probe
 
 
@@ -53,7 +54,9 @@ def probe_eagerly(model: Any) -> Tape:
     try:
         trusted = switch_attention(model, "eager")
         tape = probe(model)
-    except Exception:
+    except Exception as error:
+        if says_nothing(error):
+            raise
         tape, trusted = None, False
     finally:
         switch_attention(model, before)

@@ -385,9 +385,11 @@ def _explained(located: Located, code: bool) -> Generator[None]:
         yield
     except NnterpError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"the weights of {located.origin} did not fit", "Choose a smaller dtype or model.") from error
     except Exception as error:
+        if memory.is_out_of_memory(error):
+            raise OutOfMemory(
+                f"the weights of {located.origin} did not fit", "Choose a smaller dtype or model."
+            ) from error
         text = _first_line(error)
         if not code and "trust_remote_code" in str(error):
             raise Forbidden(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from nnterp_mcp.errors import UnknownModel
+from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory, UnknownModel
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -22,6 +24,9 @@ _STATES = 8
 
 _PATTERNS = 4
 """Tensors of a pattern's size that are held at a time."""
+
+RAN_OUT = "out of memory|can't allocate memory|not enough memory|bad_alloc|STATUS_ALLOC_FAILED|DEVMEM Allocation failed"
+"""The words of errors without a class of their own when memory ran out: torch's on a CPU, and vendors' libraries'."""
 
 _STORED_BITS = {"8bit": 8, "4bit": 4.5}
 
@@ -60,11 +65,19 @@ def of_pass(model: StandardizedTransformer, rows: int, columns: int, patterns: b
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch raises an error of no special class."""
+    """Whether an error says that memory ran out, on an accelerator or on the host."""
+    if isinstance(error, NnterpError):
+        return isinstance(error, OutOfMemory)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
-    return "can't allocate memory" in said or "not enough memory" in said
+    return isinstance(error, RuntimeError) and re.search(RAN_OUT, str(error)) is not None
+
+
+def says_nothing(error: BaseException) -> bool:
+    """Whether an error that ends a trial says nothing of the model: the call was stopped, or memory ran out."""
+    return isinstance(error, STOPS) or is_out_of_memory(error)
 
 
 def release(device: torch.device) -> None:

@@ -19,6 +19,7 @@ from nnterp_mcp.errors import (
     Unsupported,
     WorkerLost,
 )
+from nnterp_mcp.model.memory import RAN_OUT
 
 _LOCAL = "Load the model with backend 'local' if it fits this machine."
 
@@ -91,7 +92,12 @@ def _detail(content: bytes) -> str:
 
 
 _FAILURES: tuple[tuple[str, type[NnterpError], str, str], ...] = (
-    ("out of memory|OutOfMemoryError", OutOfMemory, "ran out of memory", "Ask for fewer prompts, layers or positions."),
+    (
+        f"{RAN_OUT}|OutOfMemoryError|MemoryError",
+        OutOfMemory,
+        "ran out of memory",
+        "Ask for fewer prompts, layers or positions.",
+    ),
     (
         "CUDA error|actor died|ActorDiedError|evicted|was killed|restart|Error submitting request to model deployment",
         WorkerLost,

@@ -66,7 +66,7 @@ class _Text:
         self._batch = batch
         self._plan = plan
         self._sampling = sampling
-        self._dice = [sampling.dice(prompt.index) for prompt in batch.prompts]
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         longest, kind = batch.inputs["input_ids"].shape[1], lengths_of(model.module).kind
         self._cached = model.cached and kind(longest) == kind(longest + new_tokens)
         self._ends = torch.tensor(sorted(end_ids(model)), dtype=torch.long)

@@ -12,7 +12,6 @@ from torch import Tensor
 from nnterp_mcp.interventions.additions import with_edits
 from nnterp_mcp.interventions.edits import Edit, Patched, StateEdit
 from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.generation import end_ids
 from nnterp_mcp.interventions.patched_rows import Target
 from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings
 from nnterp_mcp.interventions.places import Place
@@ -110,9 +109,8 @@ def _spread(edit: Edit, prompt: int, rows: int) -> Edit:
 def _say(
     model: ServedTransformer, rows: Sequence[EncodedPrompt], plan: Plan, max_new_tokens: int, batch_tokens: int
 ) -> list[list[int]]:
-    """What follows each row, up to the token that ends it."""
+    """The text after each row; the token that ended it is among it."""
     if not max_new_tokens:
         return [[] for _ in rows]
     said = generate_served(model, rows, plan, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
-    ends = end_ids(model)
-    return [[token for token in generation.ids if token not in ends] for generation in said]
+    return [generation.ids for generation in said]

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.additions import Run, spread_over_rows
-from nnterp_mcp.interventions.engine import Plan
-from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.readout import Categories, Readout
-from nnterp_mcp.interventions.sweep import Dose, Sweep, doses_of, draw_directions, vector_of
-from nnterp_mcp.interventions.vectors import Vectors
+from nnterp_mcp.interventions.sweep import (
+    Dose,
+    Sweep,
+    doses_of,
+    draw_directions,
+    runs_of,
+    speaks,
+    spread_over_doses,
+    vector_of,
+)
 from nnterp_mcp.model.prompts import EncodedPrompt
-from nnterp_mcp.operations import Operation
 from nnterp_mcp.remote.generation import generate_served
 from nnterp_mcp.remote.model import ServedTransformer
 from nnterp_mcp.remote.passes import PASSES, Asked, batches_of, in_requests, logit_rows_at_once, next_pass, readout_of
@@ -31,8 +37,7 @@ def sweep_served(
     factors: Sequence[float],
     *,
     positions: Sequence[PositionSpec] = ("all",),
-    operations: Sequence[Operation] = (),
-    vectors: Vectors | None = None,
+    plan: Plan = NOTHING,
     controls: int = 0,
     seed: int = 0,
     top_k: int = 3,
@@ -47,13 +52,12 @@ def sweep_served(
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     by_index = {prompt.index: prompt for prompt in prompts}
     drawn = draw_directions(directions, controls, seed)
-    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in doses]
-    # Planned for the prompts first: what is wrong is then told of these, not of the rows that they become.
-    common = plan(model, operations, prompts, vectors, batch_tokens=batch_tokens)
-    rows, steering = spread_over_rows(model, runs, positions, operations, vectors, batch_tokens=batch_tokens)
-    sweeping = _Sweeping(model, doses, rows, steering, layers, top_k, list((targets or {}).values()), batch_tokens)
+    needed = runs_of(doses)
+    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
+    rows, steering = spread_over_rows(runs, positions, plan)
+    sweeping = _Sweeping(model, needed, rows, steering, layers, top_k, list((targets or {}).values()), batch_tokens)
     readout, divergences, stream = sweeping.read(on_batch)
-    speaking = [row for row, dose in enumerate(doses) if dose.control in (None, 0)]
+    speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
     texts: dict[int, list[int]] = {}
     if max_new_tokens:
         said = generate_served(
@@ -65,7 +69,7 @@ def sweep_served(
             on_token=on_token,
         )
         texts = {generation.prompt: generation.ids for generation in said}
-    return Sweep(doses, readout, divergences, stream, texts, common.labels)
+    return spread_over_doses(Sweep(needed, readout, divergences, stream, texts, plan.labels), doses)
 
 
 class _Sweeping:

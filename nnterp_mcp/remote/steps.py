@@ -15,6 +15,7 @@ from nnterp_mcp.interventions.edits import (
     Added,
     Averaged,
     Edit,
+    EditOfRuns,
     PassedOn,
     Patched,
     Projected,
@@ -158,6 +159,8 @@ def _name(place: Place) -> str:
 
 def _plain(model: ServedTransformer, edit: Edit, window: Window) -> Data | None:
     """An edit as plain data; None where it reaches nothing in the window."""
+    if isinstance(edit, EditOfRuns):
+        return _plain(model, edit.edit, window.of_owners(edit.owners))
     if not isinstance(edit, StateEdit) or edit.place.site not in SERVED_SITES:
         raise Unsupported(
             f"an intervention at {edit.place.site} cannot be sent to NDIF: those that can are at "

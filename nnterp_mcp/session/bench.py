@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnterp_mcp.interventions.engine import Plan
+    from nnterp_mcp.interventions.sources import Known
     from nnterp_mcp.model.prompts import EncodedPrompt
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.session.collected import Collected
@@ -218,8 +219,10 @@ class Bench:
 
         check(self.model, operations, self.find_vector, states=self.find_states)
 
-    def plan(self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job) -> Plan:
-        """Plans the interventions of a request.
+    def plan(
+        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job, known: Known | None = None
+    ) -> Plan:
+        """Plans the interventions of a request, once or, with the clean states that are known, for several sets.
 
         Raises:
             InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
@@ -233,6 +236,7 @@ class Bench:
             prompts,
             self.find_vector,
             states=self.find_states,
+            known=known,
             batch_tokens=self.batch_tokens,
             check=job.check,
         )

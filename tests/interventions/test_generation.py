@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nnterp_mcp.interventions import generation
 from nnterp_mcp.interventions.engine import NOTHING
 from nnterp_mcp.interventions.generation import Generation, find_way, generate
 from nnterp_mcp.interventions.sampling import Sampling, choose
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from tests.interventions.plain import Edits
 from tests.interventions.test_engine import SUBJECTS, Subject, build
@@ -168,18 +170,26 @@ def test_models_with_caches_of_their_own_generate_the_same_text(family: str) -> 
 
 
 @one_family
-def test_a_seed_gives_the_same_text_in_any_batch(subject: Subject) -> None:
+def test_a_seed_gives_a_prompt_the_same_text_wherever_it_stands(subject: Subject) -> None:
     sampling = Sampling(temperature=1.5, top_p=0.9, top_k=50, seed=11)
+
+    def write(prompts: list[EncodedPrompt]) -> list[list[int]]:
+        numbered = [replace(prompt, index=index) for index, prompt in enumerate(prompts)]
+        return [one.ids for one in generate(subject.model, numbered, max_new_tokens=NEW, sampling=sampling)]
+
     together = _generate(subject, sampling=sampling)
-    alone = [generate(subject.model, [p], max_new_tokens=NEW, sampling=sampling)[0] for p in subject.prompts]
-    assert [one.ids for one in together] == [one.ids for one in alone]
+    texts = [one.ids for one in together]
+    assert [write([prompt])[0] for prompt in subject.prompts] == texts
+    assert write(subject.prompts[::-1]) == texts[::-1]
+    assert write([subject.prompts[1], *subject.prompts]) == [texts[1], *texts]
+    assert len(set(map(tuple, texts))) == len(texts)
     other = _generate(subject, sampling=Sampling(temperature=1.5, seed=12))
     assert [one.ids for one in together] != [one.ids for one in other]
 
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    dice = Sampling(seed=5).dice(0)
+    dice = Sampling(seed=5).dice([0])
     rows = logits.repeat(20_000, 1)
     tokens, log_probs = choose(rows, Sampling(temperature=2.0), [dice] * len(rows))
     seen = torch.bincount(tokens, minlength=4) / len(rows)
@@ -191,6 +201,28 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     assert set(nucleus.tolist()) == {0, 1}
     surest, _ = choose(rows[:100], Sampling(temperature=1.0, top_p=0.01), [dice] * 100)
     assert set(surest.tolist()) == {0}
+    whole, _ = choose(rows, Sampling(temperature=100.0, top_p=1.0, top_k=9), [dice] * len(rows))
+    assert set(whole.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.0, 5e-324, 1e-50, 1e-39, 1.2e-38, 1e-37, 1e-9])
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.5}, {"top_k": 3}])
+def test_the_smallest_temperatures_take_the_top_token(temperature: float, cut: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 40 * torch.randn(300, 500, generator=generator) + 30
+    sampling = Sampling(temperature, **cut)
+    tokens, log_probs = choose(logits, sampling, [sampling.dice([row]) for row in range(300)])
+
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+    assert torch.allclose(log_probs.double(), logits.double().log_softmax(-1).amax(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-40, 1e-9])
+def test_the_smallest_nucleus_is_the_top_token(top_p: float) -> None:
+    logits = torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
+    dice = [Sampling().dice([row]) for row in range(300)]
+    tokens, _ = choose(logits, Sampling(temperature=1.0, top_p=top_p), dice)
+    assert tokens.tolist() == logits.argmax(-1).tolist()
 
 
 @one_family

@@ -16,9 +16,9 @@ from nnterp_mcp.errors import InvalidRequest, OutOfMemory, Unsupported
 from nnterp_mcp.interventions import joined_rows
 from nnterp_mcp.interventions.corruption import Pair, ablate, add_noise, pair_prompts
 from nnterp_mcp.interventions.metrics import make_metric
-from nnterp_mcp.interventions.patched_rows import Sharing
 from nnterp_mcp.interventions.patching import Cell, Patcher, make_grid
 from nnterp_mcp.interventions.puts import Input
+from nnterp_mcp.interventions.sharing import Sharing
 from nnterp_mcp.model.prompts import encode_prompts
 from tests.interventions.plain import FAMILIES, Edits
 from tests.interventions.test_engine import MISSING, ROUNDING, TOLERANCE, Subject, build
@@ -201,7 +201,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(subject: Subject, monkey
     monkeypatch.setattr(joined_rows.RowRunner, "_run", limited)
     assert float((patcher.patch().values - whole).abs().max()) <= 2e-5
     most = 0
-    with pytest.raises(OutOfMemory, match="a prompt of 11 tokens does not fit the memory of cpu even with one patched"):
+    with pytest.raises(OutOfMemory, match="a prompt of 11 tokens with one patched row does not fit the memory of cpu"):
         patcher.patch()
 
 

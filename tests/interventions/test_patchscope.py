@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.interventions import patched_rows, shared_cache
 from nnterp_mcp.interventions.engine import NOTHING
-from nnterp_mcp.interventions.patched_rows import Sharing, Target, run_patched
+from nnterp_mcp.interventions.patched_rows import Target, run_patched
 from nnterp_mcp.interventions.patchscope import (
     TargetPrompt,
     TargetPromptBatch,
@@ -31,6 +31,7 @@ from nnterp_mcp.interventions.patchscope import (
     repeat_prompt,
 )
 from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.sharing import Sharing
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target
 from nnterp_mcp.model.prompts import encode_prompts
@@ -289,7 +290,7 @@ def test_generation_ends_with_the_text():
     finally:
         model.module.generation_config.eos_token_id = None
 
-    assert ended.tolist() == whole[: start + first].tolist()
+    assert ended.tolist() == whole[: start + first + 1].tolist()
 
 
 def test_each_source_has_its_own_target():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.interventions.engine import Read, forward
-from nnterp_mcp.interventions.generation import generate
+from nnterp_mcp.interventions.generation import Generation, generate
 from nnterp_mcp.interventions.gradients import multiply_gradients
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.plan import check, plan
@@ -99,7 +99,8 @@ def test_heads_are_edited_alike_in_batches_and_under_each_implementation(family:
     layer = max(model.anatomy.attention_layers)
     head = model.anatomy.layers[layer].num_heads - 1
     asked = operations({"op": "scale", "site": site, "layers": layer, "factor": -1, "heads": head})
-    before, said = model.attention, []
+    before: Any = model.attention
+    said: list[list[Generation]] = []
     for implementation in dict.fromkeys((before, "eager")):
         model.set_attention(implementation)
         for group in ([SHORT, LONG], [SHORT], [LONG]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import PositionSpec, TextPosition
 from nnterp_mcp.interventions.directions import random_direction
-from nnterp_mcp.interventions.sweep import Dose, Sweep, doses_of, sweep
+from nnterp_mcp.interventions.plan import plan
+from nnterp_mcp.interventions.sweep import Dose, Sweep, doses_of, runs_of, sweep
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -41,7 +43,9 @@ class Subject:
 
     def sweep(self, prompts: Sequence[EncodedPrompt] | None = None, **options: Any) -> Sweep:
         factors = options.pop("factors", FACTORS)
-        return sweep(self.model, prompts or self.prompts, self.directions, factors, **options)
+        chosen = prompts or self.prompts
+        in_force = plan(self.model, options.pop("operations", ()), chosen)
+        return sweep(self.model, chosen, self.directions, factors, plan=in_force, **options)
 
     def added(self, dose: Dose) -> Tensor:
         assert dose.layer is not None
@@ -122,13 +126,57 @@ def test_distributions_are_those_of_plain_hooks(
     assert found.kl.max() > 0.01
 
 
-def test_a_factor_of_zero_is_the_baseline(subject: Subject) -> None:
-    found = subject.sweep(factors=(0.0,))
-    plain = torch.stack([subject.logits(prompt.ids, Dose(0), lambda at: False) for prompt in subject.prompts])
+@pytest.mark.parametrize("positions", [("all",), (-1,)], ids=["all", "one"])
+def test_a_factor_of_zero_is_a_cell_that_shows_the_baseline(
+    subject: Subject, positions: Sequence[PositionSpec]
+) -> None:
+    read: list[int] = []
+    found = subject.sweep(factors=(0.0, 1.0), positions=positions, controls=2, max_new_tokens=2, on_batch=read.append)
+    baselines = {dose.prompt: row for row, dose in enumerate(found.doses) if dose.layer is None}
+    zeros = [row for row, dose in enumerate(found.doses) if dose.layer is not None and dose.factor == 0]
+    plain = [subject.logits(subject.prompts[found.doses[row].prompt].ids, Dose(0), lambda at: False) for row in zeros]
 
-    assert found.doses == [Dose(index) for index in range(3)]
-    assert (plain.softmax(-1).gather(-1, found.readout.top_ids) - found.readout.top_probs).abs().max() < 1e-5
-    assert found.kl.max() == 0
+    assert len(zeros) == 3 * 3 * 3  # prompts, layers, and the vector with its controls
+    assert read[-1] == len(found.doses) - len(zeros)
+    probs = torch.stack(plain).softmax(-1)
+    assert (probs.gather(-1, found.readout.top_ids[zeros]) - found.readout.top_probs[zeros]).abs().max() < 1e-5
+    assert found.kl[zeros].max() == 0
+    for row in zeros:
+        dose = found.doses[row]
+        assert (row in found.texts) == (dose.control != 1)
+        assert found.texts.get(row, found.texts[baselines[dose.prompt]]) == found.texts[baselines[dose.prompt]]
+
+
+def test_every_source_is_read_once(tiny: Callable[..., Path]) -> None:
+    folder = tiny("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = StandardizedTransformer(AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer, name="llama")
+    prompts = encode_prompts(tokenizer, PROMPTS, "llama")
+    source = tuple(encode_prompts(tokenizer, ["Rome"], "llama")[0].ids)
+    read: Counter[tuple[int, ...]] = Counter()
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        for ids, mask in zip(kwargs["input_ids"].tolist(), kwargs["attention_mask"].tolist(), strict=True):
+            read[tuple(token for token, real in zip(ids, mask, strict=True) if real)] += 1
+
+    model.module.register_forward_pre_hook(count, with_kwargs=True)
+    listed = [
+        {"op": "mean", "site": "layers_output", "layers": 1, "positions": "last", "over_positions": "last"},
+        {
+            "op": "patch",
+            "site": "layers_output",
+            "layers": 2,
+            "positions": "last",
+            "from": {"prompt": "Rome"},
+            "prompts": [0, 2],
+        },
+    ]
+    in_force = plan(model, [parse_operation(one) for one in listed], prompts)
+    sweep(model, prompts, {0: torch.ones(model.hidden_size)}, (0.5, 1.0), plan=in_force)
+
+    assert read.pop(source) == 1
+    # Once for the mean, once for the lengths of its states, and as the baseline and with either factor.
+    assert read == {tuple(prompt.ids): 5 for prompt in prompts}
 
 
 def test_a_vanishing_factor_changes_nothing(subject: Subject) -> None:
@@ -146,7 +194,7 @@ def test_each_prompt_alone_and_small_batches_give_the_same(subject: Subject) -> 
     small = subject.sweep(controls=1, top_k=4, batch_tokens=40, on_batch=done.append)
 
     assert len(done) > 3
-    assert done[-1] == len(whole.doses)
+    assert done[-1] == len(runs_of(whole.doses))
     assert small.doses == whole.doses
     assert (small.readout.top_probs - whole.readout.top_probs).abs().max() < 1e-5
     assert (small.kl - whole.kl).abs().max() < 1e-4 * max(1.0, float(whole.kl.max()))
@@ -228,6 +276,10 @@ def test_doses_are_in_order() -> None:
         Dose(4),
         Dose(4, 1, -1.0, None),
         Dose(4, 1, -1.0, 0),
+        Dose(4, 1, 0.0, None),
+        Dose(4, 1, 0.0, 0),
         Dose(4, 2, -1.0, None),
         Dose(4, 2, -1.0, 0),
+        Dose(4, 2, 0.0, None),
+        Dose(4, 2, 0.0, 0),
     ]

@@ -63,6 +63,20 @@ def test_the_grid_has_every_layer_and_position(bench: Bench) -> None:
     assert last == pytest.approx([0, 0, 0, 0, 0, 1], abs=1e-4)
 
 
+def test_the_sources_of_interventions_run_once_for_both_sides(bench: Bench) -> None:
+    source = bench.model.tokenizer("Rome")["input_ids"]
+    read: list[list[int]] = []
+    hook = bench.model.module.register_forward_pre_hook(
+        lambda module, args, kwargs: read.extend(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    mean = {"op": "mean", "site": "mlps_output", "layers": 0, "over": ["Rome"], "over_positions": "last"}
+    patched = {"op": "patch", "site": "mlps_output", "layers": 1, "positions": 1, "from": {"prompt": "Rome"}}
+    ask(bench, layers=[2], interventions=[mean, patched])
+    hook.remove()
+
+    assert read.count(source) == 1
+
+
 def test_prompts_may_be_made_by_replacing_words(bench: Bench) -> None:
     replaced = ask(bench, corrupted={"replace": "France", "with": "Spain"})
 

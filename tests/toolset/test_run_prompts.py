@@ -19,6 +19,7 @@ from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.run_prompts.contract import SPEC, RunPromptsResult
+from nnterp_mcp.toolset.run_prompts.figure import figure
 from tests.serving import stdio, text
 from tests.toolset.test_make_vector import make_bench
 
@@ -99,6 +100,41 @@ def test_interventions_are_in_force(bench: Bench) -> None:
     changed = [abs(one.top[0][1] - other.top[0][1]) > 1e-4 for one, other in zip(plain.rows, edited.rows, strict=True)]
     assert changed == [False, True, False, False]
     assert any(note.startswith("In force:") for note in SPEC.digest(edited).notes)
+
+
+def test_a_patchscope_s_target_prompt_runs_without_interventions(bench: Bench) -> None:
+    import torch
+
+    from nnterp_mcp.interventions.target_prompts import repeat_prompt
+
+    tripled = [{"op": "scale", "site": "layers_output", "layers": 1, "factor": 3}]
+    result = ask(bench, readout="patchscope", layers=[2], interventions=tripled)
+    blocks, tokenizer = bench.model.module.model.layers, bench.model.tokenizer
+    triple = blocks[1].register_forward_hook(lambda module, args, output: 3 * output)
+    kept: list[Any] = []
+    keep = blocks[2].register_forward_hook(lambda module, args, output: kept.append(output[0, -1].clone()))
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            bench.model.module(torch.tensor([tokenizer(prompt)["input_ids"]]))
+    triple.remove()
+    keep.remove()
+
+    for state, row in zip(kept, result.rows, strict=True):
+
+        def put(module: Any, args: Any, output: Any, state: Any = state) -> Any:
+            output = output.clone()
+            output[0, -1] = state
+            return output
+
+        patch = blocks[2].register_forward_hook(put)
+        expected = plain_probabilities(bench, repeat_prompt().prompt)
+        patch.remove()
+        for index, words in enumerate(TARGETS.values()):
+            assert abs(row.probabilities[0][index] - float(expected[first_tokens(bench, words)].sum())) < 1e-5
+    said = "In force in the prompts, not in the target prompt: scale by 3 at layers_output of layer 1."
+    assert said in SPEC.digest(result).notes
+    assert said in figure(result, {}).notes
+    assert any(note.startswith("In force: ") for note in SPEC.digest(ask(bench, interventions=tripled)).notes)
 
 
 def test_the_summary_counts_what_the_rows_say(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
 from nnterp_mcp.render import rounded
 from nnterp_mcp.session.bench import Bench
@@ -17,6 +18,7 @@ from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.steer.contract import SPEC
+from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from tests.toolset.test_make_vector import make_bench
 
@@ -76,8 +78,23 @@ def test_texts_are_generated_on_request(bench: Bench) -> None:
 def test_a_factor_of_zero_alone_is_no_steering(bench: Bench) -> None:
     answer = SPEC.digest(ask(bench, vector=INLINE, factors=0))
 
-    assert answer.finding.startswith("tiny was not steered: a factor of 0 adds nothing")
-    assert [row[0] for row in answer.table.rows] == [None]
+    assert answer.finding == "tiny was not steered: a factor of 0 adds nothing, and all 2 cells are the baseline."
+    assert [row[0] for row in answer.table.rows] == [None, 1, 2]
+    assert answer.total == 2
+
+
+def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
+    result = ask(bench, vector=INLINE, layers=1, factors=[-1, 0, 1], control=True, targets=TARGETS)
+    answer, drawn = SPEC.digest(result), figure(result, {})
+
+    assert answer.finding.startswith("Of 3 cells, layer 1 with factor ")
+    assert "factor 0 " not in answer.finding  # it alone passes its control where nothing else does
+    assert (answer.total, [row[:4] for row in answer.table.rows][2]) == (3, [1, 0.0, 0.0, 0.0])
+    for panel, measure in zip(drawn.panels, [lambda run: run.kl, lambda run: run.targets[0][0]], strict=False):
+        assert isinstance(panel, Curves)
+        own, random, baseline = panel.curves
+        assert (own.x, random.x, baseline.x) == ([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, 1.0])
+        assert own.y[1] == random.y[1] == baseline.y[0] == baseline.y[1] == measure(result.runs[0])
 
 
 def test_named_vectors_and_numbers(bench: Bench) -> None:

@@ -31,7 +31,7 @@ class GenerateParams(ModelParams):
     temperature: Annotated[float, Field(ge=0, le=100, description="0: greedy.")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0: all tokens.")] = 0
-    seed: Annotated[int, Field(ge=0, le=2**53, description="Of the sampling.")] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53, description="Of sampling: one prompt with one seed gives one text.")] = 0
     chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
         False
     )

@@ -21,6 +21,7 @@ from nnterp_mcp.interventions.path_patching import Receiver
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.interventions.prompts import follow_target_sets
 from nnterp_mcp.interventions.recovery import Estimate, average_draws, estimate_mean, estimate_recovery
+from nnterp_mcp.interventions.sources import Known
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.prompts import EncodedPrompt, token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -54,7 +55,8 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     prompts = bench.encode(params.clean)
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
     if params.interventions:
-        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job))
+        known: Known = {}
+        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job, known))
     targets = follow_target_sets(params.targets, len(prompts), model.tokenizer)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))

@@ -8,7 +8,6 @@ from statistics import fmean, median, pstdev
 from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.render import (
     elided,
-    in_force,
     left_out,
     lines,
     number,
@@ -111,7 +110,7 @@ def _first(row: PromptRow) -> list[Cell]:
 
 
 def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
-    notes = in_force(result.interventions)
+    notes = result.in_force
     if result.taken:
         notes.append(f"{plural(result.taken, 'prompt')} taken over from an equal call that did not finish.")
     notes += shared_tokens(result.shared)

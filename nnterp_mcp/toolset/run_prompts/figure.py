@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curves, Figure
 from nnterp_mcp.display.layers import mean_curve
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.render import elided, in_force, plural, quoted
+from nnterp_mcp.render import elided, plural, quoted
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 
 _CATEGORIES = 8
@@ -33,7 +33,7 @@ def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
         notes=[
             "Band: one standard deviation over prompts." if by_layer else "Line: one standard deviation over prompts.",
             *([f"{_CATEGORIES} of {len(result.categories)} categories are drawn."] if cut else []),
-            *in_force(result.interventions),
+            *result.in_force,
         ],
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.render import in_force
 
 
 class PromptRow(BaseModel):
@@ -38,6 +39,12 @@ class RunPromptsResult(Result):
     asked: int
     taken: int
     seconds: float
+
+    @property
+    def in_force(self) -> list[str]:
+        """The note that names the interventions; a patchscope's target prompt runs without them."""
+        where = " in the prompts, not in the target prompt" if self.readout == "patchscope" else ""
+        return in_force(self.interventions, where)
 
 
 class PromptRows(BaseModel):

@@ -108,10 +108,12 @@ def _groups(result: SteerResult) -> list[Group]:
 
 
 def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> Group | None:
-    """The cell that the finding speaks of: where the effect passes its control by most."""
-    if not cells:
-        return None
-    return max(cells, key=lambda group: _excess(group, groups, result))
+    """The cell that the finding speaks of: where the effect passes its control by most.
+
+    Cells of factor zero are left aside: they have no effect, and would come first where no other passes its control.
+    """
+    pushed = [group for group in cells if group.factor]
+    return max(pushed, key=lambda group: _excess(group, groups, result), default=None)
 
 
 def _excess(group: Group, groups: Sequence[Group], result: SteerResult) -> tuple[float, float]:
@@ -211,9 +213,10 @@ def _top(group: Group, count: int) -> Cell:
 
 
 def _finding(focus: Group | None, groups: Sequence[Group], result: SteerResult) -> str:
-    if focus is None:
-        return f"{result.model} was not steered: a factor of 0 adds nothing, and the baseline is all there is."
     cells = sum(group.layer is not None for group in groups)
+    if focus is None:
+        every = "the one cell is" if cells == 1 else f"all {cells} cells are"
+        return f"{result.model} was not steered: a factor of 0 adds nothing, and {every} the baseline."
     where = f"layer {focus.layer} with factor {number(focus.factor)}"
     opening = f"Of {cells} cells, {where} stands out most: there" if cells > 1 else f"At {where},"
     mean = "" if len(focus.own) == 1 else f" in the mean of {len(focus.own)} prompts"

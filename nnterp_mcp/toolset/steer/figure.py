@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel
-from nnterp_mcp.render import elided, in_force, number, quoted
+from nnterp_mcp.render import cell, elided, in_force, number, probability, quoted
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 
 _CATEGORIES = 3
@@ -27,6 +27,7 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
     ]
     panels = [panel for measure in measures for panel in sweep.panels(measure)]
     first = quoted(elided(result.prompts[0], 200))
+    baselines = "; ".join(f"{measure.name} {cell(probability(sweep.baseline(measure)))}" for measure in measures[1:])
     controls = f"Dashed, with a band of ± 1 sd: {result.controls} random directions of equal norm."
     return Figure(
         title=f"Steering with {elided(result.vector, 40)} · {result.model}",
@@ -34,6 +35,7 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
         panels=panels,
         notes=[
             *([controls] if result.controls and not sweep.as_grid else []),
+            *([f"Baseline: {baselines}."] if baselines and sweep.as_grid else []),
             *([] if result.controls else ["Without a control: any push of this length moves a model."]),
             *in_force(result.in_force),
         ],
@@ -72,7 +74,8 @@ class _Sweep:
         grids = [self._grid(measure, control=False)]
         return [*grids, self._grid(measure, control=True)] if self._controls else list(grids)
 
-    def _baseline(self, measure: _Measure) -> float:
+    def baseline(self, measure: _Measure) -> float:
+        """The mean over the prompts' baselines."""
         return fmean(measure.of(run) for run in self._runs if run.layer is None)
 
     def _at(self, layer: int, factor: float, control: int | None) -> list[SteeredRun]:
@@ -115,9 +118,8 @@ class _Sweep:
         return pair
 
     def _panel(self, measure: _Measure, across: str, curves: list[Curve], x: Sequence[float]) -> Curves:
-        if measure.unit == "probability" and len(x) > 1:
-            baseline = self._baseline(measure)
-            curves = [*curves, Curve("baseline", [x[0], x[-1]], [baseline, baseline], role="control")]
+        ends = sorted({x[0], x[-1]})
+        curves = [*curves, Curve("baseline", ends, [self.baseline(measure)] * len(ends), role="control")]
         whole = across == "layer"
         return Curves(measure.name, across, measure.unit, curves, span=(0.0, 0.0), whole=whole)
 
