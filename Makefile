@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test test-all lint format bundle bench setup clean
+.PHONY: demo test test-all test-versions lint format bundle bench setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -13,6 +13,10 @@ test: lint ## Check the tree and run the tests.
 
 test-all: lint ## The same with the slow tests.
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-versions: setup ## Run the tests on the lowest and the newest releases that pyproject.toml admits; ARGS="--torch 2.13.0" and the like.
+	$(BIN)/python tools/versions.py lowest $(ARGS)
+	$(BIN)/python tools/versions.py newest $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

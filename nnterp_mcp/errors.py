@@ -118,3 +118,8 @@ BY_CODE: dict[str, type[NnterpError]] = {cls.code: cls for cls in _CLASSES}
 
 STOPS = (Cancelled, TimedOut)
 """What ends a call from outside, in the middle of whatever it tries: it says nothing of the model."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up: it raises what is no `Exception`, and the process may go on."""
+    return type(error).__module__ == "pyo3_runtime"

@@ -98,7 +98,7 @@ def collect_token_activations_batched(
     """
     refuse_remote(remote)
     chosen = resolve_layers("all" if layers is None else list(layers), model.num_layers, model.name)
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, model.context)
+    encoded = encode_prompts(model.tokenizer, prompts, model.name, model.context, model.embedded)
     at = -1 if idx is None else idx
 
     def read(batch: Batch) -> Float[Tensor, "layer row hidden"]:

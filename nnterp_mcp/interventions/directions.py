@@ -100,7 +100,7 @@ def average_states(
     Raises:
         InvalidRequest: A prompt is empty or too long, or a position does not exist in it.
     """
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit)
+    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit, model.embedded)
     places = [Place("layers_output", layer) for layer in layers]
     parts: list[Tensor] = []
     order: list[int] = []

@@ -269,7 +269,7 @@ def end_ids(model: StandardizedTransformer) -> frozenset[int]:
     config = getattr(model.module, "generation_config", None)
     listed = getattr(config, "eos_token_id", None)
     ids = [*(listed if isinstance(listed, list | tuple) else [listed]), getattr(model.tokenizer, "eos_token_id", None)]
-    return frozenset(int(token) for token in ids if token is not None)
+    return frozenset(token for token in ids if isinstance(token, int))
 
 
 def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:

@@ -76,8 +76,10 @@ def repeat_random_tokens(
     """
     tokenizer: Any = model.tokenizer
     special = set(tokenizer.all_special_ids)
-    start = [token for token in tokenizer("a", verbose=False)["input_ids"][:1] if token in special]
-    words = torch.tensor([token for token in range(min(len(tokenizer), model.vocab_size)) if token not in special])
+    known = min(len(tokenizer), model.vocab_size, model.embedded)
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    start = [token for token in first if token in special and token < model.embedded]
+    words = torch.tensor([token for token in range(known) if token not in special])
     room = length if model.context is None else (model.context - len(start)) // 2
     length = min(length, room, len(words))
     if length < 2:

@@ -256,7 +256,7 @@ def _read_sources(
     read = sorted(set(layers))
     places = [read.index(layer) for layer in layers]
     if len(targets) == 1:
-        encoded = encode_prompts(model.tokenizer, texts, model.name, model.context)
+        encoded = encode_prompts(model.tokenizer, texts, model.name, model.context, model.embedded)
         packed = read_packed(model, [prompt.ids for prompt in encoded], read, targets[0])
         if packed is not None:
             return packed[0][places], packed[1]
@@ -286,7 +286,7 @@ def _by_target(model: StandardizedTransformer, prompts: TargetPromptBatch) -> di
     """The sources of each different target prompt."""
     found: dict[Target, list[int]] = {}
     for source, prompt in enumerate(prompts):
-        ids = encode_target(model.tokenizer, prompt.prompt, model.name, model.context).ids
+        ids = encode_target(model.tokenizer, prompt.prompt, model.name, model.context, model.embedded).ids
         found.setdefault(resolve_target(ids, prompt.index_to_patch), []).append(source)
     return found
 
@@ -323,7 +323,8 @@ def patchscope_generate(
     refuse_remote(remote)
     chosen = _listed("all" if layers is None else layers, nn_model.num_layers, nn_model.name)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    ids = encode_target(nn_model.tokenizer, target_patch_prompt.prompt, nn_model.name, nn_model.context).ids
+    prompt = target_patch_prompt.prompt
+    ids = encode_target(nn_model.tokenizer, prompt, nn_model.name, nn_model.context, nn_model.embedded).ids
     target = resolve_target(ids, target_patch_prompt.index_to_patch)
     states, prefix = _read_sources(nn_model, texts, chosen, [target])
     said: dict[int, list[int]] = {}
@@ -378,7 +379,7 @@ def patch_object_attn_lens(
         nn_model, sources, get_activations=lambda model, layer: model.attentions_input[layer]
     )
     probs = torch.empty(len(targets), nn_model.num_layers, nn_model.vocab_size)
-    for prompt in encode_prompts(nn_model.tokenizer, targets, nn_model.name, nn_model.context):
+    for prompt in encode_prompts(nn_model.tokenizer, targets, nn_model.name, nn_model.context, nn_model.embedded):
         target = resolve_target(prompt.ids, attn_idx_patch)
         states = entering[:, prompt.index if len(sources) > 1 else 0]
         rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // nn_model.vocab_size))

@@ -358,7 +358,7 @@ class _Planner:
         key = prompt if isinstance(prompt, str) else tuple(prompt)
         if key not in self._encoded:
             (self._encoded[key],) = encode_prompts(
-                self._model.tokenizer, [prompt], self._model.name, self._model.context
+                self._model.tokenizer, [prompt], self._model.name, self._model.context, self._model.embedded
             )
         return self._encoded[key]
 

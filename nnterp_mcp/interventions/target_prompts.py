@@ -177,7 +177,13 @@ def _turns(text: str, instructed: bool, system: bool) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{_INSTRUCTION}\n{text}"}]
 
 
-def encode_target(tokenizer: Any, prompt: str | Sequence[Any], name: str, limit: int | None = None) -> EncodedPrompt:
+def encode_target(
+    tokenizer: Any,
+    prompt: str | Sequence[Any],
+    name: str,
+    limit: int | None = None,
+    embedded: int | None = None,
+) -> EncodedPrompt:
     """Tokenizes a target prompt; where its text begins with the token that begins every text, that is not added again.
 
     Args:
@@ -185,11 +191,12 @@ def encode_target(tokenizer: Any, prompt: str | Sequence[Any], name: str, limit:
         prompt: A text, or the turns of a chat.
         name: The model's name, for errors.
         limit: The longest prompt allowed, in tokens.
+        embedded: How many token ids the model embeds, if that is to be looked at.
 
     Raises:
-        InvalidRequest: It has no tokens or too many.
+        InvalidRequest: It has no tokens, too many, or one that the model does not embed.
     """
-    (encoded,) = encode_prompts(tokenizer, [prompt], name, limit)
+    (encoded,) = encode_prompts(tokenizer, [prompt], name, limit, embedded)
     begin = getattr(tokenizer, "bos_token_id", None)
     if begin is not None and encoded.ids[:2] == [begin, begin]:
         return replace(encoded, ids=encoded.ids[1:], spans=encoded.spans[1:])

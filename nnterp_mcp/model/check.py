@@ -173,6 +173,9 @@ def _check_names(model: StandardizedTransformer) -> Check:
     parts.append(f"attention in {'all' if attending == anatomy.num_layers else attending or 'none'} of them")
     if anatomy.ln_final is None:
         parts.append("no final norm")
+    foreign = len(model.tokenizer) - model.embedded  # pyright: ignore[reportArgumentType]
+    if foreign > 0:
+        parts.append(f"{foreign} tokens of its tokenizer from {model.embedded} on have no embedding, and are refused")
     return Check("names", True, "; ".join(parts))
 
 

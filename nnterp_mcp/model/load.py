@@ -20,12 +20,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
+from nnterp_mcp.checkpoint import find_checkpoint, refuse_encoder, require_readable, require_safetensors
+from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported, is_panic
 from nnterp_mcp.fields import shown
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.weights import require_own_weights, require_safetensors
+from nnterp_mcp.model.bounds import built_within
+from nnterp_mcp.model.finite import require_finite_weights
+from nnterp_mcp.model.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.precision import Precision, fit, quantize
 from nnterp_mcp.render import size
 
 Report = Callable[[str], None]
@@ -56,14 +66,6 @@ class Located:
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How the weights are held: `dtype` and `quantization` as `load_model` takes them."""
-
-    dtype: str = "auto"
-    quantization: str | None = None
-
-
 def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool = True) -> Located:
     """Finds a model's files, downloading or converting them if need be.
 
@@ -77,11 +79,12 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
             is none of its business.
 
     Raises:
-        UnknownModel: There is no such model, or its files cannot be had.
+        UnknownModel: There is no such model, or its files cannot be had or read.
         Forbidden: Its weights are in a format that is not read, or elsewhere.
+        Unsupported: It is an adapter, or has an encoder.
     """
     located = _find(name, revision, cache, code, report, relative)
-    require_own_weights(located.origin, located.folder)
+    require_readable(located.origin, located.folder, located.gguf)
     return located
 
 
@@ -124,7 +127,7 @@ def read(
         The transformers model in evaluation mode, and its tokenizer.
 
     Raises:
-        UnknownModel: The files hold no complete model.
+        UnknownModel: The files hold no complete model, or numbers that are not finite.
         Unsupported: transformers cannot build it, or the quantization library is missing.
         Forbidden: It needs its own code, which may not run.
         OutOfMemory: It would not fit.
@@ -132,37 +135,73 @@ def read(
     with _explained(located, code):
         report("reading the configuration")
         gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
-        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+        config = read_config(located, code)
         tokenizer = _read_tokenizer(located, code, gguf)
         target = place(device)
-        dtype = _dtype(precision.dtype, config, target)
+        dtype = precision.type_on(target, config)
         options: dict[str, Any] = {
             "dtype": dtype,
             "attn_implementation": None if attention == "auto" else attention,
         }
         if precision.quantization is not None:
-            options["quantization_config"] = _quantization(precision.quantization, dtype)
+            options["quantization_config"] = quantize(precision.quantization, dtype)
         need = memory.of_weights(located.folder, dtype, precision.quantization)
-        options["device_map"] = _fit(need, target, located.origin)
+        options["device_map"] = fit(need, target, located.origin)
         report("reading the weights" + (f" ({size(need)})" if need else ""))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            located.folder,
-            config=config,
-            trust_remote_code=code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **gguf,
-            **options,
-        )
+        with built_within(located.origin, located.folder, located.gguf):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                config=config,
+                trust_remote_code=code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their sizes
+                output_loading_info=True,
+                **gguf,
+                **options,
+            )
     model, info = loaded
+    _require_complete(type(model).__name__, info, located.origin)
+    require_finite_weights(model, located.origin)
+    fill_padding(tokenizer, embedded_ids(model))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _require_complete(kind: str, info: dict[str, Any], origin: str) -> None:
+    """Refuses weights that do not fill a model: transformers draws what is missing at random."""
+    for name, stored, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise UnknownModel(
+            f"{name} of {origin} has the shape {tuple(stored)}, and its configuration asks for {tuple(wanted)}",
+            "Give the configuration that belongs to the weights.",
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UnknownModel(
-            f"{located.origin} lacks {len(missing)} of the weights that {type(model).__name__} needs "
+            f"{origin} lacks {len(missing)} of the weights that {kind} needs "
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), and they would be random",
             "Load a checkpoint that was saved as a causal language model.",
         )
-    return model.eval().requires_grad_(False), tokenizer
+
+
+def read_config(located: Located, code: bool) -> Any:
+    """Reads a model's configuration; a padding token that it does not embed is left out, for it is masked anyway.
+
+    Raises:
+        Unsupported: transformers has no causal language model of its type.
+    """
+    gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
+    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+    refuse_encoder(located.origin, config.to_dict())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise Unsupported(
+            f"{located.origin} is of type {shown(config.model_type)}, of which transformers "
+            f"{transformers.__version__} has no causal language model",
+            "Load a model that was saved as a causal language model.",
+        )
+    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
+        padding, embedded = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(embedded, int) and padding >= embedded:
+            part.pad_token_id = None
+    return config
 
 
 def place(device: str) -> torch.device:
@@ -248,22 +287,8 @@ def _move(partial: Path, folder: Path) -> None:
 
 def locate_local(path: Path) -> Located:
     """A folder, or a GGUF file."""
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UnknownModel(
-                f"{path} is no model: files are read when they are .gguf", "Give a folder or a .gguf file."
-            )
-        return Located(path.parent, str(path), gguf=path.name)
-    ggufs = sorted(path.glob("*.gguf"))
-    if not (path / "config.json").exists():
-        if len(ggufs) == 1:
-            return Located(path, str(path), gguf=ggufs[0].name)
-        raise UnknownModel(
-            f"the folder {path} holds no model: it has no config.json",
-            "Give a folder that save_pretrained wrote, or a .gguf file.",
-        )
-    require_safetensors(str(path), [file.name for file in path.iterdir()])
-    return Located(path, str(path))
+    folder, gguf = find_checkpoint(path)
+    return Located(folder, str(path), gguf=gguf)
 
 
 def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
@@ -329,53 +354,14 @@ def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, w
 def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code, **gguf)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UnknownModel(
             f"{located.origin} has no tokenizer that can be read ({type(error).__name__}: {_first_line(error)})",
             "Save the tokenizer beside the model.",
         ) from error
-    fill_padding(tokenizer)
     return tokenizer
-
-
-def fill_padding(tokenizer: Any) -> None:
-    """Gives a tokenizer without a padding token another one for it; it is masked out wherever it stands."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-
-
-def _dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:
-    if asked != "auto":
-        return getattr(torch, asked)
-    if device.type == "cpu":
-        return torch.float32
-    kept = getattr(config, "dtype", None) or torch.float32
-    return getattr(torch, kept) if isinstance(kept, str) else kept
-
-
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise Unsupported(
-            f"quantization {kind!r} needs bitsandbytes, which is not installed",
-            "Run: pip install bitsandbytes, or leave quantization out.",
-        )
-    if kind == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-
-
-def _fit(need: int, device: torch.device, origin: str) -> Any:
-    """A device map: the device if the weights fit it, all devices together if they fit those."""
-    free = memory.free(device)
-    if need <= free:
-        return {"": device}
-    everywhere = memory.free_everywhere()
-    if device.type != "cpu" and need <= everywhere:
-        return "auto"
-    raise OutOfMemory(
-        f"the weights of {origin} need {size(need)}, and {size(max(free, everywhere))} are free",
-        "Load it with dtype 'bfloat16' or quantization, unload another model, or choose a smaller one.",
-    )
 
 
 @contextmanager
@@ -403,5 +389,6 @@ def _explained(located: Located, code: bool) -> Generator[None]:
         raise UnknownModel(f"{located.origin} could not be read: {text}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _first_line(error: BaseException) -> str:
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
-import math
 import re
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
-from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory, UnknownModel
+from nnterp_mcp.checkpoint import count_numbers, weight_files
+from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -39,7 +37,7 @@ def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None
     Raises:
         UnknownModel: A file is cut short, or not what its name says.
     """
-    count = sum(_numel(file) for file in _read_files(folder) if file.exists())
+    count = sum(count_numbers(file) for file in weight_files(folder) if file.exists())
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
 
@@ -58,10 +56,16 @@ def of_pass(model: StandardizedTransformer, rows: int, columns: int, patterns: b
     """
     size = model.module.dtype.itemsize
     config = model.module.config.get_text_config()
-    widest = max(getattr(config, "intermediate_size", None) or 0, 4 * model.hidden_size)
+    widest = max(_largest(getattr(config, "intermediate_size", None)), 4 * model.hidden_size)
     states = rows * columns * size * (_STATES * model.hidden_size + 3 * widest)
     squares = rows * columns**2 * (size + (_PATTERNS * model.num_heads * max(size, 4) if patterns else 0))
     return states + squares
+
+
+def _largest(size: Any) -> int:
+    """A size of a configuration; the largest where it lists one for each layer."""
+    sizes = size if isinstance(size, list | tuple) else [size]
+    return max((one for one in sizes if isinstance(one, int)), default=0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -104,36 +108,3 @@ def held(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers, shared ones counted once."""
     tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _read_files(folder: Path) -> list[Path]:
-    """The file that the configuration names, else the one of the usual name, else the shards that the index names."""
-    named = _json(folder / "config.json").get("transformers_weights")
-    names = [str(named)] if named else ["model.safetensors", "model.safetensors.index.json"]
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None or found.suffix != ".json":
-        return [found] if found else []
-    shards = _json(found).get("weight_map")
-    return [folder / name for name in sorted(set(map(str, shards.values())))] if isinstance(shards, dict) else []
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):  # what is wrong with it, the loader says
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _numel(file: Path) -> int:
-    try:
-        with file.open("rb") as source:
-            (length,) = struct.unpack("<Q", source.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header: dict[str, Any] = json.loads(source.read(length))
-    except (ValueError, struct.error) as error:
-        raise UnknownModel(
-            f"{file} is no safetensors file ({error})", "Download it again; with Git LFS, fetch the files themselves."
-        ) from error
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import Message, Prompt
+from nnterp_mcp.fields import Message, Prompt, shown
 from nnterp_mcp.model.chats import Chat, render_chat
 
 
@@ -50,7 +50,11 @@ class Batch:
 
 
 def encode_prompts(
-    tokenizer: Any, prompts: Sequence[str | Sequence[Any]], name: str, limit: int | None = None
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[Any]],
+    name: str,
+    limit: int | None = None,
+    embedded: int | None = None,
 ) -> list[EncodedPrompt]:
     """Tokenizes prompts, each for itself.
 
@@ -62,11 +66,27 @@ def encode_prompts(
         prompts: Texts or chats.
         name: The model's name, for errors.
         limit: The longest prompt allowed, in tokens.
+        embedded: How many token ids the model embeds; where it is left out, that is not looked at.
 
     Raises:
-        InvalidRequest: A prompt has no tokens or too many, or a chat is given to a model without a chat template.
+        InvalidRequest: A prompt has no tokens or too many, or one that the model does not embed, or a chat is given to
+            a model without a chat template.
     """
-    return [_encode(tokenizer, index, prompt, name, limit) for index, prompt in enumerate(prompts)]
+    encoded = [_encode(tokenizer, index, prompt, name, limit) for index, prompt in enumerate(prompts)]
+    if embedded is not None:
+        for prompt in encoded:
+            _require_embedded(prompt, embedded, tokenizer, name)
+    return encoded
+
+
+def _require_embedded(prompt: EncodedPrompt, embedded: int, tokenizer: Any, name: str) -> None:
+    largest = max(prompt.ids)
+    if largest >= embedded:
+        raise InvalidRequest(
+            f"prompt {prompt.index} holds {shown(tokenizer.convert_ids_to_tokens(largest))}, token {largest} of the "
+            f"tokenizer, and {name} embeds tokens 0 to {embedded - 1}",
+            "Leave it out, or load the model with the tokenizer that belongs to its weights.",
+        )
 
 
 def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None) -> EncodedPrompt:

@@ -9,7 +9,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model.load import locate
+from nnterp_mcp.model.bounds import built_within
+from nnterp_mcp.model.finite import require_finite_weights
+from nnterp_mcp.model.load import locate, read_config
+from nnterp_mcp.model.padding import embedded_ids, fill_padding
 from nnterp_mcp.settings import Settings
 
 
@@ -43,12 +46,17 @@ def load_both(
         if tokenizer is None and not source:
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
         found = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        fill_padding(found, embedded_ids(model))
         return model.eval(), cast("PreTrainedTokenizerBase", found)
     located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if located.gguf is not None:
         common["gguf_file"] = located.gguf
-    read: Any = AutoModelForCausalLM.from_pretrained(
-        located.folder, **common, **{"device_map": "auto", "use_safetensors": True, **options}
-    )
-    return read.eval(), tokenizer or AutoTokenizer.from_pretrained(located.folder, **common)
+    options = {"device_map": "auto", "use_safetensors": True} | options
+    options.setdefault("config", read_config(located, trust_remote_code))
+    with built_within(located.origin, located.folder, located.gguf):
+        read: Any = AutoModelForCausalLM.from_pretrained(located.folder, **common, **options)
+    require_finite_weights(read, located.origin)
+    found = tokenizer or AutoTokenizer.from_pretrained(located.folder, **common)
+    fill_padding(found, embedded_ids(read))
+    return read.eval(), found

@@ -19,7 +19,7 @@ from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
 from nnterp_mcp.model.check import Check, check_model
 from nnterp_mcp.model.edits import Indices, skip_layers, steer
-from nnterp_mcp.model.implementation import probe_eagerly
+from nnterp_mcp.model.finite import first_pass
 from nnterp_mcp.model.lengths import forget_longest
 from nnterp_mcp.model.names import bind_names
 from nnterp_mcp.model.rename import RenameConfig
@@ -51,8 +51,9 @@ class StandardizedTransformer(WrappedModel):
         **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default.
 
     Raises:
-        Unsupported: The model is no causal LM, no list of layers through which hidden states run was found, or `remote`
-            is set.
+        Unsupported: The model is no causal LM, it does not run, no list of layers through which hidden states run was
+            found, or `remote` is set.
+        UnknownModel: There is no such model, or what it computes is not finite.
 
     Attributes:
         name: What errors and cards call the model.
@@ -99,7 +100,7 @@ class StandardizedTransformer(WrappedModel):
             )
         forget_longest(loaded)
         self.name = name or _name_of(model) or type(loaded).__name__
-        self.anatomy = resolve(loaded, probe_eagerly(loaded), rename_config)
+        self.anatomy = resolve(loaded, first_pass(loaded, self.name), rename_config)
         self.checks = []
         self._refusals = {}
         self.rename_config = rename_config

@@ -17,6 +17,7 @@ from nnterp_mcp.model.anatomy import Anatomy, Site
 from nnterp_mcp.model.fingerprint import fingerprint
 from nnterp_mcp.model.implementation import current_attention, switch_attention
 from nnterp_mcp.model.lengths import stretch_of, table_length
+from nnterp_mcp.model.padding import embedded_ids
 from nnterp_mcp.model.probe import input_device
 
 _BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
@@ -112,10 +113,16 @@ class WrappedModel(TransformersModel):
         return min([*said, *([] if held is None else [held])], default=None)
 
     @property
+    def embedded(self) -> int:
+        """Number of token ids that it reads."""
+        found = embedded_ids(self.module)
+        return self.vocab_size if found is None else found
+
+    @property
     def pad_id(self) -> int:
-        """The token that masked positions hold."""
+        """The token that masked positions hold: any that is embedded."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        return 0 if pad is None else int(pad)
+        return int(pad) if pad is not None and 0 <= pad < self.embedded else 0
 
     @property
     def padding_side(self) -> str:

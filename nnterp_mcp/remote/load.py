@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
+from nnterp_mcp.checkpoint import require_readable
 from nnterp_mcp.errors import UnknownModel, Unsupported
 from nnterp_mcp.model.load import (
     BUILTIN,
     BUILTIN_HUB_ID,
     Located,
     Report,
-    fill_padding,
     locate_builtin,
     locate_local,
     locate_on_hub,
+    read_config,
 )
+from nnterp_mcp.model.padding import fill_padding
 from nnterp_mcp.remote.check import check_served
 from nnterp_mcp.remote.client import Connection
 from nnterp_mcp.remote.experiments import EXPERIMENTS
@@ -82,9 +84,10 @@ def load_served(
     """
     report(f"asking NDIF at {service.host}")
     located = _locate(source, revision, cache, code, report)
+    require_readable(located.origin, located.folder, located.gguf)
     tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code)
-    fill_padding(tokenizer)
-    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code)
+    config = read_config(located, code)
+    fill_padding(tokenizer, getattr(config.get_text_config(decoder=True), "vocab_size", None))
     served = BUILTIN_HUB_ID if source == BUILTIN else source
     wire = wrap_for_wire(str(located.folder), tokenizer, revision, code)
     connection = Connection(service.host, name, wire, _key(wire, served), service.secret, say=report)

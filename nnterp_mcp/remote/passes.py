@@ -224,7 +224,7 @@ def average_served_states(
     on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> States:
     """`directions.average_states` on a served model: a mean vector of each prompt and layer comes here."""
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit)
+    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit, model.embedded)
     batches = batches_of(model, encoded, batch_tokens)
     names = [f"layer {layer}" for layer in layers]
     passes: list[list[Data]] = []

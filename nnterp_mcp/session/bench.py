@@ -192,12 +192,13 @@ class Bench:
 
         Raises:
             LimitExceeded: There are too many prompts, or no room for any.
-            InvalidRequest: A prompt has no tokens or too many.
+            InvalidRequest: A prompt has no tokens, too many, or one that the model does not embed.
         """
         from nnterp_mcp.model.prompts import encode_prompts
 
         self.admit(len(prompts))
-        return encode_prompts(self.model.tokenizer, prompts, self.handle, self.longest_prompt(new_tokens))
+        longest = self.longest_prompt(new_tokens)
+        return encode_prompts(self.model.tokenizer, prompts, self.handle, longest, self.model.embedded)
 
     def admit(self, prompts: int) -> None:
         """Refuses more prompts than the server allows.

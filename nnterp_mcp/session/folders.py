@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from nnterp_mcp.checkpoint import find_checkpoint, require_readable
 from nnterp_mcp.errors import Forbidden, InvalidRequest, UnknownModel
 from nnterp_mcp.fields import shown
 
@@ -41,14 +42,18 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
 
     Raises:
         Forbidden: No pattern allows it, or it lies outside of the folders, or one of its files does.
-        UnknownModel: There is no such file or folder.
+        UnknownModel: There is no such file or folder, or it holds no model that can be read.
+        Unsupported: It is an adapter, or has an encoder.
     """
-    source = str(_allowed_model(name, _resolved(folders))) if _is_path(name) else name
+    found = _allowed_model(name, _resolved(folders)) if _is_path(name) else None
+    source = name if found is None else str(found)
     if not any(fnmatchcase(source, pattern) for pattern in patterns):
         raise Forbidden(
             f"this server does not load {shown(source)}: it allows {', '.join(patterns)}",
             "Whoever starts the server allows more with --allow-model.",
         )
+    if found is not None:
+        require_readable(source, *find_checkpoint(found))
     return source
 
 

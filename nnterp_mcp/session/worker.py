@@ -16,7 +16,8 @@ import uuid
 from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
-from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, WorkerLost
+from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
+from nnterp_mcp.fields import shown
 from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
@@ -99,7 +100,7 @@ def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
         job.recorder = None if call.recorded is None else Recorder(bench, call.recorded)
         result = _run(bench, call, job)
         return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
-    except Exception as error:
+    except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
         return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
 
 
@@ -121,7 +122,7 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     return answer.model_dump(mode="json")
 
 
-def _give_up(job: Job, error: Exception) -> NnterpError:
+def _give_up(job: Job, error: BaseException) -> NnterpError:
     """The error as its caller sees it, after what the call had was recorded."""
     known = error if isinstance(error, NnterpError) else _translate(error)
     if job.recorder is None:
@@ -137,18 +138,23 @@ def _partial(job: Job) -> Result | None:
     """What a call has so far; a fault in making it must not hide why the call ended, nor end the process."""
     try:
         return job.partial() if job.partial is not None else None
-    except Exception as error:
+    except BaseException as error:
         traceback.print_exception(error, file=sys.stderr)
         return None
 
 
-def _translate(error: Exception) -> NnterpError:
+def _translate(error: BaseException) -> NnterpError:
     import torch
 
     from nnterp_mcp.model.memory import is_out_of_memory
 
     if is_out_of_memory(error):
         return OutOfMemory("the call did not fit the memory", "Use fewer or shorter prompts, or fewer layers.")
+    if is_panic(error):
+        return Unsupported(
+            f"a library under the model, its tokenizer perhaps, gave up: {shown(str(error))}",
+            "Try another input; where every one fails, load the model with the tokenizer that belongs to it.",
+        )
     log_id = uuid.uuid4().hex[:8]
     print(f"[{log_id}]", redact("".join(traceback.format_exception(error))), sep="\n", file=sys.stderr)
     if isinstance(error, torch.AcceleratorError):

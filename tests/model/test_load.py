@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -42,7 +43,8 @@ def refusal(kind: type[NnterpError], folder: Path, **options: Any) -> str:
 
 @pytest.fixture
 def copied(tiny: Callable[..., Path], tmp_path: Path) -> Path:
-    """A llama's folder, to be spoilt."""
+    """A llama's folder, to be spoilt, beside one that stays whole."""
+    (tmp_path / "whole").symlink_to(tiny("llama"))
     return Path(shutil.copytree(tiny("llama"), tmp_path / "llama"))
 
 
@@ -146,7 +148,9 @@ def test_weights_of_another_shape(copied: Path) -> None:
     weights["lm_head.weight"] = weights["lm_head.weight"][:100].clone()
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
 
-    assert refusal(UnknownModel, copied).startswith("FOLDER could not be read: ")
+    assert refusal(UnknownModel, copied) == (
+        "lm_head.weight of FOLDER has the shape (100, 64), and its configuration asks for (320, 64)"
+    )
 
 
 def test_weights_cut_short(copied: Path) -> None:
@@ -166,7 +170,7 @@ def test_no_tokenizer(copied: Path) -> None:
 def test_a_configuration_that_is_no_json(copied: Path) -> None:
     (copied / "config.json").write_text("{")
 
-    assert refusal(UnknownModel, copied).startswith("FOLDER could not be read: ")
+    assert refusal(UnknownModel, copied) == "the config.json of FOLDER is no JSON object, or not there"
 
 
 def test_an_architecture_that_transformers_does_not_know(copied: Path) -> None:
@@ -180,7 +184,15 @@ def test_an_architecture_that_transformers_does_not_know(copied: Path) -> None:
 def test_an_architecture_that_is_no_causal_language_model(copied: Path) -> None:
     (copied / "config.json").write_text(json.dumps({"model_type": "resnet"}))
 
-    assert " cannot load FOLDER: " in refusal(Unsupported, copied)
+    assert refusal(Unsupported, copied) == (
+        f"FOLDER is of type 'resnet', of which transformers {transformers.__version__} has no causal language model"
+    )
+
+
+def test_an_encoder_that_its_configuration_does_not_mention(copied: Path) -> None:
+    (copied / "config.json").write_text(json.dumps({"model_type": "t5"}))
+
+    assert refusal(Unsupported, copied).startswith("FOLDER is an encoder and a decoder (model_type 't5')")
 
 
 def test_code_of_the_models_own_is_not_run(copied: Path) -> None:

@@ -20,6 +20,11 @@ POINTER = (
 )
 
 
+def header(shape: object) -> bytes:
+    written = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(written)) + written
+
+
 def test_need_is_known_before_the_weights_are_read(tiny: Callable[..., Path]) -> None:
     folder = tiny("llama")
     count = AutoModelForCausalLM.from_pretrained(folder).num_parameters()
@@ -74,6 +79,8 @@ def test_tied_weights_are_held_once() -> None:
         (POINTER.encode(), "the header is longer than the file"),
         (b"", "unpack requires a buffer of 8 bytes"),
         (struct.pack("<Q", 4) + b"what", "Expecting value: line 1 column 1 (char 0)"),
+        (header([10**9] * 200_000), "a tensor has more than 64 dimensions"),
+        (header(None), "object of type 'NoneType' has no len()"),
     ],
 )
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, reason: str) -> None:

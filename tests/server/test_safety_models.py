@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, UnknownModel
+from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, UnknownModel, Unsupported
 from nnterp_mcp.session.folders import admit_model, allowed_file
 from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
 from tests.serving import Caller, stdio, text
@@ -150,7 +150,7 @@ def as_tokenizer(folder: Path, crater: Path) -> Path:
         (in_index, Forbidden, "names 'pytorch_model-1.bin', which is no safetensors file"),
         (in_another_folder, Forbidden, "names '../outside.safetensors', which lies in another folder"),
         (in_configuration, Forbidden, "names 'adapter_model.bin', which is no safetensors file"),
-        (as_adapter, Forbidden, "is an adapter"),
+        (as_adapter, Unsupported, "is an adapter (LORA) of the base model '/etc', and no model by itself"),
         (as_tokenizer, UnknownModel, "tokenizer"),
     ],
 )
@@ -207,6 +207,8 @@ def places(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         )
     (allowed / "loop").symlink_to(allowed / "loop")
     os.mkfifo(allowed / "pipe.gguf")
+    (allowed / "piped").mkdir()
+    os.mkfifo(allowed / "piped" / "config.json")
     (root / "outside" / "prompts.jsonl").write_text('"a"\n')
     (allowed / "prompts.jsonl").symlink_to(root / "outside" / "prompts.jsonl")
     return root
@@ -235,6 +237,7 @@ REFUSED = {
     "a share, the other way": ("//host/share/model", "forbidden"),
     "a device": ("/dev/zero", "forbidden"),
     "a pipe": ("{root}/allowed/pipe.gguf", "unknown_model"),
+    "a pipe for a configuration": ("{root}/allowed/piped", "unknown_model"),
     "a loop": ("{root}/allowed/loop", "invalid_request"),
     "too long": ("/" + "x" * 5000, "forbidden"),
     "another organisation": ("openai-community/gpt2", "forbidden"),

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from nnterp_mcp.errors import NoModel
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
 from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.worker import _translate
+from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.session.wire import Call, Failure, Reply
+from nnterp_mcp.session.worker import _answer, _translate
 from nnterp_mcp.settings import Settings
 
 
@@ -37,6 +45,49 @@ def test_a_fault_of_ours_stays_in_the_log(capfd: pytest.CaptureFixture[str]) -> 
     log = capfd.readouterr().err
     assert f"[{found.group(1)}]" in log
     assert "KeyError: 'secret'" in log
+
+
+def panicking() -> PreTrainedTokenizerFast:
+    """A tokenizer whose library reads "Q" and gives up on "a"."""
+    written = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    written["normalizer"] = {"type": "Replace", "pattern": {"Regex": "Q*"}, "content": "x"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), pad_token="<pad>")
+    with pytest.raises(BaseException, match="out of bounds") as caught:
+        tokenizer("a")
+    assert not isinstance(caught.value, Exception)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tool", "params"),
+    [("tokenize", {"prompts": ["Q", "a"]}), ("logit_lens", {"prompts": "Q", "targets": {"one": "a"}})],
+)
+def test_a_panic_ends_the_call_alone(tool: str, params: dict[str, Any]) -> None:
+    bench = Bench("tiny", Settings())
+    bench.place(StandardizedTransformer(tiny_model("llama"), tokenizer=panicking(), name="tiny"))
+    sent: list[Any] = []
+    failure = _answer(bench, Call(id=1, tool=tool, params=params), Job(1, sent.append))
+
+    assert isinstance(failure, Failure)
+    assert failure.error.code in ("invalid_request", "unsupported")
+    assert isinstance(_answer(bench, Call(id=2, tool="tokenize", params={"prompts": "Q"}), Job(2, sent.append)), Reply)
+
+
+def test_a_panic_anywhere_is_told_as_what_it_is() -> None:
+    with pytest.raises(BaseException, match="out of bounds") as caught:
+        panicking()("a")
+    translated = _translate(caught.value)
+
+    assert translated.code == "unsupported"
+    assert translated.message.startswith("a library under the model, its tokenizer perhaps, gave up: 'index out of")
+
+
+def test_what_ends_a_process_ends_a_call(capfd: pytest.CaptureFixture[str]) -> None:
+    """Modelling code that comes with a model may call `sys.exit`."""
+    translated = _translate(SystemExit(3))
+
+    assert translated.message.startswith("an unexpected SystemExit in the worker")
+    assert "SystemExit: 3" in capfd.readouterr().err
 
 
 def test_an_empty_bench_says_so() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anyio.to_thread
+
 from nnterp_mcp.contract import Late
 from nnterp_mcp.session.folders import admit_model
 from nnterp_mcp.session.process import OnProgress
@@ -12,7 +14,7 @@ from nnterp_mcp.toolset.load_model.contract import LoadModelParams, LoadModelRes
 async def handle(session: Session, params: LoadModelParams, on_progress: OnProgress) -> LoadModelResult | Late:
     """Loads what may be loaded, joins a load under way, or finds the model loaded."""
     settings = session.settings
-    allowed = admit_model(params.model, settings.allowed_models, settings.folders)
+    allowed = await anyio.to_thread.run_sync(admit_model, params.model, settings.allowed_models, settings.folders)
     params = params.model_copy(update={"model": allowed})
     card, known = await session.pool.load(params.model_dump(mode="json"), on_progress)
     if card is None:

@@ -109,7 +109,7 @@ def _encode(model: StandardizedTransformer, prompt: Prompt, name: str, limit: in
         prompt = repeat_prompt().prompt
     elif prompt == "repeat_chat":
         prompt = it_repeat_prompt(model.tokenizer, add_user_instr=False, use_system_prompt=False).prompt
-    return replace(encode_target(model.tokenizer, prompt, name, limit), index=index)
+    return replace(encode_target(model.tokenizer, prompt, name, limit, model.embedded), index=index)
 
 
 def _target_position(asked: PositionSpec, target: EncodedPrompt) -> int:

@@ -172,7 +172,8 @@ def _read_patchscope(
 def _target(bench: Bench) -> Target:
     """The repeat prompt of the patchscope's paper."""
     prompt = repeat_prompt()
-    encoded = encode_target(bench.model.tokenizer, prompt.prompt, bench.handle, bench.longest_prompt())
+    limit, embedded = bench.longest_prompt(), bench.model.embedded
+    encoded = encode_target(bench.model.tokenizer, prompt.prompt, bench.handle, limit, embedded)
     return resolve_target(encoded.ids, prompt.index_to_patch)
 
 
