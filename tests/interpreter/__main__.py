@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.interpreter.families import FAMILIES
 from tests.interpreter.runs import CHECKS, Outcome, play
+from tests.interpreter.served import play_served, serve  # before nnsight, whose `.save` breaks what a client imports
 from tests.interpreter.subject import Subject
 
 LOADED = [("auto", "left"), ("auto", "right"), ("eager", "left"), ("eager", "right")]
@@ -91,8 +92,6 @@ def _loaded(family: str, seed: int, cases: int) -> Iterator[tuple[Subject, Outco
 
 def _served(family: str, seed: int, cases: int) -> Iterator[tuple[Subject, Outcome]]:
     """Calls to a server."""
-    from tests.interpreter.served import play_served, serve
-
     with tempfile.TemporaryDirectory() as root, serve(family, Path(root)) as subject:
         for outcome in play_served(subject, seed, cases):
             yield subject, outcome
