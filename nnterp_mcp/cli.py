@@ -21,8 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except NnterpError as error:
-        print(f"{error.code}: {error.message}\n{error.next_step}".rstrip(), file=sys.stderr)
+        from nnterp_mcp.render import escaped
+
+        print(escaped(f"{error.code}: {error.message}\n{error.next_step}".rstrip()), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,11 +134,12 @@ def _check_model(options: argparse.Namespace) -> int:
     from nnterp_mcp.model.census import to_json
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.thorough import check_thoroughly
+    from nnterp_mcp.render import finite
 
     model = StandardizedTransformer(options.model, check_renaming=False, trust_remote_code=options.trust_remote_code)
     report = check_thoroughly(model)
     if options.json:
-        print(json.dumps(to_json([report])[0]))
+        print(json.dumps(finite(to_json([report])[0])))
     else:
         print(f"{report.name}: {report.architecture}, {report.seconds:.1f} s")
         for check in report.checks:
@@ -145,12 +151,13 @@ def _check_all_types(options: argparse.Namespace) -> int:
     import time
 
     from nnterp_mcp.model.census import check_all_types, render_table, to_json, totals, worst_lens
+    from nnterp_mcp.render import finite
 
     begun = time.monotonic()
     reports = check_all_types(options.jobs, on_report=lambda report: print(report.name, end=" ", file=sys.stderr))
     print(file=sys.stderr)
     if options.json:
-        print(json.dumps({"totals": totals(reports), "types": to_json(reports)}))
+        print(json.dumps(finite({"totals": totals(reports), "types": to_json(reports)})))
     else:
         print(render_table(reports))
         print(f"{totals(reports)}")

@@ -7,14 +7,15 @@ are two renderings of that one answer, so that they cannot disagree.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import from_json
 
+from nnterp_mcp.arguments import Given
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import ModelHandle, shown
@@ -23,10 +24,8 @@ Cell = str | bool | int | float | None | list[Any]
 """A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""
 
 
-class Params(BaseModel):
-    """Base of every tool's parameters: flat, frozen, unknown names refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Params(Given):
+    """Base of every tool's parameters, which are flat."""
 
 
 class ModelParams(Params):
@@ -36,9 +35,15 @@ class ModelParams(Params):
 
 
 class Result(BaseModel):
-    """Base of what a worker returns: every number, reduced on the device, before any elision."""
+    """Base of what a worker returns: every number, reduced on the device, before any elision.
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    Attributes:
+        remarks: What a reader must know of how the input was read.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
 
 
 class Table(BaseModel):
@@ -50,9 +55,7 @@ class Table(BaseModel):
 
 TableField = Annotated[
     Table,
-    WithJsonSchema(
-        {"type": "object", "required": ["columns", "rows"], "description": "Named columns, and rows of cells."}
-    ),
+    WithJsonSchema({"type": "object", "required": ["columns", "rows"], "description": "Columns and rows."}),
 ]
 """A table in an answer; its cells' types are not spelled out, since an agent pays for every definition."""
 
@@ -63,9 +66,9 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    finding: str
+    finding: Annotated[str, Field(description="The answer in words.")]
     notes: list[str] = []
-    run_id: str | None = None
+    run_id: Annotated[str | None, Field(description="For read_run.")] = None
     picture: Annotated[SkipJsonSchema[bytes | None], Field(exclude=True, repr=False)] = None
 
     @property
@@ -93,7 +96,7 @@ class ToolSpec(Generic[P, R, A]):
     Attributes:
         name: The tool's name, also its folder's.
         title: A short title for people.
-        description: What it measures and when to use it, at most 2 KB with the parameters' schema.
+        description: What it measures and when to use it, at most 2 KB: some clients cut there.
         params: Its parameters.
         result: What the worker (or the server) computes.
         answer: What an agent sees.
@@ -126,6 +129,12 @@ class ToolSpec(Generic[P, R, A]):
     recorded: bool = True
     served: bool = False
 
+    def summarize(self, result: R) -> A:
+        """What an agent sees of a result, the remarks on its input among the notes."""
+        answer = self.digest(result)
+        answer.notes += result.remarks
+        return answer
+
     def input_schema(self) -> dict[str, Any]:
         """The JSON schema of the parameters."""
         schema = _compact(self.params.model_json_schema())
@@ -133,18 +142,18 @@ class ToolSpec(Generic[P, R, A]):
         return schema
 
     def output_schema(self) -> dict[str, Any]:
-        """The JSON schema of the structured content: the names and types of its fields.
+        """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
         hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
-        return {"type": "object", "properties": {name: {"type": _type(field)} for name, field in fields.items()}}
+        unsaid = _KNOWN if self.recorded and self.place == "worker" else _KNOWN | {"run_id"}
+        own = {name: _outline(field) for name, field in fields.items() if name not in unsaid}
+        return {"type": "object", "properties": own}
 
     def parse(self, arguments: Mapping[str, Any]) -> P:
         """Validates the arguments of a call.
-
-        Some clients send lists and objects as JSON text: where a string is refused, what it holds is tried.
 
         Raises:
             InvalidRequest: One line per argument, with the value that came and the values allowed.
@@ -152,30 +161,16 @@ class ToolSpec(Generic[P, R, A]):
         try:
             return self.params.model_validate(arguments)
         except ValidationError as error:
-            decoded = _decode_refused(arguments, error)
-            if decoded is not None:
-                try:
-                    return self.params.model_validate(decoded)
-                except ValidationError as second:
-                    error = second
             raise InvalidRequest(_explain(self, error)) from None
 
 
-def _decode_refused(arguments: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    decoded = dict(arguments)
-    for name in {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}:
-        value = decoded.get(name)
-        if isinstance(value, str) and value[:1] in "[{-0123456789tfn" and value:
-            try:
-                decoded[name] = from_json(value)
-            except ValueError:
-                continue
-    return decoded if decoded != dict(arguments) else None
+_MOST_ERRORS = 5
+"""Wrong arguments that an error names; each is told with what would be right."""
 
 
 def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     lines: list[str] = []
-    for detail in error.errors():
+    for detail in error.errors()[:_MOST_ERRORS]:
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = ", ".join(spec.params.model_fields)
@@ -188,18 +183,24 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         else:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             lines.append(f"{name}: {message}, not {shown(detail['input'])}.")
+    if error.error_count() > _MOST_ERRORS:
+        lines.append(f"{error.error_count() - _MOST_ERRORS} more arguments are wrong.")
     return "\n".join(dict.fromkeys(lines))
 
 
-def _type(field: Mapping[str, Any]) -> str | list[str]:
-    """The JSON type of a field of an answer, where it is not null."""
-    parts = [_type(part) for part in field.get("anyOf", ()) if part != {"type": "null"}]
-    if parts:
-        return parts[0] if len(parts) == 1 else [str(part) for part in parts]
-    return field.get("type", "object")
+_KNOWN = {"notes", "model", "total", "truncated"}
+"""Fields that answers of most tools have, and whose names say what they are."""
 
 
-_UNSAID = {"title", "minimum", "exclusiveMinimum", "exclusiveMaximum", "maximum", "minLength"}
+def _outline(field: Mapping[str, Any]) -> dict[str, Any]:
+    """The type of a field of an answer where it is not null, that of its items, and what it holds."""
+    (kind,) = [part for part in field.get("anyOf", [field]) if part != {"type": "null"}]
+    items = {"items": {"type": kind["items"]["type"]}} if kind.get("type") == "array" else {}
+    said = {"description": said} if (said := field.get("description", kind.get("description"))) else {}
+    return {"type": kind.get("type", "object"), **items, **said}
+
+
+_UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
 """Keywords that an input schema does without: what is refused for them, an error explains."""
 
 
@@ -235,14 +236,8 @@ def _compact(node: Any, named: bool = False) -> Any:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A union of plain types as one list of types, and without null."""
+    """A union without null: what is null counts as left out."""
     union = [part for part in schema.get("anyOf", []) if part != {"type": "null"}]
     if len(union) == 1:
         return {key: value for key, value in schema.items() if key != "anyOf"} | union[0]
-    if union and all(part.keys() == {"type"} for part in union):
-        return {key: value for key, value in schema.items() if key != "anyOf"} | {"type": [p["type"] for p in union]}
-    types = schema.get("type")
-    if isinstance(types, list) and "null" in types:
-        left = [name for name in types if name != "null"]
-        return schema | {"type": left[0] if len(left) == 1 else left}
     return schema

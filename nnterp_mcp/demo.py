@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from anyio.streams.text import TextReceiveStream
 from mcp import Client, StdioServerParameters
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
 
+from nnterp_mcp.commands.connect import TOKEN_VARIABLE
+from nnterp_mcp.server.bridge import http_client
 from nnterp_mcp.server.transports import HTTP_PATH, SSE_PATH
 from nnterp_mcp.settings import Transport
 
@@ -64,16 +68,20 @@ async def _connected(transport: Transport) -> AsyncGenerator[Client]:
     # On a slow machine the first load takes its time, and nothing else can be shown before it.
     command = [sys.executable, "-m", "nnterp_mcp", "serve", "--transport", transport, "--reply-within", "3600"]
     if transport == "stdio":
-        parameters = StdioServerParameters(command=command[0], args=command[1:])
+        parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ))
         async with Client(stdio_client(parameters)) as client:
             yield client
         return
     async with await anyio.open_process([*command, "--port", "0"], stderr=subprocess.PIPE) as server:
         try:
-            address = await _address(server)
-            source = f"{address}{HTTP_PATH}" if transport == "http" else sse_client(f"{address}{SSE_PATH}")
-            async with Client(source) as client:
-                yield client
+            address, token = await _address(server), os.environ.get(TOKEN_VARIABLE)
+            async with http_client(token, trust_env=False) as http:
+                if transport == "http":
+                    source = streamable_http_client(f"{address}{HTTP_PATH}", http_client=http)
+                else:
+                    source = sse_client(f"{address}{SSE_PATH}", dict(http.headers))
+                async with Client(source) as client:
+                    yield client
         finally:
             server.terminate()
 

@@ -13,6 +13,8 @@ from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.figure import Figure
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.fields import shown
+from nnterp_mcp.remarks import collect_remarks
+from nnterp_mcp.render import escaped
 from nnterp_mcp.session.arrays import HeldRows, Rows
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.folders import admit_model
@@ -111,7 +113,7 @@ class Laboratory:
     def show(self, result: Result) -> str:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
-        return spec.render(spec.digest(result))
+        return escaped(spec.render(spec.summarize(result)))
 
     def figure(self, result: Result) -> Figure:
         """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.
@@ -142,8 +144,9 @@ class Laboratory:
         params = spec.parse(arguments)
         job = _Job(0, self._on_progress)
         self.bench.require_offered(spec)
-        with self.bench.stopping(job.check, job.tell):
-            result = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run(self.bench, params, job)
+        with self.bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
+            run = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run
+            result = job.told(run(self.bench, params, job))
         self.arrays = job.arrays
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,21 @@ from nnterp_mcp.contract import Answer, Cell, Table
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
+PAIRS = 1000
+"""Pairs of categories with a common first token that are looked for."""
+
 _SHARED = 3
 """Pairs of categories with a common first token that an answer names."""
 
 _LABELS = 4
 """Interventions that a note names one by one."""
+
+
+_UNSEEN = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0d-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff"
+    "\\ud800-\\udfff\\U000e0000-\\U000e007f]"
+)
+"""Controls of terminals (C0, C1), separators of lines, controls of direction, tags, halves of characters."""
 
 
 def rounded(value: Any) -> Any:
@@ -29,6 +40,17 @@ def rounded(value: Any) -> Any:
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(item) for item in value]
+    return value
+
+
+def finite(value: Any) -> Any:
+    """Plain data for JSON, which has no numbers that are not finite: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
     return value
 
 
@@ -67,9 +89,34 @@ def seconds(duration: float) -> str:
     return f"{int(duration // 60)} min {int(duration % 60)} s"
 
 
+def escaped(text: str) -> str:
+    """Text whose invisible characters with an effect are written out as JSON writes them: `\\u001b`.
+
+    These steer a terminal, end a line, turn the direction of what follows, or hide text from a person but not from a
+    model. Line feeds and tabs stay.
+    """
+    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def escaped_data(value: Any) -> Any:
+    """Plain data whose texts are escaped; a return, which ends a line as data, stays."""
+    if isinstance(value, str):
+        return "\r".join(map(escaped, value.split("\r")))
+    if isinstance(value, dict):
+        return {escaped_data(key): escaped_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped_data(item) for item in value]
+    return value
+
+
+def on_one_line(text: str) -> str:
+    """Text whose ends of lines are written out, so that it stays where it is put."""
+    return text.replace("\n", "\\n")
+
+
 def quoted(text: str) -> str:
     """Text in double quotes with control characters escaped."""
-    return json.dumps(text, ensure_ascii=False)
+    return escaped(json.dumps(text, ensure_ascii=False))
 
 
 def elided(text: str, limit: int = 24) -> str:
@@ -84,7 +131,8 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
         for pair, tokens in list(shared.items())[:_SHARED]
     ]
     if len(shared) > _SHARED:
-        notes.append(f"{plural(len(shared) - _SHARED, 'more pair')} of categories share first tokens.")
+        others = plural(len(shared) - _SHARED, "more pair")
+        notes.append(f"{others} of categories share first tokens{', or more' if len(shared) >= PAIRS else ''}.")
     return notes
 
 
@@ -109,7 +157,7 @@ def left_out(what: str, part: str) -> str:
 
 def table(content: Table) -> str:
     """A table as lines of cells joined by ` | `."""
-    lines = [" | ".join(content.columns)]
+    lines = [" | ".join(map(on_one_line, content.columns))]
     lines += [" | ".join(cell(value) for value in row) for row in content.rows]
     return "\n".join(lines)
 
@@ -119,7 +167,7 @@ def cell(value: Cell) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return value
+        return on_one_line(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -148,4 +196,5 @@ def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
 
 def lines(answer: Answer, *parts: str) -> str:
     """The text of an answer: the finding, the parts, the notes."""
-    return "\n".join(part for part in (answer.finding, *parts, *answer.notes) if part)
+    finding, *notes = map(on_one_line, (answer.finding, *answer.notes))
+    return "\n".join(part for part in (finding, *parts, *notes) if part)

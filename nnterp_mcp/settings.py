@@ -51,8 +51,8 @@ class Settings(BaseSettings):
     max_sessions: int = Field(default=256, ge=1)
     """Open sessions of streamable HTTP, and as many of SSE."""
 
-    max_requests_per_minute: int = Field(default=1200, ge=1)
-    """Requests of one client address in a minute."""
+    max_requests_per_minute: int = Field(default=6000, ge=1)
+    """Requests of one client in a minute: of a session, or of an address where there is none."""
 
     allowed_models: tuple[str, ...] = ("*",)
     """Glob patterns of what `load_model` may be asked for: built-in names, Hub ids and resolved local paths."""

@@ -108,3 +108,23 @@ def test_demo(transport: str, smollm2_folder: object) -> None:
     assert f"connected over {transport}: " in done.stdout
     assert 'After " is" (position 4), smollm2-135m says " Paris" (0.77' in done.stdout
     assert "still loaded: nothing" in done.stdout
+
+
+@pytest.mark.parametrize("transport", ["stdio", "http", pytest.param("sse", marks=pytest.mark.slow)])
+def test_the_demo_runs_in_the_environment_that_it_has(transport: str) -> None:
+    done = run("demo", "--transport", transport, allowed_models='["nothing"]', token="a-token-of-this-test-0123")
+
+    assert "> session" in done.stdout or "> load_model" in done.stdout, done.stderr
+    assert "forbidden: " in done.stdout
+    assert done.returncode == 1
+
+
+def test_who_reads_no_more_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "nnterp_mcp", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+
+    assert "Traceback" not in said

@@ -53,10 +53,6 @@ def test_json_text_is_read_where_no_text_is_wanted(sent: dict[str, Any], meant: 
     assert LENS.parse({"prompts": "a"} | sent).model_dump(include=set(meant)) == meant
 
 
-def test_a_prompt_that_looks_like_json_stays_text() -> None:
-    assert LENS.parse({"prompts": '["a", "b"]'}).prompts == ('["a", "b"]',)
-
-
 def test_an_unknown_argument_is_named_with_the_known_ones() -> None:
     assert refusal(LENS, prompts="a", layer=3) == (
         f"logit_lens has no argument 'layer': its arguments are {', '.join(LENS.params.model_fields)}."

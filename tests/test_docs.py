@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nnterp_mcp.server.identity import HOMEPAGE
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -27,9 +29,15 @@ def test_every_promise_of_safety_names_a_test_that_exists():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    said = page.read_text()
+    ours = re.findall(rf"{HOMEPAGE}/(?:blob|tree)/main/([^)#\s]+)", said)
+    links = [*re.findall(r"\]\((?!https?:)([^)#]+)", said), *(ROOT / link for link in ours)]
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_page_that_an_index_shows_has_no_relative_link():
+    assert re.findall(r"\]\((?!https?:|#)([^)]+)", (ROOT / "README.md").read_text()) == []
 
 
 def test_every_page_is_listed():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from nnterp_mcp.fields import Layers, Message, Positions, Prompts, Targets, TextPosition, TurnPosition, shown
+from nnterp_mcp.fields import Layers, Message, Positions, Prompts, Targets, TextPosition, TokenId, TurnPosition, shown
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -52,6 +52,15 @@ def test_prompts(given_: Any, meant: Any) -> None:
     assert parse(Prompts, given_) == meant
 
 
+def test_a_content_in_parts_is_their_text() -> None:
+    parts = [{"type": "text", "text": "The capital"}, {"type": "text", "text": " of France"}]
+
+    assert parse(Prompts, [{"role": "user", "content": parts}]) == (
+        [Message(role="user", content="The capital of France")],
+    )
+    assert Message(role="user", content="a").model_dump() == {"role": "user", "content": "a"}, "closed says nothing"
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -65,8 +74,16 @@ def test_prompts(given_: Any, meant: Any) -> None:
         ),
         (
             [{"role": "user", "text": "a"}],
-            "prompts must be a string, a list of chat messages {role, content}, or a list of these, "
-            "not [{'role': 'user', 'text': 'a'}]",
+            "message 0 of the chat has no content: a message is {role, content}",
+        ),
+        (
+            [[{"role": "user", "content": "a", "name": "b"}]],
+            "message 0 of the chat has 'name': a message is {role, content}, the last one with closed if need be",
+        ),
+        (
+            ["a", [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]],
+            "message 0 of the chat has no content that can be read: part 1 of the content is of the type 'image_url', "
+            'and only text is read: {"type": "text", "text": …}',
         ),
     ],
 )
@@ -139,10 +156,20 @@ def test_no_positions() -> None:
     assert wrong(Positions, []) == "positions is empty: give at least one position"
 
 
-def test_targets() -> None:
-    given_ = {"capital": "Paris", "traps": ["London", "Madrid"]}
+TARGET = 'non-empty string, or {"id": N} for exactly one token'
 
-    assert parse(Targets, given_) == {"capital": ("Paris",), "traps": ("London", "Madrid")}
+
+def test_targets() -> None:
+    given_ = {"capital": "Paris", "traps": ["London", "Madrid"], "one": {"id": 5}, "both": ["a", {"id": 7}]}
+    meant = {
+        "capital": ("Paris",),
+        "traps": ("London", "Madrid"),
+        "one": (TokenId(id=5),),
+        "both": ("a", TokenId(id=7)),
+    }
+
+    assert parse(Targets, given_) == meant
+    assert parse(Targets, meant) == meant
 
 
 @pytest.mark.parametrize(
@@ -150,8 +177,9 @@ def test_targets() -> None:
     [
         ("Paris", "targets must map a category to one string or a list of strings, not 'Paris'"),
         ({"a": 5}, "targets must map a category to one string or a list of strings, not {'a': 5}"),
-        ({"a": []}, "target category 'a' needs at least one non-empty string, not []"),
-        ({"a": ["b", ""]}, "target category 'a' needs at least one non-empty string, not ['b', '']"),
+        ({"a": {"id": -1}}, f"target category 'a' needs at least one {TARGET}, not {{'id': -1}}"),
+        ({"a": []}, f"target category 'a' needs at least one {TARGET}, not []"),
+        ({"a": ["b", ""]}, f"target category 'a' needs at least one {TARGET}, not ['b', '']"),
     ],
 )
 def test_targets_that_are_refused(value: Any, message: str) -> None:
@@ -160,3 +188,25 @@ def test_targets_that_are_refused(value: Any, message: str) -> None:
 
 def test_a_long_value_is_shown_in_part() -> None:
     assert shown("x" * 1000) == "'" + "x" * 78 + "…"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 10**7, [0] * 10**6, {f"k{number}": 0 for number in range(10**6)}, [[["a" * 10**6] * 100] * 100] * 100],
+    ids=["text", "list", "map", "nested"],
+)
+def test_a_large_value_is_shown_by_its_beginning_without_being_read_whole(value: object) -> None:
+    import time
+
+    begun = time.process_time()
+    said = shown(value)
+
+    assert time.process_time() - begun < 0.02
+    assert len(said) == 80
+    assert said.endswith("…")
+    assert repr(value)[:79] == said[:79] if not isinstance(value, list) or value[0] == 0 else said.startswith("[[['aaa")
+
+
+@pytest.mark.parametrize("value", ["a", [1, [2, {"b": None}]], {}, ("x",), 1.5, "x" * 78])
+def test_a_small_value_is_shown_whole(value: object) -> None:
+    assert shown(value) == repr(value)

@@ -49,6 +49,8 @@ def test_the_last_layer_says_what_transformers_says(lab: Laboratory, folder: Pat
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from nnterp_mcp.model.tokens import token_text
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -58,7 +60,7 @@ def test_the_last_layer_says_what_transformers_says(lab: Laboratory, folder: Pat
     (reading,) = lab.logit_lens(prompts="The capital of France is").readings
 
     found = reading.layers[-1].top
-    assert [token for token, _ in found] == [tokenizer.decode(token) for token in best.indices]
+    assert [token for token, _ in found] == [token_text(tokenizer, int(token)) for token in best.indices]
     assert [p for _, p in found] == pytest.approx(best.values.tolist(), rel=1e-5)
 
 
@@ -158,3 +160,11 @@ def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recor
         assert draw_png(drawn) == draw_png(served)
     with pytest.raises(NnterpError, match="generate draws no figure"):
         lab.figure(lab.call("generate", prompts="a", max_new_tokens=1))
+
+
+def test_a_result_says_how_its_input_was_read(lab: Laboratory) -> None:
+    result = lab.run_prompts(prompts=["<bos>The capital", "a"], targets={"one": {"id": 5}, "blank": "\t"})
+
+    assert result.remarks[1] == "A prompt begins with <bos> already: it was not put before the text again."
+    assert result.remarks[0].startswith('Tokens counted: "one" #5 ')
+    assert all(remark in lab.show(result) for remark in result.remarks)

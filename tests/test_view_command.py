@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from nnterp_mcp.session.store import RunStore
@@ -43,7 +43,7 @@ def viewed(store: RunStore, run_id: str) -> Generator[str]:
 
 def test_a_run_is_served(store: RunStore) -> None:
     kept = lens_run(store, ["a", " b"])
-    with viewed(store, kept.id) as address, httpx.Client(base_url=address) as client:
+    with viewed(store, kept.id) as address, httpx2.Client(base_url=address) as client:
         shown = client.get("")
         assert shown.text == page("server")
         assert shown.headers["content-security-policy"] == f"{policy('server')}; frame-ancestors 'none'"
@@ -62,13 +62,13 @@ def test_a_run_is_served(store: RunStore) -> None:
 
 def test_only_who_knows_the_path_and_the_name_gets_in(store: RunStore) -> None:
     with viewed(store, lens_run(store, ["a"]).id) as address:
-        root = httpx.URL(address).join("/")
-        assert httpx.get(root).status_code == 404
-        assert httpx.get(root.join("/guessed/")).status_code == 404
-        assert httpx.post(root.join("/guessed/read_run"), json={}).status_code == 404
-        assert httpx.get(address, headers={"host": "evil.example"}).status_code == 421
-        assert httpx.post(f"{address}read_run", json={}, headers={"origin": "http://evil.example"}).status_code == 403
-        assert httpx.post(f"{address}read_run", content=b" " * 200_000).status_code in (400, 413)
+        root = httpx2.URL(address).join("/")
+        assert httpx2.get(root).status_code == 404
+        assert httpx2.get(root.join("/guessed/")).status_code == 404
+        assert httpx2.post(root.join("/guessed/read_run"), json={}).status_code == 404
+        assert httpx2.get(address, headers={"host": "evil.example"}).status_code == 421
+        assert httpx2.post(f"{address}read_run", json={}, headers={"origin": "http://evil.example"}).status_code == 403
+        assert httpx2.post(f"{address}read_run", content=b" " * 200_000).status_code in (400, 413)
 
 
 def test_a_run_is_written_to_one_file(store: RunStore, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def server_json() -> dict[str, Any]:
         "name": f"{NAMESPACE}/{name}",
         "title": name,
         "description": "A laboratory inside open-weight language models: logit lens and more on a warm model.",
+        "websiteUrl": PROJECT["urls"]["Homepage"],
+        "repository": {"url": PROJECT["urls"]["Repository"], "source": "github"},
         "version": version,
         "packages": [
             {

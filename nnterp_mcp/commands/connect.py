@@ -55,7 +55,7 @@ def _connect(options: Namespace) -> None:
 
     from nnterp_mcp.redaction import hide
     from nnterp_mcp.server import logs
-    from nnterp_mcp.server.transports import exit_at_once
+    from nnterp_mcp.server.pipes import exit_at_once
 
     address, token = endpoint(options.url), _token(options.token_env)
     hide([] if token is None else [token])
@@ -78,14 +78,15 @@ def _token(variable: str | None) -> str | None:
 
 
 async def _carry(address: str, token: str | None) -> None:
-    from mcp.server.stdio import stdio_server
+    import anyio.lowlevel
     from mcp.shared.message import SessionMessage
 
     from nnterp_mcp.server.bridge import Bridge, http_client
+    from nnterp_mcp.server.pipes import pipes
 
     # A proxy of the environment leads elsewhere, where loopback is another machine.
     beyond = urlsplit(address).hostname not in LOOPBACK
-    async with stdio_server() as (read, write), http_client(token, trust_env=beyond) as http:
+    async with http_client(token, trust_env=beyond) as http, pipes(anyio.lowlevel.checkpoint) as (read, write):
 
         async def send(message: JSONRPCMessage) -> None:
             await write.send(SessionMessage(message))

@@ -125,17 +125,18 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 
 def _show(options: Namespace) -> None:
+    from nnterp_mcp.render import escaped
     from nnterp_mcp.toolset import specs
     from nnterp_mcp.toolset.read_run.handle import read_answer
 
     store = _store(options)
     record = store.read(options.run_id)
     if "json" in options:
-        print(record.model_dump_json(indent=2))
+        print(escaped(record.model_dump_json(indent=2)))
         return
-    print(record.model_dump_json(indent=2, exclude={"owner"}, exclude_none=True))
+    print(escaped(record.model_dump_json(indent=2, exclude={"owner"}, exclude_none=True)))
     if record.result_sha256 is not None:
-        print(f"\n{specs()[record.tool].render(read_answer(store, record))}")
+        print(escaped(f"\n{specs()[record.tool].render(read_answer(store, record))}"))
 
 
 def _pin(options: Namespace) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from plotly.graph_objects import Bar as Beam
 from plotly.graph_objects import Figure as Chart
 from plotly.graph_objects import Heatmap as Grid
 from plotly.graph_objects import Scatter
+from plotly.io._utils import plotly_cdn_url
 from plotly.offline import get_plotlyjs
 
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Panel
 from nnterp_mcp.display.panels import shades
+from nnterp_mcp.render import escaped, on_one_line
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -58,14 +62,28 @@ def write_html(figure: Figure) -> str:
         HTML with everything that it needs inside; it forbids the browser to load anything else.
     """
     return _PAGE.format(
-        title=escape(figure.title),
-        subtitle=escape(figure.subtitle),
-        notes="".join(f"<p>{escape(note)}</p>" for note in figure.notes),
+        title=_written(figure.title),
+        subtitle=_written(figure.subtitle),
+        notes="".join(f"<p>{_written(note)}</p>" for note in figure.notes),
         panels="\n".join(_division(panel, number) for number, panel in enumerate(figure.panels)),
         plotly=get_plotlyjs(),
         ink=style.INK,
         faint=style.FAINT,
     )
+
+
+_POLICY = "script-src 'unsafe-inline'"
+
+
+def without_library(page: str) -> str:
+    """A page of `write_html` without the plotting library, which makes nearly all of its size.
+
+    It loads that very library from the network, and from there only: the page names the hash of what it takes.
+    """
+    address, digest = plotly_cdn_url(), b64encode(sha256(get_plotlyjs().encode()).digest()).decode()
+    origin = "/".join(address.split("/")[:3])
+    tag = f'<script charset="utf-8" src="{address}" integrity="sha256-{digest}" crossorigin="anonymous"></script>'
+    return page.replace(_POLICY, f"{_POLICY} {origin}", 1).replace(f"<script>{get_plotlyjs()}</script>", tag, 1)
 
 
 def save(chart: Chart, file: Path, save_html: bool) -> None:
@@ -86,7 +104,7 @@ def save(chart: Chart, file: Path, save_html: bool) -> None:
 def _division(panel: Panel, number: int) -> str:
     chart = chart_of(panel)
     written = chart.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"panel-{number}")
-    return f'<section aria-label="{escape(panel.title)}">{written}</section>'
+    return f'<section aria-label="{_written(panel.title)}">{written}</section>'
 
 
 def chart_of(panel: Panel) -> Chart:
@@ -98,7 +116,12 @@ def chart_of(panel: Panel) -> Chart:
 
 def _shown(text: str) -> str:
     """Text that plotly shows as it is; it takes some tags for its own."""
-    return escape(text, quote=False).replace("\n", "\\n")
+    return escape(escaped(on_one_line(text)), quote=False)
+
+
+def _written(text: str) -> str:
+    """Text of the page itself."""
+    return escape(escaped(text))
 
 
 def _ticks(names: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.display.html import save
-from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.model.tokens import token_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

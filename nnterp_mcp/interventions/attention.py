@@ -83,10 +83,12 @@ class AttentionReadings(AttentionNumbers):
     """The same on the CPU, with what its dimensions stand for.
 
     Attributes:
+        prompts: The index of each prompt.
         heads: Layer and number of each head.
         reads: Prompt and position of each query that is read by itself.
     """
 
+    prompts: list[int]
     heads: list[tuple[int, int]]
     reads: list[tuple[int, int]]
 
@@ -129,6 +131,7 @@ def read_attention(
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
     on_pattern: OnPattern | None = None,
+    offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
     """Reads where heads look, in probabilities that are reduced beside the model; patterns leave it only if asked for.
 
@@ -147,6 +150,7 @@ def read_attention(
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
         on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
+        offer: Handed, once the first batch is read, what makes the readings of the prompts that are read so far.
 
     Returns:
         The readings in the order of the prompts.
@@ -161,6 +165,9 @@ def read_attention(
     parts: list[AttentionNumbers] = []
     order: list[int] = []
 
+    def so_far() -> AttentionReadings:
+        return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+
     def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
         here = [asked[prompt.index] for prompt in batch.prompts]
         asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
@@ -169,13 +176,14 @@ def read_attention(
         return asking.join(found[: len(chosen)]), found[len(chosen) :]
 
     for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
-        parts.append(numbers)
         if on_pattern is not None:
             for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
                 on_pattern(prompt.index, pattern[:, padding:, padding:])
+        parts.append(numbers)
         order += [prompt.index for prompt in batch.prompts]
+        offer(so_far)
         on_batch(len(order))
-    return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+    return so_far()
 
 
 def _place(layer: int) -> Place:
@@ -263,6 +271,7 @@ def in_order_of_prompts(
     read_rows = sorted(range(len(reads)), key=reads.__getitem__)
     return AttentionReadings(
         **{name: tensor[read_rows if name.startswith("read") else rows].cpu() for name, tensor in whole.items()},
+        prompts=sorted(order),
         heads=[(layer, head) for layer, heads in chosen for head in heads],
         reads=sorted(reads),
     )

@@ -14,6 +14,7 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.fields import PositionSpec
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan, Read, forward
+from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.places import Place, by_position, require_place
 from nnterp_mcp.model.positions import resolve_positions
 from nnterp_mcp.model.prompts import Batch, EncodedPrompt, fill_batches
@@ -160,6 +161,7 @@ def collect(
 
     Raises:
         OutOfMemory: One prompt alone does not fit.
+        InvalidRequest: A state is not finite.
     """
     numbers: dict[int, list[int]] = {prompt.index: [] for prompt in prompts}
     for number, row in enumerate(rows):
@@ -168,7 +170,9 @@ def collect(
     def read(batch: Batch) -> Float[Tensor, "row layer *head width"]:
         mean = _mean_over(batch, [[rows[number] for number in numbers[prompt.index]] for prompt in batch.prompts])
         reads = [Read(place, lambda value, place=place: mean(by_position(value, place.site))) for place in places]
-        return torch.stack([taken.cpu() for taken in forward(model, batch, plan, reads).reads], dim=1)
+        states = torch.stack([taken.cpu() for taken in forward(model, batch, plan, reads).reads], dim=1)
+        require_finite(states, "states")
+        return states
 
     done = 0
     for batch, states in run_batches(model, prompts, batch_tokens, read):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import Message, PositionSpec, Prompt
+from nnterp_mcp.fields import PositionSpec, Prompt
 from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.joined_rows import observe
 from nnterp_mcp.interventions.places import Place
@@ -65,7 +65,7 @@ def replace_text(prompt: Prompt, old: str, new: str) -> Prompt:
         raise InvalidRequest(f"the prompt {texts[-1]!r} has no {old!r} to replace.", "Mind case and spaces.")
     if isinstance(prompt, str):
         return prompt.replace(old, new)
-    return [Message(role=message.role, content=message.content.replace(old, new)) for message in prompt]
+    return [message.model_copy(update={"content": message.content.replace(old, new)}) for message in prompt]
 
 
 def add_noise(

@@ -318,7 +318,7 @@ def _alone(model: StandardizedTransformer, text: list[int]) -> Float[Tensor, " v
     """What transformers gives after a text, read as a whole."""
     with model.standing_down():
         ids = torch.tensor([text], device=model.device)
-        return model.module(input_ids=ids, **cache_inputs(model.module, None)).logits[0, -1].float()
+        return model.module(input_ids=ids, **cache_inputs(model.module, None)).logits[0, -1].float().cpu()
 
 
 def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], expected: list[Tensor]) -> bool:
@@ -331,7 +331,7 @@ def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], 
             for at in range(_NEW, 0, -1):
                 steps.add(torch.tensor([texts[prompt.index][-at] for prompt in batch.prompts]))
                 logits = steps.next_logits()
-            for prompt, found in zip(batch.prompts, logits.float(), strict=True):
+            for prompt, found in zip(batch.prompts, logits.float().cpu(), strict=True):
                 alone = expected[prompt.index]
                 allowed = TOLERANCES.get(model.module.dtype, 1e-1) * max(float(alone.abs().max()), 1.0)
                 if not bool((found - alone).abs().max() <= allowed):

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from nnterp_mcp.cancellation import check_cancelled
+
 _SHUFFLES = 20
 
 
@@ -82,24 +84,33 @@ def compare_groups(
         second_prompts: Those of the other group, none of them in the first.
         seed: By which random groups are drawn; equal seeds give equal numbers.
     """
+    check_cancelled()
     states = torch.cat([first, second]).double()
-    prompts = torch.tensor([*first_prompts, *second_prompts])
-    scale = states.norm(dim=-1).mean()
+    numbers, of_row = torch.tensor([*first_prompts, *second_prompts]).unique(return_inverse=True)
+    sums = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, of_row, states)
+    mine = torch.isin(numbers, torch.tensor([*first_prompts]))
     generator = torch.Generator().manual_seed(seed)
-    found = _apart(states, torch.isin(prompts, torch.tensor(list(first_prompts))), scale)
-    numbers, count = prompts.unique(), len(set(first_prompts))
-    drawn = [
-        _apart(states, torch.isin(prompts, numbers[torch.randperm(len(numbers), generator=generator)[:count]]), scale)
-        for _ in range(_SHUFFLES)
-    ]
-    shuffled, shuffled_gap = torch.stack(drawn).mean(0).tolist()
-    return Apart(float(found[0]), shuffled, float(found[1]), shuffled_gap)
+    deals = torch.zeros(1 + _SHUFFLES, len(numbers), dtype=torch.float64)
+    deals[0] = mine
+    for deal in deals[1:]:
+        deal[torch.randperm(len(numbers), generator=generator)[: int(mine.sum())]] = 1
+    cosines, gaps = _apart(sums, of_row.bincount().double(), deals, states.norm(dim=-1).mean())
+    return Apart(float(cosines[0]), float(cosines[1:].mean()), float(gaps[0]), float(gaps[1:].mean()))
 
 
-def _apart(states: Tensor, chosen: Tensor, scale: Tensor) -> Float[Tensor, 2]:
-    """The cosine between two means, and their distance beside a scale."""
-    one, other = states[chosen].mean(0), states[~chosen].mean(0)
-    return torch.stack([cosine_similarity(one, other, dim=0), (one - other).norm() / scale])
+def _apart(
+    sums: Float[Tensor, "prompt width"],
+    counts: Float[Tensor, " prompt"],
+    deals: Float[Tensor, "deal prompt"],
+    scale: Tensor,
+) -> tuple[Float[Tensor, " deal"], Float[Tensor, " deal"]]:
+    """The cosine between the means of two groups, and their distance beside a scale, for each deal of the prompts.
+
+    States that are all zero do not lie apart.
+    """
+    one, other = ((chosen @ sums) / (chosen @ counts)[:, None] for chosen in (deals, 1 - deals))
+    distance = (one - other).norm(dim=-1)
+    return cosine_similarity(one, other, dim=-1), distance / scale if scale > 0 else distance
 
 
 def principal_components(states: Float[Tensor, "row width"], count: int) -> Components | None:

@@ -15,7 +15,7 @@ from nnterp_mcp.interventions.attention import AttentionNumbers, HeadChoice, Tar
 from nnterp_mcp.interventions.batches import run_batches
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.engine import NOTHING, Plan, forward
-from nnterp_mcp.model.prompts import Batch, EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import Batch, EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 
@@ -89,7 +89,7 @@ def repeat_random_tokens(
     for index in range(count):
         copy = words[torch.randperm(len(words), generator=generator)[:length]].tolist()
         ids = [*start, *copy, *copy]
-        prompts.append(EncodedPrompt(index, "".join(token_text(tokenizer, token) for token in ids), ids, []))
+        prompts.append(EncodedPrompt(index, tokenizer.decode(ids), ids, []))
     return RepeatedTokens(prompts, len(start), length)
 
 

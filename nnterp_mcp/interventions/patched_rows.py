@@ -105,6 +105,8 @@ def run_patched(
     Yields:
         The rows, in batches; within and among batches in the order of their layers.
     """
+    if max_new_tokens:
+        model.require("causal")
     sharing = NO_SHARING if plan else find_sharing(model, target, generating=max_new_tokens > 1)
     prefix = (prefix or read_prefix(model, target)) if sharing.prefix else None
     shared = target.position if prefix is not None and max_new_tokens == 0 else 0

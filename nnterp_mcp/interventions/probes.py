@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 
 ProbeMethod = Literal["logistic", "ridge", "difference_of_means"]
@@ -64,7 +65,7 @@ def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], 
     Raises:
         InvalidRequest: A class has fewer than two texts, so that none can be held out.
     """
-    fewest = min(len(np.unique(texts[labels == label])) for label in np.unique(labels))
+    fewest = fewest_texts(labels, texts)
     if fewest < 2:
         raise InvalidRequest(
             "a group has one distinct prompt: none is left to judge a probe on that has learned from it.",
@@ -74,10 +75,18 @@ def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], 
     return list(dealer.split(labels, labels, texts))
 
 
+def fewest_texts(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"]) -> int:
+    """How many different texts the class has that has the fewest."""
+    return min(len(np.unique(texts[labels == label])) for label in np.unique(labels))
+
+
 def predict_held_out(
     states: Float[np.ndarray, "row width"], labels: Int[np.ndarray, " row"], folds: Sequence[Fold], probe: Any
 ) -> Int[np.ndarray, " row"]:
     """The class that each row is given by a probe that was trained on the other folds; scaling included.
+
+    Where the other folds hold one class only, or states that do not differ, there is nothing to learn but the largest
+    class.
 
     Args:
         states: The states.
@@ -87,7 +96,12 @@ def predict_held_out(
     """
     predicted = np.empty_like(labels)
     for train, test in folds:
-        predicted[test] = probe.fit(states[train], labels[train]).predict(states[test])
+        check_cancelled()
+        classes, counts = np.unique(labels[train], return_counts=True)
+        if len(classes) == 1 or not np.ptp(states[train], axis=0).any():
+            predicted[test] = classes[counts.argmax()]
+        else:
+            predicted[test] = probe.fit(states[train], labels[train]).predict(states[test])
     return predicted
 
 
@@ -116,8 +130,10 @@ def probe_direction(
         InvalidRequest: The classes have the same states, so that there is no direction.
     """
     apart = states[labels == 0].mean(0, dtype=np.float64) - states[labels == 1].mean(0, dtype=np.float64)
-    probe.fit(states, labels)
-    normal = apart if isinstance(probe, NearestCentroid) else -probe[-1].coef_[0] / probe[0].scale_
+    normal = apart
+    if apart.any() and not isinstance(probe, NearestCentroid):
+        probe.fit(states, labels)
+        normal = -probe[-1].coef_[0] / probe[0].scale_
     length = float(np.linalg.norm(normal))
     if length == 0.0 or not math.isfinite(length):
         raise InvalidRequest("the groups have the same states, so that a probe has no direction.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,69 +12,114 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm as tqdm_auto
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import Target, TokenId
 from nnterp_mcp.interventions.activations import compute_next_token_probs
-from nnterp_mcp.model.prompts import token_text
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import inner_ids, token_text
+from nnterp_mcp.remarks import remark
+from nnterp_mcp.render import PAIRS, elided, quoted
+
+_NAMED_CATEGORIES = 8
+"""Categories whose tokens a remark lists."""
+
+_NAMED_TOKENS = 6
+"""Tokens of a category that a remark lists; up to so many of all categories together with their texts."""
 
 GetProbs = Callable[..., Float[Tensor, "prompt layer vocabulary"]]
 
 
-def get_first_tokens(words: str | Sequence[str], llm_or_tokenizer: Any) -> list[int]:
+def get_first_tokens(words: str | TokenId | Sequence[str | TokenId], llm_or_tokenizer: Any) -> list[int]:
     """The first token of each word, with and without a leading space.
 
     Which of the two a model uses depends on how the prompt ends, so both count as beginning the word. A word that
-    splits into several tokens is represented by its first one only: words that share it cannot be told apart.
+    begins with a space itself is taken as it is written. A word that splits into several tokens is represented by its
+    first one only: words that share it cannot be told apart.
 
     Args:
-        words: One string or several.
+        words: One string or several, or tokens by their ids.
         llm_or_tokenizer: A tokenizer, or a model that has one.
 
     Returns:
         Token ids, each once, in the order in which they were found.
 
     Raises:
-        InvalidRequest: A word has no token.
+        InvalidRequest: A word has no token, or a token does not exist.
     """
     tokenizer = getattr(llm_or_tokenizer, "tokenizer", llm_or_tokenizer)
+    count = len(tokenizer) if tokenizer is llm_or_tokenizer else getattr(llm_or_tokenizer, "vocab_size", len(tokenizer))
     found: dict[int, None] = {}
-    for word in [words] if isinstance(words, str) else words:
-        first = [_first_token(word, tokenizer), _first_token(f" {word}", tokenizer), _inner_token(word, tokenizer)]
-        tokens = [token for token in first if token is not None]
+    for word in [words] if isinstance(words, str | TokenId) else words:
+        check_cancelled()
+        tokens = [word.id] if isinstance(word, TokenId) else _known(word, _first_tokens(word, tokenizer), tokenizer)
         if not tokens:
             raise InvalidRequest(f"the target {word!r} has no token in this vocabulary", "Give it some visible text.")
+        if max(tokens) >= count:
+            asked = f"the target {word!r} begins with token" if isinstance(word, str) else "the target token"
+            raise InvalidRequest(
+                f"{asked} {max(tokens)}, which the model does not have: its tokens are 0 to {count - 1}."
+            )
         found.update(dict.fromkeys(tokens))
     return list(found)
 
 
-def _first_token(text: str, tokenizer: Any) -> int | None:
-    """The first token that carries text; a lone leading space (SentencePiece writes one) carries none."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    blank = not text.strip()
-    return next((token for token in ids if blank or tokenizer.decode([token]).strip()), None)
+def _first_tokens(word: str, tokenizer: Any) -> list[int]:
+    """The first token of a word as it is written, then with a space before it.
+
+    The second counts only where it holds more than the space; of a blank word, which otherwise ends as it begins, only
+    where it is the whole of it.
+    """
+    written = inner_ids(tokenizer, word)
+    if word.startswith(" "):
+        return written[:1]
+    carrying = [token for token in written if _carries_text(token, tokenizer)]
+    spaced = inner_ids(tokenizer, f" {word}")
+    joined = spaced[:1] if word.strip() or len(spaced) == 1 else []
+    return [*(carrying or written)[:1], *(token for token in joined if _carries_text(token, tokenizer))]
 
 
-def _inner_token(word: str, tokenizer: Any) -> int | None:
-    """The first token of a word in the middle of a line, for tokenizers that put a space before every text."""
-    first = _first_token(word, tokenizer)
-    if first is None or not str(tokenizer.convert_ids_to_tokens(first)).startswith("▁"):
-        return None
-    before = tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"]
-    whole = tokenizer(f"\n{word}", add_special_tokens=False, verbose=False)["input_ids"]
-    return whole[len(before)] if whole[: len(before)] == before and len(whole) > len(before) else None
+def _known(word: str, tokens: Sequence[int], tokenizer: Any) -> list[int]:
+    """Tokens of a word without the one that stands for everything that a vocabulary lacks."""
+    if word.strip() == getattr(tokenizer, "unk_token", None):
+        return list(tokens)
+    return [token for token in tokens if token != getattr(tokenizer, "unk_token_id", None)]
 
 
-def find_shared_tokens(targets: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], list[int]]:
+def _carries_text(token: int, tokenizer: Any) -> bool:
+    """Whether a token is more than spaces."""
+    return bool(tokenizer.decode([token]).strip(" "))
+
+
+def find_shared_tokens(
+    targets: Mapping[str, Sequence[int]], most: int | None = None
+) -> dict[tuple[str, str], list[int]]:
     """The first tokens that two categories share: their probabilities count for both.
 
     Args:
         targets: Token ids by category.
+        most: Pairs at most; all by default, and where all categories share a token, they are very many.
 
     Returns:
         The shared ids for each pair of categories that shares any.
     """
-    shared = {(a, b): sorted(set(targets[a]) & set(targets[b])) for a, b in combinations(targets, 2)}
-    return {pair: ids for pair, ids in shared.items() if ids}
+    return dict(islice(_sharing(targets), most))
+
+
+def _sharing(targets: Mapping[str, Sequence[int]]) -> Iterator[tuple[tuple[str, str], list[int]]]:
+    having: dict[int, list[str]] = {}
+    for name, ids in targets.items():
+        for token in set(ids):
+            having.setdefault(token, []).append(name)
+    places = {name: place for place, name in enumerate(targets)}
+    for name, ids in targets.items():
+        shared: dict[str, list[int]] = {}
+        for token in sorted(set(ids)):
+            check_cancelled()
+            for other in having[token]:
+                if places[other] > places[name]:
+                    shared.setdefault(other, []).append(token)
+        yield from (((name, other), shared[other]) for other in sorted(shared, key=places.__getitem__))
 
 
 @dataclass(frozen=True)
@@ -92,32 +137,63 @@ class FollowedTargets:
     shared: dict[str, list[str]]
 
 
-def follow_targets(targets: Mapping[str, Sequence[str]], tokenizer: Any) -> FollowedTargets:
-    """Finds the first tokens of target strings by category.
+def follow_targets(targets: Mapping[str, Sequence[Target]], model: Any) -> FollowedTargets:
+    """Finds the tokens that targets stand for by category, and says in a remark which they are.
+
+    Args:
+        targets: Strings and token ids by category.
+        model: The model, or its tokenizer.
 
     Raises:
-        InvalidRequest: A string has no token.
+        InvalidRequest: A string has no token, or a token does not exist.
     """
-    ids = {name: get_first_tokens(words, tokenizer) for name, words in targets.items()}
-    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids).items()}
+    found = _follow(targets, model)
+    name_counted([found.ids], getattr(model, "tokenizer", model))
+    return found
+
+
+def _follow(targets: Mapping[str, Sequence[Target]], model: Any) -> FollowedTargets:
+    tokenizer = getattr(model, "tokenizer", model)
+    ids = {name: get_first_tokens(words, model) for name, words in targets.items()}
+    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids, PAIRS).items()}
     return FollowedTargets(ids, _texts(ids, tokenizer), _texts(shared, tokenizer))
 
 
 def follow_target_sets(
-    targets: Sequence[Mapping[str, Sequence[str]]], prompts: int, tokenizer: Any
+    targets: Sequence[Mapping[str, Sequence[Target]]], prompts: int, model: Any
 ) -> list[FollowedTargets]:
     """Does what `follow_targets` does for each prompt, of one mapping for all or one for each.
 
     Raises:
         InvalidRequest: There are neither one mapping nor as many as prompts, or a string has no token.
     """
-    given = list(targets) * prompts if len(targets) == 1 else targets
-    if len(given) != prompts:
+    if len(targets) not in (1, prompts):
         raise InvalidRequest(
-            f"{len(given)} targets came for {prompts} prompt{'s' * (prompts != 1)}.",
+            f"{len(targets)} targets came for {prompts} prompt{'s' * (prompts != 1)}.",
             "Give one mapping for all, or one for each.",
         )
-    return [follow_targets(one, tokenizer) for one in given]
+    found = [_follow(one, model) for one in targets]
+    name_counted([one.ids for one in found], getattr(model, "tokenizer", model))
+    return found * prompts if len(found) == 1 else found
+
+
+def name_counted(sets: Sequence[Mapping[str, Sequence[int]]], tokenizer: Any) -> None:
+    """Says in a remark which tokens each category counts; of sets that differ by prompt, those of the first."""
+    first = dict(list(sets[0].items())[:_NAMED_CATEGORIES]) if sets else {}
+    if not first:
+        return
+    short = sum(map(len, first.values())) > _NAMED_TOKENS
+    listed = "; ".join(
+        f"{quoted(elided(name))} {', '.join(_counted(token, short, tokenizer) for token in ids[:_NAMED_TOKENS])}"
+        + (f" and {len(ids) - _NAMED_TOKENS} more" if len(ids) > _NAMED_TOKENS else "")
+        for name, ids in first.items()
+    )
+    alike = all(one == sets[0] for one in sets)
+    remark(f"Tokens counted{'' if alike else ' in prompt 0'}: {listed}.")
+
+
+def _counted(token: int, short: bool, tokenizer: Any) -> str:
+    return f"#{token}" if short else f"#{token} {quoted(elided(token_text(tokenizer, token)))}"
 
 
 def _texts(ids: Mapping[str, Sequence[int]], tokenizer: Any) -> dict[str, list[str]]:
@@ -154,7 +230,7 @@ class Prompt:
         """Whether no two categories share a token, those in `ignore_targets` left aside."""
         ignored = [ignore_targets] if isinstance(ignore_targets, str) else ignore_targets or ()
         kept = {name: tokens for name, tokens in self.target_tokens.items() if name not in ignored}
-        return not find_shared_tokens(kept)
+        return not find_shared_tokens(kept, 1)
 
     def get_target_probs(
         self, probs: Float[Tensor, "prompt layer vocabulary"], layer: int | None = None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.interventions.finite import require_finite
 from nnterp_mcp.interventions.reductions import summarize_distributions
 
@@ -101,14 +102,21 @@ class Categories:
 
     @classmethod
     def of(cls, sets: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Categories:
-        """Categories for each row: `sets[row][category]` are token ids."""
-        longest = max((len(ids) for row in sets for ids in row), default=0)
-        ids = [[[*one, *[0] * (longest - len(one))] for one in row] for row in sets]
-        real = [[[index < len(one) for index in range(longest)] for one in row] for row in sets]
-        shape = (len(sets), len(sets[0]) if sets else 0, longest)
+        """Categories for each row: `sets[row][category]` are token ids. Rows most often share one set."""
+        different = {id(row): row for row in sets}
+        longest = max((len(ids) for row in different.values() for ids in row), default=0)
+        ids: list[list[list[int]]] = []
+        real: list[list[list[bool]]] = []
+        for row in different.values():
+            check_cancelled()
+            ids.append([[*one, *[0] * (longest - len(one))] for one in row])
+            real.append([[index < len(one) for index in range(longest)] for one in row])
+        places = {key: place for place, key in enumerate(different)}
+        of_row = torch.tensor([places[id(row)] for row in sets], dtype=torch.long, device=device)
+        shape = (len(different), len(sets[0]) if sets else 0, longest)
         return cls(
-            torch.tensor(ids, dtype=torch.long, device=device).reshape(shape),
-            torch.tensor(real, dtype=torch.bool, device=device).reshape(shape),
+            torch.tensor(ids, dtype=torch.long, device=device).reshape(shape)[of_row],
+            torch.tensor(real, dtype=torch.bool, device=device).reshape(shape)[of_row],
         )
 
     def __getitem__(self, rows: Tensor) -> Categories:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-_OF_VERSION = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_OF_VERSION = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters  # pyright: ignore
 """How the installed transformers hands a cache to its own models; releases differ in its name."""
 
 

@@ -112,6 +112,7 @@ def sweep(
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda runs_done: None,
     on_token: Callable[[int], None] = lambda steps_done: None,
+    offer: Callable[[Callable[[], Sweep]], None] = lambda so_far: None,
 ) -> Sweep:
     """Adds `factor` times a direction to the residual stream after one layer, for every layer and factor.
 
@@ -137,6 +138,7 @@ def sweep(
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each forward pass with the number of runs read; what it raises ends the sweep.
         on_token: Called after each step of the generation with the number of steps done; likewise.
+        offer: Handed, once the first runs are read, what makes a sweep of those that are read so far, without texts.
 
     Raises:
         InvalidRequest: A position does not exist, or a vector does not fit.
@@ -154,8 +156,17 @@ def sweep(
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1)
     reader = _Reader(needed, top_k, list((targets or {}).values()))
+
+    def so_far() -> Sweep:
+        read = [needed[row] for row in sorted(reader.order)]
+        begun = {dose.prompt for dose in read}
+        lengths = stream[[row for row, prompt in enumerate(prompts) if prompt.index in begun]].cpu()
+        made, known = Sweep(read, reader.readout, reader.kl, lengths, {}, plan.labels), set(read)
+        return spread_over_doses(made, [dose for dose in doses if dose.run in known])
+
     for rows, logits in making.read():
         reader.take(rows, logits)
+        offer(so_far)
         on_batch(len(reader.order))
     speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
     texts = making.generate(speaking, max_new_tokens, on_token) if max_new_tokens else {}

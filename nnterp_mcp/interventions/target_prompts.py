@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.chats import render_chat
 from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts
 
 REPEATED = ("king", "1135", "hello")
@@ -152,13 +153,9 @@ def it_repeat_prompt(
     if complete_prompt:
         chat.append({"role": "assistant", "content": text})
     try:
-        prompt = tokenizer.apply_chat_template(
-            chat, tokenize=False, continue_final_message=complete_prompt, add_generation_prompt=not complete_prompt
-        )
-    except Exception as error:
-        raise InvalidRequest(
-            f"the chat template refuses the repeat prompt: {error}", "Try use_system_prompt=False."
-        ) from error
+        prompt = render_chat(tokenizer, chat, "this model").text
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error.message} (the repeat prompt)", "Try use_system_prompt=False.") from error
     return TargetPrompt(prompt, -1)
 
 
@@ -184,7 +181,7 @@ def encode_target(
     limit: int | None = None,
     embedded: int | None = None,
 ) -> EncodedPrompt:
-    """Tokenizes a target prompt; where its text begins with the token that begins every text, that is not added again.
+    """Tokenizes a target prompt.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -197,7 +194,4 @@ def encode_target(
         InvalidRequest: It has no tokens, too many, or one that the model does not embed.
     """
     (encoded,) = encode_prompts(tokenizer, [prompt], name, limit, embedded)
-    begin = getattr(tokenizer, "bos_token_id", None)
-    if begin is not None and encoded.ids[:2] == [begin, begin]:
-        return replace(encoded, ids=encoded.ids[1:], spans=encoded.spans[1:])
     return encoded

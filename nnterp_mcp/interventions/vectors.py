@@ -14,6 +14,7 @@ from nnterp_mcp.interventions.edits import require_width
 from nnterp_mcp.interventions.elsewhere import runs_elsewhere
 from nnterp_mcp.interventions.places import Place
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import inner_ids
 from nnterp_mcp.operations import HEAD_SITES, TokenDifference, Vector, label_of
 
 Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
@@ -72,8 +73,7 @@ def _between_tokens(model: StandardizedTransformer, asked: TokenDifference) -> T
 
 
 def _mean_row(model: StandardizedTransformer, of: str, text: str) -> Tensor:
-    tokenizer: Any = model.tokenizer
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = inner_ids(model.tokenizer, text)
     if not ids:
         raise InvalidRequest(f"{text!r} has no tokens for {model.name}.", "Give some visible text.")
     return read_token_rows(model, of, ids).mean(0)

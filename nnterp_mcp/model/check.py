@@ -78,13 +78,13 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
         checks += [
             _judge("lens", lambda: _check_lens(padded, model)),
             _judge("batch", lambda: _check_batch(padded, edited, model)),
-            _judge("causal", lambda: _check_causal(edited)),
+            _judge("causal", lambda: _check_causal(_plainly(model) if isinstance(edited, str) else edited)),
             _judge("attention", lambda: _check_attention(edited, model)),
             _judge("attention_edit", lambda: _check_edit(edited, model)),
         ]
     else:
         checks += [Check(name, False, checks[0].detail) for name in ("lens", "batch", "attention", "attention_edit")]
-        checks.append(_judge("causal", lambda: _check_causal(_attempt(lambda: _run_plainly(model)))))
+        checks.append(_judge("causal", lambda: _check_causal(_plainly(model))))
     model.refuse({check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed})
     return [*checks, *check_lengths(model)] if checks[0].passed else checks
 
@@ -142,9 +142,11 @@ def _short_rows(model: StandardizedTransformer) -> Int[Tensor, "3 position"]:
 
 
 @torch.no_grad()
-def _run_plainly(model: StandardizedTransformer) -> _Edited:
-    """The second pass for a model that is read under no names: nothing edited."""
-    return _Edited(model.module(input_ids=_short_rows(model), use_cache=False).logits, None, None)
+def _plainly(model: StandardizedTransformer) -> _Edited | str:
+    """The second pass without names and edits, for a model that allows neither."""
+    with model.standing_down():
+        found = _attempt(lambda: model.module(input_ids=_short_rows(model), use_cache=False).logits)
+    return found if isinstance(found, str) else _Edited(found, None, None)
 
 
 def _logits(model: StandardizedTransformer, ids: Tensor) -> Tensor:

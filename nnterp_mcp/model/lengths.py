@@ -178,7 +178,7 @@ def forget_longest(module: nn.Module) -> None:
     """
     for part in module.modules():
         dynamic = any("dynamic" in kind for kind in _rope_types(part).values())
-        if dynamic and hasattr(part, "original_max_seq_len") and _reset not in part._forward_pre_hooks.values():
+        if dynamic and hasattr(part, "original_max_seq_len") and _reset not in part._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
             part.register_forward_pre_hook(_reset)
 
 

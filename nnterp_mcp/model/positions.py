@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import PositionSpec, TextPosition, TurnPosition
 from nnterp_mcp.model.chats import Chat, Span
@@ -28,6 +29,7 @@ def resolve_positions(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> l
 
 
 def _resolve(spec: PositionSpec, prompt: EncodedPrompt) -> list[int]:
+    check_cancelled()
     length = len(prompt.ids)
     where = f"prompt {prompt.index} has positions 0 to {length - 1}"
     if isinstance(spec, TextPosition):

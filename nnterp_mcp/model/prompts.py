@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message, Prompt, shown
 from nnterp_mcp.model.chats import Chat, render_chat
+from nnterp_mcp.model.tokens import bare_ids, encode, span_text
+from nnterp_mcp.remarks import remark
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def encode_prompts(
 ) -> list[EncodedPrompt]:
     """Tokenizes prompts, each for itself.
 
-    Text gets the tokenizer's special tokens. A chat (messages with `role` and `content`) goes through the chat
-    template, which writes its own, and ends with the opening of the assistant's turn unless the assistant spoke last.
+    Text gets the special tokens with which the tokenizer begins it, unless it begins with them itself, and none at
+    its end, so that its last token is the last one. A chat (messages with `role` and `content`) goes through the chat
+    template, which writes its own. It ends with the opening of the assistant's turn, or with what the assistant said
+    last, to be continued.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -72,10 +77,12 @@ def encode_prompts(
         InvalidRequest: A prompt has no tokens or too many, or one that the model does not embed, or a chat is given to
             a model without a chat template.
     """
-    encoded = [_encode(tokenizer, index, prompt, name, limit) for index, prompt in enumerate(prompts)]
+    ends = _Ends.of(tokenizer)
+    encoded = [_encode(tokenizer, index, prompt, name, limit, ends) for index, prompt in enumerate(prompts)]
     if embedded is not None:
         for prompt in encoded:
             _require_embedded(prompt, embedded, tokenizer, name)
+    ends.tell(tokenizer)
     return encoded
 
 
@@ -89,25 +96,71 @@ def _require_embedded(prompt: EncodedPrompt, embedded: int, tokenizer: Any, name
         )
 
 
-def _encode(tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None) -> EncodedPrompt:
+@dataclass
+class _Ends:
+    """The special tokens that a tokenizer puts around every text, and what of them was left out.
+
+    Attributes:
+        begin: The tokens before a text.
+        end: The tokens after it.
+        begun: Texts that began with those of their own.
+        ended: Texts whose end was left open.
+    """
+
+    begin: list[int]
+    end: list[int]
+    begun: int = 0
+    ended: int = 0
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> _Ends:
+        """Those of a tokenizer, seen around a short text."""
+        whole, bare = encode(tokenizer, "a")["input_ids"], bare_ids(tokenizer, "a")
+        for start in range(len(whole) - len(bare) + 1) if bare else ():
+            if whole[start : start + len(bare)] == bare:
+                return cls(list(whole[:start]), list(whole[start + len(bare) :]))
+        return cls([], [])
+
+    def cut(self, ids: Sequence[int]) -> slice:
+        """The tokens of a text that are read."""
+        first, last, count = 0, len(ids), len(self.begin)
+        if self.begin and ids[: 2 * count] == self.begin * 2:
+            first, self.begun = count, self.begun + 1
+        if self.end and ids[last - len(self.end) :] == self.end:
+            last, self.ended = last - len(self.end), self.ended + 1
+        return slice(first, last)
+
+    def tell(self, tokenizer: Any) -> None:
+        """Says what was left out."""
+        if self.begun:
+            texts = f"{self.begun} prompts begin" if self.begun > 1 else "A prompt begins"
+            remark(f"{texts} with {span_text(tokenizer, self.begin)} already: it was not put before the text again.")
+        if self.ended:
+            remark(
+                f"The tokenizer's {span_text(tokenizer, self.end)} after every text was left out: the last token is "
+                "the text's."
+            )
+
+
+def _encode(
+    tokenizer: Any, index: int, prompt: str | Sequence[Any], name: str, limit: int | None, ends: _Ends
+) -> EncodedPrompt:
+    check_cancelled()
     if isinstance(prompt, str):
         chat, text = None, prompt
     else:
         chat = render_chat(tokenizer, prompt, name)
         text = chat.text
-    encoding = tokenizer(
-        text,
-        add_special_tokens=isinstance(prompt, str),
-        return_offsets_mapping=tokenizer.is_fast,
-        verbose=False,
-    )
+    encoding = encode(tokenizer, text, add_special_tokens=chat is None, return_offsets_mapping=tokenizer.is_fast)
     ids: list[int] = list(encoding["input_ids"])
+    read = ends.cut(ids) if chat is None else slice(None)
+    ids = ids[read]
     if not ids:
         raise InvalidRequest(f"prompt {index} has no tokens for {name}: {text!r}", "Give at least one token of text.")
     if limit is not None and len(ids) > limit:
         raise InvalidRequest(f"prompt {index} has {len(ids)} tokens: {name} reads at most {limit} here.", "Shorten it.")
-    spans = [(int(start), int(end)) for start, end in encoding["offset_mapping"]] if tokenizer.is_fast else []
-    return EncodedPrompt(index, text, ids, spans, chat)
+    offsets = encoding["offset_mapping"][read] if tokenizer.is_fast else ()
+    return EncodedPrompt(index, text, ids, [(int(start), int(end)) for start, end in offsets], chat)
 
 
 def as_chats(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -157,10 +210,3 @@ def _pad(rows: list[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
         "attention_mask": torch.tensor(mask, device=device),
     }
     return Batch(rows, inputs, padding)
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """A token as text, its leading space kept (decoding one piece alone loses it in some tokenizers)."""
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    piece = tokenizer.convert_ids_to_tokens(token)
-    return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text

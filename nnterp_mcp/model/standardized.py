@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
@@ -93,7 +93,7 @@ class StandardizedTransformer(WrappedModel):
                 "leave it out, or leave out enable_attention_probs."
             )
         loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs)
-        if isinstance(loaded, PreTrainedModel) and not loaded.can_generate():
+        if not loaded.can_generate():
             raise Unsupported(
                 f"{type(loaded).__name__} is no causal LM: transformers gives it no generate().",
                 "Load the weights with AutoModelForCausalLM.",

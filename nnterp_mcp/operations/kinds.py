@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
+from nnterp_mcp.arguments import Given
 from nnterp_mcp.fields import Layers, Positions, Prompts
 from nnterp_mcp.operations.operands import (
     HEAD_SITES,
     SITES,
     AttentionPattern,
-    Fields,
     Heads,
     Neurons,
     PromptIndices,
@@ -22,7 +22,7 @@ from nnterp_mcp.operations.operands import (
 )
 
 
-class BaseOperation(Fields):
+class BaseOperation(Given):
     """What all operations say.
 
     Attributes:

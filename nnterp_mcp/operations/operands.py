@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from nnterp_mcp.fields import Layers, LayerSpec, Positions, Prompt, Prompts, shown
+from nnterp_mcp.arguments import (
+    LONGEST_NAME,
+    LONGEST_STRING,
+    MOST_CELLS,
+    MOST_INDICES,
+    MOST_NUMBERS,
+    MOST_PROMPTS,
+    Given,
+    decoded,
+    is_whole,
+    require_at_most,
+    whole,
+)
+from nnterp_mcp.fields import LayerSpec, Positions, Prompt, as_prompt, parse_indices, require_messages, shown
 
 Site = Literal[
     "token_embeddings",
@@ -34,47 +47,29 @@ SITES: tuple[Site, ...] = get_args(Site)
 HEAD_SITES: frozenset[Site] = frozenset({"queries", "keys", "values", "attention_probabilities", "heads_output"})
 """Where there are heads to choose."""
 
-IndexSpec = Literal["all"] | str | int | tuple[int, ...]
+IndexSpec = LayerSpec
 
 
-def _indices(name: str) -> BeforeValidator:
+def _indices(name: str, most: int = MOST_INDICES) -> BeforeValidator:
     """Takes what `layers` takes, under another name."""
-
-    def parse(value: Any) -> IndexSpec:
-        try:
-            return _LAYERS.validate_python(value)
-        except ValidationError:
-            raise ValueError(
-                f"{name} must be an integer, a list of integers, a range such as '0:4' or 'all', not {shown(value)}"
-            ) from None
-
-    return BeforeValidator(parse)
+    return BeforeValidator(lambda value: parse_indices(value, name, most, "0:4"))
 
 
 def _as_steps(value: Any) -> IndexSpec:
-    parsed = _STEPS.validate_python(value)
+    parsed = parse_indices(value, "steps", MOST_INDICES, "0:4")
     numbers = parsed if isinstance(parsed, tuple) else (parsed,)
-    if any(str(number).find("-") >= 0 for number in numbers):
+    if any("-" in str(number) for number in numbers):
         raise ValueError(f"steps count from 0, the pass over the prompt, and never from the end, so not {shown(value)}")
     return parsed
 
 
-_LAYERS: TypeAdapter[LayerSpec] = TypeAdapter(Layers)
-_STEPS: TypeAdapter[IndexSpec] = TypeAdapter(Annotated[IndexSpec, _indices("steps")])
-
 Heads = Annotated[IndexSpec, _indices("heads")]
-Neurons = Annotated[IndexSpec, _indices("neurons")]
-PromptIndices = Annotated[IndexSpec, _indices("prompts")]
+Neurons = Annotated[IndexSpec, _indices("neurons", MOST_NUMBERS)]
+PromptIndices = Annotated[IndexSpec, _indices("prompts", MOST_PROMPTS)]
 Steps = Annotated[IndexSpec, BeforeValidator(_as_steps)]
 
 
-class Fields(BaseModel):
-    """Base of what callers write: frozen, unknown names refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True)
-
-
-class TokenDifference(Fields):
+class TokenDifference(Given):
     """A direction between tokens: rows of the embedding (or of the unembedding), averaged over a text's tokens.
 
     Attributes:
@@ -83,26 +78,31 @@ class TokenDifference(Fields):
         of: Whose rows.
     """
 
-    positive: Annotated[str, Field(min_length=1)]
-    negative: Annotated[str, Field(min_length=1)] | None = None
+    positive: Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]
+    negative: Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)] | None = None
     of: Literal["embeddings", "unembeddings"] = "embeddings"
 
 
 def _as_vector(value: Any) -> Any:
-    wrong = (
+    given = decoded(value)
+    if isinstance(given, TokenDifference):
+        return given
+    if isinstance(given, str) and given:
+        require_at_most(LONGEST_NAME, given, "the name of a vector", "characters")
+        return given
+    if isinstance(given, list | tuple):
+        require_at_most(MOST_NUMBERS, given, "vector", "numbers")
+    try:
+        if isinstance(given, dict):
+            return TokenDifference.model_validate(given)
+        if isinstance(given, list | tuple) and given:
+            return _NUMBERS.validate_python(given)
+    except ValidationError:
+        pass
+    raise ValueError(
         'vector must be the name of a vector, a token difference such as {"positive": " love", "negative": " hate"} '
         f"or a list of numbers, not {shown(value)}"
     )
-    if (isinstance(value, str) and value) or isinstance(value, TokenDifference):
-        return value
-    try:
-        if isinstance(value, dict):
-            return TokenDifference.model_validate(value)
-        if isinstance(value, list | tuple) and value:
-            return _NUMBERS.validate_python(value)
-    except ValidationError:
-        pass
-    raise ValueError(wrong)
 
 
 _NUMBERS: TypeAdapter[tuple[float, ...]] = TypeAdapter(
@@ -112,22 +112,20 @@ Vector = Annotated[str | TokenDifference | tuple[float, ...], BeforeValidator(_a
 """A vector's name, a direction between tokens, or its numbers."""
 
 
-_PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
-
-
 def _as_source_prompt(value: Any) -> Any:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
+    given = whole(value)
+    if given is None or is_whole(given):
+        return given
+    require_messages(decoded(given))
     try:
-        (prompt,) = _PROMPTS.validate_python(value)
+        return as_prompt(given)
     except ValueError:
         raise ValueError(
             f"from.prompt must be the index of a prompt of the request, or one prompt, not {shown(value)}"
         ) from None
-    return prompt
 
 
-class Source(Fields):
+class Source(Given):
     """Where a patch comes from: a clean pass with no intervention in force, or the states that an earlier run kept.
 
     Attributes:
@@ -140,8 +138,8 @@ class Source(Fields):
 
     prompt: Annotated[int | Prompt | None, BeforeValidator(_as_source_prompt)] = None
     position: Positions | None = None
-    layer: Annotated[int, Field(strict=True)] | None = None
-    run: str | None = None
+    layer: Annotated[int, BeforeValidator(whole), Field(strict=True)] | None = None
+    run: Annotated[str, Field(max_length=LONGEST_NAME)] | None = None
 
 
 Matrix = tuple[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], ...]
@@ -150,11 +148,14 @@ Pattern = Literal["uniform", "first", "previous", "self"]
 
 
 def _as_pattern(value: Any) -> Any:
-    if isinstance(value, str) and value in get_args(Pattern):
-        return value
-    if isinstance(value, list | tuple) and value:
+    given = decoded(value)
+    if isinstance(given, str) and given in get_args(Pattern):
+        return given
+    if isinstance(given, list | tuple) and given:
+        rows = [row for row in given if isinstance(row, list | tuple)]
+        require_at_most(MOST_CELLS, range(sum(map(len, rows))), "pattern", "numbers")
         try:
-            return _MATRIX.validate_python(value)
+            return _MATRIX.validate_python(given)
         except ValidationError:
             pass
     raise ValueError(

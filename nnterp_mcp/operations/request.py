@@ -6,17 +6,21 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import MOST_OPERATIONS, decoded, require_at_most, without_nulls
 from nnterp_mcp.fields import shown
 from nnterp_mcp.operations.kinds import OPERATIONS, BaseOperation, Operation
 from nnterp_mcp.operations.operands import Source
 
 
 def _as_operations(value: Any) -> tuple[Operation, ...]:
-    items = [value] if isinstance(value, dict | BaseOperation) else value
+    given = decoded(value)
+    items = [given] if isinstance(given, dict | BaseOperation) else given
     if not isinstance(items, list | tuple):
         raise ValueError(
             f'interventions must be a list of operations such as {{"op": "skip", "layers": 3}}, not {shown(value)}'
         )
+    require_at_most(MOST_OPERATIONS, items, "interventions", "operations")
     return tuple(parse_operation(item, index) for index, item in enumerate(items))
 
 
@@ -30,6 +34,7 @@ def parse_operation(value: Any, index: int = 0) -> Operation:
     Raises:
         ValueError: It is not one; with what came and what is allowed.
     """
+    value = without_nulls(decoded(value))
     if isinstance(value, Operation):
         return value
     known = ", ".join(OPERATIONS)
@@ -79,7 +84,7 @@ _LANGUAGE = (
 
 
 def _schema(description: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": description})
+    return schemas.as_schema(schemas.OPERATIONS, description)
 
 
 Interventions = Annotated[

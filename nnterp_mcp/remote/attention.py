@@ -46,8 +46,10 @@ def read_served_attention(
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda prompts_done: None,
     on_pattern: OnPattern | None = None,
+    offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
-    """`attention.read_attention` on a served model; larger patterns than a megabyte are not handed over whole."""
+    """`attention.read_attention` on a served model; larger patterns than a megabyte are not handed over whole, and
+    nothing is offered before all is read."""
     model.require("attention")
     means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
     asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import httpx
+import httpx2
 import nnsight
 import torch
 import websocket
@@ -107,9 +107,9 @@ class Connection:
             Unsupported: It takes another client.
         """
         try:
-            timeout = httpx.Timeout(_CONNECT, read=_ANSWER)
-            answer = httpx.get(f"{self.host}/env", headers=self.headers, timeout=timeout)
-        except httpx.HTTPError as error:
+            timeout = httpx2.Timeout(_CONNECT, read=_ANSWER)
+            answer = httpx2.get(f"{self.host}/env", headers=self.headers, timeout=timeout)
+        except httpx2.HTTPError as error:
             raise unreachable(self.host, error) from error
         if answer.status_code == 404:
             return {}
@@ -203,14 +203,14 @@ class _Request(Backend):
     def _post(self, envelope: RequestModel, blob: bytes) -> None:
         connection = self._connection
         try:
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{connection.host}/request",
                 data={"data": envelope.metadata()},
                 files={"blob": ("request", blob, "application/octet-stream")},
                 headers=connection.headers,
-                timeout=httpx.Timeout(_CONNECT, read=_ANSWER, write=600),
+                timeout=httpx2.Timeout(_CONNECT, read=_ANSWER, write=600),
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise unreachable(connection.host, error) from error
         judge_refusal(connection.host, answer)
 
@@ -220,14 +220,14 @@ class _Request(Backend):
             return bytes(data)
         parts = bytearray()
         try:
-            with httpx.stream("GET", str(data), timeout=httpx.Timeout(_CONNECT, read=_ANSWER)) as answer:
+            with httpx2.stream("GET", str(data), timeout=httpx2.Timeout(_CONNECT, read=_ANSWER)) as answer:
                 answer.raise_for_status()
                 for part in answer.iter_bytes(1 << 20):
                     self._connection.check()
                     parts += part
                     if len(parts) > _MOST_BYTES:
                         raise WorkerLost(f"NDIF at {self._connection.host} sent more than {_MOST_BYTES:,} bytes")
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise unreachable(self._connection.host, error) from error
         return bytes(parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-import httpx
+import httpx2
 import websocket
 
 from nnterp_mcp.errors import (
@@ -26,7 +26,7 @@ _LOCAL = "Load the model with backend 'local' if it fits this machine."
 
 def unreachable(host: str, error: Exception) -> NnterpError:
     """A service that does not answer at all."""
-    if isinstance(error, httpx.TimeoutException | websocket.WebSocketTimeoutException | TimeoutError):
+    if isinstance(error, httpx2.TimeoutException | websocket.WebSocketTimeoutException | TimeoutError):
         return TimedOut(f"NDIF at {host} does not answer in time", "Call again later; the handle stays valid.")
     if isinstance(error, websocket.WebSocketBadStatusException):
         return refusal(host, error.status_code, _detail(error.resp_body or b""))
@@ -42,7 +42,7 @@ def unreachable(host: str, error: Exception) -> NnterpError:
     )
 
 
-def judge_refusal(host: str, answer: httpx.Response) -> None:
+def judge_refusal(host: str, answer: httpx2.Response) -> None:
     """Passes over a good answer.
 
     Raises:

@@ -38,6 +38,7 @@ def generate_served(
     should_stop: Callable[[], None] = lambda: None,
 ) -> list[Generation]:
     """`generation.generate` on a served model; cached keys and values stay there for the length of a request."""
+    model.require("causal")
     found: dict[int, Generation] = {}
     done = 0
     for batch in batches_of(model, prompts, max(1, batch_tokens - max_new_tokens), new_tokens=max_new_tokens):

@@ -46,8 +46,10 @@ def sweep_served(
     batch_tokens: int = 4096,
     on_batch: Callable[[int], None] = lambda runs_done: None,
     on_token: Callable[[int], None] = lambda steps_done: None,
+    offer: Callable[[Callable[[], Sweep]], None] = lambda so_far: None,
 ) -> Sweep:
-    """`sweep.sweep` on a served model: every run is a row that is computed whole."""
+    """`sweep.sweep` on a served model: every run is a row that is computed whole, and nothing is offered before all
+    are."""
     layers = sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     by_index = {prompt.index: prompt for prompt in prompts}

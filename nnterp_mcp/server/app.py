@@ -21,6 +21,7 @@ from mcp_types import (
     CallToolResult,
     ListToolsResult,
     PaginatedRequestParams,
+    RequestParams,
     Tool,
     ToolAnnotations,
 )
@@ -28,14 +29,16 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
-from nnterp_mcp.render import elided
-from nnterp_mcp.server import apps, replies
+from nnterp_mcp.render import elided, escaped
+from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
+from nnterp_mcp.server.values import require_few_values
 from nnterp_mcp.session import figures
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.process import OnProgress
 from nnterp_mcp.session.runs import LiveRun, late
 from nnterp_mcp.session.session import Session
@@ -81,7 +84,9 @@ def build(session: Session) -> Server[Any]:
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
         spec = specs().get(params.name)
         if spec is None:
-            raise MCPError(INVALID_PARAMS, f"Unknown tool: {elided(params.name, 80)}. Tools: {', '.join(specs())}")
+            raise MCPError(
+                INVALID_PARAMS, f"Unknown tool: {escaped(elided(params.name, 80))}. Tools: {', '.join(specs())}"
+            )
 
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
@@ -96,6 +101,8 @@ def build(session: Session) -> Server[Any]:
         version=__version__,
         title="nnterp: a laboratory inside language models",
         instructions=INSTRUCTIONS,
+        website_url=identity.HOMEPAGE,
+        icons=[identity.ICON],
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_prompts=prompts.list,
@@ -106,6 +113,7 @@ def build(session: Session) -> Server[Any]:
         on_completion=Completions(session).complete,
     )
     server.extensions = {apps.EXTENSION: {}}
+    server.add_request_handler("server/discover", RequestParams, identity.discovery(server))
     return server
 
 
@@ -167,30 +175,36 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
     facts = request.facts
     facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
-        answer = await _answer(request, request.spec.parse(arguments))
+        answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request.spec, arguments))
         if isinstance(answer, Late):
             facts["outcome"] = answer.state
-        return replies.answered(answer)
+        return await anyio.to_thread.run_sync(replies.answered, answer)
     except NnterpError as error:
         facts["outcome"] = error.code
         return replies.refused(error)
     except anyio.get_cancelled_exc_class():
         facts["outcome"] = "cancelled"
         raise
-    except Exception as error:
+    except BaseException as error:
         facts["outcome"] = "internal"
-        return replies.refused(replies.masked(error))
+        return replies.refused(masked(error))
     finally:
         facts["seconds"] = round(time.monotonic() - begun, 3)
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
 
 
+def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
+    """Checks arguments; on a thread, for other clients do not wait for that."""
+    require_few_values(arguments)
+    return spec.parse(arguments)
+
+
 async def _answer(request: _Request, params: Params) -> Answer:
     spec = request.spec
     if spec.place == "server":
-        module = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.handle")
+        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.handle")
         result = await module.handle(request.session, params, request.on_progress)
-        return result if isinstance(result, Answer) else spec.digest(result)
+        return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)
         answer = await _follow(request, run)
@@ -198,7 +212,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
     reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
-    return spec.digest(spec.result.model_validate(reply))
+    return spec.summarize(spec.result.model_validate(reply))
 
 
 async def _follow(request: _Request, run: LiveRun) -> Answer:

@@ -6,15 +6,17 @@ Both checks stand before every route, the unknown ones included, and before a re
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import SecretStr
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from nnterp_mcp.errors import Forbidden
+from nnterp_mcp.server.refusals import refusal
 from nnterp_mcp.settings import LOOPBACK, Settings
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 HEALTH_PATH = "/health"
 
+_LAST_PORT = 65_535
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -68,12 +71,34 @@ class HostCheck:
 
     def __init__(self, app: ASGIApp, security: TransportSecuritySettings) -> None:
         self._app = app
-        self._check = TransportSecurityMiddleware(security)
+        self._security = security
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers or passes on one request."""
-        refusal = await self._check.validate_request(Request(scope)) if scope["type"] == "http" else None
-        await (refusal(scope, receive, send) if refusal else self._app(scope, receive, send))
+        answer = self._answer(Request(scope)) if scope["type"] == "http" else None
+        await (answer(scope, receive, send) if answer else self._app(scope, receive, send))
+
+    def _answer(self, request: Request) -> Response | None:
+        hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
+        if len(hosts) != 1 or not _is_among(hosts[0], self._security.allowed_hosts):
+            return refusal(421, Forbidden("the server does not answer to this Host header", "See --allowed-host."))
+        if len(origins) > 1 or not all(_is_among(origin, self._security.allowed_origins) for origin in origins):
+            return refusal(403, Forbidden("pages of this Origin may not call the server", "See --allowed-origin."))
+        return None
+
+
+_NAMED = re.compile(r"(?P<name>([a-z][a-z0-9+.-]*://)?(\[[0-9a-f:.]+\]|[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?")
+"""A host, or an origin, with or without a port: the whole header, and nothing beside it."""
+
+
+def _is_among(header: str, allowed: Sequence[str]) -> bool:
+    """Whether a header names one that is allowed, by itself, or with any port where `:*` stands for it."""
+    said = header.lower()
+    found = _NAMED.fullmatch(said)
+    if found is None or int(found["port"] or 0) > _LAST_PORT:
+        return False
+    names = {name.lower() for name in allowed}
+    return said in names or (found["port"] is not None and f"{found['name']}:*" in names)
 
 
 class BearerAuth:
@@ -102,11 +127,8 @@ class BearerAuth:
 
 def _unauthorized(sent: bool) -> Response:
     """The refusal; a client that sent no credentials is told nothing but the scheme, as RFC 6750 asks."""
-    error = {"error": "invalid_token", "error_description": "the bearer token is not this server's"}
-    missing = {"error": "unauthorized", "error_description": "send the header Authorization: Bearer TOKEN"}
-    details = "".join(f', {name}="{value}"' for name, value in error.items()) if sent else ""
-    return JSONResponse(
-        error if sent else missing,
-        status_code=401,
-        headers={"WWW-Authenticate": f'Bearer realm="nnterp-mcp"{details}'},
-    )
+    wrong = "the bearer token is not this server's"
+    details = f', error="invalid_token", error_description="{wrong}"' if sent else ""
+    said = wrong if sent else "the server demands a token"
+    error = Forbidden(said, "Send the header Authorization: Bearer TOKEN, with the server's.")
+    return refusal(401, error, {"WWW-Authenticate": f'Bearer realm="nnterp-mcp"{details}'})

@@ -91,8 +91,18 @@ class Bridge:
         async with anyio.create_task_group() as tasks:
             async for message in messages:
                 await self._pass_on(message, tasks)
+            if self._handshake is None:
+                await self._wait_for_answers()
+            if self._scopes.keys() - self._abandoned:
+                logger.warning("the client left before %s had answered it", self._address)
             tasks.cancel_scope.cancel()
         await self._end_session()
+
+    async def _wait_for_answers(self) -> None:
+        """Lets a client that said all at once hear what a server that is away comes to."""
+        with anyio.move_on_after(_GOODBYE):
+            while self._scopes:
+                await anyio.sleep(0.02)
 
     async def _pass_on(self, message: JSONRPCMessage, tasks: TaskGroup) -> None:
         if isinstance(message, JSONRPCRequest):
@@ -201,18 +211,20 @@ class Bridge:
 
     async def _refused(self, request: JSONRPCRequest, response: httpx2.Response) -> JSONRPCError:
         """A refusal in the client's terms: the server's own error, or what its HTTP status means."""
-        body = await response.aread()
+        body, status = await response.aread(), response.status_code
+        words = body[:200].decode(errors="replace")
         with suppress(ValidationError):
             answer = jsonrpc_message_adapter.validate_json(body)
             if isinstance(answer, JSONRPCError):
-                return answer.model_copy(update={"id": request.id})
-        status = response.status_code
+                if status not in _OURS:
+                    return answer.model_copy(update={"id": request.id})
+                words = answer.error.message
         if 300 <= status < 400:
             elsewhere = response.headers.get("location", "elsewhere")
             error = InvalidRequest(f"{self._address} sends to {elsewhere}", "Connect to that URL, if you trust it.")
         else:
             kind, step = _REFUSALS.get(status, (InvalidRequest, "Is it the URL of an MCP server, with its path?"))
-            said = f"{response.reason_phrase}. {body[:200].decode(errors='replace')}".strip(". \n")
+            said = f"{response.reason_phrase}. {words}".strip(". \n")
             error = kind(f"{self._address} answered {status}: {said}", step)
         logger.warning(replies.worded(error))
         return _refusal(request, error)
@@ -236,6 +248,9 @@ class Bridge:
             )
         return self._broken(request, str(error) or type(error).__name__)
 
+
+_OURS = {401, 403, 421}
+"""Refusals that whoever started the bridge or the server can mend, and the client cannot."""
 
 _REFUSALS: dict[int, tuple[type[NnterpError], str]] = {
     401: (Forbidden, "Put the server's token into the variable that --token-env names (NNTERP_MCP_TOKEN)."),

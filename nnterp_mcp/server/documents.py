@@ -16,10 +16,30 @@ ADDRESSES = _GLOSSARY, _TOOLS, _TOOL = "nnterp://glossary", "nnterp://tools", "n
 _KIND = "text/markdown"
 
 DOCUMENTS = (
-    Resource(uri=_TOOLS, name="tools", title="Every tool, its parameters and what it measures", mime_type=_KIND),
-    Resource(uri=_GLOSSARY, name="glossary", title="The words of the answers, with sites and units", mime_type=_KIND),
+    Resource(
+        uri=_TOOLS,
+        name="tools",
+        title="Every tool, its parameters and what it measures",
+        description="The tool reference: types, limits, defaults and meanings of every parameter.",
+        mime_type=_KIND,
+    ),
+    Resource(
+        uri=_GLOSSARY,
+        name="glossary",
+        title="The words of the answers, with sites and units",
+        description="What an answer's words mean, and where in the model each site is.",
+        mime_type=_KIND,
+    ),
 )
-TEMPLATES = (ResourceTemplate(uri_template=_TOOL, name="tool", title="One tool of the reference", mime_type=_KIND),)
+TEMPLATES = (
+    ResourceTemplate(
+        uri_template=_TOOL,
+        name="tool",
+        title="One tool of the reference",
+        description="What one tool measures, with its parameters; {tool} is its name.",
+        mime_type=_KIND,
+    ),
+)
 
 
 def read(address: str) -> str:

@@ -1,6 +1,6 @@
 """How much a client may ask: requests a minute, bytes and seconds of a body, open sessions.
 
-Each limit is an ASGI application around another. What is refused is answered in JSON, with the limit's name.
+Each limit is an ASGI application around another. What is refused is answered by a JSON-RPC error with the limit's name.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import anyio
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+
+from nnterp_mcp.errors import LimitExceeded
+from nnterp_mcp.server.refusals import refusal
+from nnterp_mcp.server.values import MOST_VALUES, too_many_values
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,43 +28,60 @@ BODY_SECONDS = 30.0
 
 _MINUTE = 60.0
 
+_CLIENTS_OF_AN_ADDRESS = 10
+"""How many clients' worth of requests one address may make."""
 
-def _refusal(status: int, reason: str, **headers: str) -> JSONResponse:
+
+def _refusal(status: int, reason: str, retry_after: int | None = None) -> JSONResponse:
     """An answer before the body was read; the connection ends with it, since the rest of the body is not wanted."""
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return JSONResponse({"error": reason}, status_code=status, headers={"Connection": "close"} | names)
+    headers = {"Connection": "close"} | ({} if retry_after is None else {"Retry-After": str(retry_after)})
+    step = "" if retry_after is None else f"Try again in {retry_after} s."
+    return refusal(status, LimitExceeded(reason, step), headers, retry_after)
 
 
 class RateLimit:
-    """Answers 429 to an address that asks too often. The counts of all addresses begin anew every minute."""
+    """Answers 429 to a client that asks too often. All counts begin anew every minute.
+
+    A client is a session, so that those which share an address (behind a tunnel or a proxy) do not count for each
+    other, or an address where there is none. Anyone may name a session: an address has ten clients' worth at most.
+    """
 
     def __init__(self, app: ASGIApp, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._per_minute = per_minute
         self._clock = clock
         self._begun = -math.inf
-        self._requests: Counter[str] = Counter()
+        self._requests: Counter[tuple[str, str | None]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers or passes on one request."""
         app = self._app
-        if scope["type"] == "http" and (wait := self._wait(scope["client"][0] if scope.get("client") else "")):
+        if scope["type"] == "http" and (wait := self._wait(scope["client"][0] if scope.get("client") else "", scope)):
             reason = f"more than {self._per_minute} requests in a minute (max_requests_per_minute)"
-            app = _refusal(429, reason, Retry_After=str(wait))
+            app = _refusal(429, reason, wait)
         await app(scope, receive, send)
 
-    def _wait(self, address: str) -> int:
-        """Seconds until the address may ask again, 0 if it may now."""
+    def _wait(self, address: str, scope: Scope) -> int:
+        """Seconds until the client may ask again, 0 if it may now."""
         now = self._clock()
         if now - self._begun >= _MINUTE:
             self._begun = now
             self._requests.clear()
-        self._requests[address] += 1
-        return math.ceil(self._begun + _MINUTE - now) if self._requests[address] > self._per_minute else 0
+        session = Headers(scope=scope).get("mcp-session-id") or _session_of(scope.get("query_string", b""))
+        limits = {(address, session): self._per_minute, (address, None): _CLIENTS_OF_AN_ADDRESS * self._per_minute}
+        self._requests.update(limits.keys())
+        late = any(self._requests[who] > most for who, most in limits.items())
+        return math.ceil(self._begun + _MINUTE - now) if late else 0
+
+
+def _session_of(query: bytes) -> str:
+    """The session that a message of SSE belongs to, "" where there is none."""
+    return parse_qs(query.decode("latin-1"), max_num_fields=8).get("session_id", [""])[0] if len(query) < 1000 else ""
 
 
 class BodyLimit:
-    """Reads a request's body before anything else does, and gives up when it is too large (413) or too slow (408)."""
+    """Reads a request's body before anything else does, and gives up when it is too large or holds too much (413), or
+    is too slow (408)."""
 
     def __init__(self, app: ASGIApp, largest: int) -> None:
         self._app = app
@@ -82,6 +104,10 @@ class BodyLimit:
             return
         if read is None:
             await self._too_large(scope, receive, send)
+            return
+        if too_many_values(read.get("body", b"")):
+            reason = f"the body holds more than {MOST_VALUES:,} values (a name or a list counts as eight)"
+            await _refusal(413, reason)(scope, receive, send)
             return
         await self._app(scope, _replay(read, receive), send)
 
@@ -121,8 +147,7 @@ class SessionLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers or serves one request."""
         if self._open >= self._most:
-            refusal = _refusal(503, f"{self._open} sessions are open (max_sessions)", Retry_After="60")
-            await refusal(scope, receive, send)
+            await _refusal(503, f"{self._open} sessions are open (max_sessions)", 60)(scope, receive, send)
             return
         self._open += 1
         try:

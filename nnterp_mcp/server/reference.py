@@ -8,10 +8,15 @@ from typing import Any
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset import specs
 
+_ARRIVAL = """\
+Null stands for what is left out, 3.0 for 3. A list or an object may come as JSON text, wherever it is taken; where
+`prompts` come as one text that is a JSON list of texts or messages, the list is meant. A text that is to be read as it
+stands, although it is such JSON, goes into a list: in a list every text stands for itself."""
+
 
 def reference() -> str:
     """The whole page."""
-    head = "# Tools\n\nGenerated from the specs by `python tools/reference.py`.\n"
+    head = f"# Tools\n\nGenerated from the specs by `python tools/reference.py`.\n\n{_ARRIVAL}\n"
     return "\n".join([head, *(section(spec) for spec in specs().values())])
 
 
@@ -38,12 +43,22 @@ def section(spec: ToolSpec[Any, Any, Any]) -> str:
 
 def parameter(name: str, schema: dict[str, Any], default: Any) -> str:
     """One row of a tool's table."""
-    kind = schema.get("type", schema.get("anyOf", "any"))
-    if "enum" in schema:
-        kind = [json.dumps(value) for value in schema["enum"]]
-    elif schema.get("anyOf"):
-        kind = [value for part in schema["anyOf"] for value in part.get("enum", [part.get("type", "any")])]
-    shown = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
+    shown = ", ".join(_kind(part) for part in schema.get("anyOf", [schema]))
+    limits = [f"{schema[key]:,} {of}".rstrip() for key, of in _LIMITS.items() if key in schema]
+    if limits:
+        shown += f" (at most {', '.join(limits)})"
     default = default if default == "required" else f"`{json.dumps(default)}`"
     meaning = schema.get("description", "").replace("|", "\\|")
     return f"| `{name}` | {shown} | {default} | {meaning} |"
+
+
+_LIMITS = {"maximum": "", "maxLength": "characters", "maxItems": "items", "maxProperties": "names"}
+
+
+def _kind(schema: dict[str, Any], plural: str = "") -> str:
+    """A type in words."""
+    if "enum" in schema:
+        return ", ".join(json.dumps(value) for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"list{plural} of {_kind(schema['items'], 's')}"
+    return f"{schema['type']}{plural}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
-import uuid
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,12 +10,10 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from nnterp_mcp.contract import Answer, Late
-from nnterp_mcp.errors import Internal, NnterpError
+from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.redaction import redact
-from nnterp_mcp.render import lines, rounded
+from nnterp_mcp.render import escaped, escaped_data, lines, rounded
 from nnterp_mcp.toolset import specs
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_ERROR = 2000
 """Characters; what a caller sent may be quoted in an error, and may be long."""
@@ -26,15 +22,16 @@ _LONGEST_ERROR = 2000
 def answered(answer: Answer) -> CallToolResult:
     """An answer as text and as structured content, and its picture if it has one."""
     data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
+    data = escaped_data(data if answer.exact else rounded(data))
     content: list[ContentBlock] = [TextContent(text=written(answer))]
     if answer.picture is not None:
         content.append(ImageContent(data=base64.b64encode(answer.picture).decode(), mime_type="image/png"))
-    return CallToolResult(content=content, structured_content=data if answer.exact else rounded(data))
+    return CallToolResult(content=content, structured_content=data)
 
 
 def written(answer: Answer) -> str:
     """An answer as text; its class says how it is written."""
-    text = _renderers()[type(answer)](answer)
+    text = escaped(_renderers()[type(answer)](answer))
     return text if answer.run_id is None else f"{text}\nrun_id: {answer.run_id}"
 
 
@@ -54,14 +51,4 @@ def worded(error: NnterpError) -> str:
     text = redact(f"{error.code}: {error.message}")
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
-    return f"{text}\n{error.next_step}" if error.next_step else text
-
-
-def masked(error: Exception) -> NnterpError:
-    """A fault of ours under a log id, its details in the log only."""
-    log_id = uuid.uuid4().hex[:8]
-    logger.error("[%s] %s", log_id, type(error).__name__, exc_info=error)
-    return Internal(
-        f"an unexpected {type(error).__name__} in the server (log id {log_id})",
-        "The server's log holds the details under that id; other calls are not affected.",
-    )
+    return escaped(f"{text}\n{error.next_step}" if error.next_step else text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
@@ -25,10 +27,11 @@ from mcp_types import (
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.fields import shown
-from nnterp_mcp.render import size
+from nnterp_mcp.render import escaped, plural, size
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.session import figures
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.records import RunRecord
 from nnterp_mcp.session.runs import late
 from nnterp_mcp.session.session import Session
@@ -41,18 +44,61 @@ Contents = TextResourceContents | BlobResourceContents
 LISTED = 20
 """Runs that `resources/list` names; every run can be read."""
 
-LARGEST = 16_000_000
-"""Bytes of a resource before it is encoded: it travels as one message, which clients hold in memory."""
+PIECE = 480_000
+"""Bytes of a resource before it is encoded: it travels as one message, and clients refuse one of more than 1 MiB."""
 
-_ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+))?/?")
+_ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+)(?:/(?P<piece>[1-9][0-9]{0,5}))?)?/?")
 
 _TEMPLATES = (
-    ("run://{run_id}", "run", "The answer of a run, as its tool gave it", "text/markdown"),
-    ("run://{run_id}/record", "record", "A run's parameters, versions, hashes and times", "application/json"),
-    ("run://{run_id}/result", "result", "A run's whole result", "application/json"),
-    ("run://{run_id}/figure.png", "picture", "A run as a picture", "image/png"),
-    ("run://{run_id}/figure.html", "figure", "A run as an interactive page, whole in one file", "text/html"),
-    ("run://{run_id}/{array}", "array", "An array that a run kept", "application/octet-stream"),
+    (
+        "run://{run_id}",
+        "run",
+        "The answer of a run, as its tool gave it",
+        "What the call found, in words and tables; {run_id} stands in every answer.",
+        "text/markdown",
+    ),
+    (
+        "run://{run_id}/record",
+        "record",
+        "A run's parameters, versions, hashes and times",
+        "All that is needed to make the call again and compare.",
+        "application/json",
+    ),
+    (
+        "run://{run_id}/result",
+        "result",
+        "A run's whole result",
+        "Every number, before anything was left out of the answer.",
+        "application/json",
+    ),
+    (
+        "run://{run_id}/figure.png",
+        "picture",
+        "A run as a picture",
+        "The figure that plot=true puts beside an answer.",
+        "image/png",
+    ),
+    (
+        "run://{run_id}/figure.html",
+        "figure",
+        "A run as an interactive page",
+        "The figure with its numbers under the pointer. It loads plotly.js, which the page in the run's folder holds.",
+        "text/html",
+    ),
+    (
+        "run://{run_id}/{array}",
+        "array",
+        "An array that a run kept",
+        "States or patterns as they were kept; the record names the arrays and their axes.",
+        "application/octet-stream",
+    ),
+    (
+        "run://{run_id}/{part}/{piece}",
+        "piece",
+        "A piece of a part that is too large for one message",
+        "Pieces count from 1; joined in order they are the part.",
+        "application/octet-stream",
+    ),
 )
 
 _FIGURES = {figures.PICTURE: "image/png", figures.PAGE: "text/html"}
@@ -87,8 +133,8 @@ class Resources:
             resource_templates=[
                 *documents.TEMPLATES,
                 *(
-                    ResourceTemplate(uri_template=template, name=name, title=title, mime_type=kind)
-                    for template, name, title, kind in _TEMPLATES
+                    ResourceTemplate(uri_template=template, name=name, title=title, description=said, mime_type=kind)
+                    for template, name, title, said, kind in _TEMPLATES
                 ),
             ]
         )
@@ -100,7 +146,7 @@ class Resources:
         except NnterpError as error:
             raise MCPError(INVALID_PARAMS, replies.worded(error), {"uri": params.uri}) from None
         except Exception as error:
-            raise MCPError(INTERNAL_ERROR, replies.worded(replies.masked(error))) from None
+            raise MCPError(INTERNAL_ERROR, replies.worded(masked(error))) from None
 
     async def _read(self, address: str) -> Contents:
         if address.startswith(documents.SCHEME):
@@ -114,12 +160,16 @@ class Resources:
                 + ", ".join([*documents.ADDRESSES, *(template for template, *_ in _TEMPLATES)])
                 + "."
             )
-        run_id, part = found["run_id"], found["part"]
+        run_id, part, piece = found["run_id"], found["part"], found["piece"]
         live = self._session.runs.find(run_id)
         if live is not None and part is None:
             return _text(address, replies.written(late(live)), "text/markdown")
         record = await anyio.to_thread.run_sync(self._store.read, run_id)
-        return await anyio.to_thread.run_sync(_read_part, self._store, record, address, part)
+        if part is None:
+            answer = await anyio.to_thread.run_sync(read_answer, self._store, record)
+            return _text(address, replies.written(answer), "text/markdown")
+        number = None if piece is None else int(piece)
+        return await anyio.to_thread.run_sync(_read_part, self._store, record, address, part, number)
 
 
 def _entry(record: RunRecord) -> Resource:
@@ -128,45 +178,80 @@ def _entry(record: RunRecord) -> Resource:
         uri=f"run://{record.id}",
         name=record.id,
         title=f"{record.tool} on {record.model}, {record.state}, {when}",
+        description=f"The answer of a call of {record.tool} on {record.model}, begun {when}.",
         mime_type="text/markdown",
     )
 
 
-def _read_part(store: RunStore, record: RunRecord, address: str, part: str | None) -> Contents:
-    if part is None:
-        return _text(address, replies.written(read_answer(store, record)), "text/markdown")
+def _read_part(store: RunStore, record: RunRecord, address: str, part: str, piece: int | None) -> Contents:
+    """A part that is small enough for one message, or a piece of it."""
+    content = _part(store, record, part)
+    count = max(1, -(-content.size // PIECE))
+    if piece is None and count > 1:
+        raise LimitExceeded(
+            f"{address} has {size(content.size)}, and one message takes {size(PIECE)}",
+            f"Read its {count} pieces, {address}/1 to {address}/{count}, and join them; or read_run gives the rows "
+            "that are asked for.",
+        )
+    if piece is not None and piece > count:
+        raise InvalidRequest(f"there is no {address}: the part has {plural(count, 'piece')}, from 1.")
+    begin = ((piece or 1) - 1) * PIECE
+    if content.kind.startswith(("text/", "application/json")):
+        return _text(address, content.text(begin, begin + PIECE), content.kind)
+    return _blob(address, content.read(begin, begin + PIECE), content.kind)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a run.
+
+    Attributes:
+        kind: Its MIME type.
+        size: Its bytes.
+        read: Reads those from one place to another.
+    """
+
+    kind: str
+    size: int
+    read: Callable[[int, int], bytes]
+
+    def text(self, begin: int, end: int) -> str:
+        """The characters that begin between two places."""
+        read = self.read(begin, end + 3)
+        first = next((at for at, byte in enumerate(read) if byte & 0xC0 != 0x80), 0) if begin else 0
+        last = end - begin
+        while last < len(read) and read[last] & 0xC0 == 0x80:
+            last += 1
+        return read[first:last].decode()
+
+
+def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "record":
-        return _text(address, record.model_dump_json(indent=2), "application/json")
+        return _held(escaped(record.model_dump_json(indent=2)).encode(), "application/json")
     if part == "result":
-        return _text(address, _within_limit(store.read_result(record), address).decode(), "application/json")
+        return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
     if part in _FIGURES:
-        content = _within_limit(figures.read(store, record, part), address)
-        if part == figures.PAGE:
-            return _text(address, content.decode(), _FIGURES[part])
-        return _blob(address, content, _FIGURES[part])
+        content = figures.read(store, record, part)
+        return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])
         raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {names}.")
     path = store.array_path(record.id, part)
+
+    def read(begin: int, end: int) -> bytes:
+        with path.open("rb") as source:
+            source.seek(begin)
+            return source.read(end - begin)
+
     try:
-        _check_size(path.stat().st_size, address)
-        content = path.read_bytes()
+        read(0, 1)
+        return _Part("application/octet-stream", path.stat().st_size, read)
     except OSError:
         raise InvalidRequest(f"the array {part!r} of {record.id} is gone.", "Run the experiment again.") from None
-    return _blob(address, content, "application/octet-stream")
 
 
-def _within_limit(content: bytes, address: str) -> bytes:
-    _check_size(len(content), address)
-    return content
-
-
-def _check_size(count: int, address: str) -> None:
-    if count > LARGEST:
-        raise LimitExceeded(
-            f"{address} has {size(count)}, and a resource at most {size(LARGEST)}",
-            "read_run gives the rows that are asked for, with where, columns, offset and limit.",
-        )
+def _held(content: bytes, kind: str) -> _Part:
+    return _Part(kind, len(content), lambda begin, end: content[begin:end])
 
 
 def _blob(address: str, content: bytes, kind: str) -> BlobResourceContents:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 from mcp.server.lowlevel import Server
@@ -16,11 +17,13 @@ from mcp.server.lowlevel import Server
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
-from nnterp_mcp.server.app import build
+from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
+from nnterp_mcp.server.pipes import exit_at_once, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.session.session import Session
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +47,6 @@ def serve(settings: Settings) -> None:
     exit_at_once()
 
 
-def exit_at_once() -> NoReturn:
-    """Ends the process at once: a thread that reads standard input cannot be cancelled, and would hold it back."""
-    sys.stdout.flush()
-    os._exit(0)
-
-
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -67,15 +64,14 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Session(settings) as session:
         server = build(session)
+        gc.freeze()  # what is there by now stays: looking through all of it again would hold up every client
         await (_serve_stdio(server, session) if listener is None else _serve_http(server, session, listener))
 
 
 async def _serve_stdio(server: Server[Any], session: Session) -> None:
-    from mcp.server.stdio import stdio_server
-
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_end_on_signal, session)
-        async with stdio_server() as (read, write):
+        async with pipes(session.close) as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
 
@@ -92,6 +88,8 @@ async def _serve_http(server: Server[Any], session: Session, listener: socket.so
 
     from nnterp_mcp.server.connections import ImpatientProtocol
 
+    for spec in specs().values():  # made once, before there is a client whom that would hold up
+        definition(spec)
     settings = session.settings
     config = uvicorn.Config(
         http_app(server, settings),

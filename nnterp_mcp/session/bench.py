@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
 from nnterp_mcp.fields import Prompt
@@ -148,13 +149,13 @@ class Bench:
     def stopping(
         self, check: Callable[[], None], tell: Callable[[str], None] = lambda message: None
     ) -> Generator[None]:
-        """While in force, the model asks on its way whether to go on, if there is one.
+        """While in force, the model asks on its way whether to go on, if there is one; and so do loops over a request.
 
         Args:
             check: Raises what its work is to end with.
             tell: Told what it waits for.
         """
-        with nullcontext() if self._model is None else self._model.stopping(check, tell):
+        with cancellable(check), nullcontext() if self._model is None else self._model.stopping(check, tell):
             yield
 
     def require_offered(self, spec: ToolSpec[Any, Any, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nnterp_mcp.session.files import write_whole
+from nnterp_mcp.session.files import as_json, write_whole
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -42,7 +42,7 @@ class Checkpoint:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / f"{name}.json", part.model_dump_json().encode(), sync=False)
+            write_whole(self._folder / f"{name}.json", as_json(part), sync=False)
         except OSError:
             return
 

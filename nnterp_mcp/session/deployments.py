@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from typing import Any
+
+import httpx2
 
 _PATIENCE = 3.0
 """Seconds within which a service has to answer: `session` answers at once otherwise."""
@@ -20,13 +20,13 @@ def describe_deployments(host: str, key: str) -> str:
         host: Its address.
         key: The API key; none where it is empty.
     """
-    request = urllib.request.Request(f"{host}/status", headers={"ndif-api-key": key} if key else {})
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            told: dict[str, Any] = json.load(answer)
-    except (OSError, ValueError) as error:
-        status = getattr(error, "code", None)
-        return f"NDIF at {host} does not say what it serves ({f'HTTP {status}' if status else type(error).__name__})."
+        answer = httpx2.get(f"{host}/status", headers={"ndif-api-key": key} if key else {}, timeout=_PATIENCE)
+        told: dict[str, Any] = answer.raise_for_status().json()
+    except (httpx2.HTTPError, ValueError) as error:
+        failed = isinstance(error, httpx2.HTTPStatusError)
+        reason = f"HTTP {error.response.status_code}" if failed else type(error).__name__
+        return f"NDIF at {host} does not say what it serves ({reason})."
     states: dict[str, str] = {}
     for deployment in told.get("deployments", {}).values():
         if deployment.get("deployment_level") in ("HOT", "WARM"):

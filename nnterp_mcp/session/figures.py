@@ -71,6 +71,13 @@ def read(store: RunStore, record: RunRecord, name: str) -> bytes:
     return page
 
 
+def light(page: bytes) -> bytes:
+    """A run's interactive page as small as a message has to be: its plotting library is loaded by who opens it."""
+    from nnterp_mcp.display.html import without_library
+
+    return without_library(page.decode()).encode()
+
+
 def where(record: RunRecord) -> str:
     """The note that says where the figure lies."""
     return f"Picture: run://{record.id}/{PICTURE}; interactive: run://{record.id}/{PAGE}, also in the run's folder."

@@ -1,10 +1,14 @@
-"""Files that are written whole or not at all, so that any number of processes may share a folder."""
+"""Files that are written whole or not at all, so that any number of processes may share a folder; and what JSON in
+them looks like."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import to_json
 
 
 def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
@@ -29,3 +33,11 @@ def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def as_json(model: BaseModel) -> bytes:
+    """A model as JSON that its class reads back.
+
+    JSON has no word for a number that is not finite: it is written as a text ("NaN", "Infinity"), in every part alike.
+    """
+    return to_json(model.model_dump(), inf_nan_mode="strings")

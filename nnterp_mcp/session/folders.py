@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnterp_mcp.checkpoint import find_checkpoint, require_readable
-from nnterp_mcp.errors import Forbidden, InvalidRequest, UnknownModel
+from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
 from nnterp_mcp.fields import shown
+
+_MOST_FILES = 10_000
+"""Files of a model's folder, and of the folders in it."""
 
 _ALLOW = "Whoever starts the server allows a folder with --folder."
 
@@ -42,6 +46,7 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
 
     Raises:
         Forbidden: No pattern allows it, or it lies outside of the folders, or one of its files does.
+        LimitExceeded: The folder holds more files than a model has.
         UnknownModel: There is no such file or folder, or it holds no model that can be read.
         Unsupported: It is an adapter, or has an encoder.
     """
@@ -70,10 +75,24 @@ def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
             f"there is no file or folder {shown(name)}",
             "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
         )
-    for entry in (entry for depth in ("*", "*/*") for entry in found.glob(depth)):
-        if not _is_inside(Path(os.path.realpath(entry)), roots):  # resolve() would raise on a loop of links
-            raise Forbidden(f"{entry} is a link that leads outside of {_listed(roots)}", _ALLOW)
+    for count, entry in enumerate(_entries(found, 2) if found.is_dir() else ()):
+        if count == _MOST_FILES:
+            raise LimitExceeded(
+                f"{shown(name)} holds more than {_MOST_FILES} files, and a model fewer", "Name the model's own folder."
+            )
+        # Only a link leads anywhere else; resolve() would raise on a loop of them.
+        if entry.is_symlink() and not _is_inside(Path(os.path.realpath(entry)), roots):
+            raise Forbidden(f"{entry.path} is a link that leads outside of {_listed(roots)}", _ALLOW)
     return found
+
+
+def _entries(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder, and in the folders there, as deep as model folders are."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if depth > 1 and entry.is_dir():
+                yield from _entries(entry.path, depth - 1)
 
 
 def _inside(name: str, roots: Sequence[Path], purpose: str) -> list[Path]:

@@ -33,12 +33,14 @@ class Job:
         send: Sends a message to the server.
         recorder: Keeps what the call computes; None for a call that is not recorded.
         partial: Makes a result of what the call has so far; None while it has nothing to show.
+        remarks: What is to be said of how the input was read.
     """
 
     id: int
     send: Callable[[Progress], None]
     recorder: Recorder | None = None
     partial: Callable[[], Result | None] | None = None
+    remarks: Mapping[str, None] = field(default_factory=dict[str, None])
     _stopped: list[NnterpError] = field(default_factory=list)
     _group: tuple[int, int, int, str] = (0, 0, 0, "")
     _last: tuple[float, float | None] = (0.0, None)
@@ -85,6 +87,11 @@ class Job:
         """
         if self._stopped:
             raise self._stopped[0]
+
+    def told(self, result: R) -> R:
+        """A result with the call's remarks."""
+        result.remarks = list(self.remarks)
+        return result
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
         """Keeps an array beside the run's result; does nothing for a call that is not recorded.

@@ -24,6 +24,7 @@ from nnterp_mcp.errors import (
     UnknownModel,
 )
 from nnterp_mcp.operations import Operation
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.handles import handle_of
 from nnterp_mcp.session.process import OnProgress, WorkerProcess
 from nnterp_mcp.session.turns import Turns
@@ -231,15 +232,24 @@ class Pool:
             receive.close()
 
     async def _run(self, entry: Entry) -> None:
-        """Owns a worker's life: spawns it, loads the model, and stays until the process ends."""
+        """Owns a worker's life: spawns it, loads the model, and stays until the process ends.
+
+        Nothing that goes wrong in it leaves it: all models share one task group, which ends with the first error.
+        """
         with entry.scope:
             try:
                 entry.worker = await WorkerProcess.spawn(entry.handle, self.settings)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._load, entry, entry.worker)
                     await entry.worker.listen()
+            except NnterpError as error:
+                entry.error = entry.error or error
             except OSError as error:
                 entry.error = UnknownModel(f"no worker process could be started: {error}")
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                entry.error = entry.error or masked(error)
             finally:
                 self._settle(entry)
 

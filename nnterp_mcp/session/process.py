@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import resources
 from typing import Any
 
@@ -18,7 +19,6 @@ import psutil
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from pydantic import ValidationError
 
 from nnterp_mcp.errors import Cancelled, NnterpError, TimedOut, WorkerLost
 from nnterp_mcp.session.records import RunError
@@ -92,7 +92,12 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(cls, handle: str, settings: Settings) -> WorkerProcess:
-        """Starts a worker for the model that will have this handle."""
+        """Starts a worker for the model that will have this handle.
+
+        Raises:
+            OSError: No process can be started.
+            WorkerLost: It ended at once.
+        """
         config = resources.files("nnterp_mcp.session") / "nnsight.yaml"
         process = await anyio.open_process(
             [sys.executable, "-m", "nnterp_mcp.session.worker"],
@@ -102,7 +107,12 @@ class WorkerProcess:
             env=_MALLOC | os.environ | {"NNSIGHT_CONFIG": str(config), **_QUIET},
         )
         worker = cls(handle, process, settings)
-        await worker._send(Start(handle=handle, settings=settings))
+        try:
+            await worker._send(Start(handle=handle, settings=settings))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await worker._end()
+            raise
         return worker
 
     @property
@@ -131,8 +141,8 @@ class WorkerProcess:
             anyio.BrokenResourceError,
         ):
             pass
-        except ValidationError as error:  # nothing after it can be trusted, and the server outlives it
-            self._stopped = "it wrote what is no message, and was ended"
+        except Exception as error:  # nothing after it can be trusted, and the server outlives it
+            self._stopped = self._stopped or "it wrote what is no message, and was ended"
             logger.error("the worker of %s wrote what is no message", self.handle, exc_info=error)
         finally:
             with anyio.CancelScope(shield=True):
@@ -180,7 +190,7 @@ class WorkerProcess:
                     outcome = await self._exchange(call, receive, on_progress)
                 tasks.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_GRACE, shield=True):
                 await self._cancel(call, Cancelled("the call was given up"))
             raise
         finally:
@@ -216,8 +226,9 @@ class WorkerProcess:
         if stop.error is None:
             stop.now(TimedOut(f"{call.tool} did not finish within {limit:g} s and was stopped", _SMALLER))
         assert stop.error is not None
-        await self._cancel(call, stop.error)
-        await anyio.sleep(self._settings.stop_timeout)
+        with anyio.move_on_after(self._settings.stop_timeout):  # a process that hears nothing may not even take it
+            await self._cancel(call, stop.error)
+            await anyio.sleep_forever()
         await self.stop(f"{call.tool} did not stop within {self._settings.stop_timeout:g} s of being told to")
 
     async def _cancel(self, call: Call, error: NnterpError) -> None:
@@ -235,12 +246,12 @@ class WorkerProcess:
             if silent > limit:
                 await self.stop(f"it showed no sign of life for {silent:.0f} s and was ended")
                 return
-            with anyio.move_on_after(limit / 4):
+            with anyio.move_on_after(limit / 4), suppress(WorkerLost):  # its end is told by `listen`, to every call
                 await self._send(Ping())
 
     async def stop(self, reason: str) -> None:
-        """Ends the process: asks it by closing its input, then kills it. Calls in flight are told the reason."""
-        self._stopped = reason
+        """Ends the process: asks it by closing its input, then kills it. Calls in flight are told the first reason."""
+        self._stopped = self._stopped or reason
         assert self._process.stdin is not None
         await self._process.stdin.aclose()
         with anyio.move_on_after(_GRACE):
@@ -269,7 +280,8 @@ class WorkerProcess:
         self._heard = anyio.current_time()
         inbox = None if isinstance(message, Pong) else self._calls.get(message.id)
         if inbox is not None:
-            inbox.send_nowait(message)
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # its caller has just given up
+                inbox.send_nowait(message)
 
     async def _send(self, message: ToWorker) -> None:
         assert self._process.stdin is not None

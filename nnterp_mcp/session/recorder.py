@@ -13,6 +13,7 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
 from nnterp_mcp.session.arrays import FileRows
 from nnterp_mcp.session.checkpoints import Checkpoint, key_of
+from nnterp_mcp.session.files import as_json
 from nnterp_mcp.session.records import ArrayCard, RunError
 from nnterp_mcp.session.store import RunStore, now
 from nnterp_mcp.session.wire import Recorded
@@ -108,7 +109,7 @@ class Recorder:
             self._close_rows(result is not None)
             ended = self._end(error) | {"arrays": self._arrays, "environment": self._bench.environment}
             if result is not None:
-                digest = self._store.write_result(self.run_id, result.model_dump_json().encode())
+                digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}
             self._store.write(self._store.read(self.run_id).model_copy(update=ended))
         except (OSError, NnterpError) as problem:

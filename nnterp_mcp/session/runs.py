@@ -13,8 +13,9 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
-from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, NnterpError, Unsupported
+from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.operations import Operation, describe
+from nnterp_mcp.session.faults import masked
 from nnterp_mcp.session.pool import Entry, Pool
 from nnterp_mcp.session.process import OnProgress, Stop
 from nnterp_mcp.session.records import Owner, RunError, RunRecord
@@ -231,11 +232,22 @@ class Runs:
         for run in self.live:
             await run.ended.wait()
 
+    async def wind_down(self, within: float) -> None:
+        """Ends every run before its next batch, so that it keeps what it has.
+
+        Args:
+            within: Seconds to wait for that; the end of its worker ends a run that needs longer.
+        """
+        for run in self.live:
+            run.cancel(Cancelled("the server ended"))
+        with anyio.move_on_after(within):
+            await self.settle()
+
     async def sweep(self) -> None:
         """Makes room for new runs, as far as the quota asks for it."""
         try:
             deleted = await anyio.to_thread.run_sync(self.store.sweep, self._quota)
-        except OSError as error:
+        except Exception as error:  # a store that cannot be tidied still takes runs, or says why not
             logger.warning("no room could be made for runs: %s", error)
             return
         if deleted:
@@ -268,12 +280,10 @@ class Runs:
             return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
         except NnterpError as error:
             return None, error
-        except Exception as error:  # it costs this run, and not the server
-            logger.error("[%s] %s", run.id, type(error).__name__, exc_info=error)
-            return None, Internal(
-                f"an unexpected {type(error).__name__} in the server (log id {run.id})",
-                "The server's log holds the details under that id; other calls are not affected.",
-            )
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # it costs this run, and not the server
+            return None, masked(error, run.id)
 
     async def _compute(self, run: LiveRun, entry: Entry) -> dict[str, Any]:
         worker = entry.worker
@@ -301,10 +311,10 @@ class Runs:
                 ended = {"state": state, "error": RunError.of(error), "ended": now()}
                 record = record.model_copy(update=ended)
             self.store.write(record)  # a worker does not know the token, which its error may quote
-        except (OSError, NnterpError) as problem:
+        except Exception as problem:  # whatever it is, the run ends
             logger.warning("the end of %s could not be recorded: %s", run_id, problem)
         return None
 
     def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
         result = spec.result.model_validate_json(self.store.read_result(record))
-        return spec.digest(result).model_dump(mode="json")
+        return spec.summarize(result).model_dump(mode="json")

@@ -13,6 +13,9 @@ from nnterp_mcp.session.runs import Runs
 from nnterp_mcp.session.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 
+_LAST_BATCH = 4.0
+"""Seconds that runs have to end in: who ends a server kills it after 10, most often."""
+
 
 class Session:
     """The models and the runs of one server. Use as an async context manager.
@@ -47,7 +50,8 @@ class Session:
         return await self._stack.__aexit__(kind, error, trace)
 
     async def close(self) -> None:
-        """Ends every worker, and waits until every run has its end in its record."""
+        """Ends every run and then every worker; every run has what it finished, and its end, in its record."""
         with anyio.CancelScope(shield=True):
+            await self.runs.wind_down(_LAST_BATCH)
             await self.pool.close()
             await self.runs.settle()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _SUFFIX = ".safetensors"
 _TENSOR = "directions"
 _METADATA = "nnterp_mcp.vector"
+
+LONGEST_VECTOR = 64
+"""Characters of a vector's name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -46,7 +49,7 @@ def check_name(name: str) -> str:
     return name
 
 
-VectorName = Annotated[str, AfterValidator(check_name)]
+VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(check_name)]
 
 
 class ModelIdentity(BaseModel):

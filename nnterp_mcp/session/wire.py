@@ -11,7 +11,8 @@ from nnterp_mcp.settings import Settings
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Both ends are ours, and a number that is not finite arrives as what it is.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class Start(_Message):

@@ -19,6 +19,7 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
 from nnterp_mcp.fields import shown
 from nnterp_mcp.redaction import hide, redact
+from nnterp_mcp.remarks import collect_remarks
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.recorder import WRITING, Recorder
@@ -108,8 +109,8 @@ def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
     module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
     bench.require_offered(spec)
-    with bench.stopping(job.check, job.tell):
-        return module.run(bench, spec.params.model_validate(call.params), job)
+    with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
+        return job.told(module.run(bench, spec.params.model_validate(call.params), job))
 
 
 def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     if job.recorder is None:
         return result.model_dump(mode="json")
     problems = job.recorder.finish(result)
-    answer = specs()[call.tool].digest(result)
+    answer = specs()[call.tool].summarize(result)
     answer.notes += problems
     return answer.model_dump(mode="json")
 
@@ -137,7 +138,8 @@ def _give_up(job: Job, error: BaseException) -> NnterpError:
 def _partial(job: Job) -> Result | None:
     """What a call has so far; a fault in making it must not hide why the call ended, nor end the process."""
     try:
-        return job.partial() if job.partial is not None else None
+        found = job.partial() if job.partial is not None else None
+        return None if found is None else job.told(found)
     except BaseException as error:
         traceback.print_exception(error, file=sys.stderr)
         return None

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nnterp_mcp.contract import Table
-from nnterp_mcp.render import plural
+from nnterp_mcp.render import escaped_data, plural
 from nnterp_mcp.session.records import ArrayCard, RunRecord
 from nnterp_mcp.session.store import RunStore
 from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
@@ -40,7 +40,8 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
         answer.notes.insert(-1, f"Too large for this page, and left out: {', '.join(left)}; read_run has them.")
     parts = _tables(store, record) | {name: _array(store, record.id, name, card) for name, card in arrays.items()}
     data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
-    return {"answer": short(data), "parts": {name: short(part.model_dump(mode="json")) for name, part in parts.items()}}
+    tables = {name: short(part.model_dump(mode="json")) for name, part in parts.items()}
+    return {"answer": escaped_data(short(data)), "parts": escaped_data(tables)}
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:

@@ -202,6 +202,7 @@ def test_the_readme_shows_what_is_installed(tmp_path: Path) -> None:
         printed("vscode"),
         printed("cursor", "--url", "http://127.0.0.1:8765/mcp"),
     ]
+    assert printed("vscode", "--url", "http://127.0.0.1:8765/mcp") == blocks[3]
     code = printed("claude-code")["mcpServers"]["nnterp"]
     assert f"claude mcp add --scope user nnterp -- {code['command']} {' '.join(code['args'])}\n" in readme
 

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from plotly.io._utils import plotly_cdn_url
 from plotly.offline import get_plotlyjs
 
 from nnterp_mcp.display.figure import Bars, Curves, Figure, Heatmap
-from nnterp_mcp.display.html import chart_of, write_html
+from nnterp_mcp.display.html import chart_of, without_library, write_html
 from tests.display.test_png import beams, grid, lines
 
 
@@ -93,3 +94,14 @@ def test_charts_hold_every_number() -> None:
     assert [(trace.name, list(trace.y)) for trace in drawn] == [(curve.name, list(curve.y)) for curve in curves.curves]
     assert list(chart_of(bars).data[0].x) == [bar.value for bar in bars.bars]
     assert list(chart_of(bars).data[1].x) == [bar.mark for bar in bars.bars]
+
+
+def test_a_page_without_its_library_loads_that_very_one_and_nothing_else() -> None:
+    from plotly.io import to_html
+
+    page = without_library(write_html(figure("a")))
+    (own,) = re.findall(r'integrity="(.*?)"', to_html({"data": []}, include_plotlyjs="cdn"))
+
+    assert re.findall(r'src="([^"]*)" integrity="([^"]*)"', page) == [(plotly_cdn_url(), own)]
+    assert "script-src 'unsafe-inline' https://cdn.plot.ly;" in page
+    assert len(page) < 100_000

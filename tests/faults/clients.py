@@ -62,6 +62,19 @@ def leaves(how: Callable[[Wire], None], transport: str) -> Callable[[Scene], str
     return inject
 
 
+def cancelled_between_groups(scene: Scene) -> str:
+    """A cancel after the passes, while 24 groups of prompts are compared in every layer."""
+    groups = {f"group {number}": [f"a {number}", f"b {number}"] for number in range(24)}
+    known, said = scene.run_ids("collect_activations"), list[str | None]()
+    call = scene.client.begin(
+        "collect_activations", lambda *progress: said.append(progress[2]), prompts=groups, model="tiny-llama"
+    )
+    until(lambda: any(message and "summed up" in message for message in said) or call.done())
+    (run_id,) = scene.run_ids("collect_activations") - known
+    call.cancel()
+    return _end(scene, run_id)
+
+
 def _end(scene: Scene, run_id: str) -> str:
     """How a run ended whose client heard no more of it."""
     record = scene.ended(run_id, within=10)
@@ -80,6 +93,7 @@ FAULTS = [
     Fault("a client cancels in mid-call", cancelled, _STOPPED),
     Fault("cancel_run in mid-call", cancelled_by_run, r"cancelled: .* was cancelled"),
     Fault("a client cancels in the queue", cancelled_in_the_queue, r"nothing; the run is cancelled$"),
+    Fault("a client cancels while groups are compared", cancelled_between_groups, _STOPPED),
     Fault("the queue is full", queue_full, r"limit_exceeded: 2 calls wait for tiny-llama"),
     *(
         Fault(f"a client {way} in mid-call ({transport})", leaves(how, transport), _STOPPED)

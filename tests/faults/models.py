@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 
 from tests.faults.scene import Fault, Scene, attempt, seen
@@ -65,6 +66,32 @@ def unloaded_in_mid_call(scene: Scene) -> str:
     return seen(long.call)
 
 
+def stuck_load(scene: Scene) -> str:
+    """A load that answers nothing any more, and is unloaded while the server asks it for a sign of life."""
+    before = workers_of(scene.process)
+    said: list[float] = []
+    load = scene.client.begin("load_model", lambda *progress: said.append(progress[0]), model=str(scene.model("gpt2")))
+    until(lambda: said)
+    (stuck,) = [worker for worker in workers_of(scene.process) if worker not in before]
+    stuck.send_signal(signal.SIGSTOP)
+    unloaded = attempt(scene.client, "unload_model", model="tiny-gpt2")
+    assert unloaded.startswith("ok: tiny-gpt2 is unloaded"), unloaded
+    assert workers_of(scene.process) == before
+    return seen(load)
+
+
+def crowded_folder(scene: Scene) -> str:
+    """A folder of 20,000 files."""
+    folder = scene.folder / "crowded"
+    (folder / "inner").mkdir(parents=True)
+    for number in range(20_000):
+        (folder / "inner" / f"{number}.txt").touch()
+    begun = time.monotonic()
+    said = attempt(scene.client, "load_model", model=str(folder))
+    assert time.monotonic() - begun < 2
+    return said
+
+
 FAULTS = [
     Fault(
         f"{name} to a worker that loads",
@@ -80,4 +107,12 @@ FAULTS += [
     Fault("a model's folder that vanishes", vanished, r"unknown_model: there is no file or folder", slow=True),
     Fault("the handle of an unloaded model", unloaded_handle, r"stale_handle: 'tiny-gpt2' is gone", slow=True),
     Fault("a model unloaded in mid-call", unloaded_in_mid_call, r"worker_lost: tiny-llama is gone", slow=True),
+    Fault(
+        "a load that is stopped (SIGSTOP) and unloaded",
+        stuck_load,
+        r"cancelled: the load of tiny-gpt2 was ended: it was unloaded",
+        settings={"batch_tokens": 1, "hang_timeout": 6, "reply_within": 600},
+        slow=True,
+    ),
+    Fault("a folder of 20,000 files as a model", crowded_folder, r"limit_exceeded: .* holds more than 10000 files"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,23 @@ def giant(scene: Scene) -> str:
 def giant_argument(scene: Scene) -> str:
     """An argument of 500 kB."""
     return attempt(scene.client, "logit_lens", prompts="a " * 250_000)
+
+
+def fast(tool: str, **arguments: Any) -> Callable[[Scene], str]:
+    """A call that is refused before it costs anything."""
+
+    def inject(scene: Scene) -> str:
+        begun = time.monotonic()
+        said = attempt(scene.client, tool, **arguments)
+        assert time.monotonic() - begun < 2
+        return said
+
+    return inject
+
+
+def too_many_values(scene: Scene) -> str:
+    """A body of 100,000 lists in 400 kB."""
+    return status_of(scene, call_body("logit_lens", {"prompts": "a", "layers": [[0]] * 100_000}))
 
 
 def without_session(scene: Scene) -> str:
@@ -117,6 +135,27 @@ FAULTS = [
     Fault("malformed JSON-RPC over HTTP", malformed, r"HTTP/1.1 400 Bad Request$"),
     Fault("a request body over the limit", giant, r"HTTP/1.1 413 "),
     Fault("an argument of 500 kB", giant_argument, r"(limit_exceeded|invalid_request): "),
+    Fault("a body of 100,000 lists", too_many_values, r"HTTP/1.1 413 "),
+    Fault(
+        "40,000 unknown arguments",
+        fast("logit_lens", prompts="a", **{f"k{number}": 0 for number in range(40_000)}),
+        r"limit_exceeded: an object of 40001 names",
+    ),
+    Fault(
+        "900 unknown arguments",
+        fast("logit_lens", prompts="a", **{f"k{number}": 0 for number in range(900)}),
+        r"invalid_request: logit_lens has no argument 'k0'",
+    ),
+    Fault(
+        "40,000 target categories",
+        fast("logit_lens", prompts="a", targets={f"k{number}": "a" for number in range(40_000)}),
+        r"limit_exceeded: an object of 40000 names",
+    ),
+    Fault(
+        "positions of 40,000 names",
+        fast("logit_lens", prompts="a", positions={f"k{number}": 0 for number in range(40_000)}),
+        r"limit_exceeded: an object of 40000 names",
+    ),
     Fault("a call without a session", without_session, r"HTTP/1.1 400 "),
     Fault("arguments of wrong types", wrong_types, r"invalid_request: prompts"),
     Fault("an unknown argument", unknown_argument, r"invalid_request: logit_lens has no argument 'temperature'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tests.faults.scene import LONG, Fault, Scene
 from tests.serving import ended, raw, text, until, workers_of
@@ -50,7 +51,7 @@ def resumed(scene: Scene) -> str:
 def stdin_closed(scene: Scene) -> str:
     """The one client of a server on stdio closes its end in mid-call."""
     scene.client.call("unload_model")
-    with raw(batch_tokens=1, data=scene.folder / "data", runs=scene.runs) as server:
+    with raw(batch_tokens=1, reply_within=600, data=scene.folder / "data", runs=scene.runs) as server:
         server.initialize()
         server.call(1, "load_model", model=str(scene.model("llama")))
         assert not server.answer(1)["result"]["isError"]
@@ -67,14 +68,45 @@ def stdin_closed(scene: Scene) -> str:
     return f"the server ended with exit code {code}; the run is {_state(scene, run_id)}"
 
 
+def kept(tool: str, arguments: dict[str, Any], part: str) -> Callable[[Scene], str]:
+    """SIGTERM in the middle of a tool's call; another server reads the rows that were finished."""
+
+    def inject(scene: Scene) -> str:
+        known, said = scene.run_ids(tool), list[float]()
+        call = scene.client.begin(tool, lambda *progress: said.append(progress[0]), model="tiny-llama", **arguments)
+        until(lambda: len(said) > 3 or call.done())
+        (run_id,) = scene.run_ids(tool) - known
+        scene.process.send_signal(signal.SIGTERM)
+        assert ended([scene.process], 10), "the server lived on after SIGTERM"
+        scene.restart()
+        page = scene.client.call("read_run", run_id=run_id, part=part)
+        assert not page.is_error, text(page)
+        assert page.structured_content["total"] > 0
+        return f"the run is {_state(scene, run_id)}"
+
+    return inject
+
+
 def _state(scene: Scene, run_id: str) -> str:
     result = scene.client.call("read_run", run_id=run_id, part="record", limit=500)
     assert not result.is_error, text(result)
-    return next(row[1] for row in result.structured_content["table"]["rows"] if row[0] == "state")
+    facts = dict(result.structured_content["table"]["rows"])
+    return f"{facts['state']}, partial" if facts["partial"] else facts["state"]
 
 
 _OWN = {"batch_tokens": 1, "reply_within": 600}
-_ENDED = r"the server ended; the runs are (cancelled|failed) and (cancelled|failed)$"
+_ENDED = r"the server ended; the runs are cancelled, partial and cancelled$"
+_KEEPING: dict[str, tuple[dict[str, Any], str]] = {
+    "attention_probs": ({"prompts": LONG}, "heads"),
+    "collect_activations": ({"prompts": LONG}, "rows"),
+    "generate": ({"prompts": LONG, "max_new_tokens": 2}, "texts"),
+    "run_prompts": ({"prompts": LONG}, "rows"),
+    "steer": (
+        {"prompts": LONG[:200], "vector": {"positive": " a", "negative": " b"}, "layers": "all", "factors": [1, 2]},
+        "runs",
+    ),
+}
+"""Calls that take long, and the part that has their rows."""
 
 FAULTS = [
     Fault("SIGTERM to a server with runs in flight", signalled("SIGTERM"), _ENDED, settings=_OWN, slow=True),
@@ -96,7 +128,7 @@ FAULTS = [
     Fault(
         "a client on stdio that closes its end in mid-call",
         stdin_closed,
-        r"the server ended with exit code 0; the run is (cancelled|failed)$",
+        r"the server ended with exit code 0; the run is cancelled, partial$",
         settings=_OWN,
         slow=True,
     ),
@@ -107,5 +139,15 @@ FAULTS = [
         transport="stdio",
         settings=_OWN,
         slow=True,
+    ),
+    *(
+        Fault(
+            f"SIGTERM in the middle of {tool}",
+            kept(tool, *given),
+            r"the run is cancelled, partial$",
+            settings=_OWN,
+            slow=True,
+        )
+        for tool, given in _KEEPING.items()
     ),
 ]

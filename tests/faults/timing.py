@@ -28,14 +28,14 @@ FAULTS = [
         "a call past call_timeout",
         past_its_time,
         r"timed_out: logit_lens did not finish within 4 s and was stopped",
-        settings={"batch_tokens": 1, "call_timeout": 4},
+        settings={"batch_tokens": 1, "call_timeout": 4, "reply_within": 600},
         slow=True,
     ),
     Fault(
         "SIGSTOP to a worker in mid-call (hang_timeout)",
         hanging,
         r"worker_lost: tiny-llama is gone: it showed no sign of life for",
-        settings={"batch_tokens": 1, "hang_timeout": 10},
+        settings={"batch_tokens": 1, "hang_timeout": 10, "reply_within": 600},
         slow=True,
     ),
 ]

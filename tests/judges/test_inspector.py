@@ -50,7 +50,9 @@ def test_lists_every_tool_and_calls_one(transport: str, judge: Run, tiny: Callab
         )
 
     assert listed.returncode == 0, listed.stderr[-2000:]
-    assert {tool["name"] for tool in json.loads(listed.stdout)["result"]["tools"]} == set(specs())
+    told = json.loads(listed.stdout)
+    assert {tool["name"] for tool in told["result"]["tools"]} == set(specs())
+    assert [found for tool in told.get("schemaFindings", []) for found in tool["findings"]] == []
     assert called.returncode == 0, called.stderr[-2000:]
     assert "tiny-llama is loaded" in called.stdout
 

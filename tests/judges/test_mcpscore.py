@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.serving import environment, serve_command
 
-LEAST = 90
-"""Percent."""
+LEAST = 98
+"""Percent; the rest wants lists to be declared as changing, and ours do not."""
 
 
 def test_scores_well(tmp_path: Path) -> None:

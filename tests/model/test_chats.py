@@ -36,8 +36,9 @@ def chats(style: Style) -> st.SearchStrategy[Messages]:
 
 
 def encoded(template: str, messages: Messages, tokenizer: Any = TOKENIZER) -> EncodedPrompt:
+    """A chat whose last message is over, whoever said it."""
     tokenizer.chat_template = template
-    (prompt,) = encode_prompts(tokenizer, [messages], "tiny")
+    (prompt,) = encode_prompts(tokenizer, [[*messages[:-1], messages[-1] | {"closed": True}]], "tiny")
     return prompt
 
 
@@ -104,6 +105,52 @@ def following(style: Style, messages: Messages) -> list[tuple[int, tuple[int, in
                 rest += later
             found.append((turn, (start, start + len(rest))))
     return found
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_the_assistants_last_words_are_continued(style: Style, data: st.DataObject) -> None:
+    messages = data.draw(chats(style).filter(lambda messages: messages[-1]["role"] == "assistant"))
+    TOKENIZER.chat_template = style.jinja
+    (prompt,) = encode_prompts(TOKENIZER, [messages], "tiny")
+    pieces = style.pieces(messages)
+    end = max(place for place, (_, turn) in enumerate(pieces) if turn == len(messages) - 1)
+
+    last = messages[-1]["content"]
+    if last and last == last.rstrip():  # of spaces at the end, transformers drops more or fewer than the template
+        assert prompt.text == TOKENIZER.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert prompt.text.rstrip(" ") == "".join(text for text, _ in pieces[: end + 1]).rstrip(" ")
+    assert prompt.spans[-1][1] == len(prompt.text)
+    for turn in range(len(messages)):
+        assert prompt.chat is not None
+        assert prompt.chat.content_span(turn) is not None
+
+
+def test_a_chat_that_cannot_be_continued_is_told_how_to_end() -> None:
+    TOKENIZER.chat_template = "{% for m in messages %}{{ m['content'] | length }}{% endfor %}"
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+    with pytest.raises(InvalidRequest) as caught:
+        render_chat(TOKENIZER, said, "tiny")
+    assert '"closed": true' in caught.value.next_step
+    assert render_chat(TOKENIZER, [said[0], said[1] | {"closed": True}], "tiny").text == "11"
+
+
+def test_which_of_several_templates_writes_a_chat() -> None:
+    tokenizer: Any = tiny_tokenizer()
+    said = [{"role": "user", "content": "a"}]
+    written = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+
+    for templates in ({"default": written, "rag": "no"}, {"tool_use": written}):
+        tokenizer.chat_template = templates
+        assert render_chat(tokenizer, said, "tiny").text == "[a]"
+    tokenizer.chat_template = {"tool_use": written, "rag": written}
+    with pytest.raises(InvalidRequest) as caught:
+        render_chat(tokenizer, said, "tiny")
+    assert caught.value.message == (
+        "tiny has several chat templates ('tool_use', 'rag') and none of them is its default, so a prompt must be text"
+    )
 
 
 def tokens_or_none(prompt: EncodedPrompt, **asked: Any) -> list[int]:

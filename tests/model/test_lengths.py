@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.thorough import CAPABILITIES, check_thoroughly
 from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
 
 
 def standardize(model: PreTrainedModel, name: str = "tiny", check: bool = True) -> StandardizedTransformer:
@@ -52,7 +53,7 @@ def test_lengths_come_from_the_configuration() -> None:
 
 
 def test_a_model_reads_as_far_as_its_table_and_its_encoding_reach() -> None:
-    sizes = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 66}
+    sizes: dict[str, Any] = SIZES | {"num_attention_heads": 4, "max_position_embeddings": 66}
     roberta = RobertaForCausalLM(RobertaConfig(**sizes, is_decoder=True, pad_token_id=1))
     assert standardize(roberta, check=False).context == 64
     assert standardize(tiny_model("llama", rope="dynamic"), check=False).context == 128
@@ -91,7 +92,7 @@ def test_what_goes_wrong_only_beyond_a_window_is_found_at_load() -> None:
         return output + output[:, -1:] if output.shape[1] > 12 else output
 
     assert all(check.passed for check in standardize(model).checks)
-    model.model.layers[0].self_attn.o_proj.register_forward_hook(leak)
+    model.get_submodule("model.layers.0.self_attn.o_proj").register_forward_hook(leak)
     found = standardize(model)
     assert [check.name for check in found.checks if not check.passed] == ["lengths"]
     assert "beyond sliding_window 12" in found.checks[-1].detail
@@ -115,7 +116,8 @@ def test_what_takes_too_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_smallest_models_pass_every_measure(sizes: dict[str, int]) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES | sizes, max_position_embeddings=64, initializer_range=0.2))
+    options: dict[str, Any] = SIZES | sizes | {"max_position_embeddings": 64, "initializer_range": 0.2}
+    model = LlamaForCausalLM(LlamaConfig(**options))
     report = check_thoroughly(standardize(model, check=False))
     assert [(check.name, check.detail) for check in report.checks if not check.passed] == []
     assert [check.name for check in report.checks] == list(CAPABILITIES)

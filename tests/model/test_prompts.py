@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.fields import Message
-from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, fill_batches, token_text
-from nnterp_mcp.model.tiny import tiny_tokenizer
+from nnterp_mcp.model.prompts import EncodedPrompt, encode_prompts, fill_batches
+from nnterp_mcp.model.tiny import BOS, EOS, tiny_tokenizer
+from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.remarks import collect_remarks
 
 CPU = torch.device("cpu")
 TEMPLATE = (
@@ -66,8 +69,34 @@ def test_a_chat_goes_through_the_template_and_opens_the_assistants_turn() -> Non
     asked, answered = encode_prompts(tokenizer, [[user], [user, assistant]], "tiny")
 
     assert asked.text == "[user] Hi\n[assistant]"
-    assert answered.text == "[user] Hi\n[assistant] Yes\n"
+    assert answered.text == "[user] Hi\n[assistant] Yes"
     assert asked.ids == tokenizer(asked.text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_text_begins_once_however_it_is_written() -> None:
+    tokenizer = tiny_tokenizer()
+    with collect_remarks() as said:
+        plain, marked, twice = encode_prompts(tokenizer, ["The capital", "<bos>The capital", "<bos><bos>a"], "tiny")
+
+    assert marked.ids == plain.ids == tokenizer("The capital")["input_ids"]
+    assert [marked.text[slice(*span)] for span in marked.spans[:2]] == ["<bos>", "The"]
+    assert twice.ids[:3] == [1, 1, twice.ids[2]], "what the caller writes twice stays"
+    assert list(said) == ["2 prompts begin with <bos> already: it was not put before the text again."]
+
+
+def test_the_last_token_is_the_texts() -> None:
+    tokenizer = tiny_tokenizer()
+    plain = encode_prompts(tokenizer, ["The capital", "a<eos>"], "tiny")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A $B <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    with collect_remarks() as said:
+        ended = encode_prompts(tokenizer, ["The capital", "a<eos>"], "tiny")
+
+    assert tokenizer("The capital")["input_ids"][-1] == EOS
+    assert ended == plain
+    assert ended[1].ids[-1] == EOS, "the caller's own"
+    assert list(said) == ["The tokenizer's <eos> after every text was left out: the last token is the text's."]
 
 
 def test_padding_on_the_right_and_no_padding_at_all_make_no_difference() -> None:
@@ -92,7 +121,7 @@ def test_what_is_refused() -> None:
     assert refusal(tokenizer, "one two three four", limit=8).endswith(" tokens: tiny reads at most 8 here.")
     tokenizer.chat_template = TEMPLATE
     assert refusal(tokenizer, [Message(role="tool", content="a")]) == (
-        "the chat template of tiny refuses these messages: no tools here"
+        "the chat template of tiny refuses these messages: 'no tools here'"
     )
     tokenizer.backend_tokenizer.post_processor = None
     assert refusal(tokenizer, "") == "prompt 1 has no tokens for tiny: ''"

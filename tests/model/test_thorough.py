@@ -25,11 +25,18 @@ MISSING = {
     "diffllama": set(),
     "mamba": {"attention", "attention_edit", "heads"},
     "bart": {"batch_left"},
+    "roberta": {"as_generate"},
 }
 """What a type of the sample lacks; nothing where it is not listed."""
 
 
-@pytest.mark.parametrize("model_type", SAMPLE)
+OFTEN = ("gpt2", "llama", "qwen3_next", "gemma2", "mamba", "bart", "roberta", "gpt_oss")
+"""Those that the default run goes over; the rest come with the slow one."""
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in SAMPLE]
+)
 def test_offers_what_the_type_can_do_and_nothing_wrong(model_type: str) -> None:
     report = check_thoroughly(fresh(model_type, check_renaming=False))
     assert report.wrong == (), report.reason()
@@ -77,6 +84,7 @@ def test_census_runs_side_by_side_and_counts() -> None:
     assert seen == ["gpt2", "mamba"]
     counts = totals(reports)
     assert (counts["types"], counts["names"], counts["attention"], counts["wrong"]) == (2, 2, 1, 0)
+    assert (counts["generation"], counts["causal"], counts["switches"]) == (2, 2, 0)
     table = render_table(reports)
     assert "| gpt2 | ✓ | ✓ | ✓ |" in table
     assert "| mamba | ✓ | ✓ |  |" in table
@@ -90,5 +98,6 @@ def test_census_of_all_types() -> None:
     assert [report.name for report in reports if report.wrong] == []
     assert worst_lens(reports) < 1e-5
     least = {"types": 189, "names": 172, "lens": 172, "attention": 165, "attention_edit": 160, "batch_right": 170}
+    least |= {"causal": 180, "lengths": 180, "generation": 180, "as_generate": 170, "switches": 100}
     assert {name: counts[name] for name in least if counts[name] < least[name]} == {}
     assert set(json.loads(render_classes(reports))["classes"]) == verified_classes()

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from nnterp_mcp.errors import BY_CODE
 from nnterp_mcp.toolset import specs
-from tests.serving import Caller, stdio, text
+from tests.limits.bed import PROMPT, Bed, made, rows
 
 EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "40"))
 """Inputs of each tool."""
-
-FAULTS_OF_OURS = {"internal", "worker_lost", "timed_out", "out_of_memory"}
-"""What no argument may lead to, however odd it is."""
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     [
@@ -43,7 +37,6 @@ JSON = st.recursive(
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(TEXTS, parts, max_size=3),
     max_leaves=8,
 )
-PROMPT = "The capital of France is"
 PAIR = {"clean": "The king of France", "corrupted": "The king of Spain", "targets": {"one": " a", "other": " b"}}
 OPERATIONS: list[dict[str, Any]] = [
     {"op": "add", "layers": [1], "vector": "vector", "factor": 2.0, "site": "layers_output", "positions": "last"},
@@ -56,6 +49,10 @@ OPERATIONS: list[dict[str, Any]] = [
     {"op": "skip", "layers": "1:3"},
     {"op": "knockout", "layers": [1], "heads": [0], "query_positions": [3], "key_positions": [1]},
     {"op": "set_attention", "layers": [0], "heads": "all", "pattern": "uniform"},
+]
+MEAN_AND_SCALE: list[dict[str, Any]] = [
+    {"op": "mean", "site": "keys", "layers": 1, "steps": [1, 2], "prompts": "all"},
+    {"op": "scale", "site": "keys", "layers": 1, "factor": 0.5, "prompts": "all"},
 ]
 NAMES = sorted({name for operation in OPERATIONS for name in operation} | {"renormalise", "of", "seed"})
 
@@ -76,7 +73,10 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
         "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
         "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
         "tokenize": [{"prompts": PROMPT}],
-        "generate": [{"prompts": PROMPT, "max_new_tokens": 2}],
+        "generate": [
+            {"prompts": PROMPT, "max_new_tokens": 2},
+            {"prompts": ["a b c", "d e f g h"], "max_new_tokens": 3, "interventions": MEAN_AND_SCALE},
+        ],
         "make_vector": [
             {"name": "made", "method": "mean_difference", "positive": ["a", "b"], "negative": ["c", "d"]},
             {"name": "made", "method": "random", "norm": 1.0},
@@ -146,44 +146,16 @@ def arguments(draw: st.DrawFn, tool: str, known: list[dict[str, Any]]) -> dict[s
     return chosen
 
 
-class Bed:
-    """A server with a tiny model, a vector and a run; and what became of the inputs."""
-
-    def __init__(self, client: Caller, folder: Path) -> None:
-        self.client = client
-        self.folder = str(folder)
-        self.counts: dict[str, Counter[str]] = {}
-        for tool, given_arguments in (
-            ("load_model", {"model": self.folder}),
-            ("make_vector", {"name": "vector", "method": "random", "norm": 1.0}),
-            ("logit_lens", {"prompts": PROMPT}),
-        ):
-            result = client.call(tool, **given_arguments)
-            assert not result.is_error, text(result)
-        self.run_id = result.structured_content["run_id"]
-
-    def outcome(self, tool: str, given_arguments: Mapping[str, Any]) -> str:
-        """`ok`, or the code of the error."""
-        result = self.client.call(tool, **given_arguments)
-        outcome = text(result).partition(":")[0] if result.is_error else "ok"
-        self.counts.setdefault(tool, Counter())[outcome] += 1
-        assert outcome == "ok" or outcome in BY_CODE.keys() - FAULTS_OF_OURS, f"{text(result)}\n{self.client.log}"
-        return outcome
+def may_unload(tool: str, chosen: Mapping[str, Any], folder: str) -> bool:
+    """Whether a call may end the one model that there is."""
+    return tool == "unload_model" and chosen.get("model") in (None, "tiny-llama", folder)
 
 
 @pytest.fixture(scope="module")
 def bed(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Generator[Bed]:
-    folder, data = tiny("llama"), tmp_path_factory.mktemp("data")
-    limits = {"max_models": 1, "reply_within": 600, "allowed_models": json.dumps([str(folder)])}
-    with stdio(data=data, runs=data / "runs", **limits) as client:
-        bed = Bed(client, folder)
+    with made(tiny("llama"), tmp_path_factory.mktemp("data")) as bed:
         yield bed
-    total = sum(sum(counts.values()) for counts in bed.counts.values())
-    print(f"\n{total} inputs")
-    for tool, counts in bed.counts.items():
-        print(
-            f"{tool}: {sum(counts.values())} ({', '.join(f'{name} {count}' for name, count in counts.most_common())})"
-        )
+    print("", *rows(bed.tallies), sep="\n")
 
 
 @pytest.mark.parametrize("tool", sorted(specs()))
@@ -196,8 +168,21 @@ def test_any_arguments_are_answered(tool: str, bed: Bed) -> None:
     @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     @given(arguments(tool, known or [{"prompts": PROMPT}]))
     def every_input_is_answered(chosen: dict[str, Any]) -> None:
-        assume(tool != "unload_model" or chosen.get("model") not in (None, "tiny-llama", bed.folder))
+        assume(not may_unload(tool, chosen, bed.folder))
         bed.outcome(tool, chosen)
+        assert not bed.tallies[tool].wrong, bed.client.log.read_text()[-3000:]
 
     every_input_is_answered()
-    assert "1 model loaded" in text(bed.client.call("session"))
+    assert bed.holds_its_model()
+
+
+@pytest.mark.parametrize("tool", sorted(specs()))
+def test_limits_are_refused_fast_and_hold_up_nobody(tool: str, bed: Bed) -> None:
+    from tests.limits.__main__ import try_limits
+
+    tally = try_limits(bed, tool, every=61)
+
+    assert not tally.wrong
+    assert tally.slowest[0] < 2, tally.slowest
+    assert tally.pause < 0.2
+    assert bed.holds_its_model()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,36 @@ def test_progress_and_cancelling_pass(era: str, server: HttpServer) -> None:
         until(lambda: f"{run.name} | tiny-llama | cancelled" in text(client.call("session")))
 
     assert said[-1] == "40 of 40 prompts"
+
+
+@pytest.mark.parametrize("kind", ["serve", "connect"])
+def test_a_client_that_reads_no_more_ends_the_process_quietly(kind: str, server: HttpServer) -> None:
+    with raw(connect_command(server.address) if kind == "connect" else None) as client:
+        client.initialize()
+        process = client.process
+        assert process.stdout is not None
+        process.stdout.close()
+        with suppress(BrokenPipeError):
+            client.send("tools/list", 1)
+            client.send("ping", 2)
+
+        assert process.wait(30) == 0
+        assert "Traceback" not in client.log.read_text()
+
+
+@pytest.mark.parametrize("sent", ["", "initialize"])
+def test_a_server_that_is_away_is_told_and_the_bridge_ends_with_its_client(sent: str) -> None:
+    with raw(connect_command("http://127.0.0.1:1/mcp")) as client:
+        if sent:
+            client.send(
+                sent, 0, protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "t", "version": "0"}
+            )
+        assert client.process.stdin is not None
+        client.process.stdin.close()
+
+        if sent:
+            assert "no server answers at http://127.0.0.1:1/mcp" in client.answer(0)["error"]["message"]
+        assert client.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("era", ERAS)

@@ -13,10 +13,10 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, ResourceTemplateReference
 
-from nnterp_mcp.server.resources import LARGEST, LISTED
+from nnterp_mcp.server.resources import LISTED, PIECE
 from nnterp_mcp.session.store import RunStore
 from tests.recorded import EXAMPLES, Recorded
-from tests.serving import stdio, until
+from tests.serving import http, stdio, until
 from tests.session import runs
 
 
@@ -62,6 +62,7 @@ def test_templates_say_what_a_run_has(recorded: Recorded) -> None:
         "run://{run_id}/figure.png",
         "run://{run_id}/figure.html",
         "run://{run_id}/{array}",
+        "run://{run_id}/{part}/{piece}",
     }
 
 
@@ -109,25 +110,30 @@ def test_what_is_not_there_is_named(recorded: Recorded) -> None:
     assert refusal(lambda: caller.read("nnterp://tools/lens")).startswith(
         "invalid_request: there is no document 'nnterp://tools/lens': documents are nnterp://glossary, nnterp://tools, "
     )
-    for address in ("file:///etc/passwd", "run://", f"run://{run_id}/a/b", f"run://{run_id}/../x"):
+    for address in ("file:///etc/passwd", "run://", f"run://{run_id}/a/b", f"run://{run_id}/record/0"):
         assert "there is no resource " in refusal(lambda address=address: caller.read(address))
 
 
-def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
+def test_what_is_too_large_for_a_message_comes_in_pieces(tmp_path: Path) -> None:
+    """Over HTTP, where the SDK's client refuses messages of more than 1 MiB."""
     import numpy as np
 
     store = RunStore(tmp_path)
-    record = runs.done(store, b'"' + b"a" * LARGEST + b'"')
-    card = store.write_array(record.id, "pattern", np.zeros(LARGEST // 4 + 1, np.float32), {"place": []})
+    result = '{"a": "%s"}' % ('"\\\\😀é' * 200_000)
+    record = runs.done(store, result.encode())
+    card = store.write_array(record.id, "pattern", np.arange(3 * PIECE // 8, dtype=np.float32), {"place": []})
     store.write(record.model_copy(update={"arrays": {"pattern": card}}))
+    whole = {"result": result.encode(), "pattern": store.array_path(record.id, "pattern").read_bytes()}
 
-    with stdio(runs=tmp_path) as caller:
-        for part in ("result", "pattern"):
-            said = refusal(lambda part=part: caller.read(f"run://{record.id}/{part}"))
-            assert said == (
-                f"limit_exceeded: run://{record.id}/{part} has 16 MB, and a resource at most 16 MB\n"
-                "read_run gives the rows that are asked for, with where, columns, offset and limit."
-            )
+    with http(runs=tmp_path) as server, server.client() as caller:
+        for part, expected in whole.items():
+            address = f"run://{record.id}/{part}"
+            said = refusal(lambda address=address: caller.read(address))
+            count = int(re.findall(rf"Read its (\d+) pieces, {address}/1 to {address}/\1, and join them", said)[0])
+            pieces = [caller.read(f"{address}/{number}").contents[0] for number in range(1, count + 1)]
+            joined = [base64.b64decode(one.blob) if part == "pattern" else one.text.encode() for one in pieces]
+            assert b"".join(joined) == expected
+            assert "there is no" in refusal(lambda beyond=f"{address}/{count + 1}": caller.read(beyond))
         assert json.loads(caller.read(f"run://{record.id}/record").contents[0].text)["id"] == record.id
 
 

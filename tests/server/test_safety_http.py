@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +21,9 @@ import pytest
 from mcp import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
 
-from tests.serving import HttpServer, http
+from tests.serving import Caller, HttpServer, http, stdio
 
 TOKEN = "a-Token.of~the+tests/1234=="
 HOST = "lab.example.org"
@@ -87,6 +90,13 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def message(reply: Reply) -> str:
+    """What a client shows: a refusal is an error of JSON-RPC, whatever its status."""
+    answer = json.loads(reply.body)
+    assert (answer["jsonrpc"], answer["id"], answer["error"]["code"]) == ("2.0", None, -32000)
+    return answer["error"]["message"]
+
+
 def head(method: str, path: str, *headers: str) -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
@@ -117,8 +127,10 @@ def test_every_route_demands_the_token(method: str, path: str, guarded: HttpServ
     assert (without.status, wrong.status) == (401, 401)
     assert without.headers["WWW-Authenticate"] == 'Bearer realm="nnterp-mcp"'
     assert wrong.headers["WWW-Authenticate"].startswith('Bearer realm="nnterp-mcp", error="invalid_token", ')
-    assert json.loads(without.body)["error"] == "unauthorized"
-    assert json.loads(wrong.body)["error"] == "invalid_token"
+    assert message(without) == (
+        "forbidden: the server demands a token. Send the header Authorization: Bearer TOKEN, with the server's."
+    )
+    assert message(wrong).startswith("forbidden: the bearer token is not this server's. ")
     assert ask(guarded, method, path, BEARER).status != 401
 
 
@@ -196,6 +208,9 @@ def test_every_route_checks_host_and_origin(
         assert status(Host=name) == 421, name
     for page in ("https://evil.example", "null", f"{PAGE}.evil.example", "http://localhost.evil.example"):
         assert status(Origin=page) == 403, page
+    for rest in ("@evil.example", ",evil.example", ", evil.example:80", "/evil.example", "evil", ":80", "99999", "#a"):
+        assert status(Host=f"localhost:80{rest}") == 421, rest
+        assert status(Origin=f"http://localhost:80{rest}") == 403, rest
     assert status() not in (421, 403)
     assert status(Host="localhost", Origin="http://localhost:3000") not in (421, 403)
     assert (status(Origin=PAGE) == 403) == (bound == "loopback")
@@ -209,7 +224,7 @@ def test_a_declared_body_is_refused_before_it_is_read(path: str, plain: HttpServ
         answer = everything(connection)
 
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert answer.endswith(b'{"error":"the body is larger than 100000 bytes (max_body)"}')
+    assert b"limit_exceeded: the body is larger than 100000 bytes (max_body)" in answer
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/messages/", "/nothing"])
@@ -257,7 +272,30 @@ def test_who_asks_too_often_waits() -> None:
 
     assert [reply.status for reply in replies] == [204] * 5 + [429]
     assert 1 <= int(replies[-1].headers["Retry-After"]) <= 60
-    assert json.loads(replies[-1].body) == {"error": "more than 5 requests in a minute (max_requests_per_minute)"}
+    assert message(replies[-1]) == (
+        "limit_exceeded: more than 5 requests in a minute (max_requests_per_minute). "
+        f"Try again in {replies[-1].headers['Retry-After']} s."
+    )
+
+
+def _refused(client: Caller) -> MCPError | None:
+    try:
+        client.call("session")
+    except MCPError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("through", ["client", "bridge"])
+def test_a_client_is_told_when_to_come_back(through: str) -> None:
+    with http(max_requests_per_minute=12) as server:
+        command = [sys.executable, "-m", "nnterp_mcp", "connect", f"{server.address}/mcp"]
+        with server.client() if through == "client" else stdio(command) as client:
+            raised = [_refused(client) for _ in range(12)][-1]
+
+    assert raised is not None
+    assert re.search(r"more than 12 requests in a minute .*Try again in \d+ s\.", raised.error.message)
+    assert 1 <= raised.error.data["retryAfter"] <= 60
 
 
 def test_the_counts_are_of_an_address_and_a_minute() -> None:
@@ -274,9 +312,10 @@ def test_the_counts_are_of_an_address_and_a_minute() -> None:
 
     limit = RateLimit(app, 2, lambda: now)
 
-    def asks(address: str) -> bool:
+    def asks(address: str, session: str = "") -> bool:
         before = len(passed)
-        anyio.run(limit, {"type": "http", "client": (address, 1), "headers": []}, ignore, ignore)
+        headers = [(b"mcp-session-id", session.encode())] if session else []
+        anyio.run(limit, {"type": "http", "client": (address, 1), "headers": headers}, ignore, ignore)
         return len(passed) > before
 
     assert [asks("a"), asks("a"), asks("a"), asks("b")] == [True, True, False, True]
@@ -284,6 +323,9 @@ def test_the_counts_are_of_an_address_and_a_minute() -> None:
     assert not asks("a")
     now += 0.2
     assert asks("a")
+    # Sessions count by themselves, until their address has had ten clients' worth.
+    assert [asks("c", f"session {n // 3}") for n in range(9)] == [True, True, False] * 3
+    assert [asks("d", f"session {n}") for n in range(25)] == [True] * 20 + [False] * 5
 
 
 def opener(server: HttpServer, transport: str) -> Callable[[], tuple[int, socket.socket]]:

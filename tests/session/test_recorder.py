@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import resource
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -32,6 +34,11 @@ class Numbers(Result):
 
 class Part(BaseModel):
     number: float
+
+
+class Nested(Result):
+    parts: list[Part]
+    pairs: dict[str, tuple[float, str]]
 
 
 SMALL = Numbers(numbers=[1 / 3, 2.0], text="ä")
@@ -64,6 +71,18 @@ def files_of(most: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_numbers_that_are_not_finite_are_json_and_read_back(bench: Bench, store: RunStore) -> None:
+    run = recorder(bench)
+    inf = float("inf")
+    run.finish(Nested(parts=[Part(number=float("nan")), Part(number=0.1)], pairs={"a": (-inf, "b")}))
+
+    content = store.read_result(store.read(run.run_id))
+    assert json.loads(content, parse_constant=pytest.fail)["parts"][1] == {"number": 0.1}
+    read = Nested.model_validate_json(content)
+    assert math.isnan(read.parts[0].number)
+    assert read.pairs == {"a": (-inf, "b")}
 
 
 def test_a_finished_run_is_on_disk_with_all_that_its_numbers_depend_on(bench: Bench, store: RunStore) -> None:

@@ -102,6 +102,25 @@ def test_says(bench: Bench, snapshot: SnapshotAssertion, arguments: dict[str, An
     assert len(bench.model.tokenizer(facts)["input_ids"]) <= 1000
 
 
+def test_a_stopped_run_keeps_the_prompts_that_it_had(llama: Bench) -> None:
+    from nnterp_mcp.toolset.attention_probs.run import run
+
+    prompts = ["a b c d e f", "b c", "a d c b"]
+    bench = Bench(llama.handle, llama.settings.model_copy(update={"batch_tokens": 1}), llama.model)
+    stopped = Job(1, lambda progress: stopped.stop(Cancelled("stopped")) if progress.done == 1 else None)
+    with pytest.raises(Cancelled):
+        run(bench, SPEC.parse({"prompts": prompts, "query_positions": "last", "kinds": True}), stopped)
+    assert stopped.partial is not None
+    kept = stopped.partial()
+    assert isinstance(kept, AttentionProbsResult)
+    alone = ask(llama, prompts=[prompts[0], prompts[2]], query_positions="last", kinds=False)
+
+    assert (kept.prompts, [query.prompt for query in kept.queries]) == (2, [0, 2])
+    assert [head.mean.entropy for head in kept.heads] == pytest.approx([head.mean.entropy for head in alone.heads])
+    assert {pair.prompt for head in kept.heads for pair in head.pairs} <= {0, 2}
+    assert "Kinds of heads were not scored: the run was stopped before." in SPEC.render(SPEC.digest(kept))
+
+
 def made_result(layers: int, heads: int, queries: int = 0) -> AttentionProbsResult:
     """A result with wide cells, for measuring answers without a model."""
     masses = Masses(**dict.fromkeys(Masses.model_fields, 0.123456))

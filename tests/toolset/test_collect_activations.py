@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
 from nnterp_mcp.render import rounded
 from nnterp_mcp.session.bench import Bench
@@ -123,6 +125,50 @@ def test_one_list_is_one_group(bench: Bench) -> None:
     assert (result.groups, result.layers) == (["prompts"], [None])
     assert result.summaries[0].pairs == []
     assert SPEC.render(SPEC.digest(result)).startswith("3 states of 3 prompts (token_embeddings) of tiny are kept in ")
+
+
+def test_states_that_do_not_differ_keep_no_components_and_readable_numbers(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    zero = [{"op": "zero", "layers": "all", "site": "layers_output"}]
+    runs = [collect(bench, prompts="one"), collect(bench, interventions=zero)]
+
+    for run_id, result in runs:
+        record = RunStore(bench.settings.runs).read(run_id)
+        assert set(record.arrays) == {"states"}
+        assert all(summary.explained == [] for summary in result.summaries)
+    (pair,) = runs[1][1].summaries[0].pairs
+    assert (pair.gap, pair.shuffled_gap) == (0, 0)
+
+
+def test_many_groups_are_not_compared_in_pairs(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"max_prompts": 240})
+    groups = {f"group {number}": [f"a {number}"] for number in range(240)}
+    begun = time.monotonic()
+    _, result = collect(bench, prompts=groups)
+
+    assert time.monotonic() - begun < 20
+    assert all(len(summary.groups) == 240 and summary.pairs == [] for summary in result.summaries)
+    said = SPEC.render(SPEC.digest(result))
+    assert "240 groups are too many to compare in pairs: give fewer for cosine and gap." in said
+    assert "random gap" not in said
+
+
+def test_a_cancel_is_noticed_between_groups(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"max_prompts": 240})
+    groups = {f"group {number}": [f"a {number}"] for number in range(24)}
+    asked: list[int] = []
+    job = Job(1, lambda progress: None)
+    check = job.check
+
+    def count() -> None:
+        asked.append(1)
+        check()
+
+    with cancellable(count):
+        collect(bench, prompts=groups, job=job)
+    assert len(asked) > 4 * 24 * 23 // 2
 
 
 def test_a_stopped_run_keeps_the_rows_that_it_had(tmp_path: Path) -> None:

@@ -242,10 +242,6 @@ def test_answers_are_small(smollm2_folder: Path) -> None:
         assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
 
 
-def test_the_definition_is_small() -> None:
-    assert len(SPEC.description) + len(json.dumps(SPEC.input_schema())) <= 2048
-
-
 def test_through_a_real_client(tmp_path: Path, tiny: Any) -> None:
     with serving.stdio(data=tmp_path / "data") as caller:
         caller.call("load_model", model=str(tiny("llama")))

@@ -380,12 +380,6 @@ def test_both_channels_say_the_same() -> None:
     assert len(said.split("\n")) == 4 + tables + len(answer.notes)
 
 
-def test_the_definition_is_small() -> None:
-    schema = json.dumps(SPEC.input_schema(), ensure_ascii=False, separators=(",", ":"))
-
-    assert len(SPEC.description) + len(schema) <= 2048
-
-
 @pytest.mark.smollm2
 @pytest.mark.parametrize(
     "result",

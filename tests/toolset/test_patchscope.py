@@ -395,12 +395,6 @@ def test_refuses_sources_that_do_not_fit(keeping: Bench, arguments: dict[str, An
     assert error.value.message == message
 
 
-def test_a_definition_is_small():
-    schema = json.dumps(SPEC.input_schema(), ensure_ascii=False, separators=(",", ":"))
-
-    assert len(SPEC.description) + len(schema) <= 2048
-
-
 def test_a_chats_turn_is_a_source(tiny_bench: Bench):
     tokenizer: Any = tiny_bench.model.tokenizer
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"

@@ -106,6 +106,25 @@ class TestLate:
         client.call("cancel_run", run_id=late["run_id"])
 
 
+def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> None:
+    from nnterp_mcp.contract import Table
+    from nnterp_mcp.toolset.read_run.contract import SPEC, ReadRunResult
+
+    rows = [[float("nan"), [float("inf"), 1.5]], *([0.1, [0.1] * 5000] for _ in range(100))]
+    table = Table(columns=["a", "b"], rows=rows)
+    answer = SPEC.digest(
+        ReadRunResult(run_id="logit_lens-aaaaaa", part="x", table=table, offset=10, total=500, format="json")
+    )
+    lines = [line for line in SPEC.render(answer).splitlines() if line.startswith("{")]
+    count = len(lines)
+
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines[:1]] == [{"a": None, "b": [None, 1.5]}]
+    assert 1 < count < 100
+    assert len(json.dumps(lines)) < 500_000
+    assert answer.truncated
+    assert answer.notes == [f"{490 - count} rows follow: offset={10 + count}."]
+
+
 class TestParts:
     def test_the_answer_names_the_parts(self, client: Caller, run: str) -> None:
         assert read(client, run)["notes"][-1] == (

@@ -12,7 +12,8 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.contract import Answer
-from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded
+from nnterp_mcp.remarks import collect_remarks
 from nnterp_mcp.render import rounded
 from nnterp_mcp.session.bench import Bench
 from nnterp_mcp.session.jobs import Job
@@ -181,8 +182,13 @@ def test_files(bench: Bench, tmp_path: Path) -> None:
         ("set.txt", "a", "set.txt is no prompt file: give a .jsonl or .csv file."),
         ("set.jsonl", "\n", "set.jsonl: prompts is empty: give at least one prompt."),
         ("set.jsonl", '"a"\n{', "set.jsonl: line 2 is no JSON"),
-        ("set.csv", "text\na\n", "set.csv: it has no column 'prompt', but text."),
+        ("set.csv", "text\na\n", "set.csv: it has no column 'prompt', but 'text'."),
         ("set.jsonl", '""', "set.jsonl: prompt 0 is empty: give at least one token of text."),
+        ("set.jsonl", "[" * 100_000 + "]" * 100_000, "set.jsonl: line 1 is no JSON (recursion limit exceeded"),
+        ("set.jsonl", '"a"\n"' + "a" * (1 << 22), "set.jsonl: line 2 is longer than 4194304 characters."),
+        ("set.csv", "prompt\n" + "a" * 131_073, "set.csv: line 2 is no CSV (field larger than field limit (131072))"),
+        ("set.csv", "prompt,x\na,b,c\n", "set.csv: line 2 has 3 cells, and the header 2."),
+        ("set.csv", "prompt,x,x\na,b,c\n", "set.csv: two of its columns have the same name."),
     ],
 )
 def test_files_that_are_no_prompt_sets(tmp_path: Path, name: str, content: str, reason: str) -> None:
@@ -192,6 +198,36 @@ def test_files_that_are_no_prompt_sets(tmp_path: Path, name: str, content: str, 
     with pytest.raises(InvalidRequest) as caught:
         read_prompt_file(tmp_path / name)
     assert caught.value.message.startswith(reason)
+
+
+def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+
+    texts = ["a\u2028b", "c\u0085d", "e\x1ff"]
+    (tmp_path / "set.jsonl").write_text(
+        "\ufeff" + "\r\n".join(json.dumps({"prompt": one}, ensure_ascii=False) for one in texts), newline=""
+    )
+    (tmp_path / "set.csv").write_text("\ufeff,Unnamed: 0,prompt,answer\n0,7,a,x\n1,8,b,y\n")
+    with collect_remarks() as said:
+        lines = read_prompt_file(tmp_path / "set.jsonl")
+        rows = read_prompt_file(tmp_path / "set.csv")
+
+    assert [item.prompt for item in lines] == texts
+    assert [(item.prompt, dict(item.targets)) for item in rows] == [
+        ("a", {"answer": ("x",)}),
+        ("b", {"answer": ("y",)}),
+    ]
+    assert list(said) == [
+        "2 columns of the file ('', 'Unnamed: 0') without a name: taken for an index, not for targets."
+    ]
+
+
+def test_of_a_file_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
+    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+
+    (tmp_path / "set.jsonl").write_text('"a"\n' * 3 + "[" * 1000)
+    with pytest.raises(LimitExceeded, match="holds more than the 2 prompts"):
+        read_prompt_file(tmp_path / "set.jsonl", 2)
 
 
 @pytest.mark.parametrize("prompts", [[], "", [""], 3, [{"text": "a"}], [{"prompt": "a", "targets": 3}], {"path": ""}])

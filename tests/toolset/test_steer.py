@@ -58,6 +58,33 @@ def test_every_cell_stands_beside_its_baseline_and_its_controls(bench: Bench) ->
     assert list(result.categories) == ["capital", "traps"]
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_stopped_sweep_keeps_the_runs_that_it_had(batches: int, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"batch_tokens": 24})
+    asked = {"vector": INLINE, "control": True, "targets": TARGETS, "prompts": ["The capital is", "Spain"]}
+    whole = ask(bench, **asked)
+    told: list[float] = []
+
+    def send(progress: Progress) -> None:
+        told.append(progress.done)
+        if len(told) == batches:
+            job.stop(Cancelled("stopped"))
+
+    job = Job(1, send)
+    with pytest.raises(Cancelled):
+        ask(bench, job, **asked)
+    assert job.partial is not None
+    kept = job.partial()
+    assert isinstance(kept, SteerResult)
+    assert told[-1] <= len(kept.runs) < len(whole.runs)
+    by_cell = {(run.prompt, run.layer, run.factor, run.control): run for run in whole.runs}
+    for run in kept.runs:
+        assert run.kl == pytest.approx(by_cell[run.prompt, run.layer, run.factor, run.control].kl, abs=1e-5)
+    assert "layer 1 with factor" in SPEC.digest(kept).finding
+    figure(kept, {})
+
+
 def test_push_is_the_length_added_over_the_length_there(bench: Bench) -> None:
     from nnterp_mcp.interventions.activations import get_token_activations
 

@@ -362,3 +362,23 @@ def test_a_probe_of_the_default_model_reads_and_steers(smollm2_folder: Path, tmp
 
 def test_the_definition_is_small() -> None:
     assert len(SPEC.description) + len(json.dumps(SPEC.input_schema(), separators=(",", ":"))) <= 1100
+
+
+@pytest.mark.parametrize("method", ["logistic", "ridge", "difference_of_means"])
+def test_states_that_do_not_differ_are_told_apart_by_chance_only(method: str, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.settings = bench.settings.model_copy(update={"max_prompts": 12})
+    zero = [{"op": "zero", "layers": "all", "site": "layers_output"}]
+    kept, _ = collect(bench, prompts=GROUPS, interventions=zero)
+    result = train(bench, run=kept, method=method)
+
+    assert result.majority == 0.5
+    assert all(layer.accuracy <= 0.5 for layer in result.layers)
+    with pytest.raises(InvalidRequest, match="the groups have the same states, so that a probe has no direction"):
+        train(bench, run=kept, method=method, save_as="none")
+
+
+def test_repeated_prompts_do_not_make_a_shuffle_fail(bench: Bench) -> None:
+    result = train(bench, prompts={"a": ["x", "x", "x", "x", "y"], "b": ["z", "w"]}, shuffles=20, layers=1)
+
+    assert len(result.layers[0].shuffled) == 20

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
+from nnterp_mcp import schemas
 from nnterp_mcp.contract import Cell, ModelParams, Table, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Positions, Prompts
 from nnterp_mcp.operations import Heads, Interventions
@@ -20,16 +21,11 @@ class AttentionProbsParams(ModelParams):
 
     prompts: Prompts
     layers: Layers = "all"
-    heads: Annotated[
-        Heads, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Of each layer, given alike."})
-    ] = "all"
+    heads: Annotated[Heads, schemas.as_schema(schemas.INDICES, "Of each layer, given alike.")] = "all"
     query_positions: Annotated[
         Positions | None,
-        WithJsonSchema(
-            {
-                "type": ["integer", "string", "object", "array", "null"],
-                "description": "Tokens whose reading to show one by one; given like positions in other tools.",
-            }
+        schemas.as_schema(
+            schemas.POSITIONS, "Tokens whose reading to show one by one; given like positions in other tools."
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=20, description="Keys shown per head and query.")] = 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ from nnterp_mcp.interventions.attention import (
 from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.operations import Operation, Patch, SetAttention
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.attention_probs.contract import AttentionProbsParams
@@ -46,6 +47,7 @@ _KEYS = 200_000
 _PATTERNS = 1 << 24
 """Attention probabilities that a run keeps whole, over all its prompts."""
 
+_STOPPED = "the run was stopped before"
 _TIED = "the interventions name positions or prompts, which random tokens do not have"
 
 
@@ -62,6 +64,23 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
             f"kinds of heads cannot be scored: {_TIED}.", "Leave out kinds, or let them act at all positions."
         )
     in_force = bench.plan(params.interventions, prompts, job)
+
+    def result(readings: AttentionReadings, kinds: HeadKinds | None, unscored: str | None) -> AttentionProbsResult:
+        return AttentionProbsResult(
+            model=bench.handle,
+            prompts=len(readings.prompts),
+            tokens=[[token_text(model.tokenizer, token) for token in prompt.ids] for prompt in prompts],
+            without_attention=_without_attention(model, params, chosen),
+            interventions=list(in_force.labels),
+            unscored=unscored,
+            copying=None if kinds is None else _copying(kinds),
+            heads=_head_readings(readings, kinds, prompts, model.tokenizer),
+            queries=_query_readings(readings, prompts, model.tokenizer),
+        )
+
+    def offer(so_far: Callable[[], AttentionReadings]) -> None:
+        job.partial = lambda: result(so_far(), None, _STOPPED if wanted else None)
+
     readings = read_attention(
         model,
         prompts,
@@ -72,19 +91,10 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
         on_pattern=_keeper(job, prompts, chosen),
+        offer=offer,
     )
     kinds = _score(bench, params, chosen, job) if wanted and fits else None
-    return AttentionProbsResult(
-        model=bench.handle,
-        prompts=len(prompts),
-        tokens=[[token_text(model.tokenizer, token) for token in prompt.ids] for prompt in prompts],
-        without_attention=_without_attention(model, params, chosen),
-        interventions=list(in_force.labels),
-        unscored=_TIED if wanted and not fits else None,
-        copying=None if kinds is None else _copying(kinds),
-        heads=_head_readings(readings, kinds, prompts, model.tokenizer),
-        queries=_query_readings(readings, prompts, model.tokenizer),
-    )
+    return result(readings, kinds, _TIED if wanted and not fits else None)
 
 
 def _keeper(job: Job, prompts: Sequence[EncodedPrompt], chosen: Sequence[HeadChoice]) -> OnPattern | None:
@@ -170,7 +180,7 @@ def _head_readings(
     scores = (
         None if kinds is None else _by_head({name: getattr(kinds, name).mean(0) for name in KindScores.model_fields})
     )
-    several = len(prompts) > 1
+    several = len(readings.prompts) > 1
     return [
         HeadReading(
             layer=layer,
@@ -204,11 +214,12 @@ def _pairs(readings: AttentionReadings, head: int, prompts: Sequence[EncodedProm
     for probability, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         row, column = divmod(place, count)
         query, key = int(readings.pair_queries[row, head, column]), int(readings.pair_keys[row, head, column])
-        ids = prompts[row].ids
+        prompt = readings.prompts[row]
+        ids = prompts[prompt].ids
         if probability > 0:
             found.append(
                 Pair(
-                    prompt=row,
+                    prompt=prompt,
                     query=query,
                     query_token=token_text(tokenizer, ids[query]),
                     key=key,

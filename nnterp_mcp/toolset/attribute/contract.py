@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from nnterp_mcp import schemas
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Prompts, TargetSets
 from nnterp_mcp.toolset.attribute.digest import digest, render
@@ -29,16 +30,14 @@ OFFERED: dict[Method, tuple[By, ...]] = {
 class AttributeParams(ModelParams):
     """What is attributed, how, and to what."""
 
-    prompts: Annotated[Prompts, WithJsonSchema({"type": ["string", "array"], "description": "Prompts."})]
+    prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
     targets: TargetSets
     method: Annotated[Method, Field(description="How.")] = "direct"
-    by: Annotated[By | None, WithJsonSchema({"enum": [*OFFERED["direct"], "token"], "description": "To what."})] = None
-    layers: Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})] = (
-        "all"
-    )
+    by: Annotated[By | None, Field(description="To what.")] = None
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,
-        WithJsonSchema({"type": ["string", "array", "object"], "description": "For patching."}),
+        schemas.as_schema(schemas.PROMPTS_OR_OBJECT, "For patching."),
     ] = None
     steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10

@@ -17,7 +17,8 @@ from nnterp_mcp.interventions.metrics import default_metric
 from nnterp_mcp.interventions.patching import Grid, Patcher, make_grid
 from nnterp_mcp.interventions.prompts import FollowedTargets, follow_target_sets
 from nnterp_mcp.interventions.recovery import average_draws, estimate_mean
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.operations import Site
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.attribute.contract import AttributeParams
@@ -59,7 +60,7 @@ _SITES: dict[str, tuple[Site, ...]] = {
 def run(bench: Bench, params: AttributeParams, job: Job) -> AttributeResult:
     """Attributes by the method that was asked for."""
     prompts = bench.encode(params.prompts)
-    targets = follow_target_sets(params.targets, len(prompts), bench.model.tokenizer)
+    targets = follow_target_sets(params.targets, len(prompts), bench.model)
     base = AttributeResult(
         model=bench.handle,
         method=params.method,

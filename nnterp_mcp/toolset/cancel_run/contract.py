@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from nnterp_mcp.contract import Answer, Params, Result, ToolSpec
 from nnterp_mcp.fields import RunId
 from nnterp_mcp.render import lines
@@ -25,7 +29,7 @@ class CancelRunResult(Result):
 class CancelRunAnswer(Answer):
     """The same as an agent sees it."""
 
-    state: str
+    state: Annotated[str, Field(description="Of the run.")]
 
 
 def digest(result: CancelRunResult) -> CancelRunAnswer:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
+from nnterp_mcp import schemas
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Positions, PromptGroups
 from nnterp_mcp.operations import Interventions, Site
@@ -15,15 +16,13 @@ from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnsw
 
 # An agent pays for every definition: what other tools spell out is named here only.
 StateSite = Annotated[Site, WithJsonSchema({"type": "string", "description": "Site of interventions."})]
-ProbedLayers = Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})]
+ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")]
 ProbedPositions = Annotated[
     Positions,
-    WithJsonSchema({"type": ["integer", "string", "object", "array"], "description": "As in logit_lens."}),
+    schemas.as_schema(schemas.POSITIONS, "As in logit_lens."),
 ]
 Pooling = Annotated[Literal["none", "mean", "last"], Field(description="Of positions.")]
-Edits = Annotated[
-    Interventions, WithJsonSchema({"type": "array", "items": {"type": "object"}, "description": "As in generate."})
-]
+Edits = Annotated[Interventions, schemas.as_schema(schemas.OPERATIONS, "As in generate.")]
 
 
 class CollectActivationsParams(ModelParams):

@@ -67,7 +67,7 @@ def _finding(result: CollectActivationsResult, widest: CollectedLayer | None) ->
 def _table(result: CollectActivationsResult, shown: list[CollectedLayer]) -> Table:
     names = result.groups[:_GROUPS]
     labels = ["norm"] if len(result.groups) == 1 else [f"norm {elided(name)}" for name in names]
-    pairs = len(result.groups) > 1
+    pairs = any(summary.pairs for summary in shown)
     components = max((len(summary.explained) for summary in shown), default=0)
     columns = [
         "layer",
@@ -98,7 +98,9 @@ def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
     notes = in_force(result.interventions)
     if len(result.rows) < result.asked:
         notes.append(f"{plural(result.asked - len(result.rows), 'row')} of {result.asked} were not read: NaN.")
-    if len(result.groups) > 1 and result.summaries:
+    if len(result.groups) > 1 and result.summaries and not result.summaries[0].pairs:
+        notes.append(f"{len(result.groups)} groups are too many to compare in pairs: give fewer for cosine and gap.")
+    elif len(result.groups) > 1 and result.summaries:
         over = " Figures are means over pairs of groups." if len(result.groups) > 2 else ""
         notes.append(
             "cosine and gap: between the groups' means, gap as a share of a state's mean length; random: with prompts "

@@ -75,7 +75,7 @@ class CollectedLayer(_Part):
     Attributes:
         layer: The layer; None for the embeddings.
         groups: The lengths, by group.
-        pairs: Every two groups.
+        pairs: Every two groups; none where there are too many.
         explained: The share of the variance along each principal component; empty for states that do not differ.
     """
 

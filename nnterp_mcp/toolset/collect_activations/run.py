@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.interventions.geometry import Components, compare_groups, lengths, principal_components
-from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.arrays import Rows
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.collect_activations.contract import CollectActivationsParams
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nnterp_mcp.session.bench import Bench
 
 _COMPONENTS = 3
+_COMPARED = 24
+"""Groups that are compared pair by pair, at most: the pairs grow with the square of it."""
+
 _FITTED = 1000
 """Rows that principal components are computed from, at most: their cost grows with the square of it."""
 
@@ -93,20 +96,30 @@ def _fitted(rows: int) -> list[int]:
 def _summaries(experiment: Experiment, rows: Rows, job: Job) -> list[CollectedLayer]:
     """How the states of each layer lie; heads are laid side by side."""
     total = len(experiment.layers)
-    kept = torch.full((total, _COMPONENTS, *experiment.shape), torch.nan)
+    directions: list[Tensor | None] = []
     summaries: list[CollectedLayer] = []
     fitted = _fitted(len(experiment.rows))
     for place, layer in enumerate(experiment.layers):
         states = torch.from_numpy(rows.along(place)).flatten(1)
         found = principal_components(states[fitted], _COMPONENTS)
-        if found is not None:
-            kept[place, : len(found.directions)] = found.directions.unflatten(1, experiment.shape)
+        directions.append(None if found is None else found.directions.unflatten(1, experiment.shape))
         summaries.append(_summary(experiment, layer, states, found))
         job.progress(place + 1, total, f"{place + 1} of {total} layers summed up")
-    _, *axes = experiment.axes.items()
-    layers, *state = axes
-    job.keep("components", kept, dict([layers, ("component", range(1, _COMPONENTS + 1)), *state]))
+    _keep_components(experiment, directions, job)
     return summaries
+
+
+def _keep_components(experiment: Experiment, directions: Sequence[Tensor | None], job: Job) -> None:
+    """Keeps the principal components of each layer; those that a layer has not are not numbers (NaN)."""
+    most = max((len(found) for found in directions if found is not None), default=0)
+    if most == 0:
+        return
+    kept = torch.full((len(directions), most, *experiment.shape), torch.nan)
+    for row, found in zip(kept, directions, strict=True):
+        if found is not None:
+            row[: len(found)] = found
+    _, layers, *state = experiment.axes.items()
+    job.keep("components", kept, dict([layers, ("component", range(1, most + 1)), *state]))
 
 
 def _summary(
@@ -119,7 +132,9 @@ def _summary(
     return CollectedLayer(
         layer=layer,
         groups=[GroupLength(group=name, norm=found.mean, deviation=found.deviation) for name, found in long.items()],
-        pairs=[_apart(experiment, states, by_group, *pair) for pair in combinations(by_group, 2)],
+        pairs=[_apart(experiment, states, by_group, *pair) for pair in combinations(by_group, 2)]
+        if len(by_group) <= _COMPARED
+        else [],
         explained=[] if found is None else found.explained.tolist(),
     )
 

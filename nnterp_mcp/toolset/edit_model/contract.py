@@ -31,7 +31,7 @@ class EditModelAnswer(Answer):
     """The same as an agent sees it."""
 
     model: str
-    in_force: list[str]
+    in_force: Annotated[list[str], Field(description="Each edit.")]
 
 
 def digest(result: EditModelResult) -> EditModelAnswer:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nnterp_mcp.arguments import LARGEST_SEED
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Prompts
 from nnterp_mcp.operations import DescribedInterventions
@@ -30,8 +31,10 @@ class GenerateParams(ModelParams):
     max_new_tokens: Annotated[int, Field(ge=1, le=2048, description="Tokens to write at most.")] = 32
     temperature: Annotated[float, Field(ge=0, le=100, description="0: greedy.")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="0: all tokens.")] = 0
-    seed: Annotated[int, Field(ge=0, le=2**53, description="Of sampling: one prompt with one seed gives one text.")] = 0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000, description="0: all tokens.")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="Of sampling: one prompt with one seed gives one text.")
+    ] = 0
     chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
         False
     )

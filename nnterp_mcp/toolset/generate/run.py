@@ -9,7 +9,8 @@ from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.engine import NOTHING, Plan
 from nnterp_mcp.interventions.generation import Generation, generate
 from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, as_chats, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt, as_chats
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
 

@@ -24,7 +24,9 @@ class InspectModelParams(ModelParams):
     source: Annotated[
         bool, Field(description="Show the module's forward code; without path, where attention probabilities are used.")
     ] = False
-    start: Annotated[int | None, Field(ge=1, description="Line of the file at which to begin the code.")] = None
+    start: Annotated[
+        int | None, Field(ge=1, le=1_000_000, description="Line of the file at which to begin the code.")
+    ] = None
 
 
 def render(answer: InspectModelAnswer) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from nnterp_mcp.arguments import LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.contract import Answer, Params, Result, ToolSpec
 from nnterp_mcp.fields import shown
 from nnterp_mcp.render import lines, plural, seconds, size
@@ -28,18 +29,25 @@ class LoadModelParams(Params):
         str,
         Field(
             min_length=1,
+            max_length=LONGEST_STRING,
             description="'smollm2-135m' (built in), a Hugging Face Hub id, a local folder or a .gguf file.",
         ),
     ]
     revision: Annotated[
-        str | None, AfterValidator(_check_revision), Field(description="Branch, tag or commit on the Hub.")
+        str | None,
+        AfterValidator(_check_revision),
+        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub."),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: float32 on a CPU, the checkpoint's own on an accelerator."),
     ] = "auto"
     device: Annotated[
-        str, Field(description="auto, cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.")
+        str,
+        Field(
+            max_length=LONGEST_NAME,
+            description="auto, cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.",
+        ),
     ] = "auto"
     attention: Annotated[
         Literal["auto", "sdpa", "eager"],

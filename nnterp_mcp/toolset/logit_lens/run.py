@@ -10,7 +10,8 @@ from nnterp_mcp.interventions.lens import LensReadings, read_lens
 from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
@@ -23,7 +24,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     """Reads the lens batch by batch, and puts words to its tokens."""
     model = bench.model
     prompts = bench.encode(params.prompts)
-    targets = follow_targets(params.targets, model.tokenizer)
+    targets = follow_targets(params.targets, model)
     edits = bench.plan(params.interventions, prompts, job)
     positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
 from nnterp_mcp.fields import Prompt, Prompts
 from nnterp_mcp.render import in_force, lines, number, plural, spread, table
@@ -55,12 +57,10 @@ _PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
 
 
 def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
-    return _PROMPTS.validate_python(value) if value not in (None, (), []) else ()
+    return _PROMPTS.validate_python(value) if value not in (None, (), [], "[]") else ()
 
 
-PromptSet = Annotated[
-    tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema({"type": ["string", "array"]})
-]
+PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
 """Prompts, or none where a method needs none."""
 
 
@@ -71,13 +71,18 @@ class MakeVectorParams(ModelParams):
     method: Annotated[Method, Field(description="See above.")]
     positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
     negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
-    run: Annotated[str | None, Field(description="A collect_activations; positive, negative: its groups.")] = None
+    run: Annotated[
+        str | None, Field(max_length=LONGEST_NAME, description="A collect_activations; positive, negative: its groups.")
+    ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63, description="Of random.")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of random.")] = 0
     file: Annotated[
-        str | None, Field(min_length=1, description="JSON or safetensors: one direction, or one per layer.")
+        str | None,
+        Field(
+            min_length=1, max_length=LONGEST_STRING, description="JSON or safetensors: one direction, or one per layer."
+        ),
     ] = None
 
     @model_validator(mode="after")

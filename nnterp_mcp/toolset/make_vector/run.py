@@ -47,6 +47,10 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     made = _FROM_STATES[params.method](*sets) if sets else _OTHERWISE[params.method](bench, params)
     if params.norm is not None:
         made = made.scaled(params.norm)
+    if not bool(made.norms.isfinite().all()):
+        raise InvalidRequest(
+            f"the vector {params.name} has numbers beyond what float32 holds.", "Give a smaller norm, or none."
+        )
     card = _card(bench, params, made)
     replaced = bench.vectors.save(card, made.vectors.numpy())
     return MakeVectorResult(

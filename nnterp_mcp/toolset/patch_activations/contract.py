@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, Field, TypeAdapter
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LONGEST_NAME, Given, decoded, require_at_most
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
 from nnterp_mcp.operations import Heads
@@ -31,33 +33,38 @@ PatchedSite = Literal[
 _SITES = get_args(PatchedSite)
 Direction = Literal["denoising", "noising"]
 MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
+_MOST_SPANS = 256
+_MOST_RECEIVERS = 64
 ReceivingSite = Literal["queries", "keys", "values", "heads_output", "attentions_output", "mlps_output"]
 
 
 def _as_sites(value: Any) -> tuple[str, ...] | None:
-    if value is None:
+    given = decoded(value)
+    if given is None:
         return None
-    items = value if isinstance(value, list | tuple) else [value]
-    if not items or any(item not in _SITES for item in items):
+    items = given if isinstance(given, list | tuple) else [given]
+    if not items or len(items) > len(_SITES) or any(item not in _SITES for item in items):
         raise ValueError(f"sites must be some of {', '.join(_SITES)}, not {shown(value)}")
     return tuple(dict.fromkeys(items))
 
 
-class Span(BaseModel):
+class Span(Given):
     """Positions that go by one label: in the clean prompts, and in the corrupted ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clean: Positions
     corrupted: Positions
 
 
 def _as_positions(value: Any) -> Any:
-    if not isinstance(value, Mapping) or isinstance(value.get("text"), str):
-        return _POSITIONS.validate_python(value)
-    if not value:
+    given = decoded(value)
+    if not isinstance(given, Mapping) or isinstance(given.get("text"), str):
+        return _POSITIONS.validate_python(given)
+    if not given:
         raise ValueError("positions is empty: give at least one position")
-    return {str(label): _as_span(spec) for label, spec in value.items()}
+    require_at_most(_MOST_SPANS, given, "positions", "spans")
+    for label in given:
+        require_at_most(LONGEST_NAME, str(label), "a span's label", "characters")
+    return {str(label): _as_span(spec) for label, spec in given.items()}
 
 
 def _as_span(value: Any) -> Span:
@@ -67,10 +74,8 @@ def _as_span(value: Any) -> Span:
     return Span.model_validate(value if both else {"clean": value, "corrupted": value})
 
 
-class Receiver(BaseModel):
+class Receiver(Given):
     """Where paths end."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     site: ReceivingSite
     layers: Layers
@@ -78,9 +83,11 @@ class Receiver(BaseModel):
 
 
 def _as_receivers(value: Any) -> Any:
-    if value is None or isinstance(value, list | tuple):
-        return value
-    return () if value == "logits" else (value,)
+    given = decoded(value)
+    if isinstance(given, list | tuple):
+        require_at_most(_MOST_RECEIVERS, given, "receivers")
+        return given
+    return () if given == "logits" else (given,)
 
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
@@ -88,30 +95,28 @@ _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
 _SiteList = Annotated[
     tuple[PatchedSite, ...] | None,
     BeforeValidator(_as_sites),
-    WithJsonSchema({"type": ["string", "array"], "description": f"{', '.join(_SITES)}."}),
+    schemas.as_schema(
+        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxItems=len(_SITES)), f"{', '.join(_SITES)}."
+    ),
 ]
 _Spans = Annotated[
     tuple[PositionSpec, ...] | dict[str, Span],
     BeforeValidator(_as_positions),
-    WithJsonSchema(
-        {
-            "type": ["integer", "string", "object", "array"],
-            "description": 'Or spans: {"city": {"clean": 2, "corrupted": "2:4"}}; all ablates as one.',
-        }
+    schemas.as_schema(
+        {**schemas.POSITIONS, "maxProperties": _MOST_SPANS},
+        'Or spans: {"city": {"clean": 2, "corrupted": "2:4"}}; all ablates as one.',
     ),
 ]
 _HeadColumns = Annotated[
     Heads | None,
-    WithJsonSchema({"type": ["integer", "string", "array"], "description": "By head."}),
+    schemas.as_schema(schemas.INDICES, "By head."),
 ]
 _Receivers = Annotated[
     tuple[Receiver, ...] | None,
     BeforeValidator(_as_receivers),
-    WithJsonSchema(
-        {
-            "type": ["string", "object", "array"],
-            "description": 'Path patching: {"site": "queries", "layers": 9, "heads": 6} or logits.',
-        }
+    schemas.as_schema(
+        schemas.union(schemas.TEXT, schemas.OBJECT, schemas.array(schemas.OBJECT), maxItems=_MOST_RECEIVERS),
+        'Path patching: {"site": "queries", "layers": 9, "heads": 6} or logits.',
     ),
 ]
 
@@ -119,13 +124,11 @@ _Receivers = Annotated[
 class PatchActivationsParams(ModelParams):
     """Two runs, what is put from one into the other, and what is measured."""
 
-    clean: Annotated[Prompts, WithJsonSchema({"type": ["string", "array"], "description": "Prompts."})]
+    clean: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
     corrupted: CorruptedField
     targets: TargetSets = Field(default_factory=lambda: ({},))
     sites: _SiteList = None
-    layers: Annotated[Layers, WithJsonSchema({"type": ["integer", "string", "array"], "description": "Layers."})] = (
-        "all"
-    )
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
     direction: Annotated[Direction, Field(description="Run patched.")] = "denoising"

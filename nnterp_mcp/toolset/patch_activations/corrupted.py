@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from nnterp_mcp.fields import Positions, Prompts, shown
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LONGEST_STRING, Given
+from nnterp_mcp.fields import Positions, Prompts, read_text, shown
 
 
-class _Kind(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True)
+class _Kind(Given):
+    """One way of making them."""
 
 
 class Replaced(_Kind):
     """The clean prompts with a piece of their text replaced."""
 
-    replace: Annotated[str, Field(min_length=1)]
-    by: Annotated[str, Field(alias="with")]
+    replace: Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]
+    by: Annotated[str, Field(alias="with", max_length=LONGEST_STRING)]
 
 
 class Noise(_Kind):
@@ -45,6 +47,7 @@ _PROMPTS: TypeAdapter[Any] = TypeAdapter(Prompts)
 
 
 def _as_corruption(value: Any) -> Any:
+    value = read_text(value, lambda found: isinstance(found, dict) and any(name in found for name in _KINDS))
     if isinstance(value, _Kind):
         return value
     if not isinstance(value, dict):
@@ -75,12 +78,10 @@ def _message(error: ValidationError) -> str:
 CorruptedField = Annotated[
     Any,
     BeforeValidator(_as_corruption),
-    WithJsonSchema(
-        {
-            "type": ["string", "array", "object"],
-            "description": 'Prompts; {"replace": "France", "with": "Spain"}; {"noise": 3, "positions": 3}; '
-            '{"ablate": "zero"} (mean, resample).',
-        }
+    schemas.as_schema(
+        schemas.PROMPTS_OR_OBJECT,
+        'Prompts; {"replace": "France", "with": "Spain"}; {"noise": 3, "positions": 3}; '
+        '{"ablate": "zero"} (mean, resample).',
     ),
 ]
 """Prompts, or a `Replaced`, `Noise` or `Ablated`."""

@@ -23,8 +23,9 @@ from nnterp_mcp.interventions.prompts import follow_target_sets
 from nnterp_mcp.interventions.recovery import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.interventions.sources import Known
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import span_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.corrupted import Ablated
@@ -57,7 +58,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     if params.interventions:
         known: Known = {}
         pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job, known))
-    targets = follow_target_sets(params.targets, len(prompts), model.tokenizer)
+    targets = follow_target_sets(params.targets, len(prompts), model)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))
     grid = make_grid(
@@ -171,7 +172,7 @@ def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[Column]:
 
 def _column(span: Span, pair: Pair, tokenizer: Any) -> Column:
     def tokens(prompt: EncodedPrompt, positions: Sequence[int]) -> str:
-        return "".join(token_text(tokenizer, prompt.ids[at]) for at in positions)
+        return span_text(tokenizer, [prompt.ids[at] for at in positions])
 
     other = pair.corrupted
     corrupted = None if other is None or other.noise is not None else tokens(other.prompt, span.corrupted)

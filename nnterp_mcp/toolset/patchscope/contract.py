@@ -4,30 +4,46 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import decoded, require_at_most
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, LayerSpec, Plot, Positions, PositionSpec, Prompt, Prompts, Targets, TopK, shown
+from nnterp_mcp.fields import (
+    Layers,
+    LayerSpec,
+    Plot,
+    Positions,
+    PositionSpec,
+    Prompt,
+    Prompts,
+    Targets,
+    TopK,
+    as_prompt,
+    parse_indices,
+    require_messages,
+    shown,
+)
 from nnterp_mcp.operations import Interventions
-from nnterp_mcp.session.vectors import check_name
+from nnterp_mcp.session.vectors import LONGEST_VECTOR, check_name
 from nnterp_mcp.toolset.patchscope.digest import digest, render
 from nnterp_mcp.toolset.patchscope.figure import figure
 from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
-_LAYERS: TypeAdapter[LayerSpec] = TypeAdapter(Layers)
-_PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
+_MOST_VECTORS = 64
+"""Vectors that a call reads."""
 
 
 def _as_target(value: Any) -> Prompt:
+    require_messages(decoded(value))
     try:
-        (prompt,) = _PROMPTS.validate_python(value)
-    except (ValidationError, ValueError):
+        return as_prompt(value)
+    except ValueError:
         raise ValueError(
             "target_prompt must be one text, the messages {role, content} of one chat, 'repeat' or 'repeat_chat', "
             f"not {shown(value)}"
         ) from None
-    return prompt
 
 
 def _as_target_position(value: Any) -> PositionSpec:
@@ -43,27 +59,17 @@ def _as_target_position(value: Any) -> PositionSpec:
 
 
 def _as_target_layers(value: Any) -> LayerSpec:
-    if value == "same":
-        return value
-    try:
-        return _LAYERS.validate_python(value)
-    except ValidationError:
-        raise ValueError(
-            "target_layers must be 'same', an integer, a list of integers, a range such as '4:20' or 'all', "
-            f"not {shown(value)}"
-        ) from None
-
-
-def _as_source_prompts(value: Any) -> tuple[Prompt, ...] | None:
-    return None if value is None else _PROMPTS.validate_python(value)
+    return parse_indices(value, "target_layers", words=("same", "all"))
 
 
 def _as_vector_names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    names = [value] if isinstance(value, str) else value
+    given = decoded(value)
+    names = [given] if isinstance(given, str) else given
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"source_vectors must be the name of a vector or a list of names, not {shown(value)}")
+    require_at_most(_MOST_VECTORS, names, "source_vectors", "names")
     return tuple(dict.fromkeys(check_name(name) for name in names))
 
 
@@ -71,56 +77,42 @@ class PatchscopeParams(ModelParams):
     """What is put where."""
 
     source_prompts: Annotated[
-        tuple[Prompt, ...] | None,
-        BeforeValidator(_as_source_prompts),
-        WithJsonSchema({"type": ["string", "array"], "description": "Text, chat messages, or a list of these."}),
+        Prompts | None, schemas.as_schema(schemas.PROMPTS, "Text, chat messages, or a list of these.")
     ] = None
     source_vectors: Annotated[
         tuple[str, ...] | None,
         BeforeValidator(_as_vector_names),
-        WithJsonSchema(
-            {"type": ["string", "array"], "description": "Instead of source_prompts: names from make_vector."}
+        schemas.as_schema(
+            schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_VECTOR, maxItems=_MOST_VECTORS),
+            "Instead of source_prompts: names from make_vector.",
         ),
     ] = None
     factor: Annotated[float, Field(description="Scales source_vectors, often shorter than states.")] = 1.0
     source_positions: Annotated[
         Positions,
-        WithJsonSchema(
-            {"type": ["integer", "string", "object", "array"], "description": "Like positions in other tools."}
-        ),
+        schemas.as_schema(schemas.POSITIONS, "Like positions in other tools."),
     ] = ("last",)
     source_layers: Annotated[
         Layers,
-        WithJsonSchema({"type": ["integer", "string", "array"], "description": "Like layers in other tools."}),
+        schemas.as_schema(schemas.INDICES, "Like layers in other tools."),
     ] = "all"
     target_prompt: Annotated[
         Prompt,
         BeforeValidator(_as_target),
-        WithJsonSchema(
-            {
-                "type": ["string", "array"],
-                "description": "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'.",
-            }
+        schemas.as_schema(
+            schemas.PROMPT, "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
         ),
     ] = "repeat"
     target_position: Annotated[
         PositionSpec,
         BeforeValidator(_as_target_position),
-        WithJsonSchema(
-            {
-                "type": ["integer", "string", "object"],
-                "description": "Token replaced, as one source position.",
-            }
-        ),
+        schemas.as_schema(schemas.POSITION, "Token replaced, as one source position."),
     ] = "last"
     target_layers: Annotated[
         LayerSpec,
         BeforeValidator(_as_target_layers),
-        WithJsonSchema(
-            {
-                "type": ["integer", "string", "array"],
-                "description": "'same', one layer, a list paired with source_layers, a range or 'all' for a grid.",
-            }
+        schemas.as_schema(
+            schemas.INDICES, "'same', one layer, a list paired with source_layers, a range or 'all' for a grid."
         ),
     ] = "same"
     top_k: TopK = 3
@@ -128,9 +120,7 @@ class PatchscopeParams(ModelParams):
     max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
     interventions: Annotated[
         Interventions,
-        WithJsonSchema(
-            {"type": "array", "items": {"type": "object"}, "description": "Edits in force, as in generate."}
-        ),
+        schemas.as_schema(schemas.OPERATIONS, "Edits in force, as in generate."),
     ] = ()
     plot: Plot = False
 

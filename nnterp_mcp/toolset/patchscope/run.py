@@ -17,8 +17,10 @@ from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.remarks import collect_remarks
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
@@ -40,7 +42,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     )
     target = Target(tuple(encoded.ids), _target_position(params.target_position, encoded), encoded.index)
     edits = bench.plan(params.interventions, [*prompts, encoded], job)
-    targets = follow_targets(params.targets, model.tokenizer)
+    targets = follow_targets(params.targets, model)
     if params.source_vectors:
         sources = gather_vectors(bench, params, params.source_vectors, targets)
         lengths = _lengths(model, sources, encoded, target.position, edits)
@@ -108,7 +110,9 @@ def _encode(model: StandardizedTransformer, prompt: Prompt, name: str, limit: in
     if prompt == "repeat":
         prompt = repeat_prompt().prompt
     elif prompt == "repeat_chat":
-        prompt = it_repeat_prompt(model.tokenizer, add_user_instr=False, use_system_prompt=False).prompt
+        with collect_remarks():  # its text, which nobody wrote, begins as the template begins it
+            chat = it_repeat_prompt(model.tokenizer, add_user_instr=False, use_system_prompt=False)
+            return replace(encode_target(model.tokenizer, chat.prompt, name, limit, model.embedded), index=index)
     return replace(encode_target(model.tokenizer, prompt, name, limit, model.embedded), index=index)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import Target
 from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.lens import likeliest_tokens
 from nnterp_mcp.interventions.patchscope import LayerPair, pair_layers
@@ -20,8 +21,9 @@ from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.layers import resolve_layers
 from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
 
@@ -99,9 +101,10 @@ def gather_states(
         batch_tokens=bench.batch_tokens,
         on_batch=lambda done: job.check(),
     )
+    words = _words(params.targets, model.tokenizer)
     at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
     origins = [
-        _origin(model.tokenizer, prompt, position, answer, params.targets, targets.ids)
+        _origin(model, prompt, position, answer, words, targets.ids)
         for (prompt, position), answer in zip(at, _answers(model, states[:, -1]), strict=True)
     ]
     return Sources(states, layers, pairs, origins)
@@ -126,7 +129,7 @@ def gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str],
     states = torch.stack(
         [torch.stack([resolve_vector(model, name, place, kept.__getitem__) for place in places]) for name in kept]
     )
-    words, ids = list(params.targets.values()), list(targets.ids.values())
+    words, ids = _words(params.targets, model.tokenizer), list(targets.ids.values())
     origins = [Origin(words, ids, vector=name) for name in kept]
     return Sources(params.factor * states.to(model.device), layers, pairs, origins)
 
@@ -145,25 +148,39 @@ def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_la
     return layers
 
 
-def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[str | None]:
+def _words(asked: Mapping[str, Sequence[Target]], tokenizer: Any) -> list[list[str]]:
+    """The strings of each category; of a token that is asked for by its id, its text."""
+    return [
+        [word if isinstance(word, str) else str(tokenizer.decode([word.id])) for word in words]
+        for words in asked.values()
+    ]
+
+
+def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[int | None]:
     """The model's own next token after each source."""
-    if not model.can("lens"):
-        return [None] * len(last)
-    return [token_text(model.tokenizer, token) for token in likeliest_tokens(model, last)]
+    return list(likeliest_tokens(model, last)) if model.can("lens") else [None] * len(last)
 
 
 def _origin(
-    tokenizer: Any,
+    model: StandardizedTransformer,
     prompt: EncodedPrompt,
     position: int,
-    answer: str | None,
-    words: Mapping[str, Sequence[str]],
+    answer: int | None,
+    words: Sequence[Sequence[str]],
     targets: Mapping[str, list[int]],
 ) -> Origin:
     """Without targets, the source's own token and its answer are tracked: a repeat prompt repeats one of them."""
-    token = token_text(tokenizer, prompt.ids[position])
+    token = prompt.ids[position]
+    names = [None if one is None else token_text(model.tokenizer, one) for one in (token, answer)]
     if targets:
-        return Origin(list(words.values()), list(targets.values()), prompt.index, position, token, answer)
-    tracked = [token] if answer is None else [token, answer]
-    ids = [get_first_tokens(text.strip(), tokenizer) if text.strip() else [] for text in tracked]
-    return Origin([[text] for text in tracked], ids, prompt.index, position, token, answer)
+        return Origin(words, list(targets.values()), prompt.index, position, *names)
+    tracked = [one for one in (token, answer) if one is not None]
+    texts = [[str(model.tokenizer.decode([one]))] for one in tracked]
+    return Origin(texts, [_spellings(one, model) for one in tracked], prompt.index, position, *names)
+
+
+def _spellings(token: int, model: StandardizedTransformer) -> list[int]:
+    """A token, with and without its leading space where it is a word; none for blank ones, which say nothing."""
+    text = str(model.tokenizer.decode([token])).strip()
+    found = get_first_tokens(text, model) if text else []
+    return found if token in found or not text else [token]

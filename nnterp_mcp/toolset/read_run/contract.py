@@ -8,25 +8,49 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import RunId
-from nnterp_mcp.render import cell, elided, lines, plural, quoted, table
+from nnterp_mcp.fields import RunId, shown
+from nnterp_mcp.render import cell, elided, finite, lines, plural, quoted, table
 
 Format = Literal["table", "csv", "json", "picture"]
 
 _LONGEST = 80
 """Characters of a text in a row of a table."""
 
+_LARGEST = 300_000
+"""Characters of the rows of a page of CSV or JSON."""
+
 _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 """Texts that need no quotes: no spaces to be seen, and nothing like a number."""
+
+_MOST_COLUMNS = 256
+"""Columns that a call may name."""
 
 _PARTS = 128
 """Parts of the cells in a column of a table, so that fewer rows show more of each."""
 
 _NARROWEST = 8
 """Parts that a cell shows however many rows there are."""
+
+
+def _as_filter(value: Any) -> Any:
+    """Values by column; each row is compared with each of them."""
+    given = decoded(value)
+    if isinstance(given, dict):
+        require_at_most(_MOST_COLUMNS, given, "where", "columns")
+        for column, wanted in given.items():
+            require_at_most(MOST_WORDS, wanted if isinstance(wanted, list | str) else (), f"where.{shown(column)}")
+    return given
+
+
+def _as_columns(value: Any) -> Any:
+    given = decoded(value)
+    require_at_most(_MOST_COLUMNS, given if isinstance(given, list) else (), "columns", "names")
+    return given
 
 
 class ReadRunParams(Params):
@@ -36,16 +60,25 @@ class ReadRunParams(Params):
     part: Annotated[
         str,
         Field(
+            max_length=LONGEST_NAME,
             description="'answer' (as the tool gave it, with the names of the other parts), a table or an array of the "
-            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times)."
+            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times).",
         ),
     ] = "answer"
     where: Annotated[
         dict[str, Any],
-        Field(description='Rows to keep: {"layer": [3, 4], "token": "Par"}; a text matches where it is contained.'),
+        BeforeValidator(_as_filter),
+        schemas.as_schema(
+            {**schemas.OBJECT, "maxProperties": _MOST_COLUMNS},
+            'Rows to keep: {"layer": [3, 4], "token": "Par"}; a text matches where it is contained.',
+        ),
     ] = Field(default_factory=dict)
-    columns: Annotated[list[str] | None, Field(description="Columns to show (all).")] = None
-    offset: Annotated[int, Field(ge=0, description="Rows to pass over.")] = 0
+    columns: Annotated[
+        tuple[Annotated[str, Field(max_length=LONGEST_NAME)], ...] | None,
+        BeforeValidator(_as_columns),
+        schemas.as_schema({**schemas.array(schemas.TEXT), "maxItems": _MOST_COLUMNS}, "Columns to show (all)."),
+    ] = None
+    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to pass over.")] = 0
     limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
     format: Annotated[
         Format, Field(description="Of the rows; csv and json give every digit. picture draws the run.")
@@ -70,10 +103,10 @@ class ReadRunAnswer(Answer):
     """The same as an agent sees it."""
 
     table: TableField
-    same: dict[str, Any]
+    same: Annotated[dict[str, Any], Field(description="Columns that are equal in all rows.")]
     total: int
     truncated: bool
-    format: Format
+    format: Annotated[Format, Field(description="Of the table.")]
 
     @property
     def exact(self) -> bool:
@@ -83,6 +116,8 @@ class ReadRunAnswer(Answer):
 
 def digest(result: ReadRunResult) -> ReadRunAnswer:
     """The page with its place in the whole; what is the same in all its rows is said once."""
+    if result.format != "table":
+        result = result.model_copy(update={"table": _sized(result.table)})
     count = len(result.table.rows)
     left = result.total - result.offset - count
     notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
@@ -101,6 +136,16 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
         truncated=left > 0 or cut,
         format=result.format,
     )
+
+
+def _sized(content: Table) -> Table:
+    """The first rows of a table, as many as one message takes: it holds them twice, as text and as structure."""
+    room, rows = _LARGEST, content.rows
+    for count, row in enumerate(rows):
+        room -= len(_json(row))
+        if room < 0:
+            return Table(columns=content.columns, rows=rows[: max(1, count)])
+    return content
 
 
 def _fitted(content: Table) -> tuple[Table, dict[str, Cell], bool]:
@@ -171,7 +216,7 @@ def _as_json(content: Table) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 _FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}

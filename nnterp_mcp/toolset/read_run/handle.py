@@ -86,7 +86,7 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
     result = read_result(store, record)
-    answer = specs()[record.tool].digest(result)
+    answer = specs()[record.tool].summarize(result)
     answer.run_id = record.id
     if record.partial and record.error is not None:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")

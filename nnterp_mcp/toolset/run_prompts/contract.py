@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationError
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, without_nulls
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Prompt, Targets, shown
+from nnterp_mcp.fields import (
+    Layers,
+    Plot,
+    Prompt,
+    Targets,
+    holds_prompts,
+    read_text,
+    require_few_targets,
+    require_short_prompt,
+    shown,
+)
 from nnterp_mcp.operations import Interventions
 from nnterp_mcp.toolset.run_prompts.digest import digest, render
 from nnterp_mcp.toolset.run_prompts.figure import figure
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsAnswer, RunPromptsResult
 
 
-class PromptItem(BaseModel):
+class PromptItem(Given):
     """A prompt with targets of its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: Prompt
     targets: Targets = Field(default_factory=dict)
 
 
-class PromptFile(BaseModel):
+class PromptFile(Given):
     """A JSONL or CSV file of prompts in a folder that the server allows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]
 
 
 PromptSet = PromptFile | tuple[PromptItem, ...]
@@ -40,6 +48,7 @@ def as_prompt_set(value: Any) -> PromptSet:
     Raises:
         ValueError: It is none of these, or empty.
     """
+    value = without_nulls(value)
     if isinstance(value, dict) and "path" in value:
         return PromptFile.model_validate(value)
     items = value if isinstance(value, list | tuple) else [value]
@@ -48,8 +57,23 @@ def as_prompt_set(value: Any) -> PromptSet:
     return tuple(_as_item(index, item) for index, item in enumerate(items))
 
 
+def _as_given(value: Any) -> PromptSet:
+    value = read_text(value, _holds_prompt_set)
+    if isinstance(value, list | tuple):
+        require_at_most(MOST_PROMPTS, value, "prompts", "prompts")
+        require_few_targets(item.get("targets") for item in value if isinstance(item, dict))
+    return as_prompt_set(value)
+
+
+def _holds_prompt_set(found: Any) -> bool:
+    if isinstance(found, dict):
+        return "path" in found or "prompt" in found or holds_prompts(found)
+    return holds_prompts([item["prompt"] if isinstance(item, dict) and "prompt" in item else item for item in found])
+
+
 def _as_item(index: int, value: Any) -> PromptItem:
     given = value if isinstance(value, PromptItem | dict) else {"prompt": value}
+    require_short_prompt(given.get("prompt") if isinstance(given, dict) else given.prompt, index)
     try:
         item = PromptItem.model_validate(given)
     except ValidationError as error:
@@ -58,8 +82,6 @@ def _as_item(index: int, value: Any) -> PromptItem:
             f"prompt {index} must be text, chat messages or {{prompt, targets}}, not {shown(value)} "
             f"({reason['msg'].removeprefix('Value error, ')})"
         ) from None
-    if not item.prompt:
-        raise ValueError(f"prompt {index} is empty: give at least one token of text")
     return item
 
 
@@ -68,13 +90,11 @@ class RunPromptsParams(ModelParams):
 
     prompts: Annotated[
         PromptSet,
-        BeforeValidator(as_prompt_set),
-        WithJsonSchema(
-            {
-                "type": ["array", "string", "object"],
-                "description": 'Strings that share `targets`, objects {"prompt", "targets"} with their own, or '
-                '{"path": FILE}: JSONL of these, or CSV with a prompt column and a column per category.',
-            }
+        BeforeValidator(_as_given),
+        schemas.as_schema(
+            schemas.PROMPTS_OR_OBJECT,
+            'Strings that share `targets`, objects {"prompt", "targets"} with their own, or {"path": FILE}: JSONL of '
+            "these, or CSV with a prompt column and a column per category.",
         ),
     ]
     targets: Targets = Field(default_factory=dict)

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.fields import TokenId
 from nnterp_mcp.interventions.batches import make_batches
 from nnterp_mcp.interventions.engine import Plan
 from nnterp_mcp.interventions.lens import read_lens
 from nnterp_mcp.interventions.patched_rows import Target, resolve_target
 from nnterp_mcp.interventions.patchscope import pair_layers, read_patchscope
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens
+from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.interventions.readout import Readout
 from nnterp_mcp.interventions.states import read_states
 from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt, token_text
+from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.render import PAIRS
 from nnterp_mcp.session.folders import allowed_file
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
@@ -66,7 +70,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
     """Reads every prompt, batch by batch."""
     model = bench.model
     items = _items(bench, params)
-    names, targets = _targets(items, params, model.tokenizer)
+    names, targets = _targets(items, params, model, job)
     prompts = bench.encode([item.prompt for item in items])
     last = [model.num_layers - 1]
     experiment = _Experiment(
@@ -101,12 +105,13 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
 
 def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
     if isinstance(params.prompts, PromptFile):
-        return read_prompt_file(allowed_file(params.prompts.path, bench.settings.folders))
+        path = allowed_file(params.prompts.path, bench.settings.folders)
+        return read_prompt_file(path, bench.settings.max_prompts)
     return params.prompts
 
 
 def _targets(
-    items: Sequence[PromptItem], params: RunPromptsParams, tokenizer: object
+    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer, job: Job
 ) -> tuple[list[str], list[list[list[int]]]]:
     """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
 
@@ -120,11 +125,14 @@ def _targets(
             raise InvalidRequest(
                 f"prompt {index} has the target categories {sorted(own)}: all must have those of prompt 0, {names}."
             )
-    known: dict[tuple[str, ...], list[int]] = {}
+    known: dict[tuple[str | TokenId, ...], list[int]] = {}
     for strings in (strings for own in words for strings in own.values()):
+        job.check()
         if strings not in known:
-            known[strings] = get_first_tokens(strings, tokenizer)
-    return names, [[known[own[name]] for name in names] for own in words]
+            known[strings] = get_first_tokens(strings, model)
+    ids = [{name: known[own[name]] for name in names} for own in words]
+    name_counted(ids, model.tokenizer)
+    return names, [list(one.values()) for one in ids]
 
 
 def _read_lens(
@@ -180,8 +188,8 @@ def _target(bench: Bench) -> Target:
 def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object) -> dict[str, list[str]]:
     """The first tokens that two categories share in any prompt."""
     shared: dict[str, dict[str, None]] = {}
-    for ids in targets:
-        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True))).items():
+    for ids in {str(ids): ids for ids in targets}.values():
+        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True)), PAIRS - len(shared)).items():
             found = shared.setdefault(f"{a} and {b}", {})
             found.update(dict.fromkeys(token_text(tokenizer, token) for token in tokens))
     return {pair: list(tokens) for pair, tokens in shared.items()}

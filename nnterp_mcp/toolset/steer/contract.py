@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import decoded
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
 from nnterp_mcp.operations import Interventions, Vector
@@ -17,7 +19,8 @@ _MOST_FACTORS = 32
 
 
 def _as_factors(value: Any) -> tuple[float, ...]:
-    items = value if isinstance(value, list | tuple) else [value]
+    given = decoded(value, "[{-0123456789")
+    items = given if isinstance(given, list | tuple) else [given]
     if not 0 < len(items) <= _MOST_FACTORS or not all(
         isinstance(item, int | float) and not isinstance(item, bool) for item in items
     ):
@@ -28,21 +31,17 @@ def _as_factors(value: Any) -> tuple[float, ...]:
 Factors = Annotated[
     tuple[float, ...],
     BeforeValidator(_as_factors),
-    WithJsonSchema(
-        {
-            "type": ["number", "array"],
-            "description": "What the vector is multiplied by: a number or a list.",
-        }
+    schemas.as_schema(
+        schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
+        "What the vector is multiplied by: a number or a list.",
     ),
 ]
 SteeringVector = Annotated[
     Vector,
-    WithJsonSchema(
-        {
-            "type": ["string", "object", "array"],
-            "description": 'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; '
-            '"of": "unembeddings") or numbers.',
-        }
+    schemas.as_schema(
+        schemas.VECTOR,
+        'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; "of": "unembeddings") '
+        "or numbers.",
     ),
 ]
 

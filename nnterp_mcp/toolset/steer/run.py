@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from nnterp_mcp.interventions.prompts import follow_targets
 from nnterp_mcp.interventions.sweep import Dose, Sweep, sweep
 from nnterp_mcp.interventions.vectors import resolve_vector
 from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import token_text
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.operations import label_of
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.steer.contract import SteerParams
@@ -35,7 +35,28 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     directions = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
     total = _count(params, len(directions), controls)
-    targets = follow_targets(params.targets, model.tokenizer)
+    targets = follow_targets(params.targets, model)
+
+    def result(found: Sweep) -> SteerResult:
+        return SteerResult(
+            model=bench.handle,
+            vector=label_of(params.vector),
+            norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
+            prompts=[prompt.text for prompt in prompts],
+            controls=controls,
+            categories=targets.words,
+            shared=targets.shared,
+            in_force=list(found.labels),
+            runs=_runs(found, directions, model.tokenizer),
+        )
+
+    def offer(so_far: Callable[[], Sweep]) -> None:
+        def partial() -> SteerResult | None:
+            found = so_far()
+            return result(found) if any(dose.layer is not None for dose in found.doses) else None
+
+        job.partial = partial
+
     found = sweep(
         model,
         prompts,
@@ -52,18 +73,9 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
             done, None if params.max_new_tokens else total, f"{done} of {total} runs read"
         ),
         on_token=lambda done: job.progress(total + done, None, f"{done} steps of the generation"),
+        offer=offer,
     )
-    return SteerResult(
-        model=bench.handle,
-        vector=label_of(params.vector),
-        norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
-        prompts=[prompt.text for prompt in prompts],
-        controls=controls,
-        categories=targets.words,
-        shared=targets.shared,
-        in_force=list(found.labels),
-        runs=_runs(found, directions, model.tokenizer),
-    )
+    return result(found)
 
 
 def _count(params: SteerParams, layers: int, controls: int) -> int:

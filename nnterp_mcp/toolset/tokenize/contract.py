@@ -86,7 +86,8 @@ SPEC = ToolSpec(
     description=(
         "Splits prompts into the model's tokens, with the ids and positions that other tools refer to. In a chat, the "
         'position {"turn": 0} means the content of a message (with "role" among those of that role, with "text" a '
-        'piece of it), and with "part": "after" what the template writes behind it.'
+        'piece of it), and with "part": "after" what the template writes behind it. A chat that ends with the '
+        """assistant's message is continued, unless that has "closed": true."""
     ),
     params=TokenizeParams,
     result=TokenizeResult,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.model.prompts import as_chats, encode_prompts, token_text
+from nnterp_mcp.model.prompts import as_chats, encode_prompts
+from nnterp_mcp.model.tokens import token_text
 from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.toolset.tokenize.contract import TokenizedPrompt, TokenizeParams, TokenizeResult
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from nnterp_mcp import schemas
+from nnterp_mcp.arguments import LONGEST_NAME, MOST_GROUPS
 from nnterp_mcp.contract import ModelParams, ToolSpec
 from nnterp_mcp.fields import Plot, PromptGroups
 from nnterp_mcp.session.vectors import VectorName
@@ -15,7 +17,8 @@ from nnterp_mcp.toolset.train_probe.figure import figure
 from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
 
 _Groups = Annotated[
-    PromptGroups, WithJsonSchema({"type": "object", "description": '{"positive": [...], "negative": [...]}.'})
+    PromptGroups,
+    schemas.as_schema({**schemas.OBJECT, "maxProperties": MOST_GROUPS}, '{"positive": [...], "negative": [...]}.'),
 ]
 
 
@@ -23,7 +26,7 @@ class TrainProbeParams(ModelParams):
     """What to tell apart, by which probes: prompts at a site, or what a run kept, pooled or edited."""
 
     prompts: _Groups | None = None
-    run: Annotated[str | None, Field(description="Or a collect_activations.")] = None
+    run: Annotated[str | None, Field(max_length=LONGEST_NAME, description="Or a collect_activations.")] = None
     site: StateSite = "layers_output"
     method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind.")] = "logistic"
     layers: ProbedLayers = "all"

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 import numpy as np
 from jaxtyping import Float, Int
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.interventions.probes import (
     Fold,
     deal_folds,
+    fewest_texts,
     make_probe,
     predict_held_out,
     probe_direction,
@@ -59,8 +61,14 @@ class _Problem:
     interventions: list[str]
 
     def states(self, layer: int | None) -> Float[np.ndarray, "row width"]:
-        """The states after a layer, heads side by side."""
+        """The states after a layer, heads side by side.
+
+        Raises:
+            InvalidRequest: They are not finite.
+        """
         states = self.along(layer)
+        if not np.isfinite(states).all():  # of an older run: what is collected now is finite
+            raise InvalidRequest("the states are not finite, so that no probe can be trained on them.")
         return states.reshape(len(states), -1)
 
 
@@ -71,29 +79,33 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
     layers: list[ProbedLayer] = []
     directions: list[Float[np.ndarray, " width"]] = []
     width = 0
+    counts = np.bincount(problem.labels)
+
+    def so_far() -> TrainProbeResult:
+        return TrainProbeResult(
+            model=bench.handle,
+            method=params.method,
+            site=problem.site,
+            groups=_groups(problem),
+            texts=len(np.unique(problem.texts)),
+            width=width,
+            folds=len(trials[0][1]),
+            majority=float(counts.max() / counts.sum()),
+            length=_by_length(problem, trials[0][1]),
+            layers=layers,
+            interventions=problem.interventions,
+            run=params.run,
+        )
+
     for done, layer in enumerate(problem.layers, start=1):
         states = problem.states(layer)
         width = states.shape[1]
-        layers.append(_probe(problem, params, layer, states, trials, job))
         if params.save_as is not None:
-            probe = make_probe(params.method)
-            directions.append(probe_direction(states, problem.labels, probe))
+            directions.append(probe_direction(states, problem.labels, make_probe(params.method)))
+        layers.append(_probe(problem, params, layer, states, trials, job))
+        job.partial = so_far
         job.progress(done, len(problem.layers), f"probes of {done} of {len(problem.layers)} layers")
-    counts = np.bincount(problem.labels)
-    result = TrainProbeResult(
-        model=bench.handle,
-        method=params.method,
-        site=problem.site,
-        groups=_groups(problem),
-        texts=len(np.unique(problem.texts)),
-        width=width,
-        folds=len(trials[0][1]),
-        majority=float(counts.max() / counts.sum()),
-        length=_by_length(problem, trials[0][1]),
-        layers=layers,
-        interventions=problem.interventions,
-        run=params.run,
-    )
+    result = so_far()
     return result if params.save_as is None else _keep(bench, params, result, np.stack(directions))
 
 
@@ -180,9 +192,20 @@ def _problem(
 
 def _trials(problem: _Problem, params: TrainProbeParams) -> list[tuple[Int[np.ndarray, " row"], list[Fold]]]:
     """The true labels, then shuffled ones, each with folds dealt for them; the same at every layer."""
+    true = deal_folds(problem.labels, problem.texts, params.folds, _SEED)
     generator = np.random.default_rng(_SEED)
-    shuffled = [shuffle_labels(problem.labels, problem.prompts, generator) for _ in range(params.shuffles)]
-    return [(labels, deal_folds(labels, problem.texts, params.folds, _SEED)) for labels in (problem.labels, *shuffled)]
+    shuffled = [_shuffled(problem, generator) for _ in range(params.shuffles)]
+    dealt = [(labels, deal_folds(labels, problem.texts, params.folds, _SEED)) for labels in shuffled]
+    return [(problem.labels, true), *dealt]
+
+
+def _shuffled(problem: _Problem, generator: np.random.Generator) -> Int[np.ndarray, " row"]:
+    """Labels dealt anew, with two different texts or more in each class, as the true ones have."""
+    while True:
+        check_cancelled()
+        labels = shuffle_labels(problem.labels, problem.prompts, generator)
+        if fewest_texts(labels, problem.texts) > 1:
+            return labels
 
 
 def _probe(
