@@ -2,3 +2,8 @@
 
 Nothing here comes from the engine that the tools use. `python -m tests.interpreter` compares the two on random calls.
 """
+
+from importlib import import_module
+
+# Before nnsight, whose `.save` on every object breaks classes that are built later.
+import_module("mcp.client.stdio")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.interpreter.families import FAMILIES
 from tests.interpreter.runs import CHECKS, Outcome, play
-from tests.interpreter.served import play_served, serve  # before nnsight, whose `.save` breaks what a client imports
+from tests.interpreter.served import play_served, serve
 from tests.interpreter.subject import Subject
 
 LOADED = [("auto", "left"), ("auto", "right"), ("eager", "left"), ("eager", "right")]

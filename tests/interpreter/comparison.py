@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnterp_mcp.model.tokens import token_text
+
 TOLERANCE = 2e-4
 """Of numbers up to 1, and of larger ones in proportion."""
 
@@ -67,8 +69,8 @@ class Comparison:
                 self.faults.append(f"{what} rank of {strings}: {rank}, not {span[0]} to {span[1]}")
 
     def word(self, token: int) -> str:
-        """A token as text."""
-        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        """A token as answers name it."""
+        return token_text(self.tokenizer, token)
 
 
 def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
