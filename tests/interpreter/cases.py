@@ -1,0 +1,341 @@
+"""Random calls: prompts, and lists of operations that fit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.interpreter.subject import Subject
+from tests.interpreter.text import Text
+
+Call = tuple[str, dict[str, Any]]
+
+_WORDS = (
+    *("cat", "dog", "sun", "sea", "red", "blue", "old", "is"),
+    *("of", "and", "the", "that", "Paris", "Spain", "7", "?"),
+)
+_MARK = "France"
+"""A word that every prompt has, for positions by text."""
+
+_STATE_SITES = (
+    "token_embeddings",
+    "layers_input",
+    "queries",
+    "keys",
+    "values",
+    "heads_output",
+    "attentions_output",
+    "attentions_raw_output",
+    "mlps_output",
+    "mlps_raw_output",
+    "layers_output",
+)
+_HEAD_SITES = ("queries", "keys", "values", "heads_output")
+_OPERATIONS = (
+    *("add", "scale", "zero", "mean", "patch", "patch", "project_out"),
+    *("skip", "knockout", "knockout", "set_attention", "attention"),
+)
+_TOOLS = {
+    "generate": 5,
+    "steer": 3,
+    "logit_lens": 6,
+    "run_prompts": 6,
+    "collect_activations": 7,
+    "attention_probs": 5,
+    "patchscope": 3,
+    "patch_activations": 4,
+    "attribute": 5,
+    "make_vector": 1,
+}
+"""How often each tool is drawn."""
+
+
+@dataclass
+class Cases:
+    """Draws calls for one model.
+
+    Attributes:
+        subject: The model.
+        dice: Where chance comes from.
+        names: Vectors that were made, and whether each serves every layer.
+    """
+
+    subject: Subject
+    dice: Random
+    names: dict[str, bool] = field(default_factory=dict[str, bool])
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of states that the model has."""
+        return [site for site in _STATE_SITES if site not in self.subject.plain.family.lacks]
+
+    def draw(self, without: str = "") -> Call:
+        """One call."""
+        tools = {tool: weight for tool, weight in _TOOLS.items() if tool != without}
+        tool = self.dice.choices(list(tools), list(tools.values()))[0]
+        return tool, getattr(self, f"_{tool}")()
+
+    def lasting(self) -> list[dict[str, Any]]:
+        """Operations that fit every call."""
+        shortest = self.subject.by.read(_MARK)
+        drawn = [self._operation([shortest]) for _ in range(self.dice.choice((0, 1, 2)))]
+        return [one for one in drawn if "prompts" not in one and "from" not in one and _MARK not in str(one)]
+
+    def prompts(self, most: int = 3) -> list[str]:
+        made: list[str] = []
+        for _ in range(self.dice.randint(1, most)):
+            words = self.dice.choices(_WORDS, k=self.dice.randint(1, 7))
+            words.insert(self.dice.randint(0, len(words)), _MARK)
+            made.append(" ".join(words))
+        return made
+
+    def _call(self, prompts: list[str], extra: list[str] | None = None) -> dict[str, Any]:
+        """The prompts, and operations that fit them and a further prompt."""
+        texts = [self.subject.by.read(text) for text in [*prompts, *(extra or [])]]
+        operations = [self._operation(texts) for _ in range(self.dice.choice((0, 1, 1, 2, 2, 3)))]
+        return {"prompts": prompts, "interventions": operations}
+
+    def _targets(self) -> dict[str, Any]:
+        return {"one": self.dice.choice(_WORDS), "other": self.dice.sample(_WORDS, 2)}
+
+    def _generate(self) -> dict[str, Any]:
+        call = self._call(self.prompts(2))
+        call["interventions"] = call["interventions"] or [self._operation(self._read(call))]
+        return call | {"max_new_tokens": 12}
+
+    def _read(self, call: dict[str, Any]) -> list[Text]:
+        return [self.subject.by.read(text) for text in call["prompts"]]
+
+    def _logit_lens(self) -> dict[str, Any]:
+        call = self._call(self.prompts())
+        lens = self.dice.choice(("logit", "logit", "inverse"))
+        positions = self._positions(self._read(call))
+        return call | {"positions": positions, "targets": self._targets(), "lens": lens, "layers": self._layers()}
+
+    def _collect_activations(self) -> dict[str, Any]:
+        call = self._call(self.prompts())
+        site = self.dice.choice(self.sites)
+        found = call | {"site": site, "positions": self._positions(self._read(call))}
+        found["pool"] = self.dice.choice(("none", "mean", "last"))
+        return found if site == "token_embeddings" else found | {"layers": self._layers()}
+
+    def _attention_probs(self) -> dict[str, Any]:
+        call = self._call(self.prompts())
+        queries = {"query_positions": self._positions(self._read(call))} if self.dice.random() < 0.5 else {}
+        return call | queries | {"layers": self._layers(), "heads": self._heads(), "kinds": False}
+
+    def _run_prompts(self) -> dict[str, Any]:
+        call = self._call(self.prompts(4))
+        readout = self.dice.choice(("next_token", "logit_lens", "patchscope"))
+        return call | {"targets": self._targets(), "readout": readout, "layers": self._layers()}
+
+    def _steer(self) -> dict[str, Any]:
+        call = self._call(self.prompts(2))
+        layers = self.dice.sample(range(self.subject.plain.layers), 2)
+        factors = self.dice.sample((-2.0, -0.5, 0.25, 1, 3), 2)
+        found = call | {"vector": self._vector("layers_output"), "layers": layers, "factors": factors}
+        found |= {"positions": self._positions(self._read(call)), "targets": self._targets()}
+        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
+
+    def _patchscope(self) -> dict[str, Any]:
+        target = self.dice.choice((None, f"dog dog {_MARK} {_MARK} x", f"cat is {_MARK} x"))
+        shown = "king king\n1135 1135\nhello hello\n?" if target is None else target
+        call = self._call(self.prompts(2), [shown])
+        if target is None:  # which has no such word
+            call["interventions"] = [one for one in call["interventions"] if _MARK not in str(one)]
+        found: dict[str, Any] = {
+            "source_prompts": call["prompts"],
+            "interventions": call["interventions"],
+            "source_positions": self.dice.choice(("last", 1, [0, -1])),
+            "source_layers": self.dice.sample(range(self.subject.plain.layers), 2),
+            "targets": self._targets(),
+        }
+        if self.names and self.dice.random() < 0.3:
+            del found["source_prompts"], found["source_positions"]
+            found |= {"source_vectors": self.dice.choice(list(self.names)), "factor": self.dice.choice((1.0, 3.0))}
+            found["interventions"] = [one for one in found["interventions"] if not _counts(one)]
+        if target is not None:
+            found |= {"target_prompt": target, "target_position": self.dice.choice(("last", 2, {"text": "x"}))}
+        found["target_layers"] = self.dice.choice(("same", "same", 1, "all"))
+        return found | ({"max_new_tokens": 12} if self.dice.random() < 0.15 else {})
+
+    def _patch_activations(self) -> dict[str, Any]:
+        by_head = self.dice.random() < 0.3
+        pairs = [self._pair() for _ in range(1 if by_head else self.dice.randint(1, 2))]
+        clean, corrupted = [one for one, _ in pairs], [other for _, other in pairs]
+        call = self._call(clean)
+        found: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "interventions": call["interventions"]}
+        sites = [site for site in self.sites if site != "token_embeddings" and "raw" not in site]
+        found["sites"] = self.dice.sample([site for site in sites if site in _HEAD_SITES] if by_head else sites, 1)
+        found |= {"heads": [0, 2]} if by_head else {"positions": sorted({1, self.dice.randrange(2, 4)})}
+        found["layers"] = self.dice.sample(range(self.subject.plain.layers), 2)
+        targets = self.dice.choice(({}, {"one": "cat"}, {"one": "cat", "other": "sea"}))
+        return found | {"targets": targets, "direction": self.dice.choice(("denoising", "noising"))}
+
+    def _pair(self) -> tuple[str, str]:
+        """Two prompts of one length in tokens, which differ in a word."""
+        before, after = (" ".join(self.dice.choices(_WORDS, k=self.dice.randint(1, 3))) for _ in range(2))
+        one, other = self.dice.sample(_WORDS, 2)
+        pair = f"{before} {one} {_MARK} {after}", f"{before} {other} {_MARK} {after}"
+        lengths = {len(self.subject.by.read(text).ids) for text in pair}
+        return pair if len(lengths) == 1 else self._pair()
+
+    def _attribute(self) -> dict[str, Any]:
+        call = self._call(self.prompts(2))
+        targets = self.dice.choice(({"one": "cat"}, {"one": "cat", "other": ["sea", "dog"]}))
+        method = self.dice.choice(({"method": "gradient"}, {"by": "layer"}, {"by": "sublayer"}))
+        return call | {"targets": targets, "method": "direct"} | method
+
+    def _make_vector(self) -> dict[str, Any]:
+        name = f"v{len(self.names)}"
+        method = self.dice.choice(("mean_difference", "activation", "embedding_difference"))
+        self.names[name] = method == "embedding_difference"
+        if method == "embedding_difference":
+            return {"name": name, "method": method, "positive": " cat sun", "negative": " dog"}
+        found: dict[str, Any] = {"name": name, "method": method, "positive": self.prompts(1)}
+        if method == "mean_difference":
+            found |= {"positive": self.prompts(), "negative": self.prompts()}
+        return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
+
+    def _layers(self) -> Any:
+        count = self.subject.plain.layers
+        return self.dice.choice(("all", self.dice.randrange(count), -1, "1:3", self.dice.sample(range(count), 2)))
+
+    def _heads(self) -> Any:
+        count = self.subject.plain.heads
+        return self.dice.choice(("all", self.dice.randrange(count), -1, "::2", self.dice.sample(range(count), 2)))
+
+    def _positions(self, texts: list[Text]) -> Any:
+        least = min(len(text.ids) for text in texts)
+        one = self.dice.randrange(least)
+        return self.dice.choice(
+            (
+                "all",
+                "last",
+                one,
+                one - least,
+                f"{one}:",
+                f"{one - least}:",
+                f"{one}::2",
+                ":",
+                f":{one + 1}",
+                sorted({one, self.dice.randrange(least)}),
+                [one, "last"],
+                {"text": _MARK},
+            )
+        )
+
+    def _vector(self, site: str) -> Any:
+        width = self._width(site)
+        serving = [name for name, anywhere in self.names.items() if anywhere or site == "layers_output"]
+        if serving and site not in _HEAD_SITES and self.dice.random() < 0.4:
+            return self.dice.choice(serving)
+        if self.dice.random() < 0.3 and site not in _HEAD_SITES:
+            of = self.dice.choice(("embeddings", "unembeddings"))
+            return {"positive": " cat", "negative": self.dice.choice((" dog sun", None)), "of": of}
+        return [round(self.dice.gauss(0, 1), 3) for _ in range(width)]
+
+    def _width(self, site: str) -> int:
+        return self.subject.widths[site]
+
+    def _operation(self, texts: list[Text]) -> dict[str, Any]:
+        """One operation."""
+        op = self.dice.choice(
+            [
+                "add",
+                "scale",
+                "zero",
+                "mean",
+                "patch",
+                "patch",
+                "project_out",
+                "skip",
+                "knockout",
+                "knockout",
+                "set_attention",
+                "attention",
+            ]
+        )
+        if op in ("skip", "knockout", "set_attention", "attention"):
+            made = getattr(self, f"_op_{op}")(texts)
+        else:
+            made = self._op_state(op, texts)
+        if len(texts) > 1 and self.dice.random() < 0.25 and made.get("prompts") is None:
+            made["prompts"] = self.dice.choice((0, -1, [0], "1:"))
+        if self.dice.random() < 0.2:
+            made["steps"] = self.dice.choice((0, 1, [0, 3], "1:", "2:6", "::2", "all"))
+        return made
+
+    def _op_state(self, op: str, texts: list[Text]) -> dict[str, Any]:
+        site = self.dice.choice(self.sites)
+        made: dict[str, Any] = {"op": op, "site": site, "positions": self._positions(texts)}
+        if site != "token_embeddings":
+            made["layers"] = self._layers()
+        if site in _HEAD_SITES and self.dice.random() < 0.6:
+            made["heads"] = self._heads()
+        if self.dice.random() < 0.2:
+            made["neurons"] = self.dice.choice(("all", 3, "1:9", [0, -1, 5], "::3"))
+        if op in ("add", "project_out"):
+            made["vector"] = self._vector(site)
+        if op in ("add", "scale"):
+            made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
+        if op == "mean" and self.dice.random() < 0.5:
+            made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
+        if op == "patch":
+            made["from"] = self._source(site, texts)
+            if self.dice.random() < 0.2:
+                made |= {"positions": [0, -1], "from": made["from"] | {"position": [1, 0]}}
+            elif "position" not in made["from"]:
+                made["positions"] = self.dice.choice(("last", 0, [0, -1], {"text": _MARK}, "1:3"))
+        return made
+
+    def _source(self, site: str, texts: list[Text]) -> dict[str, Any]:
+        source: dict[str, Any] = {}
+        fitting = [(run, kept) for run, kept in self.subject.by.kept.items() if kept.site == site]
+        if fitting and self.dice.random() < 0.7:
+            run, kept = self.dice.choice(fitting)
+            source |= {"run": run, "prompt": self.dice.randrange(len(kept.texts))}
+        elif self.dice.random() < 0.7:
+            source["prompt"] = self.dice.choice((0, len(texts) - 1, self.prompts(1)[0]))
+        if self.dice.random() < 0.5:
+            source["position"] = self.dice.choice(("last", 0, -2, 1))
+        if self.dice.random() < 0.3 and site != "token_embeddings":
+            source["layer"] = self.dice.randrange(self.subject.plain.layers)
+        return source
+
+    def _op_skip(self, texts: list[Text]) -> dict[str, Any]:
+        return {"op": "skip", "layers": self.dice.choice((0, 1, 2, "1:3", -1))}
+
+    def _op_knockout(self, texts: list[Text]) -> dict[str, Any]:
+        made = {"op": "knockout", "layers": self._layers(), "heads": self._heads()}
+        made |= {"query_positions": self._positions(texts), "key_positions": self._positions(texts)}
+        return made | ({"renormalise": False} if self.dice.random() < 0.3 else {})
+
+    def _op_set_attention(self, texts: list[Text]) -> dict[str, Any]:
+        made = {"op": "set_attention", "layers": self._layers(), "heads": self._heads()}
+        made["query_positions"] = self._positions(texts)
+        made["pattern"] = self.dice.choice(("uniform", "first", "previous", "self"))
+        if self.dice.random() < 0.25:
+            which = self.dice.randrange(len(texts))
+            count = len(texts[which].ids)
+            made["prompts"] = which
+            made["pattern"] = [[round(self.dice.random(), 2) for _ in range(count)] for _ in range(count)]
+            made["query_positions"] = self.dice.choice(("all", "last", 0))
+        return made
+
+    def _op_attention(self, texts: list[Text]) -> dict[str, Any]:
+        """A state operation at the attention probabilities."""
+        op = self.dice.choice(("scale", "zero", "patch"))
+        made: dict[str, Any] = {"op": op, "site": "attention_probabilities", "layers": self._layers()}
+        made |= {"positions": self._positions(texts), "heads": self._heads()}
+        if op == "scale":
+            made["factor"] = self.dice.choice((0.5, 2, -1))
+        if op == "patch":
+            made["from"] = self.dice.choice(({}, {"layer": self.dice.randrange(self.subject.plain.layers)}))
+        return made
+
+
+def _counts(operation: dict[str, Any]) -> bool:
+    """Whether an operation names prompts by their number."""
+    return "prompts" in operation or isinstance(operation.get("from", {}).get("prompt"), int)

@@ -1,0 +1,75 @@
+"""Random calls through the tools and through the interpreter."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from nnterp_mcp.errors import NnterpError
+from tests.interpreter import causal_tools, reading_tools, writing_tools
+from tests.interpreter.cases import Call, Cases
+from tests.interpreter.comparison import Comparison
+from tests.interpreter.language import Operation
+from tests.interpreter.subject import Subject
+
+Check = Callable[[Subject, dict[str, Any], Any, Comparison], None]
+
+CHECKS: dict[str, Check] = {
+    "generate": writing_tools.generate,
+    "steer": writing_tools.steer,
+    "logit_lens": reading_tools.logit_lens,
+    "run_prompts": reading_tools.run_prompts,
+    "collect_activations": reading_tools.collect_activations,
+    "attention_probs": reading_tools.attention_probs,
+    "patchscope": reading_tools.patchscope,
+    "patch_activations": causal_tools.patch_activations,
+    "attribute": causal_tools.attribute,
+    "make_vector": writing_tools.make_vector,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one call.
+
+    Attributes:
+        call: The tool and its arguments.
+        told: The comparison.
+        refusal: With what the tool refused it; None where it answered.
+    """
+
+    call: Call
+    told: Comparison
+    refusal: str | None = None
+
+    def __str__(self) -> str:
+        """The call, so that it can be made again, and what differs."""
+        tool, arguments = self.call
+        return "\n  ".join([f"{tool} {json.dumps(arguments)}", *self.told.faults[:4]])
+
+
+def compare(subject: Subject, call: Call, kept: Sequence[Operation] = ()) -> Outcome:
+    """Makes one call both ways; what `edit_model` keeps in force comes before the call's own interventions."""
+    tool, arguments = call
+    told = Comparison(subject.by.tokenizer)
+    try:
+        result = subject.lab.call(tool, **arguments)
+    except NnterpError as error:
+        return Outcome(call, told, error.message)
+    except Exception:
+        told.faults.append(traceback.format_exc(limit=-3))
+        return Outcome(call, told)
+    meant = arguments | {"interventions": [*kept, *arguments.get("interventions", [])]}
+    CHECKS[tool](subject, meant, result, told)
+    return Outcome(call, told)
+
+
+def play(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
+    """Draws so many calls and makes them."""
+    cases = Cases(subject, Random(f"{subject.name} {seed}"))
+    for _ in range(count):
+        yield compare(subject, cases.draw())
