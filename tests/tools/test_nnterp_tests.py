@@ -9,7 +9,7 @@ from tools.nnterp_tests import summarize
 REPORT = """<testsuites><testsuite>
 <testcase name="test_a[gpt2]"/>
 <testcase name="test_b[gpt2]"><failure message="ValueError: gpt2 has no part&#10;more"/></testcase>
-<testcase name="test_b[Maykeye/TinyLLama-v0]"><failure message="ValueError: Maykeye/TinyLLama-v0 has no part"/></testcase>
+<testcase name="test_b[llama]"><failure message="ValueError: Maykeye/TinyLLama-v0 has no part"/></testcase>
 <testcase name="test_c[gpt2]"><failure message="  File &quot;test.py&quot;, line 3&#10;SyntaxError: here"/></testcase>
 <testcase name="test_d[gpt2]"><skipped message="not now"/></testcase>
 </testsuite></testsuites>"""
