@@ -269,7 +269,7 @@ def _check_edit(edited: _Edited | str, model: StandardizedTransformer) -> Check:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).abs().max())
+    return float((one.detach().float() - other.detach().float()).abs().max())
 
 
 def _tolerance(logits: Tensor) -> float:

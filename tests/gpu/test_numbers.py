@@ -77,8 +77,8 @@ def test_captured_steps_say_what_others_say(family: str, operations: list[dict[s
     usual = _Graph.replay
     with patch.object(_Graph, "replay", autospec=True, side_effect=usual) as replayed:
         found = generate(model, prompts, edits, max_new_tokens=24)
-    if family == "qwen2_moe":  # its experts are chosen on the host
-        assert why_uncaptured(model) or replayed.call_count
+    if family in ("bloom", "falcon"):  # they make position biases on the host, or masks of their own
+        assert replayed.call_count == 0
     else:
         assert (why_uncaptured(model), replayed.call_count > 10) == (None, True)
     for one, other in zip(found, expected, strict=True):
