@@ -68,11 +68,17 @@ class Ground:
         """Of plain transformers, at every position, with hooks that make edits."""
         return self.plain.logits(self.ids(prompt), edits or {})
 
+    def names(self, tokens: Any) -> list[str]:
+        """What answers call tokens."""
+        from nnterp_mcp.model.tokens import token_text
+
+        return [token_text(self.model.tokenizer, int(token)) for token in tokens]
+
     def says(self, result: Any, edits: Edits | None = None, prompt: str = PARIS, at: int = 0) -> None:
         """Asserts that a lens at the last layer says what plain transformers with hooks says."""
         probs = self.logits(edits, prompt)[-1].double().softmax(-1).topk(3)
         found = result.readings[at].layers[-1].top
-        assert [token for token, _ in found] == [self.model.tokenizer.decode(token) for token in probs.indices]
+        assert [token for token, _ in found] == self.names(probs.indices)
         near([p for _, p in found], probs.values)
 
 

@@ -41,10 +41,6 @@ def at_position(edit: Any, position: int) -> Any:
     return change
 
 
-def decoded(ground: Ground, tokens: Any) -> list[str]:
-    return [ground.model.tokenizer.decode(int(token)) for token in tokens]
-
-
 @shows("generating")
 def generating(ground: Ground) -> None:
     with ground.model.generate(PARIS, max_new_tokens=5) as tracer:
@@ -52,7 +48,7 @@ def generating(ground: Ground) -> None:
 
     expected = greedy(ground, 5)
     assert made[0].tolist() == [*ground.ids(), *expected]
-    assert ground.run().texts[0].baseline.tokens == decoded(ground, expected)
+    assert ground.run().texts[0].baseline.tokens == ground.names(expected)
 
 
 def negate(states: Tensor) -> None:
@@ -80,7 +76,7 @@ def steps(ground: Ground) -> None:
     assert again[0, 6:].tolist() == expected
     assert expected != greedy(ground, 5)
     found = ground.run().texts[0]
-    assert found.edited.tokens == decoded(ground, expected)
+    assert found.edited.tokens == ground.names(expected)
 
 
 @shows("new-tokens")
@@ -136,7 +132,7 @@ def answered(ground: Ground, answer: Any, logits: Tensor) -> None:
     """Asserts that a server's lens at the last layer says what plain transformers says."""
     top = logits[-1].softmax(-1).topk(1)
     token, p = answer.structured_content["table"]["rows"][0][1][0]
-    assert token == decoded(ground, top.indices)[0]
+    assert token == ground.names(top.indices)[0]
     assert abs(p - float(top.values)) < 1e-3
 
 

@@ -138,7 +138,7 @@ def test_the_heads_of_the_default_model(smollm2_folder: Any) -> None:
 
 
 def test_little_room_makes_short_copies() -> None:
-    model = SimpleNamespace(tokenizer=tiny_tokenizer(), vocab_size=320, context=11, name="short")
+    model = SimpleNamespace(tokenizer=tiny_tokenizer(), vocab_size=320, embedded=320, context=11, name="short")
     assert repeat_random_tokens(model, count=1).length == 5  # pyright: ignore[reportArgumentType]
     model.context = 4
     with pytest.raises(Unsupported, match="short has no room for repeated random tokens"):

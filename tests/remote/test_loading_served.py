@@ -104,4 +104,4 @@ def test_what_a_service_has_deployed_in_words() -> None:
         assert "has no model deployed" in describe_deployments(host, "")
     with telling({"/status": (503, {})}) as host:
         assert describe_deployments(host, "key") == f"NDIF at {host} does not say what it serves (HTTP 503)."
-    assert "does not say what it serves (URLError)" in describe_deployments(host, "")
+    assert "does not say what it serves (ConnectError)" in describe_deployments(host, "")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.arguments import MOST_GROUPS
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
 from nnterp_mcp.render import rounded
@@ -142,15 +143,15 @@ def test_states_that_do_not_differ_keep_no_components_and_readable_numbers(tmp_p
 
 def test_many_groups_are_not_compared_in_pairs(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
-    bench.settings = bench.settings.model_copy(update={"max_prompts": 240})
-    groups = {f"group {number}": [f"a {number}"] for number in range(240)}
+    bench.settings = bench.settings.model_copy(update={"max_prompts": MOST_GROUPS})
+    groups = {f"group {number}": [f"a {number}"] for number in range(MOST_GROUPS)}
     begun = time.monotonic()
     _, result = collect(bench, prompts=groups)
 
     assert time.monotonic() - begun < 20
-    assert all(len(summary.groups) == 240 and summary.pairs == [] for summary in result.summaries)
+    assert all(len(summary.groups) == MOST_GROUPS and summary.pairs == [] for summary in result.summaries)
     said = SPEC.render(SPEC.digest(result))
-    assert "240 groups are too many to compare in pairs: give fewer for cosine and gap." in said
+    assert f"{MOST_GROUPS} groups are too many to compare in pairs: give fewer for cosine and gap." in said
     assert "random gap" not in said
 
 

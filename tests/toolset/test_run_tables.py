@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
+from pydantic import BaseModel
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
@@ -31,12 +32,12 @@ from nnterp_mcp.toolset.read_run.tables import (
 from tests.session.runs import PARAMS, opened
 
 
-class Layer(Result):
+class Layer(BaseModel):
     layer: int
     top: list[tuple[str, float]]
 
 
-class Reading(Result):
+class Reading(BaseModel):
     token: str
     leads_from: int | None
     layers: list[Layer]
