@@ -22,7 +22,7 @@ def status_of(scene: Scene, body: bytes, **headers: str) -> str:
 
 def malformed(scene: Scene) -> str:
     bodies = [b"{", b"\xff\xfe", b"[]", b"null", b'{"jsonrpc": "2.0", "id": 1}', b'{"jsonrpc": "1.0", "method": 5}']
-    answers = {status_of(scene, body) for body in [*bodies, b"[" * 100_000]}
+    answers = {status_of(scene, body) for body in [*bodies, b"[" * 40_000]}  # more of them are too much to read
     return ", ".join(sorted(answers))
 
 

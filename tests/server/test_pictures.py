@@ -114,7 +114,7 @@ def test_a_finished_run_gives_its_picture_and_page(client: Caller) -> None:
 
 
 def test_a_late_run_gives_its_picture_when_it_is_read(tiny: Callable[..., Path]) -> None:
-    with stdio(reply_within=1, batch_tokens=1) as caller:
+    with stdio(reply_within=0.1, batch_tokens=1) as caller:
         until(lambda: "still loading" not in said(caller.call("load_model", model=str(tiny("llama")))))
         late = caller.call("logit_lens", prompts=[f"a b {number}" for number in range(150)], plot=True)
         run_id = late.structured_content["run_id"]
