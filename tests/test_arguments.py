@@ -136,9 +136,16 @@ def test_in_a_list_every_text_stands_for_itself() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["[]", '{"role": "user", "content": "Hi"}', '[{"role": "user", "text": "Hi"}]'])
-def test_json_that_is_nearly_prompts_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="prompts"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "prompts"),
+        ('{"role": "user", "content": "Hi"}', "prompts"),
+        ('[{"role": "user", "text": "Hi"}]', "message 0 of the chat has no content"),
+    ],
+)
+def test_json_that_is_nearly_prompts_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
         specs()["logit_lens"].parse({"prompts": text})
 
 

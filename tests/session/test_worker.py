@@ -17,6 +17,7 @@ from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.session.wire import Call, Failure, Reply
 from nnterp_mcp.session.worker import _answer, _translate
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset.tokenize import run as tokenize
 
 
 @pytest.mark.parametrize(
@@ -48,34 +49,46 @@ def test_a_fault_of_ours_stays_in_the_log(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def panicking() -> PreTrainedTokenizerFast:
-    """A tokenizer whose library reads "Q" and gives up on "a"."""
+    """A tokenizer whose library gives up on what begins with "z" and reads all else."""
     written = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
-    written["normalizer"] = {"type": "Replace", "pattern": {"Regex": "Q*"}, "content": "x"}
+    written["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(?=z)"}, "content": "x"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), pad_token="<pad>")
     with pytest.raises(BaseException, match="out of bounds") as caught:
-        tokenizer("a")
+        tokenizer("z")
     assert not isinstance(caught.value, Exception)
     return tokenizer
 
 
 @pytest.mark.parametrize(
     ("tool", "params"),
-    [("tokenize", {"prompts": ["Q", "a"]}), ("logit_lens", {"prompts": "Q", "targets": {"one": "a"}})],
+    [("tokenize", {"prompts": ["Q", "z"]}), ("logit_lens", {"prompts": "Q", "targets": {"one": "z"}})],
 )
-def test_a_panic_ends_the_call_alone(tool: str, params: dict[str, Any]) -> None:
+def test_a_text_over_which_the_tokenizer_panics_is_refused(tool: str, params: dict[str, Any]) -> None:
+    bench = Bench("tiny", Settings())
+    bench.place(StandardizedTransformer(tiny_model("llama"), tokenizer=panicking(), name="tiny"))
+    failure = _answer(bench, Call(id=1, tool=tool, params=params), Job(1, [].append))
+
+    assert isinstance(failure, Failure)
+    assert failure.error.code == "invalid_request"
+    assert failure.error.message == "the tokenizer cannot read 'z' (PanicException)"
+
+
+def test_a_panic_ends_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench("tiny", Settings())
     bench.place(StandardizedTransformer(tiny_model("llama"), tokenizer=panicking(), name="tiny"))
     sent: list[Any] = []
-    failure = _answer(bench, Call(id=1, tool=tool, params=params), Job(1, sent.append))
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenize, "run", lambda bench, params, job: bench.model.tokenizer("z"))
+        failure = _answer(bench, Call(id=1, tool="tokenize", params={"prompts": "Q"}), Job(1, sent.append))
 
     assert isinstance(failure, Failure)
-    assert failure.error.code in ("invalid_request", "unsupported")
+    assert failure.error.code == "unsupported"
     assert isinstance(_answer(bench, Call(id=2, tool="tokenize", params={"prompts": "Q"}), Job(2, sent.append)), Reply)
 
 
 def test_a_panic_anywhere_is_told_as_what_it_is() -> None:
     with pytest.raises(BaseException, match="out of bounds") as caught:
-        panicking()("a")
+        panicking()("z")
     translated = _translate(caught.value)
 
     assert translated.code == "unsupported"

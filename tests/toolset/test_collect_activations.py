@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -356,7 +355,3 @@ def test_answers_are_small(count_tokens: Callable[[object], int]) -> None:
         answer = SPEC.digest(made_result(layers))
         assert count_tokens(SPEC.render(answer)) <= 900
         assert count_tokens(rounded(answer.model_dump())) <= 1000
-
-
-def test_the_definition_is_small() -> None:
-    assert len(SPEC.description) + len(json.dumps(SPEC.input_schema(), separators=(",", ":"))) <= 1200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,10 @@ def test_numbers_in_short():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next", "nemotron_h", "mixtral"])
 def test_says(family: str, snapshot: SnapshotAssertion):
-    assert SPEC.render(SPEC.digest(ask(tiny_bench(family)))) == snapshot
+    said = SPEC.render(SPEC.digest(ask(tiny_bench(family))))
+
+    # Lines move with every version of transformers; that the right ones are named is tested above.
+    assert re.sub(r"(\.py line )\d+", r"\1N", said) == snapshot
 
 
 def test_says_of_a_module(llama: Bench, snapshot: SnapshotAssertion):
