@@ -116,7 +116,7 @@ class ServedTransformer(StandardizedTransformer):
         inner = weight.shape[1] if isinstance(projection, torch.nn.Linear) else weight.shape[0]
         return inner // facts.num_heads
 
-    def project_on_vocab(self, hidden: Tensor) -> Tensor:
+    def project_on_vocab(self, hidden_state: Tensor) -> Tensor:
         """Refused: the head is not here."""
         raise self._refusal("what was asked for")
 
