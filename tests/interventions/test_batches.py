@@ -76,6 +76,7 @@ def test_what_would_not_fit_is_not_tried(model: StandardizedTransformer, monkeyp
         sizes(model)
 
 
+@pytest.mark.slow
 def test_the_allocator_s_own_failure_in_a_limited_process() -> None:
     """The states of a batch that the limit forbids, and those of a process without one."""
     script = textwrap.dedent("""

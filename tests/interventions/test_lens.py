@@ -20,7 +20,7 @@ from tests.conftest import FAMILIES
 PROMPTS = [
     "The capital of France is",
     "Spain",
-    "The capital of Spain is Madrid, and that of France, as every child learns at school, is",
+    "The capital of Spain is Madrid, and that of France is",
     "Two and two make",
 ]
 TARGETS = {"early": [5, 70, 99], "one": [200]}
