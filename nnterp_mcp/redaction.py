@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 HIDDEN = "[redacted]"
 
@@ -19,9 +19,10 @@ _pattern = re.compile(_CREDENTIALS)
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Has `redact` hide these too, as they are and as they stand in a URL."""
+    """Has `redact` hide these too: as they are, as they stand in a URL, and as they read where a URL was not encoded."""
     global _pattern
-    forms = {form for secret in secrets if len(secret) >= _SHORTEST for form in (secret, quote(secret, safe=""))}
+    long = [secret for secret in secrets if len(secret) >= _SHORTEST]
+    forms = {form for secret in long for form in (secret, quote(secret, safe=""), unquote_plus(secret))}
     longest_first = sorted(forms, key=len, reverse=True)
     _pattern = re.compile("|".join([*map(re.escape, longest_first), _CREDENTIALS]))
 

@@ -138,7 +138,7 @@ def test_the_environments_credentials_are_known(monkeypatch: pytest.MonkeyPatch)
     assert Settings().token is None
 
 
-@given(st.text(), st.text(), st.sampled_from([TOKEN, quote(TOKEN, safe="")]))
+@given(st.text(), st.text(), st.sampled_from([TOKEN, quote(TOKEN, safe=""), TOKEN.replace("+", " ")]))
 def test_a_secret_is_hidden_wherever_it_stands(before: str, after: str, secret: str) -> None:
     hide([TOKEN])
 
