@@ -19,7 +19,7 @@ _pattern = re.compile(_CREDENTIALS)
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Has `redact` hide these too: as they are, as they stand in a URL, and as they read where a URL was not encoded."""
+    """Has `redact` hide these too: as they are, as they stand in a URL, and as they read in one that nobody encoded."""
     global _pattern
     long = [secret for secret in secrets if len(secret) >= _SHORTEST]
     forms = {form for secret in long for form in (secret, quote(secret, safe=""), unquote_plus(secret))}
