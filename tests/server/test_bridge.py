@@ -125,7 +125,7 @@ def test_a_client_that_leaves_ends_its_call(era: str, server: HttpServer) -> Non
     with server.client() as watching:
         with bridge(server.address, era) as leaving:
             process = leaving.server
-            leaving.begin("generate", prompts=[PROMPT] * 256, max_new_tokens=240)  # longer than the bridge waits for it
+            leaving.begin("generate", prompts=[PROMPT] * 1000, max_new_tokens=240)  # longer than the bridge waits
             runs = until(lambda: [run for run in watching.resources() if "running" in (run.title or "")])
         assert ended([process], 10)
         until(lambda: f"{runs[0].name} | tiny-llama | cancelled" in text(watching.call("session")))

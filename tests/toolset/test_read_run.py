@@ -31,8 +31,8 @@ def store(data: Path) -> RunStore:
 
 @pytest.fixture(scope="module")
 def client(tiny: Callable[..., Path], data: Path) -> Generator[Caller]:
-    """A client of an impatient server: calls answer within a second and go on."""
-    with stdio(reply_within=1, batch_tokens=1, data=data) as caller:
+    """A client of an impatient server: calls answer within a third of a second and go on."""
+    with stdio(reply_within=0.3, batch_tokens=1, data=data) as caller:
         load(caller, tiny)
         yield caller
 
@@ -58,7 +58,9 @@ def read(client: Caller, run_id: str, **arguments: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(client: Caller) -> str:
-    return lens(client)["run_id"]
+    begun: str = lens(client)["run_id"]
+    until(lambda: "state" not in read(client, begun))
+    return begun
 
 
 def refusal(client: Caller, run_id: str, **arguments: Any) -> str:
@@ -71,7 +73,7 @@ class TestLate:
     def test_an_answer_that_comes_later_is_the_one_that_the_tool_would_have_given(
         self, client: Caller, tiny: Callable[..., Path], tmp_path: Path
     ) -> None:
-        prompts = [f"a b {number}" for number in range(150)]
+        prompts = [f"a b {number}" for number in range(1000)]
         begun = time.monotonic()
         late = lens(client, prompts=prompts)
         assert time.monotonic() - begun < 10
@@ -275,7 +277,7 @@ class TestAfterwards:
 
     @pytest.mark.slow
     def test_a_run_whose_server_was_killed_is_interrupted(self, tiny: Callable[..., Path], tmp_path: Path) -> None:
-        with http(reply_within=1, batch_tokens=1, data=tmp_path) as server, server.client() as client:
+        with http(reply_within=0.3, batch_tokens=1, data=tmp_path) as server, server.client() as client:
             load(client, tiny)
             run = lens(client, **LONG)["run_id"]
             server.process.kill()
