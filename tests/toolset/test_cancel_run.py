@@ -15,7 +15,7 @@ import pytest
 from nnterp_mcp.session.store import RunStore
 from tests.serving import Caller, HttpServer, http, text, until
 
-LONG = {"prompts": ["a b"] * 1000}
+LONG = {"prompts": ["a b " * 50] * 1000}
 """A call of some seconds where a batch holds one prompt."""
 
 LONG_CALLS = {
@@ -43,7 +43,7 @@ def store(data: Path) -> RunStore:
 
 @pytest.fixture(scope="module")
 def server(tiny: Callable[..., Path], data: Path) -> Generator[HttpServer]:
-    with http(reply_within=0.2, batch_tokens=1, data=data) as started, started.client() as first:
+    with http(reply_within=1, batch_tokens=1, data=data) as started, started.client() as first:
         until(lambda: "still loading" not in text(first.call("load_model", model=str(tiny("llama")))))
         yield started
 
