@@ -1,4 +1,4 @@
-"""How arguments arrive: null for what is left out, 3.0 for 3, lists and objects as JSON text; and how much may come.
+"""Normalizes arguments (null for absent, 3.0 for 3, lists and objects as JSON text) and sets their size limits.
 
 Clients differ. Some send null for every optional parameter, some know no integers, some send lists and objects as text.
 The limits stand in the schemas and in the code alike: generous for any experiment, and small enough that nothing which
@@ -104,7 +104,7 @@ def whole(given: Any) -> Any:
 
 
 def is_whole(given: Any) -> bool:
-    """Whether it is an integer, and no truth value."""
+    """Whether the value is an integer; booleans do not count."""
     return isinstance(given, int) and not isinstance(given, bool)
 
 
