@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nnterp_mcp.interventions.activations import (
-        collect_token_activations_batched,
-        compute_next_token_probs,
-        get_token_activations,
-    )
-    from nnterp_mcp.interventions.attribution_patching import compare_with_patches, estimate_effects
-    from nnterp_mcp.interventions.collection import collect, index_rows
-    from nnterp_mcp.interventions.corruption import ablate, add_noise, pair_prompts, put_in_force, resample
-    from nnterp_mcp.interventions.direct_logit import attribute_directly
-    from nnterp_mcp.interventions.gradients import integrate_gradients, multiply_gradients
-    from nnterp_mcp.interventions.lens import logit_lens
-    from nnterp_mcp.interventions.patching import Patcher, make_grid
-    from nnterp_mcp.interventions.patchscope import (
+    from nnterp_mcp.engine.hook_points import Place
+    from nnterp_mcp.engine.planning.plan import plan
+    from nnterp_mcp.experiments.activations import collect, index_rows
+    from nnterp_mcp.experiments.attribution.direct_logit import attribute_directly
+    from nnterp_mcp.experiments.attribution.gradients import integrate_gradients, multiply_gradients
+    from nnterp_mcp.experiments.logit_lens import logit_lens
+    from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
+    from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches, estimate_effects
+    from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts, put_in_force, resample
+    from nnterp_mcp.experiments.patching.path_patching import Receiver
+    from nnterp_mcp.experiments.patchscope import (
         TargetPrompt,
         TargetPromptBatch,
         it_repeat_prompt,
@@ -32,53 +30,53 @@ if TYPE_CHECKING:
         patchscope_lens,
         repeat_prompt,
     )
-    from nnterp_mcp.interventions.path_patching import Receiver
-    from nnterp_mcp.interventions.places import Place
-    from nnterp_mcp.interventions.plan import plan
-    from nnterp_mcp.interventions.probes import deal_folds, make_probe, predict_held_out, probe_direction
-    from nnterp_mcp.interventions.prompts import Prompt, get_first_tokens, run_prompts
-    from nnterp_mcp.interventions.steering import steer
+    from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out, probe_direction
     from nnterp_mcp.laboratory import Laboratory
-    from nnterp_mcp.model.check import Check, check_model
-    from nnterp_mcp.model.modules import ModuleAccessor
-    from nnterp_mcp.model.prompts import encode_prompts
-    from nnterp_mcp.model.rename import RenameConfig, get_rename_dict
+    from nnterp_mcp.model.loading.load_checks import Check, check_model
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.thorough import Report, check_thoroughly
-    from nnterp_mcp.operations import parse_operation
+    from nnterp_mcp.model.structure.modules import ModuleAccessor
+    from nnterp_mcp.model.structure.rename import RenameConfig, get_rename_dict
+    from nnterp_mcp.model.text.tokenization import encode_prompts
+    from nnterp_mcp.nnterp.activations import (
+        collect_token_activations_batched,
+        compute_next_token_probs,
+        get_token_activations,
+    )
+    from nnterp_mcp.nnterp.prompts import Prompt, get_first_tokens, run_prompts
+    from nnterp_mcp.nnterp.steering import steer
+    from nnterp_mcp.request.operations import parse_operation
+    from nnterp_mcp.verification.full_checks import Report, check_thoroughly
 
 _NAMES = {
-    "interventions.activations": (
-        "collect_token_activations_batched",
-        "compute_next_token_probs",
-        "get_token_activations",
-    ),
-    "interventions.attribution_patching": (
-        "compare_with_patches",
-        "estimate_effects",
-    ),
-    "interventions.collection": (
+    "engine.hook_points": ("Place",),
+    "engine.planning.plan": ("plan",),
+    "experiments.activations": (
         "collect",
         "index_rows",
     ),
-    "interventions.corruption": (
+    "experiments.attribution.direct_logit": ("attribute_directly",),
+    "experiments.attribution.gradients": (
+        "integrate_gradients",
+        "multiply_gradients",
+    ),
+    "experiments.logit_lens": ("logit_lens",),
+    "experiments.patching.activation_patching": (
+        "Patcher",
+        "make_grid",
+    ),
+    "experiments.patching.attribution_patching": (
+        "compare_with_patches",
+        "estimate_effects",
+    ),
+    "experiments.patching.corruption": (
         "ablate",
         "add_noise",
         "pair_prompts",
         "put_in_force",
         "resample",
     ),
-    "interventions.direct_logit": ("attribute_directly",),
-    "interventions.gradients": (
-        "integrate_gradients",
-        "multiply_gradients",
-    ),
-    "interventions.lens": ("logit_lens",),
-    "interventions.patching": (
-        "Patcher",
-        "make_grid",
-    ),
-    "interventions.patchscope": (
+    "experiments.patching.path_patching": ("Receiver",),
+    "experiments.patchscope": (
         "TargetPrompt",
         "TargetPromptBatch",
         "it_repeat_prompt",
@@ -87,38 +85,40 @@ _NAMES = {
         "patchscope_lens",
         "repeat_prompt",
     ),
-    "interventions.path_patching": ("Receiver",),
-    "interventions.places": ("Place",),
-    "interventions.plan": ("plan",),
-    "interventions.probes": (
+    "experiments.probes": (
         "deal_folds",
         "make_probe",
         "predict_held_out",
         "probe_direction",
     ),
-    "interventions.prompts": (
+    "laboratory": ("Laboratory",),
+    "model.loading.load_checks": (
+        "Check",
+        "check_model",
+    ),
+    "model.standardized": ("StandardizedTransformer",),
+    "model.structure.modules": ("ModuleAccessor",),
+    "model.structure.rename": (
+        "RenameConfig",
+        "get_rename_dict",
+    ),
+    "model.text.tokenization": ("encode_prompts",),
+    "nnterp.activations": (
+        "collect_token_activations_batched",
+        "compute_next_token_probs",
+        "get_token_activations",
+    ),
+    "nnterp.prompts": (
         "Prompt",
         "get_first_tokens",
         "run_prompts",
     ),
-    "interventions.steering": ("steer",),
-    "laboratory": ("Laboratory",),
-    "model.check": (
-        "Check",
-        "check_model",
-    ),
-    "model.modules": ("ModuleAccessor",),
-    "model.prompts": ("encode_prompts",),
-    "model.rename": (
-        "RenameConfig",
-        "get_rename_dict",
-    ),
-    "model.standardized": ("StandardizedTransformer",),
-    "model.thorough": (
+    "nnterp.steering": ("steer",),
+    "request.operations": ("parse_operation",),
+    "verification.full_checks": (
         "Report",
         "check_thoroughly",
     ),
-    "operations": ("parse_operation",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -131,10 +131,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_model(options: argparse.Namespace) -> int:
-    from nnterp_mcp.model.census import to_json
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.thorough import check_thoroughly
     from nnterp_mcp.render import finite
+    from nnterp_mcp.verification.census import to_json
+    from nnterp_mcp.verification.full_checks import check_thoroughly
 
     model = StandardizedTransformer(options.model, check_renaming=False, trust_remote_code=options.trust_remote_code)
     report = check_thoroughly(model)
@@ -150,8 +150,8 @@ def _check_model(options: argparse.Namespace) -> int:
 def _check_all_types(options: argparse.Namespace) -> int:
     import time
 
-    from nnterp_mcp.model.census import check_all_types, render_table, to_json, totals, worst_lens
     from nnterp_mcp.render import finite
+    from nnterp_mcp.verification.census import check_all_types, render_table, to_json, totals, worst_lens
 
     begun = time.monotonic()
     reports = check_all_types(options.jobs, on_report=lambda report: print(report.name, end=" ", file=sys.stderr))
@@ -167,7 +167,7 @@ def _check_all_types(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from nnterp_mcp.model.load import locate
+    from nnterp_mcp.model.loading.load import locate
     from nnterp_mcp.settings import Settings
 
     located = locate(

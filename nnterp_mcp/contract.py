@@ -15,10 +15,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from nnterp_mcp.arguments import Given
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import ModelHandle, shown
+from nnterp_mcp.request.arguments import Given
+from nnterp_mcp.request.fields import ModelHandle, shown
 
 Cell = str | bool | int | float | None | list[Any]
 """A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.figure import Figure
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.fields import shown
-from nnterp_mcp.remarks import collect_remarks
+from nnterp_mcp.pool.handles import handle_of
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import escaped
-from nnterp_mcp.session.arrays import HeldRows, Rows
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.folders import admit_model
-from nnterp_mcp.session.handles import handle_of
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.request.access import admit_model
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.remarks import collect_remarks
+from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.load_model.contract import LoadModelResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +164,7 @@ def _unconfined(settings: Settings) -> Settings:
 
 def _absolute(model: str) -> str:
     """A model's name, or where it names something that is there, the path to that."""
-    from nnterp_mcp.model.load import BUILTIN
+    from nnterp_mcp.model.loading.load import BUILTIN
 
     path = Path(model).expanduser()
     return str(path.resolve()) if model != BUILTIN and path.exists() else model

@@ -32,7 +32,7 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox")
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Saves a tiny model with its tokenizer; equal arguments give the same folder."""
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     root = tmp_path_factory.mktemp("models")
 
@@ -58,7 +58,7 @@ def recorded(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The default model, converted; no test is skipped for want of it, since it is part of the setup."""
-    from nnterp_mcp.model.load import BUILTIN, locate
+    from nnterp_mcp.model.loading.load import BUILTIN, locate
     from nnterp_mcp.settings import Settings
 
     return locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.session.vectors import VectorStore
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 from tests.serving import Caller, stdio, text
 

@@ -245,7 +245,7 @@ def raw(command: Sequence[str] | None = None, **settings: Any) -> Generator[Raw]
 
 
 def workers_of(server: psutil.Process) -> list[psutil.Process]:
-    return [child for child in server.children() if "nnterp_mcp.session.worker" in child.cmdline()]
+    return [child for child in server.children() if "nnterp_mcp.worker.main" in child.cmdline()]
 
 
 def until(condition: Callable[[], Any], within: float = 60.0) -> Any:

@@ -63,9 +63,10 @@ def test_a_breach_would_be_noticed(tmp_path: Path) -> None:
     [
         "import nnterp_mcp",
         "import nnterp_mcp.cli, nnterp_mcp.demo",
-        "from nnterp_mcp import Laboratory; import nnterp_mcp.session.replay, nnterp_mcp.session.export",
+        "from nnterp_mcp import Laboratory",
+        "from nnterp_mcp.commands.reproduce import export, replay",
         "from nnterp_mcp.toolset import specs; specs()",
-        "import nnterp_mcp.server.app, nnterp_mcp.server.transports, nnterp_mcp.session.pool",
+        "import nnterp_mcp.server.app, nnterp_mcp.server.transports, nnterp_mcp.pool.pool",
         "from nnterp_mcp.server.app import definition; from nnterp_mcp.toolset import specs\n"
         "for spec in specs().values(): definition(spec)",
         "import importlib; from nnterp_mcp.toolset import specs\n"
@@ -78,7 +79,7 @@ def test_importing_the_servers_half_loads_none_of_them(code: str) -> None:
 
 
 def test_importing_the_workers_half_loads_them() -> None:
-    assert loaded_by("import nnterp_mcp.interventions.lens") == list(HEAVY)
+    assert loaded_by("import nnterp_mcp.experiments.logit_lens") == list(HEAVY)
 
 
 def test_a_library_user_keeps_nnsights_save() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.session.wire import Call, encode
+from nnterp_mcp.pool.messages import Call, encode
 from nnterp_mcp.toolset import specs
-from tests.test_fields import json_values
+from tests.request.test_fields import json_values
 
 LENS = specs()["logit_lens"]
 names = sorted({name for spec in specs().values() for name in spec.params.model_fields})

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnterp_mcp.errors import BY_CODE, Internal, InvalidRequest, NnterpError
-from nnterp_mcp.session.records import RunError
-from nnterp_mcp.session.wire import Failure, encode, from_worker
+from nnterp_mcp.pool.messages import Failure, encode, from_worker
+from nnterp_mcp.runs.records import RunError
 
 CODES = [
     "invalid_request",

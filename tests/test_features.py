@@ -45,8 +45,8 @@ def client(tiny: Callable[..., Path]) -> Iterator[Caller]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_says_what_is_so(name: str, lab: Laboratory, request: pytest.FixtureRequest) -> None:
-    from nnterp_mcp.model.tiny import tiny_model
-    from tests.interventions.plain import LLAMA, Plain
+    from nnterp_mcp.verification.tiny import tiny_model
+    from tests.engine.plain import LLAMA, Plain
 
     assert name in FEATURES, "the row has no test"
     plain = Plain(tiny_model("llama"), LLAMA)

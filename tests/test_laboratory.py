@@ -49,7 +49,7 @@ def test_the_last_layer_says_what_transformers_says(lab: Laboratory, folder: Pat
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nnterp_mcp.model.tokens import token_text
+    from nnterp_mcp.model.text.tokens import token_text
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder)
@@ -150,7 +150,7 @@ def test_loading_takes_what_load_model_takes(folder: Path) -> None:
 
 def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recorded) -> None:
     from nnterp_mcp.display import draw_png
-    from nnterp_mcp.session.figures import figure_of
+    from nnterp_mcp.runs.figures import figure_of
 
     for name in ("lens", "attention"):
         tool, arguments = EXAMPLES[name]

@@ -36,7 +36,7 @@ def test_every_name_is_listed_and_no_other_is_there() -> None:
 def test_causes_are_at_hand() -> None:
     """Patching with the exported names alone: every position patched is the clean run."""
     from nnterp_mcp import Patcher, StandardizedTransformer, encode_prompts, make_grid, pair_prompts
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     model = StandardizedTransformer(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
     clean, corrupted = (

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nnterp_mcp.cli import main
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
+from tests import recorded_runs as runs
 from tests.recorded import Recorded
-from tests.session import runs
 from tests.test_boundary import loaded_by
 from tests.test_cli import run
 

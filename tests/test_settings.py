@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nnterp_mcp.session.wire import Start, encode, to_worker
+from nnterp_mcp.pool.messages import Start, encode, to_worker
 from nnterp_mcp.settings import Settings
 
 

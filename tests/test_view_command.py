@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer.page import page, page_with, policy
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.serving import environment
@@ -90,4 +90,4 @@ def test_what_cannot_be_shown_is_refused(store: RunStore, tmp_path: Path) -> Non
 
 
 def test_looking_needs_no_torch() -> None:
-    assert loaded_by("import nnterp_mcp.commands.view, nnterp_mcp.viewer.loopback, nnterp_mcp.viewer.snapshot") == []
+    assert loaded_by("import nnterp_mcp.commands.view, nnterp_mcp.server.loopback, nnterp_mcp.viewer.snapshot") == []

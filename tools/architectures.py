@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from nnterp_mcp.model.census import check_all_types, render_classes, render_table, totals
+from nnterp_mcp.verification.census import check_all_types, render_classes, render_table, totals
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architectures.md"

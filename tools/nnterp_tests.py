@@ -1,8 +1,8 @@
 """Runs nnterp's own tests, which its wheel carries, against this library's names, offline.
 
 The wheel is unpacked into a folder of its own, where everything of it but the tests is replaced by modules that hand on
-the names of `nnterp_mcp.compat`. The models are tiny ones of the types that the tests name, under the names that they
-use. Prints what passed and failed, and each failure's reason with the number of its cases.
+the names of `nnterp_mcp.nnterp.functions`. The models are tiny ones of the types that the tests name, under the names
+that they use. Prints what passed and failed, and each failure's reason with the number of its cases.
 
 Some tests load nnsight's own `LanguageModel` by a name, and read its `_model`. nnsight 0.8.1 finds no tokenizer for it
 under transformers 5.23 unless the weights are read at once, and has `_module` instead. With `--mend-nnsight` both are
@@ -26,7 +26,7 @@ from zipfile import ZipFile
 
 from transformers.utils import logging
 
-from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 NNTERP = "nnterp==1.3.0"
 MODELS = {
@@ -52,7 +52,7 @@ CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-NAMES = "from nnterp_mcp.compat import *\n"
+NAMES = "from nnterp_mcp.nnterp.functions import *\n"
 MENDED = """
 import nnsight
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from argparse import _SubParsersAction as Commands  # pyright: ignore[reportPrivateUsage]
 
-    from nnterp_mcp.session.comparison import FieldComparison
-    from nnterp_mcp.session.records import RunRecord
-    from nnterp_mcp.session.replay import Replay
-    from nnterp_mcp.session.store import RunStore
+    from nnterp_mcp.commands.reproduce.comparison import FieldComparison
+    from nnterp_mcp.commands.reproduce.replay import Replay
+    from nnterp_mcp.runs.records import RunRecord
+    from nnterp_mcp.runs.store import RunStore
     from nnterp_mcp.settings import Settings
 
 _FIELDS = 12
@@ -83,7 +83,7 @@ def _settings(options: Namespace) -> Settings:
 
 
 def _store(options: Namespace) -> RunStore:
-    from nnterp_mcp.session.store import RunStore
+    from nnterp_mcp.runs.store import RunStore
 
     return RunStore(_settings(options).runs)
 
@@ -154,7 +154,7 @@ def _delete(options: Namespace) -> None:
 
 def _replay(options: Namespace) -> int:
     """Prints the comparison; the code is 1 if anything differs."""
-    from nnterp_mcp.session.replay import replay
+    from nnterp_mcp.commands.reproduce.replay import replay
 
     if not options.tolerance >= 0:
         raise InvalidRequest(f"--tolerance is a number from 0 on, not {options.tolerance}.")
@@ -202,8 +202,8 @@ def _chosen(fields: list[FieldComparison]) -> tuple[list[FieldComparison], int]:
 
 
 def _export(options: Namespace) -> None:
-    from nnterp_mcp.session.export import export
-    from nnterp_mcp.session.vectors import VectorStore
+    from nnterp_mcp.commands.reproduce.export import export
+    from nnterp_mcp.runs.vectors import VectorStore
 
     script = export(_store(options).read(options.run_id), VectorStore(_settings(options).data / "vectors"))
     if options.output is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from argparse import _SubParsersAction as Commands  # pyright: ignore[reportPrivateUsage]
 
-    from nnterp_mcp.session.store import RunStore
+    from nnterp_mcp.runs.store import RunStore
 
 _HOST = "127.0.0.1"
 
@@ -33,7 +33,7 @@ def add_to(commands: Commands[ArgumentParser]) -> None:
 
 
 def _view(options: Namespace) -> None:
-    from nnterp_mcp.session.store import RunStore
+    from nnterp_mcp.runs.store import RunStore
     from nnterp_mcp.settings import Settings
     from nnterp_mcp.toolset.read_run.handle import read_answer
 
@@ -61,7 +61,7 @@ def _write(store: RunStore, run_id: str, file: Path) -> None:
 def _serve(store: RunStore, options: Namespace) -> None:
     import uvicorn
 
-    from nnterp_mcp.viewer.loopback import viewer_app
+    from nnterp_mcp.server.loopback import viewer_app
 
     secret = secrets.token_urlsafe(16)
     try:

@@ -12,7 +12,7 @@ from nnsight.intervention.eproperty import eproperty
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model.anatomy import Anatomy, LayerAnatomy, Site
+from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import layer_index, require_part
-from nnterp_mcp.model.anatomy import LayerAnatomy, Site
-from nnterp_mcp.model.check import check_attention
-from nnterp_mcp.model.probe import probe_ids
-from nnterp_mcp.model.watch import Quantity, location
+from nnterp_mcp.model.loading.load_checks import check_attention
+from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
+from nnterp_mcp.model.structure.attention_taps import Quantity, location
+from nnterp_mcp.model.structure.call_recorder import probe_ids
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer

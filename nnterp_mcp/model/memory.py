@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from nnterp_mcp.checkpoint import count_numbers, weight_files
 from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory
+from nnterp_mcp.request.model_folder import count_numbers, weight_files
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer

@@ -18,16 +18,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
-from nnterp_mcp.model.check import Check, check_model
-from nnterp_mcp.model.edits import Indices, name_columns, skip_layers, steer
-from nnterp_mcp.model.finite import first_pass
-from nnterp_mcp.model.lengths import forget_longest
-from nnterp_mcp.model.names import bind_names
-from nnterp_mcp.model.rename import RenameConfig, read_names
-from nnterp_mcp.model.resolve import resolve
-from nnterp_mcp.model.sources import load_both
-from nnterp_mcp.model.vocabulary import project
-from nnterp_mcp.model.watch import watch
+from nnterp_mcp.model.loading.finite_weights import first_pass
+from nnterp_mcp.model.loading.load_checks import Check, check_model
+from nnterp_mcp.model.loading.sources import load_both
+from nnterp_mcp.model.structure.attention_taps import watch
+from nnterp_mcp.model.structure.context_lengths import forget_longest
+from nnterp_mcp.model.structure.names import bind_names
+from nnterp_mcp.model.structure.rename import RenameConfig, read_names
+from nnterp_mcp.model.structure.resolve import resolve
+from nnterp_mcp.model.trace_edits import Indices, name_columns, skip_layers, steer
+from nnterp_mcp.model.unembedding import project
 from nnterp_mcp.model.wrapped import WrappedModel
 
 

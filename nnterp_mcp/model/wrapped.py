@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.anatomy import Anatomy, Site
-from nnterp_mcp.model.fingerprint import fingerprint
-from nnterp_mcp.model.implementation import current_attention, switch_attention
-from nnterp_mcp.model.lengths import stretch_of, table_length
-from nnterp_mcp.model.padding import embedded_ids
-from nnterp_mcp.model.probe import input_device
+from nnterp_mcp.model.loading.fingerprint import fingerprint
+from nnterp_mcp.model.structure.anatomy import Anatomy, Site
+from nnterp_mcp.model.structure.attention_backend import current_attention, switch_attention
+from nnterp_mcp.model.structure.call_recorder import input_device
+from nnterp_mcp.model.structure.context_lengths import stretch_of, table_length
+from nnterp_mcp.model.text.padding import embedded_ids
 
 _BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 """Fields of a configuration that say how many tokens a model reads."""

@@ -29,7 +29,13 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.live_runs import LiveRun, late
+from nnterp_mcp.pool.messages import Progress
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
 from nnterp_mcp.render import elided, escaped
+from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
@@ -37,12 +43,6 @@ from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import Prompts
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.server.values import require_few_values
-from nnterp_mcp.session import figures
-from nnterp_mcp.session.faults import masked
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.runs import LiveRun, late
-from nnterp_mcp.session.session import Session
-from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)

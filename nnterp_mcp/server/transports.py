@@ -15,13 +15,13 @@ import anyio
 from mcp.server.lowlevel import Server
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.pool.session import Session
 from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
 from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
 from nnterp_mcp.server.pipes import exit_at_once, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
-from nnterp_mcp.session.session import Session
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from nnterp_mcp.contract import Table
 from nnterp_mcp.render import escaped_data, plural
-from nnterp_mcp.session.records import ArrayCard, RunRecord
-from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
-from nnterp_mcp.toolset.read_run.tables import (
+from nnterp_mcp.runs.records import ArrayCard, RunRecord
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import (
     Row,
     as_table,
     columns_of,
@@ -19,6 +18,7 @@ from nnterp_mcp.toolset.read_run.tables import (
     read_array,
     tables_of,
 )
+from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
 
 LARGEST = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""

@@ -49,7 +49,7 @@ def _said(true: bool) -> str:
 
 
 def _saved(root: Path, family: str) -> Path:
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     folder = root / f"tiny-{family}"
     if not folder.exists():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnterp_mcp.laboratory import Laboratory
-    from tests.interventions.plain import Edits, Plain
+    from tests.engine.plain import Edits, Plain
     from tests.serving import Caller
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
@@ -70,7 +70,7 @@ class Ground:
 
     def names(self, tokens: Any) -> list[str]:
         """What answers call tokens."""
-        from nnterp_mcp.model.tokens import token_text
+        from nnterp_mcp.model.text.tokens import token_text
 
         return [token_text(self.model.tokenizer, int(token)) for token in tokens]
 

@@ -9,7 +9,7 @@ import torch
 
 from nnterp_mcp import ModuleAccessor, RenameConfig, StandardizedTransformer, check_model, get_rename_dict
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.features import PARIS, Ground, near, shows
 
 

@@ -8,8 +8,8 @@ import nnsight
 import torch
 from torch import Tensor
 
+from tests.engine.plain import Edits
 from tests.features import PARIS, Ground, clear, far, near, shows
-from tests.interventions.plain import Edits
 from tests.serving import text
 
 

@@ -12,8 +12,8 @@ from tests.serving import stdio, text, until
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
-    from nnterp_mcp.interventions.batches import run_batches
-    from nnterp_mcp.model.prompts import Batch, encode_prompts
+    from nnterp_mcp.engine.batching import run_batches
+    from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
     from tests.gpu.test_numbers import on_card
 
     model = on_card("llama")

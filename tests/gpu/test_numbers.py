@@ -29,19 +29,19 @@ OPERATIONS: list[dict[str, Any]] = [
 
 def on_card(family: str, dtype: torch.dtype = torch.float32) -> StandardizedTransformer:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     return StandardizedTransformer(tiny_model(family).to("cuda", dtype), tokenizer=tiny_tokenizer(), name=family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_with_operations_are_those_of_the_cpu(family: str) -> None:
-    from nnterp_mcp.interventions.engine import forward
-    from nnterp_mcp.interventions.plan import plan
-    from nnterp_mcp.model.prompts import encode_prompts, fill_batches
+    from nnterp_mcp.engine.forward import forward
+    from nnterp_mcp.engine.planning.plan import plan
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
-    from nnterp_mcp.operations import parse_operation
+    from nnterp_mcp.model.text.tokenization import encode_prompts, fill_batches
+    from nnterp_mcp.request.operations import parse_operation
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     def run(model: StandardizedTransformer, operations: list[dict[str, Any]]) -> torch.Tensor:
         prompts = encode_prompts(model.tokenizer, PROMPTS, family)
@@ -62,12 +62,12 @@ def test_logits_with_operations_are_those_of_the_cpu(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("operations", [[], OPERATIONS], ids=["plain", "edited"])
 def test_captured_steps_say_what_others_say(family: str, operations: list[dict[str, Any]]) -> None:
-    from nnterp_mcp.interventions import generation
-    from nnterp_mcp.interventions.generation import generate
-    from nnterp_mcp.interventions.plan import plan
-    from nnterp_mcp.interventions.static_steps import _Graph, why_uncaptured
-    from nnterp_mcp.model.prompts import encode_prompts
-    from nnterp_mcp.operations import parse_operation
+    from nnterp_mcp.engine import generation
+    from nnterp_mcp.engine.executors.graphs import _Graph, why_uncaptured
+    from nnterp_mcp.engine.generation import generate
+    from nnterp_mcp.engine.planning.plan import plan
+    from nnterp_mcp.model.text.tokenization import encode_prompts
+    from nnterp_mcp.request.operations import parse_operation
 
     model = on_card(family)
     prompts = encode_prompts(model.tokenizer, PROMPTS, family)

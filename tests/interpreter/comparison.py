@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.model.text.tokens import token_text
 
 TOLERANCE = 2e-4
 """Of numbers up to 1, and of larger ones in proportion."""

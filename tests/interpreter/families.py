@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnterp_mcp.model.tiny import tiny_config, tiny_tokenizer
-from nnterp_mcp.model.tiny_configs import causal_lm_class
+from nnterp_mcp.verification.tiny import tiny_config, tiny_tokenizer
+from nnterp_mcp.verification.tiny_configs import causal_lm_class
 
 WINDOW = 6
 """Tokens that sliding layers see: fewer than most prompts have."""
@@ -122,7 +122,7 @@ def save_tiny(model_type: str, folder: Path, padding_side: str) -> Path:
     """Saves a tiny model with its tokenizer; equal arguments give equal weights."""
     import torch
 
-    from nnterp_mcp.model import tiny
+    from nnterp_mcp.verification import tiny
 
     config = tiny_config(model_type)
     for name, value in FAMILIES[model_type].changed.items():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.session.results import read_result
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.settings import Settings
 from tests.interpreter.cases import Cases
 from tests.interpreter.families import save_tiny

@@ -24,7 +24,7 @@ _LARGEST = 50_000
 
 def main(calls: int) -> int:
     """Returns how many calls were answered as no arguments may be, and one for a lost model."""
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="nnterp-mcp-limits-") as root:
         folder, data = Path(root) / "tiny-llama", Path(root) / "data"

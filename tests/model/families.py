@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 SAMPLE = (
     "gpt2",  # positions added after the embedding

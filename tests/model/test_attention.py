@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model import reference
+from nnterp_mcp.verification import reference
 from tests.model.families import FAMILIES, fresh, standardized
 
 PROMPT = "The capital of France is Paris"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.model.families import fresh
 
 MEGABYTE = 2**20

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.errors import UnknownModel
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.tiny import tiny_model
+from nnterp_mcp.verification.tiny import tiny_model
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca\n"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model import reference
-from nnterp_mcp.model.tiny import tiny_model
+from nnterp_mcp.verification import reference
+from nnterp_mcp.verification.tiny import tiny_model
 from tests.model.families import FAMILIES, fresh, standardized
 
 PROMPT = "The capital of France is Paris"

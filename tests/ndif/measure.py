@@ -63,7 +63,7 @@ def main(folder: Path, address: str | None) -> None:
 
 
 def _measure(way: Gateway, data: Path) -> None:
-    from nnterp_mcp.model.load import BUILTIN, locate
+    from nnterp_mcp.model.loading.load import BUILTIN, locate
     from nnterp_mcp.settings import Settings
 
     source = str(locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder)
@@ -113,8 +113,8 @@ def _row(
 
 
 def _result(runs: Path, run: str) -> Any:
-    from nnterp_mcp.session.results import read_result
-    from nnterp_mcp.session.store import RunStore
+    from nnterp_mcp.runs.results import read_result
+    from nnterp_mcp.runs.store import RunStore
 
     store = RunStore(runs)
     return read_result(store, store.read(run)).model_dump(mode="json", exclude={"model", "seconds", "taken"})

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from syrupy.assertion import SnapshotAssertion
 from tokenizers import normalizers
 
-from nnterp_mcp.model.tiny import tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_tokenizer
 from tests.serving import Caller, stdio, text
 
 

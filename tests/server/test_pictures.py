@@ -13,7 +13,7 @@ import pytest
 from mcp_types import CallToolResult, ImageContent
 from PIL import Image
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from tests.serving import Caller, stdio, until
 
 PROMPT = "The capital of France is"

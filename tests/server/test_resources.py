@@ -13,11 +13,11 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, ResourceTemplateReference
 
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server.resources import LISTED, PIECE
-from nnterp_mcp.session.store import RunStore
+from tests import recorded_runs as runs
 from tests.recorded import EXAMPLES, Recorded
 from tests.serving import http, stdio, until
-from tests.session import runs
 
 
 def read(recorded: Recorded, address: str) -> Any:
@@ -138,7 +138,7 @@ def test_what_is_too_large_for_a_message_comes_in_pieces(tmp_path: Path) -> None
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
-    from nnterp_mcp.session.records import RunError
+    from nnterp_mcp.runs.records import RunError
 
     store = RunStore(tmp_path)
     error = RunError(code="out_of_memory", message="the call did not fit the memory", next_step="Use fewer prompts.")
@@ -182,7 +182,7 @@ def test_the_documents_are_those_of_the_repository(recorded: Recorded) -> None:
 
 
 def test_the_glossary_explains_the_sites_and_the_words_of_the_answers(recorded: Recorded) -> None:
-    from nnterp_mcp.operations import SITES
+    from nnterp_mcp.request.operations import SITES
 
     glossary = read(recorded, "nnterp://glossary").text
 

@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, UnknownModel, Unsupported
-from nnterp_mcp.session.folders import admit_model, allowed_file
-from nnterp_mcp.session.vectors import ModelIdentity, VectorStore
+from nnterp_mcp.request.access import admit_model, allowed_file
+from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
 from tests.serving import Caller, stdio, text
 
 HOSTILE = [
@@ -162,7 +162,7 @@ def test_no_pickle_is_opened(
     crater: Path,
     unpickled: list[str],
 ) -> None:
-    from nnterp_mcp.model.load import Precision, locate, read
+    from nnterp_mcp.model.loading.load import Precision, locate, read
 
     model = arrange(folder, crater)
     with pytest.raises(error) as caught:
@@ -292,7 +292,7 @@ def test_by_default_no_local_model_is_loaded(tiny: Callable[..., Path]) -> None:
 def test_the_servers_working_folder_is_nobodys_business(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nnterp_mcp.model.load import locate
+    from nnterp_mcp.model.loading.load import locate
 
     monkeypatch.chdir(tiny("llama").parent)
     assert locate("tiny-llama", None, tmp_path, False, print).folder == Path("tiny-llama")

@@ -90,7 +90,7 @@ def test_nothing_but_the_protocol_comes_out_of_stdio(tiny: Callable[..., Path], 
     """Not even what a library prints in the worker: here one that is imported there prints to fd 1 and sys.stdout."""
     noisy = "import os\nprint('noise', flush=True)\nos.write(1, b'more noise\\n')\n"
     (tmp_path / "sitecustomize.py").write_text(
-        f"import sys\nif '-m' in sys.orig_argv and 'nnterp_mcp.session.worker' in sys.orig_argv:\n"
+        f"import sys\nif '-m' in sys.orig_argv and 'nnterp_mcp.worker.main' in sys.orig_argv:\n"
         f"    class Finder:\n        def find_spec(self, name, path=None, target=None):\n"
         f"            if name == 'transformers':\n                exec({noisy!r})\n"
         f"    sys.meta_path.insert(0, Finder())\n"

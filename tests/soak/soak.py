@@ -67,7 +67,7 @@ def read_back(server: HttpServer, tally: Tally, runs: Sequence[tuple[str, Mappin
 @contextmanager
 def tiny_models(families: Sequence[str] = ("llama", "gpt2")) -> Iterator[dict[str, Path]]:
     """Folders of tiny models under their handles."""
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     with tempfile.TemporaryDirectory() as root:
         folders = {f"tiny-{family}": Path(root) / f"tiny-{family}" for family in families}

@@ -11,8 +11,6 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, NnterpError, Unsupported
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.attention_probs.contract import SPEC
 from nnterp_mcp.toolset.attention_probs.result import (
@@ -26,6 +24,8 @@ from nnterp_mcp.toolset.attention_probs.result import (
     Pair,
     QueryReading,
 )
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests import serving
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -49,7 +49,7 @@ def bench(smollm2_folder: Path) -> Bench:
 
 def tiny_bench(family: str) -> Bench:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     model = StandardizedTransformer(tiny_model(family), tokenizer=tiny_tokenizer(), name=family)
     return Bench(family, Settings(max_prompts=3), model)

@@ -9,13 +9,13 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.toolset.attribute.contract import SPEC
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
 from nnterp_mcp.toolset.patch_activations.result import Measured
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -43,7 +43,7 @@ def logit_difference(bench: Bench, prompt: str) -> float:
     """Computed by the Hugging Face model alone."""
     import torch
 
-    from nnterp_mcp.interventions.prompts import get_first_tokens
+    from nnterp_mcp.nnterp.prompts import get_first_tokens
 
     tokenizer = bench.model.tokenizer
     with bench.model.standing_down(), torch.no_grad():
@@ -202,7 +202,7 @@ def test_refusals_in_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._MOST_CELLS", 23)
     with pytest.raises(LimitExceeded, match=r"24 cells .* and at most 23"):
         ask(bench, method="patching", corrupted=OTHER)
-    monkeypatch.setattr("nnterp_mcp.interventions.direct_logit.find_writes", lambda model: [None] * 4)
+    monkeypatch.setattr("nnterp_mcp.experiments.attribution.direct_logit.find_writes", lambda model: [None] * 4)
     with pytest.raises(Unsupported, match="cannot be told apart in layer 0"):
         ask(bench)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from tests.serving import Caller, HttpServer, http, text, until
 
 LONG = {"prompts": ["a b " * 50] * 1000}

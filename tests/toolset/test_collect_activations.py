@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from nnterp_mcp.arguments import MOST_GROUPS
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.pool.messages import Progress, Recorded
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.recorder import Recorder
-from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.session.wire import Progress, Recorded
+from nnterp_mcp.request.arguments import MOST_GROUPS
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset.collect_activations.contract import SPEC
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsResult,
@@ -29,7 +26,10 @@ from nnterp_mcp.toolset.collect_activations.result import (
     GroupLength,
     GroupsApart,
 )
-from tests.session.runs import opened
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.recorder import Recorder
+from nnterp_mcp.worker.workbench import Bench
+from tests.recorded_runs import opened
 from tests.toolset.test_make_vector import GRIEF, JOY, make_bench
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -44,8 +44,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
-    from nnterp_mcp.model.tiny import tiny_model
-    from tests.interventions.plain import FAMILIES, Plain
+    from nnterp_mcp.verification.tiny import tiny_model
+    from tests.engine.plain import FAMILIES, Plain
 
     return Plain(tiny_model("llama"), FAMILIES["llama"])
 
@@ -200,9 +200,9 @@ def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> N
 
 def patched(bench: Bench, texts: list[str], **operation: Any) -> Any:
     """The distributions after prompts under a patch."""
-    from nnterp_mcp.interventions.engine import forward
-    from nnterp_mcp.model.prompts import fill_batches
-    from nnterp_mcp.operations.request import parse_operation
+    from nnterp_mcp.engine.forward import forward
+    from nnterp_mcp.model.text.tokenization import fill_batches
+    from nnterp_mcp.request.operations.request import parse_operation
 
     encoded = bench.encode(texts)
     made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded, Job(1, lambda progress: None))

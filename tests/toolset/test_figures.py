@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap
 from nnterp_mcp.errors import NnterpError
-from nnterp_mcp.session.figures import figure_of
+from nnterp_mcp.runs.figures import figure_of
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
 

@@ -12,14 +12,14 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
-from nnterp_mcp.operations import SITES
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.request.operations import SITES
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.inspect_model.contract import SPEC
 from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import InspectModelAnswer, InspectModelResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests import serving
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -29,7 +29,7 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox", "bloom", "gpt_oss", "qwen3_ne
 
 def tiny_bench(family: str) -> Bench:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     return Bench(
         family, Settings(), StandardizedTransformer(tiny_model(family), tokenizer=tiny_tokenizer(), name=family)
@@ -99,7 +99,7 @@ def test_both_names_lead_to_one_module(bench: Bench):
 
 
 def test_every_layer_is_in_one_group_with_its_sites(bench: Bench):
-    from nnterp_mcp.interventions.places import Place, require_place
+    from nnterp_mcp.engine.hook_points import Place, require_place
 
     model, groups = bench.model, ask(bench).layers
     assert sorted(layer for group in groups for layer in group.layers) == list(range(model.num_layers))

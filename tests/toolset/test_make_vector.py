@@ -11,11 +11,11 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.vectors import ModelIdentity, VectorCard
+from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.make_vector.contract import SPEC, DirectionFacts, MakeVectorResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests import serving
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -31,7 +31,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def make_bench(folder: Path, seed: int = 0) -> Bench:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     model = StandardizedTransformer(tiny_model("llama", seed=seed), tokenizer=tiny_tokenizer(), name="tiny")
     settings = Settings(max_prompts=8, data=folder / "data", folders=(folder,))
@@ -130,8 +130,8 @@ def test_a_vector_of_other_weights_is_refused(bench: Bench, tmp_path: Path) -> N
 def test_the_fingerprint_stays_with_the_weights() -> None:
     import torch
 
-    from nnterp_mcp.model.fingerprint import fingerprint
-    from nnterp_mcp.model.tiny import tiny_model
+    from nnterp_mcp.model.loading.fingerprint import fingerprint
+    from nnterp_mcp.verification.tiny import tiny_model
 
     model = tiny_model("llama")
     mark = fingerprint(model)

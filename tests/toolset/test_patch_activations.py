@@ -11,10 +11,8 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.toolset.patch_activations.contract import SPEC
 from nnterp_mcp.toolset.patch_activations.result import (
     Column,
@@ -23,6 +21,8 @@ from nnterp_mcp.toolset.patch_activations.result import (
     PatchedCell,
     Together,
 )
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -172,7 +172,7 @@ def test_without_positions_a_part_is_ablated_as_a_whole_whatever_the_lengths(ben
 
 
 def test_cells_go_by_the_names_of_the_answer(bench: Bench) -> None:
-    from nnterp_mcp.toolset.read_run.tables import tables_of
+    from nnterp_mcp.runs.tables import tables_of
 
     result = ask(bench, layers=[1, 3], positions=[4, -1])
     rows = tables_of(result)["cells"]

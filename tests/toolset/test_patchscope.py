@@ -10,13 +10,13 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.patchscope.contract import SPEC
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests import serving
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -42,7 +42,7 @@ def bench(smollm2_folder: Path) -> Bench:
 @pytest.fixture(scope="module")
 def tiny_bench() -> Bench:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.tiny import tiny_model, tiny_tokenizer
+    from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer(), name="tiny")
     return Bench("tiny", Settings(max_prompts=3), model)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from syrupy.assertion import SnapshotAssertion
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from tests.serving import Caller, http, raw, stdio, text, until
 
 LONG = {"prompts": ["a b"] * 1000}

@@ -13,14 +13,14 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded
-from nnterp_mcp.remarks import collect_remarks
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
+from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.run_prompts.contract import SPEC, RunPromptsResult
 from nnterp_mcp.toolset.run_prompts.figure import figure
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests.serving import stdio, text
 from tests.toolset.test_make_vector import make_bench
 
@@ -106,7 +106,7 @@ def test_interventions_are_in_force(bench: Bench) -> None:
 def test_a_patchscope_s_target_prompt_runs_without_interventions(bench: Bench) -> None:
     import torch
 
-    from nnterp_mcp.interventions.target_prompts import repeat_prompt
+    from nnterp_mcp.experiments.target_prompts import repeat_prompt
 
     tripled = [{"op": "scale", "site": "layers_output", "layers": 1, "factor": 3}]
     result = ask(bench, readout="patchscope", layers=[2], interventions=tripled)

@@ -18,9 +18,8 @@ from pydantic import BaseModel
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.toolset.read_run.contract import ReadRunResult, digest, render
-from nnterp_mcp.toolset.read_run.tables import (
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import (
     as_table,
     choose,
     columns_of,
@@ -29,7 +28,8 @@ from nnterp_mcp.toolset.read_run.tables import (
     read_array,
     tables_of,
 )
-from tests.session.runs import PARAMS, opened
+from nnterp_mcp.toolset.read_run.contract import ReadRunResult, digest, render
+from tests.recorded_runs import PARAMS, opened
 
 
 class Layer(BaseModel):

@@ -12,14 +12,14 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.wire import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.steer.contract import SPEC
 from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -86,7 +86,7 @@ def test_a_stopped_sweep_keeps_the_runs_that_it_had(batches: int, tmp_path: Path
 
 
 def test_push_is_the_length_added_over_the_length_there(bench: Bench) -> None:
-    from nnterp_mcp.interventions.activations import get_token_activations
+    from nnterp_mcp.nnterp.activations import get_token_activations
 
     result = ask(bench, vector=INLINE, layers=2, factors=-3)
     length = float(get_token_activations(bench.model, "The capital is", [2])[0, 0].norm())
@@ -125,7 +125,7 @@ def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
 
 
 def test_named_vectors_and_numbers(bench: Bench) -> None:
-    from nnterp_mcp.interventions.directions import random_direction
+    from nnterp_mcp.experiments.steering_vectors import random_direction
     from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE
     from nnterp_mcp.toolset.make_vector.run import run
 

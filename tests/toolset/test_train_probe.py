@@ -12,12 +12,12 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.render import rounded
-from nnterp_mcp.session.bench import Bench
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.vectors import ModelIdentity, VectorCard
+from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.train_probe.contract import SPEC
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_collect_activations import collect
 from tests.toolset.test_make_vector import make_bench
 
@@ -46,8 +46,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
-    from nnterp_mcp.model.tiny import tiny_model
-    from tests.interventions.plain import FAMILIES, Plain
+    from nnterp_mcp.verification.tiny import tiny_model
+    from tests.engine.plain import FAMILIES, Plain
 
     return Plain(tiny_model("llama"), FAMILIES["llama"])
 
@@ -171,7 +171,7 @@ def test_any_site_is_probed_as_scikit_learn_does(bench: Bench, plain: Any, site:
 
 
 def test_rows_of_one_text_are_never_on_both_sides() -> None:
-    from nnterp_mcp.interventions.probes import deal_folds
+    from nnterp_mcp.experiments.probes import deal_folds
 
     texts = np.array([0, 0, 1, 1, 2, 3, 0, 4, 5, 5, 6, 7])
     labels = np.array([0] * 6 + [1] * 6)
@@ -195,7 +195,7 @@ def test_repeated_texts_do_not_leak(bench: Bench) -> None:
 
 
 def test_shuffled_labels_stay_with_their_prompt() -> None:
-    from nnterp_mcp.interventions.probes import shuffle_labels
+    from nnterp_mcp.experiments.probes import shuffle_labels
 
     prompts, labels = np.array([3, 3, 5, 5, 5, 8, 9]), np.array([0, 0, 1, 1, 1, 0, 1])
     drawn = [shuffle_labels(labels, prompts, np.random.default_rng(seed)) for seed in range(20)]
@@ -208,7 +208,7 @@ def test_shuffled_labels_stay_with_their_prompt() -> None:
 
 
 def test_labels_that_mean_nothing_are_not_told_apart() -> None:
-    from nnterp_mcp.interventions.probes import deal_folds, make_probe, predict_held_out
+    from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out
 
     states = np.random.default_rng(0).normal(size=(200, 20)).astype(np.float32)
     labels = np.repeat([0, 1], 100)
@@ -224,7 +224,7 @@ def test_labels_that_mean_nothing_are_not_told_apart() -> None:
 def test_the_interval_is_wilsons(right: int, count: int) -> None:
     from scipy.stats import binomtest
 
-    from nnterp_mcp.interventions.probes import wilson_interval
+    from nnterp_mcp.experiments.probes import wilson_interval
 
     expected = binomtest(right, count).proportion_ci(method="wilson")
     assert wilson_interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
@@ -320,7 +320,7 @@ def test_a_probe_of_the_default_model_reads_and_steers(smollm2_folder: Path, tmp
     import torch
 
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from tests.interventions.plain import FAMILIES, Plain
+    from tests.engine.plain import FAMILIES, Plain
 
     bench = Bench("smollm2-135m", Settings(data=tmp_path), StandardizedTransformer(str(smollm2_folder)))
     result = train(bench, prompts=SENTIMENT, layers="3::3", folds=5, shuffles=5, save_as="sentiment")

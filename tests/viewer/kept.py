@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from nnterp_mcp.session.records import RunRecord
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.records import RunRecord
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
-from tests.session import runs
+from tests import recorded_runs as runs
 
 MARKUP = '<img src=x onerror="alert(1)">'
 CLOSING = "</script><script>alert(2)</script>"

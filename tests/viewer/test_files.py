@@ -13,7 +13,7 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer.page import page_with
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.recorded import EXAMPLES, Recorded

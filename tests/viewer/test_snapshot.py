@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnterp_mcp.session.store import RunStore
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer import snapshot as module
 from nnterp_mcp.viewer.snapshot import short, snapshot
 from tests.recorded import EXAMPLES, Recorded

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from nnterp_mcp.model.tiny import tiny_config, tiny_tokenizer
+from nnterp_mcp.verification.tiny import tiny_config, tiny_tokenizer
 
 
 def save_tiny(layers: int, folder: Path) -> None:

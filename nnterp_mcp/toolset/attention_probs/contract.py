@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp import schemas
 from nnterp_mcp.contract import Cell, ModelParams, Table, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Positions, Prompts
-from nnterp_mcp.operations import Heads, Interventions
 from nnterp_mcp.render import lines, quoted, table
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts
+from nnterp_mcp.request.operations import Heads, Interventions
 from nnterp_mcp.toolset.attention_probs.digest import digest
 from nnterp_mcp.toolset.attention_probs.figure import figure
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsAnswer, AttentionProbsResult

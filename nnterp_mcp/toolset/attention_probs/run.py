@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
-from nnterp_mcp.interventions.attention import (
+from nnterp_mcp.experiments.attention_patterns import (
     TARGETS,
     AttentionReadings,
     HeadChoice,
@@ -18,14 +18,13 @@ from nnterp_mcp.interventions.attention import (
     choose_heads,
     read_attention,
 )
-from nnterp_mcp.interventions.induction import HeadKinds, repeat_random_tokens, score_heads
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.experiments.induction_heads import HeadKinds, repeat_random_tokens, score_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.operations import Operation, Patch, SetAttention
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.operations import Operation, Patch, SetAttention
 from nnterp_mcp.toolset.attention_probs.contract import AttentionProbsParams
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsResult,
@@ -37,9 +36,10 @@ from nnterp_mcp.toolset.attention_probs.result import (
     Pair,
     QueryReading,
 )
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _KEYS = 200_000
 """Keys that the queries of one call may name."""

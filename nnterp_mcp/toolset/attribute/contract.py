@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nnterp_mcp import schemas
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Prompts, TargetSets
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.corruption import Ablated, CorruptedField
+from nnterp_mcp.request.fields import Layers, Plot, Prompts, TargetSets
 from nnterp_mcp.toolset.attribute.digest import digest, render
 from nnterp_mcp.toolset.attribute.figure import figure
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
 from nnterp_mcp.toolset.collect_activations.contract import Edits
-from nnterp_mcp.toolset.patch_activations.corrupted import Ablated, CorruptedField
 
 Method = Literal["direct", "gradient", "integrated", "patching"]
 By = Literal["layer", "sublayer", "head", "neuron", "token"]

@@ -9,25 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.interventions.attribution_patching import Comparison, compare_with_patches, estimate_effects
-from nnterp_mcp.interventions.direct_logit import DirectLogits, Part, Split, attribute_directly
-from nnterp_mcp.interventions.gradients import TokenAttribution, integrate_gradients, multiply_gradients
-from nnterp_mcp.interventions.metrics import default_metric
-from nnterp_mcp.interventions.patching import Grid, Patcher, make_grid
-from nnterp_mcp.interventions.prompts import FollowedTargets, follow_target_sets
-from nnterp_mcp.interventions.recovery import average_draws, estimate_mean
-from nnterp_mcp.model.prompts import EncodedPrompt
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.operations import Site
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, Part, Split, attribute_directly
+from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
+from nnterp_mcp.experiments.patching.activation_patching import Grid, Patcher, make_grid
+from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
+from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import FollowedTargets, follow_target_sets
+from nnterp_mcp.request.operations import Site
 from nnterp_mcp.toolset.attribute.contract import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
-from nnterp_mcp.toolset.patch_activations.pairs import make_pairs
 from nnterp_mcp.toolset.patch_activations.result import Measured
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.pairs import make_pairs
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _LISTED = 1000
 """Parts that a result lists: neurons are many; the array has all."""

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import Answer, Params, Result, ToolSpec
-from nnterp_mcp.fields import RunId
 from nnterp_mcp.render import lines
+from nnterp_mcp.request.fields import RunId
 
 
 class CancelRunParams(Params):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.session import Session
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
 from nnterp_mcp.toolset.cancel_run.contract import CancelRunParams, CancelRunResult
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from nnterp_mcp import schemas
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Positions, PromptGroups
-from nnterp_mcp.operations import Interventions, Site
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.fields import Layers, Plot, Positions, PromptGroups
+from nnterp_mcp.request.operations import Interventions, Site
 from nnterp_mcp.toolset.collect_activations.digest import digest, render
 from nnterp_mcp.toolset.collect_activations.figure import figure
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnswer, CollectActivationsResult

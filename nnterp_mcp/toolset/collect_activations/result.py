@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Result, TableField
-from nnterp_mcp.operations import Site
+from nnterp_mcp.request.operations import Site
 
 STATES = "states"
 """The name of the array that holds the states."""

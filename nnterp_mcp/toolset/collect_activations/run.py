@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.interventions.geometry import Components, compare_groups, lengths, principal_components
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.session.arrays import Rows
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.experiments.statistics.geometry import Components, compare_groups, lengths, principal_components
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.runs.arrays import Rows
 from nnterp_mcp.toolset.collect_activations.contract import CollectActivationsParams
-from nnterp_mcp.toolset.collect_activations.experiment import Experiment, prepare
 from nnterp_mcp.toolset.collect_activations.result import (
     STATES,
     CollectActivationsResult,
@@ -25,9 +23,11 @@ from nnterp_mcp.toolset.collect_activations.result import (
     GroupLength,
     GroupsApart,
 )
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.state_collection import Experiment, prepare
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _COMPONENTS = 3
 _COMPARED = 24

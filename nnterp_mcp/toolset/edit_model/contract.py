@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import Answer, ModelParams, Result, ToolSpec
-from nnterp_mcp.operations import Interventions
 from nnterp_mcp.render import elided, lines, plural
+from nnterp_mcp.request.operations import Interventions
 
 _SHOWN = 12
 """Edits that an answer lists."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.operations import describe
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.session import Session
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.operations import describe
 from nnterp_mcp.toolset.edit_model.contract import SPEC, EditModelParams, EditModelResult
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.operations import describe
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.request.operations import describe
 from nnterp_mcp.toolset.edit_model.contract import EditModelParams, EditModelResult
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 def run(bench: Bench, params: EditModelParams, job: Job) -> EditModelResult:

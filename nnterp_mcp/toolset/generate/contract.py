@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnterp_mcp.arguments import LARGEST_SEED
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import Prompts
-from nnterp_mcp.operations import DescribedInterventions
 from nnterp_mcp.render import cell, elided, in_force, left_out, lines, number, plural, quoted, table
+from nnterp_mcp.request.arguments import LARGEST_SEED
+from nnterp_mcp.request.fields import Prompts
+from nnterp_mcp.request.operations import DescribedInterventions
 
 _CHARACTERS = 2400
 """Characters of generated text that an answer may hold, about 600 tokens."""

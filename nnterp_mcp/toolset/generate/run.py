@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.interventions.batches import make_batches
-from nnterp_mcp.interventions.engine import NOTHING, Plan
-from nnterp_mcp.interventions.generation import Generation, generate
-from nnterp_mcp.interventions.sampling import Sampling
-from nnterp_mcp.model.prompts import EncodedPrompt, as_chats
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.engine.batching import make_batches
+from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.generation import Generation, generate
+from nnterp_mcp.engine.sampling import Sampling
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, as_chats
+from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:

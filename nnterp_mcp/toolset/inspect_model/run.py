@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.interventions.places import Place, require_place
-from nnterp_mcp.model.anatomy import LayerAnatomy
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.operations import SITES
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.structure.anatomy import LayerAnatomy
+from nnterp_mcp.request.operations import SITES
 from nnterp_mcp.toolset.inspect_model.contract import InspectModelParams
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult, LayerGroup, Source
 from nnterp_mcp.toolset.inspect_model.source import describe_product, read_forward, read_product
 from nnterp_mcp.toolset.inspect_model.tree import Names, Outline
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 _CAPABILITIES = ("names", "lens", "batch", "causal", "attention", "attention_edit")

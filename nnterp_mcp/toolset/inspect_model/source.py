@@ -10,7 +10,7 @@ from types import CodeType
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model.anatomy import LayerAnatomy
+from nnterp_mcp.model.structure.anatomy import LayerAnatomy
 from nnterp_mcp.toolset.inspect_model.result import Source
 
 _BEFORE = 24

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from nnterp_mcp.arguments import LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.contract import Answer, Params, Result, ToolSpec
-from nnterp_mcp.fields import shown
 from nnterp_mcp.render import lines, plural, seconds, size
+from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.fields import shown
 
 _REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 """As git allows names, in which no part begins with a dot: the Hub's cache takes a revision for a path."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import anyio.to_thread
 
 from nnterp_mcp.contract import Late
-from nnterp_mcp.session.folders import admit_model
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.session import Session
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.toolset.load_model.contract import LoadModelParams, LoadModelResult
 
 

@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.model_files import ModelFiles, Origin
 from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.model_files import ModelFiles, Origin
 
 if TYPE_CHECKING:
-    from nnterp_mcp.model.load import Report
+    from nnterp_mcp.model.loading.load import Report
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _STEPS = 6
 
@@ -32,7 +32,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     report("starting the worker's libraries")
     from transformers.utils import logging
 
-    from nnterp_mcp.model.census import verified_classes
+    from nnterp_mcp.verification.census import verified_classes
 
     logging.disable_progress_bar()
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
@@ -61,7 +61,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
 
 def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:
     """Reads a model onto this machine."""
-    from nnterp_mcp.model.load import Precision, locate, read
+    from nnterp_mcp.model.loading.load import Precision, locate, read
     from nnterp_mcp.model.standardized import StandardizedTransformer
 
     settings = bench.settings
@@ -82,7 +82,7 @@ def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple
         Forbidden: The server may not use NDIF.
         InvalidRequest: A parameter is for the service to decide.
     """
-    from nnterp_mcp.remote.load import Service, load_served
+    from nnterp_mcp.engine.executors.ndif.load import Service, load_served
 
     settings = bench.settings
     if settings.ndif_host is None:

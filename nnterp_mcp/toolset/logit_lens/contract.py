@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Positions, Prompts, Targets, TopK
-from nnterp_mcp.operations import Interventions
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.toolset.logit_lens.digest import digest, render
 from nnterp_mcp.toolset.logit_lens.figure import figure
 from nnterp_mcp.toolset.logit_lens.result import Lens, LogitLensAnswer, LogitLensResult

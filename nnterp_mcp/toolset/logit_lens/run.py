@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.interventions.batches import make_batches
-from nnterp_mcp.interventions.lens import LensReadings, read_lens
-from nnterp_mcp.interventions.prompts import follow_targets
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.engine.batching import make_batches
+from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import follow_targets
+from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:

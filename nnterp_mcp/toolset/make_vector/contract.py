@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import Prompt, Prompts
 from nnterp_mcp.render import in_force, lines, number, plural, spread, table
-from nnterp_mcp.session.vectors import VectorCard, VectorName
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.fields import Prompt, Prompts
+from nnterp_mcp.runs.vectors import VectorCard, VectorName
 from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions
 
 _LAYERS = 16

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import Prompt, shown
-from nnterp_mcp.interventions.directions import States
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.session.collected import Collected
+from nnterp_mcp.experiments.steering_vectors import States
+from nnterp_mcp.request.fields import Prompt, shown
+from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.toolset.make_vector.contract import MakeVectorParams
+from nnterp_mcp.worker.recorded_states import Collected
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 def recall_states(bench: Bench, params: MakeVectorParams) -> tuple[list[States], list[str]]:

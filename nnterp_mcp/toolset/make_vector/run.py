@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.interventions.directions import (
+from nnterp_mcp.experiments.steering_vectors import (
     Directions,
     States,
     activation,
@@ -24,16 +24,16 @@ from nnterp_mcp.interventions.directions import (
     random_direction,
     token_difference,
 )
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.operations import TokenDifference
-from nnterp_mcp.session.folders import allowed_file
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.vectors import VectorCard
+from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.make_vector.contract import DirectionFacts, MakeVectorParams, MakeVectorResult, Method
 from nnterp_mcp.toolset.make_vector.recalled import recall_states
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _PACKAGES = ("nnterp-mcp", "torch", "transformers", "nnsight")
 

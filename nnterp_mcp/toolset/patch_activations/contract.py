@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import LONGEST_NAME, Given, decoded, require_at_most
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
-from nnterp_mcp.operations import Heads
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most
+from nnterp_mcp.request.corruption import CorruptedField
+from nnterp_mcp.request.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
+from nnterp_mcp.request.operations import Heads
 from nnterp_mcp.toolset.collect_activations.contract import Edits
-from nnterp_mcp.toolset.patch_activations.corrupted import CorruptedField
 from nnterp_mcp.toolset.patch_activations.digest import digest, render
 from nnterp_mcp.toolset.patch_activations.figure import figure
 from nnterp_mcp.toolset.patch_activations.result import PatchActivationsAnswer, PatchActivationsResult

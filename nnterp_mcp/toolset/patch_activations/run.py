@@ -9,27 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.planning.clean_states import Known
+from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.fields import PositionSpec
-from nnterp_mcp.interventions.alignment import LabelledSpans, Span
-from nnterp_mcp.interventions.corruption import Pair, put_in_force
-from nnterp_mcp.interventions.indices import resolve_indices
-from nnterp_mcp.interventions.matched_cells import draw_matched, strongest
-from nnterp_mcp.interventions.metrics import default_metric
-from nnterp_mcp.interventions.patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
-from nnterp_mcp.interventions.path_patching import Receiver
-from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.prompts import follow_target_sets
-from nnterp_mcp.interventions.recovery import Estimate, average_draws, estimate_mean, estimate_recovery
-from nnterp_mcp.interventions.sources import Known
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
+from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
+from nnterp_mcp.experiments.patching.controls import draw_matched, strongest
+from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
+from nnterp_mcp.experiments.patching.path_patching import Receiver
+from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tokens import span_text
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import span_text
+from nnterp_mcp.nnterp.prompts import follow_target_sets
+from nnterp_mcp.request.corruption import Ablated
+from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_indices
 from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
-from nnterp_mcp.toolset.patch_activations.corrupted import Ablated
-from nnterp_mcp.toolset.patch_activations.pairs import make_pairs
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     Column,
@@ -39,9 +37,11 @@ from nnterp_mcp.toolset.patch_activations.result import (
     Together,
     position_of,
 )
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.pairs import make_pairs
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _MOST_RUNS = 50_000
 _STRONGEST = 5

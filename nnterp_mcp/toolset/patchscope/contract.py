@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import decoded, require_at_most
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import (
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import decoded, require_at_most
+from nnterp_mcp.request.fields import (
     Layers,
     LayerSpec,
     Plot,
@@ -24,8 +24,8 @@ from nnterp_mcp.fields import (
     require_messages,
     shown,
 )
-from nnterp_mcp.operations import Interventions
-from nnterp_mcp.session.vectors import LONGEST_VECTOR, check_name
+from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.runs.vectors import LONGEST_VECTOR, check_name
 from nnterp_mcp.toolset.patchscope.digest import digest, render
 from nnterp_mcp.toolset.patchscope.figure import figure
 from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.patched_rows import Target
+from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import PositionSpec, Prompt
-from nnterp_mcp.interventions.engine import Plan
-from nnterp_mcp.interventions.patched_rows import Target
-from nnterp_mcp.interventions.patchscope import LayerPair, PatchscopeReadings, read_patchscope
-from nnterp_mcp.interventions.prompts import follow_targets
-from nnterp_mcp.interventions.readout import Readout
-from nnterp_mcp.interventions.states import read_states
-from nnterp_mcp.interventions.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
-from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, read_patchscope
+from nnterp_mcp.experiments.residual_states import read_states
+from nnterp_mcp.experiments.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.remarks import collect_remarks
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import follow_targets
+from nnterp_mcp.request.fields import PositionSpec, Prompt
+from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 Lengths = list[list[tuple[float, float]]]
 """By source and pair: the length of what is put in, and of the state that it replaces."""

@@ -10,25 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import Target
-from nnterp_mcp.interventions.engine import Plan
-from nnterp_mcp.interventions.lens import likeliest_tokens
-from nnterp_mcp.interventions.patchscope import LayerPair, pair_layers
-from nnterp_mcp.interventions.places import Place
-from nnterp_mcp.interventions.prompts import FollowedTargets, get_first_tokens
-from nnterp_mcp.interventions.states import read_states
-from nnterp_mcp.interventions.vectors import resolve_vector
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.positions import resolve_positions
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.experiments.logit_lens import likeliest_tokens
+from nnterp_mcp.experiments.patchscope import LayerPair, pair_layers
+from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import FollowedTargets, get_first_tokens
+from nnterp_mcp.request.fields import Target
+from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 @dataclass(frozen=True)

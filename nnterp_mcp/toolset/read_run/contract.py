@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import RunId, shown
 from nnterp_mcp.render import cell, elided, finite, lines, plural, quoted, table
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
+from nnterp_mcp.request.fields import RunId, shown
 
 Format = Literal["table", "csv", "json", "picture"]
 

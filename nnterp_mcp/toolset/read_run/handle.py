@@ -7,18 +7,16 @@ import anyio.to_thread
 
 from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import shown
+from nnterp_mcp.pool.live_runs import late
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
 from nnterp_mcp.render import plural
-from nnterp_mcp.session import figures
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.records import RunRecord
-from nnterp_mcp.session.results import read_result
-from nnterp_mcp.session.runs import late
-from nnterp_mcp.session.session import Session
-from nnterp_mcp.session.store import RunStore
-from nnterp_mcp.toolset import specs
-from nnterp_mcp.toolset.read_run.contract import ReadRunParams, ReadRunResult
-from nnterp_mcp.toolset.read_run.tables import (
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.runs import figures
+from nnterp_mcp.runs.records import RunRecord
+from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import (
     Row,
     as_table,
     choose,
@@ -28,6 +26,8 @@ from nnterp_mcp.toolset.read_run.tables import (
     read_array,
     tables_of,
 )
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.read_run.contract import ReadRunParams, ReadRunResult
 
 _FACTS = ("result", "record")
 """Parts that every run has: what is no table in its result, and its record; one fact a row."""

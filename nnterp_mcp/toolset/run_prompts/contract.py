@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, without_nulls
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import (
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, without_nulls
+from nnterp_mcp.request.fields import (
     Layers,
     Plot,
     Prompt,
@@ -20,7 +20,7 @@ from nnterp_mcp.fields import (
     require_short_prompt,
     shown,
 )
-from nnterp_mcp.operations import Interventions
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.toolset.run_prompts.digest import digest, render
 from nnterp_mcp.toolset.run_prompts.figure import figure
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsAnswer, RunPromptsResult

@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnterp_mcp.engine.batching import make_batches
+from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.patched_rows import Target, resolve_target
+from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.fields import TokenId
-from nnterp_mcp.interventions.batches import make_batches
-from nnterp_mcp.interventions.engine import Plan
-from nnterp_mcp.interventions.lens import read_lens
-from nnterp_mcp.interventions.patched_rows import Target, resolve_target
-from nnterp_mcp.interventions.patchscope import pair_layers, read_patchscope
-from nnterp_mcp.interventions.prompts import find_shared_tokens, get_first_tokens, name_counted
-from nnterp_mcp.interventions.readout import Readout
-from nnterp_mcp.interventions.states import read_states
-from nnterp_mcp.interventions.target_prompts import encode_target, repeat_prompt
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.experiments.logit_lens import read_lens
+from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
+from nnterp_mcp.experiments.residual_states import read_states
+from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.tokens import token_text
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.render import PAIRS
-from nnterp_mcp.session.folders import allowed_file
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.fields import TokenId
+from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 @dataclass(frozen=True)

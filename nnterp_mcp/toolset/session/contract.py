@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nnterp_mcp.contract import Answer, Cell, Params, Result, Table, TableField, ToolSpec
 from nnterp_mcp.render import elided, lines, number, plural, seconds, size, table
-from nnterp_mcp.session.vectors import VectorCard
+from nnterp_mcp.runs.vectors import VectorCard
 
 _VECTORS = 12
 """Vectors that an answer shows."""

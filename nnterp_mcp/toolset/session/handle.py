@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import anyio
 import psutil
 
-from nnterp_mcp.operations import describe
-from nnterp_mcp.session.deployments import describe_deployments
-from nnterp_mcp.session.pool import Entry
-from nnterp_mcp.session.process import OnProgress
-from nnterp_mcp.session.records import RunRecord
-from nnterp_mcp.session.runs import Runs
-from nnterp_mcp.session.session import Session
+from nnterp_mcp.engine.executors.ndif.deployments import describe_deployments
+from nnterp_mcp.pool.live_runs import Runs
+from nnterp_mcp.pool.pool import Entry
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.operations import describe
+from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.session.contract import RUNS, LoadedModel, RunLine, SessionParams, SessionResult
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import decoded
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
-from nnterp_mcp.operations import Interventions, Vector
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import decoded
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
+from nnterp_mcp.request.operations import Interventions, Vector
 from nnterp_mcp.toolset.steer.digest import digest, render
 from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteerResult

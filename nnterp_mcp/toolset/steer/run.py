@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
-from nnterp_mcp.interventions.places import Place, require_place
-from nnterp_mcp.interventions.prompts import follow_targets
-from nnterp_mcp.interventions.sweep import Dose, Sweep, sweep
-from nnterp_mcp.interventions.vectors import resolve_vector
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.operations import label_of
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.experiments.steering import Dose, Sweep, sweep
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.nnterp.prompts import follow_targets
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.toolset.steer.contract import SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 _CONTROLS = 5
 """Random directions beside the vector."""

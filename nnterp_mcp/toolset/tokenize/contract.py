@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Cell, ModelParams, Result, Table, TableField, ToolSpec
-from nnterp_mcp.fields import Prompts
 from nnterp_mcp.render import elided, lines, plural, quoted, table
+from nnterp_mcp.request.fields import Prompts
 
 _SHOWN = 48
 """Tokens that an answer lists."""

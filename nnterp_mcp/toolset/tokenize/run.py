@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.model.prompts import as_chats, encode_prompts
-from nnterp_mcp.model.tokens import token_text
-from nnterp_mcp.session.jobs import Job
+from nnterp_mcp.model.text.tokenization import as_chats, encode_prompts
+from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.tokenize.contract import TokenizedPrompt, TokenizeParams, TokenizeResult
+from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.session.bench import Bench
+    from nnterp_mcp.worker.workbench import Bench
 
 
 def run(bench: Bench, params: TokenizeParams, job: Job) -> TokenizeResult:

@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nnterp_mcp import schemas
-from nnterp_mcp.arguments import LONGEST_NAME, MOST_GROUPS
 from nnterp_mcp.contract import ModelParams, ToolSpec
-from nnterp_mcp.fields import Plot, PromptGroups
-from nnterp_mcp.session.vectors import VectorName
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
+from nnterp_mcp.request.fields import Plot, PromptGroups
+from nnterp_mcp.runs.vectors import VectorName
 from nnterp_mcp.toolset.collect_activations.contract import ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.toolset.train_probe.digest import digest, render
 from nnterp_mcp.toolset.train_probe.figure import figure

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.contract import Answer, Result, TableField
-from nnterp_mcp.session.vectors import VectorCard
+from nnterp_mcp.runs.vectors import VectorCard
 
 
 class _Part(BaseModel):

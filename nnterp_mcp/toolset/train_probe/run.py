@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.interventions.probes import (
+from nnterp_mcp.experiments.probes import (
     Fold,
     deal_folds,
     fewest_texts,
@@ -21,14 +21,14 @@ from nnterp_mcp.interventions.probes import (
     shuffle_labels,
     wilson_interval,
 )
-from nnterp_mcp.model.layers import resolve_layers
-from nnterp_mcp.session.arrays import HeldRows
-from nnterp_mcp.session.bench import Bench, versions
-from nnterp_mcp.session.jobs import Job
-from nnterp_mcp.session.vectors import VectorCard
-from nnterp_mcp.toolset.collect_activations.experiment import prepare
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.runs.arrays import HeldRows
+from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.train_probe.contract import TrainProbeParams, require_groups
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.state_collection import prepare
+from nnterp_mcp.worker.workbench import Bench, versions
 
 _SEED = 0
 """Of the folds and the shuffles: equal calls give equal figures."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp import Laboratory, Prompt, encode_prompts, parse_operation, patchscope_lens, plan, run_prompts
-from nnterp_mcp.interventions.attention import AttentionReadings, choose_heads, read_attention
-from nnterp_mcp.interventions.corruption import Pair
-from nnterp_mcp.interventions.generation import generate
-from nnterp_mcp.interventions.gradients import multiply_gradients
-from nnterp_mcp.interventions.lens import LensReadings, read_lens
-from nnterp_mcp.interventions.patching import Patcher, make_grid
-from nnterp_mcp.interventions.puts import Input
-from nnterp_mcp.model.prompts import EncodedPrompt
+from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.puts import Input
+from nnterp_mcp.experiments.attention_patterns import AttentionReadings, choose_heads, read_attention
+from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
+from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
+from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
+from nnterp_mcp.experiments.patching.corruption import Pair
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.settings import Settings
 
 from ..workloads import STEERING, Workload

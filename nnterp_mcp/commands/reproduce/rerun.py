@@ -1,0 +1,116 @@
+"""What it takes to run a recorded call again: the model's parameters, the call's, and the vectors that it named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.runs.records import RunRecord
+from nnterp_mcp.runs.vectors import VectorCard, VectorStore
+from nnterp_mcp.toolset import specs
+
+_VECTOR_FIELDS = ("vector", "source_vectors")
+"""Where parameters name vectors, at any depth."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A recorded call that can be made again.
+
+    Attributes:
+        record: Its record.
+        spec: The tool.
+        arguments: What the tool was called with, without the model's handle.
+        loading: The parameters of `load_model`, with the revision and the dtype that they came to.
+        vectors: The named vectors that it used, as they are now.
+        replaced: Which of these were made anew after the run, so that their numbers may be others.
+    """
+
+    record: RunRecord
+    spec: ToolSpec[Any, Any, Any]
+    arguments: dict[str, Any]
+    loading: dict[str, Any]
+    vectors: list[VectorCard]
+    replaced: list[str]
+
+
+def prepare(record: RunRecord, store: VectorStore) -> Rerun:
+    """Finds what is needed to run a call again.
+
+    Args:
+        record: The run.
+        store: The named vectors.
+
+    Raises:
+        InvalidRequest: The run did not finish, or only deleted something; this version does not know the tool or its
+            parameters; or a vector that it used is gone.
+    """
+    spec = _require_finished(record)
+    arguments = {name: value for name, value in record.params.items() if name != "model"}
+    spec.parse(arguments)
+    vectors = [_find_vector(name, record, store) for name in dict.fromkeys(_named_vectors(arguments))]
+    return Rerun(
+        record=record,
+        spec=spec,
+        arguments=arguments,
+        loading=_loading(record),
+        vectors=vectors,
+        replaced=[card.name for card in vectors if record.ended is not None and card.made > record.ended],
+    )
+
+
+def _require_finished(record: RunRecord) -> ToolSpec[Any, Any, Any]:
+    if record.state != "done" or record.partial:
+        why = f" ({record.error.code}: {record.error.message})" if record.error is not None else ""
+        kept = ", with a part of its result" if record.partial else ""
+        raise InvalidRequest(
+            f"{record.id} is {record.state}{kept}{why}: only a run that is done can be run again and compared.",
+            f"nnterp-mcp runs show {record.id} says what it has; call {record.tool} again for a whole one.",
+        )
+    spec = specs().get(record.tool)
+    if spec is None:
+        raise InvalidRequest(f"{record.id} is a run of {record.tool}, a tool that this version does not have.")
+    if record.params.get("method") == "delete":
+        raise InvalidRequest(f"{record.id} deleted a vector: there is nothing in it to compute again.")
+    return spec
+
+
+def _loading(record: RunRecord) -> dict[str, Any]:
+    """The request with what its `auto` and its branch stood for then, so that time and machine change neither.
+
+    What serves a model decides both, and knows it by the request's own words alone.
+    """
+    request, environment = dict(record.request), record.environment
+    if environment is None or request.get("backend", "local") != "local":
+        return request
+    if request.get("dtype") == "auto" and request.get("quantization") is None:
+        request["dtype"] = environment.dtype
+    return request | ({"revision": environment.revision} if environment.revision is not None else {})
+
+
+def _named_vectors(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if name in _VECTOR_FIELDS and isinstance(part, str):
+                yield part
+            elif name in _VECTOR_FIELDS and isinstance(part, list):
+                yield from (item for item in part if isinstance(item, str))
+            else:
+                yield from _named_vectors(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_vectors(part)
+
+
+def _find_vector(name: str, record: RunRecord, store: VectorStore) -> VectorCard:
+    environment = record.environment
+    for card in store.cards():
+        if card.name == name and environment is not None and card.identity.fingerprint == environment.fingerprint:
+            return card
+    raise InvalidRequest(
+        f"{record.id} used the vector {name!r} of {record.model}, and that is gone.",
+        "Make it again with make_vector, or say with --data where vectors are kept.",
+    )

@@ -1,0 +1,1 @@
+"""Forward passes with edits and captures, and generation."""

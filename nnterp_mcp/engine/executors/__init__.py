@@ -1,0 +1,1 @@
+"""What runs a pass: hooks, traces, captured graphs, NDIF."""

@@ -1,0 +1,135 @@
+"""What is verified when a served model is loaded: on the model itself, in a few short requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from nnterp_mcp.engine.executors.ndif.attention import read_served_attention
+from nnterp_mcp.engine.executors.ndif.backend import batches_of, inputs_of, states_pass
+from nnterp_mcp.engine.executors.ndif.generation import generate_served
+from nnterp_mcp.engine.executors.ndif.kernels import Data, compare_lens, compare_replayed
+from nnterp_mcp.engine.executors.ndif.lens import replayed
+from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.traces import run_passes
+from nnterp_mcp.engine.executors.ndif.wire_format import places_at
+from nnterp_mcp.engine.forward import NOTHING
+from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
+from nnterp_mcp.experiments.attention_patterns import HeadChoice
+from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+
+Run = TypeVar("Run")
+_FAULTS = (Internal, InvalidRequest, Unsupported)
+"""What says something of the model; all else is of the way to it, and ends the load."""
+
+
+def check_served(model: ServedTransformer) -> list[Check]:
+    """Verifies a served model; what fails is refused later, with its reason."""
+    names = _check_names(model)
+    checks = [names]
+    if names.passed:
+        checks += [*_check_lens(model), _check_cache(model), _check_attention(model)]
+    refused = {check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed}
+    refused["attention_edit"] = (
+        f"attention of {model.name} cannot be edited on NDIF: load the model with backend 'local' for it"
+    )
+    model.refuse(refused)
+    return checks
+
+
+def _prompts(model: ServedTransformer) -> list[EncodedPrompt]:
+    """A longer prompt of plain tokens and a shorter one."""
+    step = max(model.vocab_size // (LONG + 3), 1)
+    ids = [(place * step) % model.vocab_size for place in range(1, LONG + 1)]
+    return [EncodedPrompt(0, "", ids, []), EncodedPrompt(1, "", ids[:SHORT], [])]
+
+
+def _check_names(model: ServedTransformer) -> Check:
+    anatomy = model.anatomy
+    if anatomy.faults:
+        return Check("names", False, anatomy.faults[0])
+    return Check("names", True, f"{anatomy.num_layers} layers, width {anatomy.hidden_size}, as the configuration says")
+
+
+def _check_lens(model: ServedTransformer) -> list[Check]:
+    """Whether the last layer's lens is the logits, and whether a padded prompt gives what it gives alone."""
+    long, short = _prompts(model)
+    last = [model.anatomy.last.index]
+
+    def compare(prompts: list[EncodedPrompt]) -> Data:
+        (batch,) = batches_of(model, prompts, 1 << 20)
+        ends = [(row, at) for row, prompt in enumerate(batch.prompts) for at in range(len(prompt.ids))]
+        way, names, _ = states_pass(model, batch, ends, last, NOTHING)
+        rows, columns = places_at(Window.over(batch), ends)
+        return {
+            "inputs": inputs_of(batch),
+            "steps": way.steps(),
+            "read": compare_lens,
+            "options": {
+                "name": names[0],
+                "head": model.head,
+                "short": SHORT,
+                "compared": len(prompts) > 1,
+                "rows": rows,
+                "columns": columns,
+            },
+        }
+
+    passes = [compare([short]), compare([long, short])]
+    if not model.head:
+        passes.append(replayed(model, LONG + SHORT, "states", compare_replayed, {}))
+    found = _attempt(lambda: run_passes(model.connection, passes))
+    if isinstance(found, str):
+        return [Check(name, False, found) for name in ("lens", "batch", "causal")]
+    padded = found[1]
+    model.dtype_served = getattr(torch, str(padded["dtype"]))
+    allowed = TOLERANCES.get(model.dtype_served, 1e-1) * max(float(padded["largest"]), 1.0)
+    lens, batch, later = float(found[-1]["lens"]), float(padded["padded"]), float(padded["later"])
+    how = "" if model.head else " (through the model's own tail)"
+    return [
+        Check("lens", lens <= allowed, f"last layer's lens differs from the logits by at most {lens:.1g}{how}"),
+        Check("batch", batch <= allowed, f"a padded prompt differs from the prompt alone by at most {batch:.1g}"),
+        Check("causal", later <= allowed, f"later tokens change earlier logits by at most {later:.1g}"),
+    ]
+
+
+def _check_cache(model: ServedTransformer) -> Check:
+    """Whether a text written on cached keys and values is the one that is written without."""
+    prompts = [_prompts(model)[0]]
+    said: list[Any] = []
+    for cached in (True, False):
+        model.cached = cached
+        said.append(_attempt(lambda: generate_served(model, prompts, max_new_tokens=3)[0]))
+    with_cache, without = said
+    if isinstance(without, str):
+        return Check("generation", False, without)
+    if isinstance(with_cache, str) or with_cache.ids != without.ids:
+        return Check("generation", True, "texts are read again for each token: cached keys and values give others")
+    model.cached = True
+    difference = max(abs(a - b) for a, b in zip(with_cache.log_probs, without.log_probs, strict=True))
+    return Check("generation", True, f"on cached keys and values log-probabilities differ by at most {difference:.1g}")
+
+
+def _check_attention(model: ServedTransformer) -> Check:
+    readable = sorted(model.patterns)
+    if not readable:
+        return Check("attention", False, "no layer returns its attention probabilities")
+    layer = readable[len(readable) // 2]
+    chosen = [HeadChoice(layer, list(range(model.anatomy.layers[layer].num_heads)))]
+    found = _attempt(lambda: read_served_attention(model, _prompts(model), chosen))
+    if isinstance(found, str):
+        return Check("attention", False, f"NDIF gives no attention probabilities: {found}")
+    sink = float(found.sink.nan_to_num(0).max())
+    return Check("attention", True, "rows sum to 1" if sink < 1e-3 else f"an attention sink takes up to {sink:.2g}")
+
+
+def _attempt(run: Callable[[], Run]) -> Run | str:
+    """What came of a request, or what the served model said against it."""
+    try:
+        return run()
+    except _FAULTS as error:
+        return error.message

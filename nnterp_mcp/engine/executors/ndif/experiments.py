@@ -1,0 +1,70 @@
+"""Which experiments are sent to NDIF, and what is refused of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnterp_mcp.engine.executors.ndif.attention import read_served_attention, score_served_heads
+from nnterp_mcp.engine.executors.ndif.backend import average_served_states, read_served_states
+from nnterp_mcp.engine.executors.ndif.generation import generate_served
+from nnterp_mcp.engine.executors.ndif.kernels import read_rows
+from nnterp_mcp.engine.executors.ndif.lens import read_served_lens
+from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.patching import observe_served, patch_served
+from nnterp_mcp.engine.executors.ndif.patchscope import likeliest_served_tokens, read_served_patchscope
+from nnterp_mcp.engine.executors.ndif.steering import sweep_served
+from nnterp_mcp.engine.executors.ndif.traces import run_passes
+from nnterp_mcp.engine.planning.vectors import matrix_of
+from nnterp_mcp.errors import Internal, Unsupported
+
+
+def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]) -> Tensor:
+    """`vectors.read_token_rows` on a served model.
+
+    Raises:
+        Unsupported: The service lets no weights be read.
+    """
+    matrix = matrix_of(model, of)
+    path = next(path for path, module in model.module.named_modules() if module is matrix)
+    inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "use_cache": False}
+    options = {"path": path, "ids": list(ids)}
+    try:
+        (found,) = run_passes(
+            model.connection, [{"inputs": inputs, "steps": [], "read": read_rows, "options": options}]
+        )
+    except Internal as error:
+        raise Unsupported(
+            f"NDIF at {model.connection.host} lets no weights be read, and a difference of tokens is made of them",
+            "Give the vector as numbers or as one made on a local copy of the model.",
+        ) from error
+    return found["rows"]
+
+
+def refuse_forward(model: ServedTransformer, *args: Any, **kwargs: Any) -> Any:
+    """What takes states from clean runs to put them into others, in a list of interventions."""
+    raise Unsupported(
+        f"patch and mean take states from other runs, which interventions on {model.name} cannot: NDIF serves it",
+        "Use patch_activations, or load the model with backend 'local'.",
+    )
+
+
+EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
+    "average_states": average_served_states,
+    "forward": refuse_forward,
+    "generate": generate_served,
+    "likeliest_tokens": likeliest_served_tokens,
+    "observe": observe_served,
+    "patch": patch_served,
+    "read_attention": read_served_attention,
+    "read_lens": read_served_lens,
+    "read_patchscope": read_served_patchscope,
+    "read_states": read_served_states,
+    "read_token_rows": read_served_token_rows,
+    "score_heads": score_served_heads,
+    "sweep": sweep_served,
+}
+"""By the name of the local function: what a served model runs instead."""

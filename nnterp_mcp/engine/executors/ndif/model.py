@@ -1,0 +1,138 @@
+"""A model that NDIF serves, under the standard names: everything but its weights is known here."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+from nnterp_mcp.engine.executors.ndif.client import Connection
+from nnterp_mcp.engine.executors.ndif.meta_model import find_patterns, without_numbers
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+_REFUSED = "Load the model with backend 'local' for it, or use one of the tools that a served model has."
+
+
+class ServedTransformer(StandardizedTransformer):
+    """The outline of a served model, and the way to it.
+
+    Nothing runs on the outline: an experiment goes through `elsewhere`, and a trace is refused.
+
+    Attributes:
+        connection: The way to the model.
+        elsewhere: The experiments that are sent, by name.
+        patterns: Which element of what a layer's attention returns is its probabilities.
+        cached: Whether a text can be written on cached keys and values there.
+        dtype_served: The dtype of its logits there.
+    """
+
+    connection: Connection
+    elsewhere: Mapping[str, Callable[..., Any]]
+    patterns: dict[int, int]
+    cached: bool = True
+    dtype_served: torch.dtype = torch.float32
+
+    def __init__(self, outline: Any, tokenizer: Any, connection: Connection, elsewhere: Mapping[str, Any]) -> None:
+        with without_numbers():
+            super().__init__(outline, check_renaming=False, tokenizer=tokenizer, name=connection.name)
+        self.connection = connection
+        self.elsewhere = elsewhere
+        cores = {layer.index: layer.core.module for layer in self.anatomy.layers if layer.core is not None}
+        self.patterns = find_patterns(self.module, cores, {i: self.anatomy.layers[i].num_heads for i in cores})
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are made and results are read: here."""
+        return torch.device("cpu")
+
+    @property
+    def computing_on(self) -> tuple[str, str]:
+        """NDIF, and where."""
+        return "ndif", self.connection.host
+
+    @property
+    def computing_dtype(self) -> torch.dtype:
+        """What it computes in there."""
+        return self.dtype_served
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights, there."""
+        return sum(parameter.numel() for parameter in self.module.parameters()) * self.dtype_served.itemsize
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells one served model from another; weights that are served are not hashed."""
+        return hashlib.sha256(f"ndif {self.connection.key}".encode()).hexdigest()[:16]
+
+    @contextmanager
+    def stopping(self, check: Callable[[], None], tell: Callable[[str], None]) -> Generator[None]:
+        """While in force, requests are asked whether to go on while they wait, and what the service says is told."""
+        connection = self.connection
+        before = connection.check, connection.say
+        connection.check, connection.say = check, tell
+        try:
+            yield
+        finally:
+            connection.check, connection.say = before
+
+    @property
+    def head(self) -> list[str]:
+        """The modules that make logits of the last layer's states, where nothing else lies between."""
+        sites = (self.anatomy.ln_final, self.anatomy.lm_head)
+        return [site.path for site in sites if site is not None] if self.anatomy.head_is_direct else []
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its forward pass is told where in the text its tokens are."""
+        return "position_ids" in inspect.signature(self.module.forward).parameters
+
+    @property
+    def attention(self) -> str:
+        """How the served model attends in the requests of this one."""
+        return str(self.connection.model.attn_implementation)
+
+    def set_attention(self, implementation: Literal["eager", "sdpa"]) -> None:
+        """Asks for another way in the requests from now on."""
+        self.connection.model._module.set_attn_implementation(implementation)
+
+    def width_at(self, place: Place) -> int:
+        """The width of a state at a place; of one head where there are heads."""
+        if place.site != "heads_output" or place.layer is None:
+            return self.hidden_size
+        facts = self.anatomy.layers[place.layer]
+        projection: Any = None if facts.output_projection is None else facts.output_projection.module
+        weight = getattr(projection, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise Unsupported(f"the width of a head at {place} of {self.name} is not known here")
+        inner = weight.shape[1] if isinstance(projection, torch.nn.Linear) else weight.shape[0]
+        return inner // facts.num_heads
+
+    def project_on_vocab(self, hidden_state: Tensor) -> Tensor:
+        """Refused: the head is not here."""
+        raise self._refusal("what was asked for")
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: nothing runs on an outline."""
+        raise self._refusal("what was asked for")
+
+    def session(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused likewise."""
+        raise self._refusal("what was asked for")
+
+    def _refusal(self, what: str) -> Unsupported:
+        return Unsupported(f"{what} is not offered for {self.name}, which NDIF serves", _REFUSED)
+
+
+def wrap_for_wire(source: str, tokenizer: Any, revision: str | None, code: bool) -> TransformersModel:
+    """nnsight's own wrapper, whose modules stand for the served ones in a request."""
+    options: dict[str, Any] = {"trust_remote_code": True} if code else {}
+    return TransformersModel(source, tokenizer=tokenizer, revision=revision, task="text-generation", **options)

@@ -1,0 +1,78 @@
+"""The two traces that are sent: forward passes that may build on one another, and a text token by token.
+
+What a block saves under a name of its own is sent back, so logits never have one. A session is sent without comments
+and blank lines, and finds the traces inside it by their lines: there are none in it, nor a statement of several lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import nnsight
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from nnterp_mcp.engine.executors.ndif.client import Connection
+from nnterp_mcp.engine.executors.ndif.kernels import Data, choose, step_inputs, walk
+
+
+def run_passes(connection: Connection, passes: Sequence[Data]) -> list[Data]:
+    """Runs passes in one session, in one request; what one carries, those after it may use.
+
+    Returns:
+        What each pass reads.
+    """
+    model: Any = connection.model
+    with model.session(backend=connection.backend()):
+        carried: Data = {}
+        found: list[Data] = nnsight.save([])
+        for one in passes:
+            with model.trace(**one["inputs"]):
+                kept = walk(model, one["steps"], carried)
+                reading = nnsight.save(one["read"](model, kept, one["options"], carried))
+            found.append(reading)
+            del reading
+    return found
+
+
+def write_tokens(
+    connection: Connection,
+    ids: Int[Tensor, "row column"],
+    mask: Int[Tensor, "row column"],
+    steps: Sequence[list[Data]],
+    options: Data,
+) -> Data:
+    """Writes a token for each list of steps, in one request, until every row has ended.
+
+    Args:
+        connection: The model.
+        ids: The tokens so far.
+        mask: Which of them are no padding.
+        steps: The steps of each pass; the first is over all tokens, and so are the others without a cache.
+        options: `head`, `columns` and `rows` of each pass; `temperature`, `top_p`, `top_k`, and `draws` (step, row);
+            `ends`, the tokens that end a text; `ended`, the rows that have; `cached`, whether to keep keys and values,
+            and `cache_name`, what the model calls them; `positions`, whether it is told where its tokens are.
+
+    Returns:
+        `tokens` and `log_probs`: for each step, those of each row.
+    """
+    model: Any = connection.model
+    number, ended, written = 0, options["ended"], {"tokens": [], "log_probs": []}
+    with model.session(backend=connection.backend()):
+        cache = DynamicCache(config=model.config) if options["cached"] else None
+        said = nnsight.save(written)
+        for number, listed in enumerate(steps):
+            given = step_inputs(ids, mask, cache, number, options)
+            with model.trace(**given):
+                chosen = nnsight.save(choose(model, walk(model, listed, {}), options, number))
+            said["tokens"].append(chosen["tokens"])
+            said["log_probs"].append(chosen["log_probs"])
+            ended = ended | torch.isin(chosen["tokens"], options["ends"])
+            if bool(ended.all()):
+                break
+            ids = torch.cat([ids, chosen["tokens"][:, None].to(ids)], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return said

@@ -1,0 +1,343 @@
+"""Generating text with operations in force at every step.
+
+Each step is a forward pass like any other (`engine.run`). Where it can, it reads the newest token alone, on cached keys
+and values. How a model's steps are computed is found by trying: the cheapest way that gives what transformers gives for
+each text alone, read as a whole, also at lengths beyond the model's windows. Where the model's position encoding
+switches, what was cached is of no use, and the text is read again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.batching import make_batches, run_batches
+from nnterp_mcp.engine.executors.graphs import (
+    WORTHWHILE,
+    StaticSteps,
+    are_steady,
+    captures_steps,
+    takes_static_steps,
+)
+from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
+from nnterp_mcp.engine.kv_cache import cache_inputs
+from nnterp_mcp.engine.sampling import GREEDY, Sampling, choose
+from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.memory import says_nothing
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.structure.call_recorder import probe_ids
+from nnterp_mcp.model.structure.context_lengths import Lengths, lengths_of
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated after one prompt.
+
+    Attributes:
+        prompt: The prompt's index.
+        ids: The new tokens; the one that ended the text is among them.
+        log_probs: Their log-probabilities in nats under the model with the operations in force, before temperature
+            and truncation.
+        ended: Whether the text ended by itself, with a token that means the end.
+    """
+
+    prompt: int
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+@runs_elsewhere
+def generate(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    plan: Plan = NOTHING,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    batch_tokens: int = 4096,
+    on_token: Callable[[int], None] = lambda tokens_done: None,
+    should_stop: Callable[[], None] = lambda: None,
+) -> list[Generation]:
+    """Generates text after each prompt, with operations in force.
+
+    Operations on positions of the prompt act while the prompt is read, and through the cache on everything after it;
+    those on `all`, on `last` and on ranges without an end act on every new token too; steps are as they say.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        plan: The operations, planned for these prompts.
+        max_new_tokens: How many tokens to generate at most.
+        sampling: How to choose them.
+        batch_tokens: Tokens in a batch, padding and new ones included.
+        on_token: Called after each step with the number of steps done, over all batches.
+        should_stop: Called before each step; what it raises ends the generation and leaves nothing behind.
+
+    Returns:
+        One entry for each prompt, in their order.
+
+    Raises:
+        InvalidRequest: A vector or a neuron does not fit the states at its place.
+        Unsupported: The model does not have one of the places.
+    """
+    model.require("causal")
+    found: dict[int, Generation] = {}
+    done = 0
+    way = find_way(model, max((len(prompt.ids) for prompt in prompts), default=0) + max_new_tokens)
+    room = max(1, batch_tokens - max_new_tokens)
+
+    def say(batch: Batch) -> list[Generation]:
+        nonlocal done
+        loop = _Loop(model, batch, plan, sampling, way, max_new_tokens)
+        for _ in range(max_new_tokens):
+            should_stop()
+            loop.step()
+            done += 1
+            on_token(done)
+            if loop.ended:
+                break
+        return loop.generations
+
+    with torch.inference_mode(), attention_for(model, plan):
+        for _, said in run_batches(model, prompts, room, say, new_tokens=max_new_tokens, padded=way.padded):
+            found |= {generation.prompt: generation for generation in said}
+    return [found[prompt.index] for prompt in prompts]
+
+
+class _Loop:
+    """The steps of one batch."""
+
+    def __init__(
+        self,
+        model: StandardizedTransformer,
+        batch: Batch,
+        plan: Plan,
+        sampling: Sampling,
+        way: Way,
+        new_tokens: int,
+    ) -> None:
+        self.generations = [Generation(prompt.index) for prompt in batch.prompts]
+        self._steps = _Steps(model, batch, plan, way, new_tokens)
+        self._sampling = sampling
+        self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
+        self._ends = end_ids(model)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every row has ended."""
+        return all(generation.ended for generation in self.generations)
+
+    def step(self) -> None:
+        """Computes the next token of every row."""
+        tokens, log_probs = choose(self._steps.next_logits(), self._sampling, self._dice)
+        for row, (generation, token, log_prob) in enumerate(
+            zip(self.generations, tokens.tolist(), log_probs.tolist(), strict=True)
+        ):
+            if not generation.ended:
+                generation.ids.append(token)
+                generation.log_probs.append(log_prob)
+                self.generations[row] = Generation(
+                    generation.prompt, generation.ids, generation.log_probs, token in self._ends
+                )
+        self._steps.add(tokens)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the steps of a generation are computed.
+
+    Attributes:
+        cached: A step reads the newest token alone, on cached keys and values; otherwise the whole text.
+        padded: Prompts of different lengths may share a batch.
+        positions: The model is given the positions of its tokens; otherwise it counts them itself.
+    """
+
+    cached: bool
+    padded: bool
+    positions: bool
+
+
+WAYS = tuple(itertools.starmap(Way, itertools.product((True, False), repeat=3)))
+"""What is tried, the cheapest first; whole texts, each alone, are right for every model."""
+
+
+class _Steps:
+    """The forward passes of one batch, one for each new token."""
+
+    def __init__(self, model: StandardizedTransformer, batch: Batch, plan: Plan, way: Way, new_tokens: int = 0) -> None:
+        self._model = model
+        self._new_tokens = new_tokens
+        self._static: StaticSteps | None = None
+        self._batch = batch
+        self._plan = plan
+        self._way = way
+        self._ids = batch.inputs["input_ids"]
+        self._mask = batch.inputs["attention_mask"]
+        self._lengths = lengths_of(model.module)
+        self._cache: DynamicCache | None = None
+        self._kind: tuple[int, ...] | None = None
+        self._known = 0
+
+    def next_logits(self) -> Float[Tensor, "row vocabulary"]:
+        """The logits after the last token of every row."""
+        length = self._ids.shape[1]
+        if self._renew(length - min(self._batch.padding)):
+            self._static = None
+        elif self._static is None and self._may_be_static:
+            self._static = self._begin_static(length - 1)
+        if self._static is not None:
+            return self._static.next_logits(self._ids[:, -1])
+        first = self._known if self._cache is not None else 0
+        window = Window(self._batch.prompts, self._batch.padding, first, length)
+        inputs = model_inputs(self._model.module, self._ids[:, first:], self._mask, self._cache, self._way.positions)
+        rows = torch.arange(self._ids.shape[0], device=self._ids.device)
+        last = torch.full_like(rows, length - first - 1)
+        self._known = length
+        logits = run(self._model, inputs, window, self._plan, (), (rows, last)).logits
+        assert logits is not None
+        return logits
+
+    def _renew(self, longest: int) -> bool:
+        """Begins a cache, at first and wherever the last one is computed otherwise than what is to come."""
+        kind = self._lengths.kind(longest)
+        if not self._way.cached or kind == self._kind:
+            return False
+        self._cache, self._known = DynamicCache(config=self._model.module.config), 0
+        self._kind = kind
+        return True
+
+    @cached_property
+    def _may_be_static(self) -> bool:
+        """Whether steps on static buffers pay here, and are right."""
+        if self._new_tokens < WORTHWHILE or not self._way.cached or not self._way.positions:
+            return False
+        others = [mark for mark in self._lengths.marks if "sliding_window" not in mark.name]
+        return captures_steps(self._model) and not others and are_steady(self._plan) and takes_static_steps(self._model)
+
+    def _begin_static(self, length: int) -> StaticSteps:
+        """Goes on from the keys and values so far, which are let go."""
+        assert self._cache is not None
+        prompts, padding = self._batch.prompts, self._batch.padding
+        room = max(len(prompt.ids) for prompt in prompts) + self._new_tokens
+        steps = StaticSteps(self._model, self._plan, prompts, padding, self._cache, length, room)
+        self._cache = None
+        return steps
+
+    def add(self, tokens: Int[Tensor, " row"]) -> None:
+        """Puts a token behind each row."""
+        self._ids = torch.cat([self._ids, tokens[:, None].to(self._ids)], dim=1)
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+
+
+def model_inputs(
+    module: nn.Module,
+    ids: Int[Tensor, "row new"],
+    mask: Int[Tensor, "row column"],
+    cache: DynamicCache | None,
+    positions: bool,
+) -> dict[str, Any]:
+    """The arguments of a forward pass over the newest tokens.
+
+    Args:
+        module: The Hugging Face model.
+        ids: The tokens to compute.
+        mask: The mask over all columns so far.
+        cache: Keys and values of the columns before; None when `ids` are all there is.
+        positions: Whether to say which positions the tokens have.
+    """
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **cache_inputs(module, cache)}
+    if positions:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    return inputs
+
+
+def end_ids(model: StandardizedTransformer) -> frozenset[int]:
+    """The tokens that end a text: those that the model's generation config lists, and the tokenizer's own."""
+    config = getattr(model.module, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    ids = [*(listed if isinstance(listed, list | tuple) else [listed]), getattr(model.tokenizer, "eos_token_id", None)]
+    return frozenset(token for token in ids if isinstance(token, int))
+
+
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first that ends the text, which is among them."""
+    return list(tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))])
+
+
+_SHORT, _NEW = 8, 3
+"""Tokens of the shortest text that is tried, and how many of them are read one by one."""
+
+_tried: WeakKeyDictionary[nn.Module, dict[tuple[Way, int], bool]] = WeakKeyDictionary()
+"""Which ways were right for each model, at which lengths."""
+
+
+@torch.inference_mode()
+def find_way(model: StandardizedTransformer, length: int) -> Way:
+    """The cheapest way to compute the steps of a text that is right for short texts and beyond each mark below it.
+
+    Args:
+        model: The model.
+        length: The tokens that the longest text is to have.
+    """
+    lengths, known = lengths_of(model.module), _tried.setdefault(model.module, {})
+    expected: dict[int, list[Tensor]] = {}
+    trials = sorted({_SHORT} | {max(_SHORT, mark.length + _NEW - 1) for mark in lengths.below(length)})
+
+    def is_right(way: Way, at: int) -> bool:
+        if (way, at) not in known:
+            texts = _texts(model, at, lengths)
+            if at not in expected:
+                expected[at] = [_alone(model, text) for text in texts]
+            known[way, at] = _is_right(model, way, texts, expected[at])
+        return known[way, at]
+
+    return next((way for way in WAYS if all(is_right(way, at) for at in trials)), WAYS[-1])
+
+
+def _texts(model: StandardizedTransformer, length: int, lengths: Lengths) -> list[list[int]]:
+    """A text of so many tokens, and a shorter one that may share a batch with it."""
+    ids: list[int] = probe_ids(model.module, length + 1)[0].tolist()
+    shares = lengths.share(length - _NEW, length - _NEW - 2, _NEW)
+    return [ids[:length], ids[3:]] if shares else [ids[:length]]
+
+
+def _alone(model: StandardizedTransformer, text: list[int]) -> Float[Tensor, " vocabulary"]:
+    """What transformers gives after a text, read as a whole."""
+    with model.standing_down():
+        ids = torch.tensor([text], device=model.device)
+        return model.module(input_ids=ids, **cache_inputs(model.module, None)).logits[0, -1].float().cpu()
+
+
+def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], expected: list[Tensor]) -> bool:
+    """Whether the last of some steps gives what each text gives alone."""
+    prompts = [EncodedPrompt(row, "", text[:-_NEW], []) for row, text in enumerate(texts)]
+    try:
+        for batch in make_batches(model, prompts, 1 << 62, new_tokens=_NEW, padded=way.padded):
+            steps = _Steps(model, batch, NOTHING, way)
+            logits = steps.next_logits()
+            for at in range(_NEW, 0, -1):
+                steps.add(torch.tensor([texts[prompt.index][-at] for prompt in batch.prompts]))
+                logits = steps.next_logits()
+            for prompt, found in zip(batch.prompts, logits.float().cpu(), strict=True):
+                alone = expected[prompt.index]
+                allowed = TOLERANCES.get(model.module.dtype, 1e-1) * max(float(alone.abs().max()), 1.0)
+                if not bool((found - alone).abs().max() <= allowed):
+                    return False
+    except Exception as error:  # whatever else the modelling code raises, it takes no such cache, or such positions
+        if says_nothing(error):
+            raise
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Turns a list of operations into edits for one batch of prompts."""

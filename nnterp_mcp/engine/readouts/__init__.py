@@ -1,0 +1,1 @@
+"""Reductions of states and logits, computed where the model is."""

@@ -1,0 +1,163 @@
+"""What is kept of a next-token distribution: reduced beside the model, so that nothing of vocabulary size leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nnterp_mcp.cancellation import check_cancelled
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import summarize_distributions
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is kept of some distributions.
+
+    Attributes:
+        top_ids: The likeliest tokens.
+        top_probs: Their probabilities.
+        entropy: In nats.
+        target_probs: Summed probability of each category's tokens.
+        target_ranks: Rank of each category's likeliest token; 1 is the top, 0 stands for a category without tokens.
+    """
+
+    top_ids: Int[Tensor, "*rows k"]
+    top_probs: Float[Tensor, "*rows k"]
+    entropy: Float[Tensor, "*rows"]
+    target_probs: Float[Tensor, "*rows category"]
+    target_ranks: Int[Tensor, "*rows category"]
+
+    @classmethod
+    def join(cls, parts: Sequence[Readout]) -> Readout:
+        """The rows of all parts, one part after another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
+    def gather(cls, parts: Sequence[Readout], order: Sequence[int], shape: Sequence[int]) -> Readout:
+        """Parts brought into order, on the CPU.
+
+        Args:
+            parts: Readouts of some rows each.
+            order: The place of each row, part by part.
+            shape: The rows' shape in the whole.
+        """
+        inverse = torch.tensor(order, dtype=torch.long).argsort()
+        joined = cls.join(parts)
+        whole = [getattr(joined, field.name).cpu()[inverse] for field in fields(cls)]
+        return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
+
+
+class ReadoutRows:
+    """Rows that come part by part, written to memory that is set aside for all of them.
+
+    Parts that were kept as they came would lie between the large tensors that they are read from, and what lies there
+    keeps the memory of those from being used again.
+
+    Args:
+        count: How many rows will come.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._filled = 0
+        self._whole: list[Tensor] = []
+
+    def add(self, part: Readout) -> slice:
+        """Copies the next rows, and returns where they are."""
+        values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
+        if not self._whole:
+            self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
+        at = slice(self._filled, self._filled + len(values[0]))
+        for whole, value in zip(self._whole, values, strict=True):
+            whole[at] = value
+        self._filled = at.stop
+        return at
+
+    def gather(self, order: Sequence[int], shape: Sequence[int]) -> Readout:
+        """All rows brought into order, on the CPU.
+
+        Args:
+            order: The place of each row, as they came.
+            shape: The rows' shape in the whole.
+        """
+        return Readout.gather([Readout(*self._whole)], order, shape)
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Tokens to follow by category, padded to one length.
+
+    Attributes:
+        ids: Token ids.
+        real: Which of them are no padding.
+    """
+
+    ids: Int[Tensor, "*rows category token"]
+    real: Bool[Tensor, "*rows category token"]
+
+    @classmethod
+    def of(cls, sets: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Categories:
+        """Categories for each row: `sets[row][category]` are token ids. Rows most often share one set."""
+        different = {id(row): row for row in sets}
+        longest = max((len(ids) for row in different.values() for ids in row), default=0)
+        ids: list[list[list[int]]] = []
+        real: list[list[list[bool]]] = []
+        for row in different.values():
+            check_cancelled()
+            ids.append([[*one, *[0] * (longest - len(one))] for one in row])
+            real.append([[index < len(one) for index in range(longest)] for one in row])
+        places = {key: place for place, key in enumerate(different)}
+        of_row = torch.tensor([places[id(row)] for row in sets], dtype=torch.long, device=device)
+        shape = (len(different), len(sets[0]) if sets else 0, longest)
+        return cls(
+            torch.tensor(ids, dtype=torch.long, device=device).reshape(shape)[of_row],
+            torch.tensor(real, dtype=torch.bool, device=device).reshape(shape)[of_row],
+        )
+
+    def __getitem__(self, rows: Tensor) -> Categories:
+        """The categories of some rows."""
+        return Categories(self.ids[rows], self.real[rows])
+
+
+def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
+    """Reduces distributions to their likeliest tokens, their entropy, and the probability and rank of chosen tokens.
+
+    Args:
+        logits: The distributions.
+        top_k: How many of the likeliest tokens to keep.
+        categories: The tokens to follow in each row.
+    """
+    size = rows_at_once(logits[0].numel(), logits.device)
+    rows = torch.arange(len(logits), device=logits.device).split(size)
+    parts = [read_log_probs(normalize(logits[part]), top_k, categories[part]) for part in rows]
+    return parts[0] if len(parts) == 1 else Readout.join(parts)
+
+
+def rows_at_once(width: int, device: torch.device) -> int:
+    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
+
+    An accelerator takes more, for each step costs a launch.
+    """
+    return max(1, (1 << (18 if device.type == "cpu" else 26)) // width)
+
+
+def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
+    """Does what `read_distribution` does, for what is normalized already."""
+    return Readout(**summarize_distributions(log_probs, top_k, categories.ids, categories.real))
+
+
+def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
+    """Log-probabilities, in float32.
+
+    Raises:
+        InvalidRequest: The logits are not finite.
+    """
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)
+    require_finite(total, "logits")
+    return logits - total

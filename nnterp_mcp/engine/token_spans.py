@@ -1,0 +1,175 @@
+"""Which tokens a pass computes, and which of them an operation reaches.
+
+A position counts the tokens of a prompt without padding and goes on through the tokens generated after it. A pass over
+the prompt, a step over one new token with cached keys and values, and a pass over all of it again differ only in their
+window; what an operation does at a position is the same in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from nnterp_mcp.engine.constants import indices
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.request.fields import PositionSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """The positions that an operation acts on.
+
+    Attributes:
+        positions: Those of each prompt of the request, by the prompt's index; a prompt that is missing is left alone.
+        goes_on: Whether tokens generated after the prompt belong to it.
+        in_step: Whether the operation acts at a step of a generation; 0 is the pass over the prompt.
+    """
+
+    positions: Mapping[int, Sequence[int]]
+    goes_on: bool = False
+    in_step: Callable[[int], bool] = lambda step: True
+
+    def of(self, prompt: EncodedPrompt, begin: int, end: int) -> Iterator[int]:
+        """The positions from `begin` to below `end` of a prompt and what was generated after it, in ascending order."""
+        asked, new = self.positions.get(prompt.index), len(prompt.ids)
+        if asked is None:
+            return
+        if self.in_step(0) and begin < new:
+            yield from (at for at in asked if begin <= at)
+        if self.goes_on:
+            yield from (at for at in range(max(new, begin), end) if self.in_step(at - new + 1))
+
+
+def goes_on(asked: Sequence[PositionSpec], last: bool = True) -> bool:
+    """Whether positions that were asked for reach on to new tokens: `all`, `last`, and ranges without an end.
+
+    Args:
+        asked: The positions as the request gave them.
+        last: Whether `last` means the newest token, not the prompt's last one.
+    """
+    return any(spec == "all" or (spec == "last" and last) or _is_open(spec) for spec in asked)
+
+
+def _is_open(spec: PositionSpec) -> bool:
+    parts = spec.split(":") if isinstance(spec, str) else []
+    return len(parts) >= 2 and not parts[1].strip() and not parts[0].strip().startswith("-") and len(parts) == 2
+
+
+def reach(
+    asked: Sequence[PositionSpec],
+    prompts: Sequence[EncodedPrompt],
+    *,
+    new_tokens: bool,
+    in_step: Callable[[int], bool] = lambda step: True,
+) -> Reach:
+    """Resolves positions in each prompt.
+
+    Raises:
+        InvalidRequest: A position does not exist in one of the prompts.
+    """
+    return Reach({prompt.index: resolve_positions(asked, prompt) for prompt in prompts}, new_tokens, in_step)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Entries of a tensor (batch, position, …).
+
+    Attributes:
+        rows: The row of each entry.
+        columns: Its column.
+        entries: Its prompt and the position in it.
+        whole: Whether these are all entries of the tensor, in its own order.
+    """
+
+    rows: list[int]
+    columns: list[int]
+    entries: list[tuple[int, int]]
+    whole: bool
+
+    def pick(self, states: Tensor) -> Tensor:
+        """The selected states, (entry, …)."""
+        return states.flatten(0, 1) if self.whole else states[self._on(states.device)]
+
+    def put(self, states: Tensor, picked: Tensor) -> Tensor:
+        """The states with the selected ones replaced; the tensor that came stays as it is."""
+        if self.whole:
+            return picked.unflatten(0, states.shape[:2])
+        changed = states.clone()
+        changed[self._on(states.device)] = picked
+        return changed
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return indices(self.rows, device), indices(self.columns, device)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The columns of padded sequences that a pass computes.
+
+    Attributes:
+        prompts: The prompt of each row.
+        padding: Padded tokens before it.
+        first: The first column that is computed.
+        length: Columns so far: padding, prompt and new tokens.
+    """
+
+    prompts: Sequence[EncodedPrompt]
+    padding: Sequence[int]
+    first: int
+    length: int
+    _selections: dict[tuple[Reach, int], Selection] = field(default_factory=dict)
+    _of_owners: dict[int, Window] = field(default_factory=dict)
+
+    @staticmethod
+    def over(batch: Batch) -> Window:
+        """The pass over whole prompts."""
+        return Window(batch.prompts, batch.padding, 0, batch.inputs["input_ids"].shape[1])
+
+    def of_owners(self, owners: Sequence[EncodedPrompt]) -> Window:
+        """The same columns, each row under the prompt of the request that it is a run of.
+
+        Args:
+            owners: The prompt of each run; a row's index is the number of its run.
+        """
+        if id(owners) not in self._of_owners:
+            prompts = [owners[row.index] for row in self.prompts]
+            self._of_owners[id(owners)] = replace(self, prompts=prompts, _selections={}, _of_owners={})
+        return self._of_owners[id(owners)]
+
+    def select(self, reached: Reach, columns: int) -> Selection:
+        """Where a reach lies in a tensor of the last so many columns of the sequence."""
+        key = (reached, columns)
+        if key not in self._selections:
+            self._selections[key] = self._select(reached, columns)
+        return self._selections[key]
+
+    def _select(self, reached: Reach, columns: int) -> Selection:
+        begin = self.length - columns
+        found = [
+            (row, padding + at - begin, prompt.index, at)
+            for row, (prompt, padding) in enumerate(zip(self.prompts, self.padding, strict=True))
+            for at in reached.of(prompt, begin - padding, self.length - padding)
+        ]
+        return Selection(
+            rows=[row for row, *_ in found],
+            columns=[column for _, column, *_ in found],
+            entries=[(prompt, at) for *_, prompt, at in found],
+            whole=len(found) == len(self.prompts) * columns,
+        )
+
+    def mask(self, reached: Reach, columns: int, device: torch.device) -> Bool[Tensor, "batch column"]:
+        """Where a reach lies, as a mask over the last so many columns of the sequence."""
+        chosen = self.select(reached, columns)
+        marked = torch.zeros(len(self.prompts), columns, dtype=torch.bool)
+        marked[chosen.rows, chosen.columns] = True
+        return marked.to(device)
+
+    def positions(self, columns: int, device: torch.device) -> Int[Tensor, "batch column"]:
+        """The position that each of the last so many columns holds; negative where it is padding."""
+        ends = torch.arange(self.length - columns, self.length, device=device)
+        return ends - torch.tensor(self.padding, device=device)[:, None]

@@ -1,0 +1,1 @@
+"""Interpretability experiments, written against the engine."""

@@ -1,0 +1,200 @@
+"""States at any site for whole prompt sets, batch by batch, so that nothing of size is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.hook_points import Place, by_position, require_place
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, fill_batches
+from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.operations import Site
+
+Pool = Literal["none", "mean", "last"]
+"""A row for each position, one for their mean, or one for the last of them."""
+
+_IN_STREAM: frozenset[Site] = frozenset(
+    {
+        "layers_input",
+        "layers_output",
+        "attentions_raw_output",
+        "attentions_output",
+        "mlps_raw_output",
+        "mlps_output",
+    }
+)
+"""Sites whose states are as wide as the residual stream."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a collection: the mean state over some tokens of a prompt, most often over one.
+
+    Attributes:
+        prompt: The prompt's index.
+        positions: The tokens, in ascending order.
+    """
+
+    prompt: int
+    positions: tuple[int, ...]
+
+    @property
+    def position(self) -> int | None:
+        """The token; None for a mean over several."""
+        return self.positions[0] if len(self.positions) == 1 else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one batch gave.
+
+    Attributes:
+        numbers: Which rows these are; prompts of similar length come together, so not in order.
+        states: Their states in float32, on the CPU.
+        prompts_done: Prompts that have run so far.
+    """
+
+    numbers: list[int]
+    states: Float[Tensor, "row layer *head width"]
+    prompts_done: int
+
+
+def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: Pool) -> list[Row]:
+    """The rows of a collection, in the order of the prompts, then of the positions.
+
+    Args:
+        prompts: The prompts.
+        positions: The positions in each.
+        pool: What becomes of several positions in one prompt.
+
+    Raises:
+        InvalidRequest: A position does not exist in a prompt.
+    """
+    rows: list[Row] = []
+    for prompt in prompts:
+        chosen = resolve_positions(positions, prompt)
+        parts = {"none": [(at,) for at in chosen], "mean": [tuple(chosen)], "last": [(chosen[-1],)]}
+        rows += [Row(prompt.index, part) for part in parts[pool]]
+    return rows
+
+
+def state_shape(
+    model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], places: Sequence[Place]
+) -> tuple[int, ...]:
+    """The shape of one token's state, (width,) or (head, width).
+
+    In the residual stream, and of what is added to it, that is the model's width; elsewhere a pass over the shortest
+    prompt finds it.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        places: Where states are to be read.
+
+    Raises:
+        InvalidRequest: The places have states of different shapes.
+        Unsupported: The model does not have one of the places, or states there are no vectors of one width.
+    """
+    for place in places:
+        if place.site == "attention_probabilities":
+            raise Unsupported("attention patterns are as wide as their prompt is long: attention_probs keeps them.")
+        require_place(model, place)
+    if model.anatomy.streams == 1 and all(place.site in _IN_STREAM for place in places):
+        return (model.hidden_size,)
+    shortest = min(prompts, key=len_of)
+    (batch,) = fill_batches([shortest], 1, model.pad_id, model.device)
+    reads = [Read(place, _shape_at(place)) for place in places]
+    shapes: list[tuple[int, ...]] = forward(model, batch, reads=reads).reads
+    for place, shape in zip(places, shapes, strict=True):
+        if shape != shapes[0]:
+            raise InvalidRequest(
+                f"a state at the {place} has the shape {shape}, one at the {places[0]} {shapes[0]}.",
+                "Collect layers of one shape at a time.",
+            )
+    return shapes[0]
+
+
+def len_of(prompt: EncodedPrompt) -> int:
+    """How many tokens a prompt has."""
+    return len(prompt.ids)
+
+
+def _shape_at(place: Place) -> Callable[[Tensor], tuple[int, ...]]:
+    return lambda value: tuple(by_position(value, place.site).shape[2:])
+
+
+def collect(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    rows: Sequence[Row],
+    places: Sequence[Place],
+    *,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+) -> Iterator[Block]:
+    """Reads the states of every row, each prompt in one pass that ends at the last place.
+
+    In many models the first token's state is hundreds of times longer than any other: a mean over all tokens is then
+    mostly that state.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        rows: What to read of them.
+        places: One site of each layer, with states of one shape.
+        plan: The operations in force, planned for these prompts.
+        batch_tokens: Padded tokens in a forward pass, at most.
+
+    Yields:
+        The rows of each batch.
+
+    Raises:
+        OutOfMemory: One prompt alone does not fit.
+        InvalidRequest: A state is not finite.
+    """
+    numbers: dict[int, list[int]] = {prompt.index: [] for prompt in prompts}
+    for number, row in enumerate(rows):
+        numbers[row.prompt].append(number)
+
+    def read(batch: Batch) -> Float[Tensor, "row layer *head width"]:
+        mean = _mean_over(batch, [[rows[number] for number in numbers[prompt.index]] for prompt in batch.prompts])
+        reads = [Read(place, lambda value, place=place: mean(by_position(value, place.site))) for place in places]
+        states = torch.stack([taken.cpu() for taken in forward(model, batch, plan, reads).reads], dim=1)
+        require_finite(states, "states")
+        return states
+
+    done = 0
+    for batch, states in run_batches(model, prompts, batch_tokens, read):
+        done += len(batch.prompts)
+        yield Block([number for prompt in batch.prompts for number in numbers[prompt.index]], states, done)
+
+
+def _mean_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> Callable[[Tensor], Tensor]:
+    """Takes the rows of each prompt of a batch from states (batch, position, ...)."""
+    wanted = [(line, row) for line, of_prompt in enumerate(asked) for row in of_prompt]
+    entries = [
+        (number, line, batch.padding[line] + at) for number, (line, row) in enumerate(wanted) for at in row.positions
+    ]
+    owners, lines, columns = torch.tensor(entries, dtype=torch.long).T
+    counts = torch.tensor([len(row.positions) for _, row in wanted])
+
+    def mean(states: Float[Tensor, "batch position *head width"]) -> Float[Tensor, "row *head width"]:
+        device = states.device
+        taken = states[lines.to(device), columns.to(device)].float()
+        if len(taken) == len(counts):
+            return taken
+        total = taken.new_zeros((len(counts), *taken.shape[1:])).index_add_(0, owners.to(device), taken)
+        return total / counts.to(device).reshape(-1, *[1] * (taken.ndim - 1))
+
+    return mean

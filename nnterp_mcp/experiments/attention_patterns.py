@@ -1,0 +1,353 @@
+"""What attention heads read: entropy, mass on telling tokens, the strongest pairs, what chosen queries attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import summarize_patterns
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.request.fields import LayerSpec
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.operations import IndexSpec
+from nnterp_mcp.request.selectors import resolve_indices
+
+Target = Literal["first", "previous", "itself", "duplicate", "induction"]
+"""A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
+the tokens that followed those."""
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+OnPattern = Callable[[int, Float[Tensor, "head query key"]], None]
+"""Handed a prompt's index and its attention probabilities, the heads in the order in which they were chosen."""
+
+_AT_ONCE = 1 << 24
+"""Attention probabilities that are reduced at one time."""
+
+_TOGETHER = 1 << 21
+"""Attention probabilities of a whole pass that are few enough to be kept until it ends."""
+
+
+class HeadChoice(NamedTuple):
+    """Heads of one layer."""
+
+    layer: int
+    heads: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionNumbers:
+    """What is kept of the attention of some heads in some prompts. Means are over the chosen queries of a prompt.
+
+    Attributes:
+        entropy: Entropy of what a query attends to, in nats; an attention sink counts as one more thing to attend to.
+        mass: Attention that each of `TARGETS` gets, over the queries that have one; NaN where none has.
+        sink: Attention that no token gets.
+        pair_probs: The strongest pairs of a query and a key, the first token left out of the keys; zeros fill up
+            where there are fewer.
+        pair_queries: Positions of their queries.
+        pair_keys: Positions of their keys.
+        read_first: What each query that is read by itself gives to the first token.
+        read_probs: What it gives to the strongest other keys.
+        read_keys: Their positions.
+    """
+
+    entropy: Float[Tensor, "prompt head"]
+    mass: Float[Tensor, "prompt head target"]
+    sink: Float[Tensor, "prompt head"]
+    pair_probs: Float[Tensor, "prompt head k"]
+    pair_queries: Int[Tensor, "prompt head k"]
+    pair_keys: Int[Tensor, "prompt head k"]
+    read_first: Float[Tensor, "read head"]
+    read_probs: Float[Tensor, "read head k"]
+    read_keys: Int[Tensor, "read head k"]
+
+    def of(self, target: Target) -> Float[Tensor, "prompt head"]:
+        """The mass on one target."""
+        return self.mass[..., TARGETS.index(target)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionReadings(AttentionNumbers):
+    """The same on the CPU, with what its dimensions stand for.
+
+    Attributes:
+        prompts: The index of each prompt.
+        heads: Layer and number of each head.
+        reads: Prompt and position of each query that is read by itself.
+    """
+
+    prompts: list[int]
+    heads: list[tuple[int, int]]
+    reads: list[tuple[int, int]]
+
+
+def choose_heads(
+    model: StandardizedTransformer, layers: LayerSpec = "all", heads: IndexSpec = "all"
+) -> list[HeadChoice]:
+    """The heads of those of the layers that form attention probabilities.
+
+    Args:
+        model: The model.
+        layers: The layers; those without attention are left out.
+        heads: The heads of each of them.
+
+    Raises:
+        InvalidRequest: A layer or a head does not exist.
+        Unsupported: None of the layers forms attention probabilities.
+    """
+    asked = resolve_layers(layers, model.num_layers, model.name)
+    model.require("attention")
+    forming = [layer for layer in asked if model.anatomy.layers[layer].product is not None]
+    if not forming:
+        require_place(model, Place("attention_probabilities", asked[0]))
+    counts = {layer: model.anatomy.layers[layer].num_heads for layer in forming}
+    return [
+        HeadChoice(layer, resolve_indices(heads, count, "head", f"layer {layer} of {model.name}"))
+        for layer, count in counts.items()
+    ]
+
+
+@runs_elsewhere
+def read_attention(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    chosen: Sequence[HeadChoice],
+    queries: Sequence[Sequence[int]] | None = None,
+    *,
+    top_k: int = 3,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda prompts_done: None,
+    on_pattern: OnPattern | None = None,
+    offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
+) -> AttentionReadings:
+    """Reads where heads look, in probabilities that are reduced beside the model; patterns leave it only if asked for.
+
+    Attention is where information could be read from, not what was done with it: a head may look at a token whose
+    value it maps to nothing, and most heads rest on the first token when they have nothing to do. So what goes to the
+    first token counts as mass on `first` only, never towards another target or a pair.
+
+    Args:
+        model: The model; it attends eagerly during the call only.
+        prompts: The prompts.
+        chosen: The heads, as `choose_heads` gives them.
+        queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
+            first token, which can only attend to itself, in their means alone.
+        top_k: How many pairs of each head and keys of each read to keep.
+        plan: The operations in force, planned for these prompts; probabilities are read after them.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
+        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
+        offer: Handed, once the first batch is read, what makes the readings of the prompts that are read so far.
+
+    Returns:
+        The readings in the order of the prompts.
+
+    Raises:
+        Unsupported: A place that the plan needs is missing.
+
+    Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the kinds of heads.
+    """
+    means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
+    asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
+    parts: list[AttentionNumbers] = []
+    order: list[int] = []
+
+    def so_far() -> AttentionReadings:
+        return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+
+    def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
+        here = [asked[prompt.index] for prompt in batch.prompts]
+        asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
+        whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
+        found = forward(model, batch, plan, [*asking.reads, *whole]).reads
+        return asking.join(found[: len(chosen)]), found[len(chosen) :]
+
+    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
+        if on_pattern is not None:
+            for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
+                on_pattern(prompt.index, pattern[:, padding:, padding:])
+        parts.append(numbers)
+        order += [prompt.index for prompt in batch.prompts]
+        offer(so_far)
+        on_batch(len(order))
+    return so_far()
+
+
+def _place(layer: int) -> Place:
+    return Place("attention_probabilities", layer)
+
+
+def _take_pattern(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda pattern: pattern[:, heads].float().cpu()
+
+
+@dataclass(frozen=True)
+class HeadReads:
+    """What is taken from the layers in a pass over a batch.
+
+    Attributes:
+        reads: A read for each layer.
+        join: Makes the numbers of all heads of what the reads return.
+    """
+
+    reads: list[Read]
+    join: Callable[[Sequence[Any]], AttentionNumbers]
+
+
+def attention_reads(
+    batch: Batch,
+    queries: Sequence[Sequence[int]],
+    chosen: Sequence[HeadChoice],
+    top_k: int = 1,
+    *,
+    one_by_one: bool = False,
+) -> HeadReads:
+    """What to take from each layer in a pass over a batch.
+
+    Small patterns are kept until the pass ends and reduced together, for a step takes no longer over all heads of a
+    short prompt than over those of one layer. Large ones are reduced as they come.
+
+    Args:
+        batch: The batch.
+        queries: For each row, the positions that read.
+        chosen: The heads.
+        top_k: How many pairs and keys to keep.
+        one_by_one: Whether what each query reads is wanted too, not only the means.
+    """
+    asked = Asked.over(batch, queries, one_by_one)
+    ids = batch.inputs["input_ids"]
+
+    def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        # What `watch` hands over is a copy already.
+        return lambda pattern: (pattern if [*heads] == [*range(pattern.shape[1])] else pattern[:, heads]).float()
+
+    def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
+        return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
+
+    def reduce_together(patterns: Sequence[Tensor]) -> AttentionNumbers:
+        device = patterns[0].device
+        whole = torch.cat([pattern.to(device) for pattern in patterns], dim=1)
+        return _reduce_some(whole, asked.to(device), top_k)
+
+    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER
+    way, join = (take, reduce_together) if small else (reduce, join_heads)
+    return HeadReads([Read(_place(layer), way(heads)) for layer, heads in chosen], join)
+
+
+def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:
+    """Several layers' numbers as if they were one layer's."""
+    return AttentionNumbers(**_concatenate(parts, dim=1))
+
+
+def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tensor]:
+    device = parts[0].entropy.device
+    names = [field.name for field in fields(AttentionNumbers)]
+    return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
+
+
+def in_order_of_prompts(
+    parts: Sequence[AttentionNumbers],
+    order: Sequence[int],
+    chosen: Sequence[HeadChoice],
+    asked: Mapping[int, Sequence[int]],
+) -> AttentionReadings:
+    """The batches in the order of the prompts; `order` is the prompt of each of their rows."""
+    whole = _concatenate(parts, dim=0)
+    rows = sorted(range(len(order)), key=order.__getitem__)
+    reads = [(prompt, position) for prompt in order for position in asked.get(prompt, ())]
+    read_rows = sorted(range(len(reads)), key=reads.__getitem__)
+    return AttentionReadings(
+        **{name: tensor[read_rows if name.startswith("read") else rows].cpu() for name, tensor in whole.items()},
+        prompts=sorted(order),
+        heads=[(layer, head) for layer, heads in chosen for head in heads],
+        reads=sorted(reads),
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which queries of a padded batch read, and where their targets are.
+
+    Attributes:
+        first: The column of each row's first token.
+        query: The queries over which means are taken.
+        real: The pairs of tokens that are no padding.
+        targets: The pairs that count for each target.
+        rows: The rows of the queries that are read one by one.
+        columns: Their columns.
+    """
+
+    first: Int[Tensor, " row"]
+    query: Bool[Tensor, "row query"]
+    real: Bool[Tensor, "row query key"]
+    targets: Bool[Tensor, "row target query key"]
+    rows: Int[Tensor, " read"]
+    columns: Int[Tensor, " read"]
+
+    @staticmethod
+    def over(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> Asked:
+        """What some queries of a padded batch read; `one_by_one` asks for each read beside the means."""
+        ids = batch.inputs["input_ids"]
+        first = torch.tensor(batch.padding, device=ids.device)
+        at = torch.arange(ids.shape[1], device=ids.device) - first[:, None]
+        places = [(row, batch.padding[row] + position) for row, here in enumerate(queries) for position in here]
+        rows, columns = torch.tensor(places, dtype=torch.long, device=ids.device).reshape(-1, 2).T
+        query = torch.zeros_like(ids, dtype=torch.bool)
+        query[rows, columns] = True
+        real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
+        targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
+        kept = slice(None) if one_by_one else slice(0)
+        return Asked(first, query, real, targets, rows[kept], columns[kept])
+
+    @property
+    def plain(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> Asked:
+        """The same on another device."""
+        return Asked(**{name: value.to(device) for name, value in self.plain.items()})
+
+
+def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
+    """Which keys are which targets of which queries; `at` is the position of each column, negative in padding."""
+    query, key = at[:, :, None], at[:, None, :]
+    later = key > 0
+    same = ids[:, :, None] == ids[:, None, :]
+    followed = ids[:, :, None] == ids.roll(1, dims=1)[:, None, :]
+    found: dict[Target, Tensor] = {
+        "first": (key == 0).expand_as(same),
+        "previous": later & (key == query - 1),
+        "itself": later & (key == query),
+        "duplicate": later & (key < query) & same,
+        "induction": later & (key < query) & followed,
+    }
+    return torch.stack([found[target] for target in TARGETS], dim=1)
+
+
+def _reduce(
+    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: Asked, top_k: int
+) -> AttentionNumbers:
+    few = max(1, _AT_ONCE // pattern[:, 0].numel())
+    starts = range(0, len(heads), few)
+    parts = [_reduce_some(pattern[:, heads[start : start + few]].float(), asked, top_k) for start in starts]
+    return join_heads(parts)
+
+
+def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: Asked, top_k: int) -> AttentionNumbers:
+    numbers = summarize_patterns(pattern, asked.plain, top_k)
+    require_finite(numbers.pop("largest_sink"), "attention probabilities")
+    return AttentionNumbers(**numbers)

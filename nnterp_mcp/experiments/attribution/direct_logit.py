@@ -1,0 +1,289 @@
+"""Direct logit attribution: what each part of a model adds to a logit, or to the difference of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.experiments.attribution.linear_maps import offset, pull_back
+from nnterp_mcp.experiments.attribution.linearize import freeze_norm
+from nnterp_mcp.experiments.attribution.logit_direction import LogitDirection, find_direction
+from nnterp_mcp.experiments.attribution.residual_decomposition import PartStates, begins_with_embedding, read_parts
+from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer, Write, find_writes
+from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.request.layers import resolve_layers
+
+Split = Literal["layer", "sublayer", "head", "neuron"]
+PartKind = Literal[
+    "embeddings",
+    "positions",
+    "layer",
+    "attention",
+    "head",
+    "attention bias",
+    "mlp",
+    "neuron",
+    "mlp bias",
+    "rest",
+    "final norm bias",
+    "head bias",
+    "token choice",
+]
+
+_NUMBERS = 2**22
+"""Logits that are taken apart at once, about."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that is added to the residual stream, or after it.
+
+    Attributes:
+        kind: What it is. `rest` is what a layer adds beside attention and MLP: a mixer, an MLP that is no module of
+            its own, an intervention. `token choice` is log-sum-exp over a category's tokens less their weighted mean.
+        layer: The layer; None outside of layers.
+        index: The head or the neuron.
+    """
+
+    kind: PartKind
+    layer: int | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class DirectLogits:
+    """What parts add, on the CPU, in float64.
+
+    Attributes:
+        parts: The parts.
+        values: What each adds.
+        metric: What they add up to, as the model itself has it.
+        error: The largest difference between their sum and the metric.
+        rescaled: Whether something after the head (softcap, scale) changes logits; its factor is frozen too.
+    """
+
+    parts: list[Part]
+    values: Float[Tensor, "prompt part"]
+    metric: Float[Tensor, " prompt"]
+    error: float
+    rescaled: bool
+
+
+def attribute_directly(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[Sequence[Sequence[int]]],
+    split: Split = "sublayer",
+    *,
+    layers: str | int | Sequence[int] = "all",
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda prompts_done: None,
+) -> DirectLogits:
+    """Splits a logit after each prompt's last token, or the difference of two, into what each part adds to it.
+
+    The final norm is held at the scale that it has in the run, and so are a norm after a sublayer, what comes after the
+    head (a softcap, a scale) and the weights of several tokens in a category. All else is linear, so that the parts
+    add up. It sees direct paths only: a part that acts through later layers counts where they write. Held scales hide
+    what a part does to them.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        targets: Token ids for each prompt: of the answer, and of what it is held against; the answer's logit alone
+            where there is only one category. Several tokens in a category count as one with their summed probability.
+        split: Into whole layers; attention and MLP; heads and MLPs; or attention and neurons.
+        layers: The layers that are split further; the others count as wholes.
+        plan: The operations in force, planned for these prompts.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        on_batch: Called after each batch with the number of prompts done; what it raises ends it.
+
+    Raises:
+        InvalidRequest: A layer does not exist.
+        Unsupported: The model's parts do not add up to its logits, or cannot be told apart.
+
+    Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist, "interpreting
+    GPT: the logit lens" (2020).
+    """
+    writes = {} if split == "layer" else _writes(model, resolve_layers(layers, model.num_layers, model.name))
+    embedded = begins_with_embedding(model)
+
+    def run(batch: Batch) -> _Found:
+        states = read_parts(
+            model, batch, plan, writes, heads=split == "head", neurons=split == "neuron", embedded=embedded
+        )
+        direction = find_direction(model, states.last, states.logits, [targets[p.index] for p in batch.prompts])
+        parts = _Sum(model, states, direction, writes, bool(plan)).parts
+        values = torch.stack([amount.to(direction.metric) for amount in parts.values()], 1)
+        return _Found(list(parts), values.cpu(), direction.metric.cpu(), direction.rescaled)
+
+    found: dict[int, tuple[_Found, int]] = {}
+    at_once = max(1, _NUMBERS // model.vocab_size)
+    for batch, told in run_batches(model, prompts, batch_tokens, run, batch_size=at_once):
+        found |= {prompt.index: (told, row) for row, prompt in enumerate(batch.prompts)}
+        on_batch(len(found))
+    return _assemble(model, [found[prompt.index] for prompt in prompts])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one batch gave, on the CPU."""
+
+    parts: list[Part]
+    values: Float[Tensor, "row part"]
+    metric: Float[Tensor, " row"]
+    rescaled: bool
+
+
+def _writes(model: StandardizedTransformer, layers: Sequence[int]) -> dict[int, LayerWrites]:
+    """How the layers that are split write into the stream.
+
+    Raises:
+        Unsupported: One of them adds in a way that cannot be told.
+    """
+    if not layers:
+        return {}
+    seen = find_writes(model)
+    found: dict[int, LayerWrites] = {}
+    for layer in layers:
+        writes = seen[layer]
+        if writes is not None:
+            found[layer] = writes
+        elif model.anatomy.layers[layer].runs:
+            raise Unsupported(
+                f"what attention and MLP add cannot be told apart in layer {layer} of {model.name}: they do not add up "
+                "to what the layer does to the residual stream.",
+                "Attribute to whole layers, or give layers without this one.",
+            )
+    return found
+
+
+def _assemble(model: StandardizedTransformer, found: Sequence[tuple[_Found, int]]) -> DirectLogits:
+    """All prompts' values in one table; a part that a batch does not have adds nothing there.
+
+    Raises:
+        Unsupported: They do not add up.
+    """
+    parts = list(dict.fromkeys(part for told, _ in found for part in told.parts))
+    column = {part: at for at, part in enumerate(parts)}
+    values = torch.zeros(len(found), len(parts), dtype=torch.float64)
+    for at, (told, row) in enumerate(found):
+        values[at, [column[part] for part in told.parts]] = told.values[row]
+    metric = torch.stack([told.metric[row] for told, row in found])
+    gaps = (values.sum(1) - metric).abs()
+    allowed = 10 * TOLERANCES.get(model.module.dtype, 1e-1) * values.abs().amax(1).clamp_min(1)
+    if bool((gaps > allowed).any()):
+        worst = int((gaps - allowed).argmax())
+        raise Unsupported(
+            f"the parts of {model.name} add up to {float(values[worst].sum()):.4g}, and its logits say "
+            f"{float(metric[worst]):.4g}: something in it is not linear once its norms are frozen.",
+            "Attribute to whole layers, or by gradients or patching.",
+        )
+    return DirectLogits(parts, values, metric, float(gaps.max()), any(told.rescaled for told, _ in found))
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Adds up what the parts of one batch contribute, into `parts`: by part, a number for each row."""
+
+    model: StandardizedTransformer
+    states: PartStates
+    direction: LogitDirection
+    writes: dict[int, LayerWrites]
+    edited: bool
+    parts: dict[Part, Float[Tensor, " row"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._embed()
+        before = self.states.entry
+        for layer, after in self.states.after.items():
+            self._layer(layer, after - before)
+            before = after
+        for kind, amount in self.direction.constants.items():
+            self.parts[Part(kind)] = amount
+
+    def _along(self, states: Float[Tensor, "row hidden"]) -> Float[Tensor, " row"]:
+        """What something in the last residual stream adds to the metric."""
+        return (states.to(self.direction.stream) * self.direction.stream).sum(-1)
+
+    def _embed(self) -> None:
+        if self.states.embeddings is None:
+            self.parts[Part("embeddings")] = self._along(self.states.entry)
+            return
+        self.parts[Part("embeddings")] = self._along(self.states.embeddings)
+        added = self.states.entry - self.states.embeddings
+        if bool(added.any()):
+            self.parts[Part("positions")] = self._along(added)
+
+    def _layer(self, layer: int, change: Float[Tensor, "row hidden"]) -> None:
+        writes = self.writes.get(layer)
+        if writes is None:
+            self.parts[Part("layer", layer)] = self._along(change)
+            return
+        told = torch.zeros_like(self.direction.metric)
+        for site, write in writes.sublayers.items():
+            told = told + self._sublayer(layer, site, write)
+        if writes.rest or self.edited:
+            self.parts[Part("rest", layer)] = self._along(change) - told
+
+    def _sublayer(self, layer: int, site: Sublayer, write: Write) -> Float[Tensor, " row"]:
+        """What a sublayer's parts add together, having added them."""
+        output = self.states.outputs[site, layer].double()
+        stream = self.direction.stream * write.factor
+        parts = self._inside(layer, site, write, stream)
+        if not parts:
+            whole = Part("attention" if site == "attentions_output" else "mlp", layer)
+            parts = {whole: (output.to(stream) * stream).sum(-1)}
+        self.parts.update(parts)
+        return torch.stack(list(parts.values())).sum(0)
+
+    def _inside(self, layer: int, site: Sublayer, write: Write, stream: Tensor) -> dict[Part, Tensor]:
+        """What the parts of a sublayer add, which write before the norm and the multiplier behind it."""
+        pulled, bias = stream * write.multiplier, torch.zeros_like(self.direction.metric)
+        raw = self.states.raw.get((site, layer))
+        if write.norm is not None and raw is not None:
+            with self.model.standing_down():
+                norm = freeze_norm(write.norm, raw.double())
+            pulled, bias = norm.pull(pulled), (norm.bias * pulled).sum(-1)
+        return (self._heads if site == "attentions_output" else self._neurons)(layer, pulled, bias)
+
+    def _heads(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
+        """What each head and the biases after them add; nothing where heads are not asked for or cannot be told."""
+        read, site = self.states.heads.get(layer), self.model.anatomy.layers[layer].output_projection
+        if read is None or site is None:
+            return {}
+        amounts, constant = self._project(site.module, read.flatten(1), pulled)
+        by_head = amounts.unflatten(-1, read.shape[1:]).sum(-1).unbind(1)
+        parts = {Part("head", layer, head): amount for head, amount in enumerate(by_head)}
+        return parts | _nonzero(Part("attention bias", layer), constant + bias)
+
+    def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
+        """What each neuron and the biases after them add; nothing where they are not asked for or cannot be told."""
+        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_output")
+        if read is None or write is None or write.projection is None:
+            return {}
+        amounts, constant = self._project(write.projection, read, pulled)
+        parts = {Part("neuron", layer, neuron): amount for neuron, amount in enumerate(amounts.unbind(1))}
+        return parts | _nonzero(Part("mlp bias", layer), constant + bias)
+
+    def _project(
+        self, module: nn.Module, states: Float[Tensor, "row in"], direction: Float[Tensor, "row out"]
+    ) -> tuple[Float[Tensor, "row in"], Float[Tensor, " row"]]:
+        """What each input of a linear map adds along a direction of its outputs, and what its bias does."""
+        with self.model.standing_down():
+            amounts = pull_back(module, states, direction) * states.double()
+            return amounts, (offset(module, states) * direction).sum(-1)
+
+
+def _nonzero(part: Part, amount: Tensor) -> dict[Part, Tensor]:
+    return {part: amount} if bool(amount.any()) else {}

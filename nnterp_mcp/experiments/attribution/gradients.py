@@ -1,0 +1,298 @@
+"""What each token of a prompt counts for the answer, by gradients: gradient × input, and integrated gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.edits import Seen
+from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.metrics import MetricName, make_metric
+from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.attribution.path_integral import Point, integrate
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+
+Baseline = Literal["zero", "mean"]
+Embeddings = Float[Tensor, "row position hidden"]
+
+_EMBEDDINGS = Place("token_embeddings")
+_AT_ONCE = 4096
+"""Embeddings that are averaged at once."""
+
+
+@dataclass(frozen=True)
+class TokenAttribution:
+    """What the tokens of one prompt count, on the CPU.
+
+    Attributes:
+        values: A number for each token.
+        metric: The metric of the prompt.
+        baseline: The metric with every embedding replaced by the baseline; None where there is none.
+        missed: What is missed on the pieces of the way from the baseline, added up with signs aside: at least as much
+            as the gap, in which pieces may make up for one another.
+        points: At how many points of that way slopes were taken.
+    """
+
+    values: Float[Tensor, " position"]
+    metric: float
+    baseline: float | None = None
+    missed: float | None = None
+    points: int | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """By how much the sum over tokens misses the difference from the baseline; completeness says 0."""
+        return None if self.baseline is None else float(self.values.sum()) - (self.metric - self.baseline)
+
+
+def multiply_gradients(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[Sequence[Sequence[int]]],
+    metric: MetricName = "logit_difference",
+    *,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda prompts_done: None,
+) -> list[TokenAttribution]:
+    """Gradient × input: the metric's slope along each token's embedding, times that embedding.
+
+    To first order, what the metric would lose if the embedding shrank. It is local: where the model saturates, what
+    decides has no slope. With a difference of logits it says why this rather than that (contrastive explanation).
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        targets: Token ids for each prompt: of the answer, then of what it is held against.
+        metric: What is measured after the last token.
+        plan: The operations in force, planned for these prompts.
+        batch_tokens: Padded tokens in a forward pass, at most.
+        on_batch: Called after each batch with the number of prompts done; what it raises ends it.
+
+    Returns:
+        The attributions, in the order of the prompts.
+
+    Raises:
+        InvalidRequest: The metric needs more categories than there are.
+
+    Source: Shrikumar et al., "Not Just a Black Box" (2016); Yin and Neubig, "Interpreting Language Models with
+    Contrastive Explanations" (2022).
+    """
+    measures = {prompt.index: _measure(metric, categories) for prompt, categories in zip(prompts, targets, strict=True)}
+
+    def run(batch: Batch) -> _Slopes:
+        entrance = _Entrance(lambda embeddings: embeddings)
+        return _slopes(model, batch, plan, entrance, [measures[prompt.index] for prompt in batch.prompts])
+
+    found: dict[int, TokenAttribution] = {}
+    for batch, slopes in run_batches(model, prompts, batch_tokens, run):
+        products = (slopes.gradient.float() * slopes.embeddings.float()).sum(-1).cpu()
+        for row, prompt in enumerate(batch.prompts):
+            start = batch.padding[row]
+            values = products[row, start : start + len(prompt.ids)]
+            found[prompt.index] = TokenAttribution(values, float(slopes.metric[row]))
+        on_batch(len(found))
+    return [found[prompt.index] for prompt in prompts]
+
+
+def integrate_gradients(
+    model: StandardizedTransformer,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[Sequence[Sequence[int]]],
+    metric: MetricName = "logit_difference",
+    *,
+    steps: int = 32,
+    baseline: Baseline = "mean",
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda steps_done: None,
+) -> list[TokenAttribution]:
+    """Integrated gradients: the slopes along the straight way from a baseline to the embeddings, times that way.
+
+    Their sum is the metric less the baseline's, up to the integral's error, which `gap` and `missed` tell: allow more
+    steps where these are not small. Steps go where they are needed: between two points the slopes must add up to what
+    the metric rises, and where they miss most of it the way is halved, until next to nothing is missed. The states on
+    the way are none that the model sees in use, and another baseline gives other numbers.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        targets: Token ids for each prompt: of the answer, then of what it is held against.
+        metric: What is measured after the last token.
+        steps: Points between the ends of the way, at most.
+        baseline: Every embedding's: zero, where norms have a singularity, or the mean over the vocabulary.
+        plan: The operations in force, planned for these prompts.
+        batch_tokens: Padded tokens in a forward pass, at most: steps are run in chunks.
+        on_batch: Called after each chunk with the number of steps done, of two more for each prompt than asked for;
+            those that were not needed are passed over. What it raises ends it.
+
+    Returns:
+        The attributions, in the order of the prompts.
+
+    Raises:
+        InvalidRequest: The metric needs more categories than there are, or there is no step.
+
+    Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017), whose completeness says where steps
+    are needed.
+    """
+    if steps < 1:
+        raise InvalidRequest(f"integrated gradients take at least 1 step, and steps {steps} came.")
+    start = _baseline(model, baseline)
+    found: list[TokenAttribution] = []
+    for at, (prompt, categories) in enumerate(zip(prompts, targets, strict=True)):
+        before = at * (steps + 2)
+        path = _Path(model, prompt, _measure(metric, categories), start, plan, batch_tokens)
+        found.append(path.integrate(steps, lambda done, before=before: on_batch(before + done)))
+    return found
+
+
+Measure = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
+
+
+def _measure(metric: MetricName, categories: Sequence[Sequence[int]]) -> Measure:
+    if metric == "kl":
+        raise InvalidRequest(
+            "the divergence from the run itself has no slope: take the metric logit_difference or log_probability."
+        )
+    return make_metric(metric, categories)
+
+
+def _baseline(model: StandardizedTransformer, kind: Baseline) -> Float[Tensor, " hidden"]:
+    """What every embedding is replaced by."""
+    embed = model.anatomy.embed_tokens
+    with torch.no_grad(), model.standing_down():
+        if kind == "zero":
+            return torch.zeros(model.hidden_size, device=model.device)
+        rows = min(model.vocab_size, *(weight.shape[0] for weight in embed.module.parameters()))
+        ids = torch.arange(rows, device=model.device)[:, None]
+        parts = [embed.read_output(embed.module(chunk)).double().sum((0, 1)) for chunk in ids.split(_AT_ONCE)]
+        return (torch.stack(parts).sum(0) / rows).float()
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The straight way from a baseline to the embeddings of one prompt."""
+
+    model: StandardizedTransformer
+    prompt: EncodedPrompt
+    measure: Measure
+    start: Float[Tensor, " hidden"]
+    plan: Plan
+    batch_tokens: int
+
+    def integrate(self, steps: int, on_batch: Callable[[int], None]) -> TokenAttribution:
+        """The integral of the slopes, with the metric at both ends of the way."""
+        done = 0
+
+        def evaluate(shares: Sequence[float]) -> list[Point]:
+            nonlocal done
+            found: list[Point] = []
+            for batch in self._points(shares):
+                found += batch
+                done += len(batch)
+                on_batch(done)
+            return found
+
+        found = integrate(evaluate, steps + 2, max(1, self.batch_tokens // len(self.prompt.ids)))
+        return TokenAttribution(found.values.float(), found.last, found.first, found.missed, found.points)
+
+    def _points(self, shares: Sequence[float]) -> Iterator[list[Point]]:
+        """Points on the way, batch by batch."""
+        done = 0
+        singular = not self.start.any()  # norms of zeros
+
+        def run(batch: Batch) -> _Slopes:
+            chunk = torch.tensor(shares[done : done + len(batch.prompts)])
+            return _slopes(self.model, batch, self.plan, self._entrance(chunk), [self.measure] * len(chunk))
+
+        for batch, slopes in run_batches(self.model, [self.prompt] * len(shares), self.batch_tokens, run):
+            way = slopes.origin - self.start.to(slopes.origin)
+            products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
+            rows = zip(shares[done:], slopes.metric.tolist(), products, strict=False)
+            done += len(batch.prompts)
+            yield [Point(at, metric, row if at or not singular else None) for at, metric, row in rows]
+
+    def _entrance(self, shares: Float[Tensor, " row"]) -> _Entrance:
+        def go(embeddings: Embeddings) -> Embeddings:
+            start = self.start.to(embeddings)
+            return start + shares.to(embeddings)[:, None, None] * (embeddings - start)
+
+        return _Entrance(go)
+
+
+@dataclass(frozen=True)
+class _Entrance:
+    """An edit by which embeddings enter the model as the tensor whose gradient is asked for.
+
+    Attributes:
+        make: What enters in the place of the embeddings.
+        kept: The embeddings, and what entered.
+    """
+
+    make: Callable[[Embeddings], Embeddings]
+    kept: list[Tensor] = field(default_factory=list)
+    place: Place = _EMBEDDINGS
+    needs: Sequence[Place] = ()
+
+    def apply(self, value: Embeddings, window: Window, seen: Seen) -> Embeddings:
+        """What enters."""
+        origin = value.detach()
+        entering = self.make(origin).clone().requires_grad_()
+        self.kept[:] = [origin, entering]
+        return entering
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """The slopes of a batch.
+
+    Attributes:
+        metric: The metric of each row.
+        origin: The embeddings that the model has.
+        embeddings: Those that entered in their place.
+        gradient: The metric's slope along these.
+    """
+
+    metric: Float[Tensor, " row"]
+    origin: Embeddings
+    embeddings: Embeddings
+    gradient: Embeddings
+
+
+def _slopes(
+    model: StandardizedTransformer, batch: Batch, plan: Plan, entrance: _Entrance, measures: Sequence[Measure]
+) -> _Slopes:
+    """Runs a batch forward and backward."""
+    edits = dict(plan.edits)
+    edits[_EMBEDDINGS] = [*edits.get(_EMBEDDINGS, ()), entrance]
+    ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
+    with torch.enable_grad(), frozen_weights(model.module):
+        logits = forward(model, batch, Plan(edits, plan.labels), logits=ends, gradients=True).logits
+        assert logits is not None
+        metric = torch.cat([measure(logits[[row]]) for row, measure in enumerate(measures)])
+        origin, embeddings = entrance.kept
+        (gradient,) = torch.autograd.grad(metric.sum(), [embeddings])
+    return _Slopes(metric.detach(), origin, embeddings.detach(), gradient)
+
+
+@contextmanager
+def frozen_weights(module: nn.Module) -> Generator[None]:
+    """While this lasts, no gradient of a weight is computed, nor what only that would need kept."""
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)

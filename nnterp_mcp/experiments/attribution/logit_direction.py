@@ -1,0 +1,102 @@
+"""The direction of the last residual stream along which a logit, or the difference of two, grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.experiments.attribution.linear_maps import offset, pull_back
+from nnterp_mcp.experiments.attribution.linearize import freeze_norm
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+Constant = Literal["final norm bias", "head bias", "token choice"]
+
+
+@dataclass(frozen=True)
+class LogitDirection:
+    """A metric as a linear map of the last residual stream, everything else held as it is in the run; in float64.
+
+    Attributes:
+        stream: The direction: its product with the stream, and the constants, are the metric.
+        constants: What is added after the stream; without those that are zero.
+        metric: The metric as the model has it.
+        rescaled: Whether something after the head changes the logits.
+    """
+
+    stream: Float[Tensor, "row hidden"]
+    constants: dict[Constant, Float[Tensor, " row"]]
+    metric: Float[Tensor, " row"]
+    rescaled: bool
+
+
+def find_direction(
+    model: StandardizedTransformer,
+    states: Float[Tensor, "row hidden"],
+    logits: Float[Tensor, "row vocabulary"],
+    targets: Sequence[Sequence[Sequence[int]]],
+) -> LogitDirection:
+    """Freezes final norm, head and what comes after it, as they are for some states.
+
+    Args:
+        model: The model.
+        states: The residual streams after the last layer.
+        logits: What the model makes of them.
+        targets: Token ids for each row: of the answer, and of what its logit is held against.
+
+    Raises:
+        InvalidRequest: There are no target tokens, or more than two categories.
+        Unsupported: The model has no linear head, or several residual streams.
+    """
+    head, norm = model.anatomy.lm_head, model.anatomy.ln_final
+    if head is None or model.anatomy.streams > 1 or model.anatomy.faults:
+        raise Unsupported(f"{model.name} has no single residual stream that a linear head reads.")
+    logits = logits.double()
+    weights, choice = _weigh(logits, targets)
+    metric = (weights * logits).sum(-1) + choice
+    with model.standing_down(), torch.no_grad():
+        frozen = None if norm is None else freeze_norm(norm.module, states)
+        like = next(head.module.parameters(), states)
+        normed = (
+            states if norm is None else norm.module(states.to(next(norm.module.parameters(), states))[:, None])[:, 0]
+        )
+        raw = head.module(normed.to(like)[:, None])[:, 0].double()
+        if not model.anatomy.head_is_direct:
+            weights = weights * torch.where(raw == 0, 1, logits / raw)
+        direction = pull_back(head.module, normed, weights)
+        bias = (offset(head.module, normed[:1]) * weights).sum(-1)
+    constants: dict[Constant, Tensor] = {
+        "final norm bias": torch.zeros_like(bias) if frozen is None else (frozen.bias * direction).sum(-1),
+        "head bias": bias,
+        "token choice": choice,
+    }
+    kept: dict[Constant, Tensor] = {kind: amount for kind, amount in constants.items() if bool(amount.any())}
+    stream = direction if frozen is None else frozen.pull(direction)
+    return LogitDirection(stream, kept, metric, not model.anatomy.head_is_direct)
+
+
+def _weigh(
+    logits: Float[Tensor, "row vocabulary"], targets: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Float[Tensor, "row vocabulary"], Float[Tensor, " row"]]:
+    """What each logit counts in the metric, and what the metric has beside these.
+
+    The log-sum-exp of a category's logits is their mean under their own probabilities plus the entropy of these.
+    """
+    weights = torch.zeros_like(logits)
+    choice = torch.zeros_like(logits[:, 0])
+    for row, categories in enumerate(targets):
+        if not 1 <= len(categories) <= 2:
+            raise InvalidRequest(
+                f"direct logit attribution takes one or two target categories, and {len(categories)} came.",
+                'Give targets such as {"answer": "Paris", "wrong": "Madrid"}, the answer first.',
+            )
+        for sign, tokens in zip((1, -1), categories, strict=False):
+            shares = logits[row, list(tokens)].softmax(0)
+            weights[row, list(tokens)] += sign * shares
+            choice[row] -= sign * (shares * shares.log()).nan_to_num().sum()
+    return weights, choice

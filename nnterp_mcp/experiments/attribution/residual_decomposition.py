@@ -1,0 +1,154 @@
+"""What the parts of a model wrote at each prompt's last token, as direct logit attribution needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnterp_mcp.engine.forward import Plan, Read, forward
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.request.operations import Site
+
+_LENGTH = 3
+"""Tokens of the prompts on which the beginning of the stream is looked at."""
+
+
+@dataclass(frozen=True)
+class PartStates:
+    """States at the last token of each row.
+
+    Attributes:
+        embeddings: The token's embedding; None where the stream does not begin with it and a position's.
+        entry: The residual stream before the first layer.
+        after: That after each layer that runs.
+        outputs: What sublayers add, of the layers that are split.
+        raw: What they computed, before a norm behind them, where heads or neurons are asked for.
+        heads: What each head hands to the output projection, of the layers whose heads are asked for.
+        neurons: What the MLP's last linear map reads, of the layers whose neurons are.
+        logits: The model's logits.
+    """
+
+    embeddings: Float[Tensor, "row hidden"] | None
+    entry: Float[Tensor, "row hidden"]
+    after: dict[int, Float[Tensor, "row hidden"]]
+    outputs: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
+    raw: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
+    heads: dict[int, Float[Tensor, "row head width"]]
+    neurons: dict[int, Float[Tensor, "row neuron"]]
+    logits: Float[Tensor, "row vocabulary"]
+
+    @property
+    def last(self) -> Float[Tensor, "row hidden"]:
+        """The residual stream after the last layer."""
+        return next(reversed(self.after.values()))
+
+
+def read_parts(
+    model: StandardizedTransformer,
+    batch: Batch,
+    plan: Plan,
+    writes: Mapping[int, LayerWrites],
+    *,
+    heads: bool,
+    neurons: bool,
+    embedded: bool,
+) -> PartStates:
+    """Runs a batch and reads what its parts wrote.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        plan: The operations in force.
+        writes: How the layers that are split write.
+        heads: Whether to read their heads.
+        neurons: Whether to read their neurons.
+        embedded: Whether the token's embedding is told apart from what is added to it.
+    """
+    ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
+    rows = torch.arange(len(ends))
+    columns = torch.tensor([batch.padding[row] + at for row, at in ends])
+
+    def pick(states: Tensor) -> Tensor:
+        return states[rows.to(states.device), columns.to(states.device)].to(model.device)
+
+    running = [layer.index for layer in model.anatomy.layers if layer.runs]
+    split = [Place(site, layer) for layer, found in writes.items() for site in found.sublayers]
+    projected = [
+        Place("heads_output", place.layer)
+        for place in split
+        if heads and place.site == "attentions_output" and _has_heads(model, place.layer)
+    ]
+    parted: dict[Sublayer, Site] = {}
+    parted |= {"attentions_output": "attentions_raw_output"} if heads else {}
+    parted |= {"mlps_output": "mlps_raw_output"} if neurons else {}
+    raw: dict[tuple[Sublayer, int], Place] = {
+        (site, layer): Place(parted[site], layer)
+        for layer, found in writes.items()
+        for site, write in found.sublayers.items()
+        if write.norm is not None and site in parted
+    }
+    streams = [Place("layers_output", layer) for layer in running]
+    places = [Place("token_embeddings"), Place("layers_input", running[0]), *streams, *split, *projected, *raw.values()]
+    wanted = {
+        layer: found.sublayers["mlps_output"].projection
+        for layer, found in writes.items()
+        if neurons and "mlps_output" in found.sublayers
+    }
+    with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
+        result = forward(model, batch, plan, [Read(place, pick) for place in places], ends)
+    found = dict(zip(places, result.reads, strict=True))
+    assert result.logits is not None
+    return PartStates(
+        embeddings=found[places[0]].double() if embedded else None,
+        entry=found[places[1]].double(),
+        after={layer: found[place].double() for layer, place in zip(running, streams, strict=True)},
+        outputs={(place.site, place.layer): found[place] for place in split},  # pyright: ignore[reportArgumentType]
+        raw={where: found[place] for where, place in raw.items()},
+        heads={place.layer: found[place] for place in projected if place.layer is not None},
+        neurons=inputs,
+        logits=result.logits,
+    )
+
+
+def _has_heads(model: StandardizedTransformer, layer: int | None) -> bool:
+    return layer is not None and model.anatomy.layers[layer].output_projection is not None
+
+
+@contextmanager
+def _read_inputs(modules: Mapping[int, nn.Module], pick: Any) -> Generator[dict[int, Tensor]]:
+    """While this lasts, what linear maps inside MLPs read is kept: no accessor leads there."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        return lambda module, args: found.update({layer: pick(args[0])})
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
+        yield found
+
+
+def begins_with_embedding(model: StandardizedTransformer) -> bool:
+    """Whether the stream begins with the token's embedding plus something that other tokens have there too.
+
+    Seen on two prompts that differ in every token; false where the embedding is scaled or normed first.
+    """
+    first = next(layer.index for layer in model.anatomy.layers if layer.runs)
+    reads = [Read(place, torch.clone) for place in (Place("token_embeddings"), Place("layers_input", first))]
+    added: list[Tensor] = []
+    for token in (1, 2):
+        ids = torch.full((1, _LENGTH), token, device=model.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch = Batch([EncodedPrompt(0, "", ids[0].tolist(), [])], inputs, [0])
+        embeddings, entry = forward(model, batch, reads=reads).reads
+        added.append(entry.double() - embeddings.to(entry.device).double())
+    return bool((added[0] - added[1]).abs().max() <= 1e-4 * added[0].abs().max())

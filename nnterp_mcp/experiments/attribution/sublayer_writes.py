@@ -1,0 +1,161 @@
+"""How what attention and MLP return enters the residual stream: as it is, through a norm, or times a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
+from nnterp_mcp.model.structure.call_recorder import Call, Tape, first_state, probe
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+
+Sublayer = Literal["attentions_output", "mlps_output"]
+
+
+@dataclass(frozen=True)
+class Write:
+    """The way of what a sublayer computes into the residual stream.
+
+    Attributes:
+        norm: The norm that it goes through first; None in most models.
+        multiplier: What it is multiplied by then (granite's residual multiplier); 1 in most models.
+        factor: How many times the stream has what the sublayer's site holds, which is behind both; 1 in nearly all.
+        projection: Of an MLP, the last linear map, which reads its neurons; None where there is no single one.
+    """
+
+    norm: nn.Module | None = None
+    multiplier: float = 1.0
+    factor: float = 1.0
+    projection: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class LayerWrites:
+    """What makes up the difference between a layer's output and its input.
+
+    Attributes:
+        sublayers: Each sublayer that the layer has as a module, with its way into the stream.
+        rest: Whether something else is added too: a state-space mixer, an MLP without a module of its own.
+    """
+
+    sublayers: dict[Sublayer, Write]
+    rest: bool
+
+
+_known: WeakKeyDictionary[nn.Module, list[LayerWrites | None]] = WeakKeyDictionary()
+
+
+def find_writes(model: StandardizedTransformer) -> list[LayerWrites | None]:
+    """How each layer's sublayers write, seen once for each model in two short passes.
+
+    Returns:
+        One entry for each layer; None where input, sublayers and at most one other module do not make up the output,
+        so that there is no telling what a sublayer adds.
+    """
+    if model.module not in _known:
+        _known[model.module] = _observe(model)
+    return _known[model.module]
+
+
+@torch.inference_mode()
+def _observe(model: StandardizedTransformer) -> list[LayerWrites | None]:
+    with model.standing_down():
+        tape = probe(model.module)
+    ids: list[int] = tape.input_ids[0].tolist()
+    inputs = {"input_ids": tape.input_ids, "attention_mask": torch.ones_like(tape.input_ids)}
+    batch = Batch([EncodedPrompt(0, "", ids, [])], inputs, [0])
+    running = [layer for layer in model.anatomy.layers if layer.runs]
+    places = [place for layer in running for place in _places(layer)]
+    # Not off the tape: some models add to a sublayer's output in place.
+    found = forward(model, batch, reads=[Read(place, lambda state: state.double().clone()) for place in places]).reads
+    states = dict(zip(places, found, strict=True))
+    return [_layer_writes(layer, tape, states) if layer.runs else None for layer in model.anatomy.layers]
+
+
+def _places(layer: LayerAnatomy) -> list[Place]:
+    return [Place(site, layer.index) for site in ("layers_input", *_sublayers(layer), "layers_output")]
+
+
+def _sublayers(layer: LayerAnatomy) -> dict[Sublayer, Site]:
+    sites: dict[Sublayer, Site | None] = {
+        "attentions_output": layer.attention_contribution,
+        "mlps_output": layer.mlp_contribution,
+    }
+    return {name: site for name, site in sites.items() if site is not None}
+
+
+def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) -> LayerWrites | None:
+    before, *written, after = (states[place] for place in _places(layer))
+    block = tape.of(layer.block.module)
+    assert block is not None
+    inside = tape.inside(block)
+    own = [sublayer.module for sublayer in (layer.attention, layer.mlp) if sublayer is not None]
+    others = [call for call in inside if not any(call.within(module) for module in own)]
+    size = float(after.abs().max()) * max(1e-4, 4 * torch.finfo(tape.logits.dtype).eps)
+    found = _fit(after - before, written, others, size)
+    if found is None:
+        return None
+    factors, rest = found
+    writes: dict[Sublayer, Write] = {
+        name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor, tape, name)
+        for (name, site), factor in zip(_sublayers(layer).items(), factors, strict=True)
+    }
+    return LayerWrites(writes, rest)
+
+
+def _write(raw: Site | None, added: Site, factor: float, tape: Tape, name: Sublayer) -> Write:
+    assert raw is not None
+    norm = None if added.module is raw.module else added.module
+    return Write(norm, added.factor, factor, _projection(raw, tape) if name == "mlps_output" else None)
+
+
+def _fit(
+    total: Float[Tensor, "1 position hidden"], written: Sequence[Tensor], others: Sequence[Call], size: float
+) -> tuple[list[float], bool] | None:
+    """The factors with which the writes add up to the total, and whether they need one other module's output too."""
+    if float((total - sum(written, torch.zeros_like(total))).abs().max()) <= size:
+        return [1.0] * len(written), False
+    if (factors := _solve(total, written, size)) is not None:
+        return factors, False
+    for call in reversed(others):
+        output = first_state(call.output)[1]
+        if output is None or output.numel() != total.numel():
+            continue
+        output = output.double().view_as(total)  # OPT's MLP works on all positions in one dimension
+        if float((total - sum(written, output)).abs().max()) <= size:
+            return [1.0] * len(written), True
+        if (factors := _solve(total, [*written, output], size)) is not None:
+            return factors[:-1], True
+    return None
+
+
+def _solve(total: Tensor, written: Sequence[Tensor], size: float) -> list[float] | None:
+    if not written:
+        return None
+    columns = torch.stack([part.flatten() for part in written], 1)
+    factors = torch.linalg.lstsq(columns, total.flatten()[:, None]).solution
+    missing = (columns @ factors)[:, 0] - total.flatten()
+    return factors[:, 0].tolist() if float(missing.abs().max()) <= size else None
+
+
+def _projection(site: Site, tape: Tape) -> nn.Module | None:
+    """The linear map whose output is the MLP's own."""
+    outer = tape.of(site.module)
+    if outer is None:
+        return None
+    output = site.read_output(outer.output)
+    maps = [call for call in (outer, *tape.inside(outer)) if _is_linear(call.module) and call.output is output]
+    return maps[-1].module if maps else None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and any(weight.ndim == 2 for weight in module.parameters())

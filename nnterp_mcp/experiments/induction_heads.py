@@ -1,0 +1,165 @@
+"""Known kinds of heads, and copying, on repeated random tokens: what heads do where words give nothing away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, attention_reads
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+
+
+@dataclass(frozen=True)
+class RepeatedTokens:
+    """Sequences of random tokens, each twice in a row.
+
+    Attributes:
+        prompts: The sequences, behind what the tokenizer begins a text with.
+        begin: Where the first copy begins.
+        length: The tokens of a copy, all of them different.
+    """
+
+    prompts: list[EncodedPrompt]
+    begin: int
+    length: int
+
+    @property
+    def second(self) -> range:
+        """The positions of the second copy."""
+        return range(self.begin + self.length, self.begin + 2 * self.length)
+
+
+@dataclass(frozen=True)
+class HeadKinds:
+    """What heads do on repeated random tokens, on the CPU.
+
+    Attributes:
+        heads: Layer and number of each head.
+        previous: Attention from the second copy to the previous token, in the mean.
+        duplicate: To the same token in the first copy.
+        induction: To the token after that one, which comes next.
+        probability: Probability that the model gives the right next token in the second copy, in the mean.
+        log_probability: The same of its logarithm, in nats.
+    """
+
+    heads: list[tuple[int, int]]
+    previous: Float[Tensor, "sequence head"]
+    duplicate: Float[Tensor, "sequence head"]
+    induction: Float[Tensor, "sequence head"]
+    probability: Float[Tensor, " sequence"]
+    log_probability: Float[Tensor, " sequence"]
+
+
+def repeat_random_tokens(
+    model: StandardizedTransformer, count: int = 4, length: int = 50, seed: int = 0
+) -> RepeatedTokens:
+    """Draws sequences of different tokens, special ones excepted, and writes each of them twice.
+
+    Args:
+        model: The model, whose vocabulary is drawn from.
+        count: How many sequences.
+        length: Tokens of a copy, fewer where the model's context or vocabulary has no room.
+        seed: Equal seeds give equal sequences.
+
+    Raises:
+        Unsupported: The model has no room for two copies of two tokens.
+    """
+    tokenizer: Any = model.tokenizer
+    special = set(tokenizer.all_special_ids)
+    known = min(len(tokenizer), model.vocab_size, model.embedded)
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    start = [token for token in first if token in special and token < model.embedded]
+    words = torch.tensor([token for token in range(known) if token not in special])
+    room = length if model.context is None else (model.context - len(start)) // 2
+    length = min(length, room, len(words))
+    if length < 2:
+        raise Unsupported(f"{model.name} has no room for repeated random tokens.")
+    generator = torch.Generator().manual_seed(seed)
+    prompts: list[EncodedPrompt] = []
+    for index in range(count):
+        copy = words[torch.randperm(len(words), generator=generator)[:length]].tolist()
+        ids = [*start, *copy, *copy]
+        prompts.append(EncodedPrompt(index, tokenizer.decode(ids), ids, []))
+    return RepeatedTokens(prompts, len(start), length)
+
+
+@runs_elsewhere
+def score_heads(
+    model: StandardizedTransformer,
+    repeated: RepeatedTokens,
+    chosen: Sequence[HeadChoice],
+    *,
+    plan: Plan = NOTHING,
+    batch_tokens: int = 4096,
+    on_batch: Callable[[int], None] = lambda sequences_done: None,
+) -> HeadKinds:
+    """Scores heads as previous-token, duplicate-token and induction heads, and the model as a copier.
+
+    A score is the attention from the second copy of a sequence to the token that defines the kind, in the mean over
+    its positions: 1 is a head that does nothing else. Tokens are random, so neither grammar nor meaning points there.
+    A head can have a high score and still write nothing that matters: knock it out to see what copying loses.
+    A head whose sliding window is shorter than a copy cannot show.
+
+    Args:
+        model: The model; it attends eagerly during the call only.
+        repeated: The sequences.
+        chosen: The heads.
+        plan: The operations in force, planned for these sequences.
+        batch_tokens: Tokens in a forward pass, at most.
+        on_batch: Called after each batch with the number of sequences done; what it raises ends the scoring.
+
+    Raises:
+        Unsupported: A place that the plan needs is missing.
+
+    Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Olsson et al., "In-context
+    Learning and Induction Heads" (2022).
+    """
+    parts: list[AttentionNumbers] = []
+    copying: list[Tensor] = []
+    order: list[int] = []
+
+    def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
+        queries = [repeated.second] * len(batch.prompts)
+        places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
+        asking = attention_reads(batch, queries, chosen)
+        passed = forward(model, batch, plan, asking.reads, places)
+        assert passed.logits is not None
+        return asking.join(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
+
+    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
+        parts.append(numbers)
+        copying.append(copied)
+        order += [prompt.index for prompt in batch.prompts]
+        on_batch(len(order))
+    rows = sorted(range(len(order)), key=order.__getitem__)
+
+    def scores(target: Target) -> Float[Tensor, "sequence head"]:
+        return torch.cat([part.of(target).cpu() for part in parts])[rows]
+
+    return HeadKinds(
+        heads=[(layer, head) for layer, heads in chosen for head in heads],
+        previous=scores("previous"),
+        duplicate=scores("duplicate"),
+        induction=scores("induction"),
+        probability=torch.cat(copying)[rows].exp().mean(-1),
+        log_probability=torch.cat(copying)[rows].mean(-1),
+    )
+
+
+def _log_probs_of_next(
+    logits: Float[Tensor, "place vocabulary"], batch: Batch, repeated: RepeatedTokens
+) -> Float[Tensor, "row place"]:
+    following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
+    right = torch.tensor(following, device=logits.device)
+    total = torch.stack([row.float().logsumexp(-1) for row in logits])
+    return (logits.gather(-1, right[:, None])[:, 0].float() - total).unflatten(0, (len(batch.prompts), -1)).cpu()

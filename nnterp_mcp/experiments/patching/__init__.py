@@ -1,0 +1,1 @@
+"""Activation patching, path patching and their controls."""

@@ -1,0 +1,255 @@
+"""Attribution patching: what every patch of a grid would do, to first order, from one backward pass.
+
+It asks what activation patching asks, of all cells at once. Where the model bends between the two runs, the straight
+line misses: attention that flips, norms, a saturated softmax. So its strongest cells are checked by real patches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.edits import Seen
+from nnterp_mcp.engine.forward import Plan, forward
+from nnterp_mcp.engine.hook_points import Place, by_position
+from nnterp_mcp.engine.puts import Input
+from nnterp_mcp.engine.readouts.metrics import make_metric
+from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.experiments.attribution.gradients import frozen_weights
+from nnterp_mcp.experiments.patching.activation_patching import Patcher
+from nnterp_mcp.experiments.patching.controls import strongest
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import Batch
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What patches would do to the metric, to first order; on the CPU.
+
+    Attributes:
+        clean: The metric of each clean run.
+        corrupted: That of each corrupted run.
+        effects: By how much each cell's patch would move the metric of the run that is patched.
+    """
+
+    clean: Float[Tensor, " pair"]
+    corrupted: Float[Tensor, " pair"]
+    effects: Float[Tensor, "pair cell"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimates beside real patches.
+
+    Attributes:
+        cells: Which cells of the grid were patched: the strongest by their estimate, then others drawn at random.
+        strongest: How many of them are the strongest.
+        effects: What the patches did to the metric of each run.
+        pearson: The correlation of estimates and effects over these cells, in the mean over pairs; None where one of
+            the two does not vary.
+        agreement: The share of the strongest cells whose effect has the sign that was estimated.
+    """
+
+    cells: list[int]
+    strongest: int
+    effects: Float[Tensor, "pair checked"]
+    pearson: float | None
+    agreement: float
+
+
+def estimate_effects(patcher: Patcher, on_pair: Callable[[int], None] = lambda pairs_done: None) -> Estimates:
+    """Estimates every cell of a patcher's grid: (the other run's state − the run's own) · the metric's slope there.
+
+    Two forward passes and one backward pass for each pair, whatever the grid's size.
+
+    Args:
+        patcher: The question: pairs, grid, direction, metric and targets.
+        on_pair: Called after each pair with the number done; what it raises ends it.
+
+    Raises:
+        InvalidRequest: The metric needs other targets, or has no slope at the run that is patched.
+        Unsupported: The patcher ablates, follows paths, patches windows, or has operations in force.
+
+    Source: Nanda, "Attribution Patching" (2023); Syed et al., "Attribution Patching Outperforms Automated Circuit
+    Discovery" (2023).
+    """
+    if patcher.ablation is not None or patcher.receivers is not None or patcher.grid.windows or _edited(patcher):
+        raise Unsupported(
+            "attribution patching takes pairs of unedited runs, one layer at a time, and all paths: for others, patch "
+            "activations."
+        )
+    if patcher.metric == "kl" and patcher.direction == "noising":
+        raise InvalidRequest(
+            "the divergence from the clean run has no slope at the clean run.",
+            "Take the direction denoising, or the metric logit_difference or log_probability.",
+        )
+    clean: list[float] = []
+    corrupted: list[float] = []
+    effects: list[Tensor] = []
+    for index in range(len(patcher.pairs)):
+        good, bad, found = _estimate_pair(patcher, index)
+        clean.append(good)
+        corrupted.append(bad)
+        effects.append(found)
+        on_pair(index + 1)
+    return Estimates(torch.tensor(clean), torch.tensor(corrupted), torch.stack(effects))
+
+
+def _edited(patcher: Patcher) -> bool:
+    return any(given is not None and given.plan for pair in patcher.pairs for given in (pair.clean, pair.corrupted))
+
+
+def compare_with_patches(
+    patcher: Patcher,
+    estimates: Estimates,
+    count: int = 10,
+    *,
+    seed: int = 0,
+    on_batch: Callable[[int], None] = lambda runs_done: None,
+) -> Comparison | None:
+    """Patches the cells that were estimated to be strongest, and as many others, which show what was overlooked.
+
+    Args:
+        patcher: The question.
+        estimates: What was estimated of it.
+        count: How many of the strongest cells.
+        seed: Where the random numbers that draw the others begin.
+        on_batch: As in `Patcher.patch`.
+
+    Returns:
+        The comparison; None where no cell has an effect.
+    """
+    cells = patcher.grid.cells
+    mean = estimates.effects.mean(0)
+    first = [cells.index(cell) for cell in strongest(cells, mean.tolist(), count)]
+    if not first:
+        return None
+    left = sorted(set(mean.nonzero()[:, 0].tolist()) - set(first))
+    chosen = first + random.Random(seed).sample(left, min(count, len(left)))
+    patched = patcher.patch([[cells[at]] for at in chosen], on_batch)
+    own = estimates.clean if patcher.direction == "noising" else estimates.corrupted
+    effects = patched.values - own[:, None]
+    real, estimated = effects.mean(0).double(), mean[chosen].double()
+    both = torch.stack([real, estimated])
+    varies = len(chosen) > 1 and bool((both.std(1) > 0).all())
+    return Comparison(
+        cells=chosen,
+        strongest=len(first),
+        effects=effects,
+        pearson=float(torch.corrcoef(both)[0, 1]) if varies else None,
+        agreement=float((real.sign() == estimated.sign())[: len(first)].double().mean()),
+    )
+
+
+def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Tensor, " cell"]]:
+    """The metric of both runs, and the estimate of each cell."""
+    model, grid, pair = patcher.model, patcher.grid, patcher.pairs[index]
+    assert pair.corrupted is not None
+    noising = patcher.direction == "noising"
+    own, other = (pair.clean, pair.corrupted) if noising else (pair.corrupted, pair.clean)
+    places = list(dict.fromkeys(cell.place for cell in grid.cells))
+    with torch.enable_grad(), frozen_weights(model.module):
+        # Both alike, so that what is equal in both runs differs by nothing at all.
+        seen, watched = (_watch(model, given, places) for given in (other, own))
+        clean, corrupted = (watched, seen) if noising else (seen, watched)
+        targets = patcher.targets[pair.index] if patcher.targets else ()
+        measure = make_metric(patcher.metric, targets, clean.logits[0].detach())
+        good, bad = measure(clean.logits), measure(corrupted.logits)
+        # Not nnsight's `.grad`: it has to be asked for in the order of the backward pass, which parallel attention and
+        # MLP, and queries, keys and values, leave open.
+        slopes = torch.autograd.grad(
+            good if noising else bad, list(watched.states.values()), allow_unused=True, materialize_grads=True
+        )
+    gradients = dict(zip(watched.states, slopes, strict=True))
+    spans = _corresponding(patcher, index, noising)
+    tables = {
+        place: _Table(
+            *(by_position(of[place], place.site)[0].detach() for of in (seen.states, watched.states, gradients))
+        )
+        for place in places
+    }
+    estimates = [
+        tables[cell.place].estimate(*spans[0 if grid.by_head else cell.column], cell.column if grid.by_head else None)
+        for cell in grid.cells
+    ]
+    return float(good.detach()), float(bad.detach()), torch.stack(estimates).float().cpu()
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One place: what the other run has there, what the patched run has, and the metric's slope along the latter."""
+
+    other: Float[Tensor, "position *head width"]
+    own: Float[Tensor, "position *head width"]
+    slope: Float[Tensor, "position *head width"]
+
+    def estimate(self, into: Sequence[int], from_: Sequence[int], head: int | None) -> Float[Tensor, ""]:
+        """What the other run's states at some positions would change, of one head or all."""
+        change = (self.other[from_].double() - self.own[into].double()) * self.slope[into].double()
+        return (change if head is None else change[:, head]).sum()
+
+
+def _corresponding(patcher: Patcher, index: int, noising: bool) -> list[tuple[list[int], list[int]]]:
+    """For each span, the positions that are patched and those that states come from; one for all where by head."""
+    spans = [
+        sorted(zip(*((span.clean, span.corrupted) if noising else (span.corrupted, span.clean)), strict=True))
+        for span in patcher.grid.spans[index]
+    ]
+    if patcher.grid.by_head:
+        spans = [sorted({at for span in spans for at in span})]
+    return [([at for at, _ in span], [at for _, at in span]) for span in spans]
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """One run that autograd has recorded: its logits after the last token, and what was at each place."""
+
+    logits: Float[Tensor, "1 vocabulary"]
+    states: dict[Place, Tensor]
+
+
+def _watch(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> _Watched:
+    prompt = given.prompt
+    ids = torch.tensor([prompt.ids], device=model.device)
+    batch = Batch([prompt], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [0])
+    entrance = _Entrance(given.noise)
+    edits = {place: [_Kept(place)] for place in places}
+    plan = Plan({entrance.place: [entrance], **edits})
+    logits = forward(model, batch, plan, logits=[(0, len(prompt.ids) - 1)], gradients=True).logits
+    assert logits is not None
+    return _Watched(logits.float(), {place: kept.states[0] for place, (kept,) in edits.items()})
+
+
+@dataclass(frozen=True)
+class _Entrance:
+    """An edit that makes the embeddings, noise included, what autograd begins with."""
+
+    noise: Float[Tensor, "position hidden"] | None
+    place: Place = Place("token_embeddings")  # noqa: RUF009 - a tuple
+    needs: Sequence[Place] = ()
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        """The embeddings."""
+        value = value if self.noise is None else value + self.noise.to(value)
+        return value.detach().clone().requires_grad_()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An edit that changes no number: the model goes on with a view of the states, whose gradient can be asked for."""
+
+    place: Place
+    states: list[Tensor] = field(default_factory=list)
+    needs: Sequence[Place] = ()
+
+    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
+        """The view."""
+        view = value.view_as(value)
+        self.states.append(view)
+        return view

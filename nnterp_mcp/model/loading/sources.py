@@ -1,0 +1,76 @@
+"""Where a model that the library wraps comes from: memory, or any name that `load.locate` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.loading.build_limits import built_within
+from nnterp_mcp.model.loading.finite_weights import require_finite_weights
+from nnterp_mcp.model.loading.load import locate, read_config
+from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.settings import Settings
+
+
+def load_both(
+    model: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+    tokenizer_options: Mapping[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, read from where they are if they are not in memory yet.
+
+    Args:
+        model: The built-in name, a Hub id, a folder, a `.gguf` file, or the model itself.
+        tokenizer: The tokenizer, if it is in memory.
+        trust_remote_code: Run modelling code that comes with the weights.
+        options: Passed to `from_pretrained`; `device_map` is "auto" by default.
+        tokenizer_options: Passed to the tokenizer's, or set on it.
+
+    Raises:
+        UnknownModel: There is no such model.
+        Forbidden: Its weights are only there as pickle.
+        InvalidRequest: A model that came from nowhere came without its tokenizer.
+        Unsupported: It is a module, and no model of transformers.
+    """
+    if isinstance(model, nn.Module):
+        if not isinstance(model, PreTrainedModel):
+            raise Unsupported(
+                f"a {type(model).__name__} is no model of transformers, and has no layers under standard names.",
+                "Trace it with nnsight.NNsight(module).",
+            )
+        source = str(getattr(model, "name_or_path", ""))
+        if tokenizer is None and not source:
+            raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
+        found = _tokenizer(tokenizer, source, {"trust_remote_code": trust_remote_code}, tokenizer_options)
+        fill_padding(found, embedded_ids(model))
+        return model.eval(), found
+    options.pop("dispatch", None)  # nnsight's: to read the weights at once, as happens here
+    located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if located.gguf is not None:
+        common["gguf_file"] = located.gguf
+    options = {"device_map": "auto", "use_safetensors": True} | options
+    options.setdefault("config", read_config(located, trust_remote_code))
+    with built_within(located.origin, located.folder, located.gguf):
+        read: Any = AutoModelForCausalLM.from_pretrained(located.folder, **common, **options)
+    require_finite_weights(read, located.origin)
+    found = _tokenizer(tokenizer, located.folder, common, tokenizer_options)
+    fill_padding(found, embedded_ids(read))
+    return read.eval(), found
+
+
+def _tokenizer(
+    given: PreTrainedTokenizerBase | None, source: str | Path, common: Mapping[str, Any], options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    if given is None:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, **{**common, **options}))
+    for key, value in options.items():
+        setattr(given, key, value)
+    return given

@@ -1,0 +1,1 @@
+"""How a model is built: its parts under standard names, found by structure."""

@@ -1,0 +1,1 @@
+"""Between text and tokens: tokenization, chats, positions, padding."""

@@ -1,0 +1,1 @@
+"""nnterp's interface, on this package's engine."""

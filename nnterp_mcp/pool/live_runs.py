@@ -1,0 +1,320 @@
+"""The runs of this server: each goes on by itself, whoever waits for it, leaves it or asks for it later."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
+
+from nnterp_mcp.contract import Late, Params, ToolSpec
+from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, Unsupported
+from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.messages import Progress, Recorded
+from nnterp_mcp.pool.pool import Entry, Pool
+from nnterp_mcp.pool.process import OnProgress, Stop
+from nnterp_mcp.request.operations import Operation, describe
+from nnterp_mcp.runs.records import Owner, RunError, RunRecord
+from nnterp_mcp.runs.store import Quota, RunStore, now
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_ANSWER = {"plot"}
+"""Parameters that change what is shown, and nothing of what is computed: a record goes without them."""
+
+_SWEEP_EVERY = 50
+"""Runs between two looks at the quota."""
+
+
+@dataclass(eq=False)
+class LiveRun:
+    """A run that this server began.
+
+    Attributes:
+        record: Its record, as it was when the run began.
+        progress: The last that was heard of it.
+        answer: What an agent is to see, once it is done.
+        error: Why it did not finish.
+        ended: Set when it is over.
+        stop: Ends it.
+        scope: What it waits in for its turn.
+        queued: Seconds that it waited for the model.
+        computed: Seconds that it ran beside the model.
+    """
+
+    record: RunRecord
+    progress: Progress | None = None
+    answer: dict[str, Any] | None = None
+    error: NnterpError | None = None
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    stop: Stop = field(default_factory=Stop)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    queued: float = 0.0
+    computed: float = 0.0
+    _begun: float = field(default_factory=anyio.current_time)
+    _turn: float | None = None
+    _followers: list[MemoryObjectSendStream[Progress]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.record.id
+
+    @property
+    def waits(self) -> bool:
+        """Whether it still waits for the model."""
+        return self._turn is None and not self.ended.is_set()
+
+    def tell(self, progress: Progress) -> None:
+        """Hands progress to whoever waits for the run."""
+        self.progress = progress
+        for follower in self._followers:
+            follower.send_nowait(progress)
+
+    def place(self, ahead: int) -> None:
+        """Tells the place in the queue."""
+        calls = "1 call comes" if ahead == 1 else f"{ahead} calls come"
+        self.tell(Progress(id=0, done=0, message=f"waiting for {self.record.model}: {calls} first"))
+
+    def begin(self) -> float:
+        """The model is this run's now; returns how long it waited for that."""
+        self._turn = anyio.current_time()
+        self.queued = self._turn - self._begun
+        return self.queued
+
+    def cancel(self, error: NnterpError) -> None:
+        """Asks the run to end: at once while it waits, before its next batch while it computes."""
+        self.stop.now(error)
+        if self.waits:
+            self.scope.cancel()
+
+    def finish(self, answer: dict[str, Any] | None, error: NnterpError | None) -> None:
+        """The run is over."""
+        end = anyio.current_time()
+        if self._turn is None:
+            self.queued = end - self._begun
+        else:
+            self.computed = end - self._turn
+        self.answer, self.error = answer, error
+        self.ended.set()
+        for follower in self._followers:
+            follower.close()
+        self._followers.clear()
+
+    async def follow(self, on_progress: OnProgress) -> None:
+        """Passes progress on until the run is over."""
+        if self.ended.is_set():
+            return
+        send, receive = anyio.create_memory_object_stream[Progress](math.inf)
+        self._followers.append(send)
+        with send, receive:
+            try:
+                async for progress in receive:
+                    await on_progress(progress)
+            finally:
+                if send in self._followers:
+                    self._followers.remove(send)
+
+
+def late(run: LiveRun) -> Late:
+    """What an agent sees of a run that goes on."""
+    state = "queued" if run.waits else "running"
+    said = run.progress.message if run.progress else ""
+    return Late(
+        finding=f"{run.record.tool} on {run.record.model} is {state} and goes on{f' ({said})' if said else ''}.",
+        notes=["read_run with this run_id waits for the answer; cancel_run ends it."],
+        run_id=run.id,
+        state=state,
+        progress=said or None,
+    )
+
+
+def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Params:
+    """A call's parameters with the edits in force before its own interventions: so they are recorded too."""
+    if not entry.edits:
+        return params
+    own: tuple[Operation, ...] | None = getattr(params, "interventions", None)
+    reason = f"{spec.name} takes no interventions"
+    if own is not None:
+        edited = params.model_copy(update={"interventions": (*entry.edits, *own)})
+        try:
+            spec.parse(edited.model_dump(mode="json"))
+            return edited
+        except InvalidRequest as error:
+            reason = error.message.removesuffix(".")
+    raise Unsupported(
+        f"{reason}, and {entry.handle} has edits in force: "
+        + "; ".join(describe(operation) for operation in entry.edits[:3]),
+        "Clear them with edit_model (interventions: []) first.",
+    )
+
+
+class Runs:
+    """Begins runs, and knows those that are under way.
+
+    Args:
+        pool: The models.
+        tasks: Where runs live; they outlast the calls that began them.
+    """
+
+    def __init__(self, pool: Pool, tasks: TaskGroup) -> None:
+        settings = pool.settings
+        self.store = RunStore(settings.runs)
+        self._quota = Quota(settings.max_runs_bytes, settings.max_runs_days)
+        self._pool = pool
+        self._tasks = tasks
+        self._live: dict[str, LiveRun] = {}
+        self._count = 0
+
+    @property
+    def live(self) -> list[LiveRun]:
+        """The runs under way, in the order in which they began."""
+        return list(self._live.values())
+
+    def find(self, run_id: str) -> LiveRun | None:
+        """A run under way, None when this server runs none of that id."""
+        return self._live.get(run_id)
+
+    async def start(self, spec: ToolSpec[Any, Any, Any], params: Params, client: Hashable) -> LiveRun:
+        """Records a run and begins it.
+
+        Args:
+            spec: The tool.
+            params: The call's parameters.
+            client: Who calls; clients take turns.
+
+        Raises:
+            NoModel: No model is loaded, or several are and none was named.
+            StaleHandle: The handle's model was unloaded.
+            Unsupported: The model is edited, and the tool takes no interventions, or not for what is asked.
+            LimitExceeded: The run cannot be recorded.
+        """
+        entry = self._pool.find(getattr(params, "model", None))
+        data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
+
+        def describe(run_id: str) -> RunRecord:
+            return RunRecord(
+                id=run_id,
+                tool=spec.name,
+                model=entry.handle,
+                request=entry.request,
+                params=data,
+                seed=data.get("seed"),
+                opened=now(),
+                owner=Owner.this(),
+            )
+
+        record = await anyio.to_thread.run_sync(self.store.open, spec.name, describe)
+        run = LiveRun(record)
+        self._live[run.id] = run
+        self._tasks.start_soon(self._execute, run, spec, entry, client)
+        return run
+
+    async def cancel(self, run_id: str) -> RunRecord:
+        """Ends a run before its next batch, waits until it has ended, and returns its record.
+
+        Raises:
+            InvalidRequest: There is no such run.
+        """
+        run = self._live.get(run_id)
+        if run is not None:
+            run.cancel(Cancelled(f"{run_id} was cancelled"))
+            await run.ended.wait()
+        return await anyio.to_thread.run_sync(self.store.read, run_id)
+
+    async def settle(self) -> None:
+        """Waits until every run has ended, after their workers were told to."""
+        for run in self.live:
+            await run.ended.wait()
+
+    async def wind_down(self, within: float) -> None:
+        """Ends every run before its next batch, so that it keeps what it has.
+
+        Args:
+            within: Seconds to wait for that; the end of its worker ends a run that needs longer.
+        """
+        for run in self.live:
+            run.cancel(Cancelled("the server ended"))
+        with anyio.move_on_after(within):
+            await self.settle()
+
+    async def sweep(self) -> None:
+        """Makes room for new runs, as far as the quota asks for it."""
+        try:
+            deleted = await anyio.to_thread.run_sync(self.store.sweep, self._quota)
+        except Exception as error:  # a store that cannot be tidied still takes runs, or says why not
+            logger.warning("no room could be made for runs: %s", error)
+            return
+        if deleted:
+            logger.info("deleted %d old runs to make room", len(deleted))
+
+    async def _execute(self, run: LiveRun, spec: ToolSpec[Any, Any, Any], entry: Entry, client: Hashable) -> None:
+        """Brings a run to its end, and that into its record, even when the server ends under it."""
+        answer: dict[str, Any] | None = None
+        error: NnterpError | None = Cancelled("the server ended")
+        try:
+            answer, error = await self._attempt(run, entry, client)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if error is not None:
+                    answer = await anyio.to_thread.run_sync(self._close, run.id, spec, error)
+                del self._live[run.id]
+                run.finish(answer, None if answer is not None else error)
+        self._count += 1
+        if self._count % _SWEEP_EVERY == 0:
+            await self.sweep()
+
+    async def _attempt(
+        self, run: LiveRun, entry: Entry, client: Hashable
+    ) -> tuple[dict[str, Any], None] | tuple[None, NnterpError]:
+        """What an agent is to see of a run, or why it did not finish."""
+        try:
+            with run.scope:
+                async with entry.turns.take(client, run.place):
+                    return await self._compute(run, entry), None
+            return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
+        except NnterpError as error:
+            return None, error
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # it costs this run, and not the server
+            return None, masked(error, run.id)
+
+    async def _compute(self, run: LiveRun, entry: Entry) -> dict[str, Any]:
+        worker = entry.worker
+        assert worker is not None
+
+        async def on_progress(progress: Progress) -> None:
+            run.tell(progress)
+
+        recorded = Recorded(run=run.id, queued=run.begin())
+        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop)
+
+    def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
+        """Writes the end of a run whose worker could not.
+
+        Returns:
+            What an agent is to see of a run that was finished in spite of the error: a worker can be lost between the
+            last line of a record and its reply.
+        """
+        try:
+            record = self.store.read(run_id)
+            if record.state == "done":
+                return self._reread(spec, record)
+            if record.state in ("running", "interrupted"):
+                state = "cancelled" if isinstance(error, Cancelled) else "failed"
+                ended = {"state": state, "error": RunError.of(error), "ended": now()}
+                record = record.model_copy(update=ended)
+            self.store.write(record)  # a worker does not know the token, which its error may quote
+        except Exception as problem:  # whatever it is, the run ends
+            logger.warning("the end of %s could not be recorded: %s", run_id, problem)
+        return None
+
+    def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
+        result = spec.result.model_validate_json(self.store.read_result(record))
+        return spec.summarize(result).model_dump(mode="json")

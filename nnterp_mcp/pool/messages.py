@@ -1,0 +1,105 @@
+"""The messages between the server and a worker: one JSON object a line, over the worker's stdin and stdout."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from nnterp_mcp.runs.records import RunError
+from nnterp_mcp.settings import Settings
+
+
+class _Message(BaseModel):
+    # Both ends are ours, and a number that is not finite arrives as what it is.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Start(_Message):
+    """The first message to a worker: what the server decided."""
+
+    kind: Literal["start"] = "start"
+    handle: str
+    settings: Settings
+
+
+class Recorded(_Message):
+    """The run that a call belongs to, and the seconds that it waited for its turn."""
+
+    run: str
+    queued: float
+
+
+class Call(_Message):
+    """Runs a tool. A worker runs its calls one after another, in the order in which they come."""
+
+    kind: Literal["call"] = "call"
+    id: int
+    tool: str
+    params: dict[str, Any]
+    recorded: Recorded | None = None
+    """The run that records the call, None for a call that is none."""
+
+
+class Cancel(_Message):
+    """Stops a call before its next batch, or before it starts; with the error that its caller is to see."""
+
+    kind: Literal["cancel"] = "cancel"
+    id: int
+    error: RunError
+
+
+class Ping(_Message):
+    """Asks whether the process still runs; answered at once, whatever it computes."""
+
+    kind: Literal["ping"] = "ping"
+
+
+class Pong(_Message):
+    """The answer to a `Ping`."""
+
+    kind: Literal["pong"] = "pong"
+
+
+class Progress(_Message):
+    """How far a call is; `total` is None while that is not known."""
+
+    kind: Literal["progress"] = "progress"
+    id: int
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
+class Reply(_Message):
+    """A finished call.
+
+    A call that is recorded as a run answers with what an agent is to see, for its result is in the record, and may be
+    large; any other call answers with its result.
+    """
+
+    kind: Literal["reply"] = "reply"
+    id: int
+    result: dict[str, Any]
+    device_memory: int | None = None
+    """Bytes that the model and its work hold on the accelerator; None without one."""
+
+
+class Failure(_Message):
+    """A call that raised."""
+
+    kind: Literal["failure"] = "failure"
+    id: int
+    error: RunError
+
+
+ToWorker = Start | Call | Cancel | Ping
+FromWorker = Progress | Reply | Failure | Pong
+
+to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
+from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """A message as one line."""
+    return message.model_dump_json().encode() + b"\n"

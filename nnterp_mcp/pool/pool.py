@@ -1,0 +1,299 @@
+"""The models that a server holds, one worker process each, by handle."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
+
+from nnterp_mcp.errors import (
+    Cancelled,
+    LimitExceeded,
+    NnterpError,
+    NoModel,
+    StaleHandle,
+    TimedOut,
+    UnknownModel,
+)
+from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.handles import handle_of
+from nnterp_mcp.pool.messages import Progress
+from nnterp_mcp.pool.process import OnProgress, WorkerProcess
+from nnterp_mcp.pool.queue import Turns
+from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.settings import Settings
+
+
+@dataclass(eq=False)
+class Entry:
+    """One model of the pool, from the start of its load to its end.
+
+    Attributes:
+        handle: What a caller names it by.
+        source: What `load_model` was asked for.
+        request: All parameters of that call: the same request gets the same entry.
+        turns: The queue of its calls.
+        edits: Operations in force in every call that runs the model.
+        card: The load's result, None while it loads.
+        since: When the load began, in seconds since the epoch.
+        progress: The last that was heard of the load.
+    """
+
+    handle: str
+    source: str
+    request: dict[str, Any]
+    turns: Turns
+    edits: tuple[Operation, ...] = ()
+    since: float = field(default_factory=time.time)
+    card: dict[str, Any] | None = None
+    worker: WorkerProcess | None = None
+    error: NnterpError | None = None
+    progress: Progress | None = None
+    loaded: anyio.Event = field(default_factory=anyio.Event)
+    followers: list[MemoryObjectSendStream[Progress]] = field(default_factory=list)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    async def publish(self, progress: Progress) -> None:
+        """Tells every caller that waits for the load how far it is."""
+        self.progress = progress
+        for follower in self.followers:
+            follower.send_nowait(progress)
+
+
+class Pool:
+    """Loads models into workers of their own and hands calls to them. Use as an async context manager.
+
+    Attributes:
+        settings: What the person who started the server decided.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._entries: dict[str, Entry] = {}
+        self._gone: dict[str, str] = {}
+        self._loaded: dict[str, dict[str, Any]] = {}
+        self._tasks: TaskGroup
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Pool:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        await self.close()
+        self._tasks.cancel_scope.cancel()
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def close(self) -> None:
+        """Ends every worker."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as closing:
+                for entry in list(self._entries.values()):
+                    closing.start_soon(self._close, entry, "the server ended")
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every model, loaded or loading, in the order in which the loads began."""
+        return list(self._entries.values())
+
+    @property
+    def gone(self) -> dict[str, str]:
+        """Why a handle that was minted stands for nothing any more."""
+        return dict(self._gone)
+
+    async def load(self, request: dict[str, Any], on_progress: OnProgress) -> tuple[dict[str, Any] | None, bool]:
+        """Loads a model, or joins the load of the same request, or finds it loaded.
+
+        Returns:
+            The load's result, None if it goes on past `reply_within`; and whether the model was there already.
+
+        Raises:
+            LimitExceeded: The pool is full.
+            Cancelled: Someone unloaded the model while it was loading.
+            NnterpError: What the load raised.
+        """
+        entry = next((entry for entry in self._entries.values() if entry.request == request), None)
+        known = entry is not None
+        if entry is None:
+            entry = self._admit(request)
+        if not entry.loaded.is_set():
+            await self._follow(entry, on_progress)
+        if entry.error is not None:
+            raise entry.error
+        return entry.card, known
+
+    async def call(
+        self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress, client: Hashable = None
+    ) -> dict[str, Any]:
+        """Runs a tool beside a model, in its turn and without a record, and returns its result's data.
+
+        Raises:
+            NoModel: No model is loaded, or several are and none was named.
+            StaleHandle: The handle's model was unloaded.
+            NnterpError: What the tool raised.
+        """
+        entry = self.find(handle)
+        assert entry.worker is not None
+        async with entry.turns.take(client, lambda ahead: None):
+            return await entry.worker.call(tool, params, on_progress)
+
+    async def unload(self, handle: str | None) -> Entry:
+        """Ends a model's process, whatever it is doing, and waits until it is gone.
+
+        Raises:
+            NoModel: No model is loaded, or several are and none was named.
+            StaleHandle: The handle's model was unloaded before.
+        """
+        entry = self.find(handle, loading=True)
+        await self._close(entry, "it was unloaded")
+        return entry
+
+    def find(self, handle: str | None, loading: bool = False) -> Entry:
+        """The entry behind a handle, or the only one when no handle is given.
+
+        Raises:
+            NoModel: No model is loaded, or several are and none was named.
+            StaleHandle: The handle's model is gone.
+        """
+        entry = self._entries.get(handle) if handle is not None else self._only()
+        if entry is None and handle is not None and handle not in self._gone:
+            named = [entry for entry in self._entries.values() if entry.source == handle]
+            entry = named[0] if len(named) == 1 else None
+        if entry is None:
+            assert handle is not None
+            raise self._unknown(handle)
+        if not loading and not entry.loaded.is_set():
+            raise NoModel(f"{entry.handle} is still loading", "Wait for load_model to answer, then call again.")
+        return entry
+
+    def _only(self) -> Entry:
+        if len(self._entries) == 1:
+            return next(iter(self._entries.values()))
+        if self._entries:
+            names = ", ".join(self._entries)
+            raise NoModel(f"{len(self._entries)} models are loaded: {names}", "Say which one in the argument 'model'.")
+        last = next(reversed(self._gone.items()), None)
+        lost = "" if last is None else f" ({last[0]} is gone: {last[1]})"
+        raise NoModel(f"no model is loaded{lost}", 'Call load_model first, for instance {"model": "smollm2-135m"}.')
+
+    def _unknown(self, handle: str) -> NnterpError:
+        loaded = "loaded: " + ", ".join(self._entries) if self._entries else "no model is loaded"
+        if handle in self._gone:
+            return StaleHandle(f"{handle!r} is gone: {self._gone[handle]}; {loaded}", "Call load_model again.")
+        return NoModel(f"no loaded model has the handle {handle!r}; {loaded}", "Call load_model to load it.")
+
+    def _admit(self, request: dict[str, Any]) -> Entry:
+        if len(self._entries) >= self.settings.max_models:
+            raise LimitExceeded(
+                f"{len(self._entries)} models are loaded, and this server allows {self.settings.max_models}: "
+                + ", ".join(self._entries),
+                "Call unload_model for one of them first.",
+            )
+        handle = self._mint(request)
+        entry = Entry(handle, str(request["model"]), request, Turns(self.settings.max_queue, handle))
+        self._entries[entry.handle] = entry
+        self._gone.pop(entry.handle, None)
+        self._tasks.start_soon(self._run, entry)
+        return entry
+
+    def _mint(self, request: dict[str, Any]) -> str:
+        """A handle that is free, and never stood for anything but this request."""
+        base = handle_of(str(request["model"]))
+        handles = (base if count == 1 else f"{base}-{count}" for count in range(1, 1 << 30))
+        free = (handle for handle in handles if handle not in self._entries)
+        return next(handle for handle in free if self._loaded.get(handle, request) == request)
+
+    async def _follow(self, entry: Entry, on_progress: OnProgress) -> None:
+        send, receive = anyio.create_memory_object_stream[Progress](math.inf)
+        entry.followers.append(send)
+        try:
+            with anyio.move_on_after(self.settings.reply_within):
+                async for progress in receive:
+                    await on_progress(progress)
+        except anyio.get_cancelled_exc_class():
+            if entry.followers == [send] and not entry.loaded.is_set():
+                with anyio.CancelScope(shield=True):
+                    await self._close(entry, "its load was cancelled")
+            raise
+        finally:
+            if send in entry.followers:
+                entry.followers.remove(send)
+            send.close()
+            receive.close()
+
+    async def _run(self, entry: Entry) -> None:
+        """Owns a worker's life: spawns it, loads the model, and stays until the process ends.
+
+        Nothing that goes wrong in it leaves it: all models share one task group, which ends with the first error.
+        """
+        with entry.scope:
+            try:
+                entry.worker = await WorkerProcess.spawn(entry.handle, self.settings)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._load, entry, entry.worker)
+                    await entry.worker.listen()
+            except NnterpError as error:
+                entry.error = entry.error or error
+            except OSError as error:
+                entry.error = UnknownModel(f"no worker process could be started: {error}")
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                entry.error = entry.error or masked(error)
+            finally:
+                self._settle(entry)
+
+    async def _load(self, entry: Entry, worker: WorkerProcess) -> None:
+        try:
+            with anyio.fail_after(self.settings.load_timeout):
+                entry.card = await worker.call("load_model", entry.request, entry.publish, limit=math.inf)
+        except TimeoutError:
+            limit = self.settings.load_timeout
+            entry.error = TimedOut(f"{entry.handle} was not loaded within {limit:g} s and was given up")
+        except NnterpError as error:
+            entry.error = entry.error or error  # who ended the load has said why
+        if entry.error is not None:
+            await worker.stop("its load failed")
+        else:
+            self._loaded[entry.handle] = entry.request
+            self._finish_load(entry)
+
+    def _finish_load(self, entry: Entry) -> None:
+        entry.loaded.set()
+        for follower in entry.followers:
+            follower.close()
+        entry.followers.clear()
+
+    def _settle(self, entry: Entry) -> None:
+        """What a model leaves behind: its handle stops working, and who waits for it learns why."""
+        if self._entries.get(entry.handle) is entry:
+            del self._entries[entry.handle]
+            if entry.card is not None:
+                assert entry.worker is not None
+                self._gone.setdefault(entry.handle, entry.worker.lost().message)
+        if entry.card is None and entry.error is None:
+            entry.error = (
+                entry.worker.lost() if entry.worker else Cancelled(f"the load of {entry.handle} was cancelled")
+            )
+        self._finish_load(entry)
+
+    async def _close(self, entry: Entry, reason: str) -> None:
+        self._entries.pop(entry.handle, None)
+        self._gone[entry.handle] = reason
+        if entry.card is None and entry.error is None:
+            entry.error = Cancelled(f"the load of {entry.handle} was ended: {reason}", "Call load_model again.")
+        if entry.worker is None:
+            entry.scope.cancel()
+            await entry.loaded.wait()
+        else:
+            await entry.worker.stop(reason)

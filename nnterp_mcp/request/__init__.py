@@ -1,0 +1,1 @@
+"""What a caller writes: field types, operations, selectors. Imports no torch."""

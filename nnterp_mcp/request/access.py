@@ -1,0 +1,124 @@
+"""Files and models that a caller names: read only below the folders that the person who starts the server allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
+
+_MOST_FILES = 10_000
+"""Files of a model's folder, and of the folders in it."""
+
+_ALLOW = "Whoever starts the server allows a folder with --folder."
+
+
+def allowed_file(name: str, folders: Sequence[Path]) -> Path:
+    """The file behind a name.
+
+    Args:
+        name: A path; links and `..` are resolved before it is judged, a relative one is tried in each folder.
+        folders: Where files may be read.
+
+    Raises:
+        Forbidden: It lies outside of the allowed folders; whether it exists there is not told.
+        InvalidRequest: There is no such file.
+    """
+    roots = _resolved(folders)
+    found = next((path for path in _inside(name, roots, "files are read") if path.is_file()), None)
+    if found is None:
+        raise InvalidRequest(f"there is no file {shown(name)} in {_listed(roots)}.")
+    return found
+
+
+def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> str:
+    """What a server may load under a name: the name itself, or if it is a path, what that resolves to.
+
+    Args:
+        name: What `load_model` was asked for.
+        patterns: Glob patterns of what may be loaded, for names and resolved paths alike.
+        folders: Where local models may lie.
+
+    Raises:
+        Forbidden: No pattern allows it, or it lies outside of the folders, or one of its files does.
+        LimitExceeded: The folder holds more files than a model has.
+        UnknownModel: There is no such file or folder, or it holds no model that can be read.
+        Unsupported: It is an adapter, or has an encoder.
+    """
+    found = _allowed_model(name, _resolved(folders)) if _is_path(name) else None
+    source = name if found is None else str(found)
+    if not any(fnmatchcase(source, pattern) for pattern in patterns):
+        raise Forbidden(
+            f"this server does not load {shown(source)}: it allows {', '.join(patterns)}",
+            "Whoever starts the server allows more with --allow-model.",
+        )
+    if found is not None:
+        require_readable(source, *find_checkpoint(found))
+    return source
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a path: a Hub id has one slash at most."""
+    marked = name.startswith((".", "~", "/")) or name[1:2] == ":" or name.endswith(".gguf")
+    return marked or "\\" in name or "\0" in name or name.count("/") > 1
+
+
+def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
+    found = next((path for path in _inside(name, roots, "models are loaded") if path.is_dir() or path.is_file()), None)
+    if found is None:
+        raise UnknownModel(
+            f"there is no file or folder {shown(name)}",
+            "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
+        )
+    for count, entry in enumerate(_entries(found, 2) if found.is_dir() else ()):
+        if count == _MOST_FILES:
+            raise LimitExceeded(
+                f"{shown(name)} holds more than {_MOST_FILES} files, and a model fewer", "Name the model's own folder."
+            )
+        # Only a link leads anywhere else; resolve() would raise on a loop of them.
+        if entry.is_symlink() and not _is_inside(Path(os.path.realpath(entry)), roots):
+            raise Forbidden(f"{entry.path} is a link that leads outside of {_listed(roots)}", _ALLOW)
+    return found
+
+
+def _entries(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder, and in the folders there, as deep as model folders are."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if depth > 1 and entry.is_dir():
+                yield from _entries(entry.path, depth - 1)
+
+
+def _inside(name: str, roots: Sequence[Path], purpose: str) -> list[Path]:
+    """What a name stands for below the folders, links and `..` resolved, where there is something."""
+    if "\0" in name or name.startswith(("//", "\\\\")):
+        raise Forbidden(f"{shown(name)} is no path of this machine: it holds a NUL byte, or names a network share")
+    try:
+        path = Path(name).expanduser()
+        inside = [found for root in roots if _is_inside(found := (root / path).resolve(), roots)]
+        existing = [found for found in inside if found.exists()]
+    except (OSError, RuntimeError, ValueError):  # longer than a path can be, a loop of links, the home of nobody
+        raise InvalidRequest(f"{shown(name)} is no path that can be followed.") from None
+    if not inside:
+        raise Forbidden(
+            f"{shown(name)} lies outside of the folders from which {purpose} ({_listed(roots) or 'none'})", _ALLOW
+        )
+    return existing
+
+
+def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _resolved(folders: Sequence[Path]) -> list[Path]:
+    return [folder.expanduser().resolve() for folder in folders]
+
+
+def _listed(roots: Sequence[Path]) -> str:
+    return ", ".join(map(str, roots))

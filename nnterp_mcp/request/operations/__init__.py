@@ -1,0 +1,73 @@
+"""The language of interventions: what an operation on a running model says, before any model is known.
+
+Every tool that runs a forward pass takes a list of these, and so does the library (`interventions/plan.py` resolves
+them against a model). They act in the order in which the model runs; at one and the same place a skip first, knockouts
+last, and all others in the order listed.
+"""
+
+from nnterp_mcp.request.operations.kinds import (
+    OPERATIONS,
+    Add,
+    Knockout,
+    Mean,
+    Operation,
+    Patch,
+    ProjectOut,
+    Scale,
+    SetAttention,
+    Skip,
+    StateOperation,
+    Zero,
+    site_of,
+)
+from nnterp_mcp.request.operations.operands import (
+    HEAD_SITES,
+    SITES,
+    Heads,
+    IndexSpec,
+    Matrix,
+    Neurons,
+    Pattern,
+    PromptIndices,
+    Site,
+    Source,
+    Steps,
+    TokenDifference,
+    Vector,
+)
+from nnterp_mcp.request.operations.request import DescribedInterventions, Interventions, parse_operation
+from nnterp_mcp.request.operations.wording import describe, label_of
+
+__all__ = [
+    "HEAD_SITES",
+    "OPERATIONS",
+    "SITES",
+    "Add",
+    "DescribedInterventions",
+    "Heads",
+    "IndexSpec",
+    "Interventions",
+    "Knockout",
+    "Matrix",
+    "Mean",
+    "Neurons",
+    "Operation",
+    "Patch",
+    "Pattern",
+    "ProjectOut",
+    "PromptIndices",
+    "Scale",
+    "SetAttention",
+    "Site",
+    "Skip",
+    "Source",
+    "StateOperation",
+    "Steps",
+    "TokenDifference",
+    "Vector",
+    "Zero",
+    "describe",
+    "label_of",
+    "parse_operation",
+    "site_of",
+]

@@ -1,0 +1,206 @@
+"""The operations: what each says and what fits together, before any model is known."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from nnterp_mcp.request.arguments import Given
+from nnterp_mcp.request.fields import Layers, Positions, Prompts
+from nnterp_mcp.request.operations.operands import (
+    HEAD_SITES,
+    SITES,
+    AttentionPattern,
+    Heads,
+    Neurons,
+    PromptIndices,
+    Site,
+    Source,
+    Steps,
+    Vector,
+)
+
+
+class BaseOperation(Given):
+    """What all operations say.
+
+    Attributes:
+        layers: The layers that it acts on.
+        prompts: The prompts of the request that it acts on.
+        steps: The steps of a generation at which it acts: 0 is the pass over the prompt, 1 the one over the first
+            new token, and so on.
+    """
+
+    layers: Layers | None = None
+    prompts: PromptIndices = "all"
+    steps: Steps = "all"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _check(self)  # pyright: ignore[reportArgumentType]
+        return self
+
+
+class BaseStateOperation(BaseOperation):
+    """What operations on states say.
+
+    Attributes:
+        site: Where in the layer; `heads_output` when heads are named.
+        positions: The positions of the prompt. `all`, `last` and ranges such as `1:` reach on to new tokens; those with
+            an end, a negative start or a step do not.
+        heads: The heads, at sites that have them.
+        neurons: The components of the states.
+    """
+
+    site: Site | None = None
+    positions: Positions = ("all",)
+    heads: Heads | None = None
+    neurons: Neurons | None = None
+
+
+class Add(BaseStateOperation):
+    """Adds `factor` times a vector to the states: steering."""
+
+    op: Literal["add"] = "add"
+    vector: Vector
+    factor: float = 1.0
+
+
+class Scale(BaseStateOperation):
+    """Multiplies the states by `factor`."""
+
+    op: Literal["scale"] = "scale"
+    factor: float
+
+
+class Zero(BaseStateOperation):
+    """Sets the states to zero: zero ablation."""
+
+    op: Literal["zero"] = "zero"
+
+
+class Mean(BaseStateOperation):
+    """Replaces the states by their mean over all positions of prompts: mean ablation.
+
+    Attributes:
+        over: The prompts whose clean run is averaged; the request's own when left out.
+        over_positions: Their positions.
+    """
+
+    op: Literal["mean"] = "mean"
+    over: Prompts | None = None
+    over_positions: Positions = ("all",)
+
+
+class Patch(BaseStateOperation):
+    """Replaces the states by those of a clean run, possibly of another prompt, position or layer.
+
+    It reaches positions of the prompt only: new tokens of a generation have no counterpart.
+    """
+
+    op: Literal["patch"] = "patch"
+    source: Source = Field(validation_alias=AliasChoices("from", "source"), serialization_alias="from")
+
+
+class ProjectOut(BaseStateOperation):
+    """Removes the component along a vector: directional ablation."""
+
+    op: Literal["project_out"] = "project_out"
+    vector: Vector
+
+
+class Skip(BaseOperation):
+    """Lets the named layers pass on what came in, each of them, the first and the last included."""
+
+    op: Literal["skip"] = "skip"
+
+
+class Knockout(BaseOperation):
+    """Cuts what queries read from keys, in the attention probabilities.
+
+    Attributes:
+        heads: The heads.
+        query_positions: The positions that read. They reach on to new tokens as `positions` do.
+        key_positions: The positions that are not read any more. They reach on to new tokens as `positions` do, but for
+            `last`, which is the prompt's last token.
+        renormalise: Whether the other keys share what was cut, as if the scores had been masked. Where none is left the
+            query reads nothing.
+    """
+
+    op: Literal["knockout"] = "knockout"
+    heads: Heads = "all"
+    query_positions: Positions = ("all",)
+    key_positions: Positions = ("all",)
+    renormalise: bool = True
+
+
+class SetAttention(BaseOperation):
+    """Replaces attention probabilities by a fixed pattern.
+
+    Attributes:
+        heads: The heads.
+        query_positions: The positions that read. They reach on to new tokens as `positions` do.
+        pattern: What each of them reads, of what its layer lets it read: all tokens up to itself evenly, the first, the
+            one before it (itself where it cannot read that), itself; or a matrix (query × key) over the prompt.
+    """
+
+    op: Literal["set_attention"] = "set_attention"
+    heads: Heads = "all"
+    query_positions: Positions = ("all",)
+    pattern: AttentionPattern
+
+
+StateOperation = Add | Scale | Zero | Mean | Patch | ProjectOut
+"""An operation on the states of a site."""
+
+Operation = StateOperation | Skip | Knockout | SetAttention
+"""One intervention."""
+
+OPERATIONS: dict[str, type[Operation]] = {
+    cls.model_fields["op"].default: cls
+    for cls in (Add, Scale, Zero, Mean, Patch, ProjectOut, Skip, Knockout, SetAttention)
+}
+"""Every operation under its name."""
+
+_DEFAULT_SITES: dict[str, Site] = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output"}
+
+
+def site_of(operation: StateOperation) -> Site:
+    """Where a state operation acts, its default applied.
+
+    Raises:
+        ValueError: There is no sensible default.
+    """
+    if operation.site is not None:
+        return operation.site
+    if operation.heads is not None:
+        return "heads_output"
+    if operation.op not in _DEFAULT_SITES:
+        raise ValueError(f"{operation.op} needs a site: one of {', '.join(SITES)}")
+    return _DEFAULT_SITES[operation.op]
+
+
+def _check(operation: Operation) -> None:
+    """What no single field can tell."""
+    site = site_of(operation) if isinstance(operation, StateOperation) else None
+    if site == "token_embeddings" and operation.layers is not None:
+        raise ValueError(f"{operation.op} takes no layers at token_embeddings, which come before the first layer")
+    if site != "token_embeddings" and operation.layers is None:
+        raise ValueError(
+            f"{operation.op} needs layers: an integer, a list of integers, a range such as '4:20' or 'all'"
+        )
+    if isinstance(operation, StateOperation):
+        _check_site(operation, site_of(operation))
+
+
+def _check_site(operation: StateOperation, site: Site) -> None:
+    if operation.heads is not None and site not in HEAD_SITES:
+        sites = ", ".join(other for other in SITES if other in HEAD_SITES)
+        raise ValueError(f"{operation.op} can choose heads at {sites}, not at {site}")
+    if site == "attention_probabilities" and not isinstance(operation, Scale | Zero | Patch):
+        raise ValueError(
+            f"{operation.op} cannot act at attention_probabilities: scale, zero, patch, knockout and set_attention can"
+        )
+    if site == "attention_probabilities" and operation.neurons is not None:
+        raise ValueError(f"{operation.op} cannot choose neurons at attention_probabilities: knockout chooses keys")

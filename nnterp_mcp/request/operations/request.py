@@ -1,0 +1,98 @@
+"""Operations as requests carry them: parsed one by one, refused in words, described to agents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
+
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import MOST_OPERATIONS, decoded, require_at_most, without_nulls
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.operations.kinds import OPERATIONS, BaseOperation, Operation
+from nnterp_mcp.request.operations.operands import Source
+
+
+def _as_operations(value: Any) -> tuple[Operation, ...]:
+    given = decoded(value)
+    items = [given] if isinstance(given, dict | BaseOperation) else given
+    if not isinstance(items, list | tuple):
+        raise ValueError(
+            f'interventions must be a list of operations such as {{"op": "skip", "layers": 3}}, not {shown(value)}'
+        )
+    require_at_most(MOST_OPERATIONS, items, "interventions", "operations")
+    return tuple(parse_operation(item, index) for index, item in enumerate(items))
+
+
+def parse_operation(value: Any, index: int = 0) -> Operation:
+    """One operation, from the data that a caller sent or from an operation that was built before.
+
+    Args:
+        value: The data, an object with the field `op`.
+        index: Its place in the list, for the error.
+
+    Raises:
+        ValueError: It is not one; with what came and what is allowed.
+    """
+    value = without_nulls(decoded(value))
+    if isinstance(value, Operation):
+        return value
+    known = ", ".join(OPERATIONS)
+    if not isinstance(value, dict) or not isinstance(value.get("op"), str):
+        raise ValueError(f"intervention {index} must be an object whose op is one of {known}, not {shown(value)}")
+    name = value["op"]
+    if name not in OPERATIONS:
+        raise ValueError(f"intervention {index}: there is no op {shown(name)}: the ops are {known}")
+    try:
+        return OPERATIONS[name].model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"intervention {index}: {_explain(error, OPERATIONS[name])}") from None
+
+
+def _explain(error: ValidationError, operation: type[Operation]) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(detail, operation) for detail in error.errors()))
+
+
+def _explain_one(detail: Any, operation: type[Operation]) -> str:
+    op = operation.model_fields["op"].default
+    path = [str(part) for part in detail["loc"]]
+    name = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        fields = _names(Source if path[0] in ("from", "source") else operation)
+        return f"{op} has no field {shown(name)}: its fields are {', '.join(fields)}"
+    if detail["type"] == "missing":
+        return f"{op} needs the field {name!r}"
+    if detail["type"] == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        return f"the field {name!r} of {op} must be an object, not {shown(detail['input'])}"
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    return f"the field {name!r} of {op}: {message}, not {shown(detail['input'])}"
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.serialization_alias or name for name, field in model.model_fields.items() if name != "op"]
+
+
+_LANGUAGE = (
+    "Edits, each {op, layers, …}. op: add (vector: name, numbers or "
+    '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
+    "position, layer, run}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
+    "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
+    "layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/heads_output, queries, keys, values, attention_probabilities"
+)
+
+
+def _schema(description: str) -> WithJsonSchema:
+    return schemas.as_schema(schemas.OPERATIONS, description)
+
+
+Interventions = Annotated[
+    tuple[Operation, ...],
+    BeforeValidator(_as_operations),
+    _schema('Edits as in generate: [{"op": "skip", "layers": 3}].'),
+]
+"""The operations in force during a call."""
+
+DescribedInterventions = Annotated[tuple[Operation, ...], BeforeValidator(_as_operations), _schema(_LANGUAGE)]
+"""The same, for the one tool whose definition teaches the language: an agent pays for every definition."""

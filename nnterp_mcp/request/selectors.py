@@ -1,0 +1,52 @@
+"""Which heads, neurons, prompts and steps a request means."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.request.operations import IndexSpec
+
+
+def resolve_indices(asked: IndexSpec, count: int, noun: str, owner: str) -> list[int]:
+    """Turns `all`, an integer, a list or a Python-style range into sorted indices.
+
+    Args:
+        asked: What a caller asked for; negative numbers count from the end.
+        count: How many there are.
+        noun: What they are, for the error.
+        owner: What has them, for the error.
+
+    Returns:
+        Indices from 0 to `count - 1`, in ascending order, each once.
+
+    Raises:
+        InvalidRequest: One does not exist, or the range holds none.
+    """
+    there = f"{owner} has {noun}s 0 to {count - 1}." if count else f"{owner} has no {noun}s."
+    if isinstance(asked, str):
+        chosen = sorted(range(count)[_slice(asked)])
+        if not chosen:
+            raise InvalidRequest(f"the range {asked!r} holds no {noun}: {there}")
+        return chosen
+    listed = [asked] if isinstance(asked, int) else list(asked)
+    for index in listed:
+        if not -count <= index < count:
+            raise InvalidRequest(f"{noun} {index} does not exist: {there}")
+    return sorted({index % count for index in listed})
+
+
+def in_step(asked: IndexSpec) -> Callable[[int], bool]:
+    """Whether a step of a generation is among those asked for; how many there will be is not known."""
+    if isinstance(asked, str):
+        steps = range(sys.maxsize)[_slice(asked)]
+        return lambda step: step in steps
+    listed = {asked} if isinstance(asked, int) else set(asked)
+    return lambda step: step in listed
+
+
+def _slice(asked: str) -> slice:
+    if asked == "all":
+        return slice(None)
+    return slice(*(int(part) if part.strip() else None for part in asked.split(":")))

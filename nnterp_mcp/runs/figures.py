@@ -1,0 +1,126 @@
+"""The figures of runs: drawn from what was recorded when they are first asked for, and kept beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nnterp_mcp.display.figure import Array, Figure
+from nnterp_mcp.errors import Internal, NnterpError, Unsupported
+from nnterp_mcp.runs.records import RunRecord
+from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.toolset import specs
+
+logger = logging.getLogger(__name__)
+
+PICTURE = "figure.png"
+PAGE = "figure.html"
+
+
+def figure_of(store: RunStore, record: RunRecord) -> Figure:
+    """A run's figure.
+
+    Raises:
+        Unsupported: Its tool has none, or this run has nothing that can be drawn.
+        InvalidRequest: The run has no result that can be read.
+    """
+    spec = specs().get(record.tool)
+    if spec is None or spec.figure is None:
+        drawn = ", ".join(name for name, one in specs().items() if one.figure is not None)
+        raise Unsupported(f"{record.id} has no picture: {record.tool} draws none", f"Tools that do: {drawn}.")
+    return spec.figure(read_result(store, record), _Arrays(store, record))
+
+
+def draw(store: RunStore, record: RunRecord) -> bytes:
+    """A run's picture, as PNG; the interactive page is written with it.
+
+    Raises:
+        Unsupported: The run has no picture.
+        InvalidRequest: The run has no result that can be read.
+        Internal: It could not be drawn.
+    """
+    kept = store.read_file(record.id, PICTURE)
+    if kept is not None and store.read_file(record.id, PAGE) is not None:
+        return kept
+    try:
+        return _drawn(store, record)
+    except NnterpError:
+        raise
+    except Exception as error:  # whatever a result holds, its numbers are not lost with its picture
+        logger.error("[%s] %s", record.id, type(error).__name__, exc_info=error)
+        raise Internal(
+            f"the picture of {record.id} could not be drawn ({type(error).__name__}; log id {record.id})",
+            "Its numbers are not affected: read_run has them all.",
+        ) from error
+
+
+def read(store: RunStore, record: RunRecord, name: str) -> bytes:
+    """A run's picture, or its interactive page as HTML.
+
+    Raises:
+        NnterpError: As `draw` does; and where the page cannot be kept.
+    """
+    picture = draw(store, record)
+    if name == PICTURE:
+        return picture
+    page = store.read_file(record.id, PAGE)
+    if page is None:
+        raise Internal(f"the page of {record.id} could not be kept", "Make room for runs.")
+    return page
+
+
+def light(page: bytes) -> bytes:
+    """A run's interactive page as small as a message has to be: its plotting library is loaded by who opens it."""
+    from nnterp_mcp.display.html import without_library
+
+    return without_library(page.decode()).encode()
+
+
+def where(record: RunRecord) -> str:
+    """The note that says where the figure lies."""
+    return f"Picture: run://{record.id}/{PICTURE}; interactive: run://{record.id}/{PAGE}, also in the run's folder."
+
+
+def _drawn(store: RunStore, record: RunRecord) -> bytes:
+    from nnterp_mcp.display.html import write_html  # matplotlib and plotly take a second to import
+    from nnterp_mcp.display.png import draw_png
+
+    figure = figure_of(store, record)
+    picture = draw_png(figure)
+    try:
+        store.write_file(record.id, PAGE, write_html(figure).encode())
+        store.write_file(record.id, PICTURE, picture)
+    except OSError as error:
+        logger.warning("the figure of %s could not be kept: %s", record.id, error)
+    return picture
+
+
+class _Arrays(Mapping[str, Array]):
+    """A run's arrays, of which only what is asked for is read from the disk."""
+
+    def __init__(self, store: RunStore, record: RunRecord) -> None:
+        self._store = store
+        self._record = record
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._record.arrays:
+            raise KeyError(name)
+        return _Array(self._store, self._record.id, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._record.arrays)
+
+    def __len__(self) -> int:
+        return len(self._record.arrays)
+
+
+class _Array:
+    def __init__(self, store: RunStore, run_id: str, name: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._name = name
+
+    def __getitem__(self, index: int, /) -> Any:
+        return self._store.read_array(self._run_id, self._name, (slice(index, index + 1),))[0]

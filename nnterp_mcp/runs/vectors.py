@@ -1,0 +1,234 @@
+"""Named steering vectors on disk: one safetensors file each, one folder for each model.
+
+A vector belongs to the weights that it was made on. What it is called, how it was made and how long it is stands in
+the file's header, which is read without torch and without its numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.runs.atomic_files import write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
+_SUFFIX = ".safetensors"
+_TENSOR = "directions"
+_METADATA = "nnterp_mcp.vector"
+
+LONGEST_VECTOR = 64
+"""Characters of a vector's name."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that stand for devices on Windows, whatever their ending."""
+
+
+def check_name(name: str) -> str:
+    """A vector's name, which is never a path.
+
+    Raises:
+        ValueError: It is not one; with what is allowed.
+    """
+    if _NAME.fullmatch(name) is None or _DEVICES.fullmatch(name) is not None:
+        raise ValueError(
+            "a vector's name has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit and is no "
+            f"device's name, so not {shown(name)}"
+        )
+    return name
+
+
+VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(check_name)]
+
+
+class ModelIdentity(BaseModel):
+    """What tells one model's weights from another's.
+
+    Attributes:
+        architecture: The model's class.
+        hidden_size: The width of its residual stream.
+        fingerprint: A hash over some of its weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str
+    hidden_size: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"{self.architecture}, width {self.hidden_size}, weights {self.fingerprint}"
+
+    @property
+    def folder(self) -> str:
+        """Where its vectors are kept."""
+        return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
+
+
+class VectorCard(BaseModel):
+    """What is known of a vector without its numbers.
+
+    Attributes:
+        name: Its name, unique for a model.
+        model: The handle of the model at the time.
+        identity: The model's weights.
+        method: How it was made.
+        tool: The tool that made it.
+        layers: The layers that have a direction each; empty where one direction serves at any layer.
+        norms: The length of each direction.
+        request: The parameters from which it can be made again.
+        versions: The packages that made it.
+        made: When, in ISO 8601.
+    """
+
+    name: VectorName
+    model: str
+    identity: ModelIdentity
+    method: str
+    tool: str = "make_vector"
+    layers: list[int]
+    norms: list[float]
+    request: dict[str, Any]
+    versions: dict[str, str]
+    made: str
+
+
+@dataclass(frozen=True)
+class StoredVector:
+    """A vector with its numbers; row i belongs to the i-th of the card's layers, or to any layer."""
+
+    card: VectorCard
+    directions: Float[np.ndarray, "direction hidden"]
+
+
+class VectorStore:
+    """The vectors below one folder. Writes are whole or not at all, so that any number of processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, card: VectorCard, directions: Float[np.ndarray, "direction hidden"]) -> VectorCard | None:
+        """Keeps a vector.
+
+        Returns:
+            The card of the vector that had this name before, if any: it is gone.
+
+        Raises:
+            InvalidRequest: Another vector's name differs from this one only in capitals, which some disks mix up.
+        """
+        from safetensors.numpy import save
+
+        near = [other.name for other in self.cards(card.identity) if other.name.casefold() == card.name.casefold()]
+        if near and card.name not in near:
+            raise InvalidRequest(
+                f"{card.name!r} differs only in capitals from the vector {near[0]!r}.", "Choose another name."
+            )
+        path = self._path(card.name, card.identity)
+        replaced = _read_card(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, save({_TENSOR: directions}, {_METADATA: card.model_dump_json()}))
+        return replaced
+
+    def load(self, name: str, identity: ModelIdentity, model: str) -> StoredVector:
+        """A vector with its numbers.
+
+        Args:
+            name: Its name.
+            identity: The model that it is to be used on.
+            model: That model's handle, for errors.
+
+        Raises:
+            InvalidRequest: The model has no such vector, or its file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        card = self.find(name, identity, model)
+        try:
+            return StoredVector(card, load(self._path(name, identity).read_bytes())[_TENSOR])
+        except (OSError, KeyError, SafetensorError):
+            raise _damaged(name) from None
+
+    def find(self, name: str, identity: ModelIdentity, model: str) -> VectorCard:
+        """A vector's card.
+
+        Raises:
+            InvalidRequest: The model has no such vector, or its file is damaged.
+        """
+        path = self._path(_require_name(name), identity)
+        card = _read_card(path)
+        if card is None and path.exists():
+            raise _damaged(name)
+        if card is None:
+            raise self._unknown(name, identity, model)
+        return card
+
+    def delete(self, name: str, identity: ModelIdentity, model: str) -> VectorCard:
+        """Removes a vector.
+
+        Raises:
+            InvalidRequest: The model has no such vector.
+        """
+        card = self.find(name, identity, model)
+        self._path(name, identity).unlink(missing_ok=True)
+        return card
+
+    def cards(self, identity: ModelIdentity | None = None) -> list[VectorCard]:
+        """The cards of every vector, or of one model's, the newest first; damaged files are passed over."""
+        folders = [self._folder / identity.folder] if identity else sorted(self._folder.glob("*"))
+        cards = [card for folder in folders for path in _files(folder) if (card := _read_card(path)) is not None]
+        return sorted(cards, key=lambda card: card.made, reverse=True)
+
+    def _path(self, name: str, identity: ModelIdentity) -> Path:
+        return self._folder / identity.folder / f"{name}{_SUFFIX}"
+
+    def _unknown(self, name: str, identity: ModelIdentity, model: str) -> InvalidRequest:
+        elsewhere = [card for card in self.cards() if card.name == name]
+        if elsewhere:
+            other = elsewhere[0]
+            return InvalidRequest(
+                f"the vector {name!r} does not belong to {model} ({identity}): it was made on {other.model} "
+                f"({other.identity}), and means nothing to other weights.",
+                "Make it for this model with make_vector.",
+            )
+        names = [card.name for card in self.cards(identity)]
+        known = "its vectors are " + shown(", ".join(names), 200).strip("'") if names else "it has none"
+        return InvalidRequest(f"{model} has no vector {shown(name)}: {known}.", "Make it with make_vector.")
+
+
+def _damaged(name: str) -> InvalidRequest:
+    return InvalidRequest(f"the file of the vector {name!r} is damaged.", "Make it again with make_vector.")
+
+
+def _require_name(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}.") from None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted(path for path in folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name.removesuffix(_SUFFIX)))
+
+
+def _read_card(path: Path) -> VectorCard | None:
+    """What the header of a safetensors file says of its vector: eight bytes of length, then JSON."""
+    try:
+        with path.open("rb") as source:
+            length = int.from_bytes(source.read(8), "little")
+            header = from_json(source.read(min(length, path.stat().st_size)))
+        return VectorCard.model_validate_json(header["__metadata__"][_METADATA])
+    except (OSError, ValueError, TypeError, KeyError, ValidationError):
+        return None

@@ -1,1 +1,0 @@
-"""Workers and the models that they hold."""

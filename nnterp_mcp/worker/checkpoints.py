@@ -1,0 +1,52 @@
+"""The finished parts of a long call, kept until it ends well: an equal call takes them up where it died."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nnterp_mcp.runs.atomic_files import as_json, write_whole
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """A name for everything that decides a call's numbers: equal calls have equal names."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Checkpoint:
+    """The parts of one call, by name. Without a folder it keeps nothing and knows nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def take(self, name: str, kind: type[M]) -> M | None:
+        """A part that was finished earlier, None if there is none that can be read."""
+        if self._folder is None:
+            return None
+        try:
+            return kind.model_validate_json((self._folder / f"{name}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def put(self, name: str, part: BaseModel) -> None:
+        """Keeps a part; where the disk refuses, the call goes on without."""
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / f"{name}.json", as_json(part), sync=False)
+        except OSError:
+            return
+
+    def clear(self) -> None:
+        """Forgets every part: the call has ended well."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)

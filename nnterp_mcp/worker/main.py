@@ -1,0 +1,203 @@
+"""The worker's process: one model, one call at a time, on the main thread.
+
+It ends when its standard input does, so that no worker outlives its server, whichever way that one ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from typing import Any, BinaryIO
+
+from nnterp_mcp.contract import Result
+from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
+from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, encode, to_worker
+from nnterp_mcp.redaction import hide, redact
+from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.remarks import collect_remarks
+from nnterp_mcp.runs.records import RunError
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.recorder import WRITING, Recorder
+from nnterp_mcp.worker.workbench import Bench
+
+_LAST_WRITE = 2.0
+"""Seconds that the end of a worker waits for a run that is just being written."""
+
+_KEPT = "What was finished is kept: read_run shows it under {!r}."
+
+
+class Inbox:
+    """Reads the server's messages on a thread of its own, so that a cancel arrives while a call computes."""
+
+    def __init__(self, source: BinaryIO, outbox: Outbox) -> None:
+        self.calls: queue.Queue[tuple[Call, Job]] = queue.Queue()
+        self.start: queue.Queue[Start] = queue.Queue()
+        self._source = source
+        self._outbox = outbox
+        self._jobs: dict[int, Job] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def finish(self, job: Job) -> None:
+        """Forgets a job that ended."""
+        self._jobs.pop(job.id, None)
+
+    def _read(self) -> None:
+        for line in self._source:
+            message = to_worker.validate_json(line)
+            if isinstance(message, Start):
+                self.start.put(message)
+            elif isinstance(message, Call):
+                job = Job(message.id, self._outbox.send)
+                self._jobs[message.id] = job
+                self.calls.put((message, job))
+            elif isinstance(message, Ping):
+                self._outbox.send(Pong())
+            elif (job := self._jobs.get(message.id)) is not None:
+                job.stop(message.error.error())
+        WRITING.acquire(timeout=_LAST_WRITE)
+        os._exit(0)
+
+
+class Outbox:
+    """Sends messages to the server, whole, from any thread."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+
+    def send(self, message: FromWorker) -> None:
+        """Writes one message."""
+        with self._lock:
+            self._sink.write(encode(message))
+            self._sink.flush()
+
+
+def main() -> None:
+    """Serves the calls that come over standard input until it closes."""
+    source, sink = _claim_pipes()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outbox = Outbox(sink)
+    inbox = Inbox(source, outbox)
+    start = inbox.start.get()
+    hide(start.settings.take_secrets())
+    bench = Bench(start.handle, start.settings)
+    while True:
+        call, job = inbox.calls.get()
+        outbox.send(_answer(bench, call, job))
+        inbox.finish(job)
+
+
+def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
+    try:
+        job.check()
+        job.recorder = None if call.recorded is None else Recorder(bench, call.recorded)
+        result = _run(bench, call, job)
+        return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
+    except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
+        return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
+
+
+def _run(bench: Bench, call: Call, job: Job) -> Result:
+    spec = specs()[call.tool]
+    module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
+    bench.require_offered(spec)
+    with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
+        return job.told(module.run(bench, spec.params.model_validate(call.params), job))
+
+
+def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
+    """Records a result, and returns what the server is to have of it."""
+    if job.recorder is None:
+        return result.model_dump(mode="json")
+    problems = job.recorder.finish(result)
+    answer = specs()[call.tool].summarize(result)
+    answer.notes += problems
+    return answer.model_dump(mode="json")
+
+
+def _give_up(job: Job, error: BaseException) -> NnterpError:
+    """The error as its caller sees it, after what the call had was recorded."""
+    known = error if isinstance(error, NnterpError) else _translate(error)
+    if job.recorder is None:
+        return known
+    partial = _partial(job)
+    job.recorder.fail(known, partial)
+    if partial is None:
+        return known
+    return type(known)(known.message, f"{known.next_step} {_KEPT.format(job.recorder.run_id)}".strip())
+
+
+def _partial(job: Job) -> Result | None:
+    """What a call has so far; a fault in making it must not hide why the call ended, nor end the process."""
+    try:
+        found = job.partial() if job.partial is not None else None
+        return None if found is None else job.told(found)
+    except BaseException as error:
+        traceback.print_exception(error, file=sys.stderr)
+        return None
+
+
+def _translate(error: BaseException) -> NnterpError:
+    import torch
+
+    from nnterp_mcp.model.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return OutOfMemory("the call did not fit the memory", "Use fewer or shorter prompts, or fewer layers.")
+    if is_panic(error):
+        return Unsupported(
+            f"a library under the model, its tokenizer perhaps, gave up: {shown(str(error))}",
+            "Try another input; where every one fails, load the model with the tokenizer that belongs to it.",
+        )
+    log_id = uuid.uuid4().hex[:8]
+    print(f"[{log_id}]", redact("".join(traceback.format_exception(error))), sep="\n", file=sys.stderr)
+    if isinstance(error, torch.AcceleratorError):
+        # A device-side assertion leaves the device unusable for this process.
+        threading.Timer(0.5, os._exit, args=(70,)).start()
+        return WorkerLost(f"the accelerator failed and the model was lost (log id {log_id})", "Call load_model again.")
+    return Internal(
+        f"an unexpected {type(error).__name__} in the worker (log id {log_id})",
+        "The server's log holds the details under that id; other calls are not affected.",
+    )
+
+
+def _device_memory() -> int | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.memory_allocated())
+
+
+def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Takes standard input and output for the messages; what libraries print goes to standard error."""
+    source, sink = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends the worker with its server, even while the worker is stopped or deep in native code."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    parent: Any = os.getppid()
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Which files a model came from, and their hashes: computed beside the work, so that no load waits for them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnterp_mcp.runs.records import FileCard
+
+_READ = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from: in words, the Hub's commit, the files; the versions of what serves it."""
+
+    source: str
+    revision: str | None = None
+    files: ModelFiles | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelFiles:
+    """The files of a model's folder. Hashing begins at once, on a thread of its own.
+
+    Args:
+        folder: The folder.
+        gguf: The one file that is read, when the weights are in a GGUF file.
+    """
+
+    def __init__(self, folder: Path, gguf: str | None = None) -> None:
+        names = [gguf] if gguf else sorted(path.name for path in folder.iterdir() if path.suffix in _READ)
+        self._paths = [folder / name for name in names]
+        self._hashes: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+        self._thread.start()
+
+    def cards(self, wait: float) -> dict[str, FileCard]:
+        """Each file's size and hash; a hash that is not there after `wait` seconds is left open."""
+        self._thread.join(wait)
+        return {
+            path.name: FileCard(bytes=path.stat().st_size, sha256=self._hashes.get(path.name))
+            for path in self._paths
+            if path.exists()
+        }
+
+    def _hash(self) -> None:
+        for path in self._paths:
+            try:
+                self._hashes[path.name] = _sha256(path)
+            except OSError:
+                continue
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a file; the Hub's cache names large files by it, so that these need not be read."""
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return target.name
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

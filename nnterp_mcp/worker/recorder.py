@@ -1,0 +1,150 @@
+"""The worker's end of a run's record: what was computed goes to disk before the answer goes out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nnterp_mcp.contract import Result
+from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
+from nnterp_mcp.pool.messages import Recorded
+from nnterp_mcp.runs.arrays import FileRows
+from nnterp_mcp.runs.atomic_files import as_json
+from nnterp_mcp.runs.records import ArrayCard, RunError
+from nnterp_mcp.runs.store import RunStore, now
+from nnterp_mcp.worker.checkpoints import Checkpoint, key_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nnterp_mcp.worker.workbench import Bench
+
+WRITING = threading.Lock()
+"""Held while a run is being finished: a worker that is told to end lets that happen first."""
+
+
+class Recorder:
+    """Writes one run.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, bench: Bench, recorded: Recorded) -> None:
+        self._bench = bench
+        self._store = RunStore(bench.settings.runs)
+        self.run_id = recorded.run
+        self._queued = recorded.queued
+        self._arrays: dict[str, ArrayCard] = {}
+        self._rows: dict[str, FileRows] = {}
+        self._checkpoint: Checkpoint | None = None
+        self._begun = time.monotonic()
+        self._lost: dict[str, str] = {}
+
+    def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
+        """Writes an array beside the result; where the disk refuses, `finish` says so and the rest is kept."""
+        import torch
+
+        host = array.detach().cpu()
+        numbers = host.float() if host.dtype == torch.bfloat16 else host
+        try:
+            self._arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
+        except OSError as error:
+            self._lost[name] = _reason(error)
+
+    def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> FileRows:
+        """Begins an array beside the result that is filled row by row.
+
+        Raises:
+            LimitExceeded: It cannot be written.
+        """
+        self._rows[name] = FileRows(self._store.array_path(self.run_id, name), axes)
+        return self._rows[name]
+
+    def checkpoint(self) -> Checkpoint:
+        """The parts of this call, those of an equal one that died among them; none where the record is gone."""
+        if self._checkpoint is None:
+            try:
+                record, environment = self._store.read(self.run_id), self._bench.environment
+            except NnterpError:
+                return Checkpoint(None)
+            facts = {
+                "tool": record.tool,
+                "params": record.params,
+                "fingerprint": environment.fingerprint,
+                "versions": environment.versions,
+                "device": environment.device_name,
+                "dtype": environment.dtype,
+                "attention": environment.attention,
+            }
+            self._checkpoint = Checkpoint(self._store.unfinished / key_of(facts))
+        return self._checkpoint
+
+    def finish(self, result: Result) -> list[str]:
+        """Writes the result and closes the record.
+
+        Returns:
+            What an agent must know: that the result or an array could not be kept, and why.
+        """
+        with WRITING:
+            problem = self._close(result, None)
+        if problem is not None:
+            return [f"This answer could not be recorded ({problem}): read_run will not find it."]
+        if self._checkpoint is not None:
+            self._checkpoint.clear()
+        return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
+
+    def fail(self, error: NnterpError, partial: Result | None) -> None:
+        """Closes the record of a call that raised, with what it had."""
+        with WRITING:
+            self._close(partial, error)
+
+    def _close(self, result: Result | None, error: NnterpError | None) -> str | None:
+        """Writes the end of the run; returns why it could not be, None if it was."""
+        try:
+            self._close_rows(result is not None)
+            ended = self._end(error) | {"arrays": self._arrays, "environment": self._bench.environment}
+            if result is not None:
+                digest = self._store.write_result(self.run_id, as_json(result))
+                ended |= {"result_sha256": digest, "partial": error is not None}
+            self._store.write(self._store.read(self.run_id).model_copy(update=ended))
+        except (OSError, NnterpError) as problem:
+            self._give_up(_reason(problem), error)
+            return _reason(problem)
+        return None
+
+    def _close_rows(self, wanted: bool) -> None:
+        """Ends the arrays that were filled row by row; those of a run without a result are of no use."""
+        for name, rows in self._rows.items():
+            if wanted:
+                self._arrays[name] = rows.close()
+            else:
+                rows.abandon()
+        self._rows.clear()
+
+    def _give_up(self, reason: str, error: NnterpError | None) -> None:
+        """Says in the record that the result is lost; what it had on the disk makes room for that."""
+        lost = LimitExceeded(f"the result of {self.run_id} could not be recorded: {reason}", "Make room for runs.")
+        try:
+            self._store.empty(self.run_id)
+            self._store.write(self._store.read(self.run_id).model_copy(update=self._end(error or lost)))
+        except (OSError, NnterpError) as problem:
+            print(f"the end of {self.run_id} could not be recorded: {_reason(problem)}", file=sys.stderr)
+
+    def _end(self, error: NnterpError | None) -> dict[str, Any]:
+        return {
+            "state": "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed",
+            "error": None if error is None else RunError.of(error),
+            "ended": now(),
+            "queue_seconds": self._queued,
+            "compute_seconds": time.monotonic() - self._begun,
+        }
+
+
+def _reason(error: OSError | NnterpError) -> str:
+    """Why something could not be written, without the paths of this machine."""
+    return os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,145 @@
+"""What is to be read of which prompts, resolved against one model and its limits; `train_probe` reads by it too."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.errors import LimitExceeded
+from nnterp_mcp.experiments.activations import Pool, Row, collect, index_rows, state_shape
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.render import size
+from nnterp_mcp.request.fields import LayerSpec, PositionSpec, Prompt
+from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.operations import Operation, Site
+from nnterp_mcp.runs.arrays import Rows
+from nnterp_mcp.worker.job import Job
+
+if TYPE_CHECKING:
+    from nnterp_mcp.worker.workbench import Bench
+
+_FLOAT = 4
+"""Bytes of a number."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is read of which prompts.
+
+    Attributes:
+        bench: The model, and the limits.
+        prompts: The prompts.
+        groups: The group of each prompt.
+        rows: The rows.
+        places: Where, one place a layer.
+        shape: The shape of one state.
+        plan: The operations in force.
+    """
+
+    bench: Bench
+    prompts: list[EncodedPrompt]
+    groups: list[str]
+    rows: list[Row]
+    places: list[Place]
+    shape: tuple[int, ...]
+    plan: Plan
+
+    @property
+    def layers(self) -> list[int | None]:
+        """The layers; None for the embeddings."""
+        return [place.layer for place in self.places]
+
+    @property
+    def bytes(self) -> int:
+        """Of all states."""
+        return _FLOAT * len(self.rows) * len(self.places) * math.prod(self.shape)
+
+    @property
+    def axes(self) -> dict[str, Sequence[int | str]]:
+        """What stands along the axes of the states."""
+        names = ["neuron"] if len(self.shape) == 1 else ["head", "neuron"]
+        return {
+            "row": range(len(self.rows)),
+            "layer": ["embeddings" if layer is None else layer for layer in self.layers],
+            **{name: range(count) for name, count in zip(names, self.shape, strict=True)},
+        }
+
+    def read(self, into: Rows, job: Job, finished: list[int]) -> None:
+        """Reads every row, batch by batch.
+
+        Args:
+            into: Where the states go.
+            job: Told of the progress; stops the reading.
+            finished: Numbers of the rows that were read, extended after each batch.
+        """
+        total = len(self.prompts)
+        for block in collect(
+            self.bench.model,
+            self.prompts,
+            self.rows,
+            self.places,
+            plan=self.plan,
+            batch_tokens=self.bench.batch_tokens,
+        ):
+            into.put(block.numbers, block.states.numpy())
+            finished += block.numbers
+            job.progress(block.prompts_done, total, f"{block.prompts_done} of {total} prompts")
+
+
+def prepare(
+    bench: Bench,
+    groups: Mapping[str, Sequence[Prompt]],
+    site: Site,
+    layers: LayerSpec,
+    positions: Sequence[PositionSpec],
+    pool: Pool,
+    interventions: Sequence[Operation],
+    job: Job,
+) -> Experiment:
+    """Resolves a request.
+
+    Raises:
+        InvalidRequest: A layer, a position or a prompt does not exist or fit.
+        LimitExceeded: There are too many prompts, or the states would take too many bytes.
+        Unsupported: The model does not have the site.
+    """
+    prompts = bench.encode([prompt for of_group in groups.values() for prompt in of_group])
+    resolved = [None] if site == "token_embeddings" else resolve_layers(layers, bench.model.num_layers, bench.handle)
+    places = [Place(site, layer) for layer in resolved]
+    experiment = Experiment(
+        bench=bench,
+        prompts=prompts,
+        groups=[name for name, of_group in groups.items() for name in repeat(name, len(of_group))],
+        rows=index_rows(prompts, positions, pool),
+        places=places,
+        shape=state_shape(bench.model, prompts, places),
+        plan=bench.plan(interventions, prompts, job),
+    )
+    _admit(experiment)
+    return experiment
+
+
+def _admit(experiment: Experiment) -> None:
+    """Refuses what is too large, before anything of it is computed.
+
+    Raises:
+        LimitExceeded: It passes the server's limit, or the disk has no room for it.
+    """
+    settings = experiment.bench.settings
+    allowed = settings.max_states_bytes
+    whose = "this server allows"
+    if settings.runs.exists() and (room := shutil.disk_usage(settings.runs).free) < allowed:
+        allowed, whose = room, "the disk has room for"
+    if experiment.bytes > allowed:
+        shape = " × ".join(map(str, experiment.shape))
+        raise LimitExceeded(
+            f"the states would take {size(experiment.bytes)} ({len(experiment.rows)} rows × "
+            f"{len(experiment.places)} layers × {shape} × {_FLOAT} bytes), and {whose} {size(allowed)}.",
+            "Choose fewer layers, positions or prompts, or pool='mean'.",
+        )

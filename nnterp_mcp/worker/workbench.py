@@ -1,0 +1,244 @@
+"""What the tools of a worker work on: the loaded model, the server's limits, and the named vectors."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from nnterp_mcp.cancellation import cancellable
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
+from nnterp_mcp.request.fields import Prompt
+from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.runs.records import RunEnvironment
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
+from nnterp_mcp.settings import Settings
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.model_files import Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nnterp_mcp.engine.forward import Plan
+    from nnterp_mcp.engine.planning.clean_states import Known
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+    from nnterp_mcp.model.text.tokenization import EncodedPrompt
+    from nnterp_mcp.worker.recorded_states import Collected
+
+
+_CPU_TOKENS = 1024
+"""Tokens with which a CPU is at its fastest already."""
+
+_HASHING = 0.2
+"""Seconds that the end of a run waits for the hashes of the model's files."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what computes."""
+    names = ("nnterp-mcp", "torch", "transformers", "nnsight", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+@dataclass
+class Bench:
+    """What the tools of a worker work on.
+
+    Attributes:
+        handle: The model's handle.
+        settings: What the server decided.
+    """
+
+    handle: str
+    settings: Settings
+    _model: StandardizedTransformer | None = None
+    _origin: Origin = field(default_factory=lambda: Origin("memory"))
+
+    @property
+    def model(self) -> StandardizedTransformer:
+        """The loaded model.
+
+        Raises:
+            NoModel: Nothing is loaded yet.
+        """
+        if self._model is None:
+            raise NoModel(f"{self.handle} is not loaded yet", "Wait for load_model to answer.")
+        return self._model
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """What tells the loaded model's weights from others."""
+        model = self.model
+        return ModelIdentity(
+            architecture=type(model.module).__name__,
+            hidden_size=model.hidden_size,
+            fingerprint=model.fingerprint,
+        )
+
+    @property
+    def environment(self) -> RunEnvironment:
+        """What computes here, for the records of runs."""
+        import torch
+
+        model, origin = self.model, self._origin
+        device, device_name = model.computing_on
+        return RunEnvironment(
+            versions=versions() | dict(origin.versions),
+            platform=f"{platform.system()} {platform.machine()}",
+            device=device,
+            device_name=device_name,
+            dtype=str(model.computing_dtype).removeprefix("torch."),
+            attention=model.attention,
+            architecture=self.identity.architecture,
+            source=origin.source,
+            revision=origin.revision,
+            fingerprint=self.identity.fingerprint,
+            files=origin.files.cards(_HASHING) if origin.files else {},
+            threads=torch.get_num_threads(),
+        )
+
+    @property
+    def vectors(self) -> VectorStore:
+        """The named vectors of every model."""
+        return VectorStore(self.settings.data / "vectors")
+
+    def find_vector(self, name: str) -> Tensor:
+        """A named vector of the loaded model, as interventions look it up.
+
+        Raises:
+            InvalidRequest: It does not exist, or belongs to other weights.
+        """
+        import torch
+
+        from nnterp_mcp.experiments.steering_vectors import spread_over_layers
+
+        stored = self.vectors.load(name, self.identity, self.handle)
+        return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
+
+    def find_states(self, run_id: str) -> Collected:
+        """The states that a run of the loaded model kept.
+
+        Raises:
+            InvalidRequest: There is no such run, it kept no states, or it belongs to other weights.
+        """
+        from nnterp_mcp.worker.recorded_states import find_collected
+
+        return find_collected(RunStore(self.settings.runs), run_id, self.identity, self.handle)
+
+    def place(self, model: StandardizedTransformer, origin: Origin | None = None) -> None:
+        """Puts the loaded model on the bench, with where it came from."""
+        self._model = model
+        self._origin = origin or self._origin
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens in one forward pass, at most.
+
+        Larger batches make no CPU faster, and a call tells its progress and keeps what it has batch by batch.
+        """
+        allowed = self.settings.batch_tokens
+        return min(allowed, _CPU_TOKENS) if self.model.device.type == "cpu" else allowed
+
+    @contextmanager
+    def stopping(
+        self, check: Callable[[], None], tell: Callable[[str], None] = lambda message: None
+    ) -> Generator[None]:
+        """While in force, the model asks on its way whether to go on, if there is one; and so do loops over a request.
+
+        Args:
+            check: Raises what its work is to end with.
+            tell: Told what it waits for.
+        """
+        with cancellable(check), nullcontext() if self._model is None else self._model.stopping(check, tell):
+            yield
+
+    def require_offered(self, spec: ToolSpec[Any, Any, Any]) -> None:
+        """Refuses a tool that works on weights or activations which are not to be had of a served model.
+
+        Raises:
+            Unsupported: It does; by name.
+        """
+        if self._model is not None and self._model.elsewhere and not spec.served:
+            raise Unsupported(
+                f"{spec.name} is not offered for {self.handle}, which NDIF serves",
+                "Load the model with backend 'local' for it, if it fits this machine.",
+            )
+
+    def longest_prompt(self, new_tokens: int = 0) -> int:
+        """Tokens that a prompt may have when so many are to follow it.
+
+        Raises:
+            LimitExceeded: They leave no room for a prompt.
+        """
+        context = self.model.context
+        room = (
+            self.settings.max_prompt_tokens
+            if context is None
+            else min(self.settings.max_prompt_tokens, context - new_tokens)
+        )
+        if room < 1:
+            raise LimitExceeded(
+                f"max_new_tokens {new_tokens} leaves no room for a prompt: {self.handle} reads {context} tokens in all."
+            )
+        return room
+
+    def encode(self, prompts: Sequence[Prompt], new_tokens: int = 0) -> list[EncodedPrompt]:
+        """Tokenizes the prompts of a request within the server's and the model's limits.
+
+        Raises:
+            LimitExceeded: There are too many prompts, or no room for any.
+            InvalidRequest: A prompt has no tokens, too many, or one that the model does not embed.
+        """
+        from nnterp_mcp.model.text.tokenization import encode_prompts
+
+        self.admit(len(prompts))
+        longest = self.longest_prompt(new_tokens)
+        return encode_prompts(self.model.tokenizer, prompts, self.handle, longest, self.model.embedded)
+
+    def admit(self, prompts: int) -> None:
+        """Refuses more prompts than the server allows.
+
+        Raises:
+            LimitExceeded: There are too many.
+        """
+        if prompts > self.settings.max_prompts:
+            raise LimitExceeded(f"{prompts} prompts, and this server allows {self.settings.max_prompts} a call.")
+
+    def check(self, operations: Sequence[Operation]) -> None:
+        """Refuses interventions that no request to the model could make.
+
+        Raises:
+            InvalidRequest: A layer, head or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.engine.planning.plan import check
+
+        check(self.model, operations, self.find_vector, states=self.find_states)
+
+    def plan(
+        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job, known: Known | None = None
+    ) -> Plan:
+        """Plans the interventions of a request, once or, with the clean states that are known, for several sets.
+
+        Raises:
+            InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.engine.planning.plan import plan
+
+        return plan(
+            self.model,
+            operations,
+            prompts,
+            self.find_vector,
+            states=self.find_states,
+            known=known,
+            batch_tokens=self.batch_tokens,
+            check=job.check,
+        )
