@@ -12,7 +12,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.nnterp.prompts import follow_targets
 from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
+from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
 from nnterp_mcp.worker.job import Job
 

@@ -24,8 +24,8 @@ from nnterp_mcp.render import PAIRS
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.fields import TokenId
 from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult
 from nnterp_mcp.worker.job import Job
 
