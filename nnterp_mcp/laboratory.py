@@ -112,7 +112,7 @@ class Laboratory:
     def show(self, result: Result) -> str:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
-        return escaped(spec.render(spec.summarize(result)))
+        return escaped(spec.summarize(result).text())
 
     def figure(self, result: Result) -> Figure:
         """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.

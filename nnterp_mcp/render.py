@@ -1,4 +1,4 @@
-"""How answers look: numbers rounded to what they mean, compact tables, and elision that says what it left out."""
+"""How answers are worded: numbers rounded to what they mean, texts in quotes, and notes on what is left out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
-
-from nnterp_mcp.contract import Answer, Cell, Table
 
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
@@ -69,6 +68,16 @@ def number(value: int | float) -> str:
 def probability(value: float) -> float | str:
     """A probability as answers give it: below one in a million only that is said."""
     return value if value == 0 or value >= 1e-6 else "<1e-6"
+
+
+def brief(value: float) -> float:
+    """Two digits after the point, or two that mean something."""
+    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
+
+
+def percent(share: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{number(100 * share)} %"
 
 
 def size(count: float) -> str:
@@ -150,35 +159,34 @@ def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
     return [f"In force{where}: {named}; and {others} more." if others > 0 else f"In force{where}: {named}."]
 
 
-def left_out(what: str, part: str) -> str:
-    """The note that says where `read_run` has what an answer does not show."""
-    return f"{what} not shown: read_run part={part}."
+def left_out(count: int, noun: str, part: str, instead: str = "") -> list[str]:
+    """The note that says where `read_run` has what an answer does not show, or none where it shows all.
 
-
-def table(content: Table) -> str:
-    """A table as lines of cells joined by ` | `."""
-    lines = [" | ".join(map(on_one_line, content.columns))]
-    lines += [" | ".join(cell(value) for value in row) for row in content.rows]
-    return "\n".join(lines)
-
-
-def cell(value: Cell) -> str:
-    """One cell: a dash for nothing; parts joined by spaces, pairs by commas."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return on_one_line(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        separator = ", " if any(isinstance(part, list) for part in value) else " "
-        return separator.join(cell(part) for part in value)
-    return number(value)
+    Args:
+        count: How many are not shown.
+        noun: One of them.
+        part: The part of the run that has them.
+        instead: Arguments that choose others to be shown.
+    """
+    choose = f", or choose {instead}" if instead else ""
+    return [f"{plural(count, noun)} not shown: read_run part={part}{choose}."] if count > 0 else []
 
 
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 layer, 30 layers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+LayerSpan = tuple[str, list[int]]
+"""Neighbouring layers under one label."""
+
+
+def layer_groups(layers: Sequence[int], count: int) -> list[LayerSpan]:
+    """Layers in at most `count` groups of neighbours, with their labels."""
+    count = min(count, len(layers))
+    keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
+    groups = [[layer for _, layer in group] for _, group in keyed]
+    return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
 
 
 def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
@@ -192,9 +200,3 @@ def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
             break
         chosen.add(item)
     return sorted(chosen, key=list(items).index)
-
-
-def lines(answer: Answer, *parts: str) -> str:
-    """The text of an answer: the finding, the parts, the notes."""
-    finding, *notes = map(on_one_line, (answer.finding, *answer.notes))
-    return "\n".join(part for part in (finding, *parts, *notes) if part)

@@ -14,7 +14,6 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.contract import Answer, ModelParams, Result, ToolSpec
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.render import lines
 from nnterp_mcp.request.operations import (
     OPERATIONS,
     SITES,
@@ -39,7 +38,6 @@ SPEC = ToolSpec(
     result=Result,
     answer=Answer,
     digest=lambda result: Answer(finding=""),
-    render=lines,
 )
 EXAMPLES: list[dict[str, Any]] = [
     {"op": "add", "layers": 12, "vector": {"positive": " love", "negative": " hate"}, "factor": 8},

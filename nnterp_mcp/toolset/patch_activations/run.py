@@ -30,7 +30,7 @@ from nnterp_mcp.request.selectors import resolve_indices
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
-    Column,
+    GridColumn,
     Measured,
     PatchActivationsResult,
     PatchedCell,
@@ -164,19 +164,19 @@ def _texts(pair: Pair) -> list[str]:
     return [pair.clean.prompt.text, *([] if other is None or other.noise is not None else [other.prompt.text])]
 
 
-def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[Column]:
+def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     if grid.by_head:
-        return [Column(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
+        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
 
 
-def _column(span: Span, pair: Pair, tokenizer: Any) -> Column:
+def _column(span: Span, pair: Pair, tokenizer: Any) -> GridColumn:
     def tokens(prompt: EncodedPrompt, positions: Sequence[int]) -> str:
         return span_text(tokenizer, [prompt.ids[at] for at in positions])
 
     other = pair.corrupted
     corrupted = None if other is None or other.noise is not None else tokens(other.prompt, span.corrupted)
-    return Column(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
+    return GridColumn(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
 
 
 class _Summary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import lines, size
+from nnterp_mcp.render import size
 from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
 
@@ -12,8 +12,3 @@ def digest(result: UnloadModelResult) -> UnloadModelAnswer:
     return UnloadModelAnswer(
         finding=f"{result.handle} is unloaded: its process has ended{freed}.", remaining=result.remaining
     )
-
-
-def render(answer: UnloadModelAnswer) -> str:
-    """As text."""
-    return lines(answer, "still loaded: " + (", ".join(answer.remaining) or "nothing"))
