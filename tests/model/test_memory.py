@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from nnterp_mcp.errors import UnknownModel
 from nnterp_mcp.model import memory
 from nnterp_mcp.verification.tiny import tiny_model
+from tests.model.families import fresh
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca\n"
@@ -65,12 +66,13 @@ def test_an_index_that_names_nothing_needs_nothing(index: str, tmp_path: Path) -
     assert memory.of_weights(tmp_path, torch.float32) == 0
 
 
-def test_tied_weights_are_held_once() -> None:
-    model: Any = tiny_model("gpt2")
+def test_tied_weights_are_counted_once() -> None:
+    wrapped = fresh("gpt2")
+    model: Any = wrapped.module
     stored = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
 
     assert model.lm_head.weight is model.transformer.wte.weight
-    assert memory.held(model) == sum(stored.values())
+    assert wrapped.held_bytes == sum(stored.values())
 
 
 @pytest.mark.parametrize(
