@@ -43,7 +43,7 @@ def logit_difference(bench: Bench, prompt: str) -> float:
     """Computed by the Hugging Face model alone."""
     import torch
 
-    from nnterp_mcp.nnterp.prompts import get_first_tokens
+    from nnterp_mcp.engine.readouts.targets import get_first_tokens
 
     tokenizer = bench.model.tokenizer
     with bench.model.standing_down(), torch.no_grad():

@@ -220,16 +220,6 @@ def test_labels_that_mean_nothing_are_not_told_apart() -> None:
     assert clear > 0.98
 
 
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (38, 40), (40, 40)])
-def test_the_interval_is_wilsons(right: int, count: int) -> None:
-    from scipy.stats import binomtest
-
-    from nnterp_mcp.experiments.probes import wilson_interval
-
-    expected = binomtest(right, count).proportion_ci(method="wilson")
-    assert wilson_interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

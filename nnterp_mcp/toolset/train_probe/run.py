@@ -19,8 +19,8 @@ from nnterp_mcp.experiments.probes import (
     predict_held_out,
     probe_direction,
     shuffle_labels,
-    wilson_interval,
 )
+from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
 from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.runs.arrays import HeldRows
 from nnterp_mcp.runs.vectors import VectorCard
