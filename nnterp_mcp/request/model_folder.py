@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nnterp_mcp.errors import Forbidden, UnknownModel, Unsupported
-from nnterp_mcp.render import size
+from nnterp_mcp.formatting import size
 from nnterp_mcp.request.fields import shown
 
 _SAFE = (".safetensors", ".safetensors.index.json")

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.operations import IndexSpec
 
+PAIRS = 1000
+"""Pairs of target categories that are searched for common first tokens."""
+
 
 def resolve_indices(asked: IndexSpec, count: int, noun: str, owner: str) -> list[int]:
     """Turns `all`, an integer, a list or a Python-style range into sorted indices.

@@ -57,9 +57,10 @@ def collect(
     from nnterp_mcp.toolset.collect_activations.run import run
 
     sent = SPEC.parse({"prompts": GROUPS} | arguments).model_dump(mode="json")
-    record = opened(RunStore(bench.settings.runs), "collect_activations", params=sent)
+    store = RunStore(bench.settings.runs)
+    record = opened(store, "collect_activations", params=sent)
     job = job or Job(1, send)
-    job.recorder = Recorder(bench, Recorded(run=record.id, queued=0.0))
+    job.recorder = Recorder(store, lambda: bench.environment, Recorded(run=record.id, queued=0.0))
     try:
         result = run(bench, SPEC.params.model_validate(sent), job)
     except Cancelled as error:

@@ -9,10 +9,11 @@ from typing import Any
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import elided, quoted
 from nnterp_mcp.model.text.tokens import inner_ids, token_text
-from nnterp_mcp.render import PAIRS, elided, quoted
 from nnterp_mcp.request.fields import Target, TokenId
 from nnterp_mcp.request.remarks import remark
+from nnterp_mcp.request.selectors import PAIRS
 
 _NAMED_CATEGORIES = 8
 """Categories whose tokens a remark lists."""

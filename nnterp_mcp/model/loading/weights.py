@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from nnterp_mcp.errors import OutOfMemory, Unsupported
+from nnterp_mcp.formatting import size
 from nnterp_mcp.model import memory
-from nnterp_mcp.render import size
 
 
 @dataclass(frozen=True)
