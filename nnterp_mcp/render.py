@@ -1,8 +1,8 @@
 """The text of answers: compact tables, and notes that say what was left out."""
 
 from __future__ import annotations
-# pyright: reportUnusedImport=false
 
+# pyright: reportUnusedImport=false
 from collections.abc import Mapping, Sequence
 
 from nnterp_mcp.contract import Answer, Cell, Table
