@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,21 +100,8 @@ def says_nothing(error: BaseException) -> bool:
     return isinstance(error, STOPS) or is_out_of_memory(error)
 
 
-def release(device: torch.device) -> None:
-    """Gives back what an attempt that ran out of memory still holds."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def free(device: torch.device) -> int:
     """Bytes free on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-
-def free_everywhere() -> int:
-    """Bytes free on the host and on every CUDA device together."""
-    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return free(torch.device("cpu")) + sum(free(device) for device in devices)

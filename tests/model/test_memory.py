@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -78,11 +79,11 @@ def test_tied_weights_are_counted_once() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (POINTER.encode(), "the header is longer than the file"),
-        (b"", "unpack requires a buffer of 8 bytes"),
-        (struct.pack("<Q", 4) + b"what", "Expecting value: line 1 column 1 (char 0)"),
-        (header([10**9] * 200_000), "a tensor has more than 64 dimensions"),
-        (header(None), "object of type 'NoneType' has no len()"),
+        (POINTER.encode(), "header too large"),
+        (b"", "header too small"),
+        (struct.pack("<Q", 4) + b"what", "invalid JSON in header"),
+        (header([10**9] * 200_000), "overflow computing buffer size"),
+        (header(None), "invalid type: null"),
     ],
 )
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -91,8 +92,9 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, 
 
     with pytest.raises(UnknownModel) as caught:
         memory.of_weights(tmp_path, torch.float32)
-    assert caught.value.message == f"{file} is no safetensors file ({reason})"
+    assert caught.value.message.startswith(f"{file} is no safetensors file (")
+    assert reason in caught.value.message
 
 
 def test_free_memory_is_the_machines() -> None:
-    assert 0 < memory.free(torch.device("cpu")) <= memory.free_everywhere()
+    assert 0 < memory.free(torch.device("cpu")) <= psutil.virtual_memory().total
