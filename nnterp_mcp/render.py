@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-# pyright: reportUnusedImport=false
 from collections.abc import Mapping, Sequence
 
 from nnterp_mcp.contract import Answer, Cell, Table
-from nnterp_mcp.formatting import (  # noqa: F401
-    elided,
-    escaped,
-    escaped_data,
-    finite,
-    number,
-    on_one_line,
-    plural,
-    probability,
-    quoted,
-    rounded,
-    seconds,
-    size,
-    spread,
-)
-from nnterp_mcp.request.selectors import PAIRS
+from nnterp_mcp.formatting import elided, number, on_one_line, plural, quoted
+from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _SHARED = 3
 """Pairs of categories with a common first token that an answer names."""
@@ -38,7 +23,7 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
     ]
     if len(shared) > _SHARED:
         others = plural(len(shared) - _SHARED, "more pair")
-        notes.append(f"{others} of categories share first tokens{', or more' if len(shared) >= PAIRS else ''}.")
+        notes.append(f"{others} of categories share first tokens{', or more' if len(shared) >= SHARED_PAIRS else ''}.")
     return notes
 
 

@@ -18,7 +18,7 @@ from nnterp_mcp.model.loading.adoption import anatomy_of, named, standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 GetActivations = Callable[[Any, int], Tensor]
 """Reads (batch, token, hidden) of one layer inside a trace."""

@@ -13,11 +13,11 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress, Recorded
-from nnterp_mcp.render import rounded
 from nnterp_mcp.request.arguments import MOST_GROUPS
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.toolset.collect_activations.contract import SPEC
+from nnterp_mcp.toolset.collect_activations import SPEC
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsResult,
     CollectedLayer,
