@@ -17,7 +17,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.render import on_one_line
+from nnterp_mcp.formatting import on_one_line
 from nnterp_mcp.request.arguments import Given
 from nnterp_mcp.request.fields import ModelHandle, shown
 from nnterp_mcp.table import Table, TableField

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, WithJsonSchema
 
-from nnterp_mcp.render import brief, elided, finite, number, on_one_line, percent, probability, quoted
+from nnterp_mcp.formatting import brief, elided, finite, number, on_one_line, percent, probability, quoted
 
 Cell = str | bool | int | float | None | list[Any]
 """A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""

@@ -7,17 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnterp_mcp.render import (
-    elided,
-    number,
-    plural,
-    probability,
-    quoted,
-    rounded,
-    seconds,
-    size,
-    spread,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, rounded, seconds, size, spread
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 

@@ -89,7 +89,7 @@ def _store(options: Namespace) -> RunStore:
 
 
 def _list(options: Namespace) -> None:
-    from nnterp_mcp.render import seconds, size
+    from nnterp_mcp.formatting import seconds, size
     from nnterp_mcp.table import Table
 
     store = _store(options)
@@ -125,7 +125,7 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 
 def _show(options: Namespace) -> None:
-    from nnterp_mcp.render import escaped
+    from nnterp_mcp.formatting import escaped
     from nnterp_mcp.toolset.read_run.run import read_answer
 
     store = _store(options)
@@ -168,7 +168,7 @@ def _replay(options: Namespace) -> int:
 
 
 def _compared(found: Replay) -> str:
-    from nnterp_mcp.render import number, plural
+    from nnterp_mcp.formatting import number, plural
     from nnterp_mcp.table import Table
 
     numbers, texts = sum(field.numbers for field in found.fields), sum(field.texts for field in found.fields)

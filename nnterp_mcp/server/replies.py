@@ -8,8 +8,8 @@ from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.formatting import escaped, escaped_data, rounded
 from nnterp_mcp.redaction import redact
-from nnterp_mcp.render import escaped, escaped_data, rounded
 
 _LONGEST_ERROR = 2000
 """Characters; what a caller sent may be quoted in an error, and may be long."""

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-from nnterp_mcp.render import elided, in_force, left_out, number, plural, quoted
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import in_force, left_out
 from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsAnswer,

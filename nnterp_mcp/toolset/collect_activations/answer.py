@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import fmean
 
-from nnterp_mcp.render import elided, in_force, left_out, number, plural, quoted, size, spread
+from nnterp_mcp.formatting import elided, number, plural, quoted, size, spread
+from nnterp_mcp.render import in_force, left_out
 from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsAnswer,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median_low
 
-from nnterp_mcp.render import elided, in_force, left_out, number, plural
+from nnterp_mcp.formatting import elided, number, plural
+from nnterp_mcp.render import in_force, left_out
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateAnswer, GenerateResult
 

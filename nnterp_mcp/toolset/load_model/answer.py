@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import plural, seconds
+from nnterp_mcp.formatting import plural, seconds
 from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
 

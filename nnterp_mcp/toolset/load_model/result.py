@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from nnterp_mcp.contract import Answer, Part, Result
-from nnterp_mcp.render import plural, size
+from nnterp_mcp.formatting import plural, size
 
 
 class CheckLine(Part):

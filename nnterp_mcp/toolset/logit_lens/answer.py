@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from nnterp_mcp.render import (
-    elided,
-    in_force,
-    left_out,
-    number,
-    plural,
-    quoted,
-    shared_tokens,
-    spread,
-)
+from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LogitLensAnswer, LogitLensResult, Reading
 

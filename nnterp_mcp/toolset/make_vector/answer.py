@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import in_force, number, plural, spread
+from nnterp_mcp.formatting import number, plural, spread
+from nnterp_mcp.render import in_force
 from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nnterp_mcp.render import (
-    elided,
-    in_force,
-    left_out,
-    number,
-    plural,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate, written
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
 

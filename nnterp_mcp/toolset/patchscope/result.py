@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from nnterp_mcp.contract import Part, Result, TableAnswer
-from nnterp_mcp.render import quoted
+from nnterp_mcp.formatting import quoted
 
 
 class Distribution(Part):

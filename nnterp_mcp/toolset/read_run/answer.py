@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nnterp_mcp.render import elided, plural
+from nnterp_mcp.formatting import elided, plural
 from nnterp_mcp.table import Cell, Kind, Table, as_json
 from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean, median, pstdev
 
-from nnterp_mcp.render import (
-    elided,
-    left_out,
-    number,
-    percent,
-    plural,
-    quoted,
-    shared_tokens,
-    spread,
-)
+from nnterp_mcp.formatting import elided, number, percent, plural, quoted, spread
+from nnterp_mcp.render import left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 

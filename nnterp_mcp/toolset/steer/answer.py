@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
-from nnterp_mcp.render import (
-    elided,
-    in_force,
-    left_out,
-    number,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-)
+from nnterp_mcp.formatting import elided, number, probability, quoted, spread
+from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Cell, Column, Kind, tabulate, written
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 

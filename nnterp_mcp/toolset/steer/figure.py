@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel
-from nnterp_mcp.render import elided, in_force, number, probability, quoted
+from nnterp_mcp.formatting import elided, number, probability, quoted
+from nnterp_mcp.render import in_force
 from nnterp_mcp.table import written
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 

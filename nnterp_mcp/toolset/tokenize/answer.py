@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import plural
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.table import Column, Kind, tabulate
 from nnterp_mcp.toolset.tokenize.result import COUNTED, TokenizeAnswer, TokenizeResult
 

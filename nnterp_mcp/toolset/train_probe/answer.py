@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean, pstdev
 
-from nnterp_mcp.render import elided, in_force, left_out, number, plural, quoted, spread
+from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.render import in_force, left_out
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import size
+from nnterp_mcp.formatting import size
 from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
 
