@@ -18,8 +18,8 @@ from pydantic.json_schema import SkipJsonSchema
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import on_one_line
-from nnterp_mcp.request.arguments import Given
-from nnterp_mcp.request.fields import ModelHandle, shown
+from nnterp_mcp.request.arguments import Given, shown
+from nnterp_mcp.request.fields import ModelHandle
 from nnterp_mcp.table import Table, TableField
 
 
@@ -37,6 +37,14 @@ class Part(BaseModel):
     """Base of the parts of a result, whose fields are all known."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Measured(Part):
+    """A mean over prompts, with its 95 % interval where there are several."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Result(Part):

@@ -15,7 +15,7 @@ from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.request.access import admit_model
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs

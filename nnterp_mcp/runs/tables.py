@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.table import Kind, Table

@@ -16,7 +16,6 @@ from nnterp_mcp.contract import Answer, ModelParams, Result, ToolSpec
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.operations import (
     OPERATIONS,
-    SITES,
     DescribedInterventions,
     Interventions,
     Patch,
@@ -24,6 +23,7 @@ from nnterp_mcp.request.operations import (
     describe,
     parse_operation,
 )
+from nnterp_mcp.request.sites import SITES
 
 
 class Asked(ModelParams):

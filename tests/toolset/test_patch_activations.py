@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.toolset.patch_activations import SPEC
-from nnterp_mcp.toolset.patch_activations.result import (
-    GridColumn,
-    Measured,
-    PatchActivationsResult,
-    PatchedCell,
-    Together,
-)
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, Together
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench

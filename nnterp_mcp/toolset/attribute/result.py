@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Part, ProfiledAnswer, Result
-from nnterp_mcp.toolset.patch_activations.result import Measured
+from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
 
 
 class AttributedPart(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import Part, Result, TableAnswer
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 
 STATES = "states"
 """The name of the array that holds the states."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.formatting import LayerSpan, brief, elided, layer_groups, number, plural, quoted
 from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     GridColumn,
-    Measured,
     PatchActivationsAnswer,
     PatchActivationsResult,
     PatchedCell,

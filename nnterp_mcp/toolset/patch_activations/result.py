@@ -6,16 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Part, ProfiledAnswer, Result
-
-
-class Measured(Part):
-    """A mean over prompts, with its 95 % interval where there are several."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
+from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
 
 EVERYWHERE = "all"
 """The label of the span that an ablation takes where no positions are chosen."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.readouts.metrics import default_metric
@@ -24,13 +25,12 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import span_text
 from nnterp_mcp.request.corruption import Ablated
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     GridColumn,
-    Measured,
     PatchActivationsResult,
     PatchedCell,
     Together,

@@ -22,7 +22,7 @@ from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.experiments.steering_vectors import States, weigh
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""

@@ -29,21 +29,13 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.additions import AddedByRow
 from nnterp_mcp.model.structure.anatomy import Site
 from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.sites import FACTS
 
 if TYPE_CHECKING:
     from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 
-SERVED_SITES = (
-    "token_embeddings",
-    "layers_input",
-    "attentions_raw_output",
-    "attentions_output",
-    "heads_output",
-    "mlps_raw_output",
-    "mlps_output",
-    "layers_output",
-)
-"""Sites that a served model can be edited at: what its modules take and return."""
+SERVED_SITES = tuple(site for site, facts in FACTS.items() if facts.served)
+"""Sites at which a served model can be edited."""
 
 Keep = tuple[str, Callable[[Tensor, Data], Any], Data]
 """The name under which a step keeps what a function makes of its state."""
