@@ -18,9 +18,8 @@ from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summari
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.fields import LayerSpec
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import IndexSpec
-from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Target = Literal["first", "previous", "itself", "duplicate", "induction"]
 """A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
