@@ -38,8 +38,7 @@ class SiteFacts:
         by_head: It has heads to choose.
         heads_first: Its states are (batch, head, position, width); others have the position before the head.
         whole_sequence: It holds every token so far, those from a cache of keys and values included.
-        in_stream: Its states are as wide as the residual stream, and made of it layer by layer.
-        served: It is what a module takes or returns, so that a model that NDIF serves can be edited there.
+        in_stream: Its states are as wide as the residual stream.
         patched: `patch_activations` patches it.
         receives: Paths of `patch_activations` can end there.
     """
@@ -48,24 +47,23 @@ class SiteFacts:
     heads_first: bool = False
     whole_sequence: bool = False
     in_stream: bool = False
-    served: bool = False
     patched: bool = True
     receives: bool = False
 
 
 FACTS: dict[Site, SiteFacts] = {
-    "token_embeddings": SiteFacts(served=True, patched=False),
-    "layers_input": SiteFacts(in_stream=True, served=True),
+    "token_embeddings": SiteFacts(patched=False),
+    "layers_input": SiteFacts(in_stream=True),
     "queries": SiteFacts(by_head=True, heads_first=True, receives=True),
     "keys": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, receives=True),
     "values": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, receives=True),
     "attention_probabilities": SiteFacts(by_head=True, heads_first=True, patched=False),
-    "heads_output": SiteFacts(by_head=True, served=True, receives=True),
-    "attentions_raw_output": SiteFacts(in_stream=True, served=True),
-    "attentions_output": SiteFacts(in_stream=True, served=True, receives=True),
-    "mlps_raw_output": SiteFacts(in_stream=True, served=True),
-    "mlps_output": SiteFacts(in_stream=True, served=True, receives=True),
-    "layers_output": SiteFacts(in_stream=True, served=True),
+    "heads_output": SiteFacts(by_head=True, receives=True),
+    "attentions_raw_output": SiteFacts(in_stream=True),
+    "attentions_output": SiteFacts(in_stream=True, receives=True),
+    "mlps_raw_output": SiteFacts(in_stream=True),
+    "mlps_output": SiteFacts(in_stream=True, receives=True),
+    "layers_output": SiteFacts(in_stream=True),
 }
 """The facts of every site."""
 

@@ -20,4 +20,5 @@ SPEC = ToolSpec(
     answer=CollectActivationsAnswer,
     digest=digest,
     figure=figure,
+    served=True,
 )

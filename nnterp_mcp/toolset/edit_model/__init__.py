@@ -20,4 +20,5 @@ SPEC = ToolSpec(
     digest=digest,
     place="server",
     read_only=False,
+    served=True,
 )

@@ -21,4 +21,5 @@ SPEC = ToolSpec(
     figure=figure,
     read_only=False,
     destructive=True,
+    served=True,
 )
