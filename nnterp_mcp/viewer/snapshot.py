@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
+from nnterp_mcp.runs.reading import read_answer
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
+from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     Row,
@@ -18,9 +20,8 @@ from nnterp_mcp.runs.tables import (
     tables_of,
 )
 from nnterp_mcp.table import Table
-from nnterp_mcp.toolset.read_run.run import read_answer, read_result
 
-LARGEST = 1_000_000
+LARGEST_ARRAYS = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
 
 _DIGITS = 6
@@ -55,7 +56,7 @@ def _chosen(record: RunRecord) -> tuple[dict[str, ArrayCard], list[str]]:
     """The arrays that fit, in their order, and what is left out, with its size."""
     kept: dict[str, ArrayCard] = {}
     left: list[str] = []
-    room = LARGEST
+    room = LARGEST_ARRAYS
     for name, card in record.arrays.items():
         count = math.prod(card.shape)
         if count <= room:

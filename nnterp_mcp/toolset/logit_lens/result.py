@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 Lens = Literal["logit", "inverse"]
 
 
-class LayerReading(Part):
+class LayerReading(ResultPart):
     """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats."""
 
     layer: int
@@ -21,7 +21,7 @@ class LayerReading(Part):
     targets: list[tuple[float, int]]
 
 
-class Reading(Part):
+class LensReading(ResultPart):
     """The lens at one position of one prompt; the final answer is the model's own likeliest token there."""
 
     prompt: int
@@ -35,7 +35,7 @@ class Reading(Part):
 class Readings(BaseModel):
     """The readings of some of the prompts."""
 
-    readings: list[Reading]
+    readings: list[LensReading]
 
 
 class LogitLensResult(Result):
@@ -47,7 +47,7 @@ class LogitLensResult(Result):
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     interventions: list[str]
-    readings: list[Reading]
+    readings: list[LensReading]
 
 
 class LogitLensAnswer(TableAnswer):

@@ -13,7 +13,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensResult, Readings
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     return job.in_parts([batch.prompts for batch in batches], Readings, read, assemble, "prompts")
 
 
-def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> Reading:
+def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> LensReading:
     prompt, position = prompts[readings.prompts[index]], readings.positions[index]
     columns = zip(
         readings.layers,
@@ -74,7 +74,7 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
         readings.readout.target_ranks[index].tolist(),
         strict=True,
     )
-    return Reading(
+    return LensReading(
         prompt=prompt.index,
         text=prompt.text,
         position=position,

@@ -23,14 +23,14 @@ from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
+from nnterp_mcp.toolset.patchscope.result import Distribution, PatchReading, PatchscopeResult, Scoped, SourceReading
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-Lengths = list[list[tuple[float, float]]]
+_Lengths = list[list[tuple[float, float]]]
 """By source and pair: the length of what is put in, and of the state that it replaces."""
 
 
@@ -95,7 +95,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
 
 def _lengths(
     model: StandardizedTransformer, sources: Sources, target: EncodedPrompt, position: int, plan: Plan
-) -> Lengths:
+) -> _Lengths:
     """For each source and pair, how long the vector is and how long the state that it replaces."""
     into = sorted({layer for _, layer in sources.pairs})
     (replaced,) = read_states(model, [target], [[position]], into, plan=plan).float().norm(dim=-1).tolist()
@@ -151,17 +151,17 @@ class _Writer:
     tokenizer: Any
     readings: PatchscopeReadings
     generated: bool
-    lengths: Lengths | None
+    lengths: _Lengths | None
 
-    def sources(self, origins: Sequence[Origin]) -> list[Source]:
+    def sources(self, origins: Sequence[Origin]) -> list[SourceReading]:
         """Every source with its patches."""
         return [self._source(index, origin) for index, origin in enumerate(origins)]
 
-    def _source(self, source: int, origin: Origin) -> Source:
+    def _source(self, source: int, origin: Origin) -> SourceReading:
         readings = self.readings
         said = self._distribution(readings.unpatched, (source,), readings.unpatched_continuation, origin)
         patches = [
-            Patch(
+            PatchReading(
                 source_layer=pair[0],
                 target_layer=pair[1],
                 lengths=self.lengths[source][index] if self.lengths else None,
@@ -171,7 +171,7 @@ class _Writer:
             )
             for index, pair in enumerate(readings.pairs)
         ]
-        return Source(
+        return SourceReading(
             prompt=origin.prompt,
             position=origin.position,
             token=origin.token,
