@@ -11,7 +11,7 @@ from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
-    Row,
+    TableRow,
     as_table,
     columns_of,
     columns_of_array,
@@ -84,7 +84,7 @@ def _parts(record: RunRecord, result: Result) -> list[str]:
     return [*tables, *arrays, *_FACTS]
 
 
-def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[Row], list[str], int]:
+def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[TableRow], list[str], int]:
     """The rows of a page, the columns of the part, and how many rows it has in all."""
     part = params.part
     if part in record.arrays:
@@ -96,7 +96,7 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
     return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
 
 
-def _table(store: RunStore, record: RunRecord, part: str) -> list[Row]:
+def _table(store: RunStore, record: RunRecord, part: str) -> list[TableRow]:
     result = read_result(store, record)
     tables = tables_of(result)
     if part == "result":

@@ -38,7 +38,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 
-Context = ServerRequestContext[Any]
+_Context = ServerRequestContext[Any]
 Contents = TextResourceContents | BlobResourceContents
 
 LISTED = 20
@@ -118,14 +118,14 @@ class Resources:
     def _store(self) -> RunStore:
         return self._session.runs.store
 
-    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+    async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The documents, and the latest runs."""
         first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
     async def list_templates(
-        self, context: Context, params: PaginatedRequestParams | None
+        self, context: _Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         """The addresses that every tool and every run has."""
         first_page(params)
@@ -139,7 +139,7 @@ class Resources:
             ]
         )
 
-    async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+    async def read(self, context: _Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         """What stands at an address; a run that is under way is not waited for."""
         try:
             return ReadResourceResult(contents=[await self._read(params.uri)])

@@ -11,7 +11,7 @@ from nnterp_mcp.runs.records import ArrayCard, RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
-    Row,
+    TableRow,
     as_table,
     columns_of,
     columns_of_array,
@@ -46,7 +46,7 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
     result = read_result(store, record)
-    tables: dict[str, list[Row]] = tables_of(result)
+    tables: dict[str, list[TableRow]] = tables_of(result)
     rest = result.model_dump(mode="json", exclude=set(tables))
     tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}
     return {name: as_table(rows, columns_of(rows), None) for name, rows in tables.items()}

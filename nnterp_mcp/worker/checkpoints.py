@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from nnterp_mcp.runs.atomic_files import as_json, write_whole
 
-M = TypeVar("M", bound=BaseModel)
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -27,7 +27,7 @@ class Checkpoint:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def take(self, name: str, kind: type[M]) -> M | None:
+    def take(self, name: str, kind: type[_M]) -> _M | None:
         """A part that was finished earlier, None if there is none that can be read."""
         if self._folder is None:
             return None

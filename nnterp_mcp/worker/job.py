@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.worker.recorder import Recorder
 
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-R = TypeVar("R", bound=Result)
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=BaseModel)
+_R = TypeVar("_R", bound=Result)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Job:
         if self._stopped:
             raise self._stopped[0]
 
-    def told(self, result: R) -> R:
+    def told(self, result: _R) -> _R:
         """A result with the call's remarks."""
         result.remarks = list(self.remarks)
         return result
@@ -119,12 +119,12 @@ class Job:
 
     def in_parts(
         self,
-        groups: Sequence[Sequence[T]],
-        kind: type[M],
-        compute: Callable[[Sequence[T]], M],
-        assemble: Callable[[Sequence[M], int], R],
+        groups: Sequence[Sequence[_T]],
+        kind: type[_M],
+        compute: Callable[[Sequence[_T]], _M],
+        assemble: Callable[[Sequence[_M], int], _R],
         what: str,
-    ) -> R:
+    ) -> _R:
         """Works through items group by group, so that what is finished outlasts what comes after it.
 
         A call that is stopped keeps the result of its finished groups as a partial one. A long call that died is taken
@@ -141,7 +141,7 @@ class Job:
             NnterpError: The call was stopped, or what `compute` raised.
         """
         checkpoint = Checkpoint(None) if self.recorder is None or len(groups) == 1 else self.recorder.checkpoint()
-        parts: list[M] = []
+        parts: list[_M] = []
         total, done = sum(map(len, groups)), 0
         taken = 0
         self.partial = lambda: assemble(parts, taken) if parts else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.formatting import elided, plural
+from nnterp_mcp.formatting import elided, magnitude, plural, ranges
 from nnterp_mcp.table import Column, tabulate
-from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import (
     ForwardCode,
     InspectModelAnswer,

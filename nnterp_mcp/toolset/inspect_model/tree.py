@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import Site
-from nnterp_mcp.toolset.inspect_model.listing import ranges
 from nnterp_mcp.toolset.inspect_model.result import ModuleLine
 
 

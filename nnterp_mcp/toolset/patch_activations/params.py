@@ -20,7 +20,7 @@ from nnterp_mcp.request.sites import FACTS, Site
 from nnterp_mcp.request.targets import TargetSets
 
 _SITES = tuple(site for site, facts in FACTS.items() if facts.patched)
-Direction = Literal["denoising", "noising"]
+_Direction = Literal["denoising", "noising"]
 MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
 _MOST_SPANS = 256
 _MOST_RECEIVERS = 64
@@ -126,7 +126,7 @@ class PatchActivationsParams(ModelParams):
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
-    direction: Annotated[Direction, Field(description="Run patched.")] = "denoising"
+    direction: Annotated[_Direction, Field(description="Run patched.")] = "denoising"
     metric: Annotated[MetricChoice, Field(description="By targets.")] = "auto"
     receivers: _Receivers = None
     window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1

@@ -106,7 +106,7 @@ class PatchscopeParams(ModelParams):
     max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(schemas.OPERATIONS, "Edits in force, as in generate."),
+        schemas.as_schema(schemas.OPERATION_LIST, "Edits in force, as in generate."),
     ] = ()
     plot: Plot = False
 

@@ -24,7 +24,7 @@ from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, PatchReading, PatchscopeResult, Scoped, SourceReading
-from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
+from nnterp_mcp.toolset.patchscope.sources import GatheredSources, Origin, gather_states, gather_vectors
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
 
 
 def _lengths(
-    model: StandardizedTransformer, sources: Sources, target: EncodedPrompt, position: int, plan: Plan
+    model: StandardizedTransformer, sources: GatheredSources, target: EncodedPrompt, position: int, plan: Plan
 ) -> _Lengths:
     """For each source and pair, how long the vector is and how long the state that it replaces."""
     into = sorted({layer for _, layer in sources.pairs})
