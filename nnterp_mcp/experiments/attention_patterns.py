@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.forward import Read, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import summarize_patterns
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.fields import LayerSpec
@@ -77,6 +77,19 @@ class AttentionNumbers:
         """The mass on one target."""
         return self.mass[..., TARGETS.index(target)]
 
+    def by_prompt(self, reads: Sequence[int]) -> list[AttentionNumbers]:
+        """The numbers of each prompt.
+
+        Args:
+            reads: How many queries of each are read by themselves.
+        """
+        ones = [1] * len(reads)
+        columns = {
+            field.name: getattr(self, field.name).split(reads if field.name.startswith("read") else ones)
+            for field in fields(AttentionNumbers)
+        }
+        return [AttentionNumbers(**{name: rows[row] for name, rows in columns.items()}) for row in range(len(reads))]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionReadings(AttentionNumbers):
@@ -122,14 +135,11 @@ def choose_heads(
 @runs_elsewhere
 def read_attention(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     chosen: Sequence[HeadChoice],
     queries: Sequence[Sequence[int]] | None = None,
     *,
     top_k: int = 3,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
     on_pattern: OnPattern | None = None,
     offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
@@ -141,16 +151,13 @@ def read_attention(
 
     Args:
         model: The model; it attends eagerly during the call only.
-        prompts: The prompts.
+        work: The prompts; probabilities are read after the operations on them.
         chosen: The heads, as `choose_heads` gives them.
         queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
             first token, which can only attend to itself, in their means alone.
         top_k: How many pairs of each head and keys of each read to keep.
-        plan: The operations in force, planned for these prompts; probabilities are read after them.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
         on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
-        offer: Handed, once the first batch is read, what makes the readings of the prompts that are read so far.
+        offer: Handed, after each batch, what makes the readings of the prompts that are read so far.
 
     Returns:
         The readings in the order of the prompts.
@@ -160,30 +167,41 @@ def read_attention(
 
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the kinds of heads.
     """
-    means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
-    asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
-    parts: list[AttentionNumbers] = []
-    order: list[int] = []
+    asked = find_queries(work.prompts, queries)
+    found: dict[int, AttentionNumbers] = {}
 
     def so_far() -> AttentionReadings:
-        return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+        done = [number for number in range(len(asked)) if number in found]
+        reads = None if queries is None else [asked[number] for number in done]
+        return join_prompts(work.some(done).prompts, [found[number] for number in done], chosen, reads)
 
-    def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
-        here = [asked[prompt.index] for prompt in batch.prompts]
+    def read(batch: Batch, numbers: Sequence[int]) -> tuple[AttentionNumbers, list[Tensor]]:
+        here = [asked[number] for number in numbers]
         asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
         whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
-        found = forward(model, batch, plan, [*asking.reads, *whole]).reads
-        return asking.join(found[: len(chosen)]), found[len(chosen) :]
+        taken = forward(model, batch, work.plan, [*asking.reads, *whole]).reads
+        return asking.join(taken[: len(chosen)]), taken[len(chosen) :]
 
-    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
+    for numbers, (read_here, patterns) in work.run_batches(model, read, patterns=True):
         if on_pattern is not None:
-            for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
-                on_pattern(prompt.index, pattern[:, padding:, padding:])
-        parts.append(numbers)
-        order += [prompt.index for prompt in batch.prompts]
+            hand_over(on_pattern, work.some(numbers).prompts, torch.cat(patterns, dim=1))
+        counts = [0 if queries is None else len(asked[number]) for number in numbers]
+        found |= zip(numbers, read_here.by_prompt(counts), strict=True)
         offer(so_far)
-        on_batch(len(order))
     return so_far()
+
+
+def find_queries(prompts: Sequence[EncodedPrompt], queries: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """The positions of each prompt that read, in ascending order; all but the first where none are given."""
+    return [[*range(1, len(prompt.ids))] for prompt in prompts] if queries is None else list(map(sorted, queries))
+
+
+def hand_over(
+    on_pattern: OnPattern, prompts: Sequence[EncodedPrompt], patterns: Float[Tensor, "prompt head query key"]
+) -> None:
+    """Hands over the patterns of a batch without their padding."""
+    for prompt, pattern in zip(prompts, patterns, strict=True):
+        on_pattern(prompt.index, pattern[:, -len(prompt.ids) :, -len(prompt.ids) :])
 
 
 def _place(layer: int) -> Place:
@@ -258,22 +276,25 @@ def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tenso
     return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
 
 
-def in_order_of_prompts(
+def join_prompts(
+    prompts: Sequence[EncodedPrompt],
     parts: Sequence[AttentionNumbers],
-    order: Sequence[int],
     chosen: Sequence[HeadChoice],
-    asked: Mapping[int, Sequence[int]],
+    queries: Sequence[Sequence[int]] | None,
 ) -> AttentionReadings:
-    """The batches in the order of the prompts; `order` is the prompt of each of their rows."""
-    whole = _concatenate(parts, dim=0)
-    rows = sorted(range(len(order)), key=order.__getitem__)
-    reads = [(prompt, position) for prompt in order for position in asked.get(prompt, ())]
-    read_rows = sorted(range(len(reads)), key=reads.__getitem__)
+    """The readings of several prompts.
+
+    Args:
+        prompts: The prompts.
+        parts: The numbers of each.
+        chosen: The heads.
+        queries: The positions of each that are read one by one, if any are.
+    """
     return AttentionReadings(
-        **{name: tensor[read_rows if name.startswith("read") else rows].cpu() for name, tensor in whole.items()},
-        prompts=sorted(order),
+        **{name: tensor.cpu() for name, tensor in _concatenate(parts, dim=0).items()},
+        prompts=[prompt.index for prompt in prompts],
         heads=[(layer, head) for layer, heads in chosen for head in heads],
-        reads=sorted(reads),
+        reads=[(prompt.index, at) for prompt, here in zip(prompts, queries or (), strict=False) for at in here],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.forward import forward
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, attention_reads
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -95,13 +95,7 @@ def repeat_random_tokens(
 
 @runs_elsewhere
 def score_heads(
-    model: StandardizedTransformer,
-    repeated: RepeatedTokens,
-    chosen: Sequence[HeadChoice],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda sequences_done: None,
+    model: StandardizedTransformer, work: Workload, chosen: Sequence[HeadChoice], second: range
 ) -> HeadKinds:
     """Scores heads as previous-token, duplicate-token and induction heads, and the model as a copier.
 
@@ -112,11 +106,9 @@ def score_heads(
 
     Args:
         model: The model; it attends eagerly during the call only.
-        repeated: The sequences.
+        work: The sequences, as `repeat_random_tokens` makes them.
         chosen: The heads.
-        plan: The operations in force, planned for these sequences.
-        batch_tokens: Tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of sequences done; what it raises ends the scoring.
+        second: The positions of the second copy.
 
     Raises:
         Unsupported: A place that the plan needs is missing.
@@ -124,42 +116,56 @@ def score_heads(
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Olsson et al., "In-context
     Learning and Induction Heads" (2022).
     """
-    parts: list[AttentionNumbers] = []
-    copying: list[Tensor] = []
-    order: list[int] = []
 
-    def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
-        queries = [repeated.second] * len(batch.prompts)
-        places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
-        asking = attention_reads(batch, queries, chosen)
-        passed = forward(model, batch, plan, asking.reads, places)
+    def score(batch: Batch, numbers: Sequence[int]) -> list[Copied]:
+        places = [(row, at) for row in range(len(numbers)) for at in second[:-1]]
+        asking = attention_reads(batch, [second] * len(numbers), chosen)
+        passed = forward(model, batch, work.plan, asking.reads, places)
         assert passed.logits is not None
-        return asking.join(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
+        following = following_tokens(batch, second)
+        log_probs = _log_probs_of(passed.logits, following)
+        return list(zip(asking.join(passed.reads).by_prompt([0] * len(numbers)), log_probs, strict=True))
 
-    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
-        parts.append(numbers)
-        copying.append(copied)
-        order += [prompt.index for prompt in batch.prompts]
-        on_batch(len(order))
-    rows = sorted(range(len(order)), key=order.__getitem__)
+    return join_scores(chosen, work.run(model, score, patterns=True, unit=UNIT))
+
+
+UNIT = "sequences of random tokens"
+"""What the sequences are called in the progress."""
+
+Copied = tuple[AttentionNumbers, Float[Tensor, " place"]]
+"""A sequence's attention, and the log-probability of each next token in its second copy."""
+
+
+def following_tokens(batch: Batch, second: range) -> list[list[int]]:
+    """The tokens of the second copy that the model could know, row by row: all but its first."""
+    return [prompt.ids[second.start + 1 :] for prompt in batch.prompts]
+
+
+def join_scores(chosen: Sequence[HeadChoice], found: Sequence[Copied]) -> HeadKinds:
+    """The scores of all sequences.
+
+    Args:
+        chosen: The heads.
+        found: What each sequence gave.
+    """
 
     def scores(target: Target) -> Float[Tensor, "sequence head"]:
-        return torch.cat([part.of(target).cpu() for part in parts])[rows]
+        return torch.cat([numbers.of(target).cpu() for numbers, _ in found])
 
+    copying = torch.stack([log_probs for _, log_probs in found])
     return HeadKinds(
         heads=[(layer, head) for layer, heads in chosen for head in heads],
         previous=scores("previous"),
         duplicate=scores("duplicate"),
         induction=scores("induction"),
-        probability=torch.cat(copying)[rows].exp().mean(-1),
-        log_probability=torch.cat(copying)[rows].mean(-1),
+        probability=copying.exp().mean(-1),
+        log_probability=copying.mean(-1),
     )
 
 
-def _log_probs_of_next(
-    logits: Float[Tensor, "place vocabulary"], batch: Batch, repeated: RepeatedTokens
+def _log_probs_of(
+    logits: Float[Tensor, "place vocabulary"], following: Sequence[Sequence[int]]
 ) -> Float[Tensor, "row place"]:
-    following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
     right = torch.tensor(following, device=logits.device)
     total = torch.stack([row.float().logsumexp(-1) for row in logits])
-    return (logits.gather(-1, right[:, None])[:, 0].float() - total).unflatten(0, (len(batch.prompts), -1)).cpu()
+    return (logits.gather(-1, right.flatten()[:, None])[:, 0].float() - total).view_as(right).cpu()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, overload
 
 import torch
@@ -12,7 +13,6 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.readouts.next_token import (
     Categories,
     Readout,
@@ -22,10 +22,11 @@ from nnterp_mcp.engine.readouts.next_token import (
     rows_at_once,
 )
 from nnterp_mcp.engine.readouts.reductions import divergence
-from nnterp_mcp.experiments.residual_states import iterate_states
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import take_states
 from nnterp_mcp.model.loading.adoption import standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.nnterp.activations import get_token_activations
 
 _LOGITS_AT_ONCE = 1 << 23
@@ -54,39 +55,33 @@ class LensReadings:
 @runs_elsewhere
 def read_lens(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     positions: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     inverse: bool = False,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> LensReadings:
     """Reads the residual stream after each layer through the model's own final norm, head and logit transform.
 
     Measures what the last layers would do with a state as it is, so it misleads where early layers write in another
     basis than the last one: a flat or odd distribution there is no proof that the information is absent. At the
-    last layer it is the model's output, exactly.
+    last layer it is the model's output, exactly; with operations in the workload's plan, the edited model's.
 
     Everything is reduced beside the model: only the numbers in the readings leave the device.
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         positions: For each prompt, the positions to read.
         layers: The layers to read, in ascending order.
         top_k: How many of the likeliest tokens to keep.
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
         inverse: Read the distribution of the negated logits: its top tokens are those that a layer speaks against most.
-        plan: The operations in force, planned for these prompts; the last layer's output is then the edited model's.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
 
     Returns:
-        The readings in the order of the prompts, then of the positions.
+        The readings in the order of the prompts and their positions.
 
     Raises:
         Unsupported: The model's lens is not exact.
@@ -94,61 +89,69 @@ def read_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     model.require("lens")
-    place = {prompt.index: row for row, prompt in enumerate(prompts)}
-    followed = Categories.of(categories or [[]] * len(prompts), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    count, total = len(layers), sum(map(len, positions))
-    keys: list[tuple[int, int]] = []
+    first = [0, *accumulate(map(len, positions))]
+    keys = [(number, at) for number, here in enumerate(positions) for at in here]
+    owners = torch.tensor([number for number, _ in keys], device=model.device)
+    followed = Categories.of(categories or [[]] * len(positions), model.device)
+    count, total = len(layers), len(keys)
     readouts, divergences = ReadoutRows(total * count), torch.empty(total * count, device=model.device)
-    for found in iterate_states(model, prompts, positions, read, plan=plan, batch_tokens=batch_tokens):
-        keys += found.keys
-        rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
-        for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
-            for readout, kl in _reduce(model, part, top_k, followed[chosen], count, inverse):
-                divergences[readouts.add(readout)] = kl
-        on_batch(found.prompts_done)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    places = [position * count + layer for position in _inverse(order) for layer in range(count)]
+
+    def take(batch: Batch, numbers: Sequence[int]) -> None:
+        states = take_states(model, batch, [positions[number] for number in numbers], read, work.plan)
+        readings = [reading for number in numbers for reading in range(first[number], first[number + 1])]
+        size = _readings_at_once(model, len(read), states.device)
+        for part, at in zip(states.split(size), torch.tensor(readings, device=model.device).split(size), strict=True):
+            for rows, readout, kl in _reduce(model, part, at, top_k, followed[owners[at]], count, inverse):
+                readouts.put(rows, readout)
+                divergences[rows] = kl
+
+    for _ in work.run_batches(model, take):
+        pass
     return LensReadings(
-        prompts=[keys[index][0] for index in order],
-        positions=[keys[index][1] for index in order],
+        prompts=[work.prompts[number].index for number, _ in keys],
+        positions=[at for _, at in keys],
         layers=list(layers),
-        readout=readouts.gather(places, (total, count)),
-        kl=divergences.reshape(total, count)[order].cpu(),
+        readout=readouts.read((total, count)),
+        kl=divergences.reshape(total, count).cpu(),
     )
 
 
-def _chunks(
-    model: StandardizedTransformer, states: Float[Tensor, "reading layer hidden"], rows: Int[Tensor, " reading"]
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Readings, and the rows of their categories, in parts whose logits are held at one time."""
-    width = states.shape[1] * model.vocab_size
-    size = max(_LOGITS_AT_ONCE // width, rows_at_once(width, states.device))
-    return states.split(size), rows.split(size)
+def _readings_at_once(model: StandardizedTransformer, layers: int, device: torch.device) -> int:
+    """How many readings have their logits formed together."""
+    width = layers * model.vocab_size
+    return max(_LOGITS_AT_ONCE // width, rows_at_once(width, device))
 
 
 @torch.inference_mode()
 def _reduce(
     model: StandardizedTransformer,
     states: Float[Tensor, "reading layer hidden"],
+    readings: Int[Tensor, " reading"],
     top_k: int,
     followed: Categories,
     count: int,
     inverse: bool,
-) -> Iterator[tuple[Readout, Float[Tensor, " row"]]]:
-    """What is kept of the first `count` layers, reading by reading; the last layer is what they are compared with."""
+) -> Iterator[tuple[Int[Tensor, " row"], Readout, Float[Tensor, " row"]]]:
+    """Reduces the first `count` layers of readings; the last layer is what they are compared with.
+
+    Yields:
+        Rows (reading × count + layer), with their readouts and divergences.
+    """
     logits = model.project_on_vocab(states)
     logits = -logits if inverse else logits
     size = rows_at_once(model.vocab_size, logits.device)
-    readings = max(1, size // states.shape[1])
-    for part, rows in zip(logits.split(readings), torch.arange(len(states)).split(readings), strict=True):
+    at_once = max(1, size // states.shape[1])
+    rows = readings[:, None] * count + torch.arange(count, device=readings.device)
+    numbers = torch.arange(len(states), device=readings.device)[:, None].expand(rows.shape)
+    for part, *places in zip(*(whole.split(at_once) for whole in (logits, rows, numbers)), strict=True):
         last = normalize(part[:, -1:])
-        for some in part[:, :count].split(min(size, count), dim=1):
+        layers = (whole.split(min(size, count), dim=1) for whole in (part[:, :count], *places))
+        for some, at, of_reading in zip(*layers, strict=True):
             log_probs = normalize(some)
-            by_row = rows.repeat_interleave(some.shape[1]).to(states.device)
-            readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[by_row])
-            yield readout, divergence(last, log_probs).flatten()
+            readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[of_reading.flatten()])
+            yield at.flatten(), readout, divergence(last, log_probs).flatten()
 
 
 @runs_elsewhere
@@ -156,11 +159,6 @@ def _reduce(
 def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
     """The token that comes most probably of each state after the last layer."""
     return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each item stands in an order."""
-    return sorted(range(len(order)), key=order.__getitem__)
 
 
 @overload

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.forward import Read, forward
 from nnterp_mcp.engine.hook_points import Place, by_position
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -49,7 +49,6 @@ def gather(
     model: StandardizedTransformer,
     requests: Sequence[Request],
     batch_tokens: int,
-    check: Callable[[], None],
     known: Known,
 ) -> Gathered:
     """Runs the prompts of all requests, each once and without interventions.
@@ -58,7 +57,6 @@ def gather(
         model: The model.
         requests: What is needed.
         batch_tokens: Padded tokens in a forward pass, at most.
-        check: Called before each batch; what it raises ends the gathering.
         known: States that need no run any more; those that are gathered are added.
     """
     needed: dict[tuple[int, ...], list[Request]] = {}
@@ -66,15 +64,14 @@ def gather(
         if request.key not in known:
             needed.setdefault(tuple(request.prompt.ids), []).append(request)
     groups = list(needed.values())
-    prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
+    work = Workload([group[0].prompt for group in groups], batch_tokens=batch_tokens)
 
-    def read(batch: Batch) -> list[Gathered]:
-        check()
-        asked = [(row, request) for row, prompt in enumerate(batch.prompts) for request in groups[prompt.index]]
+    def read(batch: Batch, numbers: Sequence[int]) -> list[Gathered]:
+        asked = [(row, request) for row, number in enumerate(numbers) for request in groups[number]]
         places = {request.place for _, request in asked}
         return forward(model, batch, reads=[Read(place, _taker(place, batch, asked)) for place in places]).reads
 
-    for _, found in run_batches(model, prompts, batch_tokens, read):
+    for _, found in work.run_batches(model, read):
         for states in found:
             known |= {request.key: taken for request, taken in states.items()}
     return {request: known[request.key] for request in requests}

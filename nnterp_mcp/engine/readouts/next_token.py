@@ -64,28 +64,28 @@ class ReadoutRows:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._filled = 0
         self._whole: list[Tensor] = []
 
-    def add(self, part: Readout) -> slice:
-        """Copies the next rows, and returns where they are."""
+    def put(self, rows: Int[Tensor, " row"], part: Readout) -> None:
+        """Writes some of the rows.
+
+        Args:
+            rows: Which ones.
+            part: What they hold.
+        """
         values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
         if not self._whole:
             self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
-        at = slice(self._filled, self._filled + len(values[0]))
         for whole, value in zip(self._whole, values, strict=True):
-            whole[at] = value
-        self._filled = at.stop
-        return at
+            whole[rows] = value
 
-    def gather(self, order: Sequence[int], shape: Sequence[int]) -> Readout:
-        """All rows brought into order, on the CPU.
+    def read(self, shape: Sequence[int]) -> Readout:
+        """All rows, on the CPU.
 
         Args:
-            order: The place of each row, as they came.
-            shape: The rows' shape in the whole.
+            shape: The rows' shape.
         """
-        return Readout.gather([Readout(*self._whole)], order, shape)
+        return Readout(*(whole.cpu().reshape(*shape, *whole.shape[1:]) for whole in self._whole))
 
 
 @dataclass(frozen=True)

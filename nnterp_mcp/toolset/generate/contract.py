@@ -65,12 +65,6 @@ class Continued(BaseModel):
     differs_at: int | None
 
 
-class Texts(BaseModel):
-    """The texts of some of the prompts."""
-
-    texts: list[Continued]
-
-
 class GenerateResult(Result):
     """Every text, whole."""
 

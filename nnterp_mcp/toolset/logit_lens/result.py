@@ -36,12 +36,6 @@ class Reading(BaseModel):
     leads_from: int | None
 
 
-class Readings(BaseModel):
-    """The readings of some of the prompts."""
-
-    readings: list[Reading]
-
-
 class LogitLensResult(Result):
     """Every reading, at every layer that was asked for."""
 

@@ -65,12 +65,6 @@ class Source(BaseModel):
     patches: list[Patch]
 
 
-class Scoped(BaseModel):
-    """Some of the sources."""
-
-    sources: list[Source]
-
-
 class PatchscopeResult(Result):
     """Every patch.
 

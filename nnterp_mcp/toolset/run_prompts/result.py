@@ -47,13 +47,6 @@ class RunPromptsResult(Result):
         return in_force(self.interventions, where)
 
 
-class PromptRows(BaseModel):
-    """Some of the prompts' rows, by their number in the request, and the seconds that they took."""
-
-    rows: dict[int, PromptRow]
-    seconds: float
-
-
 class RunPromptsAnswer(Answer):
     """What the prompts say together."""
 

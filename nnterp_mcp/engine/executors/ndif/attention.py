@@ -7,26 +7,28 @@ from contextlib import contextmanager
 
 import torch
 
-from nnterp_mcp.engine.executors.ndif.backend import batches_of, counted, in_requests, inputs_of
+from nnterp_mcp.engine.executors.ndif.backend import inputs_of, run_served
 from nnterp_mcp.engine.executors.ndif.kernels import Data, pick_patterns, read_patterns
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.wire_format import Way, keep_end, places_at
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attention_patterns import (
-    TARGETS,
     Asked,
     AttentionNumbers,
     AttentionReadings,
     HeadChoice,
     OnPattern,
-    in_order_of_prompts,
+    find_queries,
+    hand_over,
+    join_prompts,
 )
-from nnterp_mcp.experiments.induction_heads import HeadKinds, RepeatedTokens
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.experiments.induction_heads import UNIT, Copied, HeadKinds, following_tokens, join_scores
+from nnterp_mcp.model.text.tokenization import Batch
 
 _AT_ONCE = 1 << 24
 """Attention probabilities that are reduced at one time."""
@@ -37,77 +39,54 @@ _WHOLE = 1 << 18
 
 def read_served_attention(
     model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     chosen: Sequence[HeadChoice],
     queries: Sequence[Sequence[int]] | None = None,
     *,
     top_k: int = 3,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
     on_pattern: OnPattern | None = None,
     offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
-    """`attention.read_attention` on a served model; larger patterns than a megabyte are not handed over whole, and
-    nothing is offered before all is read."""
+    """`attention_patterns.read_attention` on a served model; larger patterns than a megabyte are not handed over whole,
+    and nothing is offered before all is read."""
     model.require("attention")
-    means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
-    asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
+    asked = find_queries(work.prompts, queries)
     count = sum(len(heads) for _, heads in chosen)
-    whole = on_pattern is not None and sum(len(prompt.ids) ** 2 for prompt in prompts) * count <= _WHOLE
-    batches = batches_of(model, prompts, batch_tokens)
-    passes: list[list[Data]] = []
-    for batch in batches:
-        here = [asked[prompt.index] for prompt in batch.prompts]
-        passes.append([_pass(model, batch, here, chosen, plan, top_k, queries is not None, whole)])
-    done = list(counted(batches))
-    with _eagerly(model):
-        found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    parts: list[AttentionNumbers] = []
-    for batch, (reading,) in zip(batches, found, strict=True):
-        patterns = reading.pop("whole", None)
-        parts.append(_numbers(reading))
+    whole = on_pattern is not None and sum(len(prompt.ids) ** 2 for prompt in work.prompts) * count <= _WHOLE
+
+    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        here = [asked[number] for number in numbers]
+        return [_pass(model, batch, here, chosen, work.plan, top_k, queries is not None, whole)]
+
+    def split(found: Data, numbers: Sequence[int]) -> list[AttentionNumbers]:
+        patterns = found.pop("whole", None)
         if on_pattern is not None and patterns is not None:
-            for prompt, padding, pattern in zip(batch.prompts, batch.padding, patterns, strict=True):
-                on_pattern(prompt.index, pattern[:, padding:, padding:])
-    order = [prompt.index for batch in batches for prompt in batch.prompts]
-    return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+            hand_over(on_pattern, work.some(numbers).prompts, patterns)
+        return _numbers(found).by_prompt([0 if queries is None else len(asked[number]) for number in numbers])
+
+    with _eagerly(model):
+        found = run_served(model, work, make, split)
+    return join_prompts(work.prompts, found, chosen, None if queries is None else asked)
 
 
 def score_served_heads(
-    model: ServedTransformer,
-    repeated: RepeatedTokens,
-    chosen: Sequence[HeadChoice],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda sequences_done: None,
+    model: ServedTransformer, work: Workload, chosen: Sequence[HeadChoice], second: range
 ) -> HeadKinds:
-    """`induction.score_heads` on a served model."""
+    """`induction_heads.score_heads` on a served model."""
     model.require("attention")
-    batches = batches_of(model, repeated.prompts, batch_tokens)
-    passes: list[list[Data]] = []
-    for batch in batches:
-        queries = [list(repeated.second)] * len(batch.prompts)
-        places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
-        following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
-        passes.append([_pass(model, batch, queries, chosen, plan, 1, False, False, places, following)])
-    done = list(counted(batches))
+
+    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        queries = [list(second)] * len(numbers)
+        places = [(row, at) for row in range(len(numbers)) for at in second[:-1]]
+        following = [token for row in following_tokens(batch, second) for token in row]
+        return [_pass(model, batch, queries, chosen, work.plan, 1, False, False, places, following)]
+
+    def split(found: Data, numbers: Sequence[int]) -> list[Copied]:
+        copied = found.pop("copied").unflatten(0, (len(numbers), -1))
+        return list(zip(_numbers(found).by_prompt([0] * len(numbers)), copied, strict=True))
+
     with _eagerly(model):
-        found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    copied = torch.cat(
-        [one.pop("copied").unflatten(0, (len(batch.prompts), -1)) for batch, (one,) in zip(batches, found, strict=True)]
-    )
-    order = [prompt.index for batch in batches for prompt in batch.prompts]
-    rows = sorted(range(len(order)), key=order.__getitem__)
-    mass = torch.cat([_numbers(one).mass for (one,) in found])[rows]
-    scores = {name: mass[..., TARGETS.index(name)] for name in ("previous", "duplicate", "induction")}
-    return HeadKinds(
-        heads=[(layer, head) for layer, heads in chosen for head in heads],
-        **scores,
-        probability=copied[rows].exp().mean(-1),
-        log_probability=copied[rows].mean(-1),
-    )
+        return join_scores(chosen, run_served(model, work, make, split, UNIT))
 
 
 def _numbers(reading: Data) -> AttentionNumbers:

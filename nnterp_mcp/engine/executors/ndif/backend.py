@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.executors.ndif.kernels import Data, pick, pick_averages, pick_lengths, read_next, read_states
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import Way, keep_end, places_at
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.steering_vectors import States, weigh
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, encode_prompts
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.fields import PositionSpec
+
+T = TypeVar("T")
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits that a pass may form at one time."""
-
-
-def batches_of(
-    model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    batch_tokens: int,
-    batch_size: int | None = None,
-    new_tokens: int = 0,
-) -> list[Batch]:
-    """The prompts in padded batches."""
-    return make_batches(model, prompts, batch_tokens, batch_size=batch_size, new_tokens=new_tokens)
 
 
 def inputs_of(batch: Batch, last: bool = False) -> Data:
@@ -74,6 +66,43 @@ def in_requests(
             count += len(group)
         on_request(len(found))
     return found
+
+
+def run_served(
+    model: ServedTransformer,
+    work: Workload,
+    make: Callable[[Batch, Sequence[int]], Sequence[Data]],
+    split: Callable[[Data, Sequence[int]], Sequence[T]],
+    unit: str = "prompts",
+) -> list[T]:
+    """Runs every prompt once, several batches in a request, and returns what came of each, in the order of the prompts.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        make: Makes the passes of a batch, given the index of each row in the prompts.
+        split: Makes a value for each row of what the last pass of a batch read, given the same indices.
+        unit: What the prompts are called in the progress.
+    """
+    groups = work.split(model)
+    passes = [make(work.batch(model, numbers), numbers) for numbers in groups]
+    done = list(accumulate(map(len, groups)))
+    readings = in_requests(model, passes, lambda count: work.progress(done[count - 1], done[-1], unit))
+    found: dict[int, T] = {}
+    for numbers, (*_, reading) in zip(groups, readings, strict=True):
+        found |= zip(numbers, split(reading, numbers), strict=True)
+    return [found[number] for number in range(len(work.prompts))]
+
+
+def split_rows(found: Data, counts: Sequence[int]) -> list[Data]:
+    """What a pass read, for each prompt.
+
+    Args:
+        found: Tensors whose first dimension are the readings of all prompts.
+        counts: How many readings each prompt has.
+    """
+    columns = {name: values.split(list(counts)) for name, values in found.items()}
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(counts))]
 
 
 @dataclass(frozen=True)
@@ -180,63 +209,33 @@ def states_pass(
 
 
 def read_served_states(
-    model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    positions: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
+    model: ServedTransformer, work: Workload, positions: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> Float[Tensor, "reading layer hidden"]:
-    """`states.read_states` on a served model: the states come here, a vector of the hidden size each."""
-    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
-    batches = batches_of(model, prompts, batch_tokens)
-    passes: list[list[Data]] = []
-    keys: list[tuple[int, int]] = []
-    for batch in batches:
-        places = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-        keys += [(batch.prompts[row].index, at) for row, at in places]
-        way, names, inputs = states_pass(model, batch, places, layers, plan)
-        passes.append([{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": {"names": names}}])
-    done = list(counted(batches))
-    found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return torch.cat([one["states"] for (one,) in found])[order]
+    """`activations.read_states` on a served model: the states come here, a vector of the hidden size each."""
 
+    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        places = [(row, at) for row, number in enumerate(numbers) for at in positions[number]]
+        way, names, inputs = states_pass(model, batch, places, layers, work.plan)
+        return [{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": {"names": names}}]
 
-def counted(batches: Sequence[Batch]) -> Iterator[int]:
-    """The number of prompts after each batch."""
-    total = 0
-    for batch in batches:
-        total += len(batch.prompts)
-        yield total
+    def split(found: Data, numbers: Sequence[int]) -> list[Data]:
+        return split_rows(found, [len(positions[number]) for number in numbers])
+
+    return torch.cat([one["states"] for one in run_served(model, work, make, split)])
 
 
 def average_served_states(
-    model: ServedTransformer,
-    prompts: Sequence[str | Sequence[Any]],
-    layers: Sequence[int],
-    positions: Sequence[PositionSpec] = ("last",),
-    *,
-    limit: int | None = None,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
+    model: ServedTransformer, work: Workload, layers: Sequence[int], positions: Sequence[PositionSpec] = ("last",)
 ) -> States:
-    """`directions.average_states` on a served model: a mean vector of each prompt and layer comes here."""
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit, model.embedded)
-    batches = batches_of(model, encoded, batch_tokens)
+    """`steering_vectors.average_states` on a served model: a mean vector of each prompt and layer comes here."""
     names = [f"layer {layer}" for layer in layers]
-    passes: list[list[Data]] = []
-    for batch in batches:
+
+    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
         way, weights = Way(model), weigh(batch, positions)
         for layer, name in zip(layers, names, strict=True):
             way.keep(Place("layers_output", layer), name, pick_averages, {"weights": weights})
         options = {"names": names}
-        one = {"inputs": inputs_of(batch, last=True), "steps": way.steps(), "read": read_states, "options": options}
-        passes.append([one])
-    done = list(counted(batches))
-    found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    order = torch.tensor([prompt.index for batch in batches for prompt in batch.prompts])
-    rows = torch.cat([one["states"] for (one,) in found])[order.argsort()]
+        return [{"inputs": inputs_of(batch, last=True), "steps": way.steps(), "read": read_states, "options": options}]
+
+    rows = torch.stack(run_served(model, work, make, lambda found, numbers: found["states"]))
     return States(list(layers), rows[..., :-1], rows[..., -1])

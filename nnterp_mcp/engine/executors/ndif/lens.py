@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.backend import batches_of, counted, in_requests, logit_rows_at_once, states_pass
+from nnterp_mcp.engine.executors.ndif.backend import logit_rows_at_once, run_served, split_rows, states_pass
 from nnterp_mcp.engine.executors.ndif.kernels import Data, read_lens, read_replayed_lens
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.wire_format import Way, take_edit
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import LensReadings
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 
 def read_served_lens(
     model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     positions: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     inverse: bool = False,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> LensReadings:
-    """`lens.read_lens` on a served model: what comes back is what the readings hold."""
+    """`logit_lens.read_lens` on a served model: what comes back is what the readings hold."""
     model.require("lens")
-    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
-    place = {prompt.index: row for row, prompt in enumerate(prompts)}
-    followed = Categories.of(categories or [[]] * len(prompts), model.device)
+    followed = Categories.of(categories or [[]] * len(positions), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    batches = batches_of(model, prompts, batch_tokens)
-    passes: list[list[Data]] = []
-    keys: list[tuple[int, int]] = []
-    for batch in batches:
-        places = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-        keys += [(batch.prompts[row].index, at) for row, at in places]
-        chosen = followed[torch.tensor([place[batch.prompts[row].index] for row, _ in places], dtype=torch.long)]
+
+    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        places = [(row, at) for row, number in enumerate(numbers) for at in positions[number]]
+        chosen = followed[torch.tensor([numbers[row] for row, _ in places], dtype=torch.long)]
         options = {"top_k": top_k, "ids": chosen.ids, "real": chosen.real, "count": len(layers), "inverse": inverse}
-        passes.append(_passes(model, batch, places, read, plan, options))
-    done = list(counted(batches))
-    found = [group[-1] for group in in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    whole = {name: torch.cat([one[name] for one in found])[order] for name in found[0]}
+        return _passes(model, batch, places, read, work.plan, options)
+
+    def split(found: Data, numbers: Sequence[int]) -> list[Data]:
+        return split_rows(found, [len(positions[number]) for number in numbers])
+
+    found = run_served(model, work, make, split)
+    whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     require_finite(whole["kl"], "logits")
     return LensReadings(
-        prompts=[keys[index][0] for index in order],
-        positions=[keys[index][1] for index in order],
+        prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
+        positions=[at for here in positions for at in here],
         layers=list(layers),
         readout=Readout(**{name: value for name, value in whole.items() if name != "kl"}),
         kl=whole["kl"],
