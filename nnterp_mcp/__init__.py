@@ -13,24 +13,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from nnterp_mcp.engine.hook_points import Place
     from nnterp_mcp.engine.planning.plan import plan
+    from nnterp_mcp.engine.readouts.targets import get_first_tokens
     from nnterp_mcp.experiments.activations import collect, index_rows
     from nnterp_mcp.experiments.attribution.direct_logit import attribute_directly
     from nnterp_mcp.experiments.attribution.gradients import integrate_gradients, multiply_gradients
-    from nnterp_mcp.experiments.logit_lens import logit_lens
     from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
     from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches, estimate_effects
     from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts, put_in_force, resample
     from nnterp_mcp.experiments.patching.path_patching import Receiver
-    from nnterp_mcp.experiments.patchscope import (
-        TargetPrompt,
-        TargetPromptBatch,
-        it_repeat_prompt,
-        patch_object_attn_lens,
-        patchscope_generate,
-        patchscope_lens,
-        repeat_prompt,
-    )
     from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out, probe_direction
+    from nnterp_mcp.experiments.target_prompts import TargetPrompt, it_repeat_prompt, repeat_prompt
     from nnterp_mcp.laboratory import Laboratory
     from nnterp_mcp.model.loading.load_checks import Check, check_model
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -42,7 +34,14 @@ if TYPE_CHECKING:
         compute_next_token_probs,
         get_token_activations,
     )
-    from nnterp_mcp.nnterp.prompts import Prompt, get_first_tokens, run_prompts
+    from nnterp_mcp.nnterp.lens import logit_lens
+    from nnterp_mcp.nnterp.patchscope import (
+        TargetPromptBatch,
+        patch_object_attn_lens,
+        patchscope_generate,
+        patchscope_lens,
+    )
+    from nnterp_mcp.nnterp.prompts import Prompt, run_prompts
     from nnterp_mcp.nnterp.steering import steer
     from nnterp_mcp.request.operations import parse_operation
     from nnterp_mcp.verification.full_checks import Report, check_thoroughly
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "engine.hook_points": ("Place",),
     "engine.planning.plan": ("plan",),
+    "engine.readouts.targets": ("get_first_tokens",),
     "experiments.activations": (
         "collect",
         "index_rows",
@@ -59,7 +59,6 @@ _NAMES = {
         "integrate_gradients",
         "multiply_gradients",
     ),
-    "experiments.logit_lens": ("logit_lens",),
     "experiments.patching.activation_patching": (
         "Patcher",
         "make_grid",
@@ -76,20 +75,16 @@ _NAMES = {
         "resample",
     ),
     "experiments.patching.path_patching": ("Receiver",),
-    "experiments.patchscope": (
-        "TargetPrompt",
-        "TargetPromptBatch",
-        "it_repeat_prompt",
-        "patch_object_attn_lens",
-        "patchscope_generate",
-        "patchscope_lens",
-        "repeat_prompt",
-    ),
     "experiments.probes": (
         "deal_folds",
         "make_probe",
         "predict_held_out",
         "probe_direction",
+    ),
+    "experiments.target_prompts": (
+        "TargetPrompt",
+        "it_repeat_prompt",
+        "repeat_prompt",
     ),
     "laboratory": ("Laboratory",),
     "model.loading.load_checks": (
@@ -108,9 +103,15 @@ _NAMES = {
         "compute_next_token_probs",
         "get_token_activations",
     ),
+    "nnterp.lens": ("logit_lens",),
+    "nnterp.patchscope": (
+        "TargetPromptBatch",
+        "patch_object_attn_lens",
+        "patchscope_generate",
+        "patchscope_lens",
+    ),
     "nnterp.prompts": (
         "Prompt",
-        "get_first_tokens",
         "run_prompts",
     ),
     "nnterp.steering": ("steer",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +16,11 @@ from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import escaped
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.fields import shown
-from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.toolset.load_model.contract import LoadModelResult
+from nnterp_mcp.toolset.load_model.result import LoadModelResult
+from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 
@@ -143,10 +142,7 @@ class Laboratory:
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         params = spec.parse(arguments)
         job = _Job(0, self._on_progress)
-        self.bench.require_offered(spec)
-        with self.bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
-            run = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run
-            result = job.told(run(self.bench, params, job))
+        result = run_tool(self.bench, spec, params, job)
         self.arrays = job.arrays
         return result
 

@@ -25,8 +25,6 @@ Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
 """The rows that a probe learns from, and those that it is judged on."""
 
 _STEPS = 5000
-_NORMAL = 1.959964
-"""The 97.5 % quantile of the normal distribution."""
 
 
 def make_probe(method: ProbeMethod, regularization: float = 1.0) -> Any:
@@ -139,18 +137,3 @@ def probe_direction(
         raise InvalidRequest("the groups have the same states, so that a probe has no direction.")
     unit = normal / length
     return (unit * (apart @ unit)).astype(np.float32)
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many independent trials.
-
-    Args:
-        share: From 0 to 1.
-        count: Trials; for several rows of one text count the text once, since they are no independent ones.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    square = _NORMAL**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = _NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

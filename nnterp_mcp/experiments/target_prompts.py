@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.text.chats import render_chat
@@ -31,80 +27,6 @@ class TargetPrompt:
 
     prompt: str
     index_to_patch: int
-
-
-@dataclass
-class TargetPromptBatch:
-    """One target prompt for each source.
-
-    Attributes:
-        prompts: The texts.
-        index_to_patch: The token to replace in each, counted from either end of the unpadded prompt.
-    """
-
-    prompts: list[str]
-    index_to_patch: Int[Tensor, " prompt"]
-
-    @classmethod
-    def from_target_prompts(cls, prompts_: Sequence[TargetPrompt]) -> TargetPromptBatch:
-        """A batch of different prompts."""
-        return cls([one.prompt for one in prompts_], torch.tensor([one.index_to_patch for one in prompts_]))
-
-    @classmethod
-    def from_target_prompt(cls, prompt: TargetPrompt, batch_size: int) -> TargetPromptBatch:
-        """A batch of one prompt over and over."""
-        return cls.from_target_prompts([prompt] * batch_size)
-
-    @classmethod
-    def from_prompts(
-        cls, prompts: str | Sequence[str], index_to_patch: int | Sequence[int] | Int[Tensor, " prompt"]
-    ) -> TargetPromptBatch:
-        """A batch from texts and a token for all of them, or one for each.
-
-        Raises:
-            InvalidRequest: The tokens are given by something else than integers.
-        """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        try:
-            indices = torch.as_tensor(
-                [index_to_patch] * len(texts) if isinstance(index_to_patch, int) else index_to_patch
-            )
-        except (TypeError, ValueError, RuntimeError):
-            raise InvalidRequest(
-                f"index_to_patch must be an integer, a list of them or a tensor, not {index_to_patch!r}."
-            ) from None
-        return cls(texts, indices)
-
-    @staticmethod
-    def auto(
-        target_prompt: TargetPrompt | Sequence[TargetPrompt] | TargetPromptBatch, batch_size: int
-    ) -> TargetPromptBatch:
-        """Whatever names target prompts, as a batch.
-
-        Raises:
-            InvalidRequest: It is something else.
-        """
-        if isinstance(target_prompt, TargetPromptBatch):
-            return target_prompt
-        if isinstance(target_prompt, TargetPrompt):
-            return TargetPromptBatch.from_target_prompt(target_prompt, batch_size)
-        if isinstance(target_prompt, list | tuple):
-            return TargetPromptBatch.from_target_prompts(target_prompt)
-        raise InvalidRequest(
-            f"target prompts must be a TargetPrompt, a list of them or a TargetPromptBatch, not {target_prompt!r}"
-        )
-
-    def __len__(self) -> int:
-        """Number of prompts."""
-        return len(self.prompts)
-
-    def __getitem__(self, idx: int) -> TargetPrompt:
-        """One prompt with its token."""
-        return TargetPrompt(self.prompts[idx], int(self.index_to_patch[idx]))
-
-    def __iter__(self) -> Iterator[TargetPrompt]:
-        """The prompts in order."""
-        return (self[index] for index in range(len(self)))
 
 
 def repeat_prompt(

@@ -14,17 +14,9 @@ from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
+from nnterp_mcp.engine.readouts.targets import get_first_tokens
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.logit_lens import logit_lens
-from nnterp_mcp.experiments.patchscope import (
-    TargetPrompt,
-    TargetPromptBatch,
-    it_repeat_prompt,
-    patch_object_attn_lens,
-    patchscope_generate,
-    patchscope_lens,
-    repeat_prompt,
-)
+from nnterp_mcp.experiments.target_prompts import TargetPrompt, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model import trace_edits as edits
 from nnterp_mcp.model import unembedding as vocabulary
 from nnterp_mcp.model.accessors import ModuleList, StateList
@@ -37,7 +29,9 @@ from nnterp_mcp.nnterp.activations import (
     compute_next_token_probs,
     get_token_activations,
 )
-from nnterp_mcp.nnterp.prompts import Prompt, get_first_tokens, next_token_probs_unsqueeze, run_prompts
+from nnterp_mcp.nnterp.lens import logit_lens
+from nnterp_mcp.nnterp.patchscope import TargetPromptBatch, patch_object_attn_lens, patchscope_generate, patchscope_lens
+from nnterp_mcp.nnterp.prompts import Prompt, next_token_probs_unsqueeze, run_prompts
 from nnterp_mcp.nnterp.steering import steer
 
 States = Float[Tensor, "batch position hidden"]

@@ -45,6 +45,8 @@ _LARGEST = dict.fromkeys((*_CONFIGURATIONS, ".jinja", ".py"), 4_000_000) | {
 _DEEPEST = 100
 _LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header; the format's own bound."""
+_CHEAP_HEADER = 4_000_000
+"""Bytes of a safetensors header that take no time to parse: a longer one is judged by the worker that loads it."""
 _MOST_DIMENSIONS = 64
 _LARGEST_COUNT = 100_000
 _COUNT = re.compile(r"(?:^|_)(?:layer|block|depth|stage|expert|head|group|label|codebook|loop|iteration)s?$")
@@ -133,7 +135,9 @@ def require_readable(origin: str, folder: Path, gguf: str | None = None) -> None
     for file in weight_files(folder):
         if file.exists():
             with _named(file), file.open("rb") as source:
-                _header_length(source)
+                length = _header_length(source)
+            if length <= _CHEAP_HEADER:
+                count_numbers(file)
 
 
 def refuse_encoder(origin: str, config: Mapping[str, Any]) -> None:

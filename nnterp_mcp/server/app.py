@@ -202,8 +202,8 @@ def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
 async def _answer(request: _Request, params: Params) -> Answer:
     spec = request.spec
     if spec.place == "server":
-        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.handle")
-        result = await module.handle(request.session, params, request.on_progress)
+        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.run")
+        result = await module.run(request.session, params, request.on_progress)
         return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)

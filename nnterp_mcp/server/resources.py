@@ -36,7 +36,7 @@ from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
-from nnterp_mcp.toolset.read_run.handle import read_answer
+from nnterp_mcp.toolset.read_run.run import read_answer
 
 Context = ServerRequestContext[Any]
 Contents = TextResourceContents | BlobResourceContents

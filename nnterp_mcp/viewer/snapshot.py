@@ -18,7 +18,7 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
+from nnterp_mcp.toolset.read_run.run import read_answer, read_result
 
 LARGEST = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""

@@ -5,7 +5,6 @@ It ends when its standard input does, so that no worker outlives its server, whi
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
 import signal
@@ -20,9 +19,9 @@ from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, W
 from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, encode, to_worker
 from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.fields import shown
-from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.workbench import Bench
@@ -107,10 +106,7 @@ def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
-    module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
-    bench.require_offered(spec)
-    with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
-        return job.told(module.run(bench, spec.params.model_validate(call.params), job))
+    return run_tool(bench, spec, spec.params.model_validate(call.params), job)
 
 
 def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:

@@ -21,19 +21,15 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patchscope import (
-    TargetPrompt,
-    patch_object_attn_lens,
-    patchscope_generate,
-    patchscope_lens,
-)
 from nnterp_mcp.experiments.steering import sweep
+from nnterp_mcp.experiments.target_prompts import TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.memory import is_out_of_memory, says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.nnterp import packing
 from nnterp_mcp.nnterp.activations import get_token_activations
+from nnterp_mcp.nnterp.patchscope import patch_object_attn_lens, patchscope_generate, patchscope_lens
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ["The capital of France is", "The capital of Spain is"]

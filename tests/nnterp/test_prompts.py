@@ -1,137 +1,82 @@
+"""The library's prompts with targets, and the pictures of what they give, against plain transformers."""
+
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
-from tokenizers import normalizers
-from transformers import AutoTokenizer
+import torch
 
+from nnterp_mcp.display import plot_topk_tokens, prompts_to_df
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.nnterp.prompts import find_shared_tokens, follow_target_sets, follow_targets, get_first_tokens
-from nnterp_mcp.request.fields import TokenId
-from nnterp_mcp.request.remarks import collect_remarks
-from nnterp_mcp.verification.tiny import tiny_tokenizer
-from tests.model.text.tokenizers import sentencepiece_like, wordpiece
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.nnterp.lens import logit_lens
+from nnterp_mcp.nnterp.prompts import Prompt, run_prompts
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
+
+TEXTS = ["The capital of France is", "Madrid", "Paris and London"]
+TARGETS = {"right": ["Paris", "Madrid"], "verb": "is"}
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_folder: object) -> Any:
-    return AutoTokenizer.from_pretrained(smollm2_folder)
+def model() -> StandardizedTransformer:
+    return StandardizedTransformer(tiny_model("gemma2"), tokenizer=tiny_tokenizer(), name="tiny")
 
 
-def test_both_spellings_count(smollm2: Any) -> None:
-    tokens = get_first_tokens("Paris", smollm2)
-
-    assert [smollm2.decode([token]) for token in tokens] == ["Paris", " Paris"]
-
-
-def test_a_long_word_is_its_first_token(smollm2: Any) -> None:
-    (bare, spaced) = get_first_tokens("Constantinople", smollm2)
-
-    assert "Constantinople".startswith(smollm2.decode([bare]))
-    assert " Constantinople".startswith(smollm2.decode([spaced]))
+@pytest.fixture(scope="module")
+def prompts(model: StandardizedTransformer) -> list[Prompt]:
+    return [Prompt.from_strings(text, TARGETS, model.tokenizer) for text in TEXTS]
 
 
-def test_several_words_give_each_token_once(smollm2: Any) -> None:
-    tokens = get_first_tokens(["Paris", " Paris", "London"], smollm2)
-
-    assert len(tokens) == len(set(tokens))
-    assert {smollm2.decode([token]) for token in tokens} >= {"Paris", " Paris", "London", " London"}
+@torch.no_grad()
+def plain_probs(tokenizer: Any, text: str) -> torch.Tensor:
+    return tiny_model("gemma2")(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1].softmax(-1)
 
 
-@pytest.mark.parametrize(
-    ("word", "pieces"),
-    [
-        ("\t", ["ĉ"]),  # " \t" is two tokens, of which the first is a lone space
-        ("\n", ["Ċ", "ĠĊ"]),
-        ("\u00a0", ["Âł"]),
-        (" ", ["Ġ"]),
-        ("  ", ["ĠĠ"]),
-        (" Paris", ["ĠParis"]),
-        ("  Paris", ["Ġ"]),
-        ("Paris", ["Paris", "ĠParis"]),
-        ("\nParis", ["Ċ"]),
-        ("5", ["5"]),
-        (" 5", ["Ġ"]),
-        ("😀", ["ðŁ", "ĠðŁĺ"]),
-        ("<|im_end|>", ["<|im_end|>"]),
-    ],
-)
-def test_the_first_tokens_of_words(smollm2: Any, word: str, pieces: list[str]) -> None:
-    assert smollm2.convert_ids_to_tokens(get_first_tokens(word, smollm2)) == pieces
+def test_target_probabilities_are_those_of_plain_transformers(
+    model: StandardizedTransformer, prompts: list[Prompt]
+) -> None:
+    found = run_prompts(model, prompts, batch_size=2, tqdm=None)
+
+    assert {name: probs.shape for name, probs in found.items()} == {"right": (3, 1), "verb": (3, 1)}
+    for row, prompt in enumerate(prompts):
+        expected = plain_probs(model.tokenizer, prompt.prompt)
+        for name, tokens in prompt.target_tokens.items():
+            assert abs(float(found[name][row, 0] - expected[tokens].sum())) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("word", "pieces"),
-    [
-        ("Paris", ["Paris", "▁Paris"]),
-        (" Paris", ["▁Paris"]),
-        ("5", ["5"]),
-        (" 5", ["▁"]),
-        ("\t", ["<0x09>"]),
-        ("\n", ["<0x0A>"]),
-        (" ", ["▁"]),
-        ("日", ["<0xE6>"]),
-    ],
-)
-def test_a_space_before_every_text_is_not_taken_for_the_callers(word: str, pieces: list[str]) -> None:
-    tokenizer = sentencepiece_like()
+def test_the_last_layer_of_the_lens_is_the_answer(model: StandardizedTransformer, prompts: list[Prompt]) -> None:
+    answers, lens = run_prompts(model, prompts), run_prompts(model, prompts, get_probs_func=logit_lens)
 
-    assert tokenizer.convert_ids_to_tokens(get_first_tokens(word, tokenizer)) == pieces
+    for name, probs in lens.items():
+        assert probs.shape == (3, model.num_layers)
+        torch.testing.assert_close(probs[:, -1:], answers[name], rtol=1e-4, atol=1e-6)
+    alone = prompts[0].run(model, logit_lens)
+    torch.testing.assert_close(alone["right"][0], lens["right"][0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_vocabulary_without_spaces() -> None:
-    tokenizer = wordpiece()
+def test_the_inverse_lens_prefers_what_the_lens_likes_least(model: StandardizedTransformer) -> None:
+    probs, inverse = logit_lens(model, TEXTS, return_inv_logits=True)
 
-    assert tokenizer.convert_ids_to_tokens(get_first_tokens(["Paris", " Paris"], tokenizer)) == ["paris"]
-    assert tokenizer.convert_ids_to_tokens(get_first_tokens("[UNK]", tokenizer)) == ["[UNK]"]
-    for word in ("\t", "日"):
-        with pytest.raises(InvalidRequest, match="has no token in this vocabulary"):
-            get_first_tokens(word, tokenizer)
+    assert torch.equal(inverse.argmax(-1), probs.argmin(-1))
 
 
-def test_one_token_by_its_id(smollm2: Any) -> None:
-    assert get_first_tokens([TokenId(id=8083), "\t"], smollm2) == [8083, 197]
-    with pytest.raises(InvalidRequest) as caught:
-        get_first_tokens(TokenId(id=49152), smollm2)
-    assert caught.value.message == ("the target token 49152, which the model does not have: its tokens are 0 to 49151.")
+def test_collisions(model: StandardizedTransformer, prompts: list[Prompt]) -> None:
+    same = Prompt.from_strings("a", {"one": "is", "other": ["is", "Paris"]}, model.tokenizer)
+
+    assert prompts[0].has_no_collisions()
+    assert not same.has_no_collisions()
+    assert same.has_no_collisions(ignore_targets="other")
+    with pytest.raises(InvalidRequest, match=r"prompt 1 has the targets \['one', 'other'\]"):
+        run_prompts(model, [prompts[0], same], tqdm=None)
 
 
-def test_what_a_category_counts_is_said(smollm2: Any) -> None:
-    with collect_remarks() as said:
-        found = follow_targets({"blank": ["\t", "\n"], "one": [TokenId(id=8083)]}, smollm2)
-        follow_target_sets([{"a": ["x"]}, {"a": ["y"]}], 2, smollm2)
+def test_pictures_and_tables(model: StandardizedTransformer, prompts: list[Prompt], tmp_path: Any) -> None:
+    probs = logit_lens(model, TEXTS)
+    figure = plot_topk_tokens(probs, model.tokenizer, k=2, title="lens", file=tmp_path / "lens")
+    frame = prompts_to_df(prompts, model.tokenizer)
 
-    assert found.ids == {"blank": [197, 198, 3717], "one": [8083]}
-    assert list(said) == [
-        'Tokens counted: "blank" #197 "\\t", #198 "\\n", #3717 " \\n"; "one" #8083 "<0xEF><0xBC>".',
-        'Tokens counted in prompt 0: "a" #104 "x", #1792 " x".',
-    ]
-
-
-def test_a_word_without_tokens_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-
-    with pytest.raises(InvalidRequest) as caught:
-        get_first_tokens(["France", "\u200b"], tokenizer)
-    assert caught.value.message == "the target '\\u200b' has no token in this vocabulary"
-
-
-def test_shared_tokens_of_many_categories_are_found_at_once() -> None:
-    many = {f"c{number}": [number, number + 100_000] for number in range(20_000)}
-    begun = time.monotonic()
-    shared = find_shared_tokens(many | {"other": [7]})
-
-    assert shared == {("c7", "other"): [7]}
-    assert time.monotonic() - begun < 5
-
-
-def test_shared_tokens_are_found_for_each_pair() -> None:
-    assert find_shared_tokens({"a": [1, 2], "b": [3], "c": [2, 1], "d": [3, 1]}) == {
-        ("a", "c"): [1, 2],
-        ("a", "d"): [1],
-        ("b", "d"): [3],
-        ("c", "d"): [1],
-    }
+    assert len(figure.data) == len(TEXTS)
+    assert float(figure.data[0].z[-1][0]) == pytest.approx(float(probs[0, -1].max()))
+    assert (tmp_path / "lens.html").stat().st_size > 1000
+    assert list(frame.columns) == ["prompt", "right_string", "verb_string", "right_tokens", "verb_tokens"]

@@ -11,7 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.render import rounded
-from nnterp_mcp.toolset.attribute.contract import SPEC
+from nnterp_mcp.toolset.attribute import SPEC
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
 from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job
@@ -43,7 +43,7 @@ def logit_difference(bench: Bench, prompt: str) -> float:
     """Computed by the Hugging Face model alone."""
     import torch
 
-    from nnterp_mcp.nnterp.prompts import get_first_tokens
+    from nnterp_mcp.engine.readouts.targets import get_first_tokens
 
     tokenizer = bench.model.tokenizer
     with bench.model.standing_down(), torch.no_grad():

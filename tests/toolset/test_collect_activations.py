@@ -17,7 +17,7 @@ from nnterp_mcp.pool.messages import Progress, Recorded
 from nnterp_mcp.render import rounded
 from nnterp_mcp.request.arguments import MOST_GROUPS
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.toolset.collect_activations.contract import SPEC
+from nnterp_mcp.toolset.collect_activations import SPEC
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsResult,
     CollectedLayer,

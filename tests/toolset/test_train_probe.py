@@ -14,7 +14,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.render import rounded
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.train_probe.contract import SPEC
+from nnterp_mcp.toolset.train_probe import SPEC
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
@@ -218,16 +218,6 @@ def test_labels_that_mean_nothing_are_not_told_apart() -> None:
 
     assert abs(random - 0.5) < 0.1
     assert clear > 0.98
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (38, 40), (40, 40)])
-def test_the_interval_is_wilsons(right: int, count: int) -> None:
-    from scipy.stats import binomtest
-
-    from nnterp_mcp.experiments.probes import wilson_interval
-
-    expected = binomtest(right, count).proportion_ci(method="wilson")
-    assert wilson_interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 @pytest.mark.parametrize(

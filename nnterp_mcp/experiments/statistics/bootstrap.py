@@ -1,7 +1,8 @@
-"""How much of an answer a patch brings back, over one pair of prompts or many."""
+"""Intervals: of a mean or of a patch's recovery by resampling prompts, of a share by Wilson's formula."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 _DRAWS = 2000
 _QUANTILES = (0.025, 0.975)
+_NORMAL = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,18 @@ def _estimates(means: Float[Tensor, " run"], drawn: Float[Tensor, "draw run"] | 
         return [Estimate(mean) for mean in means.tolist()]
     ends = torch.quantile(drawn, torch.tensor(_QUANTILES, dtype=drawn.dtype), dim=0)
     return [Estimate(*numbers) for numbers in zip(means.tolist(), *ends.tolist(), strict=True)]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many independent trials.
+
+    Args:
+        share: From 0 to 1.
+        count: Trials; for several rows of one text count the text once, since they are no independent ones.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    square = _NORMAL**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = _NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.readouts.metrics import default_metric
+from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, Part, Split, attribute_directly
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
@@ -18,9 +19,8 @@ from nnterp_mcp.experiments.patching.attribution_patching import Comparison, com
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.nnterp.prompts import FollowedTargets, follow_target_sets
 from nnterp_mcp.request.operations import Site
-from nnterp_mcp.toolset.attribute.contract import AttributeParams
+from nnterp_mcp.toolset.attribute.params import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
 from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job

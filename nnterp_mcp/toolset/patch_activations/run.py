@@ -12,6 +12,7 @@ from torch import Tensor
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.readouts.metrics import default_metric
+from nnterp_mcp.engine.readouts.targets import follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
@@ -22,12 +23,11 @@ from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws,
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import span_text
-from nnterp_mcp.nnterp.prompts import follow_target_sets
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.fields import PositionSpec
 from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.selectors import resolve_indices
-from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
+from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     Column,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.patched_rows import Target
 from nnterp_mcp.engine.readouts.next_token import Readout
+from nnterp_mcp.engine.readouts.targets import follow_targets
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
@@ -19,10 +20,9 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.nnterp.prompts import follow_targets
 from nnterp_mcp.request.fields import PositionSpec, Prompt
 from nnterp_mcp.request.remarks import collect_remarks
-from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
 from nnterp_mcp.worker.job import Finished, Job

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
+from nnterp_mcp.engine.readouts.targets import FollowedTargets, get_first_tokens
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
@@ -22,10 +23,9 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.nnterp.prompts import FollowedTargets, get_first_tokens
 from nnterp_mcp.request.fields import Target
 from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.patched_rows import Target, resolve_target
 from nnterp_mcp.engine.readouts.next_token import Readout
+from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
@@ -18,13 +19,12 @@ from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.nnterp.prompts import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.render import PAIRS
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.fields import TokenId
 from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsResult
 from nnterp_mcp.worker.job import Finished, Job
 

@@ -72,3 +72,13 @@ def test_random_cells_are_as_many_of_the_same_sites_and_layers(effects: list[flo
         for cell, other in zip(chosen, cells, strict=True):
             left = [one for one in effective if one.place == cell.place and one not in chosen and one not in cells]
             assert other.place == cell.place or not left
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (38, 40), (40, 40)])
+def test_the_interval_is_wilsons(right: int, count: int) -> None:
+    from scipy.stats import binomtest
+
+    from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
+
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson_interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
