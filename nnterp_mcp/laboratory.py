@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.figure import Figure
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import escaped
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.runs.arrays import HeldRows, Rows
@@ -115,7 +115,7 @@ class Laboratory:
         return escaped(spec.render(spec.summarize(result)))
 
     def figure(self, result: Result) -> Figure:
-        """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.
+        """What a tool's `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.
 
         Args:
             result: What a call gave; the last one, where a figure shows arrays, such as attention patterns.

@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from accelerate.utils.memory import clear_device_cache
+
 from nnterp_mcp.errors import OutOfMemory
-from nnterp_mcp.model.memory import is_out_of_memory, release
+from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 T = TypeVar("T")
@@ -55,5 +57,5 @@ def attempt(model: StandardizedTransformer, run: Callable[[], T]) -> tuple[T] | 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    release(model.device)
+    clear_device_cache(garbage_collection=True)
     return None

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.batching import run_halving
-from nnterp_mcp.engine.edits import Seen
 from nnterp_mcp.engine.executors.execution import Reading, execute, last_column
 from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
 from nnterp_mcp.engine.prefix_sharing import NO_SHARING, Sharing, find_cheapest_sharing
 from nnterp_mcp.engine.token_spans import Window
@@ -280,8 +280,11 @@ class _Put:
     rows: slice
     needs: Sequence[Place] = ()
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        return self.patch.put(value, self.rows, self.patch.position)
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
+        rows = torch.arange(1 + self.rows.start, 1 + self.rows.stop, device=device)
+        columns, states = torch.full_like(rows, self.patch.position), self.patch.states[self.rows]
+        everything = {"heads": None, "neurons": None, "heads_first": False}
+        return {"op": "replace", "rows": rows, "columns": columns, "value": states.to(device), **everything}
 
 
 def _run_planned(

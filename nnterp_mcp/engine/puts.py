@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.edits import Seen
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import WHOLE_SEQUENCE, Place, by_position, in_order
+from nnterp_mcp.engine.interpreter import Data, apply
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
@@ -115,7 +115,7 @@ class Walk:
         self._held = held
         self._first = first
         self._needs = given.plan.needs
-        self._seen: Seen = {}
+        self._seen: Data = {}
         self._taken: dict[Place, Tensor] = {}
         self._window = cache(self._window_of)
         self._puts: dict[Place, list[tuple[int, Put]]] = {}
@@ -138,7 +138,7 @@ class Walk:
             self._taken[place] = by_position(value, place.site).clone()
         value = self._put(place, self._hold(place, value))
         if place in self._needs:
-            self._seen[place] = by_position(value, place.site)
+            self._seen[str(place)] = by_position(value, place.site)
         return value
 
     def _disturb(self, place: Place, value: Tensor) -> Tensor:
@@ -150,7 +150,8 @@ class Walk:
     def _edit(self, place: Place, value: Tensor) -> Tensor:
         """The states with the operations in force made, in each row that is there so far."""
         for edit in self.plan.edits.get(place, ()):
-            value = edit.apply(value, self._window(len(value)), self._seen)
+            resolved = edit.resolve(self._window(len(value)), value.shape, value.device)
+            value = value if resolved is None else apply(value, resolved, self._seen)
         return value
 
     def _window_of(self, rows: int) -> Window:

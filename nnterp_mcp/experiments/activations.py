@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import Plan, Read, forward
-from nnterp_mcp.engine.hook_points import Place, by_position, require_place
+from nnterp_mcp.engine.forward import Capture, forward
+from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import average_rows, take_rows
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -100,8 +100,9 @@ def state_shape(
         return (model.hidden_size,)
     shortest = min(prompts, key=len_of)
     batch = pad_batch([shortest], model.pad_id, model.device)
-    reads = [Read(place, _shape_at(place)) for place in places]
-    shapes: list[tuple[int, ...]] = forward(model, batch, reads=reads).reads
+    first = torch.zeros(1, dtype=torch.long)
+    captures = [Capture(place, take_rows, {"rows": first, "columns": first}) for place in places]
+    shapes = [tuple(states.shape[1:]) for states in forward(model, batch, captures=captures).values]
     for place, shape in zip(places, shapes, strict=True):
         if shape != shapes[0]:
             raise InvalidRequest(
@@ -114,10 +115,6 @@ def state_shape(
 def len_of(prompt: EncodedPrompt) -> int:
     """How many tokens a prompt has."""
     return len(prompt.ids)
-
-
-def _shape_at(place: Place) -> Callable[[Tensor], tuple[int, ...]]:
-    return lambda value: tuple(by_position(value, place.site).shape[2:])
 
 
 def collect(
@@ -147,9 +144,10 @@ def collect(
         own[row.prompt].append(number)
 
     def read(batch: Batch, prompts: Sequence[int]) -> tuple[list[int], Float[Tensor, "row layer *head width"]]:
-        mean = _mean_over(batch, [[rows[number] for number in own[prompt.index]] for prompt in batch.prompts])
-        reads = [Read(place, lambda value, place=place: mean(by_position(value, place.site))) for place in places]
-        states = torch.stack([taken.cpu() for taken in forward(model, batch, work.plan, reads).reads], dim=1)
+        options = _means_over(batch, [[rows[number] for number in own[prompt.index]] for prompt in batch.prompts])
+        captures = [Capture(place, average_rows, options) for place in places]
+        found = forward(model, batch, work.plan, captures).values
+        states = torch.stack([taken.cpu() for taken in found], dim=1)
         require_finite(states, "states")
         return [number for prompt in batch.prompts for number in own[prompt.index]], states
 
@@ -157,7 +155,6 @@ def collect(
         yield found
 
 
-@runs_elsewhere
 def read_states(
     model: StandardizedTransformer, work: Workload, positions: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> Float[Tensor, "reading layer hidden"]:
@@ -175,50 +172,33 @@ def read_states(
 
     def read(batch: Batch, numbers: Sequence[int]) -> Sequence[Float[Tensor, "reading layer hidden"]]:
         asked = [positions[number] for number in numbers]
-        return take_states(model, batch, asked, layers, work.plan).split([len(at) for at in asked])
+        found = forward(model, batch, work.plan, capture_stream(batch, asked, layers)).values
+        states = torch.stack([states.to(model.device) for states in found], dim=1)
+        return states.split([len(at) for at in asked])
 
     return torch.cat(work.run(model, read))
 
 
-def take_states(
-    model: StandardizedTransformer,
-    batch: Batch,
-    positions: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    plan: Plan,
-) -> Float[Tensor, "reading layer hidden"]:
-    """Reads the residual stream after layers in one batch, row by row.
+def capture_stream(batch: Batch, positions: Sequence[Sequence[int]], layers: Sequence[int]) -> list[Capture]:
+    """Captures of the residual stream after layers, row by row.
 
     Args:
-        model: The model.
         batch: The prompts.
         positions: For each row, the positions to read in the unpadded prompt.
-        layers: The layers to read, in ascending order.
-        plan: The operations on the prompts.
+        layers: The layers.
     """
     wanted = [(row, batch.padding[row] + at) for row, here in enumerate(positions) for at in here]
-    rows, columns = torch.tensor(wanted, dtype=torch.long, device=model.device).reshape(-1, 2).T
-    reads = [
-        Read(Place("layers_output", layer), lambda state: state[rows, columns].to(rows.device)) for layer in layers
-    ]
-    return torch.stack(forward(model, batch, plan, reads).reads, dim=1)
+    rows, columns = torch.tensor(wanted, dtype=torch.long).reshape(-1, 2).T
+    options = {"rows": rows, "columns": columns}
+    return [Capture(Place("layers_output", layer), take_rows, options) for layer in layers]
 
 
-def _mean_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> Callable[[Tensor], Tensor]:
-    """Takes the rows of each prompt of a batch from states (batch, position, ...)."""
+def _means_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
+    """The entries of a batch over which each row of a collection is a mean; the options of `average_rows`."""
     wanted = [(line, row) for line, of_prompt in enumerate(asked) for row in of_prompt]
     entries = [
         (number, line, batch.padding[line] + at) for number, (line, row) in enumerate(wanted) for at in row.positions
     ]
     owners, lines, columns = torch.tensor(entries, dtype=torch.long).T
     counts = torch.tensor([len(row.positions) for _, row in wanted])
-
-    def mean(states: Float[Tensor, "batch position *head width"]) -> Float[Tensor, "row *head width"]:
-        device = states.device
-        taken = states[lines.to(device), columns.to(device)].float()
-        if len(taken) == len(counts):
-            return taken
-        total = taken.new_zeros((len(counts), *taken.shape[1:])).index_add_(0, owners.to(device), taken)
-        return total / counts.to(device).reshape(-1, *[1] * (taken.ndim - 1))
-
-    return mean
+    return {"owners": owners, "rows": lines, "columns": columns, "counts": counts}

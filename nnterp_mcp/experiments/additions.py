@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.constants import indices, like
-from nnterp_mcp.engine.edits import Edit, EditOfRuns, Seen, StateEdit
+from nnterp_mcp.engine.constants import indices, on_device
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit, States
 from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, run_patched
-from nnterp_mcp.engine.token_spans import Reach, Selection, Window, goes_on
+from nnterp_mcp.engine.token_spans import Reach, goes_on
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -211,10 +212,10 @@ class AddedByRow:
     vectors: Float[Tensor, "steered hidden"]
     of_row: Mapping[int, int]
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        rows = indices([self.of_row[row] for row, _ in chosen.entries], states.device)
-        return states + like(self.vectors, states)[rows]
+    def resolve(self, states: States) -> Data:
+        """The vector of each entry."""
+        rows = indices([self.of_row[row] for row, _ in states.chosen.entries], states.device)
+        return {"op": "add", "value": on_device(self.vectors, states.device)[rows]}
 
 
 def _edits(runs: Sequence[Run], where: Mapping[int, Sequence[int]], onward: bool) -> list[Edit]:

@@ -10,18 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import summarize_patterns
+from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.fields import LayerSpec
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import IndexSpec
-from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Target = Literal["first", "previous", "itself", "duplicate", "induction"]
 """A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
@@ -37,6 +35,9 @@ _AT_ONCE = 1 << 24
 
 _TOGETHER = 1 << 21
 """Attention probabilities of a whole pass that are few enough to be kept until it ends."""
+
+_SENT = 1 << 18
+"""Attention probabilities that a served model sends whole, over all prompts of a call: a megabyte."""
 
 
 class HeadChoice(NamedTuple):
@@ -85,7 +86,7 @@ class AttentionNumbers:
         """
         ones = [1] * len(reads)
         columns = {
-            field.name: getattr(self, field.name).split(reads if field.name.startswith("read") else ones)
+            field.name: getattr(self, field.name).split(list(reads) if field.name.startswith("read") else ones)
             for field in fields(AttentionNumbers)
         }
         return [AttentionNumbers(**{name: rows[row] for name, rows in columns.items()}) for row in range(len(reads))]
@@ -132,7 +133,6 @@ def choose_heads(
     ]
 
 
-@runs_elsewhere
 def read_attention(
     model: StandardizedTransformer,
     work: Workload,
@@ -156,7 +156,8 @@ def read_attention(
         queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
             first token, which can only attend to itself, in their means alone.
         top_k: How many pairs of each head and keys of each read to keep.
-        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
+        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device. A
+            served model hands over a megabyte at most, else nothing.
         offer: Handed, after each batch, what makes the readings of the prompts that are read so far.
 
     Returns:
@@ -167,135 +168,100 @@ def read_attention(
 
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the kinds of heads.
     """
-    asked = find_queries(work.prompts, queries)
+    prompts = work.prompts
+    asked = [[*range(1, len(prompt.ids))] for prompt in prompts] if queries is None else list(map(sorted, queries))
+    one_by_one = [[]] * len(prompts) if queries is None else asked
+    probabilities = sum(len(prompt.ids) ** 2 for prompt in prompts) * sum(len(heads) for _, heads in chosen)
+    hands_over = on_pattern is not None and (probabilities <= _SENT or not model.elsewhere)
     found: dict[int, AttentionNumbers] = {}
 
     def so_far() -> AttentionReadings:
-        done = [number for number in range(len(asked)) if number in found]
-        reads = None if queries is None else [asked[number] for number in done]
-        return join_prompts(work.some(done).prompts, [found[number] for number in done], chosen, reads)
+        done = [number for number in range(len(prompts)) if number in found]
+        return AttentionReadings(
+            **{name: tensor.cpu() for name, tensor in _concatenate([found[number] for number in done]).items()},
+            prompts=[prompts[number].index for number in done],
+            heads=[(layer, head) for layer, heads in chosen for head in heads],
+            reads=[(prompts[number].index, at) for number in done for at in one_by_one[number]],
+        )
 
-    def read(batch: Batch, numbers: Sequence[int]) -> tuple[AttentionNumbers, list[Tensor]]:
+    def read(batch: Batch, numbers: Sequence[int]) -> tuple[list[AttentionNumbers], list[Tensor]]:
         here = [asked[number] for number in numbers]
-        asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
-        whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
-        taken = forward(model, batch, work.plan, [*asking.reads, *whole]).reads
-        return asking.join(taken[: len(chosen)]), taken[len(chosen) :]
+        asking = capture_heads(model, batch, here, chosen, top_k, one_by_one=queries is not None)
+        whole = [Capture(_place(layer), take_heads, {"heads": heads}) for layer, heads in chosen if hands_over]
+        taken = forward(model, batch, work.plan, [*asking.captures, *whole]).values
+        parts = asking.join(taken[: len(chosen)]).by_prompt([len(one_by_one[number]) for number in numbers])
+        return parts, [pattern.cpu() for pattern in taken[len(chosen) :]]
 
-    for numbers, (read_here, patterns) in work.run_batches(model, read, patterns=True):
-        if on_pattern is not None:
-            hand_over(on_pattern, work.some(numbers).prompts, torch.cat(patterns, dim=1))
-        counts = [0 if queries is None else len(asked[number]) for number in numbers]
-        found |= zip(numbers, read_here.by_prompt(counts), strict=True)
+    for numbers, (parts, patterns) in work.run_batches(model, read, patterns=True):
+        if on_pattern is not None and patterns:
+            for number, pattern in zip(numbers, torch.cat(patterns, dim=1), strict=True):
+                length = len(prompts[number].ids)
+                on_pattern(prompts[number].index, pattern[:, -length:, -length:])
+        found |= zip(numbers, parts, strict=True)
         offer(so_far)
     return so_far()
-
-
-def find_queries(prompts: Sequence[EncodedPrompt], queries: Sequence[Sequence[int]] | None) -> list[list[int]]:
-    """The positions of each prompt that read, in ascending order; all but the first where none are given."""
-    return [[*range(1, len(prompt.ids))] for prompt in prompts] if queries is None else list(map(sorted, queries))
-
-
-def hand_over(
-    on_pattern: OnPattern, prompts: Sequence[EncodedPrompt], patterns: Float[Tensor, "prompt head query key"]
-) -> None:
-    """Hands over the patterns of a batch without their padding."""
-    for prompt, pattern in zip(prompts, patterns, strict=True):
-        on_pattern(prompt.index, pattern[:, -len(prompt.ids) :, -len(prompt.ids) :])
 
 
 def _place(layer: int) -> Place:
     return Place("attention_probabilities", layer)
 
 
-def _take_pattern(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    return lambda pattern: pattern[:, heads].float().cpu()
-
-
 @dataclass(frozen=True)
-class HeadReads:
-    """What is taken from the layers in a pass over a batch.
+class HeadCaptures:
+    """What is read of the layers in a pass over a batch.
 
     Attributes:
-        reads: A read for each layer.
-        join: Makes the numbers of all heads of what the reads return.
+        captures: A capture of each layer.
+        join: Makes the numbers of all heads of what the captures return.
     """
 
-    reads: list[Read]
+    captures: list[Capture]
     join: Callable[[Sequence[Any]], AttentionNumbers]
 
 
-def attention_reads(
+def capture_heads(
+    model: StandardizedTransformer,
     batch: Batch,
     queries: Sequence[Sequence[int]],
     chosen: Sequence[HeadChoice],
     top_k: int = 1,
     *,
     one_by_one: bool = False,
-) -> HeadReads:
-    """What to take from each layer in a pass over a batch.
+) -> HeadCaptures:
+    """What to read of each layer in a pass over a batch.
 
     Small patterns are kept until the pass ends and reduced together, for a step takes no longer over all heads of a
-    short prompt than over those of one layer. Large ones are reduced as they come.
+    short prompt than over those of one layer. Large ones, and those of a served model, are reduced as they come.
 
     Args:
+        model: The model.
         batch: The batch.
         queries: For each row, the positions that read.
         chosen: The heads.
         top_k: How many pairs and keys to keep.
         one_by_one: Whether what each query reads is wanted too, not only the means.
     """
-    asked = Asked.over(batch, queries, one_by_one)
+    asked = Asked.over(batch, queries, one_by_one).plain
     ids = batch.inputs["input_ids"]
+    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER and not model.elsewhere
 
-    def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        # What `watch` hands over is a copy already.
-        return lambda pattern: (pattern if [*heads] == [*range(pattern.shape[1])] else pattern[:, heads]).float()
+    def number(found: Sequence[Any]) -> AttentionNumbers:
+        if small:
+            whole = torch.cat([pattern.to(found[0].device) for pattern in found], dim=1)
+            numbers = summarize_patterns(whole, asked, top_k)
+        else:
+            numbers = join(found, dim=1)
+        require_finite(numbers.pop("largest_sink"), "attention probabilities")
+        return AttentionNumbers(**numbers)
 
-    def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
-        return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
-
-    def reduce_together(patterns: Sequence[Tensor]) -> AttentionNumbers:
-        device = patterns[0].device
-        whole = torch.cat([pattern.to(device) for pattern in patterns], dim=1)
-        return _reduce_some(whole, asked.to(device), top_k)
-
-    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER
-    way, join = (take, reduce_together) if small else (reduce, join_heads)
-    return HeadReads([Read(_place(layer), way(heads)) for layer, heads in chosen], join)
+    options = {"asked": asked, "top_k": top_k, "at_once": _AT_ONCE}
+    reduce = take_heads if small else summarize_heads
+    return HeadCaptures([Capture(_place(layer), reduce, options | {"heads": heads}) for layer, heads in chosen], number)
 
 
-def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:
-    """Several layers' numbers as if they were one layer's."""
-    return AttentionNumbers(**_concatenate(parts, dim=1))
-
-
-def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tensor]:
-    device = parts[0].entropy.device
+def _concatenate(parts: Sequence[AttentionNumbers]) -> dict[str, Tensor]:
     names = [field.name for field in fields(AttentionNumbers)]
-    return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
-
-
-def join_prompts(
-    prompts: Sequence[EncodedPrompt],
-    parts: Sequence[AttentionNumbers],
-    chosen: Sequence[HeadChoice],
-    queries: Sequence[Sequence[int]] | None,
-) -> AttentionReadings:
-    """The readings of several prompts.
-
-    Args:
-        prompts: The prompts.
-        parts: The numbers of each.
-        chosen: The heads.
-        queries: The positions of each that are read one by one, if any are.
-    """
-    return AttentionReadings(
-        **{name: tensor.cpu() for name, tensor in _concatenate(parts, dim=0).items()},
-        prompts=[prompt.index for prompt in prompts],
-        heads=[(layer, head) for layer, heads in chosen for head in heads],
-        reads=[(prompt.index, at) for prompt, here in zip(prompts, queries or (), strict=False) for at in here],
-    )
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -338,10 +304,6 @@ class Asked:
         """Its tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def to(self, device: torch.device) -> Asked:
-        """The same on another device."""
-        return Asked(**{name: value.to(device) for name, value in self.plain.items()})
-
 
 def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
     """Which keys are which targets of which queries; `at` is the position of each column, negative in padding."""
@@ -357,18 +319,3 @@ def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -
         "induction": later & (key < query) & followed,
     }
     return torch.stack([found[target] for target in TARGETS], dim=1)
-
-
-def _reduce(
-    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: Asked, top_k: int
-) -> AttentionNumbers:
-    few = max(1, _AT_ONCE // pattern[:, 0].numel())
-    starts = range(0, len(heads), few)
-    parts = [_reduce_some(pattern[:, heads[start : start + few]].float(), asked, top_k) for start in starts]
-    return join_heads(parts)
-
-
-def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: Asked, top_k: int) -> AttentionNumbers:
-    numbers = summarize_patterns(pattern, asked.plain, top_k)
-    require_finite(numbers.pop("largest_sink"), "attention probabilities")
-    return AttentionNumbers(**numbers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import forward
+from nnterp_mcp.engine.forward import LogitReduction, forward
+from nnterp_mcp.engine.readouts.reductions import gather_log_probs
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, attention_reads
+from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, capture_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -93,7 +93,6 @@ def repeat_random_tokens(
     return RepeatedTokens(prompts, len(start), length)
 
 
-@runs_elsewhere
 def score_heads(
     model: StandardizedTransformer, work: Workload, chosen: Sequence[HeadChoice], second: range
 ) -> HeadKinds:
@@ -117,55 +116,25 @@ def score_heads(
     Learning and Induction Heads" (2022).
     """
 
-    def score(batch: Batch, numbers: Sequence[int]) -> list[Copied]:
+    def score(batch: Batch, numbers: Sequence[int]) -> Iterable[tuple[AttentionNumbers, Tensor]]:
         places = [(row, at) for row in range(len(numbers)) for at in second[:-1]]
-        asking = attention_reads(batch, [second] * len(numbers), chosen)
-        passed = forward(model, batch, work.plan, asking.reads, places)
-        assert passed.logits is not None
-        following = following_tokens(batch, second)
-        log_probs = _log_probs_of(passed.logits, following)
-        return list(zip(asking.join(passed.reads).by_prompt([0] * len(numbers)), log_probs, strict=True))
+        asking = capture_heads(model, batch, [second] * len(numbers), chosen)
+        following = [token for prompt in batch.prompts for token in prompt.ids[second.start + 1 :]]
+        reduction = LogitReduction(gather_log_probs, {"tokens": torch.tensor(following)})
+        passed = forward(model, batch, work.plan, asking.captures, places, reduction)
+        copied = passed.numbers["log_probs"].unflatten(0, (len(numbers), -1)).cpu()
+        return zip(asking.join(passed.values).by_prompt([0] * len(numbers)), copied, strict=True)
 
-    return join_scores(chosen, work.run(model, score, patterns=True, unit=UNIT))
-
-
-UNIT = "sequences of random tokens"
-"""What the sequences are called in the progress."""
-
-Copied = tuple[AttentionNumbers, Float[Tensor, " place"]]
-"""A sequence's attention, and the log-probability of each next token in its second copy."""
-
-
-def following_tokens(batch: Batch, second: range) -> list[list[int]]:
-    """The tokens of the second copy that the model could know, row by row: all but its first."""
-    return [prompt.ids[second.start + 1 :] for prompt in batch.prompts]
-
-
-def join_scores(chosen: Sequence[HeadChoice], found: Sequence[Copied]) -> HeadKinds:
-    """The scores of all sequences.
-
-    Args:
-        chosen: The heads.
-        found: What each sequence gave.
-    """
+    found, copied = zip(*work.run(model, score, patterns=True, unit="sequences of random tokens"), strict=True)
 
     def scores(target: Target) -> Float[Tensor, "sequence head"]:
-        return torch.cat([numbers.of(target).cpu() for numbers, _ in found])
+        return torch.cat([numbers.of(target).cpu() for numbers in found])
 
-    copying = torch.stack([log_probs for _, log_probs in found])
     return HeadKinds(
         heads=[(layer, head) for layer, heads in chosen for head in heads],
         previous=scores("previous"),
         duplicate=scores("duplicate"),
         induction=scores("induction"),
-        probability=copying.exp().mean(-1),
-        log_probability=copying.mean(-1),
+        probability=torch.stack(copied).exp().mean(-1),
+        log_probability=torch.stack(copied).mean(-1),
     )
-
-
-def _log_probs_of(
-    logits: Float[Tensor, "place vocabulary"], following: Sequence[Sequence[int]]
-) -> Float[Tensor, "row place"]:
-    right = torch.tensor(following, device=logits.device)
-    total = torch.stack([row.float().logsumexp(-1) for row in logits])
-    return (logits.gather(-1, right.flatten()[:, None])[:, 0].float() - total).view_as(right).cpu()

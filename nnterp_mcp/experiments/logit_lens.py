@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.readouts.next_token import (
-    Categories,
-    Readout,
-    ReadoutRows,
-    normalize,
-    read_log_probs,
-    rows_at_once,
-)
-from nnterp_mcp.engine.readouts.reductions import divergence
+from nnterp_mcp.engine.forward import LogitReduction, forward
+from nnterp_mcp.engine.interpreter import Data
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import join, split_rows, summarize_lens
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.activations import take_states
+from nnterp_mcp.experiments.activations import capture_stream
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
-
-_LOGITS_AT_ONCE = 1 << 23
-"""Logits held at one time: rows are projected in chunks of this many over the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,6 @@ class LensReadings:
     kl: Float[Tensor, "reading layer"]
 
 
-@runs_elsewhere
 def read_lens(
     model: StandardizedTransformer,
     work: Workload,
@@ -85,69 +76,28 @@ def read_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     model.require("lens")
+    followed = Categories.of(categories or [[]] * len(positions), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    first = [0, *accumulate(map(len, positions))]
-    keys = [(number, at) for number, here in enumerate(positions) for at in here]
-    owners = torch.tensor([number for number, _ in keys], device=model.device)
-    followed = Categories.of(categories or [[]] * len(positions), model.device)
-    count, total = len(layers), len(keys)
-    readouts, divergences = ReadoutRows(total * count), torch.empty(total * count, device=model.device)
 
-    def take(batch: Batch, numbers: Sequence[int]) -> None:
-        states = take_states(model, batch, [positions[number] for number in numbers], read, work.plan)
-        readings = [reading for number in numbers for reading in range(first[number], first[number + 1])]
-        size = _readings_at_once(model, len(read), states.device)
-        for part, at in zip(states.split(size), torch.tensor(readings, device=model.device).split(size), strict=True):
-            for rows, readout, kl in _reduce(model, part, at, top_k, followed[owners[at]], count, inverse):
-                readouts.put(rows, readout)
-                divergences[rows] = kl
+    def run(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        asked = [positions[number] for number in numbers]
+        owners = [number for number in numbers for _ in positions[number]]
+        chosen = followed[torch.tensor(owners, dtype=torch.long, device=model.device)]
+        options = {"count": len(layers), "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
+        reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(read) * model.vocab_size)
+        found = forward(model, batch, work.plan, capture_stream(batch, asked, read), reduction=reduction).numbers
+        require_finite(found.pop("total"), "logits")
+        return split_rows(found, [len(here) for here in asked])
 
-    for _ in work.run_batches(model, take):
-        pass
+    whole = {name: values.cpu() for name, values in join(work.run(model, run)).items()}
     return LensReadings(
-        prompts=[work.prompts[number].index for number, _ in keys],
-        positions=[at for _, at in keys],
+        prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
+        positions=[at for here in positions for at in here],
         layers=list(layers),
-        readout=readouts.read((total, count)),
-        kl=divergences.reshape(total, count).cpu(),
+        kl=whole.pop("kl"),
+        readout=Readout(**whole),
     )
-
-
-def _readings_at_once(model: StandardizedTransformer, layers: int, device: torch.device) -> int:
-    """How many readings have their logits formed together."""
-    width = layers * model.vocab_size
-    return max(_LOGITS_AT_ONCE // width, rows_at_once(width, device))
-
-
-@torch.inference_mode()
-def _reduce(
-    model: StandardizedTransformer,
-    states: Float[Tensor, "reading layer hidden"],
-    readings: Int[Tensor, " reading"],
-    top_k: int,
-    followed: Categories,
-    count: int,
-    inverse: bool,
-) -> Iterator[tuple[Int[Tensor, " row"], Readout, Float[Tensor, " row"]]]:
-    """Reduces the first `count` layers of readings; the last layer is what they are compared with.
-
-    Yields:
-        Rows (reading × count + layer), with their readouts and divergences.
-    """
-    logits = model.project_on_vocab(states)
-    logits = -logits if inverse else logits
-    size = rows_at_once(model.vocab_size, logits.device)
-    at_once = max(1, size // states.shape[1])
-    rows = readings[:, None] * count + torch.arange(count, device=readings.device)
-    numbers = torch.arange(len(states), device=readings.device)[:, None].expand(rows.shape)
-    for part, *places in zip(*(whole.split(at_once) for whole in (logits, rows, numbers)), strict=True):
-        last = normalize(part[:, -1:])
-        layers = (whole.split(min(size, count), dim=1) for whole in (part[:, :count], *places))
-        for some, at, of_reading in zip(*layers, strict=True):
-            log_probs = normalize(some)
-            readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[of_reading.flatten()])
-            yield at.flatten(), readout, divergence(last, log_probs).flatten()
 
 
 @runs_elsewhere

@@ -20,7 +20,7 @@ from nnterp_mcp.engine.patched_rows import (
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, read_distribution
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 LayerPair = tuple[int, int]
 """The layer after which a state is read, and the layer after which it is put into the target prompt."""

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.reductions import average_over
@@ -71,7 +70,6 @@ class Directions:
         return replace(self, vectors=self.vectors * (norm / self.norms)[:, None])
 
 
-@runs_elsewhere
 def average_states(
     model: StandardizedTransformer, work: Workload, layers: Sequence[int], positions: Sequence[PositionSpec] = ("last",)
 ) -> States:
@@ -92,9 +90,9 @@ def average_states(
     places = [Place("layers_output", layer) for layer in layers]
 
     def read(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row layer hidden_and_length"]:
-        weights = weigh(batch, positions)
-        reads = [Read(place, lambda states: average_over(states, weights)) for place in places]
-        averages = forward(model, batch, work.plan, reads).reads
+        options = {"weights": weigh(batch, positions)}
+        captures = [Capture(place, average_over, options) for place in places]
+        averages = forward(model, batch, work.plan, captures).values
         return torch.stack([average.cpu() for average in averages], dim=1)
 
     rows = torch.stack(work.run(model, read))

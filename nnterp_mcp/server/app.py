@@ -29,12 +29,12 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.formatting import elided, escaped
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.render import elided, escaped
 from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions

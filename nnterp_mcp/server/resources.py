@@ -26,10 +26,10 @@ from mcp_types import (
 )
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
+from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.render import escaped, plural, size
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord

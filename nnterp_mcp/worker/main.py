@@ -20,6 +20,7 @@ from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Repl
 from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.runs.records import RunError
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
@@ -97,7 +98,8 @@ def main() -> None:
 def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
     try:
         job.check()
-        job.recorder = None if call.recorded is None else Recorder(bench, call.recorded)
+        if call.recorded is not None:
+            job.recorder = Recorder(RunStore(bench.settings.runs), lambda: bench.environment, call.recorded)
         result = _run(bench, call, job)
         return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model

@@ -10,7 +10,7 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded
-from nnterp_mcp.render import rounded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.make_vector import SPEC

@@ -10,8 +10,8 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.patchscope import SPEC
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source

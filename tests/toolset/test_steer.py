@@ -12,8 +12,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.steer import SPEC
 from nnterp_mcp.toolset.steer.figure import figure

@@ -11,7 +11,7 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.render import rounded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.train_probe import SPEC

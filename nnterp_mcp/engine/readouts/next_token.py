@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import summarize_distributions
+from nnterp_mcp.engine.readouts.reductions import rows_at_once, summarize_distributions
 
 
 @dataclass(frozen=True)
@@ -50,42 +50,6 @@ class Readout:
         joined = cls.join(parts)
         whole = [getattr(joined, field.name).cpu()[inverse] for field in fields(cls)]
         return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
-
-
-class ReadoutRows:
-    """Rows that come part by part, written to memory that is set aside for all of them.
-
-    Parts that were kept as they came would lie between the large tensors that they are read from, and what lies there
-    keeps the memory of those from being used again.
-
-    Args:
-        count: How many rows will come.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._whole: list[Tensor] = []
-
-    def put(self, rows: Int[Tensor, " row"], part: Readout) -> None:
-        """Writes some of the rows.
-
-        Args:
-            rows: Which ones.
-            part: What they hold.
-        """
-        values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
-        if not self._whole:
-            self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
-        for whole, value in zip(self._whole, values, strict=True):
-            whole[rows] = value
-
-    def read(self, shape: Sequence[int]) -> Readout:
-        """All rows, on the CPU.
-
-        Args:
-            shape: The rows' shape.
-        """
-        return Readout(*(whole.cpu().reshape(*shape, *whole.shape[1:]) for whole in self._whole))
 
 
 @dataclass(frozen=True)
@@ -136,14 +100,6 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
     rows = torch.arange(len(logits), device=logits.device).split(size)
     parts = [read_log_probs(normalize(logits[part]), top_k, categories[part]) for part in rows]
     return parts[0] if len(parts) == 1 else Readout.join(parts)
-
-
-def rows_at_once(width: int, device: torch.device) -> int:
-    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
-
-    An accelerator takes more, for each step costs a launch.
-    """
-    return max(1, (1 << (18 if device.type == "cpu" else 26)) // width)
 
 
 def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, lines, number, plural, quoted, table
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import in_force, lines, table
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsAnswer,
     AttentionProbsResult,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, shared_tokens, table
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import in_force, left_out, lines, shared_tokens, table
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult, LayerSum
 
 _ROWS = 10

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from statistics import fmean
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, size, spread, table
+from nnterp_mcp.formatting import elided, number, plural, quoted, size, spread
+from nnterp_mcp.render import in_force, left_out, lines, table
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsAnswer,
     CollectActivationsResult,

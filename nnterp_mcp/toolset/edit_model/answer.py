@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import elided, lines, plural
+from nnterp_mcp.formatting import elided, plural
+from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.edit_model.result import EditModelAnswer, EditModelResult
 
 _SHOWN = 12

@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import fmean, median_low
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import cell, elided, in_force, left_out, lines, number, plural, quoted, table
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import cell, in_force, left_out, lines, table
 from nnterp_mcp.toolset.generate.result import Continuation, GenerateAnswer, GenerateResult
 
 _CHARACTERS = 2400

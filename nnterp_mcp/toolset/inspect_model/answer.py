@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnterp_mcp.contract import Table
-from nnterp_mcp.render import elided, lines, plural, table
+from nnterp_mcp.formatting import elided, plural
+from nnterp_mcp.render import lines, table
 from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import (
     InspectModelAnswer,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import lines, plural, seconds, size
+from nnterp_mcp.formatting import plural, seconds, size
+from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
 

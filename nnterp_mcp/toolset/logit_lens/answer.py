@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import (
-    cell,
-    elided,
-    in_force,
-    left_out,
-    lines,
-    number,
-    plural,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-    table,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import cell, in_force, left_out, lines, shared_tokens, table
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LogitLensAnswer, LogitLensResult, Reading
 
 _SAYS: dict[Lens, str] = {"logit": "says", "inverse": "speaks most against"}

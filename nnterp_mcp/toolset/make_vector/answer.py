@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import in_force, lines, number, plural, spread, table
+from nnterp_mcp.formatting import number, plural, spread
+from nnterp_mcp.render import in_force, lines, table
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
 
 _LAYERS = 16

@@ -26,8 +26,8 @@ from nnterp_mcp.experiments.steering_vectors import (
     token_difference,
 )
 from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, Method
 from nnterp_mcp.toolset.make_vector.recalled import recall_states

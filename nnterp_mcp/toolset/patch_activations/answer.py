@@ -7,7 +7,8 @@ from itertools import groupby
 from statistics import fmean, stdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, shared_tokens, table
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import in_force, left_out, lines, shared_tokens, table
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     Column,

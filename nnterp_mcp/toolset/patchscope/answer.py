@@ -6,19 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import (
-    cell,
-    elided,
-    in_force,
-    lines,
-    number,
-    plural,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-    table,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import cell, in_force, lines, shared_tokens, table
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
 
 _BUDGET = 620

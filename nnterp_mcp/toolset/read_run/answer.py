@@ -8,7 +8,8 @@ import json
 import re
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import cell, elided, finite, lines, plural, quoted, table
+from nnterp_mcp.formatting import elided, finite, plural, quoted
+from nnterp_mcp.render import cell, lines, table
 from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 
 _LONGEST = 80

@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import (
-    elided,
-    left_out,
-    lines,
-    number,
-    plural,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-    table,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import left_out, lines, shared_tokens, table
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 
 _CATEGORIES = 8

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, lines, number, plural, seconds, size, table
+from nnterp_mcp.formatting import elided, number, plural, seconds, size
+from nnterp_mcp.render import lines, table
 from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult
 

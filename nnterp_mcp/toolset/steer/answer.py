@@ -9,20 +9,8 @@ from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import (
-    cell,
-    elided,
-    in_force,
-    left_out,
-    lines,
-    number,
-    plural,
-    probability,
-    quoted,
-    shared_tokens,
-    spread,
-    table,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import cell, in_force, left_out, lines, shared_tokens, table
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
 _BUDGET = 720

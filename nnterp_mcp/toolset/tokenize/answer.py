@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, lines, plural, quoted, table
+from nnterp_mcp.formatting import elided, plural, quoted
+from nnterp_mcp.render import lines, table
 from nnterp_mcp.toolset.tokenize.result import COUNTED, TokenizeAnswer, TokenizeResult
 
 _SHOWN = 48

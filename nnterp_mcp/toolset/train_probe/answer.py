@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import fmean, pstdev
 
 from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.render import elided, in_force, left_out, lines, number, plural, quoted, spread, table
+from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.render import in_force, left_out, lines, table
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
 _LAYERS = 12

@@ -21,7 +21,7 @@ from nnterp_mcp.experiments.probes import (
     shuffle_labels,
 )
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.runs.arrays import HeldRows
 from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams, require_groups

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.render import lines, size
+from nnterp_mcp.formatting import size
+from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
 

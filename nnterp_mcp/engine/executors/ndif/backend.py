@@ -1,37 +1,80 @@
-"""Passes over prompts, packed into few requests."""
+"""Passes on a served model, packed into few requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TypeVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.kernels import Data, pick, pick_averages, pick_lengths, read_next, read_states
+from nnterp_mcp.engine.executors.ndif.kernels import read_next, read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import Way, keep_end, places_at
-from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, places_at, steps_of
+from nnterp_mcp.engine.forward import Capture, Captured, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import measure_rows
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.steering_vectors import States, weigh
-from nnterp_mcp.model.text.tokenization import Batch
-from nnterp_mcp.request.fields import PositionSpec
-
-T = TypeVar("T")
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits that a pass may form at one time."""
+
+
+def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = False) -> Captured:
+    """`forward.run_pass` on a served model.
+
+    Raises:
+        Unsupported: Gradients, or logits that are not reduced, are not brought from there.
+    """
+    if gradients or (work.logits is not None and work.reduction is None):
+        what = "gradients" if gradients else "whole logits"
+        raise Unsupported(
+            f"{what} of {model.name} are not brought from NDIF, which serves it",
+            "Load the model with backend 'local' for it.",
+        )
+    asked = work.reduction
+    options: Data = {
+        "count": len(work.captures),
+        "head": model.head,
+        "reduce": None if asked is None else asked.reduce,
+        "options": {} if asked is None else asked.options,
+        "width": None if asked is None else asked.width,
+        "of_captures": asked is not None and asked.of_captures,
+    }
+    if work.ends is not None:
+        options |= {"rows": work.ends[0], "columns": work.ends[1]}
+    steps = steps_of(model, Window.over(work.batch), work.plan, work.captures, work.ends)
+    inputs = inputs_of(work.batch, last=work.ends is None or bool(model.head))
+    passes = [{"inputs": inputs, "steps": steps, "read": read_pass, "options": options}]
+    if options["of_captures"] and not model.head:
+        rows = len(work.captures) * len(work.captures[0].options["rows"])
+        passes.append(replayed(model, rows, "states", read_replayed, options))
+    with _attention_for(model, work):
+        found = run_passes(model.connection, passes)[-1]
+    return Captured(found["values"], None, found["numbers"])
+
+
+@contextmanager
+def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
+    """While this lasts, requests ask for eager attention if a capture needs the probabilities."""
+    before = model.attention
+    if all(capture.place.site != "attention_probabilities" for capture in work.captures):
+        yield
+        return
+    model.set_attention("eager")
+    try:
+        yield
+    finally:
+        model.set_attention("eager" if before == "eager" else "sdpa")
 
 
 def inputs_of(batch: Batch, last: bool = False) -> Data:
@@ -68,41 +111,24 @@ def in_requests(
     return found
 
 
-def run_served(
-    model: ServedTransformer,
-    work: Workload,
-    make: Callable[[Batch, Sequence[int]], Sequence[Data]],
-    split: Callable[[Data, Sequence[int]], Sequence[T]],
-    unit: str = "prompts",
-) -> list[T]:
-    """Runs every prompt once, several batches in a request, and returns what came of each, in the order of the prompts.
+def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, read: object, options: Data) -> Data:
+    """A pass of one token a row, in which given states stand for what the last layer made.
 
     Args:
         model: The model.
-        work: The prompts.
-        make: Makes the passes of a batch, given the index of each row in the prompts.
-        split: Makes a value for each row of what the last pass of a batch read, given the same indices.
-        unit: What the prompts are called in the progress.
+        rows: How many states there are.
+        states: The states (row, hidden), or the name under which an earlier pass carries them (row, 1, hidden).
+        read: What is read of the pass.
+        options: What that is told.
     """
-    groups = work.split(model)
-    passes = [make(work.batch(model, numbers), numbers) for numbers in groups]
-    done = list(accumulate(map(len, groups)))
-    readings = in_requests(model, passes, lambda count: work.progress(done[count - 1], done[-1], unit))
-    found: dict[int, T] = {}
-    for numbers, (*_, reading) in zip(groups, readings, strict=True):
-        found |= zip(numbers, split(reading, numbers), strict=True)
-    return [found[number] for number in range(len(work.prompts))]
-
-
-def split_rows(found: Data, counts: Sequence[int]) -> list[Data]:
-    """What a pass read, for each prompt.
-
-    Args:
-        found: Tensors whose first dimension are the readings of all prompts.
-        counts: How many readings each prompt has.
-    """
-    columns = {name: values.split(list(counts)) for name, values in found.items()}
-    return [{name: values[row] for name, values in columns.items()} for row in range(len(counts))]
+    change: Data = {"op": "replace", "value": states}
+    if isinstance(states, str):
+        change = {"op": "take", "name": states, "index": (torch.arange(rows), torch.zeros(rows, dtype=torch.long))}
+    last = Place("layers_output", model.anatomy.last.index)
+    plan = Plan({last: [Resolved(last, edit_entries(range(rows), [0] * rows, **change))]})
+    steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
+    inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
+    return {"inputs": inputs, "steps": steps, "read": read, "options": options}
 
 
 @dataclass(frozen=True)
@@ -140,20 +166,14 @@ def next_pass(
         against: The name of each row's baseline.
     """
     window = Window.over(batch)
-    ends = places_at(window, [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)])
-    way = Way(model)
-    way.follow(plan, window)
-    rows, columns = ends
-    names: list[str] = []
-    for layer in lengths:
-        names.append(f"length {layer}")
-        way.keep(Place("layers_output", layer), names[-1], pick_lengths, {"rows": rows, "columns": columns})
-    keep_end(way, ends)
+    rows, columns = places_at(window, [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)])
+    options = {"rows": rows, "columns": columns}
+    captures = [Capture(Place("layers_output", layer), measure_rows, options) for layer in lengths]
     last = batch.inputs["input_ids"].shape[1] - 1
     at_end = bool((columns == last).all())
     return {
         "inputs": inputs_of(batch, at_end),
-        "steps": way.steps(),
+        "steps": steps_of(model, window, plan, captures, (rows, columns)),
         "read": read_next,
         "options": {
             "head": model.head,
@@ -162,7 +182,7 @@ def next_pass(
             "top_k": asked.top_k,
             "ids": asked.categories.ids,
             "real": asked.categories.real,
-            "lengths": names,
+            "lengths": len(captures),
             "baselines": list(baselines),
             "against": list(against),
         },
@@ -183,59 +203,3 @@ def readout_of(found: Data) -> Readout:
 def logit_rows_at_once(model: ServedTransformer) -> int:
     """How many rows' logits a pass may form."""
     return max(1, LOGITS_AT_ONCE // model.vocab_size)
-
-
-def states_pass(
-    model: ServedTransformer, batch: Batch, places: Sequence[tuple[int, int]], layers: Sequence[int], plan: Plan
-) -> tuple[Way, list[str], Data]:
-    """The way of a pass that keeps the residual stream after layers, the names that it keeps, and the pass's inputs.
-
-    Args:
-        model: The model.
-        batch: The rows.
-        places: Row and position of each reading.
-        layers: The layers, in ascending order.
-        plan: What is in force.
-    """
-    window = Window.over(batch)
-    rows, columns = places_at(window, places)
-    way = Way(model)
-    way.follow(plan, window)
-    names: list[str] = []
-    for layer in layers:
-        names.append(f"layer {layer}")
-        way.keep(Place("layers_output", layer), names[-1], pick, {"rows": rows, "columns": columns})
-    return way, names, inputs_of(batch, last=True)
-
-
-def read_served_states(
-    model: ServedTransformer, work: Workload, positions: Sequence[Sequence[int]], layers: Sequence[int]
-) -> Float[Tensor, "reading layer hidden"]:
-    """`activations.read_states` on a served model: the states come here, a vector of the hidden size each."""
-
-    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
-        places = [(row, at) for row, number in enumerate(numbers) for at in positions[number]]
-        way, names, inputs = states_pass(model, batch, places, layers, work.plan)
-        return [{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": {"names": names}}]
-
-    def split(found: Data, numbers: Sequence[int]) -> list[Data]:
-        return split_rows(found, [len(positions[number]) for number in numbers])
-
-    return torch.cat([one["states"] for one in run_served(model, work, make, split)])
-
-
-def average_served_states(
-    model: ServedTransformer, work: Workload, layers: Sequence[int], positions: Sequence[PositionSpec] = ("last",)
-) -> States:
-    """`steering_vectors.average_states` on a served model: a mean vector of each prompt and layer comes here."""
-    names = [f"layer {layer}" for layer in layers]
-
-    def make(batch: Batch, numbers: Sequence[int]) -> list[Data]:
-        way, weights = Way(model), weigh(batch, positions)
-        for layer, name in zip(layers, names, strict=True):
-            way.keep(Place("layers_output", layer), name, pick_averages, {"weights": weights})
-        options = {"names": names}
-        return [{"inputs": inputs_of(batch, last=True), "steps": way.steps(), "read": read_states, "options": options}]
-
-    rows = torch.stack(run_served(model, work, make, lambda found, numbers: found["states"]))
-    return States(list(layers), rows[..., :-1], rows[..., -1])

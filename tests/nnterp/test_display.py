@@ -10,7 +10,7 @@ import pytest
 
 def test_curves_are_the_means_over_prompts(tiny: Callable[..., Path], tmp_path: Path) -> None:
     from nnterp_mcp import Prompt, StandardizedTransformer, logit_lens, run_prompts
-    from nnterp_mcp.display import plot_target_evolution
+    from nnterp_mcp.nnterp.display import plot_target_evolution
 
     model = StandardizedTransformer(str(tiny("llama")))
     texts = ["The capital of France is", "one two"]

@@ -1,18 +1,24 @@
-"""The likeliest tokens of each layer as a picture."""
+"""nnterp's plots and data frames: the top tokens of each layer, targets over the layers, prompts as rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
-from torch import Tensor
 
-from nnterp_mcp.display.html import save
+from nnterp_mcp.display.figure import Curve, Curves
+from nnterp_mcp.display.html import chart_of, save
+from nnterp_mcp.display.layers import mean_curve
 from nnterp_mcp.model.text.tokens import token_text
 
 if TYPE_CHECKING:
+    import pandas
     from plotly.graph_objects import Figure
+    from torch import Tensor
+
+    from nnterp_mcp.nnterp.prompts import Prompt
 
 
 def plot_topk_tokens(
@@ -81,3 +87,62 @@ def plot_topk_tokens(
     if file is not None:
         save(figure, Path(file), save_html)
     return figure
+
+
+def plot_target_evolution(
+    probs: Mapping[str, Float[Tensor, "prompt layer"]],
+    title: str | None = None,
+    file: str | Path | None = None,
+    save_html: bool = True,
+    height: int = 460,
+    width: int = 760,
+) -> Figure:
+    """Plots the mean probability of each target category over the layers, in a band of one standard deviation.
+
+        results = run_prompts(model, prompts, get_probs_func=logit_lens)
+        plot_target_evolution(results).show()
+
+    Args:
+        probs: Probabilities by category, (prompt, layer), or (layer,) of one prompt.
+        title: The figure's title.
+        file: Where to write it; the format follows the name, HTML when it has no other.
+        save_html: Write an HTML file beside an image.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        A figure with a curve for each category.
+    """
+    curves = [_curve(name, of) for name, of in probs.items()]
+    panel = Curves(title or "Target probabilities over layers", "layer", "probability", curves, span=(0.0, 1.0))
+    chart = chart_of(panel).update_layout(height=height, width=width)
+    if file is not None:
+        save(chart, Path(file), save_html)
+    return chart
+
+
+def _curve(name: str, probs: Float[Tensor, "*prompt layer"]) -> Curve:
+    rows = probs.detach().float().cpu()
+    rows = rows.unsqueeze(0) if rows.dim() == 1 else rows
+    return mean_curve(name, range(rows.shape[1]), rows.T.tolist())
+
+
+def prompts_to_df(prompts: Sequence[Prompt], tokenizer: Any = None) -> pandas.DataFrame:
+    """One row per prompt: its text, and the strings and tokens of each category.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: Writes token ids as tokens; ids are kept without one.
+    """
+    import pandas
+
+    rows: list[dict[str, Any]] = []
+    for prompt in prompts:
+        row: dict[str, Any] = {"prompt": prompt.prompt}
+        row |= {f"{name}_string": strings for name, strings in (prompt.target_strings or {}).items()}
+        row |= {
+            f"{name}_tokens": tokenizer.convert_ids_to_tokens(ids) if tokenizer is not None else ids
+            for name, ids in prompt.target_tokens.items()
+        }
+        rows.append(row)
+    return pandas.DataFrame(rows)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.fields import _is_slice
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 bounds = st.none() | st.integers(-40, 40)
 steps = st.none() | st.integers(-5, 5).filter(bool)
