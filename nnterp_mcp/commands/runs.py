@@ -25,7 +25,7 @@ _FIELDS = 12
 """Fields that a replay lists when nothing differs in them."""
 
 
-def add_to(commands: Commands[ArgumentParser]) -> None:
+def add_runs(commands: Commands[ArgumentParser]) -> None:
     """Adds the commands to the parser of `nnterp-mcp`."""
     runs = commands.add_parser("runs", help="list the recorded runs; show, pin, unpin or delete one")
     _add_listing(runs)

@@ -81,7 +81,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def choose(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
+def filter_rows(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
     """The rows whose columns have the values that are asked for.
 
     Raises:

@@ -42,7 +42,7 @@ TEMPLATES = (
 )
 
 
-def read(address: str) -> str:
+def read_document(address: str) -> str:
     """The document at an address.
 
     Raises:

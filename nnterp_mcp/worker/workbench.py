@@ -20,7 +20,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.model_files import Origin
+from nnterp_mcp.worker.model_files import ModelOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class Bench:
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
-    _origin: Origin = field(default_factory=lambda: Origin("memory"))
+    _origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -132,7 +132,7 @@ class Bench:
 
         return find_collected(RunStore(self.settings.runs), run_id, self.identity, self.handle)
 
-    def place(self, model: StandardizedTransformer, origin: Origin | None = None) -> None:
+    def place(self, model: StandardizedTransformer, origin: ModelOrigin | None = None) -> None:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
         self._origin = origin or self._origin

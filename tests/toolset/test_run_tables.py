@@ -21,10 +21,10 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     as_table,
-    choose,
     columns_of,
     columns_of_array,
     facts_of,
+    filter_rows,
     read_array,
     tables_of,
 )
@@ -103,12 +103,12 @@ def test_the_pages_hold_every_row_once(rows: list[dict[str, Any]], limit: int) -
 def test_the_rows_that_are_asked_for_and_no_others(rows: list[dict[str, Any]], layers: list[int], part: str) -> None:
     expected = [row for row in rows if row["layer"] in layers]
 
-    assert choose(rows, {"layer": layers}) == expected
-    assert choose(rows, {"layer": [str(layer) for layer in layers]}) == expected, "numbers may come as text"
-    assert choose(rows, {"layer": layers, "token": part}) == [row for row in expected if part in row["token"]]
-    assert choose(rows, {"top": part}) == [row for row in rows if any(part in text for text, _ in row["top"])]
-    assert choose(rows, {"p": None}) == [row for row in rows if row["p"] is None]
-    assert choose(rows, {}) == rows
+    assert filter_rows(rows, {"layer": layers}) == expected
+    assert filter_rows(rows, {"layer": [str(layer) for layer in layers]}) == expected, "numbers may come as text"
+    assert filter_rows(rows, {"layer": layers, "token": part}) == [row for row in expected if part in row["token"]]
+    assert filter_rows(rows, {"top": part}) == [row for row in rows if any(part in text for text, _ in row["top"])]
+    assert filter_rows(rows, {"p": None}) == [row for row in rows if row["p"] is None]
+    assert filter_rows(rows, {}) == rows
 
 
 @pytest.mark.parametrize("name", ["layers", "", "tokén", "readings.layers"])
@@ -116,7 +116,7 @@ def test_a_column_that_does_not_exist_is_told_with_those_that_do(name: str) -> N
     rows = [{"layer": 1, "token": "a"}]
     message = "there is no column '.*': the columns are layer, token"
     with pytest.raises(InvalidRequest, match=message):
-        choose(rows, {name: 1})
+        filter_rows(rows, {name: 1})
     with pytest.raises(InvalidRequest, match=message):
         as_table([], columns_of(rows), [name])
 
