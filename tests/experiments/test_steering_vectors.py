@@ -28,8 +28,8 @@ from nnterp_mcp.experiments.steering_vectors import (
 )
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
-from nnterp_mcp.request.fields import PositionSpec, TextPosition
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.positions import PositionSpec, TextPosition
 from tests.conftest import FAMILIES
 from tests.experiments.test_logit_lens import TAILS
 
