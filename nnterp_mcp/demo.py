@@ -87,7 +87,6 @@ async def _connected(transport: Transport) -> AsyncGenerator[Client]:
 
 
 async def _address(server: Any) -> str:
-    """The address that a server of ours announces on standard error."""
     said = ""
     async for text in TextReceiveStream(server.stderr):
         said += text

@@ -66,11 +66,6 @@ def _connect(options: Namespace) -> None:
 
 
 def _token(variable: str | None) -> str | None:
-    """The token in the environment.
-
-    Raises:
-        InvalidRequest: A variable was named, and is not set.
-    """
     token = os.environ.pop(variable or TOKEN_VARIABLE, "").strip()
     if variable and not token:
         raise InvalidRequest(f"the variable {variable} of the environment is not set.", "Put the server's token there.")

@@ -189,7 +189,6 @@ def _install(options: Namespace) -> None:
 
 
 def _advise(options: Namespace, client: Client, ours: Mapping[str, Any]) -> None:
-    """What a person must know beside the entry."""
     if options.client == "claude-code" and not options.token_env:
         how = (
             ["--transport", "http", options.name, ours["url"]] if options.url else [options.name, "--", ours["command"]]

@@ -112,7 +112,6 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _spare(before: str, token: str, then: str) -> bool:
-    """Whether it is a comma behind the last member of an object or an array."""
     return token == "," and then in ("}", "]") and before not in ("{", "[", ",")
 
 
@@ -121,7 +120,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _object(text: str, start: int) -> _Object:
-    """The object that begins at a place of a text that was parsed."""
     members: dict[str, tuple[int, int]] = {}
     depth, name, begun, last, comma, content = 0, None, None, None, False, start + 1
     for token in _tokens(text[start:]):
@@ -148,7 +146,6 @@ def _object(text: str, start: int) -> _Object:
 
 
 def _insert(text: str, holder: _Object, name: str, value: dict[str, Any], depth: int) -> str:
-    """The text with a new last member in an object."""
     line = _newline(text)
     member = f"{line}{_indent(text) * depth}{json.dumps(name, ensure_ascii=False)}: {_written(text, value, depth)}"
     closing = "" if line in text[holder.content : holder.end] else line + _indent(text) * (depth - 1)
@@ -169,6 +166,5 @@ def _newline(text: str) -> str:
 
 
 def _indent(text: str) -> str:
-    """What the first indented line begins with."""
     found = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
     return found.group(1) if found else "  "

@@ -120,7 +120,6 @@ def _shown(text: str) -> str:
 
 
 def _written(text: str) -> str:
-    """Text of the page itself."""
     return escape(escaped(text))
 
 
@@ -226,7 +225,6 @@ def _lines(panel: Curves) -> Chart:
 
 
 def _names(panel: Curves) -> dict[str, Any]:
-    """The ticks of an axis that names some of its values."""
     if not panel.names:
         return {}
     places = sorted({x for curve in panel.curves for x in curve.x})

@@ -109,8 +109,6 @@ def _text(content: str, room: float, size: float) -> str:
 
 
 class _Grid:
-    """A heatmap."""
-
     def __init__(self, panel: Heatmap) -> None:
         self._panel = panel
         labels = [label for row in panel.labels or () for label in row]
@@ -174,7 +172,6 @@ class _Grid:
                 )
 
     def _explain(self, axes: Axes, shade: ScalarMappable, size: tuple[float, float]) -> None:
-        """The bar that says what the colours mean."""
         beside = axes.inset_axes((1 + _GAP / size[0], 0, _BAR / size[0], 1))
         values = [v for row in self._panel.values for v in row if v is not None]
         colours = self._panel.colours
@@ -198,8 +195,6 @@ def shades(colours: Colours) -> ScalarMappable:
 
 
 class _Lines:
-    """Curves, with their names to the right, where they hide nothing."""
-
     def __init__(self, panel: Curves) -> None:
         self._panel = panel
 
@@ -261,8 +256,6 @@ def _including(limits: tuple[float, float], span: tuple[float, float]) -> tuple[
 
 
 class _Beams:
-    """Horizontal bars."""
-
     def __init__(self, panel: Bars) -> None:
         self._panel = panel
 

@@ -54,8 +54,6 @@ def draw_png(figure: Figure) -> bytes:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A panel with the place of the area inside its axes, from the left and from the top, in inches."""
-
     drawer: Drawer
     left: float
     top: float

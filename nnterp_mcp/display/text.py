@@ -19,7 +19,6 @@ def font(size: float, bold: bool = False) -> FontProperties:
 
 @cache
 def _written() -> frozenset[int]:
-    """The characters that the font can write, bold ones too."""
     plain, bold = (FT2Font(findfont(font(10, weight))).get_charmap() for weight in (False, True))
     return frozenset(plain.keys() & bold.keys())
 

@@ -226,7 +226,6 @@ def count_numbers(file: Path) -> int:
 
 @contextmanager
 def _named(file: Path, kind: str = "safetensors") -> Generator[None]:
-    """Says of which file something is wrong."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -263,7 +262,6 @@ def _require_countable(origin: str, config: Mapping[str, Any]) -> None:
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every name with its value, at any depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, inner

@@ -302,7 +302,6 @@ class RunStore:
             return run_id
 
     def _by_age(self) -> Iterator[str]:
-        """Every run's id, the one that was written last first."""
         try:
             entries = [(entry.name, _modified(Path(entry.path))) for entry in os.scandir(self.folder)]
         except OSError:

@@ -264,7 +264,6 @@ _REFUSALS: dict[int, tuple[type[NnterpError], str]] = {
 
 
 def _version(message: JSONRPCRequest) -> str | None:
-    """The protocol's version that a request of 2026-07-28 or later says of itself."""
     meta: Any = (message.params or {}).get("_meta")
     version = meta.get(PROTOCOL_VERSION_META_KEY) if isinstance(meta, dict) else None
     return version if isinstance(version, str) else None

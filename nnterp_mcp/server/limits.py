@@ -62,7 +62,6 @@ class RateLimit:
         await app(scope, receive, send)
 
     def _wait(self, address: str, scope: Scope) -> int:
-        """Seconds until the client may ask again, 0 if it may now."""
         now = self._clock()
         if now - self._begun >= _MINUTE:
             self._begun = now
@@ -75,7 +74,6 @@ class RateLimit:
 
 
 def _session_of(query: bytes) -> str:
-    """The session that a message of SSE belongs to, "" where there is none."""
     return parse_qs(query.decode("latin-1"), max_num_fields=8).get("session_id", [""])[0] if len(query) < 1000 else ""
 
 
@@ -127,7 +125,6 @@ class BodyLimit:
 
 
 def _replay(message: Message, receive: Receive) -> Receive:
-    """Gives a message that was received already before those to come."""
     kept = [message]
 
     async def replay() -> Message:

@@ -65,7 +65,6 @@ def viewer_app(store: RunStore, run_id: str, secret: str) -> ASGIApp:
 
 
 def _reply(store: RunStore, run_id: str, asked: Any) -> CallToolResult:
-    """The answer of `read_run`, as MCP clients get it."""
     try:
         if not isinstance(asked, dict):
             raise InvalidRequest("a request is a JSON object with the arguments of read_run.")

@@ -56,7 +56,6 @@ _LIMITS = {"maximum": "", "maxLength": "characters", "maxItems": "items", "maxPr
 
 
 def _kind(schema: dict[str, Any], plural: str = "") -> str:
-    """A type in words."""
     if "enum" in schema:
         return ", ".join(json.dumps(value) for value in schema["enum"])
     if schema["type"] == "array":

@@ -195,7 +195,6 @@ def _reason(report: Report) -> str:
 
 
 def _calm() -> None:
-    """One thread and no chatter, in a worker process."""
     import warnings
 
     import torch

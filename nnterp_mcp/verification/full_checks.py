@@ -115,8 +115,6 @@ def measure_once(capability: str, measure: Callable[[], str]) -> tuple[Check, bo
 
 
 class _Bench:
-    """One model, its prompts, and the measures of each capability."""
-
     def __init__(self, model: StandardizedTransformer) -> None:
         self.model = model
         self.plain: nn.Module = model.module
@@ -369,7 +367,6 @@ def _disturb(states: Tensor) -> Tensor:
 
 
 def _look_at_first(pattern: Tensor) -> Tensor:
-    """Let every position read the first one alone."""
     pattern[:] = 0
     pattern[..., 0] = 1
     return pattern

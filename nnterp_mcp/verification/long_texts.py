@@ -147,11 +147,6 @@ class LongTexts:
         return 10 * TOLERANCES.get(self.model.module.dtype, 1e-1)
 
     def _apart(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
-        """How far two numbers are apart.
-
-        Raises:
-            AssertionError: Farther than rounding explains.
-        """
         apart = float((found.float().cpu() - expected.float().cpu()).abs().max())
         largest = float((expected if scale is None else scale).abs().max())
         if not apart <= TOLERANCES.get(self.model.module.dtype, 1e-1) * max(largest, 1.0):

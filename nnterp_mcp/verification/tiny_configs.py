@@ -231,7 +231,6 @@ def _match(patterns: Mapping[str, Any], name: str) -> Any:
 
 
 def _small(field: Field[Any]) -> Any:
-    """The small value for a field, or None where its default stays."""
     default = _default(field)
     if field.name == "is_decoder":
         return True

@@ -104,7 +104,6 @@ def _add(path: str, written: dict[str, str]) -> None:
 
 
 def _views() -> str:
-    """The module that names every tool's view."""
     names = sorted(viewed_tools())
     imports = [f'import {{ show as {name} }} from "../toolset/{name}/view.js";\n' for name in names]
     return f"{''.join(imports)}export const views = {{ {', '.join(names)} }};\n"

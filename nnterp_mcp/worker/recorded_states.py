@@ -56,7 +56,6 @@ class Collected:
 
     @cached_property
     def _rows(self) -> dict[int, dict[int | None, int]]:
-        """The row of each prompt and position."""
         rows: dict[int, dict[int | None, int]] = {}
         for row in self.result.rows:
             rows.setdefault(row.prompt, {})[row.position] = row.row

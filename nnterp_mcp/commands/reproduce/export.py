@@ -107,7 +107,6 @@ def _given(value: Any, kinds: bool = True) -> Any:
 
 
 def _is_kind(field: FieldInfo) -> bool:
-    """Whether a field can have one value only, which tells its model from others."""
     return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
