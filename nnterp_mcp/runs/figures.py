@@ -1,4 +1,4 @@
-"""The figures of runs: drawn from what was recorded when they are first asked for, and kept beside it."""
+"""The figures of runs, drawn from their records on the first request and cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_figure(store: RunStore, record: RunRecord, name: str) -> bytes:
     """A run's picture, or its interactive page as HTML.
 
     Raises:
-        NnterpError: As `draw` does; and where the page cannot be kept.
+        NnterpError: As `draw`; or the page cannot be written.
     """
     picture = draw(store, record)
     if name == PICTURE:
@@ -72,14 +72,14 @@ def read_figure(store: RunStore, record: RunRecord, name: str) -> bytes:
 
 
 def light(page: bytes) -> bytes:
-    """A run's interactive page as small as a message has to be: its plotting library is loaded by who opens it."""
+    """A run's interactive page without its plotting library, small enough for a message; browsers load the library."""
     from nnterp_mcp.display.html import without_library
 
     return without_library(page.decode()).encode()
 
 
 def where(record: RunRecord) -> str:
-    """The note that says where the figure lies."""
+    """The note with the addresses of the figure."""
     return f"Picture: run://{record.id}/{PICTURE}; interactive: run://{record.id}/{PAGE}, also in the run's folder."
 
 
@@ -98,7 +98,7 @@ def _drawn(store: RunStore, record: RunRecord) -> bytes:
 
 
 class _Arrays(Mapping[str, Array]):
-    """A run's arrays, of which only what is asked for is read from the disk."""
+    """A run's arrays, read lazily from disk."""
 
     def __init__(self, store: RunStore, record: RunRecord) -> None:
         self._store = store

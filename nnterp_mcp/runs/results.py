@@ -1,4 +1,4 @@
-"""The result of a run as its tool's class, whoever wrote it."""
+"""Reads the results of runs, also those that another version wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tool reference: what docs/tools.md holds, and what clients read as a resource. Written from the specs."""
+"""The tool reference, generated from the specs: docs/tools.md, and a resource for clients."""
 
 from __future__ import annotations
 

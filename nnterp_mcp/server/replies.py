@@ -17,7 +17,7 @@ from nnterp_mcp.render import lines
 from nnterp_mcp.toolset import specs
 
 _LONGEST_ERROR = 2000
-"""Characters; what a caller sent may be quoted in an error, and may be long."""
+"""Characters of an error, which may quote a long argument."""
 
 
 def answered(answer: Answer) -> CallToolResult:

@@ -45,7 +45,7 @@ LISTED = 20
 """Runs that `resources/list` names; every run can be read."""
 
 PIECE = 480_000
-"""Bytes of a resource before it is encoded: it travels as one message, and clients refuse one of more than 1 MiB."""
+"""Bytes of a resource before encoding: it is sent as one message, and clients refuse messages beyond 1 MiB."""
 
 _ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+)(?:/(?P<piece>[1-9][0-9]{0,5}))?)?/?")
 
@@ -108,7 +108,7 @@ class Resources:
     """The resources of a server.
 
     Args:
-        session: What the server holds.
+        session: The server's session.
     """
 
     def __init__(self, session: Session) -> None:
@@ -140,7 +140,7 @@ class Resources:
         )
 
     async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
-        """What stands at an address; a run that is under way is not waited for."""
+        """Reads a resource; does not wait for a run in progress."""
         try:
             return ReadResourceResult(contents=[await self._read(params.uri)])
         except NnterpError as error:
