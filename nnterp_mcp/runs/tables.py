@@ -43,7 +43,7 @@ def _collect(path: str, items: Sequence[Any], above: Row, found: dict[str, list[
 
 
 def _scalars(item: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of an item that are cells, under dotted names for those of a part; a part's mean has the part's name."""
+    """The fields of an item that are cells; those of a part under dotted names, its mean under the part's own."""
     for name, value in item:
         if isinstance(value, BaseModel):
             yield from _scalars(value, f"{prefix}{name}.")

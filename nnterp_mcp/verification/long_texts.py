@@ -76,10 +76,10 @@ class LongTexts:
         return f"{self._said()}: as whole passes, to {worst:.1g}"
 
     def as_generate(self) -> str:
-        """What transformers' own `generate` says of the same prompts, with its cache.
+        """Compares with transformers' own `generate` on the same prompts, with its cache.
 
         Raises:
-            Unsupported: It says something else than its own whole passes, which `generation` was compared with.
+            Unsupported: It differs from transformers' own uncached passes, which `generation` was compared with.
         """
         worst = max((self._apart_from_generate(prompt, said) for prompt, said in self._texts()), default=0.0)
         if worst <= self._allowed:
