@@ -101,6 +101,7 @@ def require_place(model: StandardizedTransformer, place: Place) -> None:
     """
     if place.layer is None:
         return
+    model.require(place.site)
     facts = model.anatomy.layers[place.layer]
     require_part(facts, _PARTS.get(place.site, "attention"), model.anatomy, model.name)
     shows = _INSIDE_ATTENTION.get(place.site)

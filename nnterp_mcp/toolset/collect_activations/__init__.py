@@ -21,4 +21,5 @@ SPEC = ToolSpec(
     digest=digest,
     render=render,
     figure=figure,
+    served=True,
 )

@@ -21,4 +21,5 @@ SPEC = ToolSpec(
     render=render,
     place="server",
     read_only=False,
+    served=True,
 )

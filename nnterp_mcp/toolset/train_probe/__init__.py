@@ -22,4 +22,5 @@ SPEC = ToolSpec(
     figure=figure,
     read_only=False,
     destructive=True,
+    served=True,
 )
