@@ -241,7 +241,7 @@ async def _illustrated(request: _Request, run: LiveRun, answer: Answer) -> Answe
     try:
         store = request.session.runs.store
         record = await anyio.to_thread.run_sync(store.read, run.id)
-        picture, note = await anyio.to_thread.run_sync(figures.draw, store, record), figures.where(record)
+        picture, note = await anyio.to_thread.run_sync(figures.draw, store, record, specs()), figures.where(record)
     except NnterpError as error:
         picture, note = None, f"No picture: {error.message.rstrip('.')}. {error.next_step}".rstrip()
     return answer.model_copy(update={"notes": [*answer.notes, note], "picture": picture})

@@ -36,6 +36,7 @@ from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
+from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.run import read_answer
 
 Context = ServerRequestContext[Any]
@@ -231,7 +232,7 @@ def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "result":
         return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
     if part in _FIGURES:
-        content = figures.read_figure(store, record, part)
+        content = figures.read_figure(store, record, part, specs())
         return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])
