@@ -29,7 +29,7 @@ from nnterp_mcp.engine.prefix_sharing import NO_SHARING, Sharing, find_cheapest_
 from nnterp_mcp.engine.puts import Input, Row, Walk
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 
 _ENOUGH = 128
 """Tokens from which on a pass on a CPU takes time for each more: rows of another first position begin a new batch."""

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.hook_points import WHOLE_SEQUENCE, Place, by_position, in_order
+from nnterp_mcp.engine.hook_points import Place, by_position, in_order
 from nnterp_mcp.engine.interpreter import Data, apply
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.request.sites import FACTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,5 +172,5 @@ class Walk:
             return value
         value = value.clone()
         for row, put in self._puts[place]:
-            put.apply(by_position(value, place.site), row, 0 if place.site in WHOLE_SEQUENCE else self._first)
+            put.apply(by_position(value, place.site), row, 0 if FACTS[place.site].whole_sequence else self._first)
         return value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import ValidationError
 
-from nnterp_mcp import __version__
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.records import RunRecord
@@ -31,8 +31,8 @@ def read_result(store: RunStore, record: RunRecord, tools: Mapping[str, ToolSpec
             return spec.result.model_validate_json(content)
     except ValidationError:
         pass
-    version = record.environment.versions.get("nnterp-mcp") if record.environment else None
+    writer = record.environment.versions.get("nnterp-mcp") if record.environment else None
     raise InvalidRequest(
-        f"the result of {record.id} was written by nnterp-mcp {version}, and {__version__} cannot read it.",
+        f"the result of {record.id} was written by nnterp-mcp {writer}, and {version('nnterp-mcp')} cannot read it.",
         "part='record' shows its parameters, to run it again.",
     )

@@ -30,7 +30,7 @@ from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore

@@ -18,7 +18,7 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
 from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, to_line, to_worker
 from nnterp_mcp.redaction import hide, redact
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
-from nnterp_mcp.request.fields import Prompt
 from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore

@@ -35,7 +35,7 @@ from nnterp_mcp.experiments.steering import (
     vector_of,
 )
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 
 def sweep_served(
