@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.constants import indices, on_device
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit, States
 from nnterp_mcp.engine.forward import Plan, forward
@@ -20,7 +19,8 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.patched_rows import LOGITS_AT_ONCE, PatchedBatch, Target, run_patched
 from nnterp_mcp.engine.token_spans import Reach, goes_on
-from nnterp_mcp.experiments.residual_states import read_states
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
@@ -117,14 +117,15 @@ class _Everywhere:
         model = self.model
         count = max(1, LOGITS_AT_ONCE // model.vocab_size)
 
-        def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
+        def end(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
             ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
             logits = forward(model, batch, self.steering, logits=ends).logits
             assert logits is not None
             return logits
 
-        for batch, logits in run_batches(model, self.rows, self.batch_tokens, end, batch_size=count):
-            yield [prompt.index for prompt in batch.prompts], logits
+        work = Workload(self.rows, batch_tokens=self.batch_tokens, batch_size=count)
+        for rows, logits in work.run_batches(model, end):
+            yield list(rows), logits
 
     def generate(
         self, runs: Sequence[int], max_new_tokens: int, on_token: Callable[[int], None]
@@ -132,11 +133,13 @@ class _Everywhere:
         """What some of the runs go on to say."""
         said = generate(
             self.model,
-            [self.rows[run] for run in runs],
-            self.steering,
+            Workload(
+                [self.rows[run] for run in runs],
+                self.steering,
+                self.batch_tokens,
+                lambda done, total, unit: on_token(done),
+            ),
             max_new_tokens=max_new_tokens,
-            batch_tokens=self.batch_tokens,
-            on_token=on_token,
         )
         return {generation.prompt: generation.ids for generation in said}
 
@@ -186,7 +189,7 @@ class _AtOnePosition:
         prompt, position = runs[0].prompt, self.where[runs[0].prompt.index]
         layers = [run.layer for run in runs if run.layer is not None]
         read = sorted(set(layers))
-        (states,) = read_states(self.model, [prompt], [[position]], read)
+        (states,) = read_states(self.model, Workload([prompt]), [[position]], read)
         put = [
             states[read.index(run.layer)] + run.vector.to(states)
             for run in runs

@@ -13,8 +13,9 @@ from torch import Tensor
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, read_distribution
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.additions import Run, additions
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -154,7 +155,7 @@ def sweep(
     runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
     making = additions(model, runs, positions, plan, generating=max_new_tokens > 0, batch_tokens=batch_tokens)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1)
+    stream = read_states(model, Workload(prompts, plan, batch_tokens), ends, layers).float().norm(dim=-1)
     reader = _Reader(needed, top_k, list((targets or {}).values()))
 
     def so_far() -> Sweep:
