@@ -33,7 +33,7 @@ def add_view(commands: Commands[ArgumentParser]) -> None:
 
 
 def _view(options: Namespace) -> None:
-    from nnterp_mcp.runs.reading import read_answer
+    from nnterp_mcp.pool.reading import read_answer
     from nnterp_mcp.runs.store import RunStore
     from nnterp_mcp.settings import Settings
 

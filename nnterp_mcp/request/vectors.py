@@ -40,7 +40,7 @@ VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(che
 
 
 class ModelIdentity(BaseModel):
-    """What tells one model's weights from another's.
+    """The identity of a model's weights.
 
     Attributes:
         architecture: The model's class.
@@ -60,12 +60,12 @@ class ModelIdentity(BaseModel):
 
     @property
     def folder(self) -> str:
-        """Where its vectors are kept."""
+        """The folder of its vectors."""
         return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
 
 
 class VectorCard(BaseModel):
-    """What is known of a vector without its numbers.
+    """The description of a vector, without its numbers.
 
     Attributes:
         name: Its name, unique for a model.
@@ -77,7 +77,7 @@ class VectorCard(BaseModel):
         norms: The length of each direction.
         request: The parameters from which it can be made again.
         versions: The packages that made it.
-        made: When, in ISO 8601.
+        made: Time, in ISO 8601.
     """
 
     name: VectorName

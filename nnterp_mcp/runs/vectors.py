@@ -1,7 +1,7 @@
 """Named steering vectors on disk: one safetensors file each, one folder for each model.
 
-A vector belongs to the weights that it was made on. What it is called, how it was made and how long it is stands in
-the file's header, which is read without torch and without its numbers.
+A vector belongs to the weights that it was made on. Its name, method and norms are in the file's header, which is read
+without torch and without the numbers.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class StoredVector:
 
 
 class VectorStore:
-    """The vectors below one folder. Writes are whole or not at all, so that any number of processes may share it."""
+    """The vectors below one folder. Writes are atomic, so that any number of processes may share it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, card: VectorCard, directions: Float[np.ndarray, "direction hidden"]) -> VectorCard | None:
-        """Keeps a vector.
+        """Saves a vector.
 
         Returns:
-            The card of the vector that had this name before, if any: it is gone.
+            The card of the vector that it replaces, if any.
 
         Raises:
             InvalidRequest: Another vector's name differs from this one only in capitals, which some disks mix up.

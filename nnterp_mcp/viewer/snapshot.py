@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
-from nnterp_mcp.runs.reading import read_answer
+from nnterp_mcp.pool.reading import read_answer
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
@@ -20,6 +20,7 @@ from nnterp_mcp.runs.tables import (
     tables_of,
 )
 from nnterp_mcp.table import Table
+from nnterp_mcp.toolset import specs
 
 LARGEST_ARRAYS = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
@@ -45,7 +46,7 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
-    result = read_result(store, record)
+    result = read_result(store, record, specs())
     tables: dict[str, list[TableRow]] = tables_of(result)
     rest = result.model_dump(mode="json", exclude=set(tables))
     tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}
