@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,6 +128,24 @@ class Added:
         """The new states."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
         return states + like(self.vector, states)
+
+
+@dataclass(frozen=True)
+class AddedByEntry:
+    """The states plus vectors that differ by prompt or position.
+
+    Attributes:
+        vectors: The vectors.
+        choose: Given the prompt's index and the position, returns which vector is added.
+    """
+
+    vectors: Float[Tensor, "vector width"]
+    choose: Callable[[int, int], int]
+
+    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
+        """The new states."""
+        which = indices([self.choose(*entry) for entry in chosen.entries], states.device)
+        return states + like(self.vectors, states)[which]
 
 
 @dataclass(frozen=True)

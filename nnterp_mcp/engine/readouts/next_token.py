@@ -78,6 +78,27 @@ class ReadoutRows:
         self._filled = at.stop
         return at
 
+    def put(self, rows: Int[Tensor, " row"], part: Readout) -> None:
+        """Writes some of the rows.
+
+        Args:
+            rows: Which ones.
+            part: What they hold.
+        """
+        values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
+        if not self._whole:
+            self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
+        for whole, value in zip(self._whole, values, strict=True):
+            whole[rows] = value
+
+    def read(self, shape: Sequence[int]) -> Readout:
+        """All rows, on the CPU.
+
+        Args:
+            shape: The rows' shape.
+        """
+        return Readout(*(whole.cpu().reshape(*shape, *whole.shape[1:]) for whole in self._whole))
+
     def gather(self, order: Sequence[int], shape: Sequence[int]) -> Readout:
         """All rows brought into order, on the CPU.
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import Observed
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, in_requests, logit_rows_at_once
 from nnterp_mcp.engine.executors.ndif.kernels import Data, pick, read_metric, read_patched_run, read_states
@@ -17,7 +18,6 @@ from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import SERVED_SITES, Way, keep_end, take_edit
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import Unsupported

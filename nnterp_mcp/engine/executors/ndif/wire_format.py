@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.edits import (
     Added,
+    AddedByEntry,
     Averaged,
     Edit,
     EditOfRuns,
@@ -26,7 +27,6 @@ from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.token_spans import Selection, Window
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.additions import AddedByRow
 from nnterp_mcp.model.structure.anatomy import Site
 from nnterp_mcp.request.selectors import resolve_indices
 
@@ -189,8 +189,8 @@ def _change(model: ServedTransformer, change: Any, chosen: Selection) -> Data:
     if isinstance(change, Added | Projected):
         require_width(change.vector, model.width_at(change.place), change.label, change.place)
         return {"op": "add" if isinstance(change, Added) else "project", "value": change.vector.detach().cpu()}
-    if isinstance(change, AddedByRow):
-        return {"op": "add", "value": change.vectors[[change.of_row[row] for row, _ in chosen.entries]]}
+    if isinstance(change, AddedByEntry):
+        return {"op": "add", "value": change.vectors[[change.choose(*entry) for entry in chosen.entries]]}
     if isinstance(change, Averaged):
         mean = change.mean if change.heads is None else change.mean[list(change.heads)]
         return {"op": "put", "value": mean}
