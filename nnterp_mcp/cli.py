@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except NnterpError as error:
-        from nnterp_mcp.render import escaped
+        from nnterp_mcp.formatting import escaped
 
         print(escaped(f"{error.code}: {error.message}\n{error.next_step}".rstrip()), file=sys.stderr)
         return 2
@@ -131,8 +131,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_model(options: argparse.Namespace) -> int:
+    from nnterp_mcp.formatting import finite
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.render import finite
     from nnterp_mcp.verification.census import to_json
     from nnterp_mcp.verification.full_checks import check_thoroughly
 
@@ -150,7 +150,7 @@ def _check_model(options: argparse.Namespace) -> int:
 def _check_all_types(options: argparse.Namespace) -> int:
     import time
 
-    from nnterp_mcp.render import finite
+    from nnterp_mcp.formatting import finite
     from nnterp_mcp.verification.census import check_all_types, render_table, to_json, totals, worst_lens
 
     begun = time.monotonic()

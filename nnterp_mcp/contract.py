@@ -103,7 +103,7 @@ class ToolSpec(Generic[P, R, A]):
         digest: Cuts a result down to an answer.
         render: Writes an answer as text.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
-        place: `worker` runs `toolset/<name>/run.py` beside the model, `server` runs `toolset/<name>/handle.py`.
+        place: The process in which `toolset/<name>/run.py` runs: the model's worker, or the server.
         read_only: The call changes nothing.
         destructive: The call removes something.
         idempotent: Calling again with the same arguments changes nothing more.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.figure import Figure
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import escaped
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.fields import shown
-from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.toolset.load_model.contract import LoadModelResult
+from nnterp_mcp.toolset.load_model.result import LoadModelResult
+from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 
@@ -116,7 +115,7 @@ class Laboratory:
         return escaped(spec.render(spec.summarize(result)))
 
     def figure(self, result: Result) -> Figure:
-        """What a tool's `plot` draws of a result; `draw_png` and `write_html` of `nnterp_mcp.display` write it.
+        """What a tool's `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.
 
         Args:
             result: What a call gave; the last one, where a figure shows arrays, such as attention patterns.
@@ -143,10 +142,7 @@ class Laboratory:
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         params = spec.parse(arguments)
         job = _Job(0, self._on_progress)
-        self.bench.require_offered(spec)
-        with self.bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
-            run = importlib.import_module(f"nnterp_mcp.toolset.{spec.name}.run").run
-            result = job.told(run(self.bench, params, job))
+        result = run_tool(self.bench, spec, params, job)
         self.arrays = job.arrays
         return result
 

@@ -14,6 +14,7 @@ from tests.serving import environment
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "adding-a-tool.md"
+FILES = ["__init__.py", "answer.py", "params.py", "result.py", "run.py", "test_surprisal.py"]
 KEPT = ("conftest.py", "serving.py", "recorded.py", "__init__.py", "toolset/__init__.py")
 """What the page's test needs of the tests that there are."""
 
@@ -34,12 +35,11 @@ def checkout(tmp_path: Path) -> Path:
     for name, code in blocks().items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(code)
-    (tmp_path / "nnterp_mcp" / "toolset" / "surprisal" / "__init__.py").write_text('"""The tool `surprisal`."""\n')
     return tmp_path
 
 
 def test_the_pages_code_is_clean(checkout: Path) -> None:
-    assert sorted(Path(name).name for name in blocks()) == ["contract.py", "run.py", "test_surprisal.py"]
+    assert sorted(Path(name).name for name in blocks()) == FILES
     for arguments in (("check",), ("format", "--check")):
         command = [sys.executable, "-m", "ruff", *arguments, *blocks()]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)

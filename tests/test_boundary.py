@@ -71,7 +71,7 @@ def test_a_breach_would_be_noticed(tmp_path: Path) -> None:
         "for spec in specs().values(): definition(spec)",
         "import importlib; from nnterp_mcp.toolset import specs\n"
         "for spec in specs().values():\n"
-        "    if spec.place == 'server': importlib.import_module(f'nnterp_mcp.toolset.{spec.name}.handle')",
+        "    if spec.place == 'server': importlib.import_module(f'nnterp_mcp.toolset.{spec.name}.run')",
     ],
 )
 def test_importing_the_servers_half_loads_none_of_them(code: str) -> None:

@@ -149,7 +149,7 @@ def test_loading_takes_what_load_model_takes(folder: Path) -> None:
 
 
 def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recorded) -> None:
-    from nnterp_mcp.display import draw_png
+    from nnterp_mcp.display.png import draw_png
     from nnterp_mcp.runs.figures import figure_of
 
     for name in ("lens", "attention"):

@@ -8,20 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnterp_mcp.contract import Answer, Table
-from nnterp_mcp.render import (
-    cell,
-    elided,
-    lines,
-    number,
-    plural,
-    probability,
-    quoted,
-    rounded,
-    seconds,
-    size,
-    spread,
-    table,
-)
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, rounded, seconds, size, spread
+from nnterp_mcp.render import cell, lines, table
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 

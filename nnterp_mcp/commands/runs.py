@@ -90,7 +90,8 @@ def _store(options: Namespace) -> RunStore:
 
 def _list(options: Namespace) -> None:
     from nnterp_mcp.contract import Table
-    from nnterp_mcp.render import seconds, size, table
+    from nnterp_mcp.formatting import seconds, size
+    from nnterp_mcp.render import table
 
     store = _store(options)
     lines = [_line(store, record) for record in store.latest(options.limit)]
@@ -125,9 +126,9 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 
 def _show(options: Namespace) -> None:
-    from nnterp_mcp.render import escaped
+    from nnterp_mcp.formatting import escaped
     from nnterp_mcp.toolset import specs
-    from nnterp_mcp.toolset.read_run.handle import read_answer
+    from nnterp_mcp.toolset.read_run.run import read_answer
 
     store = _store(options)
     record = store.read(options.run_id)
@@ -170,7 +171,8 @@ def _replay(options: Namespace) -> int:
 
 def _compared(found: Replay) -> str:
     from nnterp_mcp.contract import Table
-    from nnterp_mcp.render import number, plural, table
+    from nnterp_mcp.formatting import number, plural
+    from nnterp_mcp.render import table
 
     numbers, texts = sum(field.numbers for field in found.fields), sum(field.texts for field in found.fields)
     differing = sum(field.differing for field in found.fields)

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Panel
 from nnterp_mcp.display.panels import shades
-from nnterp_mcp.render import escaped, on_one_line
+from nnterp_mcp.formatting import escaped, on_one_line
 
 _PAGE = """\
 <!DOCTYPE html>

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
 from nnterp_mcp.display.figure import Colours, Curve, Heatmap, visible
-from nnterp_mcp.render import elided, spread
+from nnterp_mcp.formatting import elided, spread
 
 MOST_LAYERS = 64
 """Rows of a picture whose cells hold text."""

@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from accelerate.utils.memory import clear_device_cache
+
 from nnterp_mcp.errors import OutOfMemory
-from nnterp_mcp.model.memory import free, is_out_of_memory, of_pass, release
+from nnterp_mcp.model.memory import free, is_out_of_memory, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, fill_batches
@@ -147,5 +149,5 @@ def attempt(model: StandardizedTransformer, run: Callable[[], T]) -> tuple[T] | 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    release(model.device)
+    clear_device_cache(garbage_collection=True)
     return None

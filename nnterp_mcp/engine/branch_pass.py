@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices
-from nnterp_mcp.engine.edits import AddedByEntry, Edit, Seen, StateEdit
+from nnterp_mcp.engine.edits import AddedByEntry, Edit, StateEdit
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, by_position, in_order
+from nnterp_mcp.engine.interpreter import Data, apply
 from nnterp_mcp.engine.token_spans import Reach, Window
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
@@ -97,7 +98,7 @@ class BranchPass:
         self._joins = joins or {}
         self._frozen = frozen
         self._reads = reads
-        self._seen: Seen = {}
+        self._seen: Data = {}
         self._window = cache(self._window_of_base)
         self._prompts = [EncodedPrompt(row, base.prompt.text, base.prompt.ids, base.prompt.spans) for row in rows]
         self._edits: dict[Place, list[StateEdit]] = {}
@@ -112,8 +113,7 @@ class BranchPass:
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """Makes the operations on the input, lets rows join, reads, freezes, and makes the rows' own edits."""
-        for edit in self._base.edits.get(place, ()):
-            value = edit.apply(value, self._window(len(value)), self._seen)
+        value = _edit(value, self._base.edits.get(place, ()), self._window(len(value)), self._seen)
         joining = value[:1].expand(self._joins.get(place, 0), *value.shape[1:])
         if place in self._reads:
             columns = self._length - self.first
@@ -122,7 +122,7 @@ class BranchPass:
             value = value[:1].repeat(len(value), *[1] * (value.ndim - 1))
         value = self._branch(place, value, joining)
         if place in self._needs:
-            self._seen[place] = by_position(value, place.site)
+            self._seen[str(place)] = by_position(value, place.site)
         return value
 
     def _branch(self, place: Place, value: Tensor, joining: Tensor) -> Tensor:
@@ -141,9 +141,14 @@ class BranchPass:
     def _edit(self, place: Place, states: Tensor, rows: Sequence[int]) -> Tensor:
         """The states of some rows with their own edits."""
         window = Window([self._prompts[row - 1] for row in rows], [0] * len(rows), self.first, self._length)
-        for edit in self._edits[place]:
-            states = edit.apply(states, window, {})
-        return states
+        return _edit(states, self._edits[place], window, {})
 
     def _window_of_base(self, rows: int) -> Window:
         return Window([self._base.prompt] * rows, [0] * rows, self.first, self._length)
+
+
+def _edit(states: Tensor, edits: Sequence[Edit], window: Window, seen: Data) -> Tensor:
+    for edit in edits:
+        resolved = edit.resolve(window, states.shape, states.device)
+        states = states if resolved is None else apply(states, resolved, seen)
+    return states

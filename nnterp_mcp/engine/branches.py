@@ -20,14 +20,15 @@ from torch import Tensor
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
-from nnterp_mcp.engine.edits import Patched, Seen, StateEdit
+from nnterp_mcp.engine.edits import Patched, StateEdit, States
 from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
 from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, known_sharing, recall_sharing
-from nnterp_mcp.engine.token_spans import Reach, Selection, Window
+from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
@@ -242,7 +243,7 @@ class Branches:
         """How much the rows share."""
         late, length = max(self._first.values()), len(self._base)
         kind = lengths_of(self._model.module).kind
-        sites = list(dict.fromkeys(edit.place.site for edit in self._edits))
+        sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self._edits))
         situation = (
             self._model.attention,
             frozenset(sites),
@@ -385,10 +386,10 @@ def _spread(model: StandardizedTransformer, site: Site) -> list[Place]:
 class _Noise:
     """Random states, the same ones for a row and position in every pass."""
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        dice = [torch.Generator().manual_seed(hash(entry)) for entry in chosen.entries]
-        return torch.stack([torch.randn(states.shape[1:], generator=one) for one in dice]).to(states)
+    def resolve(self, states: States) -> Data:
+        """A state for each entry."""
+        dice = [torch.Generator().manual_seed(hash(entry)) for entry in states.chosen.entries]
+        return {"op": "replace", "value": torch.stack([torch.randn(states.shape[2:], generator=one) for one in dice])}
 
 
 def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]:

@@ -28,15 +28,14 @@ def _indices(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 _MOVED = WeakTensorKeyDictionary()
 
 
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The tensor on the device and in the dtype of another one; copied once for each."""
-    if tensor.device == other.device and tensor.dtype == other.dtype:
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, copied there once."""
+    if tensor.device == device:
         return tensor
     if tensor not in _MOVED:
         _MOVED[tensor] = {}
-    copies: dict[tuple[torch.device, torch.dtype], Tensor] = _MOVED[tensor]
-    place = (other.device, other.dtype)
-    if place not in copies:
+    copies: dict[torch.device, Tensor] = _MOVED[tensor]
+    if device not in copies:
         with torch.inference_mode(False):
-            copies[place] = tensor.detach().to(other.device, other.dtype)
-    return copies[place]
+            copies[device] = tensor.detach().to(device)
+    return copies[device]

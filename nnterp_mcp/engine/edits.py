@@ -1,4 +1,4 @@
-"""What operations do to tensors, once everything that they refer to is known."""
+"""Edits of activations, resolved into plain data for one batch once everything that they refer to is known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.constants import indices, like
-from nnterp_mcp.engine.hook_points import Place, by_position
+from nnterp_mcp.engine.constants import indices, on_device
+from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Reach, Selection, Window
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.structure.attention_span import EVERYTHING, Horizon
@@ -19,12 +20,9 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import IndexSpec, Pattern
 from nnterp_mcp.request.selectors import resolve_indices
 
-Seen = dict[Place, Tensor]
-"""What a pass keeps for edits further on: by place, (batch, position, …)."""
-
 
 class Edit(Protocol):
-    """A change of what is at one place."""
+    """A change of the states at one hook point."""
 
     @property
     def place(self) -> Place:
@@ -33,21 +31,45 @@ class Edit(Protocol):
 
     @property
     def needs(self) -> Sequence[Place]:
-        """Earlier places of the same pass that it reads."""
+        """Earlier hook points of the same pass that it reads."""
         ...
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The value with the change made; the tensor that came stays as it is."""
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """The edit of one pass as data for the interpreter; None where it reaches nothing there.
+
+        Args:
+            window: The columns that the pass computes.
+            shape: The shape of the states, in the model's own layout.
+            device: Where they are.
+
+        Raises:
+            InvalidRequest: A vector or a neuron does not fit the states.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class States:
+    """The states that an edit reaches in one pass.
+
+    Attributes:
+        chosen: Where they are.
+        window: The columns that the pass computes.
+        shape: The shape of all states, (row, position, *head, width).
+        device: Where they are.
+    """
+
+    chosen: Selection
+    window: Window
+    shape: Sequence[int]
+    device: torch.device
 
 
 class Change(Protocol):
-    """What becomes of the states that an edit reaches."""
+    """Determines what the states that an edit reaches become."""
 
-    def __call__(
-        self, states: Float[Tensor, "entry *head width"], chosen: Selection, window: Window, seen: Seen
-    ) -> Tensor:
-        """The new states."""
+    def resolve(self, states: States) -> Data:
+        """The `op` of the interpreter, with what it needs."""
         ...
 
 
@@ -70,12 +92,12 @@ class EditOfRuns:
 
     @property
     def needs(self) -> Sequence[Place]:
-        """Earlier places of the same pass that it reads."""
+        """Earlier hook points of the same pass that it reads."""
         return self.edit.needs
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The value with the change made in every run of the prompts that it reaches."""
-        return self.edit.apply(value, window.of_owners(self.owners), seen)
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """The edit in every run of the prompts that it reaches."""
+        return self.edit.resolve(window.of_owners(self.owners), shape, device)
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,7 @@ class StateEdit:
         change: What becomes of the states.
         heads: The heads; None for all.
         neurons: The components as they were asked for, since some widths show only in a pass; None for all.
-        needs: Earlier places that the change reads.
+        needs: Earlier hook points that the change reads.
     """
 
     place: Place
@@ -98,22 +120,25 @@ class StateEdit:
     neurons: IndexSpec | None = None
     needs: Sequence[Place] = ()
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The states with the change made."""
-        states = by_position(value, self.place.site)
-        chosen = window.select(self.reach, states.shape[1])
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """The edit of one pass."""
+        heads_first = self.place.site in HEADS_FIRST
+        shape = [shape[0], shape[2], shape[1], *shape[3:]] if heads_first else shape
+        chosen = window.select(self.reach, shape[1])
         if not chosen.entries:
-            return value
-        picked = chosen.pick(states)
-        part = picked if self.heads is None else picked[:, indices(self.heads, picked.device)]
-        changed = self.change(part, chosen, window, seen).to(part)
+            return None
+        neurons = None
         if self.neurons is not None:
-            named = resolve_indices(self.neurons, part.shape[-1], "neuron", f"a state at {self.place}")
-            components = indices(named, part.device)
-            changed = part.index_copy(-1, components, changed[..., components])
-        if self.heads is not None:
-            changed = picked.index_copy(1, indices(self.heads, picked.device), changed)
-        return by_position(chosen.put(states, changed), self.place.site)
+            neurons = resolve_indices(self.neurons, shape[-1], "neuron", f"a state at {self.place}")
+        rows, columns = chosen.on(device)
+        return {
+            "rows": rows,
+            "columns": columns,
+            "heads": None if self.heads is None else indices(self.heads, device),
+            "neurons": None if neurons is None else indices(neurons, device),
+            "heads_first": heads_first,
+            **self.change.resolve(States(chosen, window, shape, device)),
+        }
 
 
 @dataclass(frozen=True)
@@ -124,10 +149,10 @@ class Added:
     label: str
     place: Place
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
+    def resolve(self, states: States) -> Data:
+        """The vector."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
-        return states + like(self.vector, states)
+        return {"op": "add", "value": on_device(self.vector, states.device)}
 
 
 @dataclass(frozen=True)
@@ -142,10 +167,10 @@ class AddedByEntry:
     vectors: Float[Tensor, "vector width"]
     choose: Callable[[int, int], int]
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        which = indices([self.choose(*entry) for entry in chosen.entries], states.device)
-        return states + like(self.vectors, states)[which]
+    def resolve(self, states: States) -> Data:
+        """The vector of each entry."""
+        which = indices([self.choose(*entry) for entry in states.chosen.entries], states.device)
+        return {"op": "add", "value": on_device(self.vectors, states.device)[which]}
 
 
 @dataclass(frozen=True)
@@ -154,9 +179,9 @@ class Scaled:
 
     factor: float
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        return states * self.factor if self.factor else torch.zeros_like(states)
+    def resolve(self, states: States) -> Data:
+        """The factor."""
+        return {"op": "scale", "value": self.factor}
 
 
 @dataclass(frozen=True)
@@ -167,12 +192,10 @@ class Projected:
     label: str
     place: Place
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
+    def resolve(self, states: States) -> Data:
+        """The vector."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
-        exact = states.float()
-        direction = torch.nn.functional.normalize(like(self.vector, exact), dim=0)
-        return states - ((exact @ direction)[..., None] * direction).to(states)
+        return {"op": "project_out", "value": on_device(self.vector, states.device)}
 
 
 @dataclass(frozen=True)
@@ -182,11 +205,10 @@ class Averaged:
     mean: Float[Tensor, "*head width"]
     heads: Sequence[int] | None = None
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        mean = like(self.mean, states)
-        mean = mean if self.heads is None else mean[indices(self.heads, mean.device)]
-        return mean.expand_as(states)
+    def resolve(self, states: States) -> Data:
+        """The mean, of the heads that are replaced."""
+        mean = on_device(self.mean, states.device)
+        return {"op": "replace", "value": mean if self.heads is None else mean[indices(self.heads, states.device)]}
 
 
 @dataclass(frozen=True)
@@ -203,11 +225,10 @@ class Patched:
     index: Mapping[tuple[int, int], int]
     heads: Sequence[int] | None = None
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        taken = torch.stack([self.states[prompt][self.index[prompt, at]] for prompt, at in chosen.entries])
-        taken = taken if self.heads is None else taken[:, list(self.heads)]
-        return taken.to(states)
+    def resolve(self, states: States) -> Data:
+        """The other states, entry by entry."""
+        taken = torch.stack([self.states[prompt][self.index[prompt, at]] for prompt, at in states.chosen.entries])
+        return {"op": "replace", "value": taken if self.heads is None else taken[:, list(self.heads)]}
 
 
 @dataclass(frozen=True)
@@ -224,17 +245,19 @@ class PatchedPatterns:
     index: Mapping[tuple[int, int], int]
     heads: Sequence[int] | None = None
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new attention, on the prompt's own columns."""
-        new = torch.zeros_like(states)
+    def resolve(self, states: States) -> Data:
+        """The other attention, on the prompt's own columns."""
+        window, (_, _, heads, keys) = states.window, states.shape
+        heads = heads if self.heads is None else len(self.heads)
+        new = torch.zeros(len(states.chosen.entries), heads, keys, device=states.device)
         padding = {prompt.index: before for prompt, before in zip(window.prompts, window.padding, strict=True)}
-        begin = window.length - states.shape[-1]
-        for entry, (prompt, position) in enumerate(chosen.entries):
+        begin = window.length - keys
+        for entry, (prompt, position) in enumerate(states.chosen.entries):
             pattern = self.patterns[prompt][self.index[prompt, position]]
             pattern = pattern if self.heads is None else pattern[list(self.heads)]
             start = padding[prompt] - begin
-            new[entry, :, start : start + pattern.shape[-1]] = pattern.to(states)
-        return new
+            new[entry, :, start : start + pattern.shape[-1]] = pattern.to(new)
+        return {"op": "replace", "value": new}
 
 
 @dataclass(frozen=True)
@@ -243,9 +266,10 @@ class PassedOn:
 
     entrance: Place
 
-    def __call__(self, states: Tensor, chosen: Selection, window: Window, seen: Seen) -> Tensor:
-        """The new states."""
-        return chosen.pick(seen[self.entrance].to(states.device))
+    def resolve(self, states: States) -> Data:
+        """The same rows and columns of what came in."""
+        rows, columns = states.chosen.on(states.device)
+        return {"op": "take", "name": str(self.entrance), "index": None if rows is None else (rows, columns)}
 
 
 def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
@@ -280,33 +304,30 @@ class KnockoutEdit:
     horizon: Horizon = EVERYTHING
     needs: Sequence[Place] = ()
 
-    def apply(
-        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
-    ) -> Float[Tensor, "batch head query key"]:
-        """The attention probabilities without what was cut."""
-        return KnockedOut(self.place, [], [self]).apply(value, window, seen)
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """The knockout alone."""
+        return KnockedOut(self.place, [], [self]).resolve(window, shape, device)
 
-    def mask(
-        self, value: Float[Tensor, "batch head query key"], window: Window
-    ) -> Bool[Tensor, "batch head query key"]:
-        """What is cut."""
-        queries = window.mask(self.queries, value.shape[2], value.device)
-        keys = window.mask(self.keys, value.shape[3], value.device)
-        return queries[:, None, :, None] & keys[:, None, None, :] & _marked(self.heads, value)
+    def cut(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
+        """Masks of what is cut."""
+        _, heads, queries, keys = shape
+        return {
+            "queries": window.mask(self.queries, queries, device),
+            "keys": window.mask(self.keys, keys, device),
+            "heads": _marked(self.heads, heads, device),
+            "renormalise": self.renormalise,
+        }
 
 
 @dataclass(frozen=True)
 class KnockedOut:
     """All that is done to the attention probabilities of a layer in which something is knocked out.
 
-    A knockout masks scores, whatever else is done to the probabilities: in whichever order they are listed, what is cut
-    stays cut, and rows sum to what a mask leaves. It comes last; what takes no renormalising comes after what does.
-
     Attributes:
         place: The layer's attention probabilities.
         others: What else is done there, in the order in which it was listed.
-        knockouts: What is cut.
-        needs: Earlier places that the others read.
+        knockouts: What is cut, behind all the others.
+        needs: Earlier hook points that the others read.
     """
 
     place: Place
@@ -314,36 +335,15 @@ class KnockedOut:
     knockouts: Sequence[KnockoutEdit]
     needs: Sequence[Place] = ()
 
-    def apply(
-        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
-    ) -> Float[Tensor, "batch head query key"]:
-        """The attention probabilities, edited and then cut."""
-        edited = value
-        for edit in self.others:
-            edited = edit.apply(edited, window, seen)
-        masked, removed = torch.zeros(2, *value.shape, dtype=torch.bool, device=value.device)
-        for knockout in self.knockouts:
-            (masked if knockout.renormalise else removed).logical_or_(knockout.mask(value, window))
-        readable = self.knockouts[0].horizon.reaches(*_query_and_key(value, window))[:, None]
-        touched = (masked & (readable | (edited != 0))).any(-1, keepdim=True)
-        return torch.where(touched, _mask_scores(value, edited, masked), edited).masked_fill(removed, 0)
-
-
-def _mask_scores(
-    own: Float[Tensor, "*rows key"], edited: Float[Tensor, "*rows key"], masked: Bool[Tensor, "*rows key"]
-) -> Float[Tensor, "*rows key"]:
-    """What masking scores would have left of edited rows; a row of which nothing is left reads nothing.
-
-    Where the model's own row sums to less than one a sink takes the rest, and takes its part of what was cut.
-    """
-    rounding = max(1e-5, 2 * torch.finfo(own.dtype).eps)
-    total = own.float().sum(-1, keepdim=True)
-    sink = torch.where(total < 1 - rounding, 1 - total, 0)
-    left = own.float().masked_fill(masked, 0).sum(-1, keepdim=True)
-    kept = edited.float().masked_fill(masked, 0)
-    whole, tiny = kept.sum(-1, keepdim=True), torch.finfo(torch.float32).tiny
-    share = 1 - sink / torch.where(sink + left > 0, sink + left, 1)
-    return (kept * (share / torch.where(whole.abs() > tiny, whole, torch.inf))).to(edited)
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """All of it as one edit."""
+        others = [edit.resolve(window, shape, device) for edit in self.others]
+        return {
+            "op": "knock_out",
+            "others": [edit for edit in others if edit is not None],
+            "cuts": [knockout.cut(window, shape, device) for knockout in self.knockouts],
+            "readable": self.knockouts[0].horizon.reaches(*_query_and_key(shape, window, device)),
+        }
 
 
 @dataclass(frozen=True)
@@ -366,18 +366,20 @@ class PatternEdit:
     horizon: Horizon = EVERYTHING
     needs: Sequence[Place] = ()
 
-    def apply(
-        self, value: Float[Tensor, "batch head query key"], window: Window, seen: Seen
-    ) -> Float[Tensor, "batch head query key"]:
-        """The attention probabilities with the pattern set."""
-        queries = window.mask(self.queries, value.shape[2], value.device)
-        chosen = queries[:, None, :, None] & _marked(self.heads, value)
-        return torch.where(chosen, self._pattern(value, window)[:, None].to(value), value)
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
+        """Masks of queries and heads, and the pattern laid over the batch."""
+        return {
+            "op": "set_pattern",
+            "queries": window.mask(self.queries, shape[2], device),
+            "heads": _marked(self.heads, shape[1], device),
+            "pattern": self._pattern(*_query_and_key(shape, window, device)),
+        }
 
-    def _pattern(self, value: Tensor, window: Window) -> Float[Tensor, "batch query key"]:
-        query, key = _query_and_key(value, window)
+    def _pattern(
+        self, query: Int[Tensor, "row query 1"], key: Int[Tensor, "row 1 key"]
+    ) -> Float[Tensor, "row query key"]:
         if isinstance(self.pattern, Tensor):
-            return _look_up(self.pattern.to(value.device), query, key)
+            return _look_up(self.pattern.to(query.device), query, key)
         if self.pattern == "uniform":
             read = self.horizon.reaches(query, key)
             return read / read.sum(-1, keepdim=True).clamp_min(1)
@@ -388,23 +390,23 @@ class PatternEdit:
 
 
 def _query_and_key(
-    value: Float[Tensor, "batch head query key"], window: Window
-) -> tuple[Int[Tensor, "batch query 1"], Int[Tensor, "batch 1 key"]]:
+    shape: Sequence[int], window: Window, device: torch.device
+) -> tuple[Int[Tensor, "row query 1"], Int[Tensor, "row 1 key"]]:
     """The positions of queries and keys."""
-    query, key = (window.positions(count, value.device) for count in value.shape[2:])
+    query, key = (window.positions(count, device) for count in shape[2:])
     return query[:, :, None], key[:, None, :]
 
 
 def _look_up(
-    matrix: Float[Tensor, "query key"], query: Int[Tensor, "batch query 1"], key: Int[Tensor, "batch 1 key"]
-) -> Float[Tensor, "batch query key"]:
+    matrix: Float[Tensor, "query key"], query: Int[Tensor, "row query 1"], key: Int[Tensor, "row 1 key"]
+) -> Float[Tensor, "row query key"]:
     """The matrix laid over a padded batch; zero beyond its edges."""
     inside = (query >= 0) & (query < matrix.shape[0]) & (key >= 0) & (key < matrix.shape[1])
     found = matrix[query.clamp(0, matrix.shape[0] - 1), key.clamp(0, matrix.shape[1] - 1)]
     return torch.where(inside, found, 0)
 
 
-def _marked(heads: Sequence[int], value: Tensor) -> Tensor:
-    marked = torch.zeros(value.shape[1], dtype=torch.bool, device=value.device)
+def _marked(heads: Sequence[int], count: int, device: torch.device) -> Bool[Tensor, " head"]:
+    marked = torch.zeros(count, dtype=torch.bool, device=device)
     marked[list(heads)] = True
-    return marked[None, :, None, None]
+    return marked

@@ -1,4 +1,4 @@
-"""One forward pass with operations in force, reading what is asked for on the way."""
+"""One forward pass as data, on whichever executor: a batch of prompts, edits and captures at hook points, logits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.edits import Edit, Seen
+from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.execution import execute
-from nnterp_mcp.engine.hook_points import Place, by_position, in_order
+from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place, in_order
+from nnterp_mcp.engine.interpreter import Data, visit
+from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_backend import switch_attention
@@ -46,72 +48,139 @@ class Plan:
 NOTHING = Plan()
 """No operation in force."""
 
+Reduction = Callable[[Tensor, Data], Any]
+"""A function of states (row, position, *head, width) and plain options, from `readouts.reductions`."""
+
 
 @dataclass(frozen=True)
-class Read:
-    """What to take from a place, after the edits there.
+class Capture:
+    """States that a pass reads at a hook point, after the edits there.
 
     Attributes:
         place: Where.
-        reduce: Applied beside the model to what is there, in the layout of the model's accessor of that name (padding
-            included); what it returns is kept, so it should be small, and no view of what came.
+        reduce: Applied next to the model; what it returns should be small, and no view of what came.
+        options: Its options.
     """
 
     place: Place
-    reduce: Callable[[Tensor], Any]
+    reduce: Reduction
+    options: Data = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogitReduction:
+    """A reduction of logits next to the model, so that nothing of the vocabulary's size leaves it.
+
+    Attributes:
+        reduce: Given logits (entry, *, vocabulary), the options and the slice of entries that these are, returns one
+            value or more for each entry, by name.
+        options: Its options.
+        of_captures: Reduce what the captures hold, each read through final norm and head as if it were the last
+            layer's output (entry, capture, vocabulary), instead of the logits of the pass.
+        width: How many logits an entry has, where they are not to be formed all at once.
+    """
+
+    reduce: Callable[[Tensor, Data, slice], Data]
+    options: Data
+    of_captures: bool = False
+    width: int | None = None
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What came of a forward pass.
+    """A forward pass as data.
 
     Attributes:
-        reads: What each read returned, in the order of the reads.
-        logits: The logits at the positions asked for; None if none were.
+        batch: The prompts.
+        plan: The operations, planned for a request that these prompts belong to.
+        captures: What to read on the way.
+        logits: The (row, position in the unpadded prompt) pairs at which to compute logits; None for nowhere.
+        reduction: What to reduce the logits to.
     """
 
-    reads: list[Any]
-    logits: Float[Tensor, "wanted vocabulary"] | None
+    batch: Batch
+    plan: Plan = NOTHING
+    captures: Sequence[Capture] = ()
+    logits: Sequence[tuple[int, int]] | None = None
+    reduction: LogitReduction | None = None
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor] | None:
+        """Rows and columns at which logits are computed."""
+        if self.logits is None:
+            return None
+        rows, columns = [row for row, _ in self.logits], [self.batch.padding[row] + at for row, at in self.logits]
+        return torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
 
 
-@runs_elsewhere
+@dataclass(frozen=True)
+class Captured:
+    """What a forward pass read.
+
+    Attributes:
+        values: What each capture returned, in their order; empty where they were read through the head.
+        logits: The logits that were asked for; None if none were, or where they were reduced.
+        numbers: What the logits were reduced to.
+    """
+
+    values: list[Any]
+    logits: Float[Tensor, "entry vocabulary"] | None = None
+    numbers: Data = field(default_factory=dict)
+
+
 def forward(
     model: StandardizedTransformer,
     batch: Batch,
     plan: Plan = NOTHING,
-    reads: Sequence[Read] = (),
+    captures: Sequence[Capture] = (),
     logits: Sequence[tuple[int, int]] | None = None,
+    reduction: LogitReduction | None = None,
     *,
     gradients: bool = False,
-) -> Pass:
-    """Runs a batch of prompts with operations in force.
+) -> Captured:
+    """Runs a batch of prompts.
 
-    Edits act in the order in which the model runs. Only the places that are edited or read are touched, the pass ends
-    at the last of them, and the head runs at the positions asked for alone.
+    Edits act in the order in which the model runs. Only the hook points that are edited or read are touched, the pass
+    ends at the last of them, and the head runs at the positions asked for alone.
 
     Args:
         model: The model.
         batch: The prompts.
         plan: The operations, planned for a request that these prompts belong to.
-        reads: What to take on the way.
+        captures: What to read on the way.
         logits: The (row, position in the unpadded prompt) pairs at which to compute logits.
+        reduction: What to reduce the logits to.
         gradients: Whether autograd records the pass.
 
     Raises:
         InvalidRequest: A vector or a neuron does not fit the states at its place.
-        Unsupported: The model does not have one of the places.
+        Unsupported: The model does not have one of the places, or the executor cannot do it.
     """
-    rows = torch.tensor([row for row, _ in logits or ()], dtype=torch.long)
-    columns = torch.tensor([batch.padding[row] + at for row, at in logits or ()], dtype=torch.long)
-    wanted = None if logits is None else (rows, columns)
-    with torch.inference_mode(not gradients), attention_for(model, plan, reads):
-        return run(model, {**batch.inputs, "use_cache": False}, Window.over(batch), plan, reads, wanted)
+    return run_pass(model, Pass(batch, plan, captures, logits, reduction), gradients)
+
+
+@runs_elsewhere
+def run_pass(model: StandardizedTransformer, work: Pass, gradients: bool = False) -> Captured:
+    """Runs a pass with hooks, or in a trace where hooks do not reach."""
+    inputs = {**work.batch.inputs, "use_cache": False}
+    with torch.inference_mode(not gradients), attention_for(model, work.plan, work.captures):
+        found = run(model, inputs, Window.over(work.batch), work.plan, work.captures, work.ends)
+        if work.reduction is None:
+            return found
+        asked = work.reduction
+        if asked.of_captures:
+            states = torch.stack([value.to(model.device) for value in found.values], dim=1)
+            numbers = in_chunks(states, model.project_on_vocab, asked.reduce, asked.options, asked.width)
+            return Captured([], None, numbers)
+        assert found.logits is not None
+        numbers = in_chunks(found.logits, None, asked.reduce, asked.options, asked.width)
+        return Captured(found.values, None, numbers)
 
 
 @contextmanager
-def attention_for(model: StandardizedTransformer, plan: Plan, reads: Sequence[Read] = ()) -> Generator[None]:
-    """While this lasts, the model forms attention probabilities if the plan or a read needs them."""
-    places = [*plan.edits, *(read.place for read in reads)]
+def attention_for(model: StandardizedTransformer, plan: Plan, captures: Sequence[Capture] = ()) -> Generator[None]:
+    """While this lasts, the model forms attention probabilities if the plan or a capture needs them."""
+    places = [*plan.edits, *(capture.place for capture in captures)]
     before = model.attention
     if before == "eager" or all(place.site != "attention_probabilities" for place in places):
         yield
@@ -128,9 +197,9 @@ def run(
     inputs: dict[str, Any],
     window: Window,
     plan: Plan,
-    reads: Sequence[Read],
+    captures: Sequence[Capture],
     logits: tuple[Tensor, Tensor] | None,
-) -> Pass:
+) -> Captured:
     """The pass itself, for inputs that a caller has made: whole prompts, or one more token on cached keys and values.
 
     Args:
@@ -138,47 +207,72 @@ def run(
         inputs: The arguments of its forward pass.
         window: The columns that the inputs stand for.
         plan: The operations.
-        reads: What to take on the way.
+        captures: What to read on the way.
         logits: The rows and the columns of the inputs at which to compute logits.
     """
-    at_end: Sequence[Read] = ()
+    at_end: Sequence[Capture] = ()
     if logits is not None and model.can("lens"):
         rows, columns = logits
-        at_end = [Read(Place("layers_output", model.anatomy.last.index), lambda state: state[rows, columns])]
-    walk = PlannedPass(window, plan, [*reads, *at_end])
+        last = Place("layers_output", model.anatomy.last.index)
+        at_end = [Capture(last, take_rows, {"rows": rows, "columns": columns})]
+    visitor = PlannedPass(window, plan, [*captures, *at_end])
     if logits is None or at_end:
-        execute(model, inputs, walk)
-        taken = walk.taken
-        states = taken.pop() if at_end else None
-        return Pass(taken, None if states is None else model.project_on_vocab(states))
-    whole = execute(model, inputs, walk, lambda made: made[logits])
-    return Pass(walk.taken, whole)
+        execute(model, inputs, visitor)
+        values = visitor.values
+        states = values.pop() if at_end else None
+        return Captured(values, None if states is None else model.project_on_vocab(states))
+    whole = execute(model, inputs, visitor, lambda made: made[logits])
+    return Captured(visitor.values, whole)
 
 
 class PlannedPass:
-    """Makes the edits of a plan and the reads, place by place."""
+    """Visits the hook points of a pass: resolves the edits there, and has the interpreter apply and capture."""
 
-    def __init__(self, window: Window, plan: Plan, reads: Sequence[Read]) -> None:
-        self.places = in_order([*plan.edits, *plan.needs, *(read.place for read in reads)])
+    def __init__(self, window: Window, plan: Plan, captures: Sequence[Capture]) -> None:
+        self.places = in_order([*plan.edits, *plan.needs, *(capture.place for capture in captures)])
         self.window = window
         self._plan = plan
-        self._reads = reads
-        self._needs = plan.needs
-        self._seen: Seen = {}
-        self._taken: dict[int, Any] = {}
+        self._captures = captures
+        self._seen: Data = {}
+        self._captured: Data = {}
 
     @property
-    def taken(self) -> list[Any]:
-        """What each read returned, in their order."""
-        return [self._taken[index] for index in range(len(self._reads))]
+    def values(self) -> list[Any]:
+        """What each capture returned, in their order."""
+        return [self._captured[number] for number in range(len(self._captures))]
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
-        """Makes the edits of a place, then the reads."""
-        for edit in self._plan.edits.get(place, ()):
-            value = edit.apply(value, self.window, self._seen)
-        if place in self._needs:
-            self._seen[place] = by_position(value, place.site)
-        for index, read in enumerate(self._reads):
-            if read.place == place:
-                self._taken[index] = read.reduce(value)
-        return value
+        """Makes the edits of a hook point, then the captures."""
+        step = step_at(place, value.shape, value.device, self.window, self._plan, self._captures)
+        return visit(value, step, self._seen, self._captured)
+
+
+def step_at(
+    place: Place,
+    shape: Sequence[int],
+    device: torch.device,
+    window: Window,
+    plan: Plan,
+    captures: Sequence[Capture] = (),
+) -> Data:
+    """What the interpreter does at one hook point of a pass.
+
+    Args:
+        place: The hook point.
+        shape: The shape of the states there, in the model's own layout.
+        device: Where they are.
+        window: The columns that the pass computes.
+        plan: The operations.
+        captures: All that the pass captures; those are named by their numbers.
+    """
+    edits = [edit.resolve(window, shape, device) for edit in plan.edits.get(place, ())]
+    return {
+        "edits": [edit for edit in edits if edit is not None],
+        "needed": str(place) if place in plan.needs else None,
+        "heads_first": place.site in HEADS_FIRST,
+        "captures": [
+            (number, capture.reduce, capture.options)
+            for number, capture in enumerate(captures)
+            if capture.place == place
+        ],
+    }

@@ -91,20 +91,9 @@ class Selection:
     entries: list[tuple[int, int]]
     whole: bool
 
-    def pick(self, states: Tensor) -> Tensor:
-        """The selected states, (entry, …)."""
-        return states.flatten(0, 1) if self.whole else states[self._on(states.device)]
-
-    def put(self, states: Tensor, picked: Tensor) -> Tensor:
-        """The states with the selected ones replaced; the tensor that came stays as it is."""
-        if self.whole:
-            return picked.unflatten(0, states.shape[:2])
-        changed = states.clone()
-        changed[self._on(states.device)] = picked
-        return changed
-
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return indices(self.rows, device), indices(self.columns, device)
+    def on(self, device: torch.device) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]] | tuple[None, None]:
+        """Rows and columns as indices of a tensor there; None for both where these are all entries."""
+        return (None, None) if self.whole else (indices(self.rows, device), indices(self.columns, device))
 
 
 @dataclass(frozen=True)

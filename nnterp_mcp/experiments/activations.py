@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
-from nnterp_mcp.engine.hook_points import Place, by_position, require_place
+from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
+from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import average_rows, take_rows
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -114,8 +115,9 @@ def state_shape(
         return (model.hidden_size,)
     shortest = min(prompts, key=len_of)
     (batch,) = fill_batches([shortest], 1, model.pad_id, model.device)
-    reads = [Read(place, _shape_at(place)) for place in places]
-    shapes: list[tuple[int, ...]] = forward(model, batch, reads=reads).reads
+    first = torch.zeros(1, dtype=torch.long)
+    captures = [Capture(place, take_rows, {"rows": first, "columns": first}) for place in places]
+    shapes = [tuple(states.shape[1:]) for states in forward(model, batch, captures=captures).values]
     for place, shape in zip(places, shapes, strict=True):
         if shape != shapes[0]:
             raise InvalidRequest(
@@ -128,10 +130,6 @@ def state_shape(
 def len_of(prompt: EncodedPrompt) -> int:
     """How many tokens a prompt has."""
     return len(prompt.ids)
-
-
-def _shape_at(place: Place) -> Callable[[Tensor], tuple[int, ...]]:
-    return lambda value: tuple(by_position(value, place.site).shape[2:])
 
 
 def collect(
@@ -168,9 +166,9 @@ def collect(
         numbers[row.prompt].append(number)
 
     def read(batch: Batch) -> Float[Tensor, "row layer *head width"]:
-        mean = _mean_over(batch, [[rows[number] for number in numbers[prompt.index]] for prompt in batch.prompts])
-        reads = [Read(place, lambda value, place=place: mean(by_position(value, place.site))) for place in places]
-        states = torch.stack([taken.cpu() for taken in forward(model, batch, plan, reads).reads], dim=1)
+        options = _means_over(batch, [[rows[number] for number in numbers[prompt.index]] for prompt in batch.prompts])
+        found = forward(model, batch, plan, [Capture(place, average_rows, options) for place in places]).values
+        states = torch.stack([taken.cpu() for taken in found], dim=1)
         require_finite(states, "states")
         return states
 
@@ -180,21 +178,12 @@ def collect(
         yield Block([number for prompt in batch.prompts for number in numbers[prompt.index]], states, done)
 
 
-def _mean_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> Callable[[Tensor], Tensor]:
-    """Takes the rows of each prompt of a batch from states (batch, position, ...)."""
+def _means_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
+    """The entries of a batch over which each row of a collection is a mean; the options of `average_rows`."""
     wanted = [(line, row) for line, of_prompt in enumerate(asked) for row in of_prompt]
     entries = [
         (number, line, batch.padding[line] + at) for number, (line, row) in enumerate(wanted) for at in row.positions
     ]
     owners, lines, columns = torch.tensor(entries, dtype=torch.long).T
     counts = torch.tensor([len(row.positions) for _, row in wanted])
-
-    def mean(states: Float[Tensor, "batch position *head width"]) -> Float[Tensor, "row *head width"]:
-        device = states.device
-        taken = states[lines.to(device), columns.to(device)].float()
-        if len(taken) == len(counts):
-            return taken
-        total = taken.new_zeros((len(counts), *taken.shape[1:])).index_add_(0, owners.to(device), taken)
-        return total / counts.to(device).reshape(-1, *[1] * (taken.ndim - 1))
-
-    return mean
+    return {"owners": owners, "rows": lines, "columns": columns, "counts": counts}

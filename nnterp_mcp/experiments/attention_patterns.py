@@ -10,18 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import summarize_patterns
+from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.fields import LayerSpec
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import IndexSpec
-from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Target = Literal["first", "previous", "itself", "duplicate", "induction"]
 """A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
@@ -37,6 +35,9 @@ _AT_ONCE = 1 << 24
 
 _TOGETHER = 1 << 21
 """Attention probabilities of a whole pass that are few enough to be kept until it ends."""
+
+_SENT = 1 << 18
+"""Attention probabilities that a served model sends whole, over all prompts of a call: a megabyte."""
 
 
 class HeadChoice(NamedTuple):
@@ -119,7 +120,6 @@ def choose_heads(
     ]
 
 
-@runs_elsewhere
 def read_attention(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],
@@ -149,7 +149,8 @@ def read_attention(
         plan: The operations in force, planned for these prompts; probabilities are read after them.
         batch_tokens: Padded tokens in a forward pass, at most.
         on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
-        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device.
+        on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device. A
+            served model hands over a megabyte at most, else nothing.
         offer: Handed, once the first batch is read, what makes the readings of the prompts that are read so far.
 
     Returns:
@@ -162,6 +163,8 @@ def read_attention(
     """
     means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
     asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
+    probabilities = sum(len(prompt.ids) ** 2 for prompt in prompts) * sum(len(heads) for _, heads in chosen)
+    hands_over = on_pattern is not None and (probabilities <= _SENT or not model.elsewhere)
     parts: list[AttentionNumbers] = []
     order: list[int] = []
 
@@ -170,13 +173,13 @@ def read_attention(
 
     def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
         here = [asked[prompt.index] for prompt in batch.prompts]
-        asking = attention_reads(batch, here, chosen, top_k, one_by_one=queries is not None)
-        whole = [] if on_pattern is None else [Read(_place(layer), _take_pattern(heads)) for layer, heads in chosen]
-        found = forward(model, batch, plan, [*asking.reads, *whole]).reads
-        return asking.join(found[: len(chosen)]), found[len(chosen) :]
+        asking = capture_heads(model, batch, here, chosen, top_k, one_by_one=queries is not None)
+        whole = [Capture(_place(layer), take_heads, {"heads": heads}) for layer, heads in chosen if hands_over]
+        found = forward(model, batch, plan, [*asking.captures, *whole]).values
+        return asking.join(found[: len(chosen)]), [pattern.cpu() for pattern in found[len(chosen) :]]
 
     for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
-        if on_pattern is not None:
+        if on_pattern is not None and patterns:
             for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
                 on_pattern(prompt.index, pattern[:, padding:, padding:])
         parts.append(numbers)
@@ -190,66 +193,57 @@ def _place(layer: int) -> Place:
     return Place("attention_probabilities", layer)
 
 
-def _take_pattern(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    return lambda pattern: pattern[:, heads].float().cpu()
-
-
 @dataclass(frozen=True)
-class HeadReads:
-    """What is taken from the layers in a pass over a batch.
+class HeadCaptures:
+    """What is read of the layers in a pass over a batch.
 
     Attributes:
-        reads: A read for each layer.
-        join: Makes the numbers of all heads of what the reads return.
+        captures: A capture of each layer.
+        join: Makes the numbers of all heads of what the captures return.
     """
 
-    reads: list[Read]
+    captures: list[Capture]
     join: Callable[[Sequence[Any]], AttentionNumbers]
 
 
-def attention_reads(
+def capture_heads(
+    model: StandardizedTransformer,
     batch: Batch,
     queries: Sequence[Sequence[int]],
     chosen: Sequence[HeadChoice],
     top_k: int = 1,
     *,
     one_by_one: bool = False,
-) -> HeadReads:
-    """What to take from each layer in a pass over a batch.
+) -> HeadCaptures:
+    """What to read of each layer in a pass over a batch.
 
     Small patterns are kept until the pass ends and reduced together, for a step takes no longer over all heads of a
-    short prompt than over those of one layer. Large ones are reduced as they come.
+    short prompt than over those of one layer. Large ones, and those of a served model, are reduced as they come.
 
     Args:
+        model: The model.
         batch: The batch.
         queries: For each row, the positions that read.
         chosen: The heads.
         top_k: How many pairs and keys to keep.
         one_by_one: Whether what each query reads is wanted too, not only the means.
     """
-    asked = Asked.over(batch, queries, one_by_one)
+    asked = Asked.over(batch, queries, one_by_one).plain
     ids = batch.inputs["input_ids"]
+    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER and not model.elsewhere
 
-    def take(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        # What `watch` hands over is a copy already.
-        return lambda pattern: (pattern if [*heads] == [*range(pattern.shape[1])] else pattern[:, heads]).float()
+    def number(found: Sequence[Any]) -> AttentionNumbers:
+        if small:
+            whole = torch.cat([pattern.to(found[0].device) for pattern in found], dim=1)
+            numbers = summarize_patterns(whole, asked, top_k)
+        else:
+            numbers = join(found, dim=1)
+        require_finite(numbers.pop("largest_sink"), "attention probabilities")
+        return AttentionNumbers(**numbers)
 
-    def reduce(heads: Sequence[int]) -> Callable[[Tensor], AttentionNumbers]:
-        return lambda pattern: _reduce(pattern, heads, asked.to(pattern.device), top_k)
-
-    def reduce_together(patterns: Sequence[Tensor]) -> AttentionNumbers:
-        device = patterns[0].device
-        whole = torch.cat([pattern.to(device) for pattern in patterns], dim=1)
-        return _reduce_some(whole, asked.to(device), top_k)
-
-    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER
-    way, join = (take, reduce_together) if small else (reduce, join_heads)
-    return HeadReads([Read(_place(layer), way(heads)) for layer, heads in chosen], join)
-
-
-def join_heads(parts: Sequence[AttentionNumbers]) -> AttentionNumbers:
-    """Several layers' numbers as if they were one layer's."""
-    return AttentionNumbers(**_concatenate(parts, dim=1))
+    options = {"asked": asked, "top_k": top_k, "at_once": _AT_ONCE}
+    reduce = take_heads if small else summarize_heads
+    return HeadCaptures([Capture(_place(layer), reduce, options | {"heads": heads}) for layer, heads in chosen], number)
 
 
 def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tensor]:
@@ -317,10 +311,6 @@ class Asked:
         """Its tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def to(self, device: torch.device) -> Asked:
-        """The same on another device."""
-        return Asked(**{name: value.to(device) for name, value in self.plain.items()})
-
 
 def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
     """Which keys are which targets of which queries; `at` is the position of each column, negative in padding."""
@@ -336,18 +326,3 @@ def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -
         "induction": later & (key < query) & followed,
     }
     return torch.stack([found[target] for target in TARGETS], dim=1)
-
-
-def _reduce(
-    pattern: Float[Tensor, "row any_head query key"], heads: Sequence[int], asked: Asked, top_k: int
-) -> AttentionNumbers:
-    few = max(1, _AT_ONCE // pattern[:, 0].numel())
-    starts = range(0, len(heads), few)
-    parts = [_reduce_some(pattern[:, heads[start : start + few]].float(), asked, top_k) for start in starts]
-    return join_heads(parts)
-
-
-def _reduce_some(pattern: Float[Tensor, "row head query key"], asked: Asked, top_k: int) -> AttentionNumbers:
-    numbers = summarize_patterns(pattern, asked.plain, top_k)
-    require_finite(numbers.pop("largest_sink"), "attention probabilities")
-    return AttentionNumbers(**numbers)

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
+from nnterp_mcp.engine.readouts.reductions import gather_log_probs
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, attention_reads
+from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, capture_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -93,7 +93,6 @@ def repeat_random_tokens(
     return RepeatedTokens(prompts, len(start), length)
 
 
-@runs_elsewhere
 def score_heads(
     model: StandardizedTransformer,
     repeated: RepeatedTokens,
@@ -131,10 +130,12 @@ def score_heads(
     def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
         queries = [repeated.second] * len(batch.prompts)
         places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
-        asking = attention_reads(batch, queries, chosen)
-        passed = forward(model, batch, plan, asking.reads, places)
-        assert passed.logits is not None
-        return asking.join(passed.reads), _log_probs_of_next(passed.logits, batch, repeated)
+        asking = capture_heads(model, batch, queries, chosen)
+        following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
+        reduction = LogitReduction(gather_log_probs, {"tokens": torch.tensor(following)})
+        passed = forward(model, batch, plan, asking.captures, places, reduction)
+        copied = passed.numbers["log_probs"].unflatten(0, (len(batch.prompts), -1)).cpu()
+        return asking.join(passed.values), copied
 
     for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
         parts.append(numbers)
@@ -154,12 +155,3 @@ def score_heads(
         probability=torch.cat(copying)[rows].exp().mean(-1),
         log_probability=torch.cat(copying)[rows].mean(-1),
     )
-
-
-def _log_probs_of_next(
-    logits: Float[Tensor, "place vocabulary"], batch: Batch, repeated: RepeatedTokens
-) -> Float[Tensor, "row place"]:
-    following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
-    right = torch.tensor(following, device=logits.device)
-    total = torch.stack([row.float().logsumexp(-1) for row in logits])
-    return (logits.gather(-1, right[:, None])[:, 0].float() - total).unflatten(0, (len(batch.prompts), -1)).cpu()

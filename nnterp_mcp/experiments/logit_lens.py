@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.readouts.next_token import (
-    Categories,
-    Readout,
-    ReadoutRows,
-    normalize,
-    read_log_probs,
-    rows_at_once,
-)
-from nnterp_mcp.engine.readouts.reductions import divergence
-from nnterp_mcp.experiments.residual_states import iterate_states
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import join, summarize_lens
+from nnterp_mcp.experiments.residual_states import capture_stream
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
-
-_LOGITS_AT_ONCE = 1 << 23
-"""Logits held at one time: rows are projected in chunks of this many over the vocabulary."""
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,6 @@ class LensReadings:
     kl: Float[Tensor, "reading layer"]
 
 
-@runs_elsewhere
 def read_lens(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],
@@ -94,57 +85,38 @@ def read_lens(
     followed = Categories.of(categories or [[]] * len(prompts), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    count, total = len(layers), sum(map(len, positions))
+    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
+
+    def places(batch: Batch) -> list[tuple[int, int]]:
+        return [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
+
+    def run(batch: Batch) -> dict[str, Tensor]:
+        wanted = places(batch)
+        rows = torch.tensor([place[batch.prompts[row].index] for row, _ in wanted], device=model.device)
+        chosen = followed[rows]
+        options = {"count": len(layers), "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
+        reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(read) * model.vocab_size)
+        numbers = forward(model, batch, plan, capture_stream(batch, wanted, read), reduction=reduction).numbers
+        require_finite(numbers.pop("total"), "logits")
+        return numbers
+
     keys: list[tuple[int, int]] = []
-    readouts, divergences = ReadoutRows(total * count), torch.empty(total * count, device=model.device)
-    for found in iterate_states(model, prompts, positions, read, plan=plan, batch_tokens=batch_tokens):
-        keys += found.keys
-        rows = torch.tensor([place[prompt] for prompt, _ in found.keys], device=model.device)
-        for part, chosen in zip(*_chunks(model, found.states, rows), strict=True):
-            for readout, kl in _reduce(model, part, top_k, followed[chosen], count, inverse):
-                divergences[readouts.add(readout)] = kl
-        on_batch(found.prompts_done)
+    parts: list[dict[str, Tensor]] = []
+    done = 0
+    for batch, numbers in run_batches(model, prompts, batch_tokens, run):
+        keys += [(batch.prompts[row].index, at) for row, at in places(batch)]
+        parts.append(numbers)
+        done += len(batch.prompts)
+        on_batch(done)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    places = [position * count + layer for position in _inverse(order) for layer in range(count)]
+    whole = {name: values[order].cpu() for name, values in join(parts).items()}
     return LensReadings(
         prompts=[keys[index][0] for index in order],
         positions=[keys[index][1] for index in order],
         layers=list(layers),
-        readout=readouts.gather(places, (total, count)),
-        kl=divergences.reshape(total, count)[order].cpu(),
+        kl=whole.pop("kl"),
+        readout=Readout(**whole),
     )
-
-
-def _chunks(
-    model: StandardizedTransformer, states: Float[Tensor, "reading layer hidden"], rows: Int[Tensor, " reading"]
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Readings, and the rows of their categories, in parts whose logits are held at one time."""
-    width = states.shape[1] * model.vocab_size
-    size = max(_LOGITS_AT_ONCE // width, rows_at_once(width, states.device))
-    return states.split(size), rows.split(size)
-
-
-@torch.inference_mode()
-def _reduce(
-    model: StandardizedTransformer,
-    states: Float[Tensor, "reading layer hidden"],
-    top_k: int,
-    followed: Categories,
-    count: int,
-    inverse: bool,
-) -> Iterator[tuple[Readout, Float[Tensor, " row"]]]:
-    """What is kept of the first `count` layers, reading by reading; the last layer is what they are compared with."""
-    logits = model.project_on_vocab(states)
-    logits = -logits if inverse else logits
-    size = rows_at_once(model.vocab_size, logits.device)
-    readings = max(1, size // states.shape[1])
-    for part, rows in zip(logits.split(readings), torch.arange(len(states)).split(readings), strict=True):
-        last = normalize(part[:, -1:])
-        for some in part[:, :count].split(min(size, count), dim=1):
-            log_probs = normalize(some)
-            by_row = rows.repeat_interleave(some.shape[1]).to(states.device)
-            readout = read_log_probs(log_probs.flatten(0, 1), top_k, followed[by_row])
-            yield readout, divergence(last, log_probs).flatten()
 
 
 @runs_elsewhere
@@ -152,8 +124,3 @@ def _reduce(
 def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
     """The token that comes most probably of each state after the last layer."""
     return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each item stands in an order."""
-    return sorted(range(len(order)), key=order.__getitem__)

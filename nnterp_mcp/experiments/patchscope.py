@@ -19,7 +19,7 @@ from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRo
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 _SOURCES_AT_ONCE = 128
 """Sources for whose categories the unpatched distribution is read at one time."""

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -60,7 +60,8 @@ def iterate_states(
         return [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
 
     def read(batch: Batch) -> Float[Tensor, "reading layer hidden"]:
-        return _read(model, batch, places(batch), layers, plan)
+        found = forward(model, batch, plan, capture_stream(batch, places(batch), layers)).values
+        return torch.stack([states.to(model.device) for states in found], dim=1)
 
     done = 0
     for batch, states in run_batches(model, prompts, batch_tokens, read):
@@ -68,7 +69,6 @@ def iterate_states(
         yield BatchStates([(batch.prompts[row].index, at) for row, at in places(batch)], states, done)
 
 
-@runs_elsewhere
 def read_states(
     model: StandardizedTransformer,
     prompts: Sequence[EncodedPrompt],
@@ -103,16 +103,14 @@ def read_states(
     return torch.cat(parts)[order]
 
 
-def _read(
-    model: StandardizedTransformer,
-    batch: Batch,
-    wanted: Sequence[tuple[int, int]],
-    layers: Sequence[int],
-    plan: Plan,
-) -> Float[Tensor, "reading layer hidden"]:
-    rows = torch.tensor([row for row, _ in wanted], device=model.device)
-    columns = torch.tensor([batch.padding[row] + at for row, at in wanted], device=rows.device)
-    reads = [
-        Read(Place("layers_output", layer), lambda state: state[rows, columns].to(rows.device)) for layer in layers
-    ]
-    return torch.stack(forward(model, batch, plan, reads).reads, dim=1)
+def capture_stream(batch: Batch, wanted: Sequence[tuple[int, int]], layers: Sequence[int]) -> list[Capture]:
+    """Captures of the residual stream after layers.
+
+    Args:
+        batch: The prompts.
+        wanted: Row and position in the unpadded prompt of each reading.
+        layers: The layers.
+    """
+    rows, columns = torch.tensor([(row, batch.padding[row] + at) for row, at in wanted]).T
+    options = {"rows": rows, "columns": columns}
+    return [Capture(Place("layers_output", layer), take_rows, options) for layer in layers]

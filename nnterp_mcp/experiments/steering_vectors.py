@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.reductions import average_over
@@ -72,7 +71,6 @@ class Directions:
         return replace(self, vectors=self.vectors * (norm / self.norms)[:, None])
 
 
-@runs_elsewhere
 def average_states(
     model: StandardizedTransformer,
     prompts: Sequence[str | Sequence[Any]],
@@ -106,9 +104,8 @@ def average_states(
     order: list[int] = []
 
     def read(batch: Batch) -> Float[Tensor, "row layer hidden_and_length"]:
-        weights = weigh(batch, positions)
-        reads = [Read(place, lambda states: average_over(states, weights)) for place in places]
-        averages = forward(model, batch, reads=reads).reads
+        options = {"weights": weigh(batch, positions)}
+        averages = forward(model, batch, captures=[Capture(place, average_over, options) for place in places]).values
         return torch.stack([average.cpu() for average in averages], dim=1)
 
     for batch, states in run_batches(model, encoded, batch_tokens, read):

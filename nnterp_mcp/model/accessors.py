@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex
 
 from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
 
 Part = Literal["block", "attention", "mlp", "attention_raw", "mlp_raw", "attention_contribution", "mlp_contribution"]
 Side = Literal["input", "output"]
@@ -28,6 +25,17 @@ _NAMES: dict[str, str] = {
     "mlp_raw": "MLP module",
     "mlp_contribution": "MLP module",
 }
+
+
+class Named(Protocol):
+    """A wrapped model whose modules are known under the standard names."""
+
+    name: str
+    anatomy: Anatomy
+
+    def envoy(self, site: Site) -> Envoy:
+        """The nnsight wrapper of a module."""
+        ...
 
 
 def layer_index(layer: SupportsIndex, anatomy: Anatomy, name: str) -> int:
@@ -106,7 +114,7 @@ class _Kept:
 class ModuleList:
     """One kind of module in every layer: `model.attentions[3]`."""
 
-    model: StandardizedTransformer
+    model: Named
     part: Part
 
     def __getitem__(self, layer: SupportsIndex) -> Envoy:
@@ -132,7 +140,7 @@ class ModuleList:
 
     def __len__(self) -> int:
         """Number of layers."""
-        return self.model.num_layers
+        return self.model.anatomy.num_layers
 
 
 @dataclass(frozen=True)
@@ -142,14 +150,14 @@ class StateList:
     Reads and assignments work inside a trace only, in the order in which the model runs.
     """
 
-    model: StandardizedTransformer
+    model: Named
     part: Part
     side: Side
 
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
         """The hidden states of one layer, for every row and position (padding included)."""
         site = self.site(layer)
-        envoy = self.model.envoy(site)
+        envoy: Any = self.model.envoy(site)
         return site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site)
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
@@ -167,13 +175,7 @@ class StateList:
 
     def __len__(self) -> int:
         """Number of layers."""
-        return self.model.num_layers
-
-    @property
-    def returns_tuple(self) -> bool:
-        """Whether the modules return the hidden states with something else beside them."""
-        sites = [getattr(layer, self.part) for layer in self.model.anatomy.layers]
-        return any(site is not None and site.exit is not None for site in sites)
+        return self.model.anatomy.num_layers
 
     def get_module(self, layer: SupportsIndex) -> Envoy:
         """The module of one layer, as nnsight wraps it."""

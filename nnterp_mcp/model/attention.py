@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 from jaxtyping import Float
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model.accessors import layer_index, require_part
-from nnterp_mcp.model.loading.load_checks import check_attention
+from nnterp_mcp.model.accessors import ModuleList, layer_index, require_part
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.structure.attention_taps import Quantity, location
 from nnterp_mcp.model.structure.call_recorder import probe_ids
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.wrapped import WrappedModel
 
 
 @dataclass(frozen=True)
 class _OfLayers:
-    model: StandardizedTransformer
+    model: WrappedModel
 
     def __len__(self) -> int:
         """Number of layers."""
@@ -70,21 +67,6 @@ class AttentionProbabilities(_OfLayers):
         else:
             source.output = value
 
-    def check_source(self, layer: int = 0, allow_dispatch: bool = True, use_trace: bool = True) -> None:
-        """Verify in a short pass that those of one layer have the right shape and sums, and that an edit of them acts.
-
-        Args:
-            layer: The layer.
-            allow_dispatch: Accepted for code written for nnterp; the weights are there.
-            use_trace: Accepted for code written for nnterp; the model always runs.
-
-        Raises:
-            Unsupported: They are not formed, or are not what they should be.
-        """
-        for check in check_attention(self.model, layer):
-            if not check.passed:
-                raise Unsupported(f"attention probabilities of layer {layer} of {self.model.name}: {check.detail}")
-
     def print_source(self, layer: SupportsIndex = 0, allow_dispatch: bool = True) -> None:
         """Print the line of the modelling code at which they are taken, and what is around it; or what a config names.
 
@@ -108,7 +90,7 @@ class AttentionProbabilities(_OfLayers):
         config = self.model.rename_config
         if config is None or config.attn_prob_source is None:
             return None
-        return config.attn_prob_source(self.model.attentions[layer])
+        return config.attn_prob_source(ModuleList(self.model, "attention")[layer])
 
     def core(self, layer: SupportsIndex) -> Site | None:
         """The module whose code forms those of one layer; None where a `RenameConfig` names the operation.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import gc
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory
 from nnterp_mcp.request.model_folder import count_numbers, weight_files
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
 
 _STATES = 8
 """Residual streams, queries, keys, values and norms that a layer holds at a time, about."""
@@ -42,7 +39,26 @@ def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None
     return int(count * bits / 8)
 
 
-def of_pass(model: StandardizedTransformer, rows: int, columns: int, patterns: bool) -> int:
+class Sized(Protocol):
+    """A model, and the sizes of it that a forward pass's memory depends on."""
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face model."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        ...
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a layer."""
+        ...
+
+
+def of_pass(model: Sized, rows: int, columns: int, patterns: bool) -> int:
     """Bytes that a forward pass needs beside the weights, at most, as far as its shape tells.
 
     Counted are the widest moment of one layer, the attention mask, and, where they are formed, one layer's attention
@@ -84,27 +100,8 @@ def says_nothing(error: BaseException) -> bool:
     return isinstance(error, STOPS) or is_out_of_memory(error)
 
 
-def release(device: torch.device) -> None:
-    """Gives back what an attempt that ran out of memory still holds."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def free(device: torch.device) -> int:
     """Bytes free on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-
-def free_everywhere() -> int:
-    """Bytes free on the host and on every CUDA device together."""
-    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return free(torch.device("cpu")) + sum(free(device) for device in devices)
-
-
-def held(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, shared ones counted once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

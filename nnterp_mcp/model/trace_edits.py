@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.model.accessors import layer_index
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.accessors import Named, StateList, layer_index
 
 Indices = int | Sequence[int] | Tensor
 """One index, several, or a mask."""
 
 
-def skip_layers(
-    model: StandardizedTransformer,
+def leave_out_layers(
+    model: Named,
     first: SupportsIndex,
     last: SupportsIndex,
     skip_with: Float[Tensor, "batch position hidden"] | tuple[Any, ...] | None = None,
@@ -40,19 +37,19 @@ def skip_layers(
     start, end = (layer_index(layer, model.anatomy, model.name) for layer in (first, last))
     if start > end:
         raise InvalidRequest(f"layers {start} to {end} cannot be skipped: the first comes after the last.")
-    states = model.layers_input[start] if skip_with is None else skip_with
+    states = StateList(model, "block", "input")[start] if skip_with is None else skip_with
     if not isinstance(states, Tensor):
         states = next(item for item in states if isinstance(item, Tensor))
     for layer in model.anatomy.layers[start : end + 1]:
         if layer.runs and layer.block.carries:
             # It runs for what it returns beside the hidden states, which later layers need.
-            model.layers_output[layer.index] = states
+            StateList(model, "block", "output")[layer.index] = states
         elif layer.runs:
             model.envoy(layer.block).skip(layer.block.make_output(states))
 
 
-def steer(
-    model: StandardizedTransformer,
+def add_to_stream(
+    model: Named,
     layers: int | Iterable[int],
     vector: Float[Tensor, " hidden"],
     factor: float = 1,
@@ -72,17 +69,19 @@ def steer(
     Raises:
         InvalidRequest: A layer does not exist, or the vector's width is not the model's.
     """
-    if vector.shape[-1] != model.hidden_size:
+    hidden_size = model.anatomy.hidden_size
+    if vector.shape[-1] != hidden_size:
         raise InvalidRequest(
             f"a steering vector of width {vector.shape[-1]} does not fit: {model.name} has a hidden size of "
-            f"{model.hidden_size}."
+            f"{hidden_size}."
         )
+    output = StateList(model, "block", "output")
     chosen = [layers] if isinstance(layers, int) else list(layers)
     for layer in sorted({layer_index(layer, model.anatomy, model.name) for layer in chosen}):
-        states = model.layers_output[layer].clone()
+        states = output[layer].clone()
         where = _select(states, rows, positions)
         states[where] = states[where] + factor * vector.to(states)
-        model.layers_output[layer] = states
+        output[layer] = states
 
 
 def name_columns(positions: Indices | None, token_positions: Indices | None, depth: int = 3) -> Indices | None:

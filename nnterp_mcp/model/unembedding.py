@@ -20,7 +20,7 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy
 
 
-def project(
+def unembed(
     model: nn.Module, anatomy: Anatomy, hidden: Float[Tensor, "*rows hidden"], name: str
 ) -> Float[Tensor, "*rows vocabulary"]:
     """The logits for hidden states of the residual stream after the last layer.

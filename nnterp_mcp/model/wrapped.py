@@ -12,12 +12,12 @@ from nnsight.intervention.envoy import Envoy
 from transformers import PreTrainedModel
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading.fingerprint import fingerprint
 from nnterp_mcp.model.structure.anatomy import Anatomy, Site
 from nnterp_mcp.model.structure.attention_backend import current_attention, switch_attention
 from nnterp_mcp.model.structure.call_recorder import input_device
 from nnterp_mcp.model.structure.context_lengths import stretch_of, table_length
+from nnterp_mcp.model.structure.rename import RenameConfig
 from nnterp_mcp.model.text.padding import embedded_ids
 
 _BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
@@ -30,10 +30,12 @@ class WrappedModel(TransformersModel):
     Attributes:
         name: What errors and cards call the model.
         anatomy: Its modules and layers, as they were resolved.
+        rename_config: Which modules are which, as it was given.
     """
 
     name: str
     anatomy: Anatomy
+    rename_config: RenameConfig | None
     _refusals: dict[str, str]
 
     @property
@@ -65,7 +67,7 @@ class WrappedModel(TransformersModel):
     @property
     def held_bytes(self) -> int:
         """Bytes of the weights."""
-        return memory.held(self.module)
+        return int(self.module.get_memory_footprint())
 
     @property
     def fingerprint(self) -> str:

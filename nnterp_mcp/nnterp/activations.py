@@ -13,11 +13,12 @@ from torch import Tensor
 
 from nnterp_mcp.engine.batching import make_batches, run_batches
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.model.accessors import StateList
 from nnterp_mcp.model.loading.adoption import anatomy_of, named, standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 GetActivations = Callable[[Any, int], Tensor]
 """Reads (batch, token, hidden) of one layer inside a trace."""
@@ -32,7 +33,7 @@ def get_layer_output(nn_model: Any, layer: int) -> Float[Tensor, "batch token hi
         nn_model: The model whose trace is running; any of nnsight's models of a causal LM.
         layer: The layer.
     """
-    return named(nn_model).layers_output[layer]
+    return StateList(named(nn_model), "block", "output")[layer]
 
 
 def get_token_activations(

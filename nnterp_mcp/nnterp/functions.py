@@ -27,6 +27,7 @@ from nnterp_mcp.model.structure.rename import AttnProbFunction, RenameConfig, ge
 from nnterp_mcp.nnterp.activations import (
     collect_token_activations_batched,
     compute_next_token_probs,
+    get_layer_output,
     get_token_activations,
 )
 from nnterp_mcp.nnterp.lens import logit_lens
@@ -102,17 +103,12 @@ def get_layer(nn_model: Any, layer: int) -> Envoy:
 
 def get_layer_input(nn_model: Any, layer: int) -> States:
     """The residual stream before a layer."""
-    return named(nn_model).layers_input[layer]
-
-
-def get_layer_output(nn_model: Any, layer: int) -> States:
-    """The residual stream after a layer."""
-    return named(nn_model).layers_output[layer]
+    return StateList(named(nn_model), "block", "input")[layer]
 
 
 def set_layer_output(nn_model: Any, layer: int, tensor: States) -> None:
     """Let the model go on with another residual stream after a layer."""
-    named(nn_model).layers_output[layer] = tensor
+    StateList(named(nn_model), "block", "output")[layer] = tensor
 
 
 def get_attention(nn_model: Any, layer: int) -> Envoy:
@@ -168,7 +164,7 @@ def project_on_vocab(nn_model: Any, h: Float[Tensor, "*rows hidden"]) -> Float[T
     if isinstance(nn_model, StandardizedTransformer):
         return nn_model.project_on_vocab(h)
     with StandardizedTransformer.standing_down(nn_model):
-        return vocabulary.project(nn_model._module, anatomy_of(nn_model), h, type(nn_model._module).__name__)
+        return vocabulary.unembed(nn_model._module, anatomy_of(nn_model), h, type(nn_model._module).__name__)
 
 
 def skip_layer(nn_model: Any, layer: int, skip_with: States | None = None) -> None:
@@ -178,7 +174,7 @@ def skip_layer(nn_model: Any, layer: int, skip_with: States | None = None) -> No
 
 def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: States | None = None) -> None:
     """Leave out layers from the first to the last, inclusive."""
-    edits.skip_layers(named(nn_model), start_layer, end_layer, skip_with)
+    edits.leave_out_layers(named(nn_model), start_layer, end_layer, skip_with)
 
 
 collect_last_token_activations_session = collect_token_activations_batched

@@ -39,4 +39,4 @@ def steer(
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
     columns = name_columns(positions, token_positions)
-    edits.steer(named(nn_model), layers, steering_vector, factor, columns, batch_index)
+    edits.add_to_stream(named(nn_model), layers, steering_vector, factor, columns, batch_index)

@@ -1,15 +1,29 @@
-"""Which heads, neurons, prompts and steps a request means."""
+"""Which layers, heads, neurons, prompts and steps a request means."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.operations import IndexSpec
 
+SHARED_PAIRS = 1000
+"""Pairs of target categories that are searched for common first tokens."""
 
-def resolve_indices(asked: IndexSpec, count: int, noun: str, owner: str) -> list[int]:
+
+def resolve_layers(asked: str | int | Sequence[int], num_layers: int, name: str) -> list[int]:
+    """Turns `all`, an integer, a list or a Python-style range into layer numbers, as `resolve_indices` does.
+
+    Args:
+        asked: As the caller wrote it; negative numbers count from the end.
+        num_layers: Number of layers of the model.
+        name: The model's name, for the error.
+    """
+    return resolve_indices(asked, num_layers, "layer", name)
+
+
+def resolve_indices(asked: str | int | Sequence[int], count: int, noun: str, owner: str) -> list[int]:
     """Turns `all`, an integer, a list or a Python-style range into sorted indices.
 
     Args:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.redaction import redact
@@ -187,8 +188,6 @@ class RunStore:
         Raises:
             InvalidRequest: The file is gone or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(self.array_path(run_id, name), framework="numpy") as source:
                 return source.get_slice(TENSOR)[index]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.fields import shown
@@ -152,7 +152,6 @@ class VectorStore:
         Raises:
             InvalidRequest: The model has no such vector, or its file is damaged.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         card = self.find(name, identity, model)
@@ -224,11 +223,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read_card(path: Path) -> VectorCard | None:
-    """What the header of a safetensors file says of its vector: eight bytes of length, then JSON."""
     try:
-        with path.open("rb") as source:
-            length = int.from_bytes(source.read(8), "little")
-            header = from_json(source.read(min(length, path.stat().st_size)))
-        return VectorCard.model_validate_json(header["__metadata__"][_METADATA])
-    except (OSError, ValueError, TypeError, KeyError, ValidationError):
+        with safe_open(path, framework="numpy") as source:
+            return VectorCard.model_validate_json(source.metadata()[_METADATA])
+    except (OSError, SafetensorError, TypeError, KeyError, ValidationError):
         return None

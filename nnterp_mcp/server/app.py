@@ -29,12 +29,12 @@ from mcp_types import (
 from nnterp_mcp import __version__
 from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
+from nnterp_mcp.formatting import elided, escaped
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.render import elided, escaped
 from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
@@ -202,8 +202,8 @@ def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
 async def _answer(request: _Request, params: Params) -> Answer:
     spec = request.spec
     if spec.place == "server":
-        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.handle")
-        result = await module.handle(request.session, params, request.on_progress)
+        module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.run")
+        result = await module.run(request.session, params, request.on_progress)
         return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)

@@ -15,8 +15,8 @@ from nnterp_mcp.server import replies
 from nnterp_mcp.server.auth import HostCheck, transport_security
 from nnterp_mcp.server.limits import BodyLimit
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.read_run.contract import SPEC
-from nnterp_mcp.toolset.read_run.handle import read
+from nnterp_mcp.toolset.read_run import SPEC
+from nnterp_mcp.toolset.read_run.run import read
 from nnterp_mcp.viewer.page import page, policy
 
 if TYPE_CHECKING:

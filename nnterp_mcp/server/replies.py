@@ -11,8 +11,9 @@ from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from nnterp_mcp.contract import Answer, Late
 from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.formatting import escaped, escaped_data, rounded
 from nnterp_mcp.redaction import redact
-from nnterp_mcp.render import escaped, escaped_data, lines, rounded
+from nnterp_mcp.render import lines
 from nnterp_mcp.toolset import specs
 
 _LONGEST_ERROR = 2000

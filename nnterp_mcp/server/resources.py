@@ -26,17 +26,17 @@ from mcp_types import (
 )
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
+from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.render import escaped, plural, size
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
-from nnterp_mcp.toolset.read_run.handle import read_answer
+from nnterp_mcp.toolset.read_run.run import read_answer
 
 Context = ServerRequestContext[Any]
 Contents = TextResourceContents | BlobResourceContents

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nnterp_mcp.contract import Table
-from nnterp_mcp.render import escaped_data, plural
+from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
@@ -18,7 +18,7 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.handle import read_answer, read_result
+from nnterp_mcp.toolset.read_run.run import read_answer, read_result
 
 LARGEST = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
@@ -73,11 +73,5 @@ def _array(store: RunStore, run_id: str, name: str, card: ArrayCard) -> Table:
 
 
 def short(value: Any) -> Any:
-    """Plain data with numbers cut to what can be seen; those that are not finite, which JSON has not, become null."""
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: short(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [short(item) for item in value]
-    return value
+    """Plain data for JSON, its numbers cut to `_DIGITS` digits; those that are not finite become null."""
+    return finite(rounded(value, _DIGITS))

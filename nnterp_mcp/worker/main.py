@@ -5,7 +5,6 @@ It ends when its standard input does, so that no worker outlives its server, whi
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
 import signal
@@ -20,9 +19,10 @@ from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, W
 from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, encode, to_worker
 from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.fields import shown
-from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs.records import RunError
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.workbench import Bench
@@ -98,7 +98,8 @@ def main() -> None:
 def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
     try:
         job.check()
-        job.recorder = None if call.recorded is None else Recorder(bench, call.recorded)
+        if call.recorded is not None:
+            job.recorder = Recorder(RunStore(bench.settings.runs), lambda: bench.environment, call.recorded)
         result = _run(bench, call, job)
         return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
@@ -107,10 +108,7 @@ def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
-    module = importlib.import_module(f"nnterp_mcp.toolset.{call.tool}.run")
-    bench.require_offered(spec)
-    with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
-        return job.told(module.run(bench, spec.params.model_validate(call.params), job))
+    return run_tool(bench, spec, spec.params.model_validate(call.params), job)
 
 
 def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nnterp_mcp.request.operations import Site
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity
-from nnterp_mcp.toolset.collect_activations.contract import SPEC
+from nnterp_mcp.toolset.collect_activations import SPEC
 from nnterp_mcp.toolset.collect_activations.result import STATES, CollectActivationsResult
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result
@@ -14,29 +14,27 @@ from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
 from nnterp_mcp.pool.messages import Recorded
 from nnterp_mcp.runs.arrays import FileRows
 from nnterp_mcp.runs.atomic_files import as_json
-from nnterp_mcp.runs.records import ArrayCard, RunError
+from nnterp_mcp.runs.records import ArrayCard, RunEnvironment, RunError
 from nnterp_mcp.runs.store import RunStore, now
 from nnterp_mcp.worker.checkpoints import Checkpoint, key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nnterp_mcp.worker.workbench import Bench
-
 WRITING = threading.Lock()
 """Held while a run is being finished: a worker that is told to end lets that happen first."""
 
 
 class Recorder:
-    """Writes one run.
+    """Writes the record of one run.
 
     Attributes:
         run_id: The run.
     """
 
-    def __init__(self, bench: Bench, recorded: Recorded) -> None:
-        self._bench = bench
-        self._store = RunStore(bench.settings.runs)
+    def __init__(self, store: RunStore, environment: Callable[[], RunEnvironment], recorded: Recorded) -> None:
+        self._store = store
+        self._environment = environment
         self.run_id = recorded.run
         self._queued = recorded.queued
         self._arrays: dict[str, ArrayCard] = {}
@@ -69,7 +67,7 @@ class Recorder:
         """The parts of this call, those of an equal one that died among them; none where the record is gone."""
         if self._checkpoint is None:
             try:
-                record, environment = self._store.read(self.run_id), self._bench.environment
+                record, environment = self._store.read(self.run_id), self._environment()
             except NnterpError:
                 return Checkpoint(None)
             facts = {
@@ -107,7 +105,7 @@ class Recorder:
         """Writes the end of the run; returns why it could not be, None if it was."""
         try:
             self._close_rows(result is not None)
-            ended = self._end(error) | {"arrays": self._arrays, "environment": self._bench.environment}
+            ended = self._end(error) | {"arrays": self._arrays, "environment": self._environment()}
             if result is not None:
                 digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}

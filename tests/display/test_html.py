@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from nnterp_mcp.display import html
 from nnterp_mcp.display.figure import Bars, Curves, Figure, Heatmap
 from nnterp_mcp.display.html import chart_of, without_library, write_html
-from nnterp_mcp.render import escaped
+from nnterp_mcp.formatting import escaped
 from tests.display.test_png import beams, grid, lines
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnterp_mcp.engine.executors import execution as executors
-from nnterp_mcp.engine.forward import NOTHING, Plan, Read, forward
+from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
+from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.errors import Cancelled, NnterpError, Unsupported
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -335,11 +336,11 @@ def test_reads_come_after_the_edits_at_their_place(subject: Subject) -> None:
     (batch,) = fill_batches(subject.prompts[:1], 4096, subject.model.pad_id, subject.model.device)
     edits = subject.plan({"op": "zero", "site": "attentions_output", "layers": 1, "positions": 2, "prompts": 0})
     places = [Place("layers_output", 2), Place("attentions_output", 1), Place("heads_output", 1), Place("queries", 0)]
-    reads = [Read(place, lambda value: value[0].clone()) for place in places]
-    found = forward(subject.model, batch, edits, reads)
+    found = forward(subject.model, batch, edits, [Capture(place, take_all) for place in places])
+    values = [states[0] for states in found.values]
     assert found.logits is None
     ids = subject.prompts[0].ids
-    assert not found.reads[1][2].any()
+    assert not values[1][2].any()
 
     def zero(states: Tensor) -> None:
         states[2] = 0
@@ -348,11 +349,11 @@ def test_reads_come_after_the_edits_at_their_place(subject: Subject) -> None:
     subject.plain.logits(
         ids, {("attentions_output", 1): zero, ("layers_output", 2): lambda states: kept.append(states.clone())}
     )
-    assert torch.allclose(found.reads[0], kept[0], atol=1e-4, rtol=1e-4)
+    assert torch.allclose(values[0], kept[0], atol=1e-4, rtol=1e-4)
     heads = subject.plain.read(ids, "heads_output", 1)
-    assert torch.allclose(found.reads[2], heads, atol=1e-4, rtol=1e-4)
-    queries = subject.plain.read(ids, "queries", 0).transpose(0, 1)
-    assert torch.allclose(found.reads[3], queries, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(values[2], heads, atol=1e-4, rtol=1e-4)
+    queries = subject.plain.read(ids, "queries", 0)
+    assert torch.allclose(values[3], queries, atol=1e-4, rtol=1e-4)
 
 
 @one_family
@@ -362,7 +363,7 @@ def test_a_pass_ends_at_the_last_place_that_is_needed(subject: Subject) -> None:
     hooks = [block.register_forward_pre_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(blocks)]
     try:
         (batch,) = fill_batches(subject.prompts, 4096, subject.model.pad_id, subject.model.device)
-        forward(subject.model, batch, reads=[Read(Place("layers_output", 1), lambda value: value.sum())])
+        forward(subject.model, batch, captures=[Capture(Place("layers_output", 1), take_all)])
     finally:
         for hook in hooks:
             hook.remove()
@@ -448,12 +449,12 @@ def test_an_error_in_a_pass_leaves_nothing_behind(subject: Subject) -> None:
     edits = subject.plan({"op": "knockout", "layers": 1, "key_positions": 0})
     (batch,) = fill_batches(subject.prompts, 4096, model.pad_id, model.device)
 
-    def fail(value: Tensor) -> None:
+    def fail(states: Tensor, options: dict[Any, Any]) -> None:
         raise Cancelled("stop")
 
     for _ in range(3):
         with pytest.raises(Cancelled):
-            forward(model, batch, edits, [Read(Place("layers_output", 2), fail)])
+            forward(model, batch, edits, [Capture(Place("layers_output", 2), fail)])
         assert model.attention == before == "sdpa"
         assert torch.equal(subject.probabilities(NOTHING), clean)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.generation import Generation, generate
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place
 from nnterp_mcp.engine.planning.plan import check, plan
+from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, fill_batches
@@ -52,8 +53,8 @@ def read(family: str, prompt: EncodedPrompt, place: Place, *asked: dict[str, Any
     model = standardized(family)
     (batch,) = fill_batches([prompt], 4096, model.pad_id, model.device)
     in_force = plan(model, operations(*asked), [prompt])
-    (found,) = forward(model, batch, in_force, [Read(place, torch.clone)]).reads
-    return found[0]
+    (found,) = forward(model, batch, in_force, [Capture(place, take_all)]).values
+    return found[0].transpose(0, 1) if place.site in HEADS_FIRST else found[0]
 
 
 def agrees_in_generation(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.faults.clients import FAULTS as _CLIENTS
 from tests.faults.disk import FAULTS as _DISK
+from tests.faults.files import FAULTS as _FILES
 from tests.faults.models import FAULTS as _MODELS
 from tests.faults.requests import FAULTS as _REQUESTS
 from tests.faults.scene import Fault
@@ -19,6 +20,7 @@ FAULTS: tuple[Fault, ...] = (
     *_CLIENTS,
     *_WORKERS,
     *_MODELS,
+    *_FILES,
     *_TIMING,
     *_DISK,
     *_SERVERS,

@@ -20,7 +20,7 @@ from nnterp_mcp import (
     run_prompts,
     steer,
 )
-from nnterp_mcp.display import plot_topk_tokens, prompts_to_df
+from nnterp_mcp.nnterp.display import plot_topk_tokens, prompts_to_df
 from tests.features import PARIS, Ground, far, near, shows
 
 MADRID = "Madrid is"

@@ -77,7 +77,7 @@ def test_captured_steps_say_what_others_say(family: str, operations: list[dict[s
     usual = _Graph.replay
     with patch.object(_Graph, "replay", autospec=True, side_effect=usual) as replayed:
         found = generate(model, prompts, edits, max_new_tokens=24)
-    if family in ("bloom", "falcon"):  # they make position biases on the host, or masks of their own
+    if family in ("bloom", "falcon", "qwen2_moe"):  # position biases or routing from the host, masks of their own
         assert replayed.call_count == 0
     else:
         assert (why_uncaptured(model), replayed.call_count > 10) == (None, True)
@@ -105,10 +105,11 @@ def test_every_tool_says_on_a_card_what_it_says_on_a_cpu(name: str, labs: dict[s
     assert cpu.keys() == card.keys()
     for path, expected in cpu.items():
         found = card[path]
+        if any(name in path for name in ("device", "memory", "made", "seconds")):
+            continue
         if isinstance(expected, float) and isinstance(found, float):
-            assert found == pytest.approx(expected, rel=2e-3, abs=2e-4), path
-        elif not any(name in path for name in ("device", "memory", "made")):
-            assert found == expected, path
+            expected = pytest.approx(expected, rel=2e-3, abs=2e-4)
+        assert found == expected, path
 
 
 def test_bfloat16_is_right_to_its_precision() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnterp_mcp.display import plot_topk_tokens, prompts_to_df
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.nnterp.display import plot_topk_tokens, prompts_to_df
 from nnterp_mcp.nnterp.lens import logit_lens
 from nnterp_mcp.nnterp.prompts import Prompt, run_prompts
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer

@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[NnterpError], str]] = {
     ),
     "several GGUF files": (two_ggufs, UnknownModel, "FOLDER holds 2 GGUF files: 'a-Q4.gguf', 'a-Q8.gguf'"),
     "a folder of checkpoints": (checkpoints, UnknownModel, "FOLDER holds no model: it has no config.json"),
-    "a header that is cut": (header(b"{}", 10**9), UnknownModel, "the header is longer than the file"),
+    "a header that is cut": (header(b"{}", 10**9), UnknownModel, "header too large"),
     "weights elsewhere": (
         with_index('{"weight_map": {"a": "../b.safetensors"}}'),
         Forbidden,

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from nnterp_mcp.render import number
+from nnterp_mcp.formatting import number
 from nnterp_mcp.toolset import specs
 from tests.serving import Caller, stdio, text
 

@@ -10,9 +10,9 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, NnterpError, Unsupported
-from nnterp_mcp.render import rounded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.attention_probs.contract import SPEC
+from nnterp_mcp.toolset.attention_probs import SPEC
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsAnswer,
     AttentionProbsResult,

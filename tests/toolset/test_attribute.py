@@ -9,9 +9,9 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
-from nnterp_mcp.toolset.attribute.contract import SPEC
+from nnterp_mcp.toolset.attribute import SPEC
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
 from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job

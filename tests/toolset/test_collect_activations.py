@@ -13,11 +13,11 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress, Recorded
-from nnterp_mcp.render import rounded
 from nnterp_mcp.request.arguments import MOST_GROUPS
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.toolset.collect_activations.contract import SPEC
+from nnterp_mcp.toolset.collect_activations import SPEC
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsResult,
     CollectedLayer,
@@ -57,9 +57,10 @@ def collect(
     from nnterp_mcp.toolset.collect_activations.run import run
 
     sent = SPEC.parse({"prompts": GROUPS} | arguments).model_dump(mode="json")
-    record = opened(RunStore(bench.settings.runs), "collect_activations", params=sent)
+    store = RunStore(bench.settings.runs)
+    record = opened(store, "collect_activations", params=sent)
     job = job or Job(1, send)
-    job.recorder = Recorder(bench, Recorded(run=record.id, queued=0.0))
+    job.recorder = Recorder(store, lambda: bench.environment, Recorded(run=record.id, queued=0.0))
     try:
         result = run(bench, SPEC.params.model_validate(sent), job)
     except Cancelled as error:

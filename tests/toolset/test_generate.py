@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 
-from nnterp_mcp.toolset.generate.contract import (
-    Continuation,
-    Continued,
-    GenerateResult,
-    digest,
-    render,
-)
+from nnterp_mcp.toolset.generate.answer import digest, render
+from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult
 from tests.serving import Caller, stdio, text
 
 LOVE = {"op": "add", "layers": 15, "vector": {"positive": " love", "negative": " hate"}, "factor": 20}

@@ -10,10 +10,11 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded
-from nnterp_mcp.render import rounded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.make_vector.contract import SPEC, DirectionFacts, MakeVectorResult
+from nnterp_mcp.toolset.make_vector import SPEC
+from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests import serving

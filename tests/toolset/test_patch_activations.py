@@ -11,9 +11,9 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
-from nnterp_mcp.toolset.patch_activations.contract import SPEC
+from nnterp_mcp.toolset.patch_activations import SPEC
 from nnterp_mcp.toolset.patch_activations.result import (
     Column,
     Measured,

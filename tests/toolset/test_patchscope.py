@@ -10,10 +10,10 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.patchscope.contract import SPEC
+from nnterp_mcp.toolset.patchscope import SPEC
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
@@ -141,7 +141,7 @@ def made_result(layers: int, sources: int = 1, text: str | None = None, layout: 
 @pytest.fixture(scope="module")
 def keeping(tiny_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A bench that keeps a vector with a direction for two layers, and one for any layer."""
-    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE_VECTOR
+    from nnterp_mcp.toolset.make_vector import SPEC as MAKE_VECTOR
     from nnterp_mcp.toolset.make_vector.run import run
 
     bench = Bench("tiny", Settings(data=tmp_path_factory.mktemp("data")), tiny_bench.model)
@@ -221,7 +221,7 @@ def test_says_what_vectors_do(keeping: Bench, snapshot: SnapshotAssertion):
 
 @pytest.mark.smollm2
 def test_a_kept_state_says_what_the_state_itself_says(bench: Bench, tmp_path: Path):
-    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE_VECTOR
+    from nnterp_mcp.toolset.make_vector import SPEC as MAKE_VECTOR
     from nnterp_mcp.toolset.make_vector.run import run
 
     keeping = Bench("smollm2-135m", Settings(data=tmp_path), bench.model)

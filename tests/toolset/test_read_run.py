@@ -110,7 +110,8 @@ class TestLate:
 
 def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> None:
     from nnterp_mcp.contract import Table
-    from nnterp_mcp.toolset.read_run.contract import SPEC, ReadRunResult
+    from nnterp_mcp.toolset.read_run import SPEC
+    from nnterp_mcp.toolset.read_run.result import ReadRunResult
 
     rows = [[float("nan"), [float("inf"), 1.5]], *([0.1, [0.1] * 5000] for _ in range(100))]
     table = Table(columns=["a", "b"], rows=rows)

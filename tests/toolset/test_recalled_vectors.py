@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.toolset.make_vector.contract import SPEC
+from nnterp_mcp.toolset.make_vector import SPEC
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_collect_activations import collect
 from tests.toolset.test_make_vector import GRIEF, JOY, ask, make_bench

@@ -13,12 +13,13 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.run_prompts.contract import SPEC, RunPromptsResult
+from nnterp_mcp.toolset.run_prompts import SPEC
 from nnterp_mcp.toolset.run_prompts.figure import figure
+from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests.serving import stdio, text

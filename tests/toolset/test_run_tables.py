@@ -28,7 +28,8 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.contract import ReadRunResult, digest, render
+from nnterp_mcp.toolset.read_run.answer import digest, render
+from nnterp_mcp.toolset.read_run.result import ReadRunResult
 from tests.recorded_runs import PARAMS, opened
 
 

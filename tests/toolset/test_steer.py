@@ -12,10 +12,10 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.render import rounded
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.steer.contract import SPEC
+from nnterp_mcp.toolset.steer import SPEC
 from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from nnterp_mcp.worker.job import Job
@@ -126,7 +126,7 @@ def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
 
 def test_named_vectors_and_numbers(bench: Bench) -> None:
     from nnterp_mcp.experiments.steering_vectors import random_direction
-    from nnterp_mcp.toolset.make_vector.contract import SPEC as MAKE
+    from nnterp_mcp.toolset.make_vector import SPEC as MAKE
     from nnterp_mcp.toolset.make_vector.run import run
 
     make = MAKE.parse({"name": "noise", "method": "random", "norm": 3, "seed": 2})

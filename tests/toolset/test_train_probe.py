@@ -11,10 +11,10 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.render import rounded
+from nnterp_mcp.formatting import rounded
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
-from nnterp_mcp.toolset.train_probe.contract import SPEC
+from nnterp_mcp.toolset.train_probe import SPEC
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench

@@ -59,7 +59,8 @@ def store(bench: Bench) -> RunStore:
 
 
 def recorder(bench: Bench, **facts: Any) -> Recorder:
-    return Recorder(bench, Recorded(run=opened(RunStore(bench.settings.runs), **facts).id, queued=0.25))
+    store = RunStore(bench.settings.runs)
+    return Recorder(store, lambda: bench.environment, Recorded(run=opened(store, **facts).id, queued=0.25))
 
 
 @contextmanager

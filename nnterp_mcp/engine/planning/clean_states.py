@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import Read, forward
-from nnterp_mcp.engine.hook_points import Place, by_position
+from nnterp_mcp.engine.forward import Capture, forward
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -68,29 +69,32 @@ def gather(
     groups = list(needed.values())
     prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
 
-    def read(batch: Batch) -> list[Gathered]:
+    def read(batch: Batch) -> Gathered:
         check()
-        asked = [(row, request) for row, prompt in enumerate(batch.prompts) for request in groups[prompt.index]]
-        places = {request.place for _, request in asked}
-        return forward(model, batch, reads=[Read(place, _taker(place, batch, asked)) for place in places]).reads
+        asked: dict[Place, list[tuple[int, Request]]] = {}
+        for row, prompt in enumerate(batch.prompts):
+            for request in groups[prompt.index]:
+                asked.setdefault(request.place, []).append((row, request))
+        captures = [Capture(place, take_rows, _entries(batch, listed)) for place, listed in asked.items()]
+        found: Gathered = {}
+        for listed, states in zip(asked.values(), forward(model, batch, captures=captures).values, strict=True):
+            parts = states.split([len(request.positions) for _, request in listed])
+            for (row, request), part in zip(listed, parts, strict=True):
+                found[request] = _part(batch, row, request, part)
+        return found
 
     for _, found in run_batches(model, prompts, batch_tokens, read):
-        for states in found:
-            known |= {request.key: taken for request, taken in states.items()}
+        known |= {request.key: taken for request, taken in found.items()}
     return {request: known[request.key] for request in requests}
 
 
-def _taker(place: Place, batch: Batch, asked: Sequence[tuple[int, Request]]) -> Callable[[Tensor], Gathered]:
-    def take(value: Tensor) -> Gathered:
-        states = by_position(value, place.site)
-        return {request: _take(states, batch, row, request) for row, request in asked if request.place == place}
-
-    return take
+def _entries(batch: Batch, asked: Sequence[tuple[int, Request]]) -> dict[str, Tensor]:
+    entries = [(row, batch.padding[row] + at) for row, request in asked for at in request.positions]
+    rows, columns = torch.tensor(entries, dtype=torch.long).reshape(-1, 2).T
+    return {"rows": rows, "columns": columns}
 
 
-def _take(states: Tensor, batch: Batch, row: int, request: Request) -> Tensor:
-    before = batch.padding[row]
-    taken = states[row, torch.tensor([before + at for at in request.positions], device=states.device)]
+def _part(batch: Batch, row: int, request: Request, states: Tensor) -> Tensor:
     if request.place.site == "attention_probabilities":
-        taken = taken[..., before:].clone()
-    return taken.float().sum(0) if request.summed else taken
+        states = states[..., batch.padding[row] :].clone()
+    return states.float().sum(0) if request.summed else states

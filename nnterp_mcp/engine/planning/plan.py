@@ -34,7 +34,6 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_span import Horizon
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import (
     HEAD_SITES,
     Add,
@@ -52,7 +51,7 @@ from nnterp_mcp.request.operations import (
     label_of,
     site_of,
 )
-from nnterp_mcp.request.selectors import in_step, resolve_indices
+from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import summarize_distributions
+from nnterp_mcp.engine.readouts.reductions import rows_at_once, summarize_distributions
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,7 @@ class ReadoutRows:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._filled = 0
         self._whole: list[Tensor] = []
-
-    def add(self, part: Readout) -> slice:
-        """Copies the next rows, and returns where they are."""
-        values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
-        if not self._whole:
-            self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
-        at = slice(self._filled, self._filled + len(values[0]))
-        for whole, value in zip(self._whole, values, strict=True):
-            whole[at] = value
-        self._filled = at.stop
-        return at
 
     def put(self, rows: Int[Tensor, " row"], part: Readout) -> None:
         """Writes some of the rows.
@@ -98,15 +86,6 @@ class ReadoutRows:
             shape: The rows' shape.
         """
         return Readout(*(whole.cpu().reshape(*shape, *whole.shape[1:]) for whole in self._whole))
-
-    def gather(self, order: Sequence[int], shape: Sequence[int]) -> Readout:
-        """All rows brought into order, on the CPU.
-
-        Args:
-            order: The place of each row, as they came.
-            shape: The rows' shape in the whole.
-        """
-        return Readout.gather([Readout(*self._whole)], order, shape)
 
 
 @dataclass(frozen=True)
@@ -157,14 +136,6 @@ def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categ
     rows = torch.arange(len(logits), device=logits.device).split(size)
     parts = [read_log_probs(normalize(logits[part]), top_k, categories[part]) for part in rows]
     return parts[0] if len(parts) == 1 else Readout.join(parts)
-
-
-def rows_at_once(width: int, device: torch.device) -> int:
-    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
-
-    An accelerator takes more, for each step costs a launch.
-    """
-    return max(1, (1 << (18 if device.type == "cpu" else 26)) // width)
 
 
 def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:

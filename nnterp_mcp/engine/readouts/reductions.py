@@ -156,6 +156,83 @@ def choose_tokens(
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
+def rows_at_once(width: int, device: torch.device) -> int:
+    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
+
+    An accelerator takes more, for each step costs a launch.
+    """
+    return max(1, (1 << (18 if device.type == "cpu" else 26)) // width)
+
+
+def summarize_lens(
+    logits: Float[Tensor, "entry layer vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Tensor]:
+    """What each layer would say at each entry: the fields of a `Readout`, and `kl`, KL(last layer ‖ layer) in nats.
+
+    Args:
+        logits: What norm and head make of each layer, the last layer of the model behind those that are asked for.
+        options: `count`, how many are asked for; `inverse`, to read the negated logits; `top_k`; and for each entry the
+            tokens of each category (`ids`), and which of them are no padding (`real`).
+        at: Which of the entries these are.
+
+    Returns:
+        Each of them (entry, layer, …), and `total`, which is finite where all logits are.
+    """
+    logits = -logits if options["inverse"] else logits
+    count, size = options["count"], rows_at_once(logits.shape[-1], logits.device)
+    ids, real = (options[name][at].to(logits.device) for name in ("ids", "real"))
+    readings, parts = max(1, size // logits.shape[1]), []
+    for entries in torch.arange(len(logits)).split(readings):
+        last = logits[entries, -1:].float()
+        last_total = last.logsumexp(-1, keepdim=True)
+        for some in logits[entries, :count].split(min(size, count), dim=1):
+            total = some.float().logsumexp(-1, keepdim=True)
+            log_probs = some.float() - total
+            by_row = entries.repeat_interleave(some.shape[1]).to(logits.device)
+            part = summarize_distributions(log_probs.flatten(0, 1), options["top_k"], ids[by_row], real[by_row])
+            kl = divergence(last - last_total, log_probs)
+            parts.append({**part, "kl": kl.flatten(), "total": (total + 0 * last_total).flatten()})
+    return {name: value.unflatten(0, (-1, count)) for name, value in join(parts).items()}
+
+
+def gather_log_probs(
+    logits: Float[Tensor, "entry vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Float[Tensor, " entry"]]:
+    """The log-probability of one of the `tokens` at each entry."""
+    right = options["tokens"][at].to(logits.device)
+    total = torch.stack([row.float().logsumexp(-1) for row in logits])
+    return {"log_probs": logits.gather(-1, right[:, None])[:, 0].float() - total}
+
+
+def take_heads(
+    states: Float[Tensor, "row query head key"], options: dict[str, Any]
+) -> Float[Tensor, "row chosen query key"]:
+    """The attention probabilities of some `heads`."""
+    pattern, heads = states.transpose(1, 2), options["heads"]
+    return (pattern if heads == [*range(pattern.shape[1])] else pattern[:, heads]).float()
+
+
+def summarize_heads(states: Float[Tensor, "row query head key"], options: dict[str, Any]) -> dict[str, Tensor]:
+    """What `summarize_patterns` makes of some `heads`, of `at_once` probabilities at a time.
+
+    Args:
+        states: Attention probabilities of one layer.
+        options: Besides, `asked` and `top_k` of `summarize_patterns`.
+    """
+    pattern, heads = states.transpose(1, 2), options["heads"]
+    few = max(1, options["at_once"] // pattern[:, 0].numel())
+    parts = [pattern[:, heads[start : start + few]].float() for start in range(0, len(heads), few)]
+    return join([summarize_patterns(part, options["asked"], options["top_k"]) for part in parts], dim=1)
+
+
+def join(parts: Sequence[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+    """Parts put together on the device of the first, name by name; of single numbers the largest."""
+    found = {name: [part[name].to(value.device) for part in parts] for name, value in parts[0].items()}
+    return {
+        name: torch.cat(values, dim) if values[0].ndim else torch.stack(values).amax() for name, values in found.items()
+    }
+
+
 def summarize_patterns(
     pattern: Float[Tensor, "row head query key"], asked: dict[str, Tensor], top_k: int
 ) -> dict[str, Tensor]:
@@ -194,11 +271,44 @@ def summarize_patterns(
     }
 
 
+def take_all(states: Tensor, options: dict[str, Any]) -> Tensor:
+    """All states, as they are now: some models add to them in place."""
+    return states.clone()
+
+
+def take_rows(states: Float[Tensor, "row position ..."], options: dict[str, Any]) -> Float[Tensor, "entry ..."]:
+    """The states at some `rows` and `columns`."""
+    return states[options["rows"].to(states.device), options["columns"].to(states.device)]
+
+
+def measure_rows(states: Float[Tensor, "row position hidden"], options: dict[str, Any]) -> Float[Tensor, " entry"]:
+    """The norms of the states at some `rows` and `columns`, in float32."""
+    return take_rows(states, options).float().norm(dim=-1)
+
+
+def average_rows(
+    states: Float[Tensor, "row position *head width"], options: dict[str, Any]
+) -> Float[Tensor, "mean *head width"]:
+    """Means over some states each, in float32.
+
+    Args:
+        states: The states.
+        options: The `rows` and `columns` of the states, the number of the mean that each belongs to (`owners`), and how
+            many each mean has (`counts`).
+    """
+    taken, counts = take_rows(states, options).float(), options["counts"].to(states.device)
+    if len(taken) == len(counts):
+        return taken
+    owners = options["owners"].to(states.device)
+    total = taken.new_zeros((len(counts), *taken.shape[1:])).index_add_(0, owners, taken)
+    return total / counts.reshape(-1, *[1] * (taken.ndim - 1))
+
+
 def average_over(
-    states: Float[Tensor, "row token hidden"], weights: Float[Tensor, "row token"]
+    states: Float[Tensor, "row token hidden"], options: dict[str, Any]
 ) -> Float[Tensor, "row hidden_and_length"]:
-    """The weighted mean of each row's states, and behind it that of their lengths."""
-    at = weights.to(states.device)
+    """The mean of each row's states, weighted by `weights` (row, token), and behind it that of their lengths."""
+    at = options["weights"].to(states.device)
     chosen = torch.where(at[..., None] > 0, states.float(), 0)
     mean = (chosen * at[..., None]).sum(1)
     length = (chosen.norm(dim=-1) * at).sum(1, keepdim=True)
@@ -215,3 +325,35 @@ def take_strongest(values: Float[Tensor, "*rows item"], k: int) -> Any:
     found = values.topk(min(k, values.shape[-1]), dim=-1)
     missing = (0, k - found.values.shape[-1])
     return torch.nn.functional.pad(found.values, missing), torch.nn.functional.pad(found.indices, missing)
+
+
+def in_chunks(
+    entries: Float[Tensor, "entry ..."],
+    project: Callable[[Tensor], Tensor] | None,
+    reduce: Callable[[Tensor, dict[str, Any], slice], dict[str, Tensor]],
+    options: dict[str, Any],
+    width: int | None = None,
+) -> dict[str, Tensor]:
+    """Reduces logits a part at a time, into memory that is set aside for all of them.
+
+    Parts kept as they come would lie between the large tensors that they are made of, and keep the memory of those from
+    being used again.
+
+    Args:
+        entries: States, or logits.
+        project: Makes logits of states; None where these are logits.
+        reduce: Given logits, the options and the slice of entries that these are, returns values of each entry by name.
+        options: Its options.
+        width: How many logits an entry has, where entries are not to be taken all at once.
+    """
+    size, found = max(1, len(entries)), {}
+    if width is not None:
+        size = max(1, (1 << 23) // width, rows_at_once(width, entries.device))
+    for begin in range(0, len(entries), size):
+        at = slice(begin, min(begin + size, len(entries)))
+        part = reduce(entries[at] if project is None else project(entries[at]), options, at)
+        for name, value in part.items():
+            if name not in found:
+                found[name] = value.new_empty(len(entries), *value.shape[1:])
+            found[name][at] = value
+    return found

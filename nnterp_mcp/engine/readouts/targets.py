@@ -9,10 +9,11 @@ from typing import Any
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import elided, quoted
 from nnterp_mcp.model.text.tokens import inner_ids, token_text
-from nnterp_mcp.render import PAIRS, elided, quoted
 from nnterp_mcp.request.fields import Target, TokenId
 from nnterp_mcp.request.remarks import remark
+from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _NAMED_CATEGORIES = 8
 """Categories whose tokens a remark lists."""
@@ -150,7 +151,7 @@ def follow_targets(targets: Mapping[str, Sequence[Target]], model: Any) -> Follo
 def _follow(targets: Mapping[str, Sequence[Target]], model: Any) -> FollowedTargets:
     tokenizer = getattr(model, "tokenizer", model)
     ids = {name: get_first_tokens(words, model) for name, words in targets.items()}
-    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids, PAIRS).items()}
+    shared = {f"{a} and {b}": tokens for (a, b), tokens in find_shared_tokens(ids, SHARED_PAIRS).items()}
     return FollowedTargets(ids, _texts(ids, tokenizer), _texts(shared, tokenizer))
 
 

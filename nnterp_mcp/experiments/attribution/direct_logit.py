@@ -21,7 +21,7 @@ from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Subl
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 
 Split = Literal["layer", "sublayer", "head", "neuron"]
 PartKind = Literal[

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.edits import Seen
 from nnterp_mcp.engine.forward import NOTHING, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.metrics import MetricName, make_metric
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import InvalidRequest
@@ -244,8 +244,11 @@ class _Entrance:
     place: Place = _EMBEDDINGS
     needs: Sequence[Place] = ()
 
-    def apply(self, value: Embeddings, window: Window, seen: Seen) -> Embeddings:
-        """What enters."""
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
+        """The edit, for the interpreter."""
+        return {"op": "call", "function": self._enter}
+
+    def _enter(self, value: Embeddings) -> Embeddings:
         origin = value.detach()
         entering = self.make(origin).clone().requires_grad_()
         self.kept[:] = [origin, entering]

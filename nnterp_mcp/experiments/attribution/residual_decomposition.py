@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.forward import Plan, Read, forward
+from nnterp_mcp.engine.forward import Capture, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.reductions import take_all, take_rows
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
@@ -104,8 +105,9 @@ def read_parts(
         if neurons and "mlps_output" in found.sublayers
     }
     with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
-        result = forward(model, batch, plan, [Read(place, pick) for place in places], ends)
-    found = dict(zip(places, result.reads, strict=True))
+        captures = [Capture(place, take_rows, {"rows": rows, "columns": columns}) for place in places]
+        result = forward(model, batch, plan, captures, ends)
+    found = {place: states.to(model.device) for place, states in zip(places, result.values, strict=True)}
     assert result.logits is not None
     return PartStates(
         embeddings=found[places[0]].double() if embedded else None,
@@ -143,12 +145,12 @@ def begins_with_embedding(model: StandardizedTransformer) -> bool:
     Seen on two prompts that differ in every token; false where the embedding is scaled or normed first.
     """
     first = next(layer.index for layer in model.anatomy.layers if layer.runs)
-    reads = [Read(place, torch.clone) for place in (Place("token_embeddings"), Place("layers_input", first))]
+    captures = [Capture(place, take_all) for place in (Place("token_embeddings"), Place("layers_input", first))]
     added: list[Tensor] = []
     for token in (1, 2):
         ids = torch.full((1, _LENGTH), token, device=model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         batch = Batch([EncodedPrompt(0, "", ids[0].tolist(), [])], inputs, [0])
-        embeddings, entry = forward(model, batch, reads=reads).reads
+        embeddings, entry = forward(model, batch, captures=captures).values
         added.append(entry.double() - embeddings.to(entry.device).double())
     return bool((added[0] - added[1]).abs().max() <= 1e-4 * added[0].abs().max())

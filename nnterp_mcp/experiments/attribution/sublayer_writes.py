@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.forward import Read, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.structure.call_recorder import Call, Tape, first_state, probe
@@ -76,8 +77,8 @@ def _observe(model: StandardizedTransformer) -> list[LayerWrites | None]:
     running = [layer for layer in model.anatomy.layers if layer.runs]
     places = [place for layer in running for place in _places(layer)]
     # Not off the tape: some models add to a sublayer's output in place.
-    found = forward(model, batch, reads=[Read(place, lambda state: state.double().clone()) for place in places]).reads
-    states = dict(zip(places, found, strict=True))
+    found = forward(model, batch, captures=[Capture(place, take_all) for place in places]).values
+    states = {place: state.double() for place, state in zip(places, found, strict=True)}
     return [_layer_writes(layer, tape, states) if layer.runs else None for layer in model.anatomy.layers]
 
 

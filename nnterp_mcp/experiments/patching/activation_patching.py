@@ -26,9 +26,8 @@ from nnterp_mcp.experiments.patching.path_patching import PathBranches, Receiver
 from nnterp_mcp.experiments.patching.run_cache import Observations
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.fields import PositionSpec
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import HEAD_SITES, Site
-from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Direction = Literal["denoising", "noising"]
 Ablation = Literal["zero", "mean"]

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.edits import Seen
 from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.hook_points import Place, by_position
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.metrics import make_metric
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import InvalidRequest, Unsupported
@@ -234,8 +234,11 @@ class _Entrance:
     place: Place = Place("token_embeddings")  # noqa: RUF009 - a tuple
     needs: Sequence[Place] = ()
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The embeddings."""
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
+        """The edit, for the interpreter."""
+        return {"op": "call", "function": self._enter}
+
+    def _enter(self, value: Tensor) -> Tensor:
         value = value if self.noise is None else value + self.noise.to(value)
         return value.detach().clone().requires_grad_()
 
@@ -248,8 +251,11 @@ class _Kept:
     states: list[Tensor] = field(default_factory=list)
     needs: Sequence[Place] = ()
 
-    def apply(self, value: Tensor, window: Window, seen: Seen) -> Tensor:
-        """The view."""
+    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
+        """The edit, for the interpreter."""
+        return {"op": "call", "function": self._keep}
+
+    def _keep(self, value: Tensor) -> Tensor:
         view = value.view_as(value)
         self.states.append(view)
         return view

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from nnsight.intervention.envoy import Envoy
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.model.accessors import StateList
+from nnterp_mcp.model.accessors import Named
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import Anatomy, Site
 from nnterp_mcp.model.structure.call_recorder import probe
@@ -57,7 +57,7 @@ def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy
     return found
 
 
-def named(model: Any) -> StandardizedTransformer:
+def named(model: Any) -> Named:
     """A model whose trace is running, with the accessors that edits of its states go through.
 
     Args:
@@ -65,32 +65,16 @@ def named(model: Any) -> StandardizedTransformer:
     """
     if isinstance(model, StandardizedTransformer):
         return model
-    return cast("StandardizedTransformer", _Named(model, anatomy_of(model), type(module_of(model)).__name__))
+    return _Named(model, anatomy_of(model), type(module_of(model)).__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Named:
-    """What accessors and edits ask of a model, for one that nnsight wrapped without standard names."""
+    """A model that nnsight wrapped without standard names."""
 
     model: Any
     anatomy: Anatomy
     name: str
-
-    @property
-    def num_layers(self) -> int:
-        return self.anatomy.num_layers
-
-    @property
-    def hidden_size(self) -> int:
-        return self.anatomy.hidden_size
-
-    @property
-    def layers_input(self) -> StateList:
-        return StateList(cast("StandardizedTransformer", self), "block", "input")
-
-    @property
-    def layers_output(self) -> StateList:
-        return StateList(cast("StandardizedTransformer", self), "block", "output")
 
     def envoy(self, site: Site) -> Envoy:
         return self.model.interleaver.envoys[id(site.module)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from nnterp_mcp.errors import UnknownModel
-from nnterp_mcp.render import size
+from nnterp_mcp.formatting import size
 from nnterp_mcp.request.model_folder import weight_files
 
 _MOST_IN_A_BYTE = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnterp_mcp.render import size
+from nnterp_mcp.formatting import size
 
 
 def reporting_bar(report: Callable[[str], None]) -> type[Any]:

@@ -29,12 +29,12 @@ from transformers import (
 )
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported, is_panic
+from nnterp_mcp.formatting import size
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
 from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
-from nnterp_mcp.render import size
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, refuse_encoder, require_readable, require_safetensors
 

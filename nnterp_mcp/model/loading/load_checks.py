@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import nnsight
 import torch
@@ -23,9 +23,7 @@ from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.structure.call_recorder import other_ids, probe_ids
 from nnterp_mcp.model.structure.context_lengths import Lengths, Mark, is_affordable, lengths_of
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.traced import TracedModel
 
 Run = TypeVar("Run")
 
@@ -58,7 +56,7 @@ class Check:
     detail: str
 
 
-def check_model(model: StandardizedTransformer) -> list[Check]:
+def check_model(model: TracedModel) -> list[Check]:
     """Verify a loaded model in two short forward passes.
 
     A check that fails makes `model.require` refuse that capability, with the reason, and nothing else.
@@ -89,7 +87,7 @@ def check_model(model: StandardizedTransformer) -> list[Check]:
     return [*checks, *check_lengths(model)] if checks[0].passed else checks
 
 
-def check_attention(model: StandardizedTransformer, layer: int) -> list[Check]:
+def check_attention(model: TracedModel, layer: int) -> list[Check]:
     """Verify that attention probabilities of one layer can be read and edited, as attention is computed now.
 
     Args:
@@ -124,7 +122,7 @@ class _Edited:
     refusal: str = ""
 
 
-def _run_padded(model: StandardizedTransformer, kept: slice = LEFT) -> _Padded:
+def _run_padded(model: TracedModel, kept: slice = LEFT) -> _Padded:
     long, short = (probe_ids(model.module, length) for length in (LONG, SHORT))
     ids = torch.cat([long, torch.full_like(long, model.pad_id)])
     mask = torch.ones_like(ids)
@@ -137,7 +135,7 @@ def _run_padded(model: StandardizedTransformer, kept: slice = LEFT) -> _Padded:
     return _Padded(logits, projected)
 
 
-def _run_edited(model: StandardizedTransformer) -> _Edited:
+def _run_edited(model: TracedModel) -> _Edited:
     ids = _short_rows(model)
     readable = [layer.index for layer in model.anatomy.layers if layer.product is not None]
     layer = readable[len(readable) // 2] if readable else None
@@ -153,26 +151,26 @@ def _run_edited(model: StandardizedTransformer) -> _Edited:
             model.set_attention(before)  # pyright: ignore[reportArgumentType]
 
 
-def _short_rows(model: StandardizedTransformer) -> Int[Tensor, "3 position"]:
+def _short_rows(model: TracedModel) -> Int[Tensor, "3 position"]:
     ids = probe_ids(model.module, SHORT)
     return torch.cat([ids, ids, other_ids(model.module, ids, -1)])
 
 
 @torch.no_grad()
-def _plainly(model: StandardizedTransformer) -> _Edited | str:
+def _plainly(model: TracedModel) -> _Edited | str:
     """The second pass without names and edits, for a model that allows neither."""
     with model.standing_down():
         found = _attempt(lambda: model.module(input_ids=_short_rows(model), use_cache=False).logits)
     return found if isinstance(found, str) else _Edited(found, None, None)
 
 
-def _logits(model: StandardizedTransformer, ids: Tensor) -> Tensor:
+def _logits(model: TracedModel, ids: Tensor) -> Tensor:
     with torch.no_grad(), model.trace(input_ids=ids):
         logits = nnsight.save(model.logits)
     return logits  # noqa: RET504 - the trace ends before
 
 
-def _edit_layer(model: StandardizedTransformer, ids: Tensor, layer: int) -> _Edited:
+def _edit_layer(model: TracedModel, ids: Tensor, layer: int) -> _Edited:
     """In row 1, let the last position read the first position alone."""
     with torch.no_grad(), model.trace(input_ids=ids):
         pattern = model.attention_probabilities[layer]
@@ -183,7 +181,7 @@ def _edit_layer(model: StandardizedTransformer, ids: Tensor, layer: int) -> _Edi
     return _Edited(logits, clean, layer)
 
 
-def _check_names(model: StandardizedTransformer) -> Check:
+def _check_names(model: TracedModel) -> Check:
     anatomy = model.anatomy
     if anatomy.faults:
         return Check("names", False, anatomy.faults[0])
@@ -198,7 +196,7 @@ def _check_names(model: StandardizedTransformer) -> Check:
     return Check("names", True, "; ".join(parts))
 
 
-def _check_lens(padded: _Padded | str, model: StandardizedTransformer) -> Check:
+def _check_lens(padded: _Padded | str, model: TracedModel) -> Check:
     if isinstance(padded, str):
         return Check("lens", False, padded)
     difference = _difference(padded.projected[0], padded.logits[0])
@@ -207,7 +205,7 @@ def _check_lens(padded: _Padded | str, model: StandardizedTransformer) -> Check:
     return Check("lens", difference <= allowed, detail)
 
 
-def _check_batch(padded: _Padded | str, edited: _Edited | str, model: StandardizedTransformer) -> Check:
+def _check_batch(padded: _Padded | str, edited: _Edited | str, model: TracedModel) -> Check:
     for run in (padded, edited):
         if isinstance(run, str):
             return Check("batch", False, run)
@@ -239,7 +237,7 @@ def _check_causal(edited: _Edited | str) -> Check:
     )
 
 
-def _check_attention(edited: _Edited | str, model: StandardizedTransformer) -> Check:
+def _check_attention(edited: _Edited | str, model: TracedModel) -> Check:
     if isinstance(edited, str):
         return Check("attention", False, edited)
     if edited.probabilities is None:
@@ -257,7 +255,7 @@ def _check_attention(edited: _Edited | str, model: StandardizedTransformer) -> C
     return Check("attention", True, "rows sum to 1")
 
 
-def _check_edit(edited: _Edited | str, model: StandardizedTransformer) -> Check:
+def _check_edit(edited: _Edited | str, model: TracedModel) -> Check:
     if isinstance(edited, str):
         return Check("attention_edit", False, edited)
     if edited.layer is None:
@@ -276,7 +274,7 @@ def _tolerance(logits: Tensor) -> float:
     return TOLERANCES.get(logits.dtype, 1e-1) * max(float(logits.float().abs().max()), 1.0)
 
 
-def check_lengths(model: StandardizedTransformer) -> list[Check]:
+def check_lengths(model: TracedModel) -> list[Check]:
     """Verify that beyond its windows, switches and index sizes a model reads rows of a batch as it reads them alone.
 
     What fails makes `model.require` refuse `batch` or `causal`, as it would at short lengths.
@@ -302,7 +300,7 @@ def check_lengths(model: StandardizedTransformer) -> list[Check]:
     return [Check("lengths", not faults, "; ".join(said))] if said else []
 
 
-def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) -> Iterator[Check]:
+def _judge_length(model: TracedModel, mark: Mark, lengths: Lengths) -> Iterator[Check]:
     """What is wrong beyond a mark, under the name of what is to be refused for it."""
     length = mark.length + BEYOND
     fewer = (SHORT, length - 1) if model.can("batch") else ()
@@ -318,7 +316,7 @@ def _judge_length(model: StandardizedTransformer, mark: Mark, lengths: Lengths) 
         yield Check("causal", False, f"beyond {mark} a later token changes what comes before it by up to {apart:.2g}")
 
 
-def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_long(model: TracedModel, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A long row, the same with another token near its end, and a padded row of `kept` tokens; and that one alone.
 
     Returns:
@@ -336,7 +334,7 @@ def _run_long(model: StandardizedTransformer, length: int, kept: int) -> tuple[T
 
 
 @torch.no_grad()
-def _ends(model: StandardizedTransformer, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
+def _ends(model: TracedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
     """What the last layer's states at the last few positions say, so that no logits are formed but these."""
     last = model.anatomy.last.index
     with model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import get_max_memory
 
 from nnterp_mcp.errors import OutOfMemory, Unsupported
+from nnterp_mcp.formatting import size
 from nnterp_mcp.model import memory
-from nnterp_mcp.render import size
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def fit(need: int, device: torch.device, origin: str) -> Any:
     free = memory.free(device)
     if need <= free:
         return {"": device}
-    everywhere = memory.free_everywhere()
+    everywhere = sum(get_max_memory().values())
     if device.type != "cpu" and need <= everywhere:
         return "auto"
     raise OutOfMemory(

@@ -1,1 +1,28 @@
 """The tool `attention_probs`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.toolset.attention_probs.answer import digest, render
+from nnterp_mcp.toolset.attention_probs.figure import figure
+from nnterp_mcp.toolset.attention_probs.params import AttentionProbsParams
+from nnterp_mcp.toolset.attention_probs.result import AttentionProbsAnswer, AttentionProbsResult
+
+SPEC = ToolSpec(
+    name="attention_probs",
+    title="Attention probabilities",
+    description=(
+        "Where heads look: entropy (nats), attention to the first, previous and same token, to earlier tokens equal "
+        "to the query (duplicate) and to what followed those (induction), strongest pairs; with query_positions what "
+        "these tokens read. Heads are also scored on repeated random tokens, with the probability of copying: knock "
+        "heads out by interventions to see what they carry. Attention is where information could be read, not what "
+        "was done with it; what goes to the first token counts as `first` only."
+    ),
+    params=AttentionProbsParams,
+    result=AttentionProbsResult,
+    answer=AttentionProbsAnswer,
+    digest=digest,
+    render=render,
+    figure=figure,
+    served=True,
+)

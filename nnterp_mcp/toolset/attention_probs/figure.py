@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnterp_mcp.display.figure import Array, Arrays, Colours, Figure, Heatmap, visible
-from nnterp_mcp.render import elided, in_force, plural, quoted
-from nnterp_mcp.toolset.attention_probs.digest import telling
+from nnterp_mcp.formatting import elided, plural, quoted
+from nnterp_mcp.render import in_force
+from nnterp_mcp.toolset.attention_probs.answer import telling
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult, HeadReading
 
 _HEADS = 6

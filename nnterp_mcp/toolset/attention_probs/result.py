@@ -1,4 +1,4 @@
-"""What `attention_probs` measures, and what of it an agent sees."""
+"""Result and answer of `attention_probs`."""
 
 from __future__ import annotations
 

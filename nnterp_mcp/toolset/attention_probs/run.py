@@ -23,9 +23,9 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import Operation, Patch, SetAttention
-from nnterp_mcp.toolset.attention_probs.contract import AttentionProbsParams
+from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.attention_probs.params import AttentionProbsParams
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsResult,
     Copying,

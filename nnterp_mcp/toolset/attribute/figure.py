@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curve, Curves, Figure, Panel, some_of, visible
-from nnterp_mcp.render import elided, in_force, number, plural, quoted
-from nnterp_mcp.toolset.attribute.digest import attributed, part_name
+from nnterp_mcp.formatting import elided, number, plural, quoted
+from nnterp_mcp.render import in_force
+from nnterp_mcp.toolset.attribute.answer import attributed, part_name
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, LayerSum
 
 _PARTS = 20

@@ -1,4 +1,4 @@
-"""What `attribute` computes, and what an agent sees of it."""
+"""Result and answer of `attribute`."""
 
 from __future__ import annotations
 

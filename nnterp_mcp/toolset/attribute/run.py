@@ -20,7 +20,7 @@ from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.operations import Site
-from nnterp_mcp.toolset.attribute.contract import AttributeParams
+from nnterp_mcp.toolset.attribute.params import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
 from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure
 from nnterp_mcp.display.layers import on_axis
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.render import elided, in_force, plural
+from nnterp_mcp.formatting import elided, plural
+from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
 
 _Span = tuple[float, float] | None

@@ -1,4 +1,4 @@
-"""What `collect_activations` computes, and what an agent sees of it."""
+"""Result and answer of `collect_activations`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnterp_mcp.experiments.statistics.geometry import Components, compare_groups, lengths, principal_components
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.runs.arrays import Rows
-from nnterp_mcp.toolset.collect_activations.contract import CollectActivationsParams
+from nnterp_mcp.toolset.collect_activations.params import CollectActivationsParams
 from nnterp_mcp.toolset.collect_activations.result import (
     STATES,
     CollectActivationsResult,

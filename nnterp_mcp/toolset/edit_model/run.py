@@ -1,18 +1,18 @@
-"""`edit_model` in the worker: tries the edits, so that a layer or vector that does not exist is told at once."""
+"""`edit_model` in the server, which keeps the edits: they join a call's own before it is recorded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.operations import describe
-from nnterp_mcp.toolset.edit_model.contract import EditModelParams, EditModelResult
-from nnterp_mcp.worker.job import Job
-
-if TYPE_CHECKING:
-    from nnterp_mcp.worker.workbench import Bench
+from nnterp_mcp.toolset.edit_model import SPEC
+from nnterp_mcp.toolset.edit_model.params import EditModelParams
+from nnterp_mcp.toolset.edit_model.result import EditModelResult
 
 
-def run(bench: Bench, params: EditModelParams, job: Job) -> EditModelResult:
-    """Checks the edits against the model; whether a prompt has their positions, each call says."""
-    bench.check(params.interventions)
-    return EditModelResult(model=bench.handle, in_force=[describe(operation) for operation in params.interventions])
+async def run(session: Session, params: EditModelParams, on_progress: OnProgress) -> EditModelResult:
+    """Has the worker try the edits, then puts them in force in place of those before."""
+    entry = session.pool.find(params.model)
+    await session.pool.call(entry.handle, SPEC.name, params.model_dump(mode="json"), on_progress)
+    entry.edits = params.interventions
+    return EditModelResult(model=entry.handle, in_force=[describe(operation) for operation in entry.edits])

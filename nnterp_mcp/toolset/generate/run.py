@@ -11,7 +11,8 @@ from nnterp_mcp.engine.generation import Generation, generate
 from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, as_chats
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.toolset.generate.contract import Continuation, Continued, GenerateParams, GenerateResult, Texts
+from nnterp_mcp.toolset.generate.params import GenerateParams
+from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult, Texts
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:

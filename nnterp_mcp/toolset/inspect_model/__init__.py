@@ -1,1 +1,24 @@
 """The tool `inspect_model`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.toolset.inspect_model.answer import digest, render
+from nnterp_mcp.toolset.inspect_model.params import InspectModelParams
+from nnterp_mcp.toolset.inspect_model.result import InspectModelAnswer, InspectModelResult
+
+SPEC = ToolSpec(
+    name="inspect_model",
+    title="Modules and code of a model",
+    description=(
+        "The model's modules under their standard names and transformers' own, with classes and shapes (layers alike "
+        "in one line; names that begin with a dot go on from the group above); which sites each kind of layer "
+        "offers to interventions; a module's forward code; where attention probabilities are used."
+    ),
+    params=InspectModelParams,
+    result=InspectModelResult,
+    answer=InspectModelAnswer,
+    digest=digest,
+    render=render,
+    recorded=False,
+)

@@ -1,4 +1,4 @@
-"""What `inspect_model` finds, and what of it an agent sees."""
+"""Result and answer of `inspect_model`."""
 
 from __future__ import annotations
 

@@ -1,106 +1,35 @@
-"""`load_model` in the worker: finds, reads, wraps and checks the model."""
+"""`load_model` in the server: a worker of its own for the model, or the one that has it."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+import anyio.to_thread
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest
-from nnterp_mcp.toolset.load_model.contract import CheckLine, LoadModelParams, LoadModelResult
-from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.model_files import ModelFiles, Origin
-
-if TYPE_CHECKING:
-    from nnterp_mcp.model.loading.load import Report
-    from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.worker.workbench import Bench
-
-_STEPS = 6
+from nnterp_mcp.contract import Late
+from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.access import admit_model
+from nnterp_mcp.toolset.load_model.params import LoadModelParams
+from nnterp_mcp.toolset.load_model.result import LoadModelResult
 
 
-def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
-    """Loads the model onto the bench."""
-    begun = time.monotonic()
-    done = 0.0
+async def run(session: Session, params: LoadModelParams, on_progress: OnProgress) -> LoadModelResult | Late:
+    """Loads what may be loaded, joins a load under way, or finds the model loaded."""
+    settings = session.settings
+    allowed = await anyio.to_thread.run_sync(admit_model, params.model, settings.allowed_models, settings.folders)
+    params = params.model_copy(update={"model": allowed})
+    card, known = await session.pool.load(params.model_dump(mode="json"), on_progress)
+    if card is None:
+        return _late(session, params)
+    return LoadModelResult.model_validate(card | {"already_loaded": known})
 
-    def report(message: str) -> None:
-        # How many steps there are shows only on the way: progress must grow with each, and not end before the load.
-        nonlocal done
-        done += (1 - done) / _STEPS
-        job.progress(round(done, 4), 1, message)
 
-    report("starting the worker's libraries")
-    from transformers.utils import logging
-
-    from nnterp_mcp.verification.census import verified_classes
-
-    logging.disable_progress_bar()
-    model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
-    bench.place(model, origin)
-    architecture = type(model.module).__name__
-    return LoadModelResult(
-        handle=bench.handle,
-        architecture=architecture,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        context=model.context,
-        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
-        dtype=str(model.computing_dtype).removeprefix("torch."),
-        device=model.computing_on[0],
-        attention=model.attention,
-        memory=model.held_bytes,
-        seconds=time.monotonic() - begun,
-        source=origin.source,
-        revision=origin.revision,
-        verified=architecture in verified_classes(),
-        checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
+def _late(session: Session, params: LoadModelParams) -> Late:
+    request = params.model_dump(mode="json")
+    said = next((entry.progress for entry in session.pool.entries if entry.request == request), None)
+    message = said.message if said else ""
+    return Late(
+        finding=f"{params.model} is still loading{f' ({message})' if message else ''}.",
+        notes=["Call load_model again with the same arguments to wait for it; session shows how far it is."],
+        state="loading",
+        progress=message or None,
     )
-
-
-def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:
-    """Reads a model onto this machine."""
-    from nnterp_mcp.model.loading.load import Precision, locate, read
-    from nnterp_mcp.model.standardized import StandardizedTransformer
-
-    settings = bench.settings
-    code = settings.trust_remote_code
-    located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
-    precision = Precision(params.dtype, params.quantization)
-    weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
-    report("checking the model")
-    model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    # Hashed from here on: beside the checks, it would take a core from them.
-    return model, Origin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
-
-
-def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:
-    """Builds the outline of a model that NDIF serves.
-
-    Raises:
-        Forbidden: The server may not use NDIF.
-        InvalidRequest: A parameter is for the service to decide.
-    """
-    from nnterp_mcp.engine.executors.ndif.load import Service, load_served
-
-    settings = bench.settings
-    if settings.ndif_host is None:
-        raise Forbidden(
-            "this server sends nothing to NDIF", "Whoever starts the server allows it with --ndif, and an address."
-        )
-    decided = {"dtype": params.dtype != "auto", "device": params.device != "auto", "quantization": params.quantization}
-    for name in (name for name, given in decided.items() if given):
-        raise InvalidRequest(f"{name} is for the NDIF service to decide: leave it out with backend 'ndif'.")
-    served = load_served(
-        params.model,
-        params.revision,
-        bench.handle,
-        Service(settings.ndif_host, settings.ndif_key()),
-        settings.cache,
-        settings.trust_remote_code,
-        report,
-    )
-    if params.attention != "auto":
-        served.model.set_attention(params.attention)
-    return served.model, Origin(f"NDIF at {settings.ndif_host}", served.located.revision, versions=served.versions)

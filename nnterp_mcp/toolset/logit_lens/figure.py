@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Curves, Figure, Heatmap, some_of, visible
 from nnterp_mcp.display.layers import mean_curve, ordinals, token_table
-from nnterp_mcp.render import elided, in_force, quoted
+from nnterp_mcp.formatting import elided, quoted
+from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.logit_lens.result import LogitLensResult, Reading
 
 _READINGS = 12

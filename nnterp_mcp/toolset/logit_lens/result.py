@@ -1,4 +1,4 @@
-"""What `logit_lens` computes, and what an agent sees of it."""
+"""Result and answer of `logit_lens`."""
 
 from __future__ import annotations
 

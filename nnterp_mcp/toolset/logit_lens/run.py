@@ -11,8 +11,8 @@ from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.logit_lens.contract import LogitLensParams
+from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
 from nnterp_mcp.worker.job import Job
 

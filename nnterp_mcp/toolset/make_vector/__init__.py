@@ -1,1 +1,28 @@
 """The tool `make_vector`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.toolset.make_vector.answer import digest, render
+from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
+from nnterp_mcp.toolset.make_vector.result import MakeVectorAnswer, MakeVectorResult
+
+SPEC = ToolSpec(
+    name="make_vector",
+    title="Make a steering vector",
+    description=(
+        "Makes a named direction of the residual stream for steer and interventions, kept until deleted. "
+        "mean_difference: mean state after each layer over `positive` minus `negative`; "
+        "principal_component: of the differences of pairs; activation: of one prompt; (un)embedding_difference: "
+        "between tokens; random: given norm and seed; file: numbers. Reports how well unseen "
+        "prompts are told apart: match the sets in all else."
+    ),
+    params=MakeVectorParams,
+    result=MakeVectorResult,
+    answer=MakeVectorAnswer,
+    digest=digest,
+    render=render,
+    read_only=False,
+    destructive=True,
+    served=True,
+)

@@ -25,11 +25,12 @@ from nnterp_mcp.experiments.steering_vectors import (
     token_difference,
 )
 from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.runs.vectors import VectorCard
-from nnterp_mcp.toolset.make_vector.contract import DirectionFacts, MakeVectorParams, MakeVectorResult, Method
+from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, Method
 from nnterp_mcp.toolset.make_vector.recalled import recall_states
+from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:

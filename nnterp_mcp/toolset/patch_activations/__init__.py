@@ -1,1 +1,25 @@
 """The tool `patch_activations`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.toolset.patch_activations.answer import digest, render
+from nnterp_mcp.toolset.patch_activations.figure import figure
+from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
+from nnterp_mcp.toolset.patch_activations.result import PatchActivationsAnswer, PatchActivationsResult
+
+SPEC = ToolSpec(
+    name="patch_activations",
+    title="Patch activations",
+    description=(
+        "Activation patching: clean states put into corrupted runs (denoising: what suffices) or the reverse (noising: "
+        "what is needed), each cell of a layer × position or head grid alone. Recovery: 0 corrupted, 1 clean."
+    ),
+    params=PatchActivationsParams,
+    result=PatchActivationsResult,
+    answer=PatchActivationsAnswer,
+    digest=digest,
+    render=render,
+    figure=figure,
+    served=True,
+)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Colours, Figure, Heatmap, Panel, visible
-from nnterp_mcp.render import elided, plural, quoted
-from nnterp_mcp.toolset.patch_activations.digest import effect_name, metric_name
+from nnterp_mcp.formatting import elided, plural, quoted
+from nnterp_mcp.toolset.patch_activations.answer import effect_name, metric_name
 from nnterp_mcp.toolset.patch_activations.result import Column, PatchActivationsResult, PatchedCell
 
 _SITES = 6

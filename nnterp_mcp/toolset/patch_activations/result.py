@@ -1,4 +1,4 @@
-"""What `patch_activations` computes, and what an agent sees of it."""
+"""Result and answer of `patch_activations`."""
 
 from __future__ import annotations
 

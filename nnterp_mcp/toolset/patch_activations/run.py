@@ -25,9 +25,8 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import span_text
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.fields import PositionSpec
-from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.request.selectors import resolve_indices
-from nnterp_mcp.toolset.patch_activations.contract import PatchActivationsParams
+from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
+from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
     Column,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, some_of, visible
 from nnterp_mcp.display.layers import PROBABILITY, ordinals, token_table
-from nnterp_mcp.render import elided, in_force, quoted
-from nnterp_mcp.toolset.patchscope.digest import marked, short_names
+from nnterp_mcp.formatting import elided, quoted
+from nnterp_mcp.render import in_force
+from nnterp_mcp.toolset.patchscope.answer import marked, short_names
 from nnterp_mcp.toolset.patchscope.result import Patch, PatchscopeResult, Source
 
 _SOURCES = 10

@@ -1,4 +1,4 @@
-"""What `patchscope` computes, and what an agent sees of it."""
+"""Result and answer of `patchscope`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.fields import PositionSpec, Prompt
 from nnterp_mcp.request.remarks import collect_remarks
-from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
 from nnterp_mcp.worker.job import Job

@@ -23,8 +23,8 @@ from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.fields import Target
-from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.patchscope.contract import PatchscopeParams
+from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curves, Figure
 from nnterp_mcp.display.layers import mean_curve
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.render import elided, plural, quoted
+from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 
 _CATEGORIES = 8

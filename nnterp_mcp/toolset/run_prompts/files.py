@@ -12,10 +12,10 @@ from typing import Any, TextIO
 from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
-from nnterp_mcp.render import plural
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.request.fields import shown
 from nnterp_mcp.request.remarks import remark
-from nnterp_mcp.toolset.run_prompts.contract import PromptItem, as_prompt_set
+from nnterp_mcp.toolset.run_prompts.params import PromptItem, as_prompt_set
 
 _LONGEST_LINE = 1 << 22
 """Characters of a line, which is read whole."""

@@ -1,4 +1,4 @@
-"""What `run_prompts` computes, and what an agent sees of it."""
+"""Result and answer of `run_prompts`."""
 
 from __future__ import annotations
 

@@ -19,12 +19,11 @@ from nnterp_mcp.experiments.target_prompts import Target, encode_target, repeat_
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.render import PAIRS
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.fields import TokenId
-from nnterp_mcp.request.layers import resolve_layers
-from nnterp_mcp.toolset.run_prompts.contract import PromptFile, PromptItem, RunPromptsParams
+from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult
 from nnterp_mcp.worker.job import Job
 
@@ -188,7 +187,9 @@ def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object)
     """The first tokens that two categories share in any prompt."""
     shared: dict[str, dict[str, None]] = {}
     for ids in {str(ids): ids for ids in targets}.values():
-        for (a, b), tokens in find_shared_tokens(dict(zip(names, ids, strict=True)), PAIRS - len(shared)).items():
+        for (a, b), tokens in find_shared_tokens(
+            dict(zip(names, ids, strict=True)), SHARED_PAIRS - len(shared)
+        ).items():
             found = shared.setdefault(f"{a} and {b}", {})
             found.update(dict.fromkeys(token_text(tokenizer, token) for token in tokens))
     return {pair: list(tokens) for pair, tokens in shared.items()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel
-from nnterp_mcp.render import cell, elided, in_force, number, probability, quoted
+from nnterp_mcp.formatting import elided, number, probability, quoted
+from nnterp_mcp.render import cell, in_force
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 
 _CATEGORIES = 3

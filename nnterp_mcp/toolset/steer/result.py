@@ -1,4 +1,4 @@
-"""What `steer` computes, and what an agent sees of it."""
+"""Result and answer of `steer`."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from nnterp_mcp.engine.readouts.targets import follow_targets
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.steering import Dose, Sweep, sweep
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.layers import resolve_layers
 from nnterp_mcp.request.operations import label_of
-from nnterp_mcp.toolset.steer.contract import SteerParams
+from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.steer.params import SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from nnterp_mcp.worker.job import Job
 

@@ -1,1 +1,26 @@
 """The tool `tokenize`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import ToolSpec
+from nnterp_mcp.toolset.tokenize.answer import digest, render
+from nnterp_mcp.toolset.tokenize.params import TokenizeParams
+from nnterp_mcp.toolset.tokenize.result import TokenizeAnswer, TokenizeResult
+
+SPEC = ToolSpec(
+    name="tokenize",
+    title="Show tokens and positions",
+    description=(
+        "Splits prompts into the model's tokens, with the ids and positions that other tools refer to. In a chat, the "
+        'position {"turn": 0} means the content of a message (with "role" among those of that role, with "text" a '
+        'piece of it), and with "part": "after" what the template writes behind it. A chat that ends with the '
+        """assistant's message is continued, unless that has "closed": true."""
+    ),
+    params=TokenizeParams,
+    result=TokenizeResult,
+    answer=TokenizeAnswer,
+    digest=digest,
+    render=render,
+    recorded=False,
+    served=True,
+)

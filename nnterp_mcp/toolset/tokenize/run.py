@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from nnterp_mcp.model.text.tokenization import as_chats, encode_prompts
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.toolset.tokenize.contract import TokenizedPrompt, TokenizeParams, TokenizeResult
+from nnterp_mcp.toolset.tokenize.params import TokenizeParams
+from nnterp_mcp.toolset.tokenize.result import TokenizedPrompt, TokenizeResult
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:

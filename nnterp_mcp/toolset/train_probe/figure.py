@@ -6,7 +6,8 @@ from statistics import fmean
 
 from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure
 from nnterp_mcp.display.layers import on_axis
-from nnterp_mcp.render import elided, in_force, plural, quoted
+from nnterp_mcp.formatting import elided, plural, quoted
+from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.train_probe.result import TrainProbeResult
 
 

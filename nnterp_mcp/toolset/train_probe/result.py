@@ -1,4 +1,4 @@
-"""What `train_probe` computes, and what an agent sees of it."""
+"""Result and answer of `train_probe`."""
 
 from __future__ import annotations
 

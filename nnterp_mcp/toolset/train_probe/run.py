@@ -21,10 +21,10 @@ from nnterp_mcp.experiments.probes import (
     shuffle_labels,
 )
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
-from nnterp_mcp.request.layers import resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.runs.arrays import HeldRows
 from nnterp_mcp.runs.vectors import VectorCard
-from nnterp_mcp.toolset.train_probe.contract import TrainProbeParams, require_groups
+from nnterp_mcp.toolset.train_probe.params import TrainProbeParams, require_groups
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.state_collection import prepare

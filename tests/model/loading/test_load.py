@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.loading import load
+from nnterp_mcp.model.loading import load, weights
 from nnterp_mcp.model.loading.load import BUILTIN, Located, Precision, locate, place, read
 from nnterp_mcp.settings import Settings
 from tests.conftest import FAMILIES
@@ -158,7 +158,9 @@ def test_weights_cut_short(copied: Path) -> None:
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
 
-    assert refusal(UnknownModel, copied).startswith("FOLDER could not be read: ")
+    said = refusal(UnknownModel, copied)
+    assert said.startswith("FOLDER/model.safetensors is no safetensors file (")
+    assert "not fully covered" in said
 
 
 def test_no_tokenizer(copied: Path) -> None:
@@ -215,6 +217,7 @@ def test_quantization_needs_its_library(copied: Path) -> None:
 
 def test_weights_that_do_not_fit_are_not_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free", lambda device: 100_000)
+    monkeypatch.setattr(weights, "get_max_memory", lambda: {"cpu": 100_000})
 
     assert refusal(OutOfMemory, copied) == "the weights of FOLDER need 658 kB, and 100 kB are free"
 

@@ -11,7 +11,7 @@ from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.fields import TextPosition
 from nnterp_mcp.verification.tiny import tiny_tokenizer
-from tests.request.test_layers import bounds, steps, written
+from tests.request.test_selectors import bounds, steps, written
 
 
 def numbered(length: int) -> EncodedPrompt:

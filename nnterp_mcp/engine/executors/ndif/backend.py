@@ -1,34 +1,81 @@
-"""Passes over prompts, packed into few requests."""
+"""Passes on a served model, packed into few requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from nnterp_mcp.engine.batching import make_batches
-from nnterp_mcp.engine.executors.ndif.kernels import Data, pick, pick_averages, pick_lengths, read_next, read_states
+from nnterp_mcp.engine.executors.ndif.kernels import read_next, read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import Way, keep_end, places_at
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, places_at, steps_of
+from nnterp_mcp.engine.forward import Capture, Captured, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import measure_rows
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.experiments.steering_vectors import States, weigh
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits that a pass may form at one time."""
+
+
+def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = False) -> Captured:
+    """`forward.run_pass` on a served model.
+
+    Raises:
+        Unsupported: Gradients, or logits that are not reduced, are not brought from there.
+    """
+    if gradients or (work.logits is not None and work.reduction is None):
+        what = "gradients" if gradients else "whole logits"
+        raise Unsupported(
+            f"{what} of {model.name} are not brought from NDIF, which serves it",
+            "Load the model with backend 'local' for it.",
+        )
+    asked = work.reduction
+    options: Data = {
+        "count": len(work.captures),
+        "head": model.head,
+        "reduce": None if asked is None else asked.reduce,
+        "options": {} if asked is None else asked.options,
+        "width": None if asked is None else asked.width,
+        "of_captures": asked is not None and asked.of_captures,
+    }
+    if work.ends is not None:
+        options |= {"rows": work.ends[0], "columns": work.ends[1]}
+    steps = steps_of(model, Window.over(work.batch), work.plan, work.captures, work.ends)
+    inputs = inputs_of(work.batch, last=work.ends is None or bool(model.head))
+    passes = [{"inputs": inputs, "steps": steps, "read": read_pass, "options": options}]
+    if options["of_captures"] and not model.head:
+        rows = len(work.captures) * len(work.captures[0].options["rows"])
+        passes.append(replayed(model, rows, "states", read_replayed, options))
+    with _attention_for(model, work):
+        found = run_passes(model.connection, passes)[-1]
+    return Captured(found["values"], None, found["numbers"])
+
+
+@contextmanager
+def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
+    """While this lasts, requests ask for eager attention if a capture needs the probabilities."""
+    before = model.attention
+    if all(capture.place.site != "attention_probabilities" for capture in work.captures):
+        yield
+        return
+    model.set_attention("eager")
+    try:
+        yield
+    finally:
+        model.set_attention("eager" if before == "eager" else "sdpa")
 
 
 def batches_of(
@@ -76,6 +123,26 @@ def in_requests(
     return found
 
 
+def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, read: object, options: Data) -> Data:
+    """A pass of one token a row, in which given states stand for what the last layer made.
+
+    Args:
+        model: The model.
+        rows: How many states there are.
+        states: The states (row, hidden), or the name under which an earlier pass carries them (row, 1, hidden).
+        read: What is read of the pass.
+        options: What that is told.
+    """
+    change: Data = {"op": "replace", "value": states}
+    if isinstance(states, str):
+        change = {"op": "take", "name": states, "index": (torch.arange(rows), torch.zeros(rows, dtype=torch.long))}
+    last = Place("layers_output", model.anatomy.last.index)
+    plan = Plan({last: [Resolved(last, edit_entries(range(rows), [0] * rows, **change))]})
+    steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
+    inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
+    return {"inputs": inputs, "steps": steps, "read": read, "options": options}
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is to be known of the distribution after each of some rows.
@@ -111,20 +178,14 @@ def next_pass(
         against: The name of each row's baseline.
     """
     window = Window.over(batch)
-    ends = places_at(window, [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)])
-    way = Way(model)
-    way.follow(plan, window)
-    rows, columns = ends
-    names: list[str] = []
-    for layer in lengths:
-        names.append(f"length {layer}")
-        way.keep(Place("layers_output", layer), names[-1], pick_lengths, {"rows": rows, "columns": columns})
-    keep_end(way, ends)
+    rows, columns = places_at(window, [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)])
+    options = {"rows": rows, "columns": columns}
+    captures = [Capture(Place("layers_output", layer), measure_rows, options) for layer in lengths]
     last = batch.inputs["input_ids"].shape[1] - 1
     at_end = bool((columns == last).all())
     return {
         "inputs": inputs_of(batch, at_end),
-        "steps": way.steps(),
+        "steps": steps_of(model, window, plan, captures, (rows, columns)),
         "read": read_next,
         "options": {
             "head": model.head,
@@ -133,7 +194,7 @@ def next_pass(
             "top_k": asked.top_k,
             "ids": asked.categories.ids,
             "real": asked.categories.real,
-            "lengths": names,
+            "lengths": len(captures),
             "baselines": list(baselines),
             "against": list(against),
         },
@@ -154,89 +215,3 @@ def readout_of(found: Data) -> Readout:
 def logit_rows_at_once(model: ServedTransformer) -> int:
     """How many rows' logits a pass may form."""
     return max(1, LOGITS_AT_ONCE // model.vocab_size)
-
-
-def states_pass(
-    model: ServedTransformer, batch: Batch, places: Sequence[tuple[int, int]], layers: Sequence[int], plan: Plan
-) -> tuple[Way, list[str], Data]:
-    """The way of a pass that keeps the residual stream after layers, the names that it keeps, and the pass's inputs.
-
-    Args:
-        model: The model.
-        batch: The rows.
-        places: Row and position of each reading.
-        layers: The layers, in ascending order.
-        plan: What is in force.
-    """
-    window = Window.over(batch)
-    rows, columns = places_at(window, places)
-    way = Way(model)
-    way.follow(plan, window)
-    names: list[str] = []
-    for layer in layers:
-        names.append(f"layer {layer}")
-        way.keep(Place("layers_output", layer), names[-1], pick, {"rows": rows, "columns": columns})
-    return way, names, inputs_of(batch, last=True)
-
-
-def read_served_states(
-    model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    positions: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
-) -> Float[Tensor, "reading layer hidden"]:
-    """`states.read_states` on a served model: the states come here, a vector of the hidden size each."""
-    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
-    batches = batches_of(model, prompts, batch_tokens)
-    passes: list[list[Data]] = []
-    keys: list[tuple[int, int]] = []
-    for batch in batches:
-        places = [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-        keys += [(batch.prompts[row].index, at) for row, at in places]
-        way, names, inputs = states_pass(model, batch, places, layers, plan)
-        passes.append([{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": {"names": names}}])
-    done = list(counted(batches))
-    found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return torch.cat([one["states"] for (one,) in found])[order]
-
-
-def counted(batches: Sequence[Batch]) -> Iterator[int]:
-    """The number of prompts after each batch."""
-    total = 0
-    for batch in batches:
-        total += len(batch.prompts)
-        yield total
-
-
-def average_served_states(
-    model: ServedTransformer,
-    prompts: Sequence[str | Sequence[Any]],
-    layers: Sequence[int],
-    positions: Sequence[PositionSpec] = ("last",),
-    *,
-    limit: int | None = None,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
-) -> States:
-    """`directions.average_states` on a served model: a mean vector of each prompt and layer comes here."""
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit, model.embedded)
-    batches = batches_of(model, encoded, batch_tokens)
-    names = [f"layer {layer}" for layer in layers]
-    passes: list[list[Data]] = []
-    for batch in batches:
-        way, weights = Way(model), weigh(batch, positions)
-        for layer, name in zip(layers, names, strict=True):
-            way.keep(Place("layers_output", layer), name, pick_averages, {"weights": weights})
-        options = {"names": names}
-        one = {"inputs": inputs_of(batch, last=True), "steps": way.steps(), "read": read_states, "options": options}
-        passes.append([one])
-    done = list(counted(batches))
-    found = in_requests(model, passes, lambda groups: on_batch(done[groups - 1]))
-    order = torch.tensor([prompt.index for batch in batches for prompt in batch.prompts])
-    rows = torch.cat([one["states"] for (one,) in found])[order.argsort()]
-    return States(list(layers), rows[..., :-1], rows[..., -1])

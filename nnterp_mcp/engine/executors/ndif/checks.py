@@ -7,18 +7,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnterp_mcp.engine.executors.ndif.attention import read_served_attention
-from nnterp_mcp.engine.executors.ndif.backend import batches_of, inputs_of, states_pass
+from nnterp_mcp.engine.executors.ndif.backend import batches_of, inputs_of, replayed
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
-from nnterp_mcp.engine.executors.ndif.kernels import Data, compare_lens, compare_replayed
-from nnterp_mcp.engine.executors.ndif.lens import replayed
+from nnterp_mcp.engine.executors.ndif.kernels import compare_lens, compare_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import places_at
-from nnterp_mcp.engine.forward import NOTHING
+from nnterp_mcp.engine.executors.ndif.wire_format import places_at, steps_of
+from nnterp_mcp.engine.forward import Capture
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
+from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attention_patterns import HeadChoice
+from nnterp_mcp.experiments.attention_patterns import HeadChoice, read_attention
 from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
@@ -58,19 +59,19 @@ def _check_names(model: ServedTransformer) -> Check:
 def _check_lens(model: ServedTransformer) -> list[Check]:
     """Whether the last layer's lens is the logits, and whether a padded prompt gives what it gives alone."""
     long, short = _prompts(model)
-    last = [model.anatomy.last.index]
+    last = Place("layers_output", model.anatomy.last.index)
 
     def compare(prompts: list[EncodedPrompt]) -> Data:
         (batch,) = batches_of(model, prompts, 1 << 20)
         ends = [(row, at) for row, prompt in enumerate(batch.prompts) for at in range(len(prompt.ids))]
-        way, names, _ = states_pass(model, batch, ends, last, NOTHING)
-        rows, columns = places_at(Window.over(batch), ends)
+        window = Window.over(batch)
+        rows, columns = places_at(window, ends)
+        captures = [Capture(last, take_rows, {"rows": rows, "columns": columns})]
         return {
             "inputs": inputs_of(batch),
-            "steps": way.steps(),
+            "steps": steps_of(model, window, captures=captures),
             "read": compare_lens,
             "options": {
-                "name": names[0],
                 "head": model.head,
                 "short": SHORT,
                 "compared": len(prompts) > 1,
@@ -120,7 +121,7 @@ def _check_attention(model: ServedTransformer) -> Check:
         return Check("attention", False, "no layer returns its attention probabilities")
     layer = readable[len(readable) // 2]
     chosen = [HeadChoice(layer, list(range(model.anatomy.layers[layer].num_heads)))]
-    found = _attempt(lambda: read_served_attention(model, _prompts(model), chosen))
+    found = _attempt(lambda: read_attention(model, _prompts(model), chosen))
     if isinstance(found, str):
         return Check("attention", False, f"NDIF gives no attention probabilities: {found}")
     sink = float(found.sink.nan_to_num(0).max())

@@ -33,8 +33,12 @@ from pydantic import ValidationError
 from nnterp_mcp.engine.executors.ndif.faults import judge_failure, judge_refusal, unreachable
 from nnterp_mcp.errors import Unsupported, WorkerLost
 
-for _travelling in ("nnterp_mcp.engine.executors.ndif.kernels", "nnterp_mcp.engine.readouts.reductions"):
-    nnsight.register(_travelling)
+for _sent in (
+    "nnterp_mcp.engine.executors.ndif.kernels",
+    "nnterp_mcp.engine.interpreter",
+    "nnterp_mcp.engine.readouts.reductions",
+):
+    nnsight.register(_sent)
 
 _CONNECT = 10.0
 """Seconds within which a service has to take a connection."""

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.attention import read_served_attention, score_served_heads
-from nnterp_mcp.engine.executors.ndif.backend import average_served_states, read_served_states
+from nnterp_mcp.engine.executors.ndif.backend import run_served_pass
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import read_rows
-from nnterp_mcp.engine.executors.ndif.lens import read_served_lens
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.patching import observe_served, patch_served
 from nnterp_mcp.engine.executors.ndif.patchscope import likeliest_served_tokens, read_served_patchscope
@@ -44,27 +42,14 @@ def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]
     return found["rows"]
 
 
-def refuse_forward(model: ServedTransformer, *args: Any, **kwargs: Any) -> Any:
-    """What takes states from clean runs to put them into others, in a list of interventions."""
-    raise Unsupported(
-        f"patch and mean take states from other runs, which interventions on {model.name} cannot: NDIF serves it",
-        "Use patch_activations, or load the model with backend 'local'.",
-    )
-
-
 EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
-    "average_states": average_served_states,
-    "forward": refuse_forward,
     "generate": generate_served,
     "likeliest_tokens": likeliest_served_tokens,
     "observe": observe_served,
     "patch": patch_served,
-    "read_attention": read_served_attention,
-    "read_lens": read_served_lens,
     "read_patchscope": read_served_patchscope,
-    "read_states": read_served_states,
     "read_token_rows": read_served_token_rows,
-    "score_heads": score_served_heads,
+    "run_pass": run_served_pass,
     "sweep": sweep_served,
 }
 """By the name of the local function: what a served model runs instead."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.executors.ndif.backend import batches_of
-from nnterp_mcp.engine.executors.ndif.kernels import Data
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import write_tokens
 from nnterp_mcp.engine.executors.ndif.wire_format import steps_of
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.generation import Generation, end_ids
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.sampling import GREEDY, Sampling
@@ -92,7 +92,8 @@ class _Text:
         columns = [torch.full((len(ids),), window.length - window.first - 1) for window in windows]
         rows = torch.arange(len(ids))
         steps = [
-            steps_of(self._model, window, self._plan, (rows, at)) for window, at in zip(windows, columns, strict=True)
+            steps_of(self._model, window, self._plan, end=(rows, at))
+            for window, at in zip(windows, columns, strict=True)
         ]
         drawn = None
         if self._sampling.temperature:

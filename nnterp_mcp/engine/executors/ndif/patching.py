@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,17 +12,22 @@ from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import Observed
-from nnterp_mcp.engine.executors.ndif.backend import PASSES, in_requests, logit_rows_at_once
-from nnterp_mcp.engine.executors.ndif.kernels import Data, pick, read_metric, read_patched_run, read_states
+from nnterp_mcp.engine.edits import Edit
+from nnterp_mcp.engine.executors.ndif.backend import PASSES, in_requests, logit_rows_at_once, run_served_pass
+from nnterp_mcp.engine.executors.ndif.kernels import read_metric, read_patched_run
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import SERVED_SITES, Way, keep_end, take_edit
+from nnterp_mcp.engine.executors.ndif.wire_format import SERVED_SITES, Resolved, edit_entries, steps_of
+from nnterp_mcp.engine.forward import Capture, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, Patching
+from nnterp_mcp.model.text.tokenization import Batch
 
+_EMBEDDINGS = Place("token_embeddings")
 _LOCALLY = "Load the model with backend 'local' for it."
 
 
@@ -52,16 +57,13 @@ def patch_served(patcher: Patcher, runs: Sequence[Sequence[Cell]] | None, on_bat
 
 def observe_served(model: ServedTransformer, given: Input, places: Sequence[Place]) -> Observed:
     """`joined_rows.observe` on a served model, for embeddings alone: noise is made in their measure."""
-    if list(places) != [Place("token_embeddings")]:
+    if list(places) != [_EMBEDDINGS]:
         raise Unsupported("whole runs are not brought from NDIF", _LOCALLY)
-    way = Way(model)
-    way.keep(places[0], "state", pick, _all_columns(given))
-    options = {"names": ["state"]}
-    inputs = {**_inputs(given, 1), "logits_to_keep": 1}
-    (found,) = run_passes(
-        model.connection, [{"inputs": inputs, "steps": way.steps(), "read": read_states, "options": options}]
-    )
-    return Observed({places[0]: found["states"][:, 0]}, torch.empty(0))
+    ids = torch.tensor([given.prompt.ids])
+    batch = Batch([given.prompt], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [0])
+    captures = [Capture(places[0], take_rows, _all_columns(given))]
+    (states,) = run_served_pass(model, Pass(batch, captures=captures)).values
+    return Observed({places[0]: states}, torch.empty(0))
 
 
 def _inputs(given: Input, rows: int) -> Data:
@@ -153,16 +155,16 @@ class _Pair:
         return passes
 
     def _observed(self, given: Input, side: str, compared: bool) -> Data:
-        way = self._way(given, 1)
-        for place in self._places if self._corrupted is not None else ():
-            way.keep(place, f"{side} {place}", pick, _all_columns(given))
+        places = self._places if self._corrupted is not None else ()
+        captures = [Capture(place, take_rows, _all_columns(given)) for place in places]
         own, other = ("clean", "corrupted") if self._patches_clean else ("corrupted", "clean")
         into, source = (torch.tensor(positions) for positions in zip(*self._pairs, strict=True))
-        return self._measured(way, given, 1) | {
+        return self._measured(given, 1, {}, captures) | {
             "read": read_patched_run,
             "options": self._asked(given, 1)
             | {
                 "clean": side == "clean",
+                "names": [f"{side} {place}" for place in places],
                 "compared": [(f"{own} {place}", f"{other} {place}") for place in self._places] if compared else [],
                 "into": into,
                 "from": source,
@@ -171,19 +173,21 @@ class _Pair:
 
     def _rows(self, numbers: Sequence[int]) -> Data:
         """A pass with a row for each of some runs."""
-        way = self._way(self._base, len(numbers))
         source = "corrupted" if self._patches_clean else "clean"
         entries: dict[tuple[Place, int | None], list[tuple[int, int, int]]] = {}
         for row, number in enumerate(numbers):
             for cell in self.runs[number]:
                 head = cell.column if self.patcher.grid.by_head else None
                 entries.setdefault((cell.place, head), []).extend((row, *at) for at in self._positions(cell))
+        puts: dict[Place, list[Data]] = {}
         for (place, head), listed in entries.items():
             rows, into, index = (list(column) for column in zip(*listed, strict=True))
+            change: Data = {"op": "take", "name": f"{source} {place}", "index": (torch.tensor(index),)}
+            if self._corrupted is None:
+                change = {"op": "scale", "value": 0.0}
             heads = None if head is None else [head]
-            edit = take_edit(rows, into, f"{source} {place}", torch.tensor(index), heads)
-            way.edit(place, edit if self._corrupted is not None else edit | {"op": "scale", "value": 0.0})
-        one = self._measured(way, self._base, len(numbers))
+            puts.setdefault(place, []).append(edit_entries(rows, into, heads, **change))
+        one = self._measured(self._base, len(numbers), puts)
         return one | {"read": read_metric, "options": self._asked(self._base, len(numbers))}
 
     def _positions(self, cell: Cell) -> list[tuple[int, int]]:
@@ -201,19 +205,23 @@ class _Pair:
                 return True
         return False
 
-    def _way(self, given: Input, rows: int) -> Way:
-        """A way with the noise and the operations that are in force."""
-        way = Way(self._model)
+    def _measured(
+        self, given: Input, rows: int, puts: Mapping[Place, Sequence[Data]], captures: Sequence[Capture] = ()
+    ) -> Data:
+        """A pass of so many rows with the noise and the operations that are in force, and with what is put in."""
+        edits: dict[Place, list[Edit]] = {}
         if given.noise is not None:
             numbers = [row for row in range(rows) for _ in range(len(given))]
-            edit = take_edit(numbers, [*range(len(given))] * rows, "", None, None)
-            way.edit(Place("token_embeddings"), edit | {"op": "add", "value": given.noise.repeat(rows, 1)})
-        way.follow(given.plan, Window([given.prompt] * rows, [0] * rows, 0, len(given)))
-        return way
-
-    def _measured(self, way: Way, given: Input, rows: int) -> Data:
-        keep_end(way, (torch.arange(rows), torch.full((rows,), len(given) - 1)))
-        return {"inputs": {**_inputs(given, rows), "logits_to_keep": 1}, "steps": way.steps()}
+            noise = edit_entries(numbers, [*range(len(given))] * rows, op="add", value=given.noise.repeat(rows, 1))
+            edits[_EMBEDDINGS] = [Resolved(_EMBEDDINGS, noise)]
+        for place, listed in given.plan.edits.items():
+            edits.setdefault(place, []).extend(listed)
+        for place, listed in puts.items():
+            edits.setdefault(place, []).extend(Resolved(place, put) for put in listed)
+        window = Window([given.prompt] * rows, [0] * rows, 0, len(given))
+        end = (torch.arange(rows), torch.full((rows,), len(given) - 1))
+        steps = steps_of(self._model, window, Plan(edits), captures, end)
+        return {"inputs": {**_inputs(given, rows), "logits_to_keep": 1}, "steps": steps}
 
     def _asked(self, given: Input, rows: int) -> Data:
         targets = self.patcher.targets[self.patcher.pairs[self.index].index] if self.patcher.targets else ()

@@ -17,14 +17,15 @@ from nnterp_mcp.engine.executors.ndif.backend import (
     logit_rows_at_once,
     next_pass,
     readout_of,
+    replayed,
 )
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
-from nnterp_mcp.engine.executors.ndif.kernels import Data, read_likeliest
-from nnterp_mcp.engine.executors.ndif.lens import replayed
+from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings

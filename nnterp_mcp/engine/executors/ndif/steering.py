@@ -19,9 +19,9 @@ from nnterp_mcp.engine.executors.ndif.backend import (
     readout_of,
 )
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
-from nnterp_mcp.engine.executors.ndif.kernels import Data
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.experiments.steering import (
     Dose,

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nnterp_mcp.engine.executors.ndif.client import Connection
-from nnterp_mcp.engine.executors.ndif.kernels import Data, choose, step_inputs, walk
+from nnterp_mcp.engine.executors.ndif.kernels import choose, step_inputs, walk
+from nnterp_mcp.engine.interpreter import Data
 
 
 def run_passes(connection: Connection, passes: Sequence[Data]) -> list[Data]:

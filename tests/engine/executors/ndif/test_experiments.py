@@ -14,19 +14,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.executors.ndif.checks import check_served
 from nnterp_mcp.engine.executors.ndif.client import Connection
 from nnterp_mcp.engine.executors.ndif.experiments import EXPERIMENTS
 from nnterp_mcp.engine.executors.ndif.meta_model import build_outline
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import NOTHING, Plan, forward
 from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.planning.vectors import read_token_rows
 from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.experiments.activations import collect, index_rows, state_shape
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
 from nnterp_mcp.experiments.logit_lens import likeliest_tokens, read_lens
@@ -260,6 +264,48 @@ def test_a_direction_projected_out_and_a_layer_skipped(pair: Pair) -> None:
     _same_as(pair, in_force, {("layers_output", 0): project, ("layers_input", 2): keep, ("layers_output", 2): skip})
 
 
+def test_states_of_other_runs_put_in(pair: Pair) -> None:
+    source, other = pair.encode()
+    in_force = pair.plan(
+        {"op": "patch", "layers": [1], "positions": [1], "from": {"prompt": PROMPTS[0], "position": 3}},
+        {"op": "mean", "site": "heads_output", "layers": [2], "heads": [1], "positions": "last"},
+    )
+    state = pair.plain.read(source.ids, "layers_output", 1)[3]
+    heads = torch.cat([pair.plain.read(prompt.ids, "heads_output", 2)[:, 1] for prompt in (source, other)])
+
+    def average(states: Tensor) -> None:
+        states[-1, 1] = heads.mean(0)
+
+    _same_as(pair, in_force, {("layers_output", 1): replacing(state, 1), ("heads_output", 2): average})
+
+
+@pytest.mark.parametrize("site", ["layers_input", "heads_output", "mlps_output"])
+def test_collected_states(pair: Pair, site: Any) -> None:
+    prompts = pair.encode()
+    places = [Place(site, layer) for layer in (0, 2)]
+    rows = [*index_rows(prompts, [1, 3], "none"), *index_rows(prompts, ["1:"], "mean")]
+
+    found = {
+        number: states
+        for block in collect(pair.served, prompts, rows, places)
+        for number, states in zip(block.numbers, block.states, strict=True)
+    }
+
+    for number, row in enumerate(rows):
+        for column, place in enumerate(places):
+            states = pair.plain.read(prompts[row.prompt].ids, site, place.layer or 0)[list(row.positions)]
+            torch.testing.assert_close(found[number][column], states.mean(0), rtol=1e-4, atol=1e-4)
+    assert state_shape(pair.served, prompts, places) == found[0].shape[1:]
+
+
+def test_logits_and_gradients_stay_there(llama: Pair) -> None:
+    (batch,) = make_batches(llama.served, llama.encode(), 4096)
+    with pytest.raises(Unsupported, match="whole logits"):
+        forward(llama.served, batch, logits=[(0, 1)])
+    with pytest.raises(Unsupported, match="gradients"):
+        forward(llama.served, batch, gradients=True)
+
+
 def _same_as(pair: Pair, in_force: Plan, edits: Edits) -> None:
     prompts = pair.encode()
     found = read_lens(
@@ -447,7 +493,7 @@ def test_rows_of_the_unembedding(llama: Pair) -> None:
     ("operation", "said"),
     [
         ({"op": "knockout", "layers": [1], "heads": [0]}, "attention"),
-        ({"op": "patch", "layers": [1], "positions": [1], "from": {"prompt": "another"}}, "patch_activations"),
+        ({"op": "mean", "site": "queries", "layers": [1]}, "queries"),
         ({"op": "zero", "site": "values", "layers": [1]}, "values"),
     ],
 )
@@ -477,7 +523,7 @@ def test_nothing_as_wide_as_the_vocabulary_comes_back(llama: Pair, monkeypatch: 
 
         def counted(*arguments: Any) -> Any:
             found = run(*arguments)
-            widths.extend(size for one in found for value in one.values() if value.ndim for size in value.shape)
+            widths.extend(size for value in tree_leaves(found) if isinstance(value, Tensor) for size in value.shape)
             return found
 
         monkeypatch.setattr(passes, "run_passes", counted)

@@ -1,0 +1,125 @@
+"""Numbers, sizes, durations and text as answers and errors show them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+SIGNIFICANT = 3
+"""Digits that a number keeps in an answer."""
+
+_UNSEEN = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0d-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff"
+    "\\ud800-\\udfff\\U000e0000-\\U000e007f]"
+)
+"""Controls of terminals (C0, C1), separators of lines, controls of direction, tags, halves of characters."""
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Plain data with every leaf, and every key, passed through a function."""
+    if isinstance(value, dict):
+        return {change(key): map_leaves(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_leaves(item, change) for item in value]
+    return change(value)
+
+
+def rounded(value: Any, digits: int = SIGNIFICANT) -> Any:
+    """Rounds every float in plain data to so many significant digits."""
+
+    def shorten(leaf: Any) -> Any:
+        if not isinstance(leaf, float) or leaf == 0.0 or not math.isfinite(leaf):
+            return leaf
+        return round(leaf, digits - 1 - math.floor(math.log10(abs(leaf))))
+
+    return map_leaves(value, shorten)
+
+
+def finite(value: Any) -> Any:
+    """Replaces numbers that are not finite, which JSON cannot write, by null."""
+    return map_leaves(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
+
+
+def number(value: int | float) -> str:
+    """A number with `SIGNIFICANT` digits: 0.768, 10.4, 3.1e-05, 12000."""
+    if isinstance(value, int):
+        return str(value)
+    short = rounded(float(value))
+    if not math.isfinite(short):
+        return str(short)
+    if short == int(short) and abs(short) < 1e15:
+        return str(int(short))
+    return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 538 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{number(float(round(count)) if count >= 100 else count)} {unit}"
+        count /= 1000
+    return f"{number(count)} TB"
+
+
+def seconds(duration: float) -> str:
+    """A duration: 85 ms, 3.2 s, 4 min 10 s."""
+    if duration < 1:
+        return f"{duration * 1000:.0f} ms"
+    if duration < 120:
+        return f"{number(duration)} s"
+    return f"{int(duration // 60)} min {int(duration % 60)} s"
+
+
+def escaped(text: str) -> str:
+    """Text whose invisible characters with an effect are written out as JSON writes them: `\\u001b`.
+
+    These steer a terminal, end a line, turn the direction of what follows, or hide text from a person but not from a
+    model. Line feeds and tabs stay.
+    """
+    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def escaped_data(value: Any) -> Any:
+    """Escapes the texts of plain data; a carriage return, which ends a line as data, stays."""
+    return map_leaves(value, lambda leaf: "\r".join(map(escaped, leaf.split("\r"))) if isinstance(leaf, str) else leaf)
+
+
+def on_one_line(text: str) -> str:
+    """Text whose ends of lines are written out, so that it stays where it is put."""
+    return text.replace("\n", "\\n")
+
+
+def quoted(text: str) -> str:
+    """Text in double quotes with control characters escaped."""
+    return escaped(json.dumps(text, ensure_ascii=False))
+
+
+def elided(text: str, limit: int = 24) -> str:
+    """Text whose end is left out past `limit` characters: a token can be a run of hundreds of spaces."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 layer, 30 layers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
+    """Chooses at most `count` of `items`: those in `keep` first (as listed), then evenly spaced ones, in order."""
+    if len(items) <= count:
+        return list(items)
+    chosen = {item for item in list(dict.fromkeys(keep))[:count] if item in items}
+    evenly = [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if count > 1 else [items[-1]]
+    for item in evenly:
+        if len(chosen) >= count:
+            break
+        chosen.add(item)
+    return sorted(chosen, key=list(items).index)
+
+
+def probability(value: float) -> float | str:
+    """A probability as answers give it: below one in a million only that is said."""
+    return value if value == 0 or value >= 1e-6 else "<1e-6"

@@ -1,0 +1,33 @@
+"""Arguments of `attention_probs`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts
+from nnterp_mcp.request.operations import Heads, Interventions
+
+
+class AttentionProbsParams(ModelParams):
+    """What to read, and where."""
+
+    prompts: Prompts
+    layers: Layers = "all"
+    heads: Annotated[Heads, schemas.as_schema(schemas.INDICES, "Of each layer, given alike.")] = "all"
+    query_positions: Annotated[
+        Positions | None,
+        schemas.as_schema(
+            schemas.POSITIONS, "Tokens whose reading to show one by one; given like positions in other tools."
+        ),
+    ] = None
+    top_k: Annotated[int, Field(ge=1, le=20, description="Keys shown per head and query.")] = 3
+    interventions: Interventions = ()
+    kinds: Annotated[
+        bool | None,
+        Field(description="Score kinds of heads on repeated random tokens; default: unless query_positions is given."),
+    ] = None
+    plot: Plot = False

@@ -1,0 +1,66 @@
+"""Arguments of `attribute`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.corruption import Ablated, CorruptedField
+from nnterp_mcp.request.fields import Layers, Plot, Prompts, TargetSets
+from nnterp_mcp.toolset.collect_activations.params import Edits
+
+Method = Literal["direct", "gradient", "integrated", "patching"]
+By = Literal["layer", "sublayer", "head", "neuron", "token"]
+
+OFFERED: dict[Method, tuple[By, ...]] = {
+    "direct": ("head", "layer", "sublayer", "neuron"),
+    "gradient": ("token",),
+    "integrated": ("token",),
+    "patching": ("layer", "sublayer", "head"),
+}
+"""To what each method attributes; the first goes without saying."""
+
+
+class AttributeParams(ModelParams):
+    """What is attributed, how, and to what."""
+
+    prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
+    targets: TargetSets
+    method: Annotated[Method, Field(description="How.")] = "direct"
+    by: Annotated[By | None, Field(description="To what.")] = None
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
+    corrupted: Annotated[
+        CorruptedField | None,
+        schemas.as_schema(schemas.PROMPTS_OR_OBJECT, "For patching."),
+    ] = None
+    steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
+    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
+    interventions: Edits = ()
+    plot: Plot = False
+
+    @property
+    def parts(self) -> By:
+        """To what it is attributed."""
+        return self.by or OFFERED[self.method][0]
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttributeParams:
+        if self.by is not None and self.by not in OFFERED[self.method]:
+            offered = ", ".join(OFFERED[self.method])
+            raise ValueError(f"method {self.method} attributes by {offered}, not by {self.by}")
+        if not 1 <= len(self.targets[0]) <= 2:
+            raise ValueError(
+                f"targets takes one or two categories, the answer first, and {len(self.targets[0])} came: "
+                '{"answer": "Paris", "wrong": "Rome"}'
+            )
+        if (self.corrupted is not None) != (self.method == "patching"):
+            needed = "needs corrupted prompts" if self.corrupted is None else "takes no corrupted: method patching does"
+            raise ValueError(f"method {self.method} {needed}")
+        if isinstance(self.corrupted, Ablated):
+            raise ValueError('method patching takes no {"ablate": …}: patch_activations does')
+        if self.interventions and self.method == "patching":
+            raise ValueError("method patching takes no interventions: direct, gradient and integrated do")
+        return self

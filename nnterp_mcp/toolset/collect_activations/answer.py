@@ -1,0 +1,130 @@
+"""How a collection is cut down to an answer: what is kept, and how it lies by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.formatting import elided, number, plural, quoted, size, spread
+from nnterp_mcp.render import in_force, left_out, lines, table
+from nnterp_mcp.toolset.collect_activations.result import (
+    CollectActivationsAnswer,
+    CollectActivationsResult,
+    CollectedLayer,
+    GroupsApart,
+)
+
+_LAYERS = 10
+"""Layers that an answer shows."""
+
+_GROUPS = 4
+"""Groups whose lengths an answer shows."""
+
+_FEW = 8
+"""Prompts of a group below which its mean says little."""
+
+
+def digest(result: CollectActivationsResult) -> CollectActivationsAnswer:
+    """What is kept, and how it lies in some of the layers."""
+    widest = max(result.summaries, key=_gap, default=None)
+    marks = [0, len(result.summaries) - 1, *([result.summaries.index(widest)] if widest else [])]
+    shown = [result.summaries[at] for at in spread(range(len(result.summaries)), marks, _LAYERS)]
+    return CollectActivationsAnswer(
+        finding=_finding(result, widest),
+        notes=_notes(result, len(result.summaries) - len(shown)),
+        model=result.model,
+        total=result.asked,
+        truncated=len(shown) < len(result.summaries),
+        table=_table(result, shown),
+    )
+
+
+def _mean(summary: CollectedLayer, figure: Callable[[GroupsApart], float]) -> float:
+    """A figure in the mean over pairs of groups; 0 without pairs."""
+    return fmean(map(figure, summary.pairs)) if summary.pairs else 0.0
+
+
+def _gap(summary: CollectedLayer) -> float:
+    return _mean(summary, lambda pair: pair.gap)
+
+
+def _finding(result: CollectActivationsResult, widest: CollectedLayer | None) -> str:
+    where = f"{result.site} of {plural(len(result.layers), 'layer')}" if result.layers != [None] else result.site
+    states = f"{plural(len(result.rows), 'state')} of {plural(len(result.prompts), 'prompt')}"
+    kept = f"{states} ({where}) of {result.model} are kept in the array states: {size(result.bytes)}."
+    if widest is None or not widest.pairs:
+        return kept
+    chance = number(_mean(widest, lambda pair: pair.shuffled_gap))
+    names = " and ".join(quoted(elided(name)) for name in result.groups)
+    means = f"The means of {names}" if len(result.groups) == 2 else f"The means of {len(result.groups)} groups"
+    place = "there" if widest.layer is None else f"at layer {widest.layer}"
+    return (
+        f"{kept} {means} lie furthest apart {place}, by {number(_gap(widest))} of a state's mean length "
+        f"(prompts dealt at random: {chance})."
+    )
+
+
+def _table(result: CollectActivationsResult, shown: list[CollectedLayer]) -> Table:
+    names = result.groups[:_GROUPS]
+    labels = ["norm"] if len(result.groups) == 1 else [f"norm {elided(name)}" for name in names]
+    pairs = any(summary.pairs for summary in shown)
+    components = max((len(summary.explained) for summary in shown), default=0)
+    columns = [
+        "layer",
+        *labels,
+        *(["cosine", "random cosine", "gap", "random gap"] if pairs else []),
+        *(f"PC{at + 1}" for at in range(components)),
+    ]
+    return Table(columns=columns, rows=[_row(summary, len(labels), components) for summary in shown])
+
+
+def _row(summary: CollectedLayer, groups: int, components: int) -> list[Cell]:
+    figures: list[Callable[[GroupsApart], float]] = [
+        lambda pair: pair.cosine,
+        lambda pair: pair.shuffled,
+        lambda pair: pair.gap,
+        lambda pair: pair.shuffled_gap,
+    ]
+    explained: list[Cell] = [*summary.explained, *[None] * (components - len(summary.explained))]
+    return [
+        "embeddings" if summary.layer is None else summary.layer,
+        *(group.norm for group in summary.groups[:groups]),
+        *((_mean(summary, figure) for figure in figures) if summary.pairs else ()),
+        *explained,
+    ]
+
+
+def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
+    notes = in_force(result.interventions)
+    if len(result.rows) < result.asked:
+        notes.append(f"{plural(result.asked - len(result.rows), 'row')} of {result.asked} were not read: NaN.")
+    if len(result.groups) > 1 and result.summaries and not result.summaries[0].pairs:
+        notes.append(f"{len(result.groups)} groups are too many to compare in pairs: give fewer for cosine and gap.")
+    elif len(result.groups) > 1 and result.summaries:
+        over = " Figures are means over pairs of groups." if len(result.groups) > 2 else ""
+        notes.append(
+            "cosine and gap: between the groups' means, gap as a share of a state's mean length; random: with prompts "
+            f"dealt to groups at random.{over}"
+        )
+    if any(summary.explained for summary in result.summaries):
+        of = f", from {result.fitted} rows evenly spaced" if result.fitted < len(result.rows) else ""
+        notes.append(f"PC: share of the variance along a principal component of all rows{of} (array components).")
+    if len(result.groups) > _GROUPS:
+        notes.append(left_out(plural(len(result.groups) - _GROUPS, "group"), "summaries.groups"))
+    notes += _small_groups(result)
+    if hidden:
+        notes.append(left_out(plural(hidden, "layer"), "summaries"))
+    notes.append("The part rows says which row is what; the op patch takes states by from.run.")
+    return notes
+
+
+def _small_groups(result: CollectActivationsResult) -> list[str]:
+    counts = {name: sum(prompt.group == name for prompt in result.prompts) for name in result.groups}
+    few = [f"{quoted(elided(name))} ({count})" for name, count in counts.items() if count < _FEW]
+    return [f"Few prompts for a mean: {', '.join(few[:_GROUPS])}."] if few and len(counts) > 1 else []
+
+
+def render(answer: CollectActivationsAnswer) -> str:
+    """As text."""
+    return lines(answer, table(answer.table) if answer.table.rows else "")

@@ -1,0 +1,16 @@
+"""Arguments of `edit_model`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request.operations import Interventions
+
+
+class EditModelParams(ModelParams):
+    """What is to be in force."""
+
+    interventions: Annotated[Interventions, Field(description="As in generate, in place of those before; [] clears.")]

@@ -1,0 +1,23 @@
+"""Result and answer of `edit_model`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import Answer, Result
+
+
+class EditModelResult(Result):
+    """What is in force now, in words."""
+
+    model: str
+    in_force: list[str]
+
+
+class EditModelAnswer(Answer):
+    """The same as an agent sees it."""
+
+    model: str
+    in_force: Annotated[list[str], Field(description="Each edit.")]

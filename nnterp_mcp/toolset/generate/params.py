@@ -1,0 +1,30 @@
+"""Arguments of `generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request.arguments import LARGEST_SEED
+from nnterp_mcp.request.fields import Prompts
+from nnterp_mcp.request.operations import DescribedInterventions
+
+
+class GenerateParams(ModelParams):
+    """What to continue, how to choose tokens, and what to change on the way."""
+
+    prompts: Prompts
+    interventions: DescribedInterventions = ()
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048, description="Tokens to write at most.")] = 32
+    temperature: Annotated[float, Field(ge=0, le=100, description="0: greedy.")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000, description="0: all tokens.")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="Of sampling: one prompt with one seed gives one text.")
+    ] = 0
+    chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
+        False
+    )
+    logprobs: Annotated[bool, Field(description="Show the log-probability of each token.")] = False

@@ -1,0 +1,46 @@
+"""From a result of `load_model` to its answer, and the answer as text."""
+
+from __future__ import annotations
+
+from nnterp_mcp.formatting import plural, seconds, size
+from nnterp_mcp.render import lines
+from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
+
+
+def digest(result: LoadModelResult) -> LoadModelAnswer:
+    """The card in words."""
+    failed = [check.name for check in result.checks if not check.passed]
+    state = "was loaded already" if result.already_loaded else f"is loaded ({seconds(result.seconds)})"
+    passed = f"{len(result.checks) - len(failed)} of {plural(len(result.checks), 'check')} passed"
+    return LoadModelAnswer(
+        finding=f"{result.handle} {state}; {passed}.",
+        notes=_notes(result, failed),
+        model=result.handle,
+        card=result.model_dump(exclude={"handle", "checks", "already_loaded", "verified"}),
+        checks=[f"{check.name}: {'passed' if check.passed else 'FAILED'}, {check.detail}" for check in result.checks],
+    )
+
+
+def _notes(result: LoadModelResult, failed: list[str]) -> list[str]:
+    notes = [f"What needs {name} is refused for this model." for name in failed]
+    if not result.verified:
+        notes.append(f"{result.architecture} is outside the table of verified architectures: trust the checks above.")
+    return notes
+
+
+def render(answer: LoadModelAnswer) -> str:
+    """The card as text."""
+    card = answer.card
+    context = "" if card["context"] is None else f", context {card['context']}"
+    revision = "" if card["revision"] is None else f" at {card['revision']}"
+    layers, heads = int(card["num_layers"] or 0), int(card["num_heads"] or 0)
+    parameters, memory = float(card["parameters"] or 0), float(card["memory"] or 0)
+    return lines(
+        answer,
+        f"model: {answer.model}",
+        f"architecture: {card['architecture']}, {plural(layers, 'layer')} (0 to {layers - 1}), "
+        f"{plural(heads, 'head')}, width {card['hidden_size']}, vocabulary {card['vocab_size']}{context}",
+        f"weights: {parameters / 1e6:.1f} M parameters, {card['dtype']} on {card['device']}, {size(memory)}, "
+        f"attention {card['attention']}, from {card['source']}{revision}",
+        *(f"check {line}" for line in answer.checks),
+    )

@@ -1,0 +1,56 @@
+"""Arguments of `load_model`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from nnterp_mcp.contract import Params
+from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.fields import shown
+
+_REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
+"""As git allows names, in which no part begins with a dot: the Hub's cache takes a revision for a path."""
+
+
+def _check_revision(revision: str | None) -> str | None:
+    if revision is not None and _REVISION.fullmatch(revision) is None:
+        raise ValueError(f"revision must be a branch, tag or commit on the Hub, not {shown(revision)}")
+    return revision
+
+
+class LoadModelParams(Params):
+    """What to load, and how."""
+
+    model: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=LONGEST_STRING,
+            description="'smollm2-135m' (built in), a Hugging Face Hub id, a local folder or a .gguf file.",
+        ),
+    ]
+    revision: Annotated[
+        str | None,
+        AfterValidator(_check_revision),
+        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub."),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="auto: float32 on a CPU, the checkpoint's own on an accelerator."),
+    ] = "auto"
+    device: Annotated[
+        str,
+        Field(
+            max_length=LONGEST_NAME,
+            description="auto, cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.",
+        ),
+    ] = "auto"
+    attention: Annotated[
+        Literal["auto", "sdpa", "eager"],
+        Field(description="eager lets attention probabilities be read; auto switches when they are."),
+    ] = "auto"
+    quantization: Annotated[Literal["8bit", "4bit"] | None, Field(description="Needs bitsandbytes.")] = None
+    backend: Annotated[Literal["local", "ndif"], Field(description="ndif: remote.")] = "local"

@@ -1,0 +1,25 @@
+"""Arguments of `logit_lens`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK
+from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.toolset.logit_lens.result import Lens
+
+
+class LogitLensParams(ModelParams):
+    """What to read, and where."""
+
+    prompts: Prompts
+    layers: Layers = "all"
+    positions: Positions = ("last",)
+    top_k: TopK = 3
+    targets: Targets = Field(default_factory=dict)
+    lens: Annotated[Lens, Field(description="inverse: negated logits, what a layer speaks against.")] = "logit"
+    interventions: Interventions = ()
+    plot: Plot = False

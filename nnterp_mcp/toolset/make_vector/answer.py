@@ -1,0 +1,98 @@
+"""From a result of `make_vector` to its answer, and the answer as text."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.formatting import number, plural, spread
+from nnterp_mcp.render import in_force, lines, table
+from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
+
+_LAYERS = 16
+"""Layers that an answer shows."""
+
+_COARSE = 5
+"""Prompts a side below which the figures say little."""
+
+
+def digest(result: MakeVectorResult) -> MakeVectorAnswer:
+    """The directions by layer, the best one among them."""
+    rows = result.directions
+    best = _best(result)
+    marks = [0, len(rows) - 1] if best is None else [rows.index(best), 0, len(rows) - 1]
+    shown = [rows[index] for index in spread(range(len(rows)), marks, _LAYERS)]
+    return MakeVectorAnswer(
+        finding=_finding(result, best),
+        notes=_notes(result, len(rows) - len(shown)),
+        model=result.model,
+        vector=result.card.name,
+        truncated=len(shown) < len(rows),
+        table=_table(shown),
+    )
+
+
+def _best(result: MakeVectorResult) -> DirectionFacts | None:
+    """The layer at which unseen prompts are told apart best, the middle one of equals."""
+    rated = [facts for facts in result.directions if facts.held_out is not None]
+    top = max((facts.held_out or 0 for facts in rated), default=0)
+    equals = [facts for facts in rated if facts.held_out == top]
+    return equals[len(equals) // 2] if equals else None
+
+
+def _finding(result: MakeVectorResult, best: DirectionFacts | None) -> str:
+    card = result.card
+    if result.deleted:
+        return f"The vector {card.name} ({card.method}) of {result.model} is deleted."
+    rows = result.directions
+    norms = [number(norm) for norm in (min(card.norms), max(card.norms))]
+    where = (
+        f"{plural(len(rows), 'layer')}, norm {norms[0]} to {norms[1]}" if card.layers else f"any layer, norm {norms[0]}"
+    )
+    made = f"The vector {card.name} of {result.model} is made ({card.method}; {where})"
+    if best is None or best.held_out is None:
+        return f"{made}."
+    chance = "no better than chance" if best.held_out <= 0.5 else f"{number(best.held_out)} (chance: 0.5)"
+    return (
+        f"{made}. Of unseen prompts, a positive one projects further on it than a negative one with probability "
+        f"{chance} at layer {best.layer}{_choice(result)}."
+    )
+
+
+def _choice(result: MakeVectorResult) -> str:
+    """That the layer was picked by this very figure."""
+    return f", the best of {len(result.directions)}" if len(result.directions) > 1 else ""
+
+
+def _notes(result: MakeVectorResult, hidden: int) -> list[str]:
+    notes = [f"It replaces a vector of that name, made {result.replaced}."] if result.replaced else []
+    if any(facts.effect is not None for facts in result.directions):
+        notes.append(
+            "d is measured on the very prompts that made the vector and is large even for sets that differ in nothing; "
+            "held out is not. Neither shows that the model uses the direction: steer with control=true does."
+        )
+    if len(result.prompts) == 2 and min(result.prompts) < _COARSE:
+        notes.append(f"With {result.prompts[0]} and {result.prompts[1]} prompts these figures are coarse.")
+    notes += in_force(result.interventions)
+    if hidden:
+        notes.append(f"{plural(hidden, 'layer')} not shown; all are kept.")
+    return notes
+
+
+def _table(shown: list[DirectionFacts]) -> Table:
+    columns: dict[str, list[Cell]] = {
+        "layer": [facts.layer for facts in shown],
+        "norm": [facts.norm for facts in shown],
+        "norm / stream": [facts.norm / facts.stream if facts.stream else None for facts in shown],
+        "positive mean": [facts.positive for facts in shown],
+        "negative mean": [facts.negative for facts in shown],
+        "d": [facts.effect for facts in shown],
+        "held out": [facts.held_out for facts in shown],
+        "explained": [facts.explained for facts in shown],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    return Table(columns=list(kept), rows=[list(row) for row in zip(*kept.values(), strict=True)])
+
+
+def render(answer: MakeVectorAnswer) -> str:
+    """As text."""
+    rows = [["any" if value is None and i == 0 else value for i, value in enumerate(row)] for row in answer.table.rows]
+    return lines(answer, table(Table(columns=answer.table.columns, rows=rows)) if rows else "")

@@ -1,0 +1,101 @@
+"""Arguments of `make_vector`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_validator
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.fields import Prompt, Prompts
+from nnterp_mcp.runs.vectors import VectorName
+from nnterp_mcp.toolset.collect_activations.params import ProbedLayers, ProbedPositions
+
+Method = Literal[
+    "mean_difference",
+    "principal_component",
+    "activation",
+    "embedding_difference",
+    "unembedding_difference",
+    "random",
+    "file",
+    "delete",
+]
+
+_NEEDS: dict[Method, tuple[str, ...]] = {
+    "mean_difference": ("positive", "negative"),
+    "principal_component": ("positive", "negative"),
+    "activation": ("positive",),
+    "embedding_difference": ("positive",),
+    "unembedding_difference": ("positive",),
+    "random": ("norm",),
+    "file": ("file",),
+    "delete": (),
+}
+_TAKES: dict[Method, tuple[str, ...]] = {
+    "mean_difference": ("run", "layers", "positions", "norm"),
+    "principal_component": ("run", "layers", "positions", "norm"),
+    "activation": ("run", "layers", "positions", "norm"),
+    "embedding_difference": ("negative", "norm"),
+    "unembedding_difference": ("negative", "norm"),
+    "random": ("seed",),
+    "file": ("layers", "norm"),
+    "delete": (),
+}
+
+
+_PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
+
+
+def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
+    return _PROMPTS.validate_python(value) if value not in (None, (), [], "[]") else ()
+
+
+PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
+"""Prompts, or none where a method needs none."""
+
+
+class MakeVectorParams(ModelParams):
+    """What to make, and of what."""
+
+    name: Annotated[VectorName, Field(description="Letters, digits, . _ -")]
+    method: Annotated[Method, Field(description="See above.")]
+    positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
+    negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
+    run: Annotated[
+        str | None, Field(max_length=LONGEST_NAME, description="A collect_activations; positive, negative: its groups.")
+    ] = None
+    layers: ProbedLayers = "all"
+    positions: ProbedPositions = ("last",)
+    norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of random.")] = 0
+    file: Annotated[
+        str | None,
+        Field(
+            min_length=1, max_length=LONGEST_STRING, description="JSON or safetensors: one direction, or one per layer."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        recalled = ("positive", "negative") if self.run is not None else ()
+        missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
+        if missing:
+            raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
+        taken = {"name", "method", "model", *_NEEDS[self.method], *_TAKES[self.method]}
+        fields = type(self).model_fields
+        odd = [name for name in fields if name not in taken and getattr(self, name) != fields[name].default]
+        if odd:
+            raise ValueError(f"the method {self.method} takes no {' and no '.join(odd)}")
+        if self.run is not None and self.positions != ("last",):
+            raise ValueError(f"positions was settled when {self.run} collected its states: leave it out")
+        if self.method.endswith("embedding_difference"):
+            self._check_texts()
+        return self
+
+    def _check_texts(self) -> None:
+        for prompts in (self.positive, self.negative):
+            if len(prompts) > 1 or not all(isinstance(prompt, str) for prompt in prompts):
+                raise ValueError(f"the method {self.method} takes one text on either side, such as ' love' and ' hate'")

@@ -1,0 +1,67 @@
+"""Result and answer of `make_vector`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.runs.vectors import VectorCard
+
+
+class DirectionFacts(BaseModel):
+    """One direction, at one layer or at any.
+
+    Attributes:
+        layer: The layer; None where it serves at any.
+        norm: Its length.
+        stream: Mean length of the states that it was made from.
+        positive: Mean projection of the positive set on the direction's unit vector.
+        negative: Of the negative set.
+        effect: Cohen's d between these, on the prompts that made it.
+        held_out: The chance that a positive prompt projects further than a negative one, both unseen.
+        explained: The share of the pairs' squared differences along a principal component.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None
+    norm: float
+    stream: float | None = None
+    positive: float | None = None
+    negative: float | None = None
+    effect: float | None = None
+    held_out: float | None = None
+    explained: float | None = None
+
+
+class MakeVectorResult(Result):
+    """What was made or deleted, and what had that name before.
+
+    Attributes:
+        model: The model's handle.
+        card: What is known of the vector.
+        deleted: Whether it is gone now.
+        replaced: When the vector was made that had that name before.
+        prompts: How many prompts each set has that it was made of.
+        interventions: What was in force when their states were read.
+        directions: By layer.
+    """
+
+    model: str
+    card: VectorCard
+    deleted: bool = False
+    replaced: str | None = None
+    prompts: list[int] = Field(default_factory=list[int])
+    interventions: list[str] = Field(default_factory=list[str])
+    directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
+
+
+class MakeVectorAnswer(Answer):
+    """The vector as an agent sees it."""
+
+    model: str
+    vector: Annotated[str, Field(description="The name for later calls.")]
+    truncated: bool
+    table: TableField

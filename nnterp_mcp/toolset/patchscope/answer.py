@@ -1,0 +1,296 @@
+"""What an agent sees of a patchscope: a finding in words, and a table by layer or by source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import cell, in_force, lines, shared_tokens, table
+from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
+
+_BUDGET = 620
+"""Tokens that the rows of an answer may take, about."""
+
+_TEXT_LIMIT = 160
+"""Characters of a generated text that a row shows."""
+
+_TARGET_LIMIT = 160
+"""Characters of the target prompt that an answer repeats."""
+
+
+def digest(result: PatchscopeResult) -> PatchscopeAnswer:
+    """One source as a table of layers, several as a table of sources."""
+    one = len(result.sources) == 1
+    content, hidden = _by_layer(result.sources[0], result) if one else _by_source(result)
+    notes = _length_note(result.sources[0]) if one else []
+    notes += in_force(result.interventions)
+    notes += shared_tokens(result.shared)
+    if hidden:
+        what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
+        narrow = "source_layers" if one else "fewer of them"
+        notes.append(f"{plural(hidden, what)} not shown: read_run part=sources.patches, or choose {narrow}.")
+    return PatchscopeAnswer(
+        finding=_finding(result.sources[0], result) if one else _summary(result),
+        notes=notes,
+        model=result.model,
+        target=marked(result),
+        total=sum(len(source.patches) for source in result.sources),
+        truncated=hidden > 0,
+        table=content,
+    )
+
+
+def marked(result: PatchscopeResult) -> str:
+    """The target prompt with the patched token marked; of a long one, what surrounds that token."""
+    before, after = result.before, result.after
+    room = _TARGET_LIMIT // 2
+    before = before if len(before) <= room else f"…{before[-room:]}"
+    after = after if len(after) <= room else f"{after[:room]}…"
+    return f"{before}«{result.target_token}»{after}"
+
+
+def _names(source: Source, result: PatchscopeResult) -> list[str]:
+    """The tracked categories as a sentence names them; nothing is tracked for a vector without targets."""
+    if result.categories or source.token is None:
+        return list(result.categories)
+    answer = [] if source.answer is None else [f"{result.model}'s own next token {quoted(source.answer)}"]
+    return [f"itself ({quoted(source.token)})", *answer]
+
+
+def _finding(source: Source, result: PatchscopeResult) -> str:
+    verb = "makes it name" if source.unpatched.text is not None else "reads as"
+    said = "; ".join(
+        f"{verb} {name} {_where_said(source.patches, index, result)}"
+        for index, name in enumerate(_names(source, result))
+    )
+    vector = f"the vector {quoted(source.vector or '')}"
+    state = f"the state of {quoted(source.token or '')} (position {source.position})"
+    put = f"Put into the target prompt, {vector if source.vector else state}"
+    return f"{put} {said or _change(source, result)}. {_unpatched(source)}"
+
+
+def _changed(source: Source) -> list[Patch]:
+    """The patches under which another token is likeliest than without."""
+    return [patch for patch in source.patches if patch.top[0][0] != source.unpatched.top[0][0]]
+
+
+def _change(source: Source, result: PatchscopeResult) -> str:
+    """Where a vector changes the likeliest next token, and to what."""
+    changed = _changed(source)
+    where = _where(changed, source.patches, result)
+    if not changed:
+        return f"changes the likeliest next token {where}"
+    token, count = Counter(patch.top[0][0] for patch in changed).most_common(1)[0]
+    return f"changes the likeliest next token {where}, most often to {quoted(token)} ({count} of {len(source.patches)})"
+
+
+def _length_note(source: Source) -> list[str]:
+    """The note that says how long a vector is beside what it replaces: short ones are soon drowned."""
+    if source.vector is None:
+        return []
+    own, replaced = _lengths(source)
+    return [f"The vector's length is {own}, that of the states it replaces {replaced}; factor scales it."]
+
+
+def _lengths(source: Source) -> tuple[str, str]:
+    """How long a vector is, and how long the states that it replaces are."""
+    pairs = [patch.lengths for patch in source.patches if patch.lengths is not None]
+    return _extent([own for own, _ in pairs]), _extent([replaced for _, replaced in pairs])
+
+
+def _extent(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _unpatched(source: Source) -> str:
+    top, p = source.unpatched.top[0]
+    return f"Unpatched, the target says {quoted(top)} ({number(p)})."
+
+
+def _where_said(patches: Sequence[Patch], index: int, result: PatchscopeResult) -> str:
+    """At which layers a category is what the target says, and where it is likeliest."""
+    best = _peak(patches, index)
+    peak = f"(p up to {cell(probability(best.tracked[index][0]))}, {_at(best, result)})"
+    return f"{_where([patch for patch in patches if patch.says[index]], patches, result)} {peak}"
+
+
+def _where(chosen: Sequence[Patch], patches: Sequence[Patch], result: PatchscopeResult) -> str:
+    """Some of the patches, by their layers; in a grid only how many."""
+    if result.layout == "grid":
+        return f"in {len(chosen) or 'none'} of {len(patches)} pairs"
+    return _ranges([patch.source_layer for patch in chosen], [patch.source_layer for patch in patches])
+
+
+def _peak(patches: Sequence[Patch], index: int) -> Patch:
+    """The patch under which a category is likeliest."""
+    return max(patches, key=lambda patch: patch.tracked[index][0])
+
+
+def _at(patch: Patch, result: PatchscopeResult) -> str:
+    same = result.layout == "same"
+    return f"layer {patch.source_layer}" if same else f"layer {patch.source_layer} into {patch.target_layer}"
+
+
+def _ranges(chosen: Sequence[int], read: Sequence[int]) -> str:
+    """Layers as runs of those that were read: from layer 20 on; at layers 3 to 9, 12."""
+    if not chosen:
+        return "at no layer"
+    runs: list[list[int]] = []
+    for order, layer in enumerate(read):
+        if layer not in chosen:
+            continue
+        if runs and order > 0 and runs[-1][-1] == read[order - 1]:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    if len(runs) == 1 and len(runs[0]) == len(read):
+        return "at every layer read"
+    if len(runs) == 1 and runs[0][-1] == read[-1] and len(runs[0]) > 1:
+        return f"from layer {runs[0][0]} on"
+    spans = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    shown = [*spans[:4], f"and {len(chosen)} in all"] if len(spans) > 4 else spans
+    return f"at layer{'' if len(chosen) == 1 else 's'} {', '.join(shown)}"
+
+
+def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
+    grid = result.layout == "grid"
+    patches = _best_of_each(source.patches) if grid else source.patches
+    shown = spread(range(len(patches)), _landmarks(patches), _rows(source.unpatched, result) - 1)
+    same = result.layout == "same"
+    begin = ["layer"] if same else ["from layer", "likeliest into" if grid else "into layer"]
+    what = "text" if source.unpatched.text is not None else "top tokens"
+    columns = [*begin, what, "entropy", *(f"{name} p, rank" for name in short_names(source, result))]
+    rows: list[list[Cell]] = [["unpatched", *([] if same else [None]), *_cells(source.unpatched)]]
+    for index in shown:
+        patch = patches[index]
+        layers = [patch.source_layer] if same else [patch.source_layer, patch.target_layer]
+        rows.append([*layers, *_cells(patch)])
+    return Table(columns=columns, rows=rows), len(patches) - len(shown)
+
+
+def short_names(source: Source, result: PatchscopeResult) -> list[str]:
+    """The tracked categories as a column names them."""
+    if result.categories or source.token is None:
+        return list(result.categories)
+    return ["itself"] if source.answer is None else ["itself", "own next"]
+
+
+def _cells(said: Distribution) -> list[Cell]:
+    top: Cell = [[token, probability(p)] for token, p in said.top]
+    return [
+        top if said.text is None else _short(said.text),
+        said.entropy,
+        *([probability(p), rank] if rank else None for p, rank in said.tracked),
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_LIMIT else f"{text[: _TEXT_LIMIT - 1]}…"
+
+
+def _best_of_each(patches: Sequence[Patch]) -> list[Patch]:
+    """For each source layer, the patch under which a tracked category is likeliest."""
+    best: dict[int, Patch] = {}
+    for patch in patches:
+        known = best.get(patch.source_layer)
+        if known is None or _likeliest(patch) > _likeliest(known):
+            best[patch.source_layer] = patch
+    return list(best.values())
+
+
+def _likeliest(patch: Patch) -> float:
+    return max((p for p, _ in patch.tracked), default=patch.top[0][1])
+
+
+def _landmarks(patches: Sequence[Patch]) -> list[int]:
+    """The rows to show whatever else is left out: the ends, each category's peak, and where what is said changes."""
+    peaks = [patches.index(_peak(patches, category)) for category in range(len(patches[0].tracked))]
+    turns = [index for index in range(1, len(patches)) if patches[index].says != patches[index - 1].says]
+    return [0, len(patches) - 1, *peaks, *turns, *(index - 1 for index in turns)]
+
+
+def _rows(said: Distribution, result: PatchscopeResult) -> int:
+    """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 12."""
+    main = 10 * len(said.top) if said.text is None else max(10, min(_TEXT_LIMIT, 4 * len(said.text)) // 3)
+    return max(4, _BUDGET // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
+
+
+def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
+    generated = result.sources[0].unpatched.text is not None
+    vectors = result.sources[0].vector is not None
+    names = list(result.categories) or ([] if vectors else ["itself", "own next"])
+    if vectors:
+        columns = ["vector", "length", "replaces", "next token changed"]
+    else:
+        columns = ["prompt", "position", "token", *([] if result.categories else ["own next token"])]
+    for name in names:
+        columns += [f"{name} {'named' if generated else 'said'}", f"{name} best p", "at"]
+    columns += ["from layer", "text"] if generated else []
+    width = (60 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
+    shown = result.sources[: max(4, _BUDGET // width)]
+    rows: list[list[Cell]] = []
+    for source in shown:
+        row = _vector(source, result) if vectors else [source.prompt, source.position, source.token]
+        row += [] if result.categories or vectors else [source.answer]
+        for index in range(len(names)):
+            row += _summit(source, index, result)
+        rows.append(row + (_telling(source, result) if generated else []))
+    return Table(columns=columns, rows=rows), len(result.sources) - len(shown)
+
+
+def _vector(source: Source, result: PatchscopeResult) -> list[Cell]:
+    """A vector, its length beside that of what it replaces, and where it changes the likeliest next token."""
+    where = _where(_changed(source), source.patches, result).removeprefix("at ").removeprefix("in ")
+    return [elided(source.vector or "", 40), *_lengths(source), where]
+
+
+def _summit(source: Source, index: int, result: PatchscopeResult) -> list[Cell]:
+    """Where a category is said, its highest probability, and where that is."""
+    if index >= len(source.unpatched.tracked):
+        return [None, None, None]
+    best = _peak(source.patches, index)
+    saying = [patch for patch in source.patches if patch.says[index]]
+    said = _where(saying, source.patches, result).removeprefix("at ").removeprefix("in ")
+    return [said, probability(best.tracked[index][0]), _at(best, result).removeprefix("layer ")]
+
+
+def _telling(source: Source, result: PatchscopeResult) -> list[Cell]:
+    """A text to show of a source: the first that names what is tracked, else the one where that is likeliest."""
+    naming = (patch for patch in source.patches if any(patch.says))
+    patch = next(naming, None) or max(source.patches, key=_likeliest)
+    return [_at(patch, result).removeprefix("layer "), _short(patch.text or "")]
+
+
+def _summary(result: PatchscopeResult) -> str:
+    sources = result.sources
+    vectors = sources[0].vector is not None
+    prompts = len({source.prompt for source in sources})
+    states = f"{plural(len(sources), 'state')} from {plural(prompts, 'prompt')}"
+    put = f"Of {plural(len(sources), 'vector') if vectors else states} put"
+    names = list(result.categories) or ([] if vectors else ["itself", "the model's own next token"])
+    read = [f"{sum(_is_said(source, index) for source in sources)} as {name}" for index, name in enumerate(names)]
+    what = f"these read, at one layer at least: {', '.join(read)}"
+    changing = sum(bool(_changed(source)) for source in sources)
+    found = what if read else f"{changing} change its likeliest next token at one layer at least"
+    return f"{put} into the target prompt, {found}. {_unpatched(sources[0])}"
+
+
+def _is_said(source: Source, index: int) -> bool:
+    return index < len(source.unpatched.tracked) and any(patch.says[index] for patch in source.patches)
+
+
+def render(answer: PatchscopeAnswer) -> str:
+    """As text; tokens in quotes so that their spaces show."""
+    content = answer.table
+    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
+    target = f"Target prompt: {quoted(answer.target)}"
+    return lines(answer, target, table(Table(columns=content.columns, rows=rows)))
+
+
+def _quote(column: str, value: Cell) -> Cell:
+    if column == "top tokens" and isinstance(value, list):
+        return [[quoted(token), p] for token, p in value]
+    return quoted(value) if column in ("token", "own next token", "text") and isinstance(value, str) else value

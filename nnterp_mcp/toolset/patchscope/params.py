@@ -1,0 +1,133 @@
+"""Arguments of `patchscope`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import decoded, require_at_most
+from nnterp_mcp.request.fields import (
+    Layers,
+    LayerSpec,
+    Plot,
+    Positions,
+    PositionSpec,
+    Prompt,
+    Prompts,
+    Targets,
+    TopK,
+    as_prompt,
+    parse_indices,
+    require_messages,
+    shown,
+)
+from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.runs.vectors import LONGEST_VECTOR, check_name
+
+_POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
+_MOST_VECTORS = 64
+"""Vectors that a call reads."""
+
+
+def _as_target(value: Any) -> Prompt:
+    require_messages(decoded(value))
+    try:
+        return as_prompt(value)
+    except ValueError:
+        raise ValueError(
+            "target_prompt must be one text, the messages {role, content} of one chat, 'repeat' or 'repeat_chat', "
+            f"not {shown(value)}"
+        ) from None
+
+
+def _as_target_position(value: Any) -> PositionSpec:
+    try:
+        (position,) = _POSITIONS.validate_python(value)
+    except (ValidationError, ValueError):
+        position = "all"
+    if position == "all" or (isinstance(position, str) and ":" in position):
+        raise ValueError(
+            f'target_position must be one integer, \'last\' or {{"text": …, "occurrence": …}}, not {shown(value)}'
+        )
+    return position
+
+
+def _as_target_layers(value: Any) -> LayerSpec:
+    return parse_indices(value, "target_layers", words=("same", "all"))
+
+
+def _as_vector_names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    given = decoded(value)
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"source_vectors must be the name of a vector or a list of names, not {shown(value)}")
+    require_at_most(_MOST_VECTORS, names, "source_vectors", "names")
+    return tuple(dict.fromkeys(check_name(name) for name in names))
+
+
+class PatchscopeParams(ModelParams):
+    """What is put where."""
+
+    source_prompts: Annotated[
+        Prompts | None, schemas.as_schema(schemas.PROMPTS, "Text, chat messages, or a list of these.")
+    ] = None
+    source_vectors: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_as_vector_names),
+        schemas.as_schema(
+            schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_VECTOR, maxItems=_MOST_VECTORS),
+            "Instead of source_prompts: names from make_vector.",
+        ),
+    ] = None
+    factor: Annotated[float, Field(description="Scales source_vectors, often shorter than states.")] = 1.0
+    source_positions: Annotated[
+        Positions,
+        schemas.as_schema(schemas.POSITIONS, "Like positions in other tools."),
+    ] = ("last",)
+    source_layers: Annotated[
+        Layers,
+        schemas.as_schema(schemas.INDICES, "Like layers in other tools."),
+    ] = "all"
+    target_prompt: Annotated[
+        Prompt,
+        BeforeValidator(_as_target),
+        schemas.as_schema(
+            schemas.PROMPT, "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
+        ),
+    ] = "repeat"
+    target_position: Annotated[
+        PositionSpec,
+        BeforeValidator(_as_target_position),
+        schemas.as_schema(schemas.POSITION, "Token replaced, as one source position."),
+    ] = "last"
+    target_layers: Annotated[
+        LayerSpec,
+        BeforeValidator(_as_target_layers),
+        schemas.as_schema(
+            schemas.INDICES, "'same', one layer, a list paired with source_layers, a range or 'all' for a grid."
+        ),
+    ] = "same"
+    top_k: TopK = 3
+    targets: Targets = Field(default_factory=dict)
+    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    interventions: Annotated[
+        Interventions,
+        schemas.as_schema(schemas.OPERATIONS, "Edits in force, as in generate."),
+    ] = ()
+    plot: Plot = False
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_source(self) -> Self:
+        if (self.source_prompts is None) == (self.source_vectors is None):
+            came = "both" if self.source_prompts else "neither"
+            raise ValueError(f"patchscope needs either source_prompts or source_vectors, and {came} came")
+        if self.source_vectors and self.source_positions != ("last",):
+            raise ValueError("source_positions are those of source_prompts: source_vectors have none")
+        if self.source_prompts and self.factor != 1:
+            raise ValueError("factor scales source_vectors: the states of source_prompts are put in as they are")
+        return self

@@ -1,0 +1,36 @@
+"""Result and answer of `read_run`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.toolset.read_run.params import Format
+
+
+class ReadRunResult(Result):
+    """A page of a table of a run."""
+
+    run_id: str
+    part: str
+    table: TableField
+    offset: int
+    total: int
+    format: Format
+
+
+class ReadRunAnswer(Answer):
+    """The same as an agent sees it."""
+
+    table: TableField
+    same: Annotated[dict[str, Any], Field(description="Columns that are equal in all rows.")]
+    total: int
+    truncated: bool
+    format: Annotated[Format, Field(description="Of the table.")]
+
+    @property
+    def exact(self) -> bool:
+        """CSV and JSON are for computing with."""
+        return self.format != "table"

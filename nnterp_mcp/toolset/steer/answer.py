@@ -1,0 +1,265 @@
+"""How a sweep is cut down to an answer: cells of layer and factor, the effect beside its control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, pstdev, stdev
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
+from nnterp_mcp.render import cell, in_force, left_out, lines, shared_tokens, table
+from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
+
+_BUDGET = 720
+"""Tokens that the rows of an answer may take, about."""
+
+_CATEGORIES = 4
+"""Target categories that an answer shows."""
+
+_TEXT = 160
+"""Characters of a generated text that an answer shows."""
+
+_CLEARLY = 2.0
+"""Standard deviations by which an effect must pass its control to count as more."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs at one layer with one factor: of one prompt where texts are shown, of all prompts otherwise."""
+
+    prompt: int | None
+    layer: int | None
+    factor: float
+    runs: Sequence[SteeredRun]
+
+    @cached_property
+    def own(self) -> list[SteeredRun]:
+        """The runs with the vector itself."""
+        return [run for run in self.runs if run.control is None]
+
+    @property
+    def kl(self) -> float:
+        """Mean divergence over the prompts."""
+        return fmean(run.kl for run in self.own)
+
+    @cached_property
+    def control(self) -> tuple[float, float] | None:
+        """Mean divergence of the random directions, and its standard deviation over them."""
+        return self._over_controls(lambda run: run.kl)
+
+    def target(self, index: int) -> float:
+        """Mean probability of a category."""
+        return fmean(run.targets[index][0] for run in self.own)
+
+    def control_target(self, index: int) -> tuple[float, float] | None:
+        """The same under the random directions, with its standard deviation over them."""
+        return self._over_controls(lambda run: run.targets[index][0])
+
+    def _over_controls(self, measure: Callable[[SteeredRun], float]) -> tuple[float, float] | None:
+        names = sorted({run.control for run in self.runs if run.control is not None})
+        means = [fmean(measure(run) for run in self.runs if run.control == name) for name in names]
+        return (fmean(means), stdev(means)) if len(means) > 1 else None
+
+
+def digest(result: SteerResult) -> SteerAnswer:
+    """The baseline and the cells of the sweep; where they are too many, the ends, the strongest and some between."""
+    groups = _groups(result)
+    cells = [group for group in groups if group.layer is not None]
+    focus = _focus(cells, groups, result)
+    columns, room = _fitting(result, len(groups))
+    marks = [groups.index(group) for group in groups if group.layer is None][: room // 2]
+    marks += [groups.index(focus)] if focus else []
+    shown = [groups[index] for index in spread(range(len(groups)), marks, room)]
+    hidden = len(groups) - len(shown)
+    return SteerAnswer(
+        finding=_finding(focus, groups, result),
+        notes=_notes(result, focus, hidden),
+        model=result.model,
+        total=len(cells),
+        truncated=hidden > 0 or len(result.categories) > _CATEGORIES,
+        table=Table(
+            columns=[column.name for column in columns],
+            rows=[[column.of(group) for column in columns] for group in shown],
+        ),
+    )
+
+
+def _groups(result: SteerResult) -> list[Group]:
+    each = len(result.prompts) > 1 and any(run.text is not None for run in result.runs)
+    found: dict[tuple[int | None, int | None, float], list[SteeredRun]] = {}
+    for run in result.runs:
+        found.setdefault((run.prompt if each else None, run.layer, run.factor), []).append(run)
+    return [Group(*key, runs) for key, runs in found.items()]
+
+
+def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> Group | None:
+    """The cell that the finding speaks of: where the effect passes its control by most.
+
+    Cells of factor zero are left aside: they have no effect, and would come first where no other passes its control.
+    """
+    pushed = [group for group in cells if group.factor]
+    return max(pushed, key=lambda group: _excess(group, groups, result), default=None)
+
+
+def _excess(group: Group, groups: Sequence[Group], result: SteerResult) -> tuple[float, float]:
+    """By how much the effect on the first category, and then that on the distribution, passes what random directions
+    do; a category that is moved no further than by chance decides nothing."""
+    mean, deviation = group.control or (0.0, 0.0)
+    whole = abs(group.kl - mean) - _CLEARLY * deviation
+    if not result.categories:
+        return 0.0, whole
+    mean, deviation = group.control_target(0) or (_baseline(group, groups).target(0), 0.0)
+    return max(0.0, abs(group.target(0) - mean) - _CLEARLY * deviation), whole
+
+
+def _baseline(group: Group, groups: Sequence[Group]) -> Group:
+    return next(other for other in groups if other.layer is None and other.prompt == group.prompt)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table: its name, its cell for a group, the tokens that a cell takes, about."""
+
+    name: str
+    of: Callable[[Group], Cell]
+    cost: int
+
+
+def _columns_of(result: SteerResult, tokens: int) -> list[_Column]:
+    texts = any(run.text is not None for run in result.runs)
+    several = len(result.prompts) > 1
+    columns = [
+        _Column("layer", lambda group: group.layer, 4),
+        _Column("factor", lambda group: group.factor, 4),
+        _Column("push", _push, 6),
+        _Column("KL", lambda group: group.kl, 6),
+    ]
+    if several and texts:
+        columns.insert(0, _Column("prompt", lambda group: group.prompt, 4))
+    if several and not texts:
+        columns.append(_Column("KL sd", lambda group: pstdev(run.kl for run in group.own), 6))
+        columns.append(_Column("top changed", lambda group: _changed(group, result), 6))
+    if result.controls:
+        columns.append(_Column("control KL", lambda group: _measured(group.control), 11))
+    for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
+        columns.append(_Column(f"{elided(name)} p", lambda group, index=index: _brief(group.target(index)), 8))
+        if result.controls:
+            columns.append(_Column("control p", lambda group, index=index: _measured(group.control_target(index)), 15))
+    if texts:
+        columns.append(_Column("text", lambda group: elided(group.own[0].text or "", _TEXT), 36))
+        if result.controls:
+            columns.append(_Column("text of a control", _control_text, 36))
+    elif not several:
+        columns.append(_Column("top tokens", lambda group: _top(group, tokens), 14 * tokens))
+    return columns
+
+
+def _fitting(result: SteerResult, rows: int) -> tuple[list[_Column], int]:
+    """The columns and the rows that the budget allows; fewer top tokens before fewer rows."""
+    choices = [_columns_of(result, tokens) for tokens in range(len(result.runs[0].top), 0, -1)]
+    rooms = [max(3, _BUDGET // sum(column.cost for column in columns)) for columns in choices]
+    fitting = (index for index, room in enumerate(rooms) if room >= rows)
+    chosen = next(fitting, len(choices) - 1)
+    return choices[chosen], rooms[chosen]
+
+
+def _push(group: Group) -> Cell:
+    pushes = [run.push for run in group.own if run.push is not None]
+    return fmean(pushes) if pushes else None
+
+
+def _changed(group: Group, result: SteerResult) -> Cell:
+    before = {run.prompt: run.top[0][0] for run in result.runs if run.layer is None}
+    return fmean(run.top[0][0] != before[run.prompt] for run in group.own)
+
+
+def _measured(values: tuple[float, float] | None) -> Cell:
+    """A mean with its standard deviation, of which one digit means something, and no more of the mean."""
+    if values is None:
+        return None
+    mean, deviation = values
+    digits = -math.floor(math.log10(deviation)) if deviation > 0 else 6
+    digits += f"{deviation:e}".startswith("1")
+    return [probability(round(mean, digits)), "±", probability(round(deviation, digits))]
+
+
+def _brief(value: float) -> Cell:
+    """A probability with two digits."""
+    return probability(float(f"{value:.2g}"))
+
+
+def _control_text(group: Group) -> Cell:
+    texts = [run.text for run in group.runs if run.control == 0 and run.text is not None]
+    return elided(texts[0], _TEXT) if texts else None
+
+
+def _top(group: Group, count: int) -> Cell:
+    return [[elided(token), _brief(p)] for token, p in group.own[0].top[:count]]
+
+
+def _finding(focus: Group | None, groups: Sequence[Group], result: SteerResult) -> str:
+    cells = sum(group.layer is not None for group in groups)
+    if focus is None:
+        every = "the one cell is" if cells == 1 else f"all {cells} cells are"
+        return f"{result.model} was not steered: a factor of 0 adds nothing, and {every} the baseline."
+    where = f"layer {focus.layer} with factor {number(focus.factor)}"
+    opening = f"Of {cells} cells, {where} stands out most: there" if cells > 1 else f"At {where},"
+    mean = "" if len(focus.own) == 1 else f" in the mean of {len(focus.own)} prompts"
+    prompt = "" if focus.prompt is None else f" after prompt {focus.prompt}"
+    moved = f"{result.vector} moves the next token's distribution{prompt} by {number(focus.kl)} nats{mean}"
+    return f"{opening} {moved}{_beside_control(focus, result)}.{_targets_moved(focus, groups, result)}"
+
+
+def _beside_control(focus: Group, result: SteerResult) -> str:
+    if focus.control is None:
+        return ""
+    mean, deviation = focus.control
+    seen = f"{cell(_measured(focus.control))} nats over {result.controls} of them"
+    if focus.kl > mean + _CLEARLY * deviation:
+        return f", further than random directions of equal norm ({seen})"
+    return f", no further than random directions of equal norm do ({seen})"
+
+
+def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -> str:
+    parts: list[str] = []
+    for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
+        before, after = _baseline(focus, groups).target(index), focus.target(index)
+        control = focus.control_target(index)
+        beside = "" if control is None else f" (random: {cell(_measured(control))})"
+        parts.append(f"{quoted(elided(name))} goes from {cell(_brief(before))} to {cell(_brief(after))}{beside}")
+    return f" The probability of {'; of '.join(parts)}." if parts else ""
+
+
+def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
+    notes: list[str] = []
+    if focus is not None and not result.controls:
+        notes.append("Any push of this length moves a model: control=true shows what random directions do.")
+    if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
+        notes.append("push > 1: more was added than was there; such texts often fall apart.")
+    notes += in_force(result.in_force)
+    notes += shared_tokens(result.shared)
+    if len(result.categories) > _CATEGORIES:
+        notes.append(
+            f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
+        )
+    if hidden:
+        notes.append(left_out(plural(hidden, "row"), "runs"))
+    return notes
+
+
+def render(answer: SteerAnswer) -> str:
+    """As text; tokens and texts in quotes so that their spaces show."""
+    content = answer.table
+    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
+    return lines(answer, table(Table(columns=content.columns, rows=rows)))
+
+
+def _quote(column: str, value: Cell) -> Cell:
+    if column == "layer" and value is None:
+        return "baseline"
+    if column == "top tokens" and isinstance(value, list):
+        return [[quoted(token), p] for token, p in value]
+    return quoted(value) if column.startswith("text") and isinstance(value, str) else value

@@ -1,0 +1,59 @@
+"""Arguments of `steer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import decoded
+from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
+from nnterp_mcp.request.operations import Interventions, Vector
+
+_MOST_FACTORS = 32
+
+
+def _as_factors(value: Any) -> tuple[float, ...]:
+    given = decoded(value, "[{-0123456789")
+    items = given if isinstance(given, list | tuple) else [given]
+    if not 0 < len(items) <= _MOST_FACTORS or not all(
+        isinstance(item, int | float) and not isinstance(item, bool) for item in items
+    ):
+        raise ValueError(f"factors must be a number or a list of 1 to {_MOST_FACTORS} numbers, not {shown(value)}")
+    return tuple(sorted({float(item) for item in items}))
+
+
+Factors = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_as_factors),
+    schemas.as_schema(
+        schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
+        "What the vector is multiplied by: a number or a list.",
+    ),
+]
+SteeringVector = Annotated[
+    Vector,
+    schemas.as_schema(
+        schemas.VECTOR,
+        'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; "of": "unembeddings") '
+        "or numbers.",
+    ),
+]
+
+
+class SteerParams(ModelParams):
+    """What to add, where, and how much of it."""
+
+    prompts: Prompts
+    vector: SteeringVector
+    layers: Layers
+    factors: Factors
+    positions: Positions = ("all",)
+    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    top_k: TopK = 3
+    targets: Targets = Field(default_factory=dict)
+    control: Annotated[bool, Field(description="Add the control.")] = False
+    interventions: Interventions = ()
+    plot: Plot = False

@@ -1,0 +1,19 @@
+"""Arguments of `tokenize`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request.fields import Prompts
+
+
+class TokenizeParams(ModelParams):
+    """What to split into tokens."""
+
+    prompts: Prompts
+    chat: Annotated[
+        bool, Field(description="Put a plain text through the chat template as the user's message first.")
+    ] = False

@@ -1,0 +1,118 @@
+"""How probes are cut down to an answer: the best layer beside its baselines, and what speaks against it."""
+
+from __future__ import annotations
+
+from statistics import fmean, pstdev
+
+from nnterp_mcp.contract import Cell, Table
+from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.render import in_force, left_out, lines, table
+from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
+
+_LAYERS = 12
+"""Layers that an answer shows."""
+
+_UNBALANCED = 0.6
+"""A share of the largest class above which an accuracy misleads, for two classes."""
+
+_LONGER = 1.2
+"""A ratio of prompt lengths from which groups count as of different length."""
+
+
+def digest(result: TrainProbeResult) -> TrainProbeAnswer:
+    """The best layer, and some others."""
+    best = best_layer(result)
+    marks = [result.layers.index(best), 0, len(result.layers) - 1]
+    shown = [result.layers[at] for at in spread(range(len(result.layers)), marks, _LAYERS)]
+    rows: list[list[Cell]] = [
+        [
+            "embeddings" if layer.layer is None else layer.layer,
+            layer.accuracy,
+            [layer.low, "to", layer.high],
+            fmean(layer.shuffled),
+            pstdev(layer.shuffled),
+        ]
+        for layer in shown
+    ]
+    return TrainProbeAnswer(
+        finding=_finding(result, best),
+        notes=_notes(result, len(result.layers) - len(shown)),
+        model=result.model,
+        truncated=len(shown) < len(result.layers),
+        table=Table(columns=["layer", "accuracy", "95 %", "shuffled", "sd"], rows=rows),
+    )
+
+
+def best_layer(result: TrainProbeResult) -> ProbedLayer:
+    """The layer of the highest accuracy, the middle one of equals."""
+    top = max(layer.accuracy for layer in result.layers)
+    equals = [layer for layer in result.layers if layer.accuracy == top]
+    return equals[len(equals) // 2]
+
+
+def best_shuffled(result: TrainProbeResult) -> list[float]:
+    """The accuracy of the best layer under each shuffle, chosen as the best layer of the true labels was."""
+    return [max(accuracies) for accuracies in zip(*(layer.shuffled for layer in result.layers), strict=True)]
+
+
+def _finding(result: TrainProbeResult, best: ProbedLayer) -> str:
+    names = " from ".join(quoted(elided(group.name)) for group in result.groups)
+    names = names if len(result.groups) == 2 else f"{len(result.groups)} groups"
+    chance = best_shuffled(result)
+    several = len(result.layers) > 1
+    where = "on the embeddings" if best.layer is None else f"at layer {best.layer}"
+    clear = best.accuracy > max(*chance, result.majority, result.length)
+    opening = f"{result.method} probes ({result.site} of {result.model}) tell {names}"
+    control = "the best layer gives" if several else "it is"
+    return (
+        f"{opening} {where} with a held-out accuracy of {number(best.accuracy)} "
+        f"(95 %: {number(best.low)} to {number(best.high)}){', the best layer' if several else ''}; with shuffled "
+        f"labels {control} {number(fmean(chance))}, at most {number(max(chance))} over "
+        f"{plural(len(chance), 'shuffle')}; the largest class alone {number(result.majority)}, prompt length alone "
+        f"{number(result.length)}. {'It passes all of these.' if clear else 'It does not pass all of these.'}"
+    )
+
+
+def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
+    notes = in_force(result.interventions)
+    rows = sum(group.rows for group in result.groups)
+    prompts = sum(group.prompts for group in result.groups)
+    per_prompt = "" if rows == prompts else f", {rows} rows; all rows of a text are in one fold"
+    notes.append(
+        f"{plural(result.folds, 'fold')} over {plural(result.texts, 'distinct text')}{per_prompt}; intervals count "
+        "each text once. A probe shows what can be read, not what the model uses: steer with control=true."
+    )
+    notes += _warnings(result)
+    if result.vector is not None:
+        replaced = f" (it replaces one made {result.replaced})" if result.replaced else ""
+        notes.append(
+            f"Kept as the vector {result.vector.name}{replaced}: by layer, towards "
+            f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it."
+        )
+    if hidden:
+        notes.append(left_out(plural(hidden, "layer"), "layers"))
+    return notes
+
+
+def _warnings(result: TrainProbeResult) -> list[str]:
+    """What makes an accuracy mean less than it seems to."""
+    notes: list[str] = []
+    if result.texts < result.width:
+        notes.append(
+            f"{result.texts} texts in {result.width} dimensions: any labels can be separated on the texts that a probe "
+            "learns from; only held-out figures count."
+        )
+    if result.majority * len(result.groups) > 2 * _UNBALANCED:
+        notes.append("The groups are unbalanced: judge the accuracy by the largest class, or give as many of each.")
+    tokens = [group.tokens for group in result.groups]
+    if max(tokens) > _LONGER * min(tokens):
+        notes.append(
+            f"The groups differ in length ({number(min(tokens))} to {number(max(tokens))} tokens on average): a probe "
+            "may read length or position."
+        )
+    return notes
+
+
+def render(answer: TrainProbeAnswer) -> str:
+    """As text."""
+    return lines(answer, table(answer.table))

@@ -1,0 +1,59 @@
+"""Arguments of `train_probe`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
+from nnterp_mcp.request.fields import Plot, PromptGroups
+from nnterp_mcp.runs.vectors import VectorName
+from nnterp_mcp.toolset.collect_activations.params import ProbedLayers, ProbedPositions, StateSite
+
+_Groups = Annotated[
+    PromptGroups,
+    schemas.as_schema({**schemas.OBJECT, "maxProperties": MOST_GROUPS}, '{"positive": [...], "negative": [...]}.'),
+]
+
+
+class TrainProbeParams(ModelParams):
+    """What to tell apart, by which probes: prompts at a site, or what a run kept, pooled or edited."""
+
+    prompts: _Groups | None = None
+    run: Annotated[str | None, Field(max_length=LONGEST_NAME, description="Or a collect_activations.")] = None
+    site: StateSite = "layers_output"
+    method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind.")] = "logistic"
+    layers: ProbedLayers = "all"
+    positions: ProbedPositions = ("last",)
+    folds: Annotated[int, Field(ge=2, le=20, description="Folds.")] = 5
+    shuffles: Annotated[int, Field(ge=1, le=100, description="Of labels.")] = 5
+    save_as: Annotated[VectorName | None, Field(description="Vector's name.")] = None
+    plot: Plot = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.prompts is None) == (self.run is None):
+            raise ValueError("train_probe takes either prompts or the run of a collect_activations")
+        settled = {"site": self.site != "layers_output", "positions": self.positions != ("last",)}
+        for name in (name for name, given in settled.items() if given and self.run is not None):
+            raise ValueError(f"{name} was settled when {self.run} collected its states: leave it out")
+        if self.prompts is not None:
+            require_groups(list(self.prompts), self.site, self.save_as)
+        return self
+
+
+def require_groups(groups: list[str], site: str, save_as: str | None) -> None:
+    """Refuses groups that no probe can tell apart, or that give no vector.
+
+    Raises:
+        ValueError: There is one group; or a vector is wanted of more than two, or of another site.
+    """
+    if len(groups) < 2:
+        raise ValueError('a probe tells groups apart: give two or more, {"positive": [...], "negative": [...]}')
+    if save_as is not None and (len(groups) > 2 or site != "layers_output"):
+        raise ValueError(
+            f"save_as keeps the direction between two groups at layers_output, and these are {len(groups)} at {site}"
+        )

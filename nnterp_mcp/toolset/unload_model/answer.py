@@ -1,0 +1,20 @@
+"""From a result of `unload_model` to its answer, and the answer as text."""
+
+from __future__ import annotations
+
+from nnterp_mcp.formatting import size
+from nnterp_mcp.render import lines
+from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
+
+
+def digest(result: UnloadModelResult) -> UnloadModelAnswer:
+    """In words."""
+    freed = "" if result.memory is None else f" and {size(result.memory)} of memory are free"
+    return UnloadModelAnswer(
+        finding=f"{result.handle} is unloaded: its process has ended{freed}.", remaining=result.remaining
+    )
+
+
+def render(answer: UnloadModelAnswer) -> str:
+    """As text."""
+    return lines(answer, "still loaded: " + (", ".join(answer.remaining) or "nothing"))

@@ -1,0 +1,23 @@
+"""Result and answer of `unload_model`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nnterp_mcp.contract import Answer, Result
+
+
+class UnloadModelResult(Result):
+    """What was let go; memory in bytes."""
+
+    handle: str
+    memory: int | None
+    remaining: list[str]
+
+
+class UnloadModelAnswer(Answer):
+    """The same as an agent sees it."""
+
+    remaining: Annotated[list[str], Field(description="Handles of the models that are still loaded.")]

@@ -1,0 +1,27 @@
+"""Runs a tool on a bench: the one path of the worker's process and of a laboratory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nnterp_mcp.contract import Params, Result, ToolSpec
+from nnterp_mcp.request.remarks import collect_remarks
+
+if TYPE_CHECKING:
+    from nnterp_mcp.worker.job import Job
+    from nnterp_mcp.worker.workbench import Bench
+
+
+def run_tool(bench: Bench, spec: ToolSpec[Any, Any, Any], params: Params, job: Job) -> Result:
+    """Runs a tool, or the worker's part of a tool that runs in the server, and adds remarks on the input.
+
+    Raises:
+        NnterpError: What the tool raises, or the model does not offer the tool.
+    """
+    package = "worker" if spec.place == "server" else f"toolset.{spec.name}"
+    name = spec.name if spec.place == "server" else "run"
+    module = importlib.import_module(f"nnterp_mcp.{package}.{name}")
+    bench.require_offered(spec)
+    with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
+        return job.told(module.run(bench, params, job))
