@@ -169,15 +169,11 @@ def sweep(
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
     shared = runs.shared(generating=max_new_tokens > 0)
-    for rows, logits in (_read_branches if shared else _read_rows)(model, runs, batch_tokens):
+    for rows, logits in _read(model, runs, shared, batch_tokens):
         reader.take(rows, logits)
         offer(so_far)
         on_batch(len(reader.done))
-    texts: dict[int, list[int]] = {}
-    if max_new_tokens:
-        speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
-        say = _say_branches if shared else _say_rows
-        texts = say(model, runs, speaking, max_new_tokens, batch_tokens, on_token)
+    texts = _generate(model, runs, shared, max_new_tokens, batch_tokens, on_token) if max_new_tokens else {}
     return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, plan.labels), doses)
 
 
@@ -274,22 +270,17 @@ class SteeredRuns:
         return StateEdit(Place("layers_output", layer), reach, change)
 
 
-ReadRuns = Iterator[tuple[list[int], Float[Tensor, "run vocabulary"]]]
-"""Runs with the logits after their prompt; a prompt's baseline before its other runs."""
-
-
-def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, batch_tokens: int) -> ReadRuns:
-    for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-        read = False
-        for batch in Branches(model, base, edits, batch_tokens=batch_tokens).run():
-            if read:
-                yield batch.rows, batch.logits
-            else:
-                yield [baseline, *batch.rows], torch.cat([batch.base_logits[None], batch.logits])
-            read = True
-
-
-def _read_rows(model: StandardizedTransformer, runs: SteeredRuns, batch_tokens: int) -> ReadRuns:
+def _read(
+    model: StandardizedTransformer, runs: SteeredRuns, shared: bool, batch_tokens: int
+) -> Iterator[tuple[list[int], Float[Tensor, "run vocabulary"]]]:
+    """Yields runs with the logits after their prompt; a prompt's baseline comes before its other runs."""
+    if shared:
+        for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
+            new = [baseline]
+            for batch in Branches(model, base, edits, batch_tokens=batch_tokens).run():
+                yield [*new, *batch.rows], torch.cat([batch.base_logits[None][: len(new)], batch.logits])
+                new = []
+        return
     rows, steering = runs.as_prompts()
 
     def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
@@ -303,42 +294,30 @@ def _read_rows(model: StandardizedTransformer, runs: SteeredRuns, batch_tokens: 
         yield [prompt.index for prompt in batch.prompts], logits
 
 
-def _say_branches(
+def _generate(
     model: StandardizedTransformer,
     runs: SteeredRuns,
-    chosen: Sequence[int],
+    shared: bool,
     max_new_tokens: int,
     batch_tokens: int,
     on_token: Callable[[int], None],
 ) -> dict[int, list[int]]:
+    """The greedy continuations of the runs that speak."""
+    speaking = [run for run, dose in enumerate(runs.doses) if speaks(dose)]
+    if not shared:
+        rows, steering = runs.as_prompts()
+        prompts = [rows[run] for run in speaking]
+        found = generate(
+            model, prompts, steering, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, on_token=on_token
+        )
+        return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
-    for baseline, base, edits in runs.by_prompt(chosen):
+    for baseline, base, edits in runs.by_prompt(speaking):
         branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
         for batch in branches.run():
-            said[baseline] = batch.base_continuation
-            said |= zip(batch.rows, batch.continuations, strict=True)
+            said |= zip([baseline, *batch.rows], [batch.base_continuation, *batch.continuations], strict=True)
             on_token(len(said))
     return said
-
-
-def _say_rows(
-    model: StandardizedTransformer,
-    runs: SteeredRuns,
-    chosen: Sequence[int],
-    max_new_tokens: int,
-    batch_tokens: int,
-    on_token: Callable[[int], None],
-) -> dict[int, list[int]]:
-    rows, steering = runs.as_prompts()
-    said = generate(
-        model,
-        [rows[run] for run in chosen],
-        steering,
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        on_token=on_token,
-    )
-    return {run: generation.ids for run, generation in zip(chosen, said, strict=True)}
 
 
 class _Reader:
@@ -346,37 +325,32 @@ class _Reader:
 
     Attributes:
         done: The runs that were read.
+        kl: KL(steered ‖ baseline) of each run, on the CPU.
     """
 
     def __init__(self, doses: Sequence[Dose], top_k: int, categories: Sequence[Sequence[int]]) -> None:
         self.done: list[int] = []
+        self.kl = torch.zeros(len(doses))
         self._doses = doses
         self._top_k = top_k
         self._categories = list(categories)
         self._baselines: dict[int, Float[Tensor, " vocabulary"]] = {}
-        self._readout = ReadoutRows(len(doses))
-        self._kl = torch.zeros(len(doses))
+        self._rows = ReadoutRows(len(doses))
 
     @property
     def readout(self) -> Readout:
-        """The readout of every run; without meaning in those that were not read."""
-        return self._readout.read((len(self._doses),))
-
-    @property
-    def kl(self) -> Float[Tensor, " dose"]:
-        """KL(steered ‖ baseline) of every run, on the CPU."""
-        return self._kl.clone()
+        """The readout of every run; without meaning where it was not read."""
+        return self._rows.read((len(self._doses),))
 
     def take(self, runs: Sequence[int], logits: Float[Tensor, "run vocabulary"]) -> None:
         """Reads some runs; a prompt's baseline comes before its other runs."""
         categories = Categories.of([self._categories] * len(runs), logits.device)
-        self._readout.put(torch.tensor(runs, device=logits.device), read_distribution(logits, self._top_k, categories))
+        self._rows.put(torch.tensor(runs, device=logits.device), read_distribution(logits, self._top_k, categories))
         log_probs = log_probabilities(logits)
         for prompt, group in groupby(enumerate(runs), lambda item: self._doses[item[1]].prompt):
-            rows, numbers = zip(*group, strict=True)
-            own = log_probs[list(rows)]
+            rows, numbers = (list(column) for column in zip(*group, strict=True))
             if prompt not in self._baselines:
                 # The next batch may go on with the last prompt's runs, and with no others.
-                self._baselines = {prompt: own[0].clone()}
-            self._kl[list(numbers)] = divergence(own, self._baselines[prompt]).cpu()
+                self._baselines = {prompt: log_probs[rows[0]].clone()}
+            self.kl[numbers] = divergence(log_probs[rows], self._baselines[prompt]).cpu()
         self.done += runs
