@@ -91,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--revision", help="branch, tag or commit on the Hub")
     fetch.set_defaults(run=_fetch)
 
-    install.add_to(commands)
-    connect.add_to(commands)
-    runs.add_to(commands)
-    view.add_to(commands)
+    install.add_install(commands)
+    connect.add_connect(commands)
+    runs.add_runs(commands)
+    view.add_view(commands)
     return parser
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 SIGNIFICANT = 3
@@ -53,6 +54,16 @@ def number(value: int | float) -> str:
     if short == int(short) and abs(short) < 1e15:
         return str(int(short))
     return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
+
+
+def brief(value: float) -> float:
+    """Two digits after the point, or two that mean something."""
+    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
+
+
+def percent(share: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{number(100 * share)} %"
 
 
 def size(count: float) -> str:
@@ -105,6 +116,18 @@ def elided(text: str, limit: int = 24) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 layer, 30 layers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+LayerSpan = tuple[str, list[int]]
+"""Neighbouring layers under one label."""
+
+
+def layer_groups(layers: Sequence[int], count: int) -> list[LayerSpan]:
+    """Layers in at most `count` groups of neighbours, with their labels."""
+    count = min(count, len(layers))
+    keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
+    groups = [[layer for _, layer in group] for _, group in keyed]
+    return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
 
 
 def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:

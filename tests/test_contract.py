@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.pool.messages import Call, encode
+from nnterp_mcp.pool.messages import Call, to_line
 from nnterp_mcp.toolset import specs
 from tests.request.test_fields import json_values
 
@@ -35,7 +35,7 @@ def test_any_arguments_are_parsed_or_refused(tool: str, arguments: dict[str, Any
     except InvalidRequest:
         return
     # What the worker gets is what the server understood.
-    line = encode(Call(id=1, tool=tool, params=params.model_dump(mode="json")))
+    line = to_line(Call(id=1, tool=tool, params=params.model_dump(mode="json")))
     assert spec.params.model_validate(json.loads(line)["params"]) == params
 
 

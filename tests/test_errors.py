@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnterp_mcp.errors import BY_CODE, Internal, InvalidRequest, NnterpError
-from nnterp_mcp.pool.messages import Failure, encode, from_worker
+from nnterp_mcp.pool.messages import Failure, from_worker, to_line
 from nnterp_mcp.runs.records import RunError
 
 CODES = [
@@ -45,7 +45,7 @@ def test_each_is_also_an_error_that_python_knows(code: str) -> None:
 @given(code=st.sampled_from(CODES), message=words, next_step=words)
 def test_crosses_the_pipe_whole(code: str, message: str, next_step: str) -> None:
     error = BY_CODE[code](message, next_step)
-    failure = from_worker.validate_json(encode(Failure(id=7, error=RunError.of(error))))
+    failure = from_worker.validate_json(to_line(Failure(id=7, error=RunError.of(error))))
     assert isinstance(failure, Failure)
     again = failure.error.error()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nnterp_mcp.pool.messages import Start, encode, to_worker
+from nnterp_mcp.pool.messages import Start, to_line, to_worker
 from nnterp_mcp.settings import Settings
 
 
@@ -47,7 +47,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_worker_has_its_servers_settings_whatever_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = encode(Start(handle="a", settings=Settings(max_prompts=5, trust_remote_code=False)))
+    line = to_line(Start(handle="a", settings=Settings(max_prompts=5, trust_remote_code=False)))
     monkeypatch.setenv("NNTERP_MCP_MAX_PROMPTS", "6")
     monkeypatch.setenv("NNTERP_MCP_TRUST_REMOTE_CODE", "1")
     start = to_worker.validate_json(line)

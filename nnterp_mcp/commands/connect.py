@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "NNTERP_MCP_TOKEN"
 
 
-def add_to(commands: Commands[ArgumentParser]) -> None:
+def add_connect(commands: Commands[ArgumentParser]) -> None:
     """Adds the command to the parser of `nnterp-mcp`."""
     connect = commands.add_parser("connect", help="serve MCP on stdio from a server that listens on HTTP elsewhere")
     connect.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8765/mcp")

@@ -88,7 +88,7 @@ _TRANSPORT = ("type", "command", "args", "url", "headers")
 """What of an entry says how to reach a server; all else in it is the user's."""
 
 
-def add_to(commands: Commands[ArgumentParser]) -> None:
+def add_install(commands: Commands[ArgumentParser]) -> None:
     """Adds the command to the parser of `nnterp-mcp`."""
     install = commands.add_parser("install", help="make this server known to a client, or print how")
     install.add_argument("client", choices=list(clients()))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 
 
-def add_to(commands: Commands[ArgumentParser]) -> None:
+def add_view(commands: Commands[ArgumentParser]) -> None:
     """Adds the command to the parser of `nnterp-mcp`."""
     view = commands.add_parser("view", help="look at a run in the browser")
     view.add_argument("run_id", metavar="RUN", help="the run's id")

@@ -31,7 +31,7 @@ from nnterp_mcp.engine.executors.graphs import (
 )
 from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
 from nnterp_mcp.engine.kv_cache import cache_inputs
-from nnterp_mcp.engine.sampling import GREEDY, Sampling, choose
+from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
@@ -142,7 +142,7 @@ class _Loop:
 
     def step(self) -> None:
         """Computes the next token of every row."""
-        tokens, log_probs = choose(self._steps.next_logits(), self._sampling, self._dice)
+        tokens, log_probs = sample_tokens(self._steps.next_logits(), self._sampling, self._dice)
         for row, (generation, token, log_prob) in enumerate(
             zip(self.generations, tokens.tolist(), log_probs.tolist(), strict=True)
         ):

@@ -50,7 +50,7 @@ def dice_of(seed: int, ids: Sequence[int]) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def choose(
+def sample_tokens(
     logits: Float[Tensor, "row vocabulary"], sampling: Sampling, dice: list[torch.Generator]
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
     """Chooses a token for each row.

@@ -19,23 +19,11 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, fill_batches
-from nnterp_mcp.request.fields import PositionSpec
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.sites import FACTS
 
 Pool = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
-
-_IN_STREAM: frozenset[Site] = frozenset(
-    {
-        "layers_input",
-        "layers_output",
-        "attentions_raw_output",
-        "attentions_output",
-        "mlps_raw_output",
-        "mlps_output",
-    }
-)
-"""Sites whose states are as wide as the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ def state_shape(
         if place.site == "attention_probabilities":
             raise Unsupported("attention patterns are as wide as their prompt is long: attention_probs keeps them.")
         require_place(model, place)
-    if model.anatomy.streams == 1 and all(place.site in _IN_STREAM for place in places):
+    if model.anatomy.streams == 1 and all(FACTS[place.site].in_stream for place in places):
         return (model.hidden_size,)
     shortest = min(prompts, key=len_of)
     (batch,) = fill_batches([shortest], 1, model.pad_id, model.device)

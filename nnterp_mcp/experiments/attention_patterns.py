@@ -17,8 +17,8 @@ from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.fields import LayerSpec
 from nnterp_mcp.request.operations import IndexSpec
+from nnterp_mcp.request.positions import LayerSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Target = Literal["first", "previous", "itself", "duplicate", "induction"]

@@ -24,8 +24,8 @@ from nnterp_mcp.experiments.statistics.separability import Fit, Separation, sepa
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
-from nnterp_mcp.request.fields import PositionSpec
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True)

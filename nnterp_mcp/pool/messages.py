@@ -100,6 +100,6 @@ to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discrim
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
 
 
-def encode(message: ToWorker | FromWorker) -> bytes:
+def to_line(message: ToWorker | FromWorker) -> bytes:
     """A message as one line."""
     return message.model_dump_json().encode() + b"\n"

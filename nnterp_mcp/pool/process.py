@@ -33,8 +33,8 @@ from nnterp_mcp.pool.messages import (
     Reply,
     Start,
     ToWorker,
-    encode,
     from_worker,
+    to_line,
 )
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.settings import Settings
@@ -287,7 +287,7 @@ class WorkerProcess:
         assert self._process.stdin is not None
         try:
             async with self._writing:
-                await self._process.stdin.send(encode(message))
+                await self._process.stdin.send(to_line(message))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             with anyio.move_on_after(_GRACE):
                 await self.ended.wait()

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
 
 _MOST_FILES = 10_000

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import Forbidden, UnknownModel, Unsupported
 from nnterp_mcp.formatting import size
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 _SAFE = (".safetensors", ".safetensors.index.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

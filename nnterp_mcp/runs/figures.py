@@ -56,7 +56,7 @@ def draw(store: RunStore, record: RunRecord) -> bytes:
         ) from error
 
 
-def read(store: RunStore, record: RunRecord, name: str) -> bytes:
+def read_figure(store: RunStore, record: RunRecord, name: str) -> bytes:
     """A run's picture, or its interactive page as HTML.
 
     Raises:

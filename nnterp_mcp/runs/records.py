@@ -11,7 +11,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.errors import BY_CODE, Internal, InvalidRequest, NnterpError
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 RunState = Literal["running", "done", "failed", "cancelled", "interrupted"]
 """`interrupted` is never written: it is a run that says `running` while the process that ran it is gone."""

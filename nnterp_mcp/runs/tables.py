@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.table import Kind, Table
 
 Row = dict[str, Any]
 
@@ -81,7 +81,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def choose(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
+def filter_rows(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
     """The rows whose columns have the values that are asked for.
 
     Raises:
@@ -99,7 +99,8 @@ def as_table(rows: Sequence[Row], columns: Sequence[str], asked: Sequence[str] |
     """
     _require(asked or (), columns)
     chosen = list(asked or columns)
-    return Table(columns=chosen, rows=[[row.get(name) for name in chosen] for row in rows])
+    cells = [[row.get(name) for name in chosen] for row in rows]
+    return Table(columns=chosen, rows=cells, kinds=[Kind.RAW] * len(chosen))
 
 
 def columns_of_array(name: str, card: ArrayCard) -> list[str]:

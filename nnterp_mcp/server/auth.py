@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nnterp_mcp.errors import Forbidden
-from nnterp_mcp.server.refusals import refusal
+from nnterp_mcp.server.refusals import http_refusal
 from nnterp_mcp.settings import LOOPBACK, Settings
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class HostCheck:
     def _answer(self, request: Request) -> Response | None:
         hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         if len(hosts) != 1 or not _is_among(hosts[0], self._security.allowed_hosts):
-            return refusal(421, Forbidden("the server does not answer to this Host header", "See --allowed-host."))
+            return http_refusal(421, Forbidden("the server does not answer to this Host header", "See --allowed-host."))
         if len(origins) > 1 or not all(_is_among(origin, self._security.allowed_origins) for origin in origins):
-            return refusal(403, Forbidden("pages of this Origin may not call the server", "See --allowed-origin."))
+            return http_refusal(403, Forbidden("pages of this Origin may not call the server", "See --allowed-origin."))
         return None
 
 
@@ -131,4 +131,4 @@ def _unauthorized(sent: bool) -> Response:
     details = f', error="invalid_token", error_description="{wrong}"' if sent else ""
     said = wrong if sent else "the server demands a token"
     error = Forbidden(said, "Send the header Authorization: Bearer TOKEN, with the server's.")
-    return refusal(401, error, {"WWW-Authenticate": f'Bearer realm="nnterp-mcp"{details}'})
+    return http_refusal(401, error, {"WWW-Authenticate": f'Bearer realm="nnterp-mcp"{details}'})

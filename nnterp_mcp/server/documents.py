@@ -7,7 +7,7 @@ from importlib import resources
 from mcp_types import Resource, ResourceTemplate
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server.reference import reference, section
 from nnterp_mcp.toolset import specs
 
@@ -42,7 +42,7 @@ TEMPLATES = (
 )
 
 
-def read(address: str) -> str:
+def read_document(address: str) -> str:
     """The document at an address.
 
     Raises:

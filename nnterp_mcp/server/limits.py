@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.server.refusals import refusal
+from nnterp_mcp.server.refusals import http_refusal
 from nnterp_mcp.server.values import MOST_VALUES, too_many_values
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _refusal(status: int, reason: str, retry_after: int | None = None) -> JSONRe
     """An answer before the body was read; the connection ends with it, since the rest of the body is not wanted."""
     headers = {"Connection": "close"} | ({} if retry_after is None else {"Retry-After": str(retry_after)})
     step = "" if retry_after is None else f"Try again in {retry_after} s."
-    return refusal(status, LimitExceeded(reason, step), headers, retry_after)
+    return http_refusal(status, LimitExceeded(reason, step), headers, retry_after)
 
 
 class RateLimit:

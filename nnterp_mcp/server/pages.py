@@ -5,7 +5,7 @@ from __future__ import annotations
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, PaginatedRequestParams
 
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 
 def first_page(params: PaginatedRequestParams | None) -> None:

@@ -21,7 +21,7 @@ from mcp_types import (
 
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.recipes import RECIPES, Recipe

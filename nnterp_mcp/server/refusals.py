@@ -13,7 +13,7 @@ _SERVER_ERROR = -32000
 """JSON-RPC's code for what a server refuses for reasons of its own."""
 
 
-def refusal(
+def http_refusal(
     status: int, error: NnterpError, headers: Mapping[str, str] | None = None, retry_after: int | None = None
 ) -> JSONResponse:
     """An error as the answer to a request whose id was not read.

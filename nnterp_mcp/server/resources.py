@@ -30,7 +30,7 @@ from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
@@ -150,7 +150,7 @@ class Resources:
 
     async def _read(self, address: str) -> Contents:
         if address.startswith(documents.SCHEME):
-            return _text(address, documents.read(address), "text/markdown")
+            return _text(address, documents.read_document(address), "text/markdown")
         if address == apps.VIEWER:
             return await anyio.to_thread.run_sync(apps.viewer)
         found = _ADDRESS.fullmatch(address)
@@ -231,7 +231,7 @@ def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "result":
         return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
     if part in _FIGURES:
-        content = figures.read(store, record, part)
+        content = figures.read_figure(store, record, part)
         return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])

@@ -132,7 +132,7 @@ def worst_lens(reports: Iterable[Report]) -> float:
     return max((report.lens_difference or 0.0 for report in reports if report.passed("lens")), default=0.0)
 
 
-def versions() -> dict[str, str]:
+def census_versions() -> dict[str, str]:
     """The versions that the results hold for."""
     packages = ("nnterp-mcp", "transformers", "nnsight", "torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
@@ -153,7 +153,7 @@ def render_classes(reports: Iterable[Report]) -> str:
 def render_table(reports: Sequence[Report]) -> str:
     """The table of types and capabilities, with totals, in Markdown."""
     counts = totals(reports)
-    listed = ", ".join(f"{name} {number}" for name, number in versions().items())
+    listed = ", ".join(f"{name} {number}" for name, number in census_versions().items())
     columns = [HEADINGS[name] for name in COLUMNS]
     lines = [
         "# Architectures",

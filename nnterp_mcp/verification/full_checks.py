@@ -163,7 +163,7 @@ class _Bench:
                 saved[layer] = nnsight.save(model.layers_output[layer].clone())
         captured: dict[int, Tensor] = {}
         with reference.capturing_output(self.blocks, captured):
-            output = reference.run(self.plain, self.ids, output_hidden_states=True)
+            output = reference.run_plain(self.plain, self.ids, output_hidden_states=True)
         for place, layer in enumerate(layers):
             self.same(saved[layer], captured[place], f"the output of layer {layer}")
         states = getattr(output, "hidden_states", None)
@@ -183,21 +183,21 @@ class _Bench:
             model.layers_output[layer] = _disturb(model.layers_output[layer])
             ours = nnsight.save(model.logits)
         with reference.replacing_output(model.anatomy.layers[layer].block.module, _disturb):
-            return ours, reference.run(self.plain, self.ids).logits
+            return ours, reference.run_plain(self.plain, self.ids).logits
 
     def lens(self) -> str:
         """Each layer's lens is what plain transformers gives when the last layer returns that layer's states."""
         model, layers = self.model, self.layers
         captured: dict[int, Tensor] = {}
         with reference.capturing_output(self.blocks, captured):
-            logits = reference.run(self.plain, self.ids).logits
+            logits = reference.run_plain(self.plain, self.ids).logits
         last = len(layers) - 1
         with torch.no_grad():
             self.lens_difference = _difference(model.project_on_vocab(captured[last]), logits)
             self.same(model.project_on_vocab(captured[last]), logits, "the last layer's lens")
             for place in {0, last // 2}:
                 with reference.replacing_output(self.blocks[last], lambda _, place=place: captured[place].clone()):
-                    expected = reference.run(self.plain, self.ids).logits
+                    expected = reference.run_plain(self.plain, self.ids).logits
                 self.same(model.project_on_vocab(captured[place]), expected, f"the lens of layer {layers[place]}")
         return f"differs from the logits by at most {self.lens_difference:.1g}"
 
@@ -233,7 +233,7 @@ class _Bench:
             return pattern
 
         with reference.replacing_softmax(self.blocks, LONG, keep):
-            output = reference.run(self.plain, self.ids)
+            output = reference.run_plain(self.plain, self.ids)
         for layer in layers:
             patterns = [p[..., : saved[layer].shape[-1]].reshape(-1) for p in seen.get(layer, [])]
             if not any(p.numel() == saved[layer].numel() and _is_close(p, saved[layer].reshape(-1)) for p in patterns):
@@ -248,7 +248,7 @@ class _Bench:
 
     def _returned_attentions(self, output: Any) -> dict[int, Tensor]:
         try:
-            output = reference.run(self.plain, self.ids, output_attentions=True)
+            output = reference.run_plain(self.plain, self.ids, output_attentions=True)
         except Exception:
             return {}
         attentions = getattr(output, "attentions", None) or ()
@@ -276,8 +276,8 @@ class _Bench:
             with reference.replacing_softmax(
                 self.blocks, LONG, lambda at, p, place=place: _look_at_first(p.clone()) if at == place else p
             ):
-                expected = reference.run(self.plain, self.ids).logits
-            if _is_close(expected, reference.run(self.plain, self.ids).logits):
+                expected = reference.run_plain(self.plain, self.ids).logits
+            if _is_close(expected, reference.run_plain(self.plain, self.ids).logits):
                 raise Unsupported(f"plain transformers' logits do not change with the attention of layer {layer}")
             self.same(edited, expected, f"the logits after editing attention in layer {layer}")
             self.same(assigned, expected, f"the logits after assigning attention in layer {layer}")
@@ -304,7 +304,7 @@ class _Bench:
             return states
 
         with reference.replacing_input(site.module, zero):
-            expected = reference.run(self.plain, self.ids).logits
+            expected = reference.run_plain(self.plain, self.ids).logits
         self.same(ours, expected, f"the logits with a head of layer {layer} zeroed")
         return f"zeroing a head of layer {layer}, as in transformers"
 
@@ -316,7 +316,7 @@ class _Bench:
             model.skip_layer(layer)
             ours = nnsight.save(model.logits)
         with reference.replacing_output(model.anatomy.layers[layer].block.module, lambda _: entered):
-            expected = reference.run(self.plain, self.ids).logits
+            expected = reference.run_plain(self.plain, self.ids).logits
         self.same(ours, expected, f"the logits without layer {layer}")
         return f"layer {layer} left out, as in transformers"
 
@@ -338,17 +338,17 @@ class _Bench:
         ids[1, kept], mask[1, kept] = short[0], 1
         with torch.no_grad(), model.trace(input_ids=ids, attention_mask=mask):
             logits = nnsight.save(model.logits)
-        alone = reference.run(self.plain, short).logits[0]
+        alone = reference.run_plain(self.plain, short).logits[0]
         difference = _difference(logits[1, kept], alone)
         if difference > _allowed(alone):
             raise Unsupported(f"a padded prompt differs from the prompt alone by up to {difference:.2g}")
-        self.same(logits[0], reference.run(self.plain, self.ids).logits[0], "the longest prompt of a batch")
+        self.same(logits[0], reference.run_plain(self.plain, self.ids).logits[0], "the longest prompt of a batch")
         return f"differs from the prompt alone by at most {difference:.1g}"
 
     def causal(self) -> str:
         """A later token changes nothing before it; where it does, the model was found out when it was loaded."""
         changed = other_ids(self.plain, self.ids, -1)
-        before, after = (reference.run(self.plain, ids).logits[:, :-1] for ids in (self.ids, changed))
+        before, after = (reference.run_plain(self.plain, ids).logits[:, :-1] for ids in (self.ids, changed))
         difference = _difference(before, after)
         if _is_close(before, after):
             return f"a later token changes no earlier logit by more than {difference:.1g}"

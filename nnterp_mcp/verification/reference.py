@@ -21,7 +21,7 @@ class DiffersError(AssertionError):
 
 
 @torch.no_grad()
-def run(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: Any) -> Any:
+def run_plain(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: Any) -> Any:
     """One forward pass, as transformers documents it."""
     return model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
 

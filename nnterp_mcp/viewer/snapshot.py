@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
 from nnterp_mcp.runs.store import RunStore
@@ -18,6 +17,7 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
+from nnterp_mcp.table import Table
 from nnterp_mcp.toolset.read_run.run import read_answer, read_result
 
 LARGEST = 1_000_000
@@ -39,9 +39,8 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
     if left:
         answer.notes.insert(-1, f"Too large for this page, and left out: {', '.join(left)}; read_run has them.")
     parts = _tables(store, record) | {name: _array(store, record.id, name, card) for name, card in arrays.items()}
-    data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
-    tables = {name: short(part.model_dump(mode="json")) for name, part in parts.items()}
-    return {"answer": escaped_data(short(data)), "parts": escaped_data(tables)}
+    tables = {name: short(part.model_dump(mode="json", exclude={"kinds"})) for name, part in parts.items()}
+    return {"answer": escaped_data(short(answer.structured())), "parts": escaped_data(tables)}
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:

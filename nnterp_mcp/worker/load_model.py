@@ -9,7 +9,7 @@ from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.model_files import ModelFiles, Origin
+from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.loading.load import Report
@@ -60,23 +60,23 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     )
 
 
-def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:
+def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:
     """Reads a model onto this machine."""
-    from nnterp_mcp.model.loading.load import Precision, locate, read
+    from nnterp_mcp.model.loading.load import Precision, locate, read_model
     from nnterp_mcp.model.standardized import StandardizedTransformer
 
     settings = bench.settings
     code = settings.trust_remote_code
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
     precision = Precision(params.dtype, params.quantization)
-    weights, tokenizer = read(located, precision, params.device, params.attention, code, report)
+    weights, tokenizer = read_model(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
     # Hashed from here on: beside the checks, it would take a core from them.
-    return model, Origin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
+    return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
 
 
-def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, Origin]:
+def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:
     """Builds the outline of a model that NDIF serves.
 
     Raises:
@@ -104,4 +104,4 @@ def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple
     )
     if params.attention != "auto":
         served.model.set_attention(params.attention)
-    return served.model, Origin(f"NDIF at {settings.ndif_host}", served.located.revision, versions=served.versions)
+    return served.model, ModelOrigin(f"NDIF at {settings.ndif_host}", served.located.revision, versions=served.versions)

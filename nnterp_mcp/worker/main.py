@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
-from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, encode, to_worker
+from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, to_line, to_worker
 from nnterp_mcp.redaction import hide, redact
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
@@ -75,11 +75,11 @@ class Outbox:
     def send(self, message: FromWorker) -> None:
         """Writes one message."""
         with self._lock:
-            self._sink.write(encode(message))
+            self._sink.write(to_line(message))
             self._sink.flush()
 
 
-def main() -> None:
+def work() -> None:
     """Serves the calls that come over standard input until it closes."""
     source, sink = _claim_pipes()
     _die_with_parent()
@@ -198,4 +198,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work()

@@ -16,7 +16,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelOrigin:
     """Where a model's weights came from: in words, the Hub's commit, the files; the versions of what serves it."""
 
     source: str

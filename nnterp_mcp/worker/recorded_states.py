@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import Prompt
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.prompts import Prompt
+from nnterp_mcp.request.sites import Site
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity

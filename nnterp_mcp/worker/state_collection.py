@@ -15,9 +15,11 @@ from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.activations import Pool, Row, collect, index_rows, state_shape
 from nnterp_mcp.formatting import size
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import LayerSpec, PositionSpec, Prompt
-from nnterp_mcp.request.operations import Operation, Site
+from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.positions import LayerSpec, PositionSpec
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.sites import Site
 from nnterp_mcp.runs.arrays import Rows
 from nnterp_mcp.worker.job import Job
 

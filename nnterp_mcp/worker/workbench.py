@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
-from nnterp_mcp.request.fields import Prompt
 from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.model_files import Origin
+from nnterp_mcp.worker.model_files import ModelOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Bench:
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
-    _origin: Origin = field(default_factory=lambda: Origin("memory"))
+    _origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -131,7 +131,7 @@ class Bench:
 
         return find_collected(RunStore(self.settings.runs), run_id, self.identity, self.handle)
 
-    def place(self, model: StandardizedTransformer, origin: Origin | None = None) -> None:
+    def place(self, model: StandardizedTransformer, origin: ModelOrigin | None = None) -> None:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
         self._origin = origin or self._origin

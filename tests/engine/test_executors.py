@@ -24,7 +24,8 @@ from nnterp_mcp.errors import Cancelled, NnterpError, Unsupported
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts, fill_batches
-from nnterp_mcp.request.operations import HEAD_SITES, SITES, Operation, parse_operation
+from nnterp_mcp.request.operations import Operation, parse_operation
+from nnterp_mcp.request.sites import HEAD_SITES, SITES
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.engine.plain import FAMILIES, Edit, Edits, Plain
 

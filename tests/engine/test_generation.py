@@ -13,7 +13,7 @@ from torch import Tensor
 from nnterp_mcp.engine import generation
 from nnterp_mcp.engine.forward import NOTHING
 from nnterp_mcp.engine.generation import Generation, find_way, generate
-from nnterp_mcp.engine.sampling import Sampling, choose
+from nnterp_mcp.engine.sampling import Sampling, sample_tokens
 from nnterp_mcp.errors import Cancelled
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -191,17 +191,17 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     dice = Sampling(seed=5).dice([0])
     rows = logits.repeat(20_000, 1)
-    tokens, log_probs = choose(rows, Sampling(temperature=2.0), [dice] * len(rows))
+    tokens, log_probs = sample_tokens(rows, Sampling(temperature=2.0), [dice] * len(rows))
     seen = torch.bincount(tokens, minlength=4) / len(rows)
     assert torch.allclose(seen, (logits[0] / 2).softmax(-1), atol=0.02)
     assert torch.allclose(log_probs, logits[0].log_softmax(-1)[tokens])
-    few, _ = choose(rows, Sampling(temperature=2.0, top_k=2), [dice] * len(rows))
+    few, _ = sample_tokens(rows, Sampling(temperature=2.0, top_k=2), [dice] * len(rows))
     assert set(few.tolist()) == {0, 1}
-    nucleus, _ = choose(rows, Sampling(temperature=1.0, top_p=0.7), [dice] * len(rows))
+    nucleus, _ = sample_tokens(rows, Sampling(temperature=1.0, top_p=0.7), [dice] * len(rows))
     assert set(nucleus.tolist()) == {0, 1}
-    surest, _ = choose(rows[:100], Sampling(temperature=1.0, top_p=0.01), [dice] * 100)
+    surest, _ = sample_tokens(rows[:100], Sampling(temperature=1.0, top_p=0.01), [dice] * 100)
     assert set(surest.tolist()) == {0}
-    whole, _ = choose(rows, Sampling(temperature=100.0, top_p=1.0, top_k=9), [dice] * len(rows))
+    whole, _ = sample_tokens(rows, Sampling(temperature=100.0, top_p=1.0, top_k=9), [dice] * len(rows))
     assert set(whole.tolist()) == {0, 1, 2, 3}
 
 
@@ -211,7 +211,7 @@ def test_the_smallest_temperatures_take_the_top_token(temperature: float, cut: d
     generator = torch.Generator().manual_seed(0)
     logits = 40 * torch.randn(300, 500, generator=generator) + 30
     sampling = Sampling(temperature, **cut)
-    tokens, log_probs = choose(logits, sampling, [sampling.dice([row]) for row in range(300)])
+    tokens, log_probs = sample_tokens(logits, sampling, [sampling.dice([row]) for row in range(300)])
 
     assert tokens.tolist() == logits.argmax(-1).tolist()
     assert torch.allclose(log_probs.double(), logits.double().log_softmax(-1).amax(-1), atol=1e-5)
@@ -221,7 +221,7 @@ def test_the_smallest_temperatures_take_the_top_token(temperature: float, cut: d
 def test_the_smallest_nucleus_is_the_top_token(top_p: float) -> None:
     logits = torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
     dice = [Sampling().dice([row]) for row in range(300)]
-    tokens, _ = choose(logits, Sampling(temperature=1.0, top_p=top_p), dice)
+    tokens, _ = sample_tokens(logits, Sampling(temperature=1.0, top_p=top_p), dice)
     assert tokens.tolist() == logits.argmax(-1).tolist()
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.generation import Generation, generate
-from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import check, plan
 from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, fill_batches
 from nnterp_mcp.request.operations import Operation, parse_operation
+from nnterp_mcp.request.sites import FACTS
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.engine.plain import LLAMA, SANDWICHED, Edit, Edits, Plain
 
@@ -54,7 +55,7 @@ def read(family: str, prompt: EncodedPrompt, place: Place, *asked: dict[str, Any
     (batch,) = fill_batches([prompt], 4096, model.pad_id, model.device)
     in_force = plan(model, operations(*asked), [prompt])
     (found,) = forward(model, batch, in_force, [Capture(place, take_all)]).values
-    return found[0].transpose(0, 1) if place.site in HEADS_FIRST else found[0]
+    return found[0].transpose(0, 1) if FACTS[place.site].heads_first else found[0]
 
 
 def agrees_in_generation(

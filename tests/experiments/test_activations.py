@@ -149,11 +149,11 @@ def test_refusals(scene: Any) -> None:
 def test_lengths_and_angles_are_those_of_numpy() -> None:
     import torch
 
-    from nnterp_mcp.experiments.statistics.geometry import compare_groups, lengths
+    from nnterp_mcp.experiments.statistics.geometry import compare_groups, measure_norms
 
     drawn = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
     one, other = drawn[:5] + 1, drawn[5:]
-    found = lengths(torch.from_numpy(one))
+    found = measure_norms(torch.from_numpy(one))
     apart = compare_groups(torch.from_numpy(one), torch.from_numpy(other), [0, 0, 1, 2, 2], [3, 4, 5, 5])
 
     norms = np.linalg.norm(one, axis=1)
@@ -162,7 +162,7 @@ def test_lengths_and_angles_are_those_of_numpy() -> None:
     assert apart.cosine == pytest.approx(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-6)
     scale = np.linalg.norm(np.concatenate([one, other]), axis=1).mean()
     assert apart.gap == pytest.approx(float(np.linalg.norm(a - b) / scale), abs=1e-6)
-    assert lengths(torch.from_numpy(one[:1])).deviation is None
+    assert measure_norms(torch.from_numpy(one[:1])).deviation is None
 
 
 def test_groups_that_differ_in_nothing_are_as_far_apart_as_random_ones() -> None:

@@ -26,8 +26,8 @@ from nnterp_mcp.experiments.steering_vectors import (
     token_difference,
 )
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.fields import PositionSpec, TextPosition
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.positions import PositionSpec, TextPosition
 from tests.conftest import FAMILIES
 from tests.experiments.test_logit_lens import TAILS
 

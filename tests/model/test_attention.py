@@ -29,7 +29,7 @@ def test_probabilities_are_those_that_transformers_returns(model_type: str) -> N
     with torch.no_grad(), model.trace(PROMPT):
         for layer in range(4):
             saved[layer] = nnsight.save(model.attention_probabilities[layer])
-    returned = reference.run(model.module, ids, output_attentions=True).attentions
+    returned = reference.run_plain(model.module, ids, output_attentions=True).attentions
     assert len(returned) == 4
     for layer in range(4):
         assert saved[layer].shape == (1, 4, ids.shape[1], ids.shape[1])
@@ -55,16 +55,16 @@ def test_switching_attention_keeps_weights_and_logits() -> None:
     model = fresh("llama")
     ids = ids_of(model)
     pointers = [parameter.data_ptr() for parameter in model.module.parameters()]
-    before = reference.run(model.module, ids).logits
+    before = reference.run_plain(model.module, ids).logits
     model.set_attention("eager")
-    eager = reference.run(model.module, ids).logits
+    eager = reference.run_plain(model.module, ids).logits
     with torch.no_grad(), model.trace(PROMPT):
         pattern = nnsight.save(model.attention_probabilities[-1])
     model.set_attention("sdpa")
     assert model.attention == "sdpa"
     assert pattern.shape[1] == 4
     torch.testing.assert_close(eager, before, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(reference.run(model.module, ids).logits, before)
+    torch.testing.assert_close(reference.run_plain(model.module, ids).logits, before)
     assert [parameter.data_ptr() for parameter in model.module.parameters()] == pointers
 
 
@@ -84,8 +84,8 @@ def test_knocking_out_and_renormalising_as_the_demo_does() -> None:
 
     blocks = [layer.block.module for layer in model.anatomy.layers]
     with reference.replacing_softmax(blocks, ids_of(model).shape[1], knock_out):
-        expected = reference.run(model.module, ids_of(model)).logits
-    assert (expected - reference.run(model.module, ids_of(model)).logits).abs().max() > 0.01
+        expected = reference.run_plain(model.module, ids_of(model)).logits
+    assert (expected - reference.run_plain(model.module, ids_of(model)).logits).abs().max() > 0.01
     torch.testing.assert_close(logits, expected)
 
 
@@ -95,7 +95,7 @@ def test_a_softmax_of_the_traces_own_is_left_alone() -> None:
         query = model.queries[1]
         own = nnsight.save(torch.softmax(query @ query.transpose(-1, -2), dim=-1) @ query)
         pattern = nnsight.save(model.attention_probabilities[1])
-    returned = reference.run(model.module, ids_of(model), output_attentions=True).attentions[1]
+    returned = reference.run_plain(model.module, ids_of(model), output_attentions=True).attentions[1]
     torch.testing.assert_close(pattern, returned)
     assert own.shape == (1, 4, ids_of(model).shape[1], 16)
 
@@ -113,7 +113,7 @@ def test_queries_keys_and_values_are_what_the_fused_kernel_gets(model_type: str,
 
     functional.scaled_dot_product_attention = spy
     try:
-        reference.run(plain.module, ids_of(plain))
+        reference.run_plain(plain.module, ids_of(plain))
     finally:
         functional.scaled_dot_product_attention = kernel
     assert len(seen) == 4
@@ -167,7 +167,7 @@ def test_rows_of_separate_invokes_are_edited_separately() -> None:
             edited = nnsight.save(model.logits)
         with tracer.invoke(PROMPT):
             clean = nnsight.save(model.logits)
-    expected = reference.run(model.module, ids_of(model)).logits
+    expected = reference.run_plain(model.module, ids_of(model)).logits
     torch.testing.assert_close(clean, expected)
     assert (edited - expected).abs().max() > 0.01
 
@@ -201,4 +201,4 @@ def test_an_error_in_a_trace_leaves_nothing_behind() -> None:
     assert not torch.overrides._get_current_function_mode_stack()
     with torch.no_grad(), model.trace(PROMPT):
         logits = nnsight.save(model.logits)
-    torch.testing.assert_close(logits, reference.run(model.module, ids_of(model)).logits)
+    torch.testing.assert_close(logits, reference.run_plain(model.module, ids_of(model)).logits)

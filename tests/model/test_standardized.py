@@ -33,7 +33,7 @@ def capture(module: nn.Module, model: Any, side: str) -> Tensor:
         found.append(next(x for x in items if isinstance(x, Tensor) and x.is_floating_point()).clone())
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
-    reference.run(model.module, ids_of(model))
+    reference.run_plain(model.module, ids_of(model))
     handle.remove()
     return found[0]
 
@@ -66,7 +66,7 @@ def test_assigning_changes_the_logits_as_it_must(model_type: str, accessor: str)
         states = getattr(model, accessor)
         states[1][:] = 0
         in_place = nnsight.save(model.logits)
-    clean = reference.run(model.module, ids_of(model)).logits
+    clean = reference.run_plain(model.module, ids_of(model)).logits
     assert (assigned - clean).abs().max() > 0.01
     torch.testing.assert_close(assigned, in_place)
 
@@ -95,7 +95,7 @@ def test_assigning_embeddings_and_logits_takes_effect() -> None:
     with torch.no_grad(), model.trace(PROMPT):
         model.logits = model.logits * 0
         zero = nnsight.save(model.output.logits)
-    expected = reference.run(model.module, ids_of(model).flip(1)).logits
+    expected = reference.run_plain(model.module, ids_of(model).flip(1)).logits
     torch.testing.assert_close(flipped, expected)
     assert not zero.any()
 
@@ -106,7 +106,7 @@ def test_a_batch_of_texts_gives_what_each_gives_alone(model_type: str) -> None:
     assert model.padding_side == ("left" if model_type == "gpt2" else "right")
     with torch.no_grad(), model.trace([PROMPT, SHORT]):
         together = nnsight.save(model.next_token_probs)
-    alone = reference.run(model.module, ids_of(model, SHORT)).logits[:, -1].softmax(-1)
+    alone = reference.run_plain(model.module, ids_of(model, SHORT)).logits[:, -1].softmax(-1)
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_what_the_model_overwrites_stays_as_it_was_read_and_can_be_edited() -> N
         model.mlps_output[1][:] = 0
         zeroed = nnsight.save(model.logits)
     with reference.replacing_output(layer.mlp.module, torch.zeros_like):
-        torch.testing.assert_close(zeroed, reference.run(model.module, ids_of(model)).logits)
+        torch.testing.assert_close(zeroed, reference.run_plain(model.module, ids_of(model)).logits)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -139,7 +139,7 @@ def test_skipping_and_steering_equal_plain_hooks(model_type: str) -> None:
         steered = nnsight.save(model.logits)
     modules = [layer.block.module for layer in model.anatomy.layers]
     with reference.replacing_output(modules[2], lambda _: before):
-        torch.testing.assert_close(skipped, reference.run(model.module, ids).logits)
+        torch.testing.assert_close(skipped, reference.run_plain(model.module, ids).logits)
 
     def add(states: Tensor) -> Tensor:
         states = states.clone()
@@ -147,7 +147,7 @@ def test_skipping_and_steering_equal_plain_hooks(model_type: str) -> None:
         return states
 
     with reference.replacing_output(modules[0], add), reference.replacing_output(modules[2], add):
-        torch.testing.assert_close(steered, reference.run(model.module, ids).logits)
+        torch.testing.assert_close(steered, reference.run_plain(model.module, ids).logits)
 
 
 def test_skipping_with_stored_states_continues_where_they_came_from() -> None:
@@ -158,7 +158,7 @@ def test_skipping_with_stored_states_continues_where_they_came_from() -> None:
     with torch.no_grad(), model.trace(PROMPT):
         model.skip_layers(0, 2, skip_with=stored)
         logits = nnsight.save(model.logits)
-    torch.testing.assert_close(logits, reference.run(model.module, ids_of(model)).logits)
+    torch.testing.assert_close(logits, reference.run_plain(model.module, ids_of(model)).logits)
 
 
 def test_steers_chosen_rows_only() -> None:
@@ -166,7 +166,7 @@ def test_steers_chosen_rows_only() -> None:
     with torch.no_grad(), model.trace([PROMPT, PROMPT]):
         model.steer(1, torch.ones(64), factor=3, batch_index=1, token_positions=-1)
         logits = nnsight.save(model.logits)
-    clean = reference.run(model.module, ids_of(model)).logits[0]
+    clean = reference.run_plain(model.module, ids_of(model)).logits[0]
     torch.testing.assert_close(logits[0], clean)
     torch.testing.assert_close(logits[1, :-1], clean[:-1])
     assert (logits[1, -1] - clean[-1]).abs().max() > 0.01
@@ -238,4 +238,4 @@ def test_reads_a_folder(tiny: Any) -> None:
     assert all(check.passed for check in model.checks)
     with torch.no_grad(), model.trace(PROMPT):
         logits = nnsight.save(model.logits)
-    torch.testing.assert_close(logits, reference.run(model.module, ids_of(model)).logits)
+    torch.testing.assert_close(logits, reference.run_plain(model.module, ids_of(model)).logits)

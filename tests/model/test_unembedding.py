@@ -33,7 +33,7 @@ def test_the_last_layers_lens_is_the_logits_inside_a_trace_and_outside(model_typ
     assert logits.std() > 0.1
     torch.testing.assert_close(inside, logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(outside, logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logits, reference.run(model.module, ids).logits)
+    torch.testing.assert_close(logits, reference.run_plain(model.module, ids).logits)
 
 
 @pytest.mark.parametrize("model_type", SCALED)
@@ -71,7 +71,7 @@ def test_a_projection_in_a_trace_changes_nothing_that_the_trace_reads() -> None:
         logits = nnsight.save(model.logits)
     captured: dict[int, Any] = {}
     with reference.capturing_output([model.anatomy.layers[2].block.module], captured):
-        expected = reference.run(model.module, ids).logits
+        expected = reference.run_plain(model.module, ids).logits
     torch.testing.assert_close(late, captured[0])
     torch.testing.assert_close(logits, expected)
 
@@ -120,7 +120,7 @@ def test_tied_and_untied_heads(tied: bool) -> None:
 def test_works_where_weights_are_placed_by_accelerate(model_type: str, how: str) -> None:
     expected_from = tiny_model(model_type)
     ids = probe_ids(expected_from, 6)
-    expected = reference.run(expected_from, ids).logits
+    expected = reference.run_plain(expected_from, ids).logits
     weights = tiny_model(model_type)
     if how == "offloaded":
         cpu_offload(weights, execution_device=torch.device("cpu"))

@@ -159,7 +159,7 @@ def unknown_model(scene: Scene) -> Any:
 
 
 def refused_tool(scene: Scene) -> Any:
-    return scene.call("collect_activations")
+    return scene.call("attribute", targets={"answer": "Paris"})
 
 
 def refused_operation(scene: Scene) -> Any:

@@ -91,7 +91,7 @@ def plain_states(model: Any, blocks: Any, ids: Tensor) -> Tensor:
     """The state after each block at the last token."""
     found: dict[int, Tensor] = {}
     with reference.capturing_output(list(blocks), found), torch.no_grad():
-        reference.run(model, ids)
+        reference.run_plain(model, ids)
     return torch.stack([found[layer][0, -1] for layer in range(len(found))])
 
 
@@ -146,7 +146,7 @@ def test_positions_of_steer_are_deprecated(call: str) -> None:
 
     ids = model.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
     with reference.replacing_output(plain.transformer.h[1], add), torch.no_grad():
-        expected = reference.run(plain, ids).logits
+        expected = reference.run_plain(plain, ids).logits
     torch.testing.assert_close(old, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(new, old)
     with pytest.raises(ValueError, match="Cannot specify both positions and token_positions"):
@@ -177,7 +177,7 @@ def test_latents_of_all_layers_or_of_the_chosen_ones() -> None:
                 return states
 
             with reference.replacing_output(plain.transformer.h[layer], put), torch.no_grad():
-                expected[source, place] = reference.run(plain, goal).logits[0, -1].softmax(-1)
+                expected[source, place] = reference.run_plain(plain, goal).logits[0, -1].softmax(-1)
     for given in (latents, list(latents), latents[layers]):
         found = compat.patchscope_lens(model, None, target, layers, given)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -17,8 +17,8 @@ from nnterp_mcp.pool.messages import (
     Recorded,
     Reply,
     Start,
-    encode,
     from_worker,
+    to_line,
     to_worker,
 )
 from nnterp_mcp.runs.records import RunError
@@ -46,7 +46,7 @@ settings = st.builds(Settings, max_models=st.integers(1, 99), load_timeout=st.fl
     | st.builds(Start, handle=words, settings=settings)
 )
 def test_to_the_worker(message: Any) -> None:
-    assert to_worker.validate_json(encode(message)) == message
+    assert to_worker.validate_json(to_line(message)) == message
 
 
 @given(
@@ -56,7 +56,7 @@ def test_to_the_worker(message: Any) -> None:
     | st.just(Pong())
 )
 def test_from_the_worker(message: Any) -> None:
-    line = encode(message)
+    line = to_line(message)
 
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1

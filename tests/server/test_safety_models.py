@@ -162,11 +162,11 @@ def test_no_pickle_is_opened(
     crater: Path,
     unpickled: list[str],
 ) -> None:
-    from nnterp_mcp.model.loading.load import Precision, locate, read
+    from nnterp_mcp.model.loading.load import Precision, locate, read_model
 
     model = arrange(folder, crater)
     with pytest.raises(error) as caught:
-        read(locate(str(model), None, folder, False, print), Precision(), "cpu", "auto", False, print)
+        read_model(locate(str(model), None, folder, False, print), Precision(), "cpu", "auto", False, print)
 
     assert said in caught.value.message
     assert unpickled == []

@@ -21,14 +21,14 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     as_table,
-    choose,
     columns_of,
     columns_of_array,
     facts_of,
+    filter_rows,
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.answer import digest, render
+from nnterp_mcp.toolset.read_run.answer import digest
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
 from tests.recorded_runs import PARAMS, opened
 
@@ -103,12 +103,12 @@ def test_the_pages_hold_every_row_once(rows: list[dict[str, Any]], limit: int) -
 def test_the_rows_that_are_asked_for_and_no_others(rows: list[dict[str, Any]], layers: list[int], part: str) -> None:
     expected = [row for row in rows if row["layer"] in layers]
 
-    assert choose(rows, {"layer": layers}) == expected
-    assert choose(rows, {"layer": [str(layer) for layer in layers]}) == expected, "numbers may come as text"
-    assert choose(rows, {"layer": layers, "token": part}) == [row for row in expected if part in row["token"]]
-    assert choose(rows, {"top": part}) == [row for row in rows if any(part in text for text, _ in row["top"])]
-    assert choose(rows, {"p": None}) == [row for row in rows if row["p"] is None]
-    assert choose(rows, {}) == rows
+    assert filter_rows(rows, {"layer": layers}) == expected
+    assert filter_rows(rows, {"layer": [str(layer) for layer in layers]}) == expected, "numbers may come as text"
+    assert filter_rows(rows, {"layer": layers, "token": part}) == [row for row in expected if part in row["token"]]
+    assert filter_rows(rows, {"top": part}) == [row for row in rows if any(part in text for text, _ in row["top"])]
+    assert filter_rows(rows, {"p": None}) == [row for row in rows if row["p"] is None]
+    assert filter_rows(rows, {}) == rows
 
 
 @pytest.mark.parametrize("name", ["layers", "", "tokén", "readings.layers"])
@@ -116,7 +116,7 @@ def test_a_column_that_does_not_exist_is_told_with_those_that_do(name: str) -> N
     rows = [{"layer": 1, "token": "a"}]
     message = "there is no column '.*': the columns are layer, token"
     with pytest.raises(InvalidRequest, match=message):
-        choose(rows, {name: 1})
+        filter_rows(rows, {name: 1})
     with pytest.raises(InvalidRequest, match=message):
         as_table([], columns_of(rows), [name])
 
@@ -194,7 +194,7 @@ def page(rows: list[dict[str, Any]], form: str, total: int | None = None) -> Rea
 @given(ROWS.filter(bool))
 def test_json_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> None:
     answer = digest(page(rows, "json"))
-    _, *lines = render(answer).split("\n")
+    _, *lines = answer.text().split("\n")
 
     assert [json.loads(line) for line in lines] == rows
     assert answer.exact
@@ -202,7 +202,7 @@ def test_json_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> Non
 
 @given(ROWS.filter(bool))
 def test_csv_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> None:
-    _, content = render(digest(page(rows, "csv"))).split("\n", 1)
+    _, content = digest(page(rows, "csv")).text().split("\n", 1)
     read = list(csv.DictReader(io.StringIO(content)))
 
     assert [int(row["layer"]) for row in read] == [row["layer"] for row in rows]
@@ -224,11 +224,11 @@ def test_a_table_says_what_is_the_same_once_and_the_rest_row_by_row(rows: list[d
 def test_what_a_page_leaves_out_is_said() -> None:
     long = [{"layer": layer, "text": "x" * 500, "numbers": [layer / 7] * 500} for layer in range(20)]
     answer = digest(page(long, "table", total=90))
-    said = render(answer)
+    said = answer.text()
 
     assert answer.truncated
     assert "70 rows follow: offset=20." in said
     assert "Cells that end in … go on; format='json' shows them whole, fewer rows more of them." in said
     assert "… 492 more" in said
     assert not digest(page(long, "json")).truncated
-    assert "… 372 more" in render(digest(page(long[:1], "table")))
+    assert "… 372 more" in digest(page(long[:1], "table")).text()

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare
+from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.vectors import VectorStore
@@ -31,7 +31,7 @@ def export(record: RunRecord, store: VectorStore) -> str:
     Raises:
         InvalidRequest: The run did not finish, or a vector that it used is gone.
     """
-    rerun = prepare(record, store)
+    rerun = prepare_rerun(record, store)
     own_vectors = bool(rerun.vectors) or not rerun.spec.read_only
     lines = [_head(rerun), ""]
     if own_vectors:
@@ -68,7 +68,7 @@ def _head(rerun: Rerun) -> str:
 def _laboratory(rerun: Rerun, own_vectors: bool) -> str:
     spec = specs()["load_model"]
     given = _arguments(spec, rerun.loading)
-    written = [literal(given.pop("model")), *(f"{name}={literal(value, 1)}" for name, value in given.items())]
+    written = [as_source(given.pop("model")), *(f"{name}={as_source(value, 1)}" for name, value in given.items())]
     return _bracketed(
         "Laboratory(",
         [*written, *(["settings=Settings(data=vectors.name, runs=Settings().runs)"] if own_vectors else [])],
@@ -78,7 +78,7 @@ def _laboratory(rerun: Rerun, own_vectors: bool) -> str:
 
 def _call(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> str:
     given = _arguments(spec, arguments)
-    return _bracketed(f"{spec.name}(", [f"{name}={literal(value, 1)}" for name, value in given.items()], ")")
+    return _bracketed(f"{spec.name}(", [f"{name}={as_source(value, 1)}" for name, value in given.items()], ")")
 
 
 def _arguments(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _is_kind(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
-def literal(value: Any, depth: int = 0) -> str:
+def as_source(value: Any, depth: int = 0) -> str:
     """Plain data as Python source: on one line if it is short, else one item a line.
 
     Args:
@@ -122,10 +122,10 @@ def literal(value: Any, depth: int = 0) -> str:
         return _quoted(value)
     if isinstance(value, Mapping):
         return _bracketed(
-            "{", [f"{literal(key)}: {literal(part, depth + 1)}" for key, part in value.items()], "}", depth
+            "{", [f"{as_source(key)}: {as_source(part, depth + 1)}" for key, part in value.items()], "}", depth
         )
     if isinstance(value, list | tuple):
-        return _bracketed("[", [literal(part, depth + 1) for part in value], "]", depth)
+        return _bracketed("[", [as_source(part, depth + 1) for part in value], "]", depth)
     return repr(value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nnterp_mcp.commands.reproduce.comparison import FieldComparison, compare, compare_arrays
-from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare
+from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.laboratory import Laboratory, OnProgress
@@ -66,7 +66,7 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: OnPro
         NnterpError: The model cannot be loaded, or the call fails now.
     """
     store = RunStore(settings.runs)
-    rerun = prepare(store.read(run_id), VectorStore(settings.data / "vectors"))
+    rerun = prepare_rerun(store.read(run_id), VectorStore(settings.data / "vectors"))
     before = _read(rerun, store)
     with _apart(rerun, settings) as own:
         lab = Laboratory(**rerun.loading, settings=own, handle=rerun.record.model, on_progress=on_progress)

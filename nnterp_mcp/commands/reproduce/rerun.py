@@ -37,7 +37,7 @@ class Rerun:
     replaced: list[str]
 
 
-def prepare(record: RunRecord, store: VectorStore) -> Rerun:
+def prepare_rerun(record: RunRecord, store: VectorStore) -> Rerun:
     """Finds what is needed to run a call again.
 
     Args:

@@ -35,7 +35,6 @@ from nnterp_mcp.model.structure.attention_span import Horizon
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import (
-    HEAD_SITES,
     Add,
     IndexSpec,
     Knockout,
@@ -52,6 +51,7 @@ from nnterp_mcp.request.operations import (
     site_of,
 )
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
+from nnterp_mcp.request.sites import HEAD_SITES
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""

@@ -16,7 +16,7 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
-from nnterp_mcp.model.structure.call_recorder import Call, Tape, first_state, probe
+from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state, probe
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 Sublayer = Literal["attentions_output", "mlps_output"]
@@ -120,7 +120,7 @@ def _write(raw: Site | None, added: Site, factor: float, tape: Tape, name: Subla
 
 
 def _fit(
-    total: Float[Tensor, "1 position hidden"], written: Sequence[Tensor], others: Sequence[Call], size: float
+    total: Float[Tensor, "1 position hidden"], written: Sequence[Tensor], others: Sequence[ModuleCall], size: float
 ) -> tuple[list[float], bool] | None:
     """The factors with which the writes add up to the total, and whether they need one other module's output too."""
     if float((total - sum(written, torch.zeros_like(total))).abs().max()) <= size:

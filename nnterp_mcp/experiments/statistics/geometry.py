@@ -16,7 +16,7 @@ _SHUFFLES = 20
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Norms:
     """How long states are.
 
     Attributes:
@@ -60,10 +60,10 @@ class Components:
     explained: Float[Tensor, " component"]
 
 
-def lengths(states: Float[Tensor, "row width"]) -> Lengths:
+def measure_norms(states: Float[Tensor, "row width"]) -> Norms:
     """The mean length of states, and its spread."""
     norms = states.double().norm(dim=-1)
-    return Lengths(float(norms.mean()), float(norms.std()) if len(norms) > 1 else None)
+    return Norms(float(norms.mean()), float(norms.std()) if len(norms) > 1 else None)
 
 
 def compare_groups(

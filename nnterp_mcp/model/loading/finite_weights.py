@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import NnterpError, UnknownModel, Unsupported
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.structure.attention_backend import probe_eagerly
-from nnterp_mcp.model.structure.call_recorder import Call, Tape, first_state
+from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state
 
 _WIDER = "Load it with dtype 'bfloat16' or 'float32'."
 _FITTING = "Give the configuration that belongs to the weights."
@@ -71,7 +71,7 @@ def _is_finite(weight: Tensor) -> bool:
     return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
-def _gives_finite(call: Call) -> bool:
+def _gives_finite(call: ModuleCall) -> bool:
     state = first_state(call.output)[1]
     return state is None or not state.is_floating_point() or bool(state.isfinite().all())
 

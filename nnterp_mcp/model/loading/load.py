@@ -35,7 +35,7 @@ from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
 from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, refuse_encoder, require_readable, require_safetensors
 
 Report = Callable[[str], None]
@@ -110,7 +110,7 @@ def _existing(name: str) -> Path | None:
         return None
 
 
-def read(
+def read_model(
     located: Located, precision: Precision, device: str, attention: str, code: bool, report: Report
 ) -> tuple[PreTrainedModel, Any]:
     """Reads a model and its tokenizer.
@@ -256,7 +256,7 @@ def _builtin_package() -> tuple[Path, str] | None:
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
     """Writes a GGUF model as float32 safetensors: beside its place first, then moved there whole."""
     located = Located(gguf.parent, gguf.name, gguf=gguf.name)
-    model, tokenizer = read(located, Precision("float32"), "cpu", "auto", False, report)
+    model, tokenizer = read_model(located, Precision("float32"), "cpu", "auto", False, report)
     # A model read from GGUF carries a quantizer, with which it refuses to be saved.
     plain: Any = model
     plain.hf_quantizer, plain.is_quantized = None, False

@@ -28,7 +28,7 @@ class SeenProduct:
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of one module.
 
     Attributes:
@@ -46,7 +46,7 @@ class Call:
     """
 
     module: nn.Module
-    parent: Call | None
+    parent: ModuleCall | None
     start: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -66,9 +66,9 @@ class Call:
         """Whether this call is one of `module`'s or ran inside one."""
         return any(call.module is module for call in self.lineage())
 
-    def lineage(self) -> Iterator[Call]:
+    def lineage(self) -> Iterator[ModuleCall]:
         """This call, the one that it ran in, and so on up to the model's."""
-        call: Call | None = self
+        call: ModuleCall | None = self
         while call is not None:
             yield call
             call = call.parent
@@ -79,16 +79,16 @@ class Tape:
     """Everything that one forward pass called."""
 
     input_ids: Int[Tensor, "batch position"]
-    calls: list[Call]
+    calls: list[ModuleCall]
     logits: Float[Tensor, "batch position vocabulary"]
     mixing: dict[tuple[type, ...], bool] = field(default_factory=dict)
     """Which kinds of modules were found to move information between positions."""
 
-    def of(self, module: nn.Module) -> Call | None:
+    def of(self, module: nn.Module) -> ModuleCall | None:
         """The last call of a module, or None where it did not run."""
         return next((call for call in reversed(self.calls) if call.module is module), None)
 
-    def inside(self, outer: Call) -> list[Call]:
+    def inside(self, outer: ModuleCall) -> list[ModuleCall]:
         """The calls made while `outer` ran, in the order in which they began."""
         return [call for call in self.calls if outer.start < call.start and call.end < outer.end]
 
@@ -123,7 +123,7 @@ def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) 
         The tape. It holds activations: let it go once it is read.
     """
     ids = probe_ids(model) if input_ids is None else input_ids
-    calls: list[Call] = []
+    calls: list[ModuleCall] = []
     with _recorded(model, calls, ids.shape[1]):
         output = model(input_ids=ids, use_cache=False)
     for call in calls:
@@ -148,13 +148,13 @@ def _version(output: Any) -> int:
 
 
 @contextmanager
-def _recorded(model: nn.Module, calls: list[Call], length: int) -> Generator[None]:
-    open_calls: list[Call] = []
+def _recorded(model: nn.Module, calls: list[ModuleCall], length: int) -> Generator[None]:
+    open_calls: list[ModuleCall] = []
     clock = iter(range(1 << 62))
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parent = open_calls[-1] if open_calls else None
-        call = Call(module, parent, next(clock), args, kwargs, first_product=watch.count)
+        call = ModuleCall(module, parent, next(clock), args, kwargs, first_product=watch.count)
         calls.append(call)
         open_calls.append(call)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
 from nnterp_mcp.model.structure.attention_span import find_horizon
-from nnterp_mcp.model.structure.call_recorder import Call, Tape, first_state, probe
+from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state, probe
 from nnterp_mcp.model.structure.rename import Names, RenameConfig, find_named
 from nnterp_mcp.model.structure.sublayers import is_norm, resolve_sublayers
 
@@ -66,7 +66,7 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
     return anatomy.with_faults(*_faults(anatomy, layer_calls, tape))
 
 
-def hidden_site(call: Call, paths: dict[int, str]) -> Site:
+def hidden_site(call: ModuleCall, paths: dict[int, str]) -> Site:
     """The site of a call: where its hidden state goes in and comes out."""
     place, _ = _hidden(call.output)
     others = [] if place is None else [item for at, item in enumerate(call.output) if at != place]
@@ -86,7 +86,7 @@ def _is_needed(item: Any) -> bool:
     return item is not None and not (isinstance(item, Tensor) and item.ndim == 4)
 
 
-def hidden_input(call: Call) -> Tensor | None:
+def hidden_input(call: ModuleCall) -> Tensor | None:
     """The first floating-point input of three or more dimensions."""
     return next((value for _, value in _inputs(call)), None)
 
@@ -106,18 +106,18 @@ def _layer(
     return replace(layer, block=replace(layer.block, carries=layer.block.carries or recurrent))
 
 
-def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> Call | None:
+def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> ModuleCall | None:
     module = find_named(model, wanted)
     return None if module is None else tape.of(module)
 
 
-def _inputs(call: Call) -> Iterator[tuple[int | str, Tensor]]:
+def _inputs(call: ModuleCall) -> Iterator[tuple[int | str, Tensor]]:
     for place, value in [*enumerate(call.args), *call.kwargs.items()]:
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
             yield place, value
 
 
-def _entry(call: Call) -> int | str | None:
+def _entry(call: ModuleCall) -> int | str | None:
     return next((place for place, _ in _inputs(call)), None)
 
 
@@ -140,7 +140,7 @@ def _input_embedding(model: Any, paths: dict[int, str], tape: Tape) -> Site:
     return Site(module, paths[id(module)], mutated=call is not None and call.mutated)
 
 
-def _head(model: Any, tape: Tape) -> Call | None:
+def _head(model: Any, tape: Tape) -> ModuleCall | None:
     """The outermost call around the output embedding that goes from hidden states to logits."""
     embedding = model.get_output_embeddings()
     call = None if embedding is None else tape.of(embedding)
@@ -155,9 +155,9 @@ def _head(model: Any, tape: Tape) -> Call | None:
     return ancestors[-1] if ancestors else None
 
 
-def _layers(model: nn.Module, tape: Tape, named: nn.Module | None) -> tuple[nn.Module, list[Call]]:
+def _layers(model: nn.Module, tape: Tape, named: nn.Module | None) -> tuple[nn.Module, list[ModuleCall]]:
     """The list whose members carry the hidden states: the longest one, and the outermost of equals."""
-    found: list[tuple[nn.Module, list[Call]]] = []
+    found: list[tuple[nn.Module, list[ModuleCall]]] = []
     for module in model.modules() if named is None else [named]:
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0:
             calls = [tape.of(member) for member in module]
@@ -173,7 +173,7 @@ def _layers(model: nn.Module, tape: Tape, named: nn.Module | None) -> tuple[nn.M
     return max(candidates, key=lambda found: (len(found[1]), found[1][-1].end))
 
 
-def _carries(call: Call) -> bool:
+def _carries(call: ModuleCall) -> bool:
     hidden = hidden_input(call)
     return (
         hidden is not None
@@ -183,13 +183,13 @@ def _carries(call: Call) -> bool:
     )
 
 
-def _is_chain(calls: list[Call]) -> bool:
+def _is_chain(calls: list[ModuleCall]) -> bool:
     """Whether every member takes a state of the same shape, one after another."""
     shapes = {tuple(_hidden(call.output)[1].shape) for call in calls}
     return len(shapes) == 1 and all(a.end < b.start for a, b in pairwise(calls))
 
 
-def _final_norm(tape: Tape, last: Call, head: Call | None, hidden_size: int) -> Call | None:
+def _final_norm(tape: Tape, last: ModuleCall, head: ModuleCall | None, hidden_size: int) -> ModuleCall | None:
     """The first norm between the last layer and the head."""
     until = head.start if head is not None else tape.calls[0].end
     for call in tape.calls:
@@ -200,7 +200,7 @@ def _final_norm(tape: Tape, last: Call, head: Call | None, hidden_size: int) -> 
     return None
 
 
-def _head_is_direct(tape: Tape, last: Call, norm: Call | None, head: Call | None) -> bool:
+def _head_is_direct(tape: Tape, last: ModuleCall, norm: ModuleCall | None, head: ModuleCall | None) -> bool:
     """Whether each of last layer, norm and head is handed the very tensor that the one before returned.
 
     Values alone would not tell: a softcap changes small logits by less than a bfloat16 shows.
@@ -226,7 +226,7 @@ def _is_same(one: Tensor | None, other: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _recompute(last: Call, norm: Call | None, head: Call) -> Tensor:
+def _recompute(last: ModuleCall, norm: ModuleCall | None, head: ModuleCall) -> Tensor:
     state = _hidden(last.output)[1]
     return head.module(state if norm is None else norm.module(state))
 
@@ -249,7 +249,7 @@ def _streams(shape: tuple[int, ...], tape: Tape) -> int:
     return max(count // tape.input_ids.numel(), 1)
 
 
-def _faults(anatomy: Anatomy, calls: list[Call], tape: Tape) -> Iterator[str]:
+def _faults(anatomy: Anatomy, calls: list[ModuleCall], tape: Tape) -> Iterator[str]:
     shape, expected = anatomy.stream_shape, (*tape.input_ids.shape, anatomy.hidden_size)
     visits = max(sum(other.module is call.module for other in tape.calls) for call in calls)
     if anatomy.streams > 1:
@@ -264,7 +264,7 @@ def _faults(anatomy: Anatomy, calls: list[Call], tape: Tape) -> Iterator[str]:
         yield "what one of its layers returns is not what the next one reads"
 
 
-def _continues(one: Call, other: Call, tape: Tape) -> bool:
+def _continues(one: ModuleCall, other: ModuleCall, tape: Tape) -> bool:
     """Whether a layer reads what the one before returned, or that and the output of a module between them."""
     state, following = _hidden(one.output)[1], hidden_input(other)
     if following is None or state.shape != following.shape:

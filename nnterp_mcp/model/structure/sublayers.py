@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
-from nnterp_mcp.model.structure.call_recorder import Call, Tape
+from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape
 from nnterp_mcp.model.structure.rename import Names, RenameConfig, find_named
 
 
 def resolve_sublayers(
-    layer: LayerAnatomy, call: Call, tape: Tape, paths: dict[int, str], width: int, names: RenameConfig
+    layer: LayerAnatomy, call: ModuleCall, tape: Tape, paths: dict[int, str], width: int, names: RenameConfig
 ) -> LayerAnatomy:
     """Fill in a layer's attention, MLP and kind.
 
@@ -77,7 +77,7 @@ def resolve_sublayers(
     )
 
 
-def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
+def _note(part: str, found: list[ModuleCall], paths: dict[int, str]) -> str:
     if len(found) < 2:
         return ""
     listed = ", ".join(
@@ -86,7 +86,7 @@ def _note(part: str, found: list[Call], paths: dict[int, str]) -> str:
     return f"it has {len(found)} {part} modules: {listed}"
 
 
-def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site]) -> bool:
+def _is_additive(layer: LayerAnatomy, call: ModuleCall, tape: Tape, added: list[Site]) -> bool:
     change = _changes(layer, call, tape, added)
     if change is None:
         return False
@@ -95,7 +95,7 @@ def _is_additive(layer: LayerAnatomy, call: Call, tape: Tape, added: list[Site])
     return bool((missing.abs() <= 1e-2 * output.float().abs() + 1e-3 * float(output.abs().max())).all())
 
 
-def _changes(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[Tensor] | None:
+def _changes(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[Tensor] | None:
     """What a layer does to the residual stream, and what some sites hold; None where that is not known."""
     before, after = layer.block.read_input((call.args, call.kwargs)), layer.block.read_output(call.output)
     states: list[Tensor] = []
@@ -107,7 +107,7 @@ def _changes(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -
     return None if after.device.type == "meta" else [after.float() - before.float(), *states]
 
 
-def _multipliers(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site]) -> list[float]:
+def _multipliers(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[float]:
     """By which numbers of its own a layer multiplies what it adds to the residual stream; 1 where it does not.
 
     Without weights nothing can be computed: there the number is known by its name alone.
@@ -131,7 +131,7 @@ def _multipliers(layer: LayerAnatomy, call: Call, tape: Tape, written: list[Site
     return list(best) if miss(best) < min(0.05 * size, 0.5 * most) else plain
 
 
-def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+def _norm_behind(site: Site, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]) -> Site | None:
     """The norm that reads exactly what a sublayer computes, and whose output no other module reads."""
     call = next(call for call in reversed(calls) if call.module is site.module)
     state = site.read_output(call.output)
@@ -144,23 +144,23 @@ def _norm_behind(site: Site, calls: list[Call], hidden: Tensor, paths: dict[int,
     return _site(norm, hidden, paths)
 
 
-def _reads(call: Call, state: Tensor) -> bool:
+def _reads(call: ModuleCall, state: Tensor) -> bool:
     return any(value is state for _, value in _tensors(call))
 
 
-def _named(block: Call, calls: list[Call], names: Names) -> Call | None:
+def _named(block: ModuleCall, calls: list[ModuleCall], names: Names) -> ModuleCall | None:
     module = find_named(block.module, names)
     return next((call for call in reversed(calls) if call.module is module), None)
 
 
-def _find_attentions(block: Call, calls: list[Call], hidden: Tensor) -> list[Call]:
+def _find_attentions(block: ModuleCall, calls: list[ModuleCall], hidden: Tensor) -> list[ModuleCall]:
     """The attention modules: for each product of probabilities and values, the smallest module around it that also
     projects the result back, with its bare wrappers.
 
     Softmaxes over something else (experts, the layers below) are not followed by a projection of their own.
     """
     cores = [inner for inner in calls if inner.attending is not None]
-    found: list[Call] = []
+    found: list[ModuleCall] = []
     for core in cores:
         for outer in core.lineage():
             if outer is block:
@@ -172,7 +172,7 @@ def _find_attentions(block: Call, calls: list[Call], hidden: Tensor) -> list[Cal
     return found or cores[:1]
 
 
-def _core(attention: Call | None, calls: list[Call]) -> Call | None:
+def _core(attention: ModuleCall | None, calls: list[ModuleCall]) -> ModuleCall | None:
     """The call inside an attention module that multiplies probabilities and values."""
     if attention is None:
         return None
@@ -180,7 +180,7 @@ def _core(attention: Call | None, calls: list[Call]) -> Call | None:
     return next(iter(inside), None)
 
 
-def _projects_after(outer: Call, core: Call, calls: list[Call]) -> bool:
+def _projects_after(outer: ModuleCall, core: ModuleCall, calls: list[ModuleCall]) -> bool:
     """Whether a linear map runs inside `outer` after the heads' product.
 
     The product runs directly inside the core, so a projection of the core's own comes after the projections
@@ -198,7 +198,7 @@ def _projects_after(outer: Call, core: Call, calls: list[Call]) -> bool:
     return inputs.count(inputs[-1]) == 1 and len(maps) > 1
 
 
-def _unwrap(attention: Call, block: Call, calls: list[Call], hidden: Tensor) -> Call:
+def _unwrap(attention: ModuleCall, block: ModuleCall, calls: list[ModuleCall], hidden: Tensor) -> ModuleCall:
     outer = attention.parent
     while outer is not None and outer is not block:
         siblings = [call for call in calls if call.parent is outer]
@@ -208,11 +208,13 @@ def _unwrap(attention: Call, block: Call, calls: list[Call], hidden: Tensor) -> 
     return attention
 
 
-def _outermost(calls: list[Call], block: Call, hidden: Tensor, attentions: list[Call]) -> list[Call]:
+def _outermost(
+    calls: list[ModuleCall], block: ModuleCall, hidden: Tensor, attentions: list[ModuleCall]
+) -> list[ModuleCall]:
     """The largest modules beside attention that map hidden states to hidden states by matrices."""
     around = [outer for attention in attentions for outer in attention.lineage() if outer is not attention]
     norms = {call.module for call in calls if is_norm(call.module)}
-    found: list[Call] = []
+    found: list[ModuleCall] = []
     for call in calls:
         inside = any(outer in found or outer.module in norms for outer in call.lineage())
         transforms = _has_matrices(call.module) and not _is_linear(call)
@@ -221,7 +223,7 @@ def _outermost(calls: list[Call], block: Call, hidden: Tensor, attentions: list[
     return found
 
 
-def _returns_hidden(call: Call, hidden: Tensor) -> bool:
+def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
     """Whether a module reads something at each position and returns hidden states."""
     first = next((value for _, value in _tensors(call)), None)
     output = _first_tensor(call.output)
@@ -233,13 +235,13 @@ def _returns_hidden(call: Call, hidden: Tensor) -> bool:
     )
 
 
-def _maps_hidden(call: Call, hidden: Tensor) -> bool:
+def _maps_hidden(call: ModuleCall, hidden: Tensor) -> bool:
     first = next((value for _, value in _tensors(call)), None)
     output = _first_tensor(call.output)
     return first is not None and output is not None and first.shape == hidden.shape and output.shape == hidden.shape
 
 
-def _tensors(call: Call) -> list[tuple[int | str, Tensor]]:
+def _tensors(call: ModuleCall) -> list[tuple[int | str, Tensor]]:
     items: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     return [(place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()]
 
@@ -261,13 +263,13 @@ def _has_matrices(module: nn.Module) -> bool:
     return any(weight.ndim > 1 for weight in module.parameters())
 
 
-def _is_linear(call: Call) -> bool:
+def _is_linear(call: ModuleCall) -> bool:
     module = call.module
     return _has_matrices(module) and not any(True for _ in module.children()) and len(_tensors(call)) == 1
 
 
 @torch.no_grad()
-def _mixes_positions(call: Call, tape: Tape) -> bool:
+def _mixes_positions(call: ModuleCall, tape: Tape) -> bool:
     """Whether the output at the last position changes with the inputs before it; tried once for modules alike."""
     alike = (type(call.module), *(type(child) for child in call.module.children()))
     if alike not in tape.mixing:
@@ -275,7 +277,7 @@ def _mixes_positions(call: Call, tape: Tape) -> bool:
     return tape.mixing[alike]
 
 
-def _depends_on_earlier(call: Call) -> bool:
+def _depends_on_earlier(call: ModuleCall) -> bool:
     place, state = _tensors(call)[0]
     if state.device.type == "meta" or state.ndim < 3:
         return False
@@ -285,7 +287,7 @@ def _depends_on_earlier(call: Call) -> bool:
     return not torch.allclose(before[..., -1, :], after[..., -1, :], rtol=1e-3, atol=1e-5)
 
 
-def _run_again(call: Call, place: int | str, state: Tensor) -> Tensor:
+def _run_again(call: ModuleCall, place: int | str, state: Tensor) -> Tensor:
     args = tuple(state if index == place else value for index, value in enumerate(call.args))
     kwargs = {name: state if name == place else value for name, value in call.kwargs.items()}
     output = _first_tensor(call.module(*args, **kwargs))
@@ -293,7 +295,7 @@ def _run_again(call: Call, place: int | str, state: Tensor) -> Tensor:
     return output
 
 
-def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
+def _site(call: ModuleCall | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
     if call is None:
         return None
     entry = next((place for place, value in _tensors(call) if value.shape[:-1] == hidden.shape[:-1]), None)
@@ -312,7 +314,9 @@ def _site(call: Call | None, hidden: Tensor, paths: dict[int, str]) -> Site | No
     return Site(call.module, paths[id(call.module)], entry, exit_, width, mutated=call.mutated)
 
 
-def _without_stream(call: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]) -> Site | None:
+def _without_stream(
+    call: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]
+) -> Site | None:
     """The module whose output is what a sublayer computes, also where the sublayer adds the residual stream itself."""
     site = _site(call, hidden, paths)
     if call is None or site is None:
@@ -338,7 +342,7 @@ def _is_sum(total: Tensor, one: Tensor, other: Tensor) -> bool:
 
 
 def _output_projection(
-    core: Call, attention: Call | None, calls: list[Call], hidden: Tensor, paths: dict[int, str]
+    core: ModuleCall, attention: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]
 ) -> Site | None:
     outer = attention or core
     maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
@@ -347,7 +351,7 @@ def _output_projection(
     return Site(maps[-1].module, paths[id(maps[-1].module)])
 
 
-def _heads(core: Call, hidden: Tensor) -> dict[str, Any]:
+def _heads(core: ModuleCall, hidden: Tensor) -> dict[str, Any]:
     """How many heads the core has, where it weighs values, and which of its products scores queries and keys."""
     seen = core.attending
     assert seen is not None
@@ -377,7 +381,7 @@ def _splits_into(tensor: Tensor, heads: int, hidden: Tensor) -> bool:
     return tensor.numel() == hidden.shape[0] * heads * tensor.shape[-1] * tensor.shape[-2]
 
 
-def _kind(attention: Call | None, mixers: list[Call]) -> str:
+def _kind(attention: ModuleCall | None, mixers: list[ModuleCall]) -> str:
     if attention is not None:
         return "full_attention"
     if mixers:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import Message, shown
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.prompts import Message
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters to which Unicode gives no meaning, so that templates have no reason to treat them specially."""

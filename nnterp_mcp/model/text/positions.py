@@ -8,7 +8,7 @@ from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.chats import Chat, Span
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec, TextPosition, TurnPosition
+from nnterp_mcp.request.positions import PositionSpec, TextPosition, TurnPosition
 
 
 def resolve_positions(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> list[int]:

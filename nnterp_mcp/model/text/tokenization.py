@@ -14,7 +14,8 @@ from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.chats import Chat, render_chat
 from nnterp_mcp.model.text.tokens import bare_ids, encode, span_text
-from nnterp_mcp.request.fields import Message, Prompt, shown
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.prompts import Message, Prompt
 from nnterp_mcp.request.remarks import remark
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest, is_panic
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 _UNREADABLE = "\ufffd"
 """The character that decoders write for bytes that are no UTF-8."""

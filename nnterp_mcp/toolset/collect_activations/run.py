@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.experiments.statistics.geometry import Components, compare_groups, lengths, principal_components
+from nnterp_mcp.experiments.statistics.geometry import Components, compare_groups, measure_norms, principal_components
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.runs.arrays import Rows
 from nnterp_mcp.toolset.collect_activations.params import CollectActivationsParams
@@ -128,7 +128,7 @@ def _summary(
     by_group: dict[str, list[int]] = {name: [] for name in experiment.groups}
     for number, row in enumerate(experiment.rows):
         by_group[experiment.groups[row.prompt]].append(number)
-    long = {name: lengths(states[numbers]) for name, numbers in by_group.items()}
+    long = {name: measure_norms(states[numbers]) for name, numbers in by_group.items()}
     return CollectedLayer(
         layer=layer,
         groups=[GroupLength(group=name, norm=found.mean, deviation=found.deviation) for name, found in long.items()],

@@ -18,7 +18,8 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import PositionSpec, Prompt
+from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source

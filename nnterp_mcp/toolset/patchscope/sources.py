@@ -22,8 +22,8 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import Target
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.targets import Target
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.worker.job import Job
 

@@ -11,7 +11,7 @@ from nnterp_mcp.formatting import plural
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.results import read_result
@@ -19,10 +19,10 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     Row,
     as_table,
-    choose,
     columns_of,
     columns_of_array,
     facts_of,
+    filter_rows,
     read_array,
     tables_of,
 )
@@ -109,7 +109,7 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
         rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
         return rows, columns_of_array(part, card), total
     rows = facts_of(record.model_dump(mode="json")) if part == "record" else _table(store, record, part)
-    chosen = choose(rows, params.where)
+    chosen = filter_rows(rows, params.where)
     return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
 
 

@@ -20,8 +20,8 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.request.fields import TokenId
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
+from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
 from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult

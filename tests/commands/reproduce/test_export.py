@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.cli import main
 from nnterp_mcp.commands.reproduce.comparison import compare
-from nnterp_mcp.commands.reproduce.export import export, literal
+from nnterp_mcp.commands.reproduce.export import as_source, export
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.vectors import VectorStore
 from tests.recorded import EXAMPLES, Recorded
@@ -140,19 +140,19 @@ def test_the_command_prints_or_writes(
 
 @given(JSON, st.integers(0, 3))
 def test_a_literal_is_what_it_says(value: Any, depth: int) -> None:
-    assert ast.literal_eval(literal(value, depth)) == value
+    assert ast.literal_eval(as_source(value, depth)) == value
 
 
 @given(st.text())
 def test_texts_survive_whatever_they_hold(text: str) -> None:
-    assert ast.literal_eval(literal(text)) == text
-    ast.parse(literal(text).encode("utf-8"))
+    assert ast.literal_eval(as_source(text)) == text
+    ast.parse(as_source(text).encode("utf-8"))
 
 
 def test_what_is_long_has_one_item_a_line() -> None:
     words = [f"a fairly long word {index}" for index in range(6)]
 
-    assert literal({"words": words}).splitlines() == [
+    assert as_source({"words": words}).splitlines() == [
         "{",
         '    "words": [',
         *(f'        "{word}",' for word in words),

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from nnterp_mcp.engine.generation import end_ids
 from nnterp_mcp.errors import InvalidRequest, UnknownModel
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.loading.load import Precision, locate, read
+from nnterp_mcp.model.loading.load import Precision, locate, read_model
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp.activations import get_token_activations
 from nnterp_mcp.settings import Settings
@@ -36,7 +36,7 @@ def quiet(message: str) -> None:
 
 
 def loaded(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
-    return read(locate(str(folder), None, folder, False, quiet), Precision(dtype), "cpu", "auto", False, quiet)
+    return read_model(locate(str(folder), None, folder, False, quiet), Precision(dtype), "cpu", "auto", False, quiet)
 
 
 def refusal(folder: Path, dtype: str = "float32") -> tuple[str, str]:

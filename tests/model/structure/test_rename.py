@@ -83,7 +83,7 @@ def test_nnterps_functions_read_and_assign(kind: str) -> None:
     ids = model.tokenizer(PROMPT, return_tensors="pt").input_ids
     captured: dict[int, torch.Tensor] = {}
     with reference.capturing_output(list(plain.transformer.h), captured):
-        expected = reference.run(plain, ids).logits
+        expected = reference.run_plain(plain, ids).logits
     assert compat.get_num_layers(model) == 4
     assert (compat.get_hidden_size(model), compat.get_vocab_size(model)) == (64, 320)
     assert compat.get_ignores(model) == []
@@ -103,12 +103,12 @@ def test_nnterps_functions_read_and_assign(kind: str) -> None:
         compat.set_layer_output(model, 1, compat.get_layer_output(model, 1) * 0.5)
         halved = nnsight.save(compat.get_next_token_probs(model))
     with reference.replacing_output(plain.transformer.h[1], lambda states: states * 0.5):
-        torch.testing.assert_close(halved, reference.run(plain, ids).logits[:, -1].softmax(-1))
+        torch.testing.assert_close(halved, reference.run_plain(plain, ids).logits[:, -1].softmax(-1))
     with torch.no_grad(), model.trace(PROMPT):
         compat.skip_layers(model, 1, 2)
         skipped = nnsight.save(compat.get_logits(model))
     with reference.replacing_output(plain.transformer.h[2], lambda states: captured[0]):
-        torch.testing.assert_close(skipped, reference.run(plain, ids).logits)
+        torch.testing.assert_close(skipped, reference.run_plain(plain, ids).logits)
 
 
 def test_nnterps_functions_collect() -> None:
@@ -122,7 +122,7 @@ def test_nnterps_functions_collect() -> None:
     for index, prompt in enumerate(prompts):
         captured: dict[int, torch.Tensor] = {}
         with reference.capturing_output(list(plain.transformer.h), captured):
-            logits = reference.run(plain, model.tokenizer(prompt, return_tensors="pt").input_ids).logits
+            logits = reference.run_plain(plain, model.tokenizer(prompt, return_tensors="pt").input_ids).logits
         for row, layer in enumerate((1, 3)):
             torch.testing.assert_close(batched[row, index], captured[layer][0, -1], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(second[row, index], captured[layer][0, 1], rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from tokenizers import processors
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, fill_batches
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import Message
+from nnterp_mcp.request.prompts import Message
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.verification.tiny import BOS, EOS, tiny_tokenizer
 

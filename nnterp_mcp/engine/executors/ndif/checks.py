@@ -35,9 +35,8 @@ def check_served(model: ServedTransformer) -> list[Check]:
     if names.passed:
         checks += [*_check_lens(model), _check_cache(model), _check_attention(model)]
     refused = {check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed}
-    refused["attention_edit"] = (
-        f"attention of {model.name} cannot be edited on NDIF: load the model with backend 'local' for it"
-    )
+    for what in ("attention_edit", "queries", "keys", "values"):
+        refused[what] = f"{what.split('_')[0]} of {model.name} cannot be edited on NDIF: load it with backend 'local'"
     model.refuse(refused)
     return checks
 

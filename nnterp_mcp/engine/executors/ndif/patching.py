@@ -16,7 +16,7 @@ from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, in_requests, logit_rows_at_once, run_served_pass
 from nnterp_mcp.engine.executors.ndif.kernels import read_metric, read_patched_run
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.wire_format import SERVED_SITES, Resolved, edit_entries, steps_of
+from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, steps_of
 from nnterp_mcp.engine.forward import Capture, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
@@ -35,7 +35,7 @@ def patch_served(patcher: Patcher, runs: Sequence[Sequence[Cell]] | None, on_bat
     """`Patcher.patch` on a served model.
 
     Raises:
-        Unsupported: Paths, means, queries, keys and values are not sent.
+        Unsupported: Paths and means are not sent.
     """
     if patcher.receivers is not None:
         raise Unsupported("path patching (receivers) is not sent to NDIF", _LOCALLY)
@@ -43,12 +43,6 @@ def patch_served(patcher: Patcher, runs: Sequence[Sequence[Cell]] | None, on_bat
         raise Unsupported("mean ablation is not sent to NDIF", f"Ablate with zeros or resample. {_LOCALLY}")
     runs = [[cell] for cell in patcher.grid.cells] if runs is None else runs
     runs = [patcher.grid.patched_with(run) for run in runs]
-    sites = {cell.site for run in runs for cell in run} - set(SERVED_SITES)
-    if sites:
-        raise Unsupported(
-            f"{', '.join(sorted(sites))} cannot be patched on NDIF: sites that can are {', '.join(SERVED_SITES[1:])}.",
-            _LOCALLY,
-        )
     found = [_Pair(patcher, index, runs).patch(on_batch) for index in range(len(patcher.pairs))]
     clean, corrupted, values = (torch.stack(column) for column in zip(*found, strict=True))
     require_finite(values, "logits")

@@ -34,7 +34,7 @@ from nnterp_mcp.experiments.steering import (
     spread_over_doses,
 )
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 
 def sweep_served(

@@ -20,18 +20,6 @@ from nnterp_mcp.model.structure.anatomy import Site
 if TYPE_CHECKING:
     from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 
-SERVED_SITES = (
-    "token_embeddings",
-    "layers_input",
-    "attentions_raw_output",
-    "attentions_output",
-    "heads_output",
-    "mlps_raw_output",
-    "mlps_output",
-    "layers_output",
-)
-"""Sites that a served model can be edited at: what its modules take and return."""
-
 _LOCALLY = "Load the model with backend 'local' for it."
 _CPU = torch.device("cpu")
 
@@ -73,13 +61,8 @@ def steps_of(
 
     Raises:
         InvalidRequest: A vector or a neuron does not fit.
-        Unsupported: A served model cannot be edited or read so; by name.
+        Unsupported: A hook point cannot be reached there; by name.
     """
-    for site in {place.site for place in plan.edits} - set(SERVED_SITES):
-        raise Unsupported(
-            f"an intervention at {site} cannot be sent to NDIF: those that can are at {', '.join(SERVED_SITES)}.",
-            _LOCALLY,
-        )
     last = Place("layers_output", model.anatomy.last.index)
     ending = end is not None and bool(model.head)
     places = [*plan.edits, *plan.needs, *(capture.place for capture in captures), *([last] if ending else [])]

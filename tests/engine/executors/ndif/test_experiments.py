@@ -15,13 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.executors.ndif.checks import check_served
-from nnterp_mcp.engine.executors.ndif.client import Connection
-from nnterp_mcp.engine.executors.ndif.experiments import EXPERIMENTS
-from nnterp_mcp.engine.executors.ndif.meta_model import build_outline
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import NOTHING, Plan, forward
 from nnterp_mcp.engine.generation import generate
@@ -44,6 +41,7 @@ from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import Operation
 from tests.conftest import FAMILIES
+from tests.engine.executors.ndif.simulated import serve
 from tests.engine.plain import FAMILIES as NAMES
 from tests.engine.plain import Edits, Plain
 
@@ -71,17 +69,6 @@ class Pair:
         return self.plain.probabilities(prompt.ids, edits or {}).float()
 
 
-def _serve(folder: Path) -> ServedTransformer:
-    """The outline of a model whose traces run in this process, after they went through nnsight's serialization."""
-    from nnsight import TransformersModel
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    wire = TransformersModel(weights, tokenizer=tokenizer, task="text-generation")
-    connection = Connection("simulated", folder.name, wire, "", local=True)
-    return ServedTransformer(build_outline(weights.config, False), tokenizer, connection, EXPERIMENTS)
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Pair:
     return _pair(request.param, tiny(request.param))
@@ -95,7 +82,7 @@ def llama(tiny: Callable[..., Path]) -> Pair:
 @cache
 def _pair(family: str, folder: Path) -> Pair:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    return Pair(_serve(folder), Plain(plain, NAMES[family]))
+    return Pair(serve(folder), Plain(plain, NAMES[family]))
 
 
 def replacing(state: Tensor, at: int) -> Callable[[Tensor], None]:
@@ -505,12 +492,11 @@ def test_what_cannot_be_sent_is_refused_by_name(llama: Pair, operation: dict[str
 
 
 def test_patching_queries_is_refused_by_name(llama: Pair) -> None:
+    check_served(llama.served)
     clean, corrupted = _equally_long(llama)
-    pairs = pair_prompts([clean], [corrupted])
-    grid = make_grid(llama.served, pairs, ["queries"], layers=[1])
 
-    with pytest.raises(Unsupported, match="queries cannot be patched on NDIF"):
-        Patcher(llama.served, pairs, grid, metric="kl").patch()
+    with pytest.raises(Unsupported, match="queries of tiny-llama cannot be edited on NDIF"):
+        make_grid(llama.served, pair_prompts([clean], [corrupted]), ["queries"], layers=[1])
 
 
 def test_nothing_as_wide_as_the_vocabulary_comes_back(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
