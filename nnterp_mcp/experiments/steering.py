@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
 from nnterp_mcp.engine.edits import AddedByEntry, Edit, EditOfRuns, StateEdit
@@ -21,7 +20,8 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
 from nnterp_mcp.engine.readouts.reductions import divergence, log_probabilities
 from nnterp_mcp.engine.token_spans import Reach, goes_on
-from nnterp_mcp.experiments.residual_states import read_states
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -159,7 +159,7 @@ def sweep(
     needed = runs_of(doses)
     runs = SteeredRuns(prompts, needed, draw_directions(directions, controls, seed), positions, plan)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1).cpu()
+    stream = read_states(model, Workload(prompts, plan, batch_tokens), ends, layers).float().norm(dim=-1).cpu()
     reader = _Reader(needed, top_k, list((targets or {}).values()))
 
     def so_far() -> Sweep:
@@ -243,7 +243,7 @@ class SteeredRuns:
             baseline, *steered = group
             yield baseline, Input(self._prompts[prompt], plan=self.plan), self._edits(steered)
 
-    def as_prompts(self) -> tuple[list[EncodedPrompt], Plan]:
+    def as_prompts(self, batch_tokens: int) -> Workload:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
         rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
@@ -252,7 +252,7 @@ class SteeredRuns:
         }
         for edit in self._edits(range(len(rows))):
             edits.setdefault(edit.place, []).append(edit)
-        return rows, Plan(edits, self.plan.labels)
+        return Workload(rows, Plan(edits, self.plan.labels), batch_tokens)
 
     def _edits(self, runs: Sequence[int]) -> list[StateEdit]:
         """One edit for each layer, whatever the number of its runs."""
@@ -281,17 +281,16 @@ def _read(
                 yield [*new, *batch.rows], torch.cat([batch.base_logits[None][: len(new)], batch.logits])
                 new = []
         return
-    rows, steering = runs.as_prompts()
+    work = replace(runs.as_prompts(batch_tokens), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
 
-    def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
+    def end(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-        logits = forward(model, batch, steering, logits=ends).logits
+        logits = forward(model, batch, work.plan, logits=ends).logits
         assert logits is not None
         return logits
 
-    most = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    for batch, logits in run_batches(model, rows, batch_tokens, end, batch_size=most):
-        yield [prompt.index for prompt in batch.prompts], logits
+    for rows, logits in work.run_batches(model, end):
+        yield list(rows), logits
 
 
 def _generate(
@@ -305,11 +304,8 @@ def _generate(
     """The greedy continuations of the runs that speak."""
     speaking = [run for run, dose in enumerate(runs.doses) if speaks(dose)]
     if not shared:
-        rows, steering = runs.as_prompts()
-        prompts = [rows[run] for run in speaking]
-        found = generate(
-            model, prompts, steering, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, on_token=on_token
-        )
+        work = replace(runs.as_prompts(batch_tokens), progress=lambda done, total, unit: on_token(done))
+        found = generate(model, work.some(speaking), max_new_tokens=max_new_tokens)
         return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
     for baseline, base, edits in runs.by_prompt(speaking):

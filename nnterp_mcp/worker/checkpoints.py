@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
-from nnterp_mcp.runs.atomic_files import as_json, write_whole
+from nnterp_mcp.runs.atomic_files import write_whole
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -32,17 +33,18 @@ class Checkpoint:
         if self._folder is None:
             return None
         try:
-            return kind.model_validate_json((self._folder / f"{name}.json").read_bytes())
+            return TypeAdapter(kind).validate_json((self._folder / f"{name}.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def put(self, name: str, part: BaseModel) -> None:
+    def put(self, name: str, part: object) -> None:
         """Keeps a part; where the disk refuses, the call goes on without."""
         if self._folder is None:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / f"{name}.json", as_json(part), sync=False)
+            content = to_json(TypeAdapter(Any).dump_python(part), inf_nan_mode="strings")
+            write_whole(self._folder / f"{name}.json", content, sync=False)
         except OSError:
             return
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.engine.planning.clean_states import Known
+    from nnterp_mcp.engine.workload import Workload
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
     from nnterp_mcp.worker.recorded_states import Collected
@@ -221,8 +222,19 @@ class Bench:
 
         check(self.model, operations, self.find_vector, states=self.find_states)
 
+    def workload(self, prompts: Sequence[EncodedPrompt], operations: Sequence[Operation], job: Job) -> Workload:
+        """The prompts of a request with its interventions, in batches of this server's size, reporting to its job.
+
+        Raises:
+            InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.engine.workload import Workload
+
+        return Workload(prompts, self.plan(operations, prompts), self.batch_tokens, job.progress)
+
     def plan(
-        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job, known: Known | None = None
+        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], known: Known | None = None
     ) -> Plan:
         """Plans the interventions of a request, once or, with the clean states that are known, for several sets.
 
@@ -240,5 +252,4 @@ class Bench:
             states=self.find_states,
             known=known,
             batch_tokens=self.batch_tokens,
-            check=job.check,
         )

@@ -202,12 +202,12 @@ def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> N
 def patched(bench: Bench, texts: list[str], **operation: Any) -> Any:
     """The distributions after prompts under a patch."""
     from nnterp_mcp.engine.forward import forward
-    from nnterp_mcp.model.text.tokenization import fill_batches
+    from nnterp_mcp.model.text.tokenization import pad_batch
     from nnterp_mcp.request.operations.request import parse_operation
 
     encoded = bench.encode(texts)
-    made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded, Job(1, lambda progress: None))
-    (batch,) = fill_batches(encoded, 4096, bench.model.pad_id, bench.model.device)
+    made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded)
+    batch = pad_batch(encoded, bench.model.pad_id, bench.model.device)
     ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
     logits = forward(bench.model, batch, made, logits=ends).logits
     return logits[[prompt.index for prompt in batch.prompts].index(0)].double().softmax(-1)

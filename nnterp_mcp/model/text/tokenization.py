@@ -169,45 +169,52 @@ def as_chats(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [[Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def fill_batches(
-    prompts: Sequence[EncodedPrompt],
+def group_by_length(
+    lengths: Sequence[int],
     batch_tokens: int,
-    pad_id: int,
-    device: torch.device,
+    *,
     pad: bool = True,
     batch_size: int | None = None,
     share: Callable[[int, int], bool] = lambda length, other: True,
-) -> list[Batch]:
-    """Packs prompts of similar length into batches of at most `batch_tokens` padded tokens.
+) -> list[list[int]]:
+    """Groups prompts of similar length into batches of at most `batch_tokens` padded tokens, the longest first.
 
     Args:
-        prompts: The prompts.
+        lengths: The tokens of each prompt.
         batch_tokens: Tokens in a batch, padding included; a longer prompt gets a batch of its own.
-        pad_id: The id to pad with; masked out.
-        device: Where the tensors go.
         pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
         batch_size: Prompts in a batch, at most; no bound by default.
         share: Whether prompts of two lengths may share a batch.
+
+    Returns:
+        The indices of the prompts of each batch.
     """
-    batches: list[list[EncodedPrompt]] = []
-    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
-        longest = len(batches[-1][0].ids) if batches else 0
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        longest = lengths[batches[-1][0]] if batches else 0
         count = len(batches[-1]) + 1 if batches else 0
         fits = batches and longest * count <= batch_tokens and (batch_size is None or count <= batch_size)
-        if fits and (pad or len(prompt.ids) == longest) and share(len(prompt.ids), longest):
-            batches[-1].append(prompt)
+        if fits and (pad or lengths[number] == longest) and share(lengths[number], longest):
+            batches[-1].append(number)
         else:
-            batches.append([prompt])
-    return [_pad(rows, pad_id, device) for rows in batches]
+            batches.append([number])
+    return batches
 
 
-def _pad(rows: list[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
-    longest = max(len(row.ids) for row in rows)
-    padding = [longest - len(row.ids) for row in rows]
-    ids = [[pad_id] * missing + row.ids for missing, row in zip(padding, rows, strict=True)]
-    mask = [[0] * missing + [1] * len(row.ids) for missing, row in zip(padding, rows, strict=True)]
+def pad_batch(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
+    """Pads prompts on the left to the length of the longest.
+
+    Args:
+        prompts: The prompts.
+        pad_id: The id to pad with; masked out.
+        device: Where the tensors go.
+    """
+    longest = max(len(prompt.ids) for prompt in prompts)
+    padding = [longest - len(prompt.ids) for prompt in prompts]
+    ids = [[pad_id] * missing + prompt.ids for missing, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * missing + [1] * len(prompt.ids) for missing, prompt in zip(padding, prompts, strict=True)]
     inputs = {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-    return Batch(rows, inputs, padding)
+    return Batch(list(prompts), inputs, padding)

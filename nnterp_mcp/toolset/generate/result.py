@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from nnterp_mcp.contract import Part, Result, TableAnswer
 
 
@@ -25,12 +23,6 @@ class Continued(Part):
     baseline: Continuation
     edited: Continuation | None
     differs_at: int | None
-
-
-class Texts(BaseModel):
-    """The texts of some of the prompts."""
-
-    texts: list[Continued]
 
 
 class GenerateResult(Result):

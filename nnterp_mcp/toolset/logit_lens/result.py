@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
-
 from nnterp_mcp.contract import Part, Result, TableAnswer
 
 Lens = Literal["logit", "inverse"]
@@ -30,12 +28,6 @@ class Reading(Part):
     token: str
     layers: list[LayerReading]
     leads_from: int | None
-
-
-class Readings(BaseModel):
-    """The readings of some of the prompts."""
-
-    readings: list[Reading]
 
 
 class LogitLensResult(Result):

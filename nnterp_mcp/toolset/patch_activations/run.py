@@ -56,7 +56,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
     if params.interventions:
         known: Known = {}
-        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job, known))
+        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, known))
     targets = follow_target_sets(params.targets, len(prompts), model)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))
@@ -86,7 +86,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         receivers=_receivers(model, params),
         batch_tokens=bench.batch_tokens,
     )
-    found = patcher.patch(on_batch=lambda done: job.progress(done, total, f"{done} of {total} runs read"))
+    found = patcher.patch(on_batch=lambda done: job.progress(done, total, "runs read"))
     summary = _Summary(patcher, found)
     _keep(job, grid, summary.indices, found)
     together = _together(patcher, summary, total, job) if params.control else None
@@ -245,7 +245,7 @@ def _together(patcher: Patcher, summary: _Summary, before: int, job: Job) -> Tog
     if not draws:
         return None
     runs: list[list[Cell]] = [chosen, *draws]
-    found = patcher.patch(runs, lambda done: job.progress(before + done, None, f"{done} runs of the control read"))
+    found = patcher.patch(runs, lambda done: job.progress(before + done, None, "runs read, with those of the control"))
     means, recoveries = summary.mean(found.values), summary.recovery(found.values)
     return Together(
         cells=len(chosen),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from nnterp_mcp.contract import Part, Result, TableAnswer
 from nnterp_mcp.formatting import quoted
@@ -60,12 +60,6 @@ class Source(Part):
     vector: str | None = None
     unpatched: Distribution
     patches: list[Patch]
-
-
-class Scoped(BaseModel):
-    """Some of the sources."""
-
-    sources: list[Source]
 
 
 class PatchscopeResult(Result):

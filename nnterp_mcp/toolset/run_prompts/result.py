@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from nnterp_mcp.contract import ModelAnswer, Part, Result
 from nnterp_mcp.render import in_force
@@ -44,13 +44,6 @@ class RunPromptsResult(Result):
         """The note that names the interventions; a patchscope's target prompt runs without them."""
         where = " in the prompts, not in the target prompt" if self.readout == "patchscope" else ""
         return in_force(self.interventions, where)
-
-
-class PromptRows(BaseModel):
-    """Some of the prompts' rows, by their number in the request, and the seconds that they took."""
-
-    rows: dict[int, PromptRow]
-    seconds: float
 
 
 class RunPromptsAnswer(ModelAnswer):

@@ -12,7 +12,6 @@ from torch import Tensor
 from nnterp_mcp.engine.edits import Edit, Patched, StateEdit
 from nnterp_mcp.engine.executors.ndif.backend import (
     Asked,
-    batches_of,
     in_requests,
     logit_rows_at_once,
     next_pass,
@@ -28,6 +27,7 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.token_spans import Reach
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings
 from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -65,7 +65,7 @@ def read_served_patchscope(
     steering = Plan(listed, in_force.labels)
     sources = [source for source, _ in patches] + list(range(count))
     followed = Categories.of(categories or [[]] * count, model.device)
-    batches = batches_of(model, rows, batch_tokens, logit_rows_at_once(model))
+    batches = Workload(rows, batch_tokens=batch_tokens, batch_size=logit_rows_at_once(model)).batches(model)
     passes: list[list[Data]] = []
     done: list[int] = []
     for batch in batches:
@@ -123,5 +123,5 @@ def _say(
     """The text after each row; the token that ended it is among it."""
     if not max_new_tokens:
         return [[] for _ in rows]
-    said = generate_served(model, rows, plan, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+    said = generate_served(model, Workload(rows, plan, batch_tokens), max_new_tokens=max_new_tokens)
     return [generation.ids for generation in said]

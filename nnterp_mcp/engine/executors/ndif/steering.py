@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from nnterp_mcp.engine.executors.ndif.backend import (
     PASSES,
     Asked,
-    batches_of,
     in_requests,
     logit_rows_at_once,
     next_pass,
@@ -23,6 +23,7 @@ from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.steering import (
     Dose,
     SteeredRuns,
@@ -61,20 +62,16 @@ def sweep_served(
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     drawn = draw_directions(directions, controls, seed)
     needed = runs_of(doses)
-    rows, steering = SteeredRuns(prompts, needed, drawn, positions, plan).as_prompts()
-    sweeping = _Sweeping(model, needed, rows, steering, layers, top_k, list((targets or {}).values()), batch_tokens)
+    work = SteeredRuns(prompts, needed, drawn, positions, plan).as_prompts(batch_tokens)
+    sweeping = _Sweeping(
+        model, needed, work.prompts, work.plan, layers, top_k, list((targets or {}).values()), batch_tokens
+    )
     readout, divergences, stream = sweeping.read(on_batch)
     speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
     texts: dict[int, list[int]] = {}
     if max_new_tokens:
-        said = generate_served(
-            model,
-            [rows[row] for row in speaking],
-            steering,
-            max_new_tokens=max_new_tokens,
-            batch_tokens=batch_tokens,
-            on_token=on_token,
-        )
+        spoken = replace(work.some(speaking), progress=lambda done, total, unit: on_token(done))
+        said = generate_served(model, spoken, max_new_tokens=max_new_tokens)
         texts = {generation.prompt: generation.ids for generation in said}
     return spread_over_doses(Sweep(needed, readout, divergences, stream, texts, plan.labels), doses)
 
@@ -134,10 +131,12 @@ class _Sweeping:
     def _group(self, runs: Sequence[int]) -> list[list[tuple[list[int], Data]]]:
         """The passes of one prompt, in pieces of a request at most; each begins with the baseline."""
         baseline, *steered = runs
-        batches = batches_of(
-            self._model, [self._rows[row] for row in steered], self._batch_tokens, logit_rows_at_once(self._model)
+        work = Workload(
+            [self._rows[row] for row in steered],
+            batch_tokens=self._batch_tokens,
+            batch_size=logit_rows_at_once(self._model),
         )
-        batch_rows = [[prompt.index for prompt in batch.prompts] for batch in batches]
+        batch_rows = [[steered[number] for number in numbers] for numbers in work.split(self._model)]
         size = PASSES - 1
         starts = range(0, max(1, len(batch_rows)), size)
         return [
@@ -146,8 +145,7 @@ class _Sweeping:
         ]
 
     def _pass(self, rows: list[int], first: bool = False) -> tuple[list[int], Data]:
-        (batch,) = batches_of(self._model, [self._rows[row] for row in rows], 1 << 62)
-        rows = [prompt.index for prompt in batch.prompts]
+        batch = Workload(self._rows).batch(self._model, rows)
         asked = Asked(self._top_k, Categories.of([self._categories] * len(rows), self._model.device))
         name = [self._prompt_of(rows[0])]
         return rows, next_pass(
