@@ -32,7 +32,7 @@ LONGEST_VECTOR = 64
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that stand for devices on Windows, whatever their ending."""
+"""Device names on Windows, reserved with any suffix."""
 
 
 def check_name(name: str) -> str:

@@ -8,8 +8,8 @@ import anyio.to_thread
 from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import plural
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import late
-from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
