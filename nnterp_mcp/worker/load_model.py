@@ -12,7 +12,7 @@ from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
 if TYPE_CHECKING:
-    from nnterp_mcp.model.loading.load import Report
+    from nnterp_mcp.model.loading.locations import Report
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.worker.workbench import Bench
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading import load, weights
-from nnterp_mcp.model.loading.load import BUILTIN, Located, Precision, locate, place, read_model
+from nnterp_mcp.model.loading.load import Precision, locate, place, read_model
+from nnterp_mcp.model.loading.locations import BUILTIN, Located
 from nnterp_mcp.settings import Settings
 from tests.conftest import FAMILIES
 
