@@ -288,7 +288,7 @@ def test_the_built_in_model_is_converted_once(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     ready = read_model(locate(BUILTIN, None, Settings().cache, False, quiet), Precision(), "cpu", "auto", False, quiet)
-    monkeypatch.setattr(load, "read", lambda *args: ready)
+    monkeypatch.setattr(load, "read_model", lambda *args: ready)
 
     with pytest.raises(UnknownModel, match=r"the converted weights could not be written to .*: Not a directory"):
         locate(BUILTIN, None, tmp_path / "file", False, quiet)
