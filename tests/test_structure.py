@@ -56,9 +56,7 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "nnterp_mcp.engine.executors.ndif.checks imports nnterp_mcp.experiments.attention_patterns",
             "nnterp_mcp.engine.executors.ndif.patching imports nnterp_mcp.experiments.patching.activation_patching",
-            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.additions",
             "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.patchscope",
-            "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.additions",
             "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.steering",
         }
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -10,13 +10,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.constants import indices
-from nnterp_mcp.engine.edits import AddedByEntry, Edit, StateEdit
+from nnterp_mcp.engine.constants import indices, on_device
+from nnterp_mcp.engine.edits import Edit, StateEdit, States
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, by_position, in_order
 from nnterp_mcp.engine.interpreter import Data, apply
 from nnterp_mcp.engine.token_spans import Reach, Window
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
+
+
+@dataclass(frozen=True)
+class AddedByEntry:
+    """The states plus vectors that differ by prompt or position.
+
+    Attributes:
+        vectors: The vectors.
+        choose: Given the prompt's index and the position, returns which vector is added.
+    """
+
+    vectors: Float[Tensor, "vector width"]
+    choose: Callable[[int, int], int]
+
+    def resolve(self, states: States) -> Data:
+        """The vector of each entry."""
+        which = indices([self.choose(*entry) for entry in states.chosen.entries], states.device)
+        return {"op": "add", "value": on_device(self.vectors, states.device)[which]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -213,13 +213,14 @@ class Branches:
         self._new_tokens = max_new_tokens
         self._batch_tokens = batch_tokens
         self._prefix = prefix
+        self._one_row = f"a prompt of {len(base)} tokens with one patched row"
         self._first: dict[int, int] = {}
         self._entrance: dict[int, Place] = {}
         for edit in edits:
             entrance = edit.place if edit.place.site in _IN_STREAM else Place("layers_input", edit.place.layer)
             for row, positions in edit.reach.positions.items():
                 self._first[row] = min(positions[0], self._first.get(row, positions[0]))
-                self._entrance[row] = min(entrance, self._entrance.get(row, entrance), key=_turn)
+                self._entrance[row] = min(entrance, self._entrance.get(row, entrance), key=lambda at: at.turn)
 
     @torch.inference_mode()
     def run(self) -> Iterator[BranchBatch]:
@@ -271,10 +272,6 @@ class Branches:
                 return logits[None]
             said = torch.full((len(logits), 1), self._base.prompt.ids[0], device=logits.device)
             return torch.stack([logits, self._step(order, said, cache)])
-
-    @property
-    def _one_row(self) -> str:
-        return f"a prompt of {len(self._base)} tokens with one patched row"
 
     def _fill(self, sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
@@ -361,10 +358,6 @@ class Branches:
         logits = _execute(self._model, ids, visitor, cache, logits=True)
         assert logits is not None
         return logits
-
-
-def _turn(place: Place) -> tuple[int, int]:
-    return place.turn
 
 
 def _spread(model: StandardizedTransformer, site: Site) -> list[Place]:

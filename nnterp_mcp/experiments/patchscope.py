@@ -11,21 +11,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.selectors import resolve_layers
-
-_SOURCES_AT_ONCE = 128
-"""Sources for whose categories the unpatched distribution is read at one time."""
 
 LayerPair = tuple[int, int]
 """The layer after which a state is read, and the layer after which it is put into the target prompt."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A prompt and the token whose state is replaced.
+
+    Attributes:
+        ids: The prompt's tokens, without padding.
+        position: The token, counted from 0.
+        index: The prompt's index in the request, by which operations choose prompts.
+    """
+
+    ids: tuple[int, ...]
+    position: int
+    index: int = 0
+
+    def base(self, plan: Plan = NOTHING) -> Input:
+        """The prompt as the input of branches.
+
+        Args:
+            plan: The operations on it.
+        """
+        return Input(EncodedPrompt(self.index, "", list(self.ids), []), plan=plan)
 
 
 @dataclass(frozen=True)
@@ -113,13 +134,15 @@ def read_patchscope(
         said |= zip(batch.rows, batch.continuations, strict=True)
         on_batch(len(said))
     assert batch is not None
+    unpatched, every = ReadoutRows(len(states)), torch.arange(len(states), device=model.device)
+    unpatched.put(every, read_distribution(batch.base_logits.expand(len(states), -1), top_k, followed))
     return PatchscopeReadings(
         pairs=list(pairs),
         patched=readout.read((len(states), len(pairs))),
         continuations=[
             [said[row] for row in range(start, start + len(pairs))] for start in range(0, len(said), len(pairs))
         ],
-        unpatched=_read_unpatched(batch.base_logits, top_k, followed),
+        unpatched=unpatched.read((len(states),)),
         unpatched_continuation=batch.base_continuation,
     )
 
@@ -158,14 +181,6 @@ def patch_target(
     )
 
 
-def _read_unpatched(logits: Float[Tensor, " vocabulary"], top_k: int, followed: Categories) -> Readout:
-    """The unpatched distribution once for each source, whose categories differ."""
-    sources = torch.arange(len(followed.ids), device=logits.device)
-    chunks = sources.split(_SOURCES_AT_ONCE)
-    parts = [read_distribution(logits.expand(len(at), -1), top_k, followed[at]) for at in chunks]
-    return Readout.gather(parts, sources.tolist(), (len(sources),))
-
-
 def pair_layers(
     source_layers: str | int | Sequence[int], target_layers: str | int | Sequence[int], num_layers: int, name: str
 ) -> list[LayerPair]:
@@ -200,3 +215,16 @@ def layers_in_order(layers: str | int | Sequence[int], num_layers: int, name: st
     if isinstance(layers, str | int):
         return resolve_layers(layers, num_layers, name)
     return [index for layer in layers for index in resolve_layers(layer, num_layers, name)]
+
+
+def resolve_target(ids: Sequence[int], position: int) -> Target:
+    """A target from tokens and a position that counts from either end.
+
+    Raises:
+        InvalidRequest: The position does not exist.
+    """
+    if not -len(ids) <= position < len(ids):
+        raise InvalidRequest(
+            f"position {position} does not exist: the target prompt has positions 0 to {len(ids) - 1}."
+        )
+    return Target(tuple(ids), position % len(ids))

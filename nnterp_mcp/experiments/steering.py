@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
-from nnterp_mcp.engine.edits import AddedByEntry, Edit, EditOfRuns, StateEdit
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
 from nnterp_mcp.engine.forward import NOTHING, Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place

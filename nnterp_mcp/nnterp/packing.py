@@ -20,8 +20,7 @@ from nnterp_mcp.engine.executors.execution import Reading, execute
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.patchscope import patch_target
-from nnterp_mcp.experiments.target_prompts import Target
+from nnterp_mcp.experiments.patchscope import Target, patch_target
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer

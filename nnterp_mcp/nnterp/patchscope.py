@@ -16,8 +16,8 @@ from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.patchscope import layers_in_order, patch_target
-from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt, encode_target, repeat_prompt, resolve_target
+from nnterp_mcp.experiments.patchscope import Target, layers_in_order, patch_target, resolve_target
+from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, repeat_prompt
 from nnterp_mcp.model.loading.adoption import standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts

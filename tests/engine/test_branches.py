@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnterp_mcp.engine import prefix_sharing
-from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
-from nnterp_mcp.engine.edits import AddedByEntry, StateEdit
+from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.prefix_sharing import Sharing

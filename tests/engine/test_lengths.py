@@ -13,8 +13,7 @@ from torch import Tensor
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import read_lens
-from nnterp_mcp.experiments.patchscope import patch_target
-from nnterp_mcp.experiments.target_prompts import resolve_target
+from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.nnterp.packing import read_packed

@@ -19,9 +19,9 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patchscope import patch_target
+from nnterp_mcp.experiments.patchscope import Target, patch_target
 from nnterp_mcp.experiments.steering import sweep
-from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt
+from nnterp_mcp.experiments.target_prompts import TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.memory import is_out_of_memory, says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer

@@ -20,8 +20,8 @@ from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.activations import read_states
-from nnterp_mcp.experiments.patchscope import pair_layers, patch_target, read_patchscope
-from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
+from nnterp_mcp.experiments.patchscope import Target, pair_layers, patch_target, read_patchscope
+from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.nnterp.patchscope import patch_object_attn_lens, patchscope_lens

@@ -13,8 +13,8 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import read_lens
-from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
-from nnterp_mcp.experiments.target_prompts import Target, encode_target, repeat_prompt, resolve_target
+from nnterp_mcp.experiments.patchscope import Target, pair_layers, read_patchscope, resolve_target
+from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text

@@ -28,8 +28,7 @@ from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings
-from nnterp_mcp.experiments.target_prompts import Target
+from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
 

@@ -33,10 +33,9 @@ from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_h
 from nnterp_mcp.experiments.logit_lens import likeliest_tokens, read_lens
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
-from nnterp_mcp.experiments.patchscope import read_patchscope
+from nnterp_mcp.experiments.patchscope import Target, read_patchscope
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.steering_vectors import average_states
-from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import Operation
 from tests.conftest import FAMILIES
