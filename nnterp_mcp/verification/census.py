@@ -34,10 +34,10 @@ HEADINGS = {
     "as_generate": "generation as transformers'",
     "switches": "RoPE that changes with length",
 }
-"""What each capability is called in the table."""
+"""The column heading of each capability."""
 
 COLUMNS = (*CAPABILITIES, "switches")
-"""What the table holds a column for: the capabilities, and whether position encodings may change with the length."""
+"""The columns: the capabilities, and position encodings that may change with the length."""
 
 
 def check_type(model_type: str) -> Report:
@@ -121,7 +121,7 @@ def check_all_types(
 
 
 def totals(reports: Iterable[Report]) -> dict[str, int]:
-    """How many models have each capability; under `wrong`, how many gave a number that is not transformers'."""
+    """The number of models with each capability; under `wrong`, of those that differ from transformers."""
     listed = list(reports)
     counts = {name: sum(report.passed(name) for report in listed) for name in COLUMNS}
     return {"types": len(listed), **counts, "wrong": sum(bool(report.wrong) for report in listed)}

@@ -36,7 +36,7 @@ CAPABILITIES = (
     "generation",
     "as_generate",
 )
-"""What a report holds a line for."""
+"""The lines of a report."""
 
 LONG, SHORT = 7, 4
 """Tokens of the prompts."""
@@ -44,7 +44,7 @@ LONG, SHORT = 7, 4
 
 @dataclass(frozen=True)
 class Report:
-    """What was found about one model.
+    """The results of the checks of one model.
 
     Attributes:
         name: The model, or the type it is an example of.
@@ -63,7 +63,7 @@ class Report:
     seconds: float
 
     def passed(self, capability: str) -> bool:
-        """Whether a capability was verified."""
+        """The capability was verified."""
         return any(check.name == capability and check.passed for check in self.checks)
 
     def reason(self) -> str:

@@ -72,14 +72,14 @@ class LongTexts:
                 alone = self._alone([*prompt.ids, *said.ids[:at]]).log_softmax(-1)
                 what = f"token {len(prompt.ids) + at}"
                 worst = max(worst, self._apart(torch.tensor(log_prob), alone[token], what, alone))
-                self._apart(alone[token], alone.max(), f"{what} beside the most likely one", alone)
+                self._apart(alone[token], alone.max(), f"{what} against the most likely one", alone)
         return f"{self._said()}: as whole passes, to {worst:.1g}"
 
     def as_generate(self) -> str:
-        """What transformers' own `generate` says of the same prompts, with its cache.
+        """Compares with transformers' own `generate` on the same prompts, with its cache.
 
         Raises:
-            Unsupported: It says something else than its own whole passes, which `generation` was compared with.
+            Unsupported: It differs from its own whole passes, with which `generation` was compared.
         """
         worst = max((self._apart_from_generate(prompt, said) for prompt, said in self._texts()), default=0.0)
         if worst <= self._allowed:
@@ -121,7 +121,7 @@ class LongTexts:
 
     @torch.no_grad()
     def _apart_from_generate(self, prompt: EncodedPrompt, said: Generation) -> float:
-        """How far log-probabilities are from those of `generate`, up to where its own settings force another token."""
+        """The largest difference of log-probabilities from `generate`, up to where its settings force another token."""
         model = self.model
         settings = GenerationConfig(
             max_new_tokens=NEW,
@@ -147,7 +147,7 @@ class LongTexts:
         return 10 * TOLERANCES.get(self.model.module.dtype, 1e-1)
 
     def _apart(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
-        """How far two numbers are apart.
+        """The difference of two numbers.
 
         Raises:
             AssertionError: Farther than rounding explains.

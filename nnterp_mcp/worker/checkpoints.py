@@ -1,4 +1,4 @@
-"""The finished parts of a long call, kept until it ends well: an equal call takes them up where it died."""
+"""Finished parts of a long call on disk, from which an equal call resumes after the process died."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 class Checkpoint:
-    """The parts of one call, by name. Without a folder it keeps nothing and knows nothing."""
+    """The parts of one call, by name; without a folder there are none."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -38,7 +38,7 @@ class Checkpoint:
             return None
 
     def put(self, name: str, part: object) -> None:
-        """Keeps a part; where the disk refuses, the call goes on without."""
+        """Writes a part; the call continues without it where the disk refuses."""
         if self._folder is None:
             return
         try:
@@ -49,6 +49,6 @@ class Checkpoint:
             return
 
     def clear(self) -> None:
-        """Forgets every part: the call has ended well."""
+        """Deletes every part, once the call has succeeded."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
