@@ -85,7 +85,7 @@ def seconds(duration: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text whose invisible characters with an effect are written out as JSON writes them: `\\u001b`.
+    """Text with effective invisible characters escaped as in JSON: `\\u001b`.
 
     These steer a terminal, end a line, turn the direction of what follows, or hide text from a person but not from a
     model. Line feeds and tabs stay.
@@ -99,7 +99,7 @@ def escaped_data(value: Any) -> Any:
 
 
 def on_one_line(text: str) -> str:
-    """Text whose ends of lines are written out, so that it stays where it is put."""
+    """Escapes line feeds, so that a text stays on its line."""
     return text.replace("\n", "\\n")
 
 

@@ -1,4 +1,4 @@
-"""`nnterp-mcp runs | replay | export`: what people do with recorded runs."""
+"""`nnterp-mcp runs | replay | export`: commands on recorded runs."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _compared(found: Replay) -> str:
 
 
 def _chosen(fields: list[FieldComparison]) -> tuple[list[FieldComparison], int]:
-    """All fields in which anything differs, and the first of the others as far as there is room; how many are left."""
+    """All fields with differences, a limited number of the others, and how many are left out."""
     other = [field for field in fields if not field.differing and not field.largest and field.numbers]
     kept = {field.field for field in other[:_FIELDS]}
     shown = [field for field in fields if field.differing or field.largest or field.field in kept]

@@ -1,4 +1,4 @@
-"""What a client may read about the server itself: the tool reference and the glossary."""
+"""Resources about the server itself: the tool reference and the glossary."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Prompts:
     """The prompts of a server.
 
     Args:
-        session: What the server holds.
+        session: The server's session.
     """
 
     def __init__(self, session: Session) -> None:
@@ -68,7 +68,7 @@ def _found(name: str) -> Recipe:
 
 
 def _arguments(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
-    """What was filled in; clients send what was not as nothing or as an empty text."""
+    """The arguments that are not empty; clients send empty ones as null or as ""."""
     known = [argument.name for argument in recipe.arguments]
     for name in given:
         if name not in known:

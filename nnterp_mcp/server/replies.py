@@ -12,7 +12,7 @@ from nnterp_mcp.formatting import escaped, escaped_data, rounded
 from nnterp_mcp.redaction import redact
 
 _LONGEST_ERROR = 2000
-"""Characters; what a caller sent may be quoted in an error, and may be long."""
+"""Characters of an error, which may quote a long argument."""
 
 
 def answered(answer: Answer) -> CallToolResult:

@@ -79,7 +79,7 @@ class LongTexts:
         """Compares with transformers' own `generate` on the same prompts, with its cache.
 
         Raises:
-            Unsupported: It differs from its own whole passes, with which `generation` was compared.
+            Unsupported: It differs from transformers' own uncached passes, which `generation` was compared with.
         """
         worst = max((self._apart_from_generate(prompt, said) for prompt, said in self._texts()), default=0.0)
         if worst <= self._allowed:
@@ -147,11 +147,6 @@ class LongTexts:
         return 10 * TOLERANCES.get(self.model.module.dtype, 1e-1)
 
     def _apart(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
-        """The difference of two numbers.
-
-        Raises:
-            AssertionError: Farther than rounding explains.
-        """
         apart = float((found.float().cpu() - expected.float().cpu()).abs().max())
         largest = float((expected if scale is None else scale).abs().max())
         if not apart <= TOLERANCES.get(self.model.module.dtype, 1e-1) * max(largest, 1.0):

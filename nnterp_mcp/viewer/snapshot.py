@@ -7,6 +7,7 @@ from typing import Any
 
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
+from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     Row,
@@ -18,7 +19,8 @@ from nnterp_mcp.runs.tables import (
     tables_of,
 )
 from nnterp_mcp.table import Table
-from nnterp_mcp.toolset.read_run.run import read_answer, read_result
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.read_run.run import read_answer
 
 LARGEST = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
@@ -44,7 +46,7 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
-    result = read_result(store, record)
+    result = read_result(store, record, specs())
     tables: dict[str, list[Row]] = tables_of(result)
     rest = result.model_dump(mode="json", exclude=set(tables))
     tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}

@@ -1,4 +1,4 @@
-"""Finished parts of a long call on disk, from which an equal call resumes after the process died."""
+"""Checkpoints of long calls: an equal call resumes one that died."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ M = TypeVar("M")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """A name for everything that decides a call's numbers: equal calls have equal names."""
+    """A hash of everything that determines a call's numbers."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Checkpoint:
-    """The parts of one call, by name; without a folder there are none."""
+    """The finished parts of one call, by name; without a folder it stores nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def take(self, name: str, kind: type[M]) -> M | None:
-        """A part that was finished earlier, None if there is none that can be read."""
+        """A part that was finished earlier, None without a readable one."""
         if self._folder is None:
             return None
         try:
@@ -38,7 +38,7 @@ class Checkpoint:
             return None
 
     def put(self, name: str, part: object) -> None:
-        """Writes a part; the call continues without it where the disk refuses."""
+        """Saves a part; errors of the disk are ignored."""
         if self._folder is None:
             return
         try:
@@ -49,6 +49,6 @@ class Checkpoint:
             return
 
     def clear(self) -> None:
-        """Deletes every part, once the call has succeeded."""
+        """Removes every part, after the call has ended well."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

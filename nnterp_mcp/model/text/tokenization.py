@@ -27,7 +27,7 @@ class EncodedPrompt:
         index: Its place in the request.
         text: The text that was encoded, the chat template applied.
         ids: Its token ids, special tokens included.
-        spans: Where each token stands in the text, as character ranges; empty where it stands for none.
+        spans: The characters of each token in the text; empty for tokenizers without offsets.
         chat: Its turns; None for plain text.
     """
 
@@ -60,7 +60,7 @@ def encode_prompts(
     limit: int | None = None,
     embedded: int | None = None,
 ) -> list[EncodedPrompt]:
-    """Tokenizes prompts, each for itself.
+    """Tokenizes prompts one by one.
 
     Text gets the special tokens with which the tokenizer begins it, unless it begins with them itself, and none at
     its end, so that its last token is the last one. A chat (messages with `role` and `content`) goes through the chat
@@ -72,7 +72,7 @@ def encode_prompts(
         prompts: Texts or chats.
         name: The model's name, for errors.
         limit: The longest prompt allowed, in tokens.
-        embedded: How many token ids the model embeds; where it is left out, that is not looked at.
+        embedded: Number of token ids that the model embeds; unchecked if left out.
 
     Raises:
         InvalidRequest: A prompt has no tokens or too many, or one that the model does not embed, or a chat is given to
@@ -99,13 +99,13 @@ def _require_embedded(prompt: EncodedPrompt, embedded: int, tokenizer: Any, name
 
 @dataclass
 class _Ends:
-    """The special tokens that a tokenizer puts around every text, and what of them was left out.
+    """The special tokens that a tokenizer adds to every text, and counts of those that were removed.
 
     Attributes:
         begin: The tokens before a text.
         end: The tokens after it.
-        begun: Texts that began with those of their own.
-        ended: Texts whose end was left open.
+        begun: Texts that already began with them.
+        ended: Texts whose closing tokens were removed.
     """
 
     begin: list[int]
@@ -132,7 +132,7 @@ class _Ends:
         return slice(first, last)
 
     def tell(self, tokenizer: Any) -> None:
-        """Says what was left out."""
+        """Adds remarks on what was removed."""
         if self.begun:
             texts = f"{self.begun} prompts begin" if self.begun > 1 else "A prompt begins"
             remark(f"{texts} with {span_text(tokenizer, self.begin)} already: it was not put before the text again.")
@@ -181,10 +181,10 @@ def group_by_length(
 
     Args:
         lengths: The tokens of each prompt.
-        batch_tokens: Tokens in a batch, padding included; a longer prompt gets a batch of its own.
-        pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
+        batch_tokens: Tokens in a batch, padding included; a longer prompt runs alone.
+        pad: False to batch only prompts of equal length (for models whose padded rows differ).
         batch_size: Prompts in a batch, at most; no bound by default.
-        share: Whether prompts of two lengths may share a batch.
+        share: Returns True if prompts of two lengths may share a batch.
 
     Returns:
         The indices of the prompts of each batch.
