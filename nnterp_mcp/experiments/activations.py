@@ -22,7 +22,7 @@ from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, pad_batch
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.sites import FACTS
 
-Pooling = Literal["none", "mean", "last"]
+RowPooling = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
 
 
@@ -44,7 +44,7 @@ class Row:
         return self.positions[0] if len(self.positions) == 1 else None
 
 
-def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: Pooling) -> list[Row]:
+def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: RowPooling) -> list[Row]:
     """The rows of a collection, in the order of the prompts, then of the positions.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.activations import Pooling, Row, collect, index_rows, state_shape
+from nnterp_mcp.experiments.activations import Row, RowPooling, collect, index_rows, state_shape
 from nnterp_mcp.formatting import size
 from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.request.positions import LayerSpec, PositionSpec
@@ -87,7 +87,7 @@ def prepare(
     site: Site,
     layers: LayerSpec,
     positions: Sequence[PositionSpec],
-    pool: Pooling,
+    pool: RowPooling,
     interventions: Sequence[Operation],
     job: Job,
 ) -> Collection:

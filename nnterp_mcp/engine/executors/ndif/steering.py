@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -23,16 +24,15 @@ from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.additions import Run, spread_over_rows
 from nnterp_mcp.experiments.steering import (
     Dose,
+    SteeredRuns,
     Sweep,
     doses_of,
     draw_directions,
     runs_of,
     speaks,
     spread_over_doses,
-    vector_of,
 )
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.positions import PositionSpec
@@ -60,19 +60,17 @@ def sweep_served(
     are."""
     layers = sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
-    by_index = {prompt.index: prompt for prompt in prompts}
     drawn = draw_directions(directions, controls, seed)
     needed = runs_of(doses)
-    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
-    rows, steering = spread_over_rows(runs, positions, plan)
-    sweeping = _Sweeping(model, needed, rows, steering, layers, top_k, list((targets or {}).values()), batch_tokens)
+    work = SteeredRuns(prompts, needed, drawn, positions, plan).as_prompts(batch_tokens)
+    sweeping = _Sweeping(
+        model, needed, work.prompts, work.plan, layers, top_k, list((targets or {}).values()), batch_tokens
+    )
     readout, divergences, stream = sweeping.read(on_batch)
     speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
     texts: dict[int, list[int]] = {}
     if max_new_tokens:
-        spoken = Workload(
-            [rows[row] for row in speaking], steering, batch_tokens, lambda done, total, unit: on_token(done)
-        )
+        spoken = replace(work.some(speaking), progress=lambda done, total, unit: on_token(done))
         said = generate_served(model, spoken, max_new_tokens=max_new_tokens)
         texts = {generation.prompt: generation.ids for generation in said}
     return spread_over_doses(Sweep(needed, readout, divergences, stream, texts, plan.labels), doses)
