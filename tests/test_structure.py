@@ -6,6 +6,7 @@ Imports count wherever they stand, in functions and under `TYPE_CHECKING` too: a
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,14 +66,8 @@ KNOWN: dict[str, frozenset[str]] = {
     "heavy": frozenset(),
     "twice": frozenset(
         {
-            "Asked",
             "Cell",
-            "Experiment",
             "LOGITS_AT_ONCE",
-            "Part",
-            "Pattern",
-            "Pool",
-            "Progress",
             "Prompt",
             "Report",
             "Row",
@@ -82,14 +77,13 @@ KNOWN: dict[str, frozenset[str]] = {
             "States",
             "T",
             "Target",
-            "WORTHWHILE",
             "assign",
             "fetch",
         }
     ),
     "long": frozenset(),
 }
-"""Breaches that are known and still to be mended, by rule; names for two things by the name alone."""
+"""Breaches that are known and still to be mended, by rule: names for two things and long files by their names."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +240,7 @@ def house() -> House:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_house_keeps_the_rule_but_for_what_is_known(house: House, rule: str) -> None:
     assert len(house.files) > 200
-    found = {breach.partition(":")[0]: breach for breach in RULES[rule](house)}
+    found = {re.split(":| has ", breach)[0]: breach for breach in RULES[rule](house)}
 
     assert not [breach for name, breach in found.items() if name not in KNOWN[rule]]
     assert set(found) == KNOWN[rule], "a breach that is mended is known no more"
