@@ -1,46 +1,58 @@
-"""Many rows of one input, each with states of its own put in, at any site of any layer.
+"""Branches: many continuations of one input that differ from some hook point and some position on.
 
-A row is the unpatched input but for what its puts change, and they change nothing before their first position and
-nothing below their first layer. So the keys and values before that position are computed once for all rows, and a row
-joins the batch where its first put is, as a copy of the unpatched row.
+Each row is the input with edits of its own, which change nothing before their first position and nothing below their
+first hook point. So the keys and values before that position are computed once for all rows, and a row joins the batch
+where its first edit is, as a copy of the unedited row.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.branch_pass import BranchPass, Input
+from nnterp_mcp.engine.edits import Patched, StateEdit, States
 from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import attention_for
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.generation import end_ids, until_end
+from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
-from nnterp_mcp.engine.patched_rows import LOGITS_AT_ONCE
-from nnterp_mcp.engine.prefix_sharing import NO_SHARING, Sharing, find_cheapest_sharing
-from nnterp_mcp.engine.puts import Input, Row, Walk
+from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, known_sharing, recall_sharing
+from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.structure.context_lengths import lengths_of
 from nnterp_mcp.request.operations import Site
+
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held at one time: rows run in batches of this many over the vocabulary."""
+
+_SHARED_PER_TOKEN = 8
+"""So many tokens whose keys and values are read take no more memory, at the least, than one that is computed."""
 
 _ENOUGH = 128
 """Tokens from which on a pass on a CPU takes time for each more: rows of another first position begin a new batch."""
 
+_IN_STREAM: frozenset[Site] = frozenset({"token_embeddings", "layers_input", "layers_output"})
+"""Sites at which the residual stream is all that a row carries."""
+
 
 @dataclass(frozen=True)
 class Observed:
-    """One run, with nothing put in.
+    """One run of an input without branches.
 
     Attributes:
-        states: What was at each place that was asked for.
+        states: The states at each hook point that was asked for.
         logits: The logits after the last token.
         cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
     """
@@ -50,27 +62,9 @@ class Observed:
     cache: SharedCache | None = None
 
     def __len__(self) -> int:
-        """How many bytes it holds."""
+        """Its size in bytes."""
         cached = [] if self.cache is None else [states for layer in self.cache for states in layer[:2]]
-        return sum(held.nbytes for held in (*self.states.values(), self.logits, *cached) if held is not None)
-
-
-@dataclass(frozen=True)
-class RowBatch:
-    """Some rows, after they ran; on the model's device.
-
-    Attributes:
-        rows: Which rows these are.
-        logits: The logits after the last token; None where only states were asked for.
-        states: What was at each place that was asked for, before anything was put or held there, from position
-            `first` on. A row that had not joined yet is missing: it was still the unpatched input.
-        first: The first position that was computed.
-    """
-
-    rows: list[int]
-    logits: Float[Tensor, "row vocabulary"] | None
-    states: dict[Place, Float[Tensor, "joined position *head width"]]
-    first: int
+        return sum(part.nbytes for part in (*self.states.values(), self.logits, *cached) if part is not None)
 
 
 @runs_elsewhere
@@ -78,223 +72,335 @@ class RowBatch:
 def observe(
     model: StandardizedTransformer, given: Input, places: Sequence[Place], *, caching: bool = False
 ) -> Observed:
-    """Runs an input once and keeps what is at some places, and its logits.
+    """Runs an input once and returns its states at some hook points, and its logits.
 
     Args:
         model: The model.
         given: The input.
-        places: The places.
-        caching: Whether to keep keys and values too, for rows of this input; done once rows of the model were seen to
-            share them.
+        places: The hook points.
+        caching: Return keys and values too, for branches of this input, once branches of the model were seen to share
+            them.
     """
     shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
     cache = SharedCache(config=model.module.config) if shares else None
-    walk = Walk(given, reads=places)
-    logits = _execute(model, _ids(model, given), walk, _options(model, cache), True)
+    visitor = BranchPass(given, reads=places)
+    with attention_for(model, given.plan):
+        logits = _execute(model, _ids(model, given), visitor, cache, logits=True)
     assert logits is not None
-    return Observed({place: value[0] for place, value in zip(walk.reads, walk.taken, strict=True)}, logits[0], cache)
+    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache)
 
 
-class RowRunner:
-    """Runs rows of one input.
+def read_prefix(model: StandardizedTransformer, given: Input, length: int) -> SharedCache:
+    """Keys and values of the first tokens of an input.
 
-    How much the rows share is found by trying it once on the model, with noise put in at these sites: the cheapest way
-    whose logits equal those of rows that share nothing.
+    Raises:
+        Unsupported: A layer carries something else from token to token, which rows cannot share.
+    """
+    cache = SharedCache(config=model.module.config)
+    if any(cache.is_linear):
+        raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
+    if length:
+        last = Place("layers_output", model.anatomy.last.index)
+        visitor = BranchPass(given, length=length, ends=last)
+        _execute(model, _ids(model, given)[:, :length], visitor, cache, logits=False)
+    return cache
+
+
+class Replacement(NamedTuple):
+    """States that one row continues with instead of its own.
+
+    Attributes:
+        row: The row.
+        place: The hook point.
+        positions: The tokens.
+        states: The state of each of them; of the heads alone that are replaced, where heads are named.
+        heads: The heads; None for all, or where there are none.
+    """
+
+    row: int
+    place: Place
+    positions: Sequence[int]
+    states: Float[Tensor, "position *head width"]
+    heads: tuple[int, ...] | None = None
+
+
+def replace_states(replacements: Iterable[Replacement]) -> list[StateEdit]:
+    """The edits of branches that continue with given states: one for each hook point and choice of heads.
+
+    Args:
+        replacements: The states; of two for one position of a row, the later one counts.
+    """
+    grouped: dict[tuple[Place, tuple[int, ...] | None], list[Replacement]] = {}
+    for one in replacements:
+        grouped.setdefault((one.place, one.heads), []).append(one)
+    return [_replace(place, heads, listed) for (place, heads), listed in grouped.items()]
+
+
+def _replace(place: Place, heads: tuple[int, ...] | None, replacements: Sequence[Replacement]) -> StateEdit:
+    states: dict[int, Tensor] = {}
+    index: dict[int, dict[int, int]] = {}
+    for row, _, positions, new, _ in replacements:
+        before = states.get(row)
+        start = 0 if before is None else len(before)
+        states[row] = new if before is None else torch.cat([before, new])
+        index.setdefault(row, {}).update(zip(positions, range(start, start + len(new)), strict=True))
+    flat = {(row, at): which for row, found in index.items() for at, which in found.items()}
+    return StateEdit(place, Reach({row: sorted(found) for row, found in index.items()}), Patched(states, flat), heads)
+
+
+@dataclass(frozen=True)
+class BranchBatch:
+    """Some rows, after they ran; on the model's device.
+
+    Attributes:
+        rows: Which rows these are.
+        logits: The logits after the input's last token; empty where only states were asked for.
+        base_logits: The same of the unedited input.
+        continuations: The tokens generated after each row, greedily; the one that ended the text is among them.
+        base_continuation: The same of the unedited input.
+        states: The states at each hook point that was asked for, before anything was frozen or edited there by a row,
+            from position `first` on. A row that had not joined yet is missing: it was still the unedited input.
+        first: The first position that was computed.
+    """
+
+    rows: list[int]
+    logits: Float[Tensor, "row vocabulary"]
+    base_logits: Float[Tensor, " vocabulary"]
+    continuations: list[list[int]]
+    base_continuation: list[int]
+    states: dict[Place, Float[Tensor, "joined position *head width"]]
+    first: int
+
+
+class Branches:
+    """Rows of one input.
+
+    How much the rows share is found by trying it once on the model, with noise for their edits: the cheapest way whose
+    logits equal those of rows that share nothing.
 
     Args:
         model: The model.
         base: The input.
-        held: Places at which every row has what the unpatched input has, but for what is put there.
-        reads: Places at which to keep what the rows have.
-        logits: Whether the logits are wanted; without them the pass ends at the last place that is read.
-        batch_tokens: Tokens in a batch, at most, over all its rows.
-        cache: Keys and values of the whole input, where a run of it kept them.
+        edits: The edits of all rows. Their reaches name rows, by any numbers, where those of an operation name prompts.
+        frozen: Hook points at which every row has the states of the unedited input, but for its own edits there.
+        reads: Hook points whose states are returned.
+        logits: Compute logits; without them the pass ends at the last hook point.
+        max_new_tokens: How many tokens to generate.
+        batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
+            nothing is generated.
+        prefix: Keys and values of at least the tokens before the last position at which a row begins to differ.
     """
 
     def __init__(
         self,
         model: StandardizedTransformer,
         base: Input,
+        edits: Sequence[StateEdit],
         *,
-        held: Sequence[Place] = (),
+        frozen: Collection[Place] = (),
         reads: Sequence[Place] = (),
         logits: bool = True,
+        max_new_tokens: int = 0,
         batch_tokens: int = 4096,
-        cache: SharedCache | None = None,
+        prefix: SharedCache | None = None,
     ) -> None:
-        self._given_cache = cache
         self._model = model
         self._base = base
-        self._held = frozenset(held)
+        self._edits = edits
+        self._frozen = frozen
         self._reads = reads
         self._logits = logits
+        self._new_tokens = max_new_tokens
         self._batch_tokens = batch_tokens
+        self._prefix = prefix
+        self._first: dict[int, int] = {}
+        self._entrance: dict[int, Place] = {}
+        for edit in edits:
+            entrance = edit.place if edit.place.site in _IN_STREAM else Place("layers_input", edit.place.layer)
+            for row, positions in edit.reach.positions.items():
+                self._first[row] = min(positions[0], self._first.get(row, positions[0]))
+                self._entrance[row] = min(entrance, self._entrance.get(row, entrance), key=_turn)
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row]) -> Iterator[RowBatch]:
-        """Runs rows, in batches; those with the same first position stand together, in the order of their layers.
+    def run(self) -> Iterator[BranchBatch]:
+        """Runs the rows that an edit reaches, in batches: by their first position, then by their first hook point.
 
         A batch that does not fit the memory is halved.
 
         Raises:
             OutOfMemory: One row alone does not fit.
         """
-        if not rows:
+        if not self._first:
             return
-        sharing = self._find_sharing(rows)
+        if self._new_tokens:
+            self._model.require("causal")
+        sharing = self.sharing
+        batches = self._fill(sharing)
+        yield from run_halving(self._model, batches, lambda rows: self._compute(rows, sharing), self._one_row)
 
-        def run(batch: Sequence[int]) -> RowBatch:
-            return self._run(rows, batch, sharing, self._reads, self._logits)
+    @cached_property
+    def sharing(self) -> Sharing:
+        """How much the rows share."""
+        late, length = max(self._first.values()), len(self._base)
+        kind = lengths_of(self._model.module).kind
+        sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self._edits))
+        situation = (
+            self._model.attention,
+            frozenset(sites),
+            bool(self._frozen),
+            late > 0,
+            late < length - 1,
+            self._new_tokens > 1,
+            kind(late) == kind(length),
+            self._base.operations,
+        )
+        return recall_sharing(self._model.module, situation, length, lambda: self._try_sharing(sites, late))
 
-        yield from run_halving(self._model, self._fill(rows, sharing), run, self._one_row)
+    @torch.inference_mode()
+    def _try_sharing(self, sites: Sequence[Site], position: int) -> Sharing:
+        places = [place for site in sites for place in _spread(self._model, site)]
+        edits = [StateEdit(place, Reach({row: [position]}), _Noise()) for row, place in enumerate(places)]
+        trial = Branches(self._model, self._base, edits, frozen=self._frozen, max_new_tokens=self._new_tokens)
+        return find_cheapest_sharing(self._model, range(len(places)), trial.logits_of, self._one_row)
+
+    def logits_of(self, rows: Sequence[int], sharing: Sharing) -> Float[Tensor, "step row vocabulary"]:
+        """The logits after the input and, where tokens are generated, after one more token."""
+        with attention_for(self._model, self._base.plan):
+            order, logits, cache, _ = self._read(rows, sharing)
+            if self._new_tokens < 2:
+                return logits[None]
+            said = torch.full((len(logits), 1), self._base.prompt.ids[0], device=logits.device)
+            return torch.stack([logits, self._step(order, said, cache)])
 
     @property
     def _one_row(self) -> str:
         return f"a prompt of {len(self._base)} tokens with one patched row"
 
-    def _fill(self, rows: Sequence[Row], sharing: Sharing) -> Iterator[list[int]]:
+    def _fill(self, sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
-        order = sorted(range(len(rows)), key=lambda row: (_first(rows[row]), _entrance(rows[row]).turn))
         enough = _ENOUGH if self._model.device.type == "cpu" else self._batch_tokens
+        most = LOGITS_AT_ONCE // self._model.vocab_size
         batch: list[int] = []
-        for row in order:
-            width = len(self._base) - (_first(rows[batch[0]]) if batch and sharing.prefix else 0)
-            size = max(1, min(self._batch_tokens // width, LOGITS_AT_ONCE // self._model.vocab_size) - 1)
-            shorter = sharing.prefix and bool(batch) and _first(rows[row]) > _first(rows[batch[0]])
-            if len(batch) >= size or (shorter and len(batch) * width >= enough):
+        for row in sorted(self._first, key=lambda row: (self._first[row], self._entrance[row].turn)):
+            shared = self._first[batch[0]] if batch and sharing.prefix and not self._new_tokens else 0
+            width = len(self._base) - shared + shared // _SHARED_PER_TOKEN + self._new_tokens
+            full = len(batch) >= max(1, min(self._batch_tokens // width, most) - 1)
+            shorter = sharing.prefix and bool(batch) and self._first[row] > self._first[batch[0]]
+            if full or (shorter and len(batch) * width >= enough):
                 yield batch
                 batch = []
             batch.append(row)
         if batch:
             yield batch
 
-    def _run(
-        self, rows: Sequence[Row], batch: Sequence[int], sharing: Sharing, reads: Sequence[Place], logits: bool
-    ) -> RowBatch:
-        order = sorted(batch, key=lambda row: _entrance(rows[row]).turn)
-        chosen = [rows[row] for row in order]
-        first = min(map(_first, chosen)) if sharing.prefix else 0
+    def _compute(self, rows: Sequence[int], sharing: Sharing) -> BranchBatch:
+        with attention_for(self._model, self._base.plan):
+            order, logits, cache, visitor = self._read(rows, sharing)
+            said = self._continue(order, logits, cache)
+        states = {place: value[1:] for place, value in visitor.states.items()}
+        return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first)
+
+    def _read(
+        self, rows: Sequence[int], sharing: Sharing
+    ) -> tuple[list[int], Float[Tensor, "row vocabulary"], SharedCache | None, BranchPass]:
+        """Reads the input: the rows in their order in the batch, all logits, the unedited ones first, and a cache."""
+        order = sorted(rows, key=lambda row: self._entrance[row].turn)
+        first = min(self._first[row] for row in order) if sharing.prefix else 0
+        caching = sharing.prefix and (first > 0 or self._new_tokens > 1)
+        cache = self._prefix_until(first) if caching else None
         joins: dict[Place, int] = {}
-        for row in chosen if sharing.layers else ():
-            joins[_entrance(row)] = joins.get(_entrance(row), 0) + 1
-        walk = Walk(self._base, chosen, joins=joins, held=self._held, reads=reads, first=first)
-        ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(chosen), 1)
-        options = _options(self._model, self._prefix_until(first) if first else None)
-        found = _execute(self._model, ids, walk, options, logits)
-        columns = len(self._base) - first
-        states = {place: value[1:, -columns:] for place, value in zip(walk.reads, walk.taken, strict=True)}
-        return RowBatch(list(order), None if found is None else found[1:], states, first)
-
-    @cached_property
-    def _cache(self) -> SharedCache:
-        """Keys and values of the whole input.
-
-        Raises:
-            Unsupported: A layer carries something else, which rows cannot share.
-        """
-        if self._given_cache is not None:
-            return self._given_cache
-        cache = SharedCache(config=self._model.module.config)
-        if any(cache.is_linear):
-            raise Unsupported(f"layers of {self._model.name} carry a state from token to token, not keys and values")
-        last = [Place("layers_output", self._model.anatomy.last.index)]
-        walk = Walk(self._base, reads=last)
-        _execute(self._model, _ids(self._model, self._base), walk, _options(self._model, cache), False)
-        return cache
+        for row in order if sharing.layers else ():
+            joins[self._entrance[row]] = joins.get(self._entrance[row], 0) + 1
+        visitor = BranchPass(
+            self._base, self._edits, order, joins=joins, frozen=self._frozen, reads=self._reads, first=first
+        )
+        ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(order), 1)
+        logits = _execute(self._model, ids, visitor, cache, logits=self._logits)
+        return order, ids.new_empty((0, 0)) if logits is None else logits, cache, visitor
 
     def _prefix_until(self, position: int) -> SharedCache:
-        cache = self._cache.fork(goes_on=False)
-        cache.crop(position - len(self._base))
+        if self._prefix is None:
+            self._prefix = read_prefix(self._model, self._base, max(self._first.values()))
+        cache, surplus = self._prefix.fork(self._new_tokens > 1), self._prefix.get_seq_length() - position
+        if not surplus:
+            return cache
+        try:
+            cache.crop(-surplus)
+        except RuntimeError:  # a sliding window no longer has the earlier tokens
+            return read_prefix(self._model, self._base, position).fork(self._new_tokens > 1)
         return cache
 
-    def _find_sharing(self, rows: Sequence[Row]) -> Sharing:
-        """What is known of this model at these sites for inputs as long as this, or else what is found by trying.
+    def _continue(
+        self, order: Sequence[int], logits: Float[Tensor, "row vocabulary"], cache: SharedCache | None
+    ) -> list[list[int]]:
+        """The tokens generated after each row, the unedited one first."""
+        said = logits.new_empty((len(logits), 0), dtype=torch.long)
+        if not self._new_tokens:
+            return [[] for _ in range(1 + len(order))]
+        ends = torch.tensor(sorted(end_ids(self._model)), device=logits.device)
+        for step in range(self._new_tokens):
+            said = torch.cat([said, logits.argmax(-1, keepdim=True)], dim=1)
+            if step + 1 == self._new_tokens or bool(torch.isin(said, ends).any(1).all()):
+                break
+            logits = self._step(order, said, cache)
+        return [until_end(row, ends.tolist()) for row in said.tolist()]
 
-        What operations in force allow is another matter for each of them, and is always tried.
-        """
-        if self._base.plan:
-            return self._try_sharing(rows)
-        known = _tried.setdefault(self._model.module, {})
-        sites: frozenset[Site] = frozenset(put.place.site for row in rows for put in row)
-        situation = (self._model.attention, sites, bool(self._held), any(_first(row) for row in rows))
-        length, sharing = known.get(situation, (0, NO_SHARING))
-        if length < len(self._base):
-            sharing = self._try_sharing(rows)
-            known[situation] = len(self._base), sharing
-        return sharing
-
-    def _try_sharing(self, rows: Sequence[Row]) -> Sharing:
-        return find_cheapest_sharing(self._model, _noisy(_sample(rows)), self._logits_of, self._one_row)
-
-    def _logits_of(self, rows: Sequence[Row], sharing: Sharing) -> Float[Tensor, "row vocabulary"]:
-        done = self._run(rows, range(len(rows)), sharing, (), True)
-        assert done.logits is not None
-        return done.logits[torch.tensor(done.rows).argsort()]
-
-
-_Situation = tuple[str, frozenset[Site], bool, bool]
-"""How attention is computed, where something is put, whether places are held, whether tokens precede the first put."""
-_tried: WeakKeyDictionary[nn.Module, dict[_Situation, tuple[int, Sharing]]] = WeakKeyDictionary()
-"""What each model was found to allow, and the longest input on which it was found."""
-
-
-def known_sharing(module: nn.Module) -> list[Sharing]:
-    """What was found of a model so far, in each situation that came up."""
-    return [sharing for _, sharing in _tried.get(module, {}).values()]
+    def _step(
+        self, order: Sequence[int], said: Int[Tensor, "row token"], cache: SharedCache | None
+    ) -> Float[Tensor, "row vocabulary"]:
+        """The logits after the newest token: from the cache, or by reading everything again where there is none."""
+        kind = lengths_of(self._model.module).kind
+        length = len(self._base) + said.shape[1]
+        if cache is None or kind(len(self._base)) != kind(length):
+            ids = torch.cat([_ids(self._model, self._base).repeat(len(said), 1), said], dim=1)
+            visitor = BranchPass(self._base, self._edits, order, length=length)
+            cache = None
+        else:
+            ids = said[:, -1:]
+            visitor = BranchPass(self._base, self._edits, order, first=length - 1, length=length)
+        logits = _execute(self._model, ids, visitor, cache, logits=True)
+        assert logits is not None
+        return logits
 
 
-def forget(module: nn.Module) -> None:
-    """Forgets what was found of a model, whose code or weights have changed."""
-    _tried.pop(module, None)
+def _turn(place: Place) -> tuple[int, int]:
+    return place.turn
 
 
-def _first(row: Row) -> int:
-    return min(put.positions[0] for put in row)
+def _spread(model: StandardizedTransformer, site: Site) -> list[Place]:
+    """A few hook points of a site, from the first layer that has it to the last."""
+    if site == "token_embeddings":
+        return [Place(site)]
+    having: list[Place] = []
+    for layer in range(model.num_layers):
+        try:
+            require_place(model, Place(site, layer))
+        except Unsupported:
+            continue
+        having.append(Place(site, layer))
+    last = len(having) - 1
+    return [having[at] for at in sorted({0, last // 3, 2 * last // 3, last})]
 
 
-def _entrance(row: Row) -> Place:
-    return min((put.entrance for put in row), key=lambda place: place.turn)
+@dataclass(frozen=True)
+class _Noise:
+    """Random states, the same ones for a row and position in every pass."""
 
-
-def _sample(rows: Sequence[Row], count: int = 4) -> list[Row]:
-    """A few rows from first to last in the order of their layers; those that come late in the prompt, if any do."""
-    late = max(map(_first, rows))
-    order = sorted((row for row in rows if _first(row) == late or not _first(row)), key=lambda row: _entrance(row).turn)
-    order = [row for row in order if _first(row)] or order
-    return [order[round(at * (len(order) - 1) / (count - 1))] for at in range(count)]
-
-
-def _noisy(rows: Sequence[Row]) -> list[Row]:
-    """Rows with noise in the place of their states, so that nothing hides what sharing does."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        [
-            replace(put, states=torch.randn(put.states.shape, generator=generator).to(put.states) * _size(put.states))
-            for put in row
-        ]
-        for row in rows
-    ]
-
-
-def _size(states: Tensor) -> float:
-    return float(states.float().square().mean().sqrt()) or 1.0
+    def resolve(self, states: States) -> Data:
+        """A state for each entry."""
+        dice = [torch.Generator().manual_seed(hash(entry)) for entry in states.chosen.entries]
+        return {"op": "replace", "value": torch.stack([torch.randn(states.shape[2:], generator=one) for one in dice])}
 
 
 def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]:
     return torch.tensor([given.prompt.ids], device=model.device)
 
 
-def _options(model: StandardizedTransformer, cache: SharedCache | None) -> dict[str, Any]:
-    """What the forward pass is told: whose keys and values to use, and to form no logits that are not read."""
-    options = cache_inputs(model.module, cache)
-    if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
-        options["logits_to_keep"] = 1
-    return options
-
-
 def _execute(
-    model: StandardizedTransformer, ids: Tensor, walk: Walk, options: Mapping[str, Any], logits: bool
+    model: StandardizedTransformer, ids: Tensor, visitor: BranchPass, cache: SharedCache | None, *, logits: bool
 ) -> Float[Tensor, "row vocabulary"] | None:
-    """The logits after the last token, if they are wanted; else the pass ends at the last place that is touched."""
-    with attention_for(model, walk.plan):
-        return execute(model, {"input_ids": ids, **options}, walk, last_column if logits else None)
+    """Runs a pass, for the logits after the last token or only as far as the last hook point."""
+    inputs: dict[str, Any] = {"input_ids": ids, **cache_inputs(model.module, cache)}
+    if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+        inputs["logits_to_keep"] = 1
+    return execute(model, inputs, visitor, last_column if logits else None)

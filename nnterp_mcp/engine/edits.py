@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,6 +153,24 @@ class Added:
         """The vector."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
         return {"op": "add", "value": on_device(self.vector, states.device)}
+
+
+@dataclass(frozen=True)
+class AddedByEntry:
+    """The states plus vectors that differ by prompt or position.
+
+    Attributes:
+        vectors: The vectors.
+        choose: Given the prompt's index and the position, returns which vector is added.
+    """
+
+    vectors: Float[Tensor, "vector width"]
+    choose: Callable[[int, int], int]
+
+    def resolve(self, states: States) -> Data:
+        """The vector of each entry."""
+        which = indices([self.choose(*entry) for entry in states.chosen.entries], states.device)
+        return {"op": "add", "value": on_device(self.vectors, states.device)[which]}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
@@ -18,11 +19,11 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the rows share with the unpatched prompt.
+    """The computation that rows share with the unedited prompt.
 
     Attributes:
-        prefix: Keys and values of the tokens before the patched position.
-        layers: The layers up to the patched one.
+        prefix: Keys and values of the tokens before the first edited position.
+        layers: The layers below the first edited hook point.
     """
 
     prefix: bool
@@ -31,22 +32,47 @@ class Sharing:
 
 NO_SHARING = Sharing(prefix=False, layers=False)
 _LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
-"""What is tried, the cheapest first; sharing nothing is right for every model."""
+"""The order of trials, the cheapest first; sharing nothing is right for every model."""
+
+_tried: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[int, Sharing]]] = WeakKeyDictionary()
+"""By model and situation: the longest prompt that was tried, and the sharing that was exact on it."""
+
+
+def recall_sharing(module: nn.Module, situation: Hashable, length: int, find: Callable[[], Sharing]) -> Sharing:
+    """Returns the sharing that a model allows in a situation, tried once for prompts up to each length.
+
+    Args:
+        module: The model.
+        situation: All that the answer depends on besides the length.
+        length: The tokens of the prompt.
+        find: Tries it.
+    """
+    known = _tried.setdefault(module, {})
+    longest, sharing = known.get(situation, (0, NO_SHARING))
+    if longest < length:
+        sharing = find()
+        known[situation] = length, sharing
+    return sharing
+
+
+def known_sharing(module: nn.Module) -> list[Sharing]:
+    """Returns the sharing that a model was found to allow in each situation so far."""
+    return [sharing for _, sharing in _tried.get(module, {}).values()]
 
 
 def find_cheapest_sharing(
     model: StandardizedTransformer,
     rows: Sequence[Row],
     run: Callable[[Sequence[Row], Sharing], Tensor],
-    what: str,
+    name: str,
 ) -> Sharing:
-    """The cheapest sharing under which rows give what they give when they share nothing.
+    """Tries the cheapest sharing under which rows have the logits that they have when they share nothing.
 
     Args:
         model: The model.
         rows: Some rows; fewer at a time where they do not fit the memory.
         run: The logits of rows that share so much.
-        what: Names a batch of one row, for the error.
+        name: Names a batch of one row, for the error.
 
     Raises:
         OutOfMemory: One row alone does not fit.
@@ -66,5 +92,5 @@ def find_cheapest_sharing(
                 return sharing
         return NO_SHARING
 
-    found = list(run_halving(model, [rows], find, what))
+    found = list(run_halving(model, [rows], find, name))
     return Sharing(all(one.prefix for one in found), all(one.layers for one in found))

@@ -40,7 +40,7 @@ class Reach:
         if asked is None:
             return
         if self.in_step(0) and begin < new:
-            yield from (at for at in asked if begin <= at)
+            yield from (at for at in asked if begin <= at < end)
         if self.goes_on:
             yield from (at for at in range(max(new, begin), end) if self.in_step(at - new + 1))
 

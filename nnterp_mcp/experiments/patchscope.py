@@ -11,16 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.patched_rows import (
-    PatchedBatch,
-    Target,
-    run_patched,
-)
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout, read_distribution
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.selectors import resolve_layers
+
+_SOURCES_AT_ONCE = 128
+"""Sources for whose categories the unpatched distribution is read at one time."""
 
 LayerPair = tuple[int, int]
 """The layer after which a state is read, and the layer after which it is put into the target prompt."""
@@ -93,42 +95,74 @@ def read_patchscope(
     sources = [source for source in range(len(states)) for _ in pairs]
     columns = [source_layers.index(layer) for _ in range(len(states)) for layer, _ in pairs]
     followed = Categories.of(categories or [[]] * len(states), model.device)
-    of_row = torch.tensor(sources, device=model.device)
-    batches = run_patched(
+    branches = patch_target(
         model,
         target,
         states[sources, columns],
         [layer for _ in range(len(states)) for _, layer in pairs],
+        plan=plan,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
-        plan=plan,
     )
-    parts: list[Readout] = []
-    order: list[int] = []
+    readout, of_row = ReadoutRows(len(sources)), torch.tensor(sources, device=model.device)
     said: dict[int, list[int]] = {}
-    last: PatchedBatch | None = None
-    for last in batches:
-        parts.append(read_distribution(last.logits, top_k, followed[of_row[last.rows]]))
-        order += last.rows
-        said |= zip(last.rows, last.continuations, strict=True)
-        on_batch(len(order))
-    assert last is not None
+    batch: BranchBatch | None = None
+    for batch in branches.run():
+        rows = torch.tensor(batch.rows, device=model.device)
+        readout.put(rows, read_distribution(batch.logits, top_k, followed[of_row[rows]]))
+        said |= zip(batch.rows, batch.continuations, strict=True)
+        on_batch(len(said))
+    assert batch is not None
     return PatchscopeReadings(
         pairs=list(pairs),
-        patched=Readout.gather(parts, order, (len(states), len(pairs))),
+        patched=readout.read((len(states), len(pairs))),
         continuations=[
             [said[row] for row in range(start, start + len(pairs))] for start in range(0, len(said), len(pairs))
         ],
-        unpatched=_read_unpatched(last, top_k, followed),
-        unpatched_continuation=last.unpatched_continuation,
+        unpatched=_read_unpatched(batch.base_logits, top_k, followed),
+        unpatched_continuation=batch.base_continuation,
     )
 
 
-def _read_unpatched(batch: PatchedBatch, top_k: int, followed: Categories) -> Readout:
+def patch_target(
+    model: StandardizedTransformer,
+    target: Target,
+    states: Float[Tensor, "row hidden"],
+    layers: Sequence[int],
+    *,
+    plan: Plan = NOTHING,
+    max_new_tokens: int = 0,
+    batch_tokens: int = 4096,
+    prefix: SharedCache | None = None,
+) -> Branches:
+    """Branches of a target prompt, each with one state replaced after one layer.
+
+    The patch acts while the prompt is read; tokens that are generated see it through their attention.
+
+    Args:
+        model: The model.
+        target: The target prompt and the position at which states are replaced.
+        states: The state of each row.
+        layers: The layer of each row.
+        plan: The operations on the target prompt, planned for a request that it belongs to.
+        max_new_tokens: How many tokens to generate.
+        batch_tokens: The most tokens of a batch.
+        prefix: Keys and values of the tokens before the position, where a pass has read them.
+    """
+    rows = zip(range(len(layers)), layers, states.split(1), strict=True)
+    edits = replace_states(
+        Replacement(row, Place("layers_output", layer), [target.position], state) for row, layer, state in rows
+    )
+    return Branches(
+        model, target.base(plan), edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, prefix=prefix
+    )
+
+
+def _read_unpatched(logits: Float[Tensor, " vocabulary"], top_k: int, followed: Categories) -> Readout:
     """The unpatched distribution once for each source, whose categories differ."""
-    sources = torch.arange(len(followed.ids), device=batch.logits.device)
-    chunks = sources.split(len(batch.logits))
-    parts = [read_distribution(batch.unpatched_logits.expand(len(at), -1), top_k, followed[at]) for at in chunks]
+    sources = torch.arange(len(followed.ids), device=logits.device)
+    chunks = sources.split(_SOURCES_AT_ONCE)
+    parts = [read_distribution(logits.expand(len(at), -1), top_k, followed[at]) for at in chunks]
     return Readout.gather(parts, sources.tolist(), (len(sources),))
 
 

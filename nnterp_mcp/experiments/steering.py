@@ -1,8 +1,8 @@
-"""Steering over a sweep of layers and factors, beside the unsteered model and beside random directions."""
+"""Steering over a sweep of layers and factors, next to the unsteered model and to random directions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
@@ -11,13 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout, read_distribution
-from nnterp_mcp.experiments.additions import Run, additions
+from nnterp_mcp.engine.batching import run_batches
+from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
+from nnterp_mcp.engine.edits import AddedByEntry, Edit, EditOfRuns, StateEdit
+from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
+from nnterp_mcp.engine.readouts.reductions import divergence, log_probabilities
+from nnterp_mcp.engine.token_spans import Reach, goes_on
 from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.fields import PositionSpec
 
 
@@ -148,29 +156,29 @@ def sweep(
     """
     layers = sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
-    by_index = {prompt.index: prompt for prompt in prompts}
-    drawn = draw_directions(directions, controls, seed)
     needed = runs_of(doses)
-    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
-    making = additions(model, runs, positions, plan, generating=max_new_tokens > 0, batch_tokens=batch_tokens)
+    runs = SteeredRuns(prompts, needed, draw_directions(directions, controls, seed), positions, plan)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1)
+    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1).cpu()
     reader = _Reader(needed, top_k, list((targets or {}).values()))
 
     def so_far() -> Sweep:
-        read = [needed[row] for row in sorted(reader.order)]
-        begun = {dose.prompt for dose in read}
-        lengths = stream[[row for row, prompt in enumerate(prompts) if prompt.index in begun]].cpu()
-        made, known = Sweep(read, reader.readout, reader.kl, lengths, {}, plan.labels), set(read)
+        known = {needed[row] for row in reader.done}
+        begun = [row for row, prompt in enumerate(prompts) if any(dose.prompt == prompt.index for dose in known)]
+        made = Sweep(needed, reader.readout, reader.kl, stream[begun], {}, plan.labels)
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
-    for rows, logits in making.read():
+    shared = runs.shared(generating=max_new_tokens > 0)
+    for rows, logits in (_read_branches if shared else _read_rows)(model, runs, batch_tokens):
         reader.take(rows, logits)
         offer(so_far)
-        on_batch(len(reader.order))
-    speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
-    texts = making.generate(speaking, max_new_tokens, on_token) if max_new_tokens else {}
-    return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream.cpu(), texts, plan.labels), doses)
+        on_batch(len(reader.done))
+    texts: dict[int, list[int]] = {}
+    if max_new_tokens:
+        speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
+        say = _say_branches if shared else _say_rows
+        texts = say(model, runs, speaking, max_new_tokens, batch_tokens, on_token)
+    return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, plan.labels), doses)
 
 
 Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
@@ -187,54 +195,188 @@ def draw_directions(directions: Mapping[int, Float[Tensor, " hidden"]], controls
     return drawn
 
 
-def vector_of(dose: Dose, drawn: Drawn) -> Float[Tensor, " hidden"] | None:
-    """What a run adds."""
-    return None if dose.layer is None else dose.factor * drawn[dose.layer, dose.control]
+class SteeredRuns:
+    """The runs of a sweep, numbered in the order of their doses, and the edits that steer them.
+
+    Args:
+        prompts: The prompts.
+        doses: The dose of each run; those of a prompt follow one another, its baseline first.
+        drawn: The directions.
+        positions: The positions of each prompt at which to add.
+        plan: Other operations, planned for the prompts.
+
+    Attributes:
+        doses: The dose of each run.
+        plan: The other operations.
+
+    Raises:
+        InvalidRequest: A position does not exist.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        doses: Sequence[Dose],
+        drawn: Drawn,
+        positions: Sequence[PositionSpec],
+        plan: Plan,
+    ) -> None:
+        self.doses = doses
+        self.plan = plan
+        self._prompts = {prompt.index: prompt for prompt in prompts}
+        self._where = {prompt.index: resolve_positions(positions, prompt) for prompt in prompts}
+        self._onward = goes_on(positions)
+        self._drawn = drawn
+
+    def shared(self, generating: bool) -> bool:
+        """Runs of one prompt have something in common: they are steered from some token on, and not at new ones.
+
+        Args:
+            generating: Text is generated.
+        """
+        everywhere = self._onward and (generating or not all(at[0] for at in self._where.values()))
+        return not everywhere and any(dose.layer is not None for dose in self.doses)
+
+    def by_prompt(self, runs: Sequence[int]) -> Iterator[tuple[int, Input, list[StateEdit]]]:
+        """The baseline of each prompt, its input, and the edits of its steered runs.
+
+        Args:
+            runs: Which of the runs.
+        """
+        for prompt, group in groupby(runs, lambda run: self.doses[run].prompt):
+            baseline, *steered = group
+            yield baseline, Input(self._prompts[prompt], plan=self.plan), self._edits(steered)
+
+    def as_prompts(self) -> tuple[list[EncodedPrompt], Plan]:
+        """Each run as a prompt of its own, with the operations and the steering of all of them."""
+        owners = [self._prompts[dose.prompt] for dose in self.doses]
+        rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
+        edits: dict[Place, list[Edit]] = {
+            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.plan.edits.items()
+        }
+        for edit in self._edits(range(len(rows))):
+            edits.setdefault(edit.place, []).append(edit)
+        return rows, Plan(edits, self.plan.labels)
+
+    def _edits(self, runs: Sequence[int]) -> list[StateEdit]:
+        """One edit for each layer, whatever the number of its runs."""
+        by_layer: dict[int, dict[int, Tensor]] = {}
+        for run in runs:
+            dose = self.doses[run]
+            if dose.layer is not None:
+                by_layer.setdefault(dose.layer, {})[run] = dose.factor * self._drawn[dose.layer, dose.control]
+        return [self._edit(layer, added) for layer, added in by_layer.items()]
+
+    def _edit(self, layer: int, added: Mapping[int, Tensor]) -> StateEdit:
+        which = {run: index for index, run in enumerate(added)}
+        reach = Reach({run: self._where[self.doses[run].prompt] for run in added}, self._onward)
+        change = AddedByEntry(torch.stack(list(added.values())), lambda run, position: which[run])
+        return StateEdit(Place("layers_output", layer), reach, change)
+
+
+ReadRuns = Iterator[tuple[list[int], Float[Tensor, "run vocabulary"]]]
+"""Runs with the logits after their prompt; a prompt's baseline before its other runs."""
+
+
+def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, batch_tokens: int) -> ReadRuns:
+    for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
+        read = False
+        for batch in Branches(model, base, edits, batch_tokens=batch_tokens).run():
+            if read:
+                yield batch.rows, batch.logits
+            else:
+                yield [baseline, *batch.rows], torch.cat([batch.base_logits[None], batch.logits])
+            read = True
+
+
+def _read_rows(model: StandardizedTransformer, runs: SteeredRuns, batch_tokens: int) -> ReadRuns:
+    rows, steering = runs.as_prompts()
+
+    def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
+        ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
+        logits = forward(model, batch, steering, logits=ends).logits
+        assert logits is not None
+        return logits
+
+    most = max(1, LOGITS_AT_ONCE // model.vocab_size)
+    for batch, logits in run_batches(model, rows, batch_tokens, end, batch_size=most):
+        yield [prompt.index for prompt in batch.prompts], logits
+
+
+def _say_branches(
+    model: StandardizedTransformer,
+    runs: SteeredRuns,
+    chosen: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    on_token: Callable[[int], None],
+) -> dict[int, list[int]]:
+    said: dict[int, list[int]] = {}
+    for baseline, base, edits in runs.by_prompt(chosen):
+        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+        for batch in branches.run():
+            said[baseline] = batch.base_continuation
+            said |= zip(batch.rows, batch.continuations, strict=True)
+            on_token(len(said))
+    return said
+
+
+def _say_rows(
+    model: StandardizedTransformer,
+    runs: SteeredRuns,
+    chosen: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    on_token: Callable[[int], None],
+) -> dict[int, list[int]]:
+    rows, steering = runs.as_prompts()
+    said = generate(
+        model,
+        [rows[run] for run in chosen],
+        steering,
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        on_token=on_token,
+    )
+    return {run: generation.ids for run, generation in zip(chosen, said, strict=True)}
 
 
 class _Reader:
-    """Keeps what is to be known of runs that come batch by batch, each against the baseline of its prompt."""
+    """Reduces the distributions of runs batch by batch, each against the baseline of its prompt.
+
+    Attributes:
+        done: The runs that were read.
+    """
 
     def __init__(self, doses: Sequence[Dose], top_k: int, categories: Sequence[Sequence[int]]) -> None:
-        self.order: list[int] = []
+        self.done: list[int] = []
         self._doses = doses
         self._top_k = top_k
         self._categories = list(categories)
         self._baselines: dict[int, Float[Tensor, " vocabulary"]] = {}
-        self._readouts: list[Readout] = []
-        self._kl: list[Tensor] = []
+        self._readout = ReadoutRows(len(doses))
+        self._kl = torch.zeros(len(doses))
 
     @property
     def readout(self) -> Readout:
-        """What is kept of every distribution, in the order of the doses."""
-        return Readout.gather(self._readouts, self.order, (len(self.order),))
+        """The readout of every run; without meaning in those that were not read."""
+        return self._readout.read((len(self._doses),))
 
     @property
     def kl(self) -> Float[Tensor, " dose"]:
-        """KL(steered ‖ baseline), in the order of the doses."""
-        return torch.cat(self._kl).cpu()[torch.tensor(self.order).argsort()]
+        """KL(steered ‖ baseline) of every run, on the CPU."""
+        return self._kl.clone()
 
-    def take(self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> None:
+    def take(self, runs: Sequence[int], logits: Float[Tensor, "run vocabulary"]) -> None:
         """Reads some runs; a prompt's baseline comes before its other runs."""
-        categories = Categories.of([self._categories] * len(rows), logits.device)
-        self._readouts.append(read_distribution(logits, self._top_k, categories))
-        self._kl.append(self._divergences(rows, logits.float()))
-        self.order += rows
-
-    def _divergences(self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
-        parts: list[Tensor] = []
-        log_probs = logits - logits.logsumexp(-1, keepdim=True)
-        for prompt, group in groupby(range(len(rows)), lambda at: self._doses[rows[at]].prompt):
-            own = log_probs[list(group)]
+        categories = Categories.of([self._categories] * len(runs), logits.device)
+        self._readout.put(torch.tensor(runs, device=logits.device), read_distribution(logits, self._top_k, categories))
+        log_probs = log_probabilities(logits)
+        for prompt, group in groupby(enumerate(runs), lambda item: self._doses[item[1]].prompt):
+            rows, numbers = zip(*group, strict=True)
+            own = log_probs[list(rows)]
             if prompt not in self._baselines:
                 # The next batch may go on with the last prompt's runs, and with no others.
                 self._baselines = {prompt: own[0].clone()}
-            parts.append(_divergence(own, self._baselines[prompt]))
-        return torch.cat(parts)
-
-
-def _divergence(
-    steered: Float[Tensor, "row vocabulary"], baseline: Float[Tensor, " vocabulary"]
-) -> Float[Tensor, " row"]:
-    probs = steered.exp()
-    return torch.where(probs > 0, probs * (steered - baseline), 0).sum(-1).clamp_min(0)
+            self._kl[list(numbers)] = divergence(own, self._baselines[prompt]).cpu()
+        self.done += runs

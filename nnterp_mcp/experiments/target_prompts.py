@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.text.chats import render_chat
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
@@ -14,6 +16,29 @@ REPEATED = ("king", "1135", "hello")
 """The words of the patchscopes paper's prompt for next-token prediction."""
 
 _INSTRUCTION = "Continue the pattern. Answer with the next word only."
+
+
+@dataclass(frozen=True)
+class Target:
+    """A prompt and the token whose state is replaced.
+
+    Attributes:
+        ids: The prompt's tokens, without padding.
+        position: The token, counted from 0.
+        index: The prompt's index in the request, by which operations choose prompts.
+    """
+
+    ids: tuple[int, ...]
+    position: int
+    index: int = 0
+
+    def base(self, plan: Plan = NOTHING) -> Input:
+        """The prompt as the input of branches.
+
+        Args:
+            plan: The operations on it.
+        """
+        return Input(EncodedPrompt(self.index, "", list(self.ids), []), plan=plan)
 
 
 @dataclass
@@ -128,3 +153,16 @@ def encode_target(
     """
     (encoded,) = encode_prompts(tokenizer, [prompt], name, limit, embedded)
     return encoded
+
+
+def resolve_target(ids: Sequence[int], position: int) -> Target:
+    """A target from tokens and a position that counts from either end.
+
+    Raises:
+        InvalidRequest: The position does not exist.
+    """
+    if not -len(ids) <= position < len(ids):
+        raise InvalidRequest(
+            f"position {position} does not exist: the target prompt has positions 0 to {len(ids) - 1}."
+        )
+    return Target(tuple(ids), position % len(ids))

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.engine.batching import attempt
+from nnterp_mcp.engine.branches import read_prefix
 from nnterp_mcp.engine.executors.execution import Reading, execute
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
-from nnterp_mcp.engine.patched_rows import Target, find_sharing, read_prefix
 from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.experiments.patchscope import patch_target
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -55,7 +57,7 @@ def read_packed(
         return None
     if len({lengths_of(model.module).kind(length) for length in (target.position, *map(len, sources))}) > 1:
         return None
-    if not find_sharing(model, target, generating=False).prefix:
+    if not patch_target(model, target, torch.zeros(1, model.hidden_size), [layers[-1]]).sharing.prefix:
         return None
 
     def read() -> Sources | None:
@@ -124,7 +126,8 @@ def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], 
         return False
     alone = torch.stack([_read_alone(model, ids) for ids in sources], dim=1)
     pairs = [(states, alone)]
-    for found, expected in zip(_layers(cache), _layers(read_prefix(model, target)), strict=True):
+    prefix = read_prefix(model, target.base(), target.position)
+    for found, expected in zip(_layers(cache), _layers(prefix), strict=True):
         pairs += [(found.keys, expected.keys), (found.values, expected.values)]
     return all(_is_close(model, found, expected) for found, expected in pairs)
 

@@ -13,11 +13,11 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.branches import LOGITS_AT_ONCE
 from nnterp_mcp.engine.kv_cache import SharedCache
-from nnterp_mcp.engine.patched_rows import LOGITS_AT_ONCE, Target, name_row, resolve_target, run_patched
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.patchscope import layers_in_order
-from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, repeat_prompt
+from nnterp_mcp.experiments.patchscope import layers_in_order, patch_target
+from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt, encode_target, repeat_prompt, resolve_target
 from nnterp_mcp.model.loading.adoption import standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -145,7 +145,7 @@ def patchscope_lens(
     for target, sources in targets.items():
         at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
         of_row = [chosen[place] for _, place in at.tolist()]
-        for batch in run_patched(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix):
+        for batch in patch_target(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix).run():
             parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
             for logits, rows in parts:
                 probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
@@ -238,7 +238,7 @@ def patchscope_generate(
     target = resolve_target(ids, target_patch_prompt.index_to_patch)
     states, prefix = _read_sources(model, texts, chosen, [target])
     said: dict[int, list[int]] = {}
-    for batch in run_patched(
+    branches = patch_target(
         model,
         target,
         states.flatten(0, 1),
@@ -246,7 +246,8 @@ def patchscope_generate(
         max_new_tokens=max_length,
         batch_tokens=(max_batch_size + 1) * (len(ids) + max_length),
         prefix=prefix,
-    ):
+    )
+    for batch in branches.run():
         said |= zip(batch.rows, batch.continuations, strict=True)
     width = max(map(len, said.values()))
     rows = [ids + said[row] + [model.pad_id] * (width - len(said[row])) for row in range(len(said))]
@@ -293,8 +294,9 @@ def patch_object_attn_lens(
         states = entering[:, prompt.index if len(sources) > 1 else 0]
         rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
         batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
+        name = f"a prompt of {len(target.ids)} tokens with one patched row"
         patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
-        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name_row(target))])
+        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
     return probs
 
 

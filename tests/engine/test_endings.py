@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nnterp_mcp.engine.generation import generate
-from nnterp_mcp.engine.patched_rows import Target
 from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering import sweep
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer

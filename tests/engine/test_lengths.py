@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.generation import generate
-from nnterp_mcp.engine.patched_rows import resolve_target, run_patched
 from nnterp_mcp.experiments.logit_lens import read_lens
+from nnterp_mcp.experiments.patchscope import patch_target
+from nnterp_mcp.experiments.target_prompts import resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.nnterp.packing import read_packed
@@ -102,7 +103,7 @@ def test_a_patched_prompt_goes_on_across_a_switch() -> None:
     for _ in range(NEW):
         text.append(int(plain.after(text).argmax()))
     hook.remove()
-    (batch,) = run_patched(model, resolve_target(ids, position), state, [layer], max_new_tokens=NEW)
+    (batch,) = patch_target(model, resolve_target(ids, position), state, [layer], max_new_tokens=NEW).run()
     assert batch.continuations[0] == text[len(ids) :]
 
 

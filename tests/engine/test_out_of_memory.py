@@ -13,15 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine import patched_rows
-from nnterp_mcp.engine.branches import known_sharing
 from nnterp_mcp.engine.generation import find_way, generate
-from nnterp_mcp.engine.prefix_sharing import Sharing
+from nnterp_mcp.engine.prefix_sharing import Sharing, known_sharing
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
+from nnterp_mcp.experiments.patchscope import patch_target
 from nnterp_mcp.experiments.steering import sweep
-from nnterp_mcp.experiments.target_prompts import TargetPrompt
+from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.memory import is_out_of_memory, says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -130,9 +129,9 @@ def test_what_does_not_fit_is_halved_until_it_does(path: str) -> None:
 
 def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment() -> None:
     model = build()
-    target = patched_rows.Target((3, 14, 15, 9, 26), 4)
+    target = Target((3, 14, 15, 9, 26), 4)
     with limited(model, 12, FAILURES["torch"]) as failed:
-        assert patched_rows.find_sharing(model, target, False) == EVERYTHING
+        assert patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing == EVERYTHING
         patch_all = patch(model)
     assert len(failed) >= 2
     assert set(known_sharing(model.module)) == {EVERYTHING}
@@ -152,7 +151,7 @@ def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment()
 def test_a_row_that_does_not_fit_alone_is_named() -> None:
     model = build()
     with limited(model, 1, FAILURES["torch"]):
-        with pytest.raises(OutOfMemory, match=r"a target prompt of \d+ tokens with one patched row does not fit"):
+        with pytest.raises(OutOfMemory, match=r"a prompt of \d+ tokens with one patched row does not fit"):
             patchscope_lens(model, TEXTS[0], TARGET, layers=[2])
         with pytest.raises(OutOfMemory, match=r"a prompt of \d+ tokens does not fit the memory of cpu, even alone"):
             get_token_activations(model, TEXTS[0])

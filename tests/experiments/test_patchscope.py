@@ -14,15 +14,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nnterp_mcp.engine import kv_cache as shared_cache
-from nnterp_mcp.engine import patched_rows
 from nnterp_mcp.engine.forward import NOTHING
-from nnterp_mcp.engine.patched_rows import Target, run_patched
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
+from nnterp_mcp.experiments.patchscope import pair_layers, patch_target, read_patchscope
 from nnterp_mcp.experiments.residual_states import read_states
-from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
+from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.nnterp.patchscope import patch_object_attn_lens, patchscope_lens
@@ -57,7 +55,8 @@ def test_rows_share_what_the_model_allows(family: str):
 
     patchscope_lens(model, SOURCES[0], TargetPrompt(TARGET, -1))
 
-    assert patched_rows.find_sharing(model, Target(tuple(ids_of(model, TARGET)), 3), False) == CHEAPEST[family]
+    target = Target(tuple(ids_of(model, TARGET)), 3)
+    assert patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing == CHEAPEST[family]
 
 
 def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch):
@@ -72,7 +71,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch):
 
     assert (found - expected_lens(model, SOURCES, TARGET, -1)).abs().max() < TOLERANCE
     target = Target(tuple(ids_of(model, TARGET)), len(ids_of(model, TARGET)) - 1)
-    assert not patched_rows.find_sharing(model, target, False).prefix
+    assert not patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing.prefix
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "qwen3_next"])
@@ -113,8 +112,8 @@ def test_own_state_changes_nothing(family: str, position: int):
     target = Target(tuple(ids_of(model, TARGET)), position % len(ids_of(model, TARGET)))
     own = plain_states(model.module, layers_of(model), list(target.ids), position)
 
-    for batch in run_patched(model, target, own, list(range(model.num_layers))):
-        patched, unpatched = batch.logits.softmax(-1), batch.unpatched_logits.softmax(-1)
+    for batch in patch_target(model, target, own, list(range(model.num_layers))).run():
+        patched, unpatched = batch.logits.softmax(-1), batch.base_logits.softmax(-1)
         assert (patched - unpatched).abs().max() < TOLERANCE
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from nnterp_mcp.engine.patched_rows import Target
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp import packing
 from nnterp_mcp.nnterp.packing import WORTHWHILE, read_packed

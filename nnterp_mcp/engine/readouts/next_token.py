@@ -52,6 +52,42 @@ class Readout:
         return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
 
 
+class ReadoutRows:
+    """Rows that come part by part, written to memory that is set aside for all of them.
+
+    Parts that were kept as they came would lie between the large tensors that they are read from, and what lies there
+    keeps the memory of those from being used again.
+
+    Args:
+        count: How many rows will come.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._whole: list[Tensor] = []
+
+    def put(self, rows: Int[Tensor, " row"], part: Readout) -> None:
+        """Writes some of the rows.
+
+        Args:
+            rows: Which ones.
+            part: What they hold.
+        """
+        values: list[Tensor] = [getattr(part, field.name) for field in fields(part)]
+        if not self._whole:
+            self._whole = [value.new_empty(self._count, *value.shape[1:]) for value in values]
+        for whole, value in zip(self._whole, values, strict=True):
+            whole[rows] = value
+
+    def read(self, shape: Sequence[int]) -> Readout:
+        """All rows, on the CPU.
+
+        Args:
+            shape: The rows' shape.
+        """
+        return Readout(*(whole.cpu().reshape(*shape, *whole.shape[1:]) for whole in self._whole))
+
+
 @dataclass(frozen=True)
 class Categories:
     """Tokens to follow by category, padded to one length.

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branches import Observed, RowRunner
+from nnterp_mcp.engine.branches import Branches, Observed, Replacement, replace_states
+from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.hook_points import Place, require_place
-from nnterp_mcp.engine.puts import Put, Row
 from nnterp_mcp.engine.readouts.metrics import Metric, MetricName, make_metric
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
-from nnterp_mcp.experiments.patching.path_patching import PathRunner, Receiver
+from nnterp_mcp.experiments.patching.path_patching import PathBranches, Receiver
 from nnterp_mcp.experiments.patching.run_cache import Observations
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.fields import PositionSpec
@@ -243,9 +244,11 @@ class Patcher:
         assert own is not None
         states = other.states if other is not None else ablated or {}
         exchange = _Exchange(own, states, self._corresponding(index), self.grid.by_head)
-        rows = [[put for cell in run for put in exchange.puts(cell)] for run in runs]
+        edits = replace_states(
+            new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
+        )
         measure = make_metric(self.metric, self.targets[pair.index] if self.targets else (), clean.logits)
-        values = self._measure(index, own, rows, measure, on_batch)
+        values = self._measure(index, own, edits, measure, len(runs), on_batch)
         good = float(measure(clean.logits[None])[0])
         return good, good if corrupted is None else float(measure(corrupted.logits[None])[0]), values
 
@@ -261,25 +264,25 @@ class Patcher:
         ]
 
     def _measure(
-        self, index: int, own: Observed, rows: Sequence[Row], measure: Metric, on_batch: Callable[[int], None]
+        self,
+        index: int,
+        own: Observed,
+        edits: Sequence[StateEdit],
+        measure: Metric,
+        runs: int,
+        on_batch: Callable[[int], None],
     ) -> Float[Tensor, " run"]:
-        """The metric of each row; those into which nothing new is put have that of the unpatched run."""
+        """The metric of each run; those that no edit reaches have that of the unpatched run."""
         pair = self.pairs[index]
         base = pair.clean if self._patches_clean(pair) or pair.corrupted is None else pair.corrupted
-        values = measure(own.logits[None]).repeat(len(rows))
-        changed = [row for row, puts in enumerate(rows) if puts]
-        done = index * len(rows) + len(rows) - len(changed)
-        if self.receivers is None:
-            runner = RowRunner(self.model, base, batch_tokens=self.batch_tokens, cache=own.cache)
-        else:
-            runner = PathRunner(
-                self.model, base, self.receivers, self.through_mlps, batch_tokens=self.batch_tokens, cache=own.cache
-            )
-        for batch in runner.run([rows[row] for row in changed]):
-            assert batch.logits is not None
-            values[[changed[row] for row in batch.rows]] = measure(batch.logits)
+        values = measure(own.logits[None]).repeat(runs)
+        done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
+        make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
+        branches = make(self.model, base, edits, batch_tokens=self.batch_tokens, prefix=own.cache)
+        for batch in branches.run():
+            values[batch.rows] = measure(batch.logits)
             done += len(batch.rows)
-            on_batch(min(done, (index + 1) * len(rows)))
+            on_batch(min(done, (index + 1) * runs))
         return values.cpu()
 
 
@@ -299,8 +302,8 @@ class _Exchange:
     spans: Sequence[Sequence[tuple[int, int]]]
     by_head: bool
 
-    def puts(self, cell: Cell) -> list[Put]:
-        """What a cell puts in: the states that differ from the run's own; nothing if none do."""
+    def replacement(self, row: int, cell: Cell) -> Replacement | None:
+        """The states of a cell that differ from the run's own; None if none do."""
         pairs = sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
         into, from_ = [at for at, _ in pairs], [at for _, at in pairs]
         own = self.own.states[cell.place][into]
@@ -309,6 +312,6 @@ class _Exchange:
             own, states = own[:, [cell.column]], states[:, [cell.column]]
         differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         if not differing:
-            return []
-        heads = [cell.column] if self.by_head else None
-        return [Put(cell.place, [into[index] for index in differing], states[differing], heads)]
+            return None
+        heads = (cell.column,) if self.by_head else None
+        return Replacement(row, cell.place, [into[index] for index in differing], states[differing], heads)

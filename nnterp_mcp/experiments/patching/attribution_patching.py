@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.hook_points import Place, by_position
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.engine.readouts.metrics import make_metric
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import InvalidRequest, Unsupported

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import observe
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.engine.sampling import dice_of
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nnterp_mcp.engine.forward import Plan
-from nnterp_mcp.engine.patched_rows import Target
 from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import follow_targets
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, read_patchscope
 from nnterp_mcp.experiments.residual_states import read_states
-from nnterp_mcp.experiments.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
+from nnterp_mcp.experiments.target_prompts import Target, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt

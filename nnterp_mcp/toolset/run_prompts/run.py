@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.forward import Plan
-from nnterp_mcp.engine.patched_rows import Target, resolve_target
 from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.logit_lens import read_lens
 from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
 from nnterp_mcp.experiments.residual_states import read_states
-from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
+from nnterp_mcp.experiments.target_prompts import Target, encode_target, repeat_prompt, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnterp_mcp.engine import branches as joined_rows
+from nnterp_mcp.engine import prefix_sharing
+from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.prefix_sharing import Sharing
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.engine.readouts.metrics import make_metric
 from nnterp_mcp.errors import InvalidRequest, OutOfMemory, Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, make_grid
@@ -177,10 +178,10 @@ def test_every_way_of_sharing_gives_the_same(
     pair = pair_of(subject)
     grid = make_grid(subject.model, [pair], ["layers_output", "keys"])
     patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]], batch_tokens=200)
-    joined_rows.forget(subject.model.module)
+    prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
     found = patcher.patch().values
-    assert set(joined_rows.known_sharing(subject.model.module)) == {Sharing(True, True)}
-    monkeypatch.setattr(joined_rows.RowRunner, "_find_sharing", lambda *args: sharing)
+    assert set(prefix_sharing.known_sharing(subject.model.module)) == {Sharing(True, True)}
+    monkeypatch.setattr(Branches, "sharing", sharing)
 
     assert float((patcher.patch().values - found).abs().max()) <= 2e-5
 
@@ -191,14 +192,14 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(subject: Subject, monkey
     grid = make_grid(subject.model, [pair], ["layers_output"])
     patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]])
     whole = patcher.patch().values
-    run, most = joined_rows.RowRunner._run, 5  # pyright: ignore[reportPrivateUsage]
+    run, most = Branches._compute, 5  # pyright: ignore[reportPrivateUsage]
 
-    def limited(self: Any, rows: Any, batch: Any, *args: Any) -> Any:
+    def limited(self: Any, batch: Any, *args: Any) -> Any:
         if len(batch) > most:
             raise torch.OutOfMemoryError
-        return run(self, rows, batch, *args)
+        return run(self, batch, *args)
 
-    monkeypatch.setattr(joined_rows.RowRunner, "_run", limited)
+    monkeypatch.setattr(Branches, "_compute", limited)
     assert float((patcher.patch().values - whole).abs().max()) <= 2e-5
     most = 0
     with pytest.raises(OutOfMemory, match="a prompt of 11 tokens with one patched row does not fit the memory of cpu"):
@@ -214,7 +215,7 @@ def test_a_model_that_allows_no_sharing_gets_none() -> None:
     grid = make_grid(model, [pair], ["layers_output"], positions=[5, -1])
     patching = Patcher(model, [pair], grid, metric="kl").patch()
 
-    assert {sharing.prefix for sharing in joined_rows.known_sharing(model.module)} == {False}
+    assert {sharing.prefix for sharing in prefix_sharing.known_sharing(model.module)} == {False}
     assert float(patching.values[0, -1]) == pytest.approx(0, abs=1e-5)
     assert patching.corrupted is not None
     assert float(patching.corrupted[0]) > 1e-3

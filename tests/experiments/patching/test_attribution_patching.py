@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine.puts import Input
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches, estimate_effects

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.patching.alignment import align
 from nnterp_mcp.experiments.patching.corruption import add_noise, observe_mean, pair_prompts, replace_text, resample

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.planning.plan import plan
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import estimate_effects

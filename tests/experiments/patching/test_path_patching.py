@@ -13,7 +13,7 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patching.path_patching import PathRunner, Receiver
+from nnterp_mcp.experiments.patching.path_patching import PathBranches, Receiver
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from tests.engine.plain import Edits
 from tests.engine.test_executors import Subject, build
@@ -118,4 +118,4 @@ def test_a_model_that_mixes_positions_by_other_means_is_refused() -> None:
     model = StandardizedTransformer(tiny_model("falcon_h1"), tokenizer=tiny_tokenizer(), name="hybrid")
     prompts = [encode_prompts(model.tokenizer, [text], "it") for text in (CLEAN, CORRUPTED)]
     with pytest.raises(Unsupported, match=r"moves information between positions by model\.layers\.0\.mamba"):
-        PathRunner(model, pair_prompts(*prompts)[0].clean, [])
+        PathBranches([], True, model, pair_prompts(*prompts)[0].clean, [])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nnterp_mcp.engine.branches import forget
+from nnterp_mcp.engine import prefix_sharing
 from nnterp_mcp.experiments.patching import run_cache as observations
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, Patching, make_grid
 from nnterp_mcp.experiments.patching.path_patching import Receiver
@@ -34,6 +34,11 @@ def patcher(subject: Subject, receivers: list[Receiver] | None = None) -> Patche
     pair = pair_of(subject)
     grid = make_grid(subject.model, [pair], ["layers_output"], layers=[1, -1], positions=[2, 4, -1])
     return Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]], receivers=receivers)
+
+
+def forget(subject: Subject) -> None:
+    """Lets rows of the model be tried anew."""
+    prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
 
 
 def count_passes(subject: Subject, patching: Patcher) -> tuple[int, Patching]:
@@ -63,7 +68,7 @@ def test_a_second_round_makes_none_of_them_again(subject: Subject, monkeypatch: 
 
 @every_family
 def test_keys_and_values_kept_are_those_of_a_run_of_their_own(subject: Subject) -> None:
-    forget(subject.model.module)
+    forget(subject)
     alone = patcher(subject).patch()
     kept = patcher(subject).patch()
 
@@ -72,7 +77,7 @@ def test_keys_and_values_kept_are_those_of_a_run_of_their_own(subject: Subject) 
 
 @one_family
 def test_paths_share_them_too(subject: Subject) -> None:
-    forget(subject.model.module)
+    forget(subject)
     first, alone = count_passes(subject, patcher(subject, []))
     second, kept = count_passes(subject, patcher(subject, []))
 

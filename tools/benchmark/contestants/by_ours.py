@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp import Laboratory, Prompt, encode_prompts, parse_operation, patchscope_lens, plan, run_prompts
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.generation import generate
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.experiments.attention_patterns import AttentionReadings, choose_heads, read_attention
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens

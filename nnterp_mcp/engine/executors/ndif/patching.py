@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import Observed
 from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, in_requests, logit_rows_at_once, run_served_pass
@@ -19,7 +20,6 @@ from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries,
 from nnterp_mcp.engine.forward import Capture, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.puts import Input
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Window

@@ -26,11 +26,10 @@ from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.patched_rows import Target
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.token_spans import Reach
-from nnterp_mcp.experiments.additions import with_edits
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
 
@@ -59,7 +58,11 @@ def read_served_patchscope(
         _put(index, target.position, layer, states[source, source_layers.index(origin)])
         for index, (source, (origin, layer)) in enumerate(patches)
     ]
-    steering = with_edits(_on_rows(plan, target, len(rows)), edits)
+    in_force = _on_rows(plan, target, len(rows))
+    listed = {place: [*here] for place, here in in_force.edits.items()}
+    for edit in edits:
+        listed.setdefault(edit.place, []).append(edit)
+    steering = Plan(listed, in_force.labels)
     sources = [source for source, _ in patches] + list(range(count))
     followed = Categories.of(categories or [[]] * count, model.device)
     batches = batches_of(model, rows, batch_tokens, logit_rows_at_once(model))

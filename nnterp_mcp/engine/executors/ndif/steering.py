@@ -23,16 +23,15 @@ from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
-from nnterp_mcp.experiments.additions import Run, spread_over_rows
 from nnterp_mcp.experiments.steering import (
     Dose,
+    SteeredRuns,
     Sweep,
     doses_of,
     draw_directions,
     runs_of,
     speaks,
     spread_over_doses,
-    vector_of,
 )
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.fields import PositionSpec
@@ -60,11 +59,9 @@ def sweep_served(
     are."""
     layers = sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
-    by_index = {prompt.index: prompt for prompt in prompts}
     drawn = draw_directions(directions, controls, seed)
     needed = runs_of(doses)
-    runs = [Run(by_index[dose.prompt], dose.layer, vector_of(dose, drawn)) for dose in needed]
-    rows, steering = spread_over_rows(runs, positions, plan)
+    rows, steering = SteeredRuns(prompts, needed, drawn, positions, plan).as_prompts()
     sweeping = _Sweeping(model, needed, rows, steering, layers, top_k, list((targets or {}).values()), batch_tokens)
     readout, divergences, stream = sweeping.read(on_batch)
     speaking = [row for row, dose in enumerate(needed) if speaks(dose)]

@@ -23,7 +23,6 @@ from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import NOTHING, Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.patched_rows import Target
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.planning.vectors import read_token_rows
 from nnterp_mcp.engine.sampling import Sampling
@@ -38,6 +37,7 @@ from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.steering_vectors import average_states
+from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import Operation
 from tests.conftest import FAMILIES

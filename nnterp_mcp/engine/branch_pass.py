@@ -1,0 +1,154 @@
+"""One forward pass over an input and its branches, hook point by hook point."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.constants import indices
+from nnterp_mcp.engine.edits import AddedByEntry, Edit, StateEdit
+from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.hook_points import Place, by_position, in_order
+from nnterp_mcp.engine.interpreter import Data, apply
+from nnterp_mcp.engine.token_spans import Reach, Window
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The input of one run.
+
+    Attributes:
+        prompt: The prompt.
+        noise: Added to the embedding of each of its tokens; None for nothing.
+        plan: The operations on it, planned for a request that the prompt belongs to.
+    """
+
+    prompt: EncodedPrompt
+    noise: Float[Tensor, "position hidden"] | None = None
+    plan: Plan = NOTHING
+
+    def __len__(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.prompt.ids)
+
+    @property
+    def operations(self) -> tuple[object, ...]:
+        """Equal for inputs with the same operations."""
+        edits = ((place, type(edit).__name__) for place, listed in self.plan.edits.items() for edit in listed)
+        return (*self.plan.labels, *edits)
+
+    @cached_property
+    def edits(self) -> Mapping[Place, Sequence[Edit]]:
+        """The edits of the run: the noise, then the operations."""
+        if self.noise is None:
+            return self.plan.edits
+        place = Place("token_embeddings")
+        everywhere = Reach({self.prompt.index: range(len(self))})
+        noise = StateEdit(place, everywhere, AddedByEntry(self.noise, lambda prompt, position: position))
+        return {**self.plan.edits, place: [noise, *self.plan.edits.get(place, ())]}
+
+
+class BranchPass:
+    """Visits the hook points at which rows join, are frozen, edited or read.
+
+    Row 0 of the batch is the unedited input; the others follow in the order in which they join. The edits of a row come
+    after the operations on the input at the same hook point.
+
+    Args:
+        base: The input.
+        edits: The edits of the rows.
+        rows: The rows.
+        joins: How many rows join at each hook point; none where all are there from the start.
+        frozen: Hook points at which every row has the states of the unedited input, but for its own edits there.
+        reads: Hook points whose states are returned, as they are before anything is frozen or edited there by a row.
+        first: The first position that is computed.
+        length: The position behind the last one; that of the whole input by default.
+        ends: A hook point that the pass reaches in any case.
+
+    Attributes:
+        places: The hook points in the order in which the model comes to them.
+        first: The first position that is computed.
+        states: The states that were read.
+    """
+
+    def __init__(
+        self,
+        base: Input,
+        edits: Sequence[StateEdit] = (),
+        rows: Sequence[int] = (),
+        *,
+        joins: Mapping[Place, int] | None = None,
+        frozen: Collection[Place] = (),
+        reads: Sequence[Place] = (),
+        first: int = 0,
+        length: int | None = None,
+        ends: Place | None = None,
+    ) -> None:
+        self.first = first
+        self.states: dict[Place, Float[Tensor, "joined position *head width"]] = {}
+        self._length = len(base) if length is None else length
+        self._base = base
+        self._needs = base.plan.needs
+        self._joins = joins or {}
+        self._frozen = frozen
+        self._reads = reads
+        self._seen: Data = {}
+        self._window = cache(self._window_of_base)
+        self._prompts = [EncodedPrompt(row, base.prompt.text, base.prompt.ids, base.prompt.spans) for row in rows]
+        self._edits: dict[Place, list[StateEdit]] = {}
+        self._reached: dict[Place, list[int]] = {}
+        for edit in edits:
+            reached = [at for at, row in enumerate(rows, start=1) if row in edit.reach.positions]
+            if reached and (first < len(base) or edit.reach.goes_on):
+                self._edits.setdefault(edit.place, []).append(edit)
+                self._reached[edit.place] = sorted({*self._reached.get(edit.place, ()), *reached})
+        at_end = [] if ends is None else [ends]
+        self.places = in_order([*base.edits, *self._needs, *self._joins, *frozen, *reads, *self._edits, *at_end])
+
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """Makes the operations on the input, lets rows join, reads, freezes, and makes the rows' own edits."""
+        value = _edit(value, self._base.edits.get(place, ()), self._window(len(value)), self._seen)
+        joining = value[:1].expand(self._joins.get(place, 0), *value.shape[1:])
+        if place in self._reads:
+            columns = self._length - self.first
+            self.states[place] = by_position(torch.cat([value, joining]), place.site)[:, -columns:].clone()
+        if place in self._frozen:
+            value = value[:1].repeat(len(value), *[1] * (value.ndim - 1))
+        value = self._branch(place, value, joining)
+        if place in self._needs:
+            self._seen[str(place)] = by_position(value, place.site)
+        return value
+
+    def _branch(self, place: Place, value: Tensor, joining: Tensor) -> Tensor:
+        """The states of all rows, the joining ones last, with the edits of each."""
+        reached = self._reached.get(place, ())
+        present = [row for row in reached if row < len(value)]
+        if present:
+            at = indices(present, value.device)
+            value = value.index_copy(0, at, self._edit(place, value[at], present))
+        if len(joining):
+            if reached:
+                joining = self._edit(place, joining, range(len(value), len(value) + len(joining)))
+            value = torch.cat([value, joining])
+        return value
+
+    def _edit(self, place: Place, states: Tensor, rows: Sequence[int]) -> Tensor:
+        """The states of some rows with their own edits."""
+        window = Window([self._prompts[row - 1] for row in rows], [0] * len(rows), self.first, self._length)
+        return _edit(states, self._edits[place], window, {})
+
+    def _window_of_base(self, rows: int) -> Window:
+        return Window([self._base.prompt] * rows, [0] * rows, self.first, self._length)
+
+
+def _edit(states: Tensor, edits: Sequence[Edit], window: Window, seen: Data) -> Tensor:
+    for edit in edits:
+        resolved = edit.resolve(window, states.shape, states.device)
+        states = states if resolved is None else apply(states, resolved, seen)
+    return states
