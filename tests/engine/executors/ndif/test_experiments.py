@@ -311,7 +311,7 @@ def _same_as(pair: Pair, in_force: Plan, edits: Edits) -> None:
 
 def test_steering_beside_its_baseline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nnterp_mcp.engine.executors.ndif.steering.PASSES", 2
+        "nnterp_mcp.engine.executors.ndif.branches.PASSES", 2
     )  # several pieces, each with its own baseline
     prompts = pair.encode()
     directions = {layer: torch.linspace(-1, layer + 1, pair.served.hidden_size) for layer in (1, 2)}

@@ -1,0 +1,152 @@
+"""Branches on a served model: the shared prefix, then batches of rows, several in a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.branch_pass import BranchPass
+from nnterp_mcp.engine.branches import BranchBatch, Branches
+from nnterp_mcp.engine.edits import Edit, EditOfRuns
+from nnterp_mcp.engine.executors.ndif.backend import PASSES
+from nnterp_mcp.engine.executors.ndif.kernels import read_branches
+from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.traces import run_passes
+from nnterp_mcp.engine.executors.ndif.wire_format import branch_steps
+from nnterp_mcp.engine.forward import LogitReduction, Plan
+from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.interpreter import Data
+from nnterp_mcp.engine.kv_cache import cache_name
+from nnterp_mcp.engine.prefix_sharing import Sharing
+from nnterp_mcp.engine.readouts.reductions import sample_logits
+from nnterp_mcp.errors import Unsupported
+
+Reduce = Callable[[Sequence[int]], LogitReduction]
+"""Given the rows of a batch, what its logits are reduced to."""
+
+_SAMPLED = 512
+"""Logits by which two ways to compute a row are compared."""
+
+
+def run_served_branches(model: ServedTransformer, branches: Branches) -> Iterator[BranchBatch]:
+    """`branches.run_branches` on a served model.
+
+    Raises:
+        Unsupported: Logits that are not reduced are not brought from there.
+    """
+    texts = _write_texts(branches) if branches.new_tokens else {}
+    if branches.reduction is None and branches.logits and not texts:
+        raise Unsupported(
+            f"whole logits of {model.name} are not brought from NDIF, which serves it",
+            "Load the model with backend 'local' for it.",
+        )
+    if branches.reduction is None and branches.logits:
+        yield _batch([*branches.rows], texts, {"numbers": {}, "values": {}}, 0)
+        return
+    sharing = branches.sharing
+    batches = list(branches.fill(sharing))
+    for start in range(0, len(batches), PASSES - 1):
+        some = batches[start : start + PASSES - 1]
+        for order, visitor, found in _request(model, branches, some, sharing, branches.reduction):
+            yield _batch(order, texts, found, visitor.first)
+
+
+def try_served_branches(
+    model: ServedTransformer, branches: Branches, rows: Sequence[int], sharing: Sharing
+) -> Float[Tensor, "1 row token"]:
+    """`branches.try_branches` on a served model: a sample of the logits."""
+    sample = LogitReduction(sample_logits, {"count": _SAMPLED})
+    ((_, _, found),) = _request(model, branches, [rows], sharing, lambda order: sample)
+    return found["numbers"]["logits"][None]
+
+
+def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first: int) -> BranchBatch:
+    nothing = torch.empty(0, 0)
+    said = [texts.get(row, []) for row in order]
+    return BranchBatch(order, nothing, nothing, said, texts.get(-1, []), found["values"], first, found["numbers"])
+
+
+def _request(
+    model: ServedTransformer,
+    branches: Branches,
+    batches: Sequence[Sequence[int]],
+    sharing: Sharing,
+    reduction: Reduce | None,
+) -> Iterator[tuple[list[int], BranchPass, Data]]:
+    """Some batches in one request: the order of their rows, their pass, and what was read."""
+    laid = [branches.lay_out(rows, sharing) for rows in batches]
+    longest = max(visitor.first for _, visitor, _ in laid)
+    passes = [_prefix(model, branches, longest)] if longest else []
+    passes += [_pass(model, branches, order, visitor, present, reduction) for order, visitor, present in laid]
+    found = run_passes(model.connection, passes)[-len(laid) :]
+    for (order, visitor, _), one in zip(laid, found, strict=True):
+        places = {str(place): place for place in branches.reads}
+        values = {places[name]: states[1:] for name, states in one["values"].items()}
+        yield order, visitor, {"numbers": one["numbers"], "values": values}
+
+
+def _prefix(model: ServedTransformer, branches: Branches, length: int) -> Data:
+    """The pass whose keys and values those after it go on from."""
+    visitor = BranchPass(branches.base, length=length, ends=Place("layers_output", model.anatomy.last.index))
+    return {
+        "inputs": {"input_ids": torch.tensor([branches.base.prompt.ids[:length]]), "logits_to_keep": 1},
+        "cache": {"name": cache_name(model.module), "length": None},
+        "steps": branch_steps(model, visitor, 1, None),
+        "read": read_branches,
+        "options": {"reads": [], "reduce": None},
+    }
+
+
+def _pass(
+    model: ServedTransformer,
+    branches: Branches,
+    order: Sequence[int],
+    visitor: BranchPass,
+    present: int,
+    reduction: Reduce | None,
+) -> Data:
+    ids = torch.tensor([branches.base.prompt.ids[visitor.first :]]).repeat(present, 1)
+    rows = torch.arange(1 + len(order))
+    columns = torch.full_like(rows, visitor.columns - 1)
+    asked = None if reduction is None else reduction(order)
+    cached = {"name": cache_name(model.module), "length": visitor.first}
+    return {
+        "inputs": {"input_ids": ids, "use_cache": False, "logits_to_keep": 1},
+        "cache": cached if visitor.first else None,
+        "steps": branch_steps(model, visitor, present, None if asked is None else (rows, columns)),
+        "read": read_branches,
+        "options": {
+            "reads": [str(place) for place in branches.reads],
+            "head": model.head,
+            "rows": rows,
+            "columns": torch.zeros_like(columns),
+            "reduce": None if asked is None else asked.reduce,
+            "options": {} if asked is None else asked.options,
+        },
+    }
+
+
+def _write_texts(branches: Branches) -> dict[int, list[int]]:
+    """The text after each row, and after the unedited input (-1): each is a prompt of its own."""
+    base, unedited = branches.base, max(branches.rows) + 1
+    rows = [replace(base.prompt, index=row) for row in (*branches.rows, unedited)]
+    owners = [base.prompt] * (unedited + 1)
+    edits: dict[Place, list[Edit]] = {
+        place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in base.edits.items()
+    }
+    for edit in branches.edits:
+        edits.setdefault(edit.place, []).append(edit)
+    said = generate(
+        branches.model,
+        rows,
+        Plan(edits),
+        max_new_tokens=branches.new_tokens,
+        batch_tokens=branches.batch_tokens,
+    )
+    texts = {prompt.index: generation.ids for prompt, generation in zip(rows, said, strict=True)}
+    return texts | {-1: texts.pop(unedited)}
