@@ -110,13 +110,16 @@ def _pass(
     present: int,
     reduction: Reduce | None,
 ) -> Data:
-    ids = torch.tensor([branches.base.prompt.ids[visitor.first :]]).repeat(present, 1)
+    ids = torch.tensor([branches.base.prompt.ids]).repeat(present, 1)
+    inputs: Data = {"input_ids": ids[:, visitor.first :], "attention_mask": torch.ones_like(ids), "use_cache": False}
+    if model.takes_positions:
+        inputs["position_ids"] = torch.arange(visitor.first, ids.shape[1]).repeat(present, 1)
     rows = torch.arange(1 + len(order))
     columns = torch.full_like(rows, visitor.columns - 1)
     asked = None if reduction is None else reduction(order)
     cached = {"name": cache_name(model.module), "length": visitor.first}
     return {
-        "inputs": {"input_ids": ids, "use_cache": False, "logits_to_keep": 1},
+        "inputs": inputs | {"logits_to_keep": 1},
         "cache": cached if visitor.first else None,
         "steps": branch_steps(model, visitor, present, None if asked is None else (rows, columns)),
         "read": read_branches,
