@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
 from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, known_sharing, recall_sharing
+from nnterp_mcp.engine.readouts.reductions import log_probabilities
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -55,11 +56,13 @@ class Observed:
         states: The states at each hook point that was asked for.
         logits: The logits after the last token.
         cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
+        numbers: What the logits were reduced to, where that was asked for.
     """
 
     states: dict[Place, Float[Tensor, "position *head width"]]
     logits: Float[Tensor, " vocabulary"]
     cache: SharedCache | None = None
+    numbers: Data = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Its size in bytes."""
@@ -67,10 +70,30 @@ class Observed:
         return sum(part.nbytes for part in (*self.states.values(), self.logits, *cached) if part is not None)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A run with which others are compared.
+
+    Attributes:
+        given: Its input.
+        log_probs: The log-probabilities after the last token; None where it is the run itself that is compared, and of
+            a served model, which runs the input again.
+    """
+
+    given: Input
+    log_probs: Float[Tensor, " vocabulary"] | None
+
+
 @runs_elsewhere
 @torch.inference_mode()
 def observe(
-    model: StandardizedTransformer, given: Input, places: Sequence[Place], *, caching: bool = False
+    model: StandardizedTransformer,
+    given: Input,
+    places: Sequence[Place],
+    *,
+    reduction: LogitReduction | None = None,
+    reference: Reference | None = None,
+    caching: bool = False,
 ) -> Observed:
     """Runs an input once and returns its states at some hook points, and its logits.
 
@@ -78,6 +101,8 @@ def observe(
         model: The model.
         given: The input.
         places: The hook points.
+        reduction: What to reduce the logits to, besides.
+        reference: The run with which it compares.
         caching: Return keys and values too, for branches of this input, once branches of the model were seen to share
             them.
     """
@@ -87,7 +112,16 @@ def observe(
     with attention_for(model, given.plan):
         logits = _execute(model, _ids(model, given), visitor, cache, logits=True)
     assert logits is not None
-    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache)
+    numbers = {} if reduction is None else _reduce(reduction, logits, reference)
+    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache, numbers)
+
+
+def _reduce(asked: LogitReduction, logits: Float[Tensor, "row vocabulary"], reference: Reference | None) -> Data:
+    options = asked.options
+    if reference is not None:
+        itself = reference.log_probs is None
+        options = options | {"reference": log_probabilities(logits[0]) if itself else reference.log_probs}
+    return asked.reduce(logits, options, slice(None))
 
 
 def read_prefix(model: StandardizedTransformer, given: Input, length: int) -> SharedCache:
@@ -189,6 +223,7 @@ class Branches:
         logits: Compute logits; without them the pass ends at the last hook point.
         reduction: Given the rows of a batch in their order, returns the reduction of all its logits, of which those of
             the unedited input are the first.
+        reference: The run with which the reduction compares.
         max_new_tokens: How many tokens to generate.
         batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
             nothing is generated.
@@ -205,6 +240,7 @@ class Branches:
         reads: Sequence[Place] = (),
         logits: bool = True,
         reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
+        reference: Reference | None = None,
         max_new_tokens: int = 0,
         batch_tokens: int = 4096,
         prefix: SharedCache | None = None,
@@ -213,7 +249,8 @@ class Branches:
         self.base = base
         self.edits = edits
         self.reads = reads
-        self.reduction = reduction
+        self.reduction = reduction if logits else None
+        self.reference = reference
         self.new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
         self._frozen = frozen
@@ -313,8 +350,7 @@ class Branches:
     def _compute(self, rows: Sequence[int], sharing: Sharing) -> BranchBatch:
         with attention_for(self.model, self.base.plan):
             order, logits, cache, visitor = self._read(rows, sharing)
-            asked = None if self.reduction is None else self.reduction(order)
-            numbers = {} if asked is None else asked.reduce(logits, asked.options, slice(None))
+            numbers = {} if self.reduction is None else _reduce(self.reduction(order), logits, self.reference)
             said = self._continue(order, logits, cache)
         states = {place: value[1:] for place, value in visitor.states.items()}
         return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first, numbers)

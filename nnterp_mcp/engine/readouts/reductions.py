@@ -116,6 +116,14 @@ def measure(
     return right - wrong
 
 
+def measure_rows(
+    logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Float[Tensor, " row"]]:
+    """The `value` of each row under a `metric`, with `targets` and `reference`; `total` is finite where logits are."""
+    value = measure(logits, options["metric"], options["targets"], options["reference"])
+    return {"value": value, "total": logits.float().logsumexp(-1)}
+
+
 def draw_tokens(
     logits: Float[Tensor, "row vocabulary"], top_p: float, top_k: int, draws: Float[Tensor, " row"]
 ) -> Int[Tensor, " row"]:
@@ -311,11 +319,6 @@ def take_all(states: Tensor, options: dict[str, Any]) -> Tensor:
 def take_rows(states: Float[Tensor, "row position ..."], options: dict[str, Any]) -> Float[Tensor, "entry ..."]:
     """The states at some `rows` and `columns`."""
     return states[options["rows"].to(states.device), options["columns"].to(states.device)]
-
-
-def measure_rows(states: Float[Tensor, "row position hidden"], options: dict[str, Any]) -> Float[Tensor, " entry"]:
-    """The norms of the states at some `rows` and `columns`, in float32."""
-    return take_rows(states, options).float().norm(dim=-1)
 
 
 def average_rows(

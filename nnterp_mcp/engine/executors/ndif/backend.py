@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,9 +21,6 @@ from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits that a pass may form at one time."""
 
 
 def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = False) -> Captured:
@@ -95,30 +92,6 @@ def inputs_of(batch: Batch, last: bool = False) -> Data:
     return {**batch.inputs, "use_cache": False} | ({"logits_to_keep": 1} if last else {})
 
 
-def in_requests(
-    model: ServedTransformer, passes: Sequence[Sequence[Data]], on_request: Callable[[int], None]
-) -> list[list[Data]]:
-    """Runs groups of passes that belong together, several groups in a request.
-
-    Args:
-        model: The model.
-        passes: The groups; a pass may use what an earlier one of its group, or of the request, carries.
-        on_request: Called after each request with the number of groups done; what it raises ends the work.
-    """
-    found: list[list[Data]] = []
-    waiting = list(passes)
-    while waiting:
-        taken, count = [waiting.pop(0)], 0
-        while waiting and sum(map(len, taken)) + len(waiting[0]) <= PASSES:
-            taken.append(waiting.pop(0))
-        readings = run_passes(model.connection, [one for group in taken for one in group])
-        for group in taken:
-            found.append(readings[count : count + len(group)])
-            count += len(group)
-        on_request(len(found))
-    return found
-
-
 def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, read: object, options: Data) -> Data:
     """A pass of one token a row, in which given states stand for what the last layer made.
 
@@ -137,8 +110,3 @@ def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, re
     steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
     inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
     return {"inputs": inputs, "steps": steps, "read": read, "options": options}
-
-
-def logit_rows_at_once(model: ServedTransformer) -> int:
-    """How many rows' logits a pass may form."""
-    return max(1, LOGITS_AT_ONCE // model.vocab_size)

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branch_pass import BranchPass
-from nnterp_mcp.engine.branches import BranchBatch, Branches
+from nnterp_mcp.engine.branch_pass import BranchPass, Input
+from nnterp_mcp.engine.branches import BranchBatch, Branches, Observed, Reference
 from nnterp_mcp.engine.edits import Edit, EditOfRuns
 from nnterp_mcp.engine.executors.ndif.backend import PASSES
-from nnterp_mcp.engine.executors.ndif.kernels import read_branches
+from nnterp_mcp.engine.executors.ndif.kernels import read_branches, read_reference
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import branch_steps
@@ -71,6 +71,24 @@ def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first:
     return BranchBatch(order, nothing, nothing, said, texts.get(-1, []), found["values"], first, found["numbers"])
 
 
+def observe_served(
+    model: ServedTransformer,
+    given: Input,
+    places: Sequence[Place],
+    *,
+    reduction: LogitReduction | None = None,
+    reference: Reference | None = None,
+    caching: bool = False,
+) -> Observed:
+    """`branches.observe` on a served model: the states come here, and what the logits are reduced to."""
+    visitor = BranchPass(given, reads=places)
+    one = _pass(model, given, visitor, 1, 1, reduction, places, compares=reference is not None)
+    passes = [*_references(model, reference), one]
+    found = run_passes(model.connection, passes)[-1]
+    states = {place: found["values"][str(place)][0] for place in places}
+    return Observed(states, torch.empty(0), None, found["numbers"])
+
+
 def _request(
     model: ServedTransformer,
     branches: Branches,
@@ -81,20 +99,31 @@ def _request(
     """Some batches in one request: the order of their rows, their pass, and what was read."""
     laid = [branches.lay_out(rows, sharing) for rows in batches]
     longest = max(visitor.first for _, visitor, _ in laid)
-    passes = [_prefix(model, branches, longest)] if longest else []
-    passes += [_pass(model, branches, order, visitor, present, reduction) for order, visitor, present in laid]
+    passes = _references(model, branches.reference)
+    passes += [_prefix(model, branches.base, longest)] if longest else []
+    for order, visitor, present in laid:
+        asked, compares = None if reduction is None else reduction(order), branches.reference is not None
+        count = 1 + len(order)
+        passes.append(_pass(model, branches.base, visitor, present, count, asked, branches.reads, compares=compares))
     found = run_passes(model.connection, passes)[-len(laid) :]
     for (order, visitor, _), one in zip(laid, found, strict=True):
-        places = {str(place): place for place in branches.reads}
-        values = {places[name]: states[1:] for name, states in one["values"].items()}
+        values = {place: one["values"][str(place)][1:] for place in branches.reads}
         yield order, visitor, {"numbers": one["numbers"], "values": values}
 
 
-def _prefix(model: ServedTransformer, branches: Branches, length: int) -> Data:
+def _references(model: ServedTransformer, reference: Reference | None) -> list[Data]:
+    """The pass over the run with which others are compared."""
+    if reference is None:
+        return []
+    one = _pass(model, reference.given, BranchPass(reference.given), 1, 1, None, (), compares=False, ending=True)
+    return [one | {"read": read_reference}]
+
+
+def _prefix(model: ServedTransformer, base: Input, length: int) -> Data:
     """The pass whose keys and values those after it go on from."""
-    visitor = BranchPass(branches.base, length=length, ends=Place("layers_output", model.anatomy.last.index))
+    visitor = BranchPass(base, length=length, ends=Place("layers_output", model.anatomy.last.index))
     return {
-        "inputs": {"input_ids": torch.tensor([branches.base.prompt.ids[:length]]), "logits_to_keep": 1},
+        "inputs": {"input_ids": torch.tensor([base.prompt.ids[:length]]), "logits_to_keep": 1},
         "cache": {"name": cache_name(model.module), "length": None},
         "steps": branch_steps(model, visitor, 1, None),
         "read": read_branches,
@@ -104,30 +133,47 @@ def _prefix(model: ServedTransformer, branches: Branches, length: int) -> Data:
 
 def _pass(
     model: ServedTransformer,
-    branches: Branches,
-    order: Sequence[int],
+    base: Input,
     visitor: BranchPass,
     present: int,
-    reduction: Reduce | None,
+    count: int,
+    asked: LogitReduction | None,
+    reads: Sequence[Place],
+    *,
+    compares: bool,
+    ending: bool = False,
 ) -> Data:
-    ids = torch.tensor([branches.base.prompt.ids]).repeat(present, 1)
+    """A pass over an input and its branches.
+
+    Args:
+        model: The model.
+        base: The input.
+        visitor: The pass.
+        present: How many rows it begins with.
+        count: How many it ends with.
+        asked: What to reduce the logits of its rows to.
+        reads: Hook points whose states are read.
+        compares: Whether the reduction compares with the reference of the request.
+        ending: Whether logits are wanted in any case.
+    """
+    ids = torch.tensor([base.prompt.ids]).repeat(present, 1)
     inputs: Data = {"input_ids": ids[:, visitor.first :], "attention_mask": torch.ones_like(ids), "use_cache": False}
     if model.takes_positions:
         inputs["position_ids"] = torch.arange(visitor.first, ids.shape[1]).repeat(present, 1)
-    rows = torch.arange(1 + len(order))
+    rows = torch.arange(count)
     columns = torch.full_like(rows, visitor.columns - 1)
-    asked = None if reduction is None else reduction(order)
     cached = {"name": cache_name(model.module), "length": visitor.first}
     return {
         "inputs": inputs | {"logits_to_keep": 1},
         "cache": cached if visitor.first else None,
-        "steps": branch_steps(model, visitor, present, None if asked is None else (rows, columns)),
+        "steps": branch_steps(model, visitor, present, (rows, columns) if ending or asked is not None else None),
         "read": read_branches,
         "options": {
-            "reads": [str(place) for place in branches.reads],
+            "reads": [str(place) for place in reads],
             "head": model.head,
             "rows": rows,
             "columns": torch.zeros_like(columns),
+            "compares": compares,
             "reduce": None if asked is None else asked.reduce,
             "options": {} if asked is None else asked.options,
         },

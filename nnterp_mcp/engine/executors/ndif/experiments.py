@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.executors.ndif.backend import replayed, run_served_pass
-from nnterp_mcp.engine.executors.ndif.branches import run_served_branches, try_served_branches
+from nnterp_mcp.engine.executors.ndif.branches import observe_served, run_served_branches, try_served_branches
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest, read_rows
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.patching import observe_served, patch_served
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.planning.vectors import matrix_of
 from nnterp_mcp.errors import Internal, Unsupported
@@ -52,7 +51,6 @@ EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
     "generate": generate_served,
     "likeliest_tokens": likeliest_served_tokens,
     "observe": observe_served,
-    "patch": patch_served,
     "read_token_rows": read_served_token_rows,
     "run_pass": run_served_pass,
     "run_branches": run_served_branches,

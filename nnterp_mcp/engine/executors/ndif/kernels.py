@@ -24,7 +24,6 @@ from nnterp_mcp.engine.readouts.reductions import (
     choose_tokens,
     in_chunks,
     log_probabilities,
-    measure,
     take_rows,
 )
 
@@ -111,9 +110,16 @@ def read_branches(model: Any, captured: Data, options: Data, carried: Data) -> D
     """What is read of an input and its branches: states of all rows by hook point, and what their logits come to."""
     numbers: Data = {}
     if options["reduce"] is not None:
-        numbers = options["reduce"](end_logits(model, captured, options), options["options"], slice(None))
+        asked = options["options"] | ({"reference": carried["reference"]} if options["compares"] else {})
+        numbers = options["reduce"](end_logits(model, captured, options), asked, slice(None))
     values = {name: captured[name] for name in options["reads"]}
     return {"values": on_cpu(values), "numbers": on_cpu(numbers)}
+
+
+def read_reference(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """Carries the log-probabilities of a run with which those after it are compared."""
+    carried["reference"] = log_probabilities(end_logits(model, captured, options))[0]
+    return {}
 
 
 def inputs_of(one: Data, carried: Data, config: Any) -> Data:
@@ -160,30 +166,6 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, list):
         return [on_cpu(item) for item in value]
     return value.cpu() if isinstance(value, Tensor) else value
-
-
-def read_metric(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """One number for each row."""
-    logits = end_logits(model, kept, options)
-    return {"value": measure(logits, options["metric"], options["targets"], carried["reference"]).cpu()}
-
-
-def read_patched_run(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """One of the two runs that are compared: its metric, and what was kept, for the passes to come.
-
-    The first is the clean one, with which `kl` compares. After the second, `differs` tells which of the states that
-    correspond are not equal: (pair of positions, head), a single head where there are none.
-    """
-    logits = end_logits(model, kept, options)
-    if options["clean"]:
-        carried["reference"] = log_probabilities(logits)[0]
-    carried.update({name: kept[number] for number, name in enumerate(options["names"])})
-    found: Data = {"value": measure(logits, options["metric"], options["targets"], carried["reference"]).cpu()}
-    for own, other in options["compared"]:
-        one, two = carried[own][options["into"]], carried[other][options["from"]]
-        unequal = (one != two).any(-1)
-        found[f"differs {own}"] = (unequal if unequal.ndim == 2 else unequal[:, None]).cpu()
-    return found
 
 
 def read_likeliest(model: Any, kept: Data, options: Data, carried: Data) -> Data:
