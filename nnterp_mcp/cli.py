@@ -1,4 +1,4 @@
-"""The command line: `nnterp-mcp serve`, and what people do around it."""
+"""The command line: `nnterp-mcp serve` and further commands."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Prints what was verified; the code is 1 if something gave a wrong number, or a model failed a check."""
+    """Prints the checks; the exit code is 1 if a number was wrong, or a model failed a check."""
     if options.all_types == (options.model is not None):
         raise InvalidRequest("check takes a model or --all-types.", "For instance: nnterp-mcp check smollm2-135m")
     return _check_all_types(options) if options.all_types else _check_model(options)

@@ -2,7 +2,7 @@
 
 A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
 and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
-are two renderings of that one answer, so that they cannot disagree.
+are two forms of that one answer, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.arguments import Given
-from nnterp_mcp.request.fields import ModelHandle, shown
-
-Cell = str | bool | int | float | None | list[Any]
-"""A table's cell; a list is a cell of several parts, such as tokens with their probabilities."""
+from nnterp_mcp.formatting import on_one_line
+from nnterp_mcp.request.arguments import Given, shown
+from nnterp_mcp.request.fields import ModelHandle
+from nnterp_mcp.table import Table, TableField
 
 
 class Params(Given):
@@ -34,37 +33,33 @@ class ModelParams(Params):
     model: ModelHandle = None
 
 
-class Result(BaseModel):
-    """Base of what a worker returns: every number, reduced on the device, before any elision.
-
-    Attributes:
-        remarks: What a reader must know of how the input was read.
-    """
+class Part(BaseModel):
+    """Base of the parts of a result, whose fields are all known."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Measured(Part):
+    """A mean over prompts, with its 95 % interval where there are several."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Result(Part):
+    """Base of the results of tools: every number, reduced on the device, before anything is left out.
+
+    Attributes:
+        remarks: Notes on how the input was read.
+    """
 
     remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
 
 
-class Table(BaseModel):
-    """Rows under named columns; the units stand in the names."""
-
-    columns: list[str]
-    rows: list[list[Cell]]
-
-
-TableField = Annotated[
-    Table,
-    WithJsonSchema({"type": "object", "required": ["columns", "rows"], "description": "Columns and rows."}),
-]
-"""A table in an answer; its cells' types are not spelled out, since an agent pays for every definition."""
-
-
-class Answer(BaseModel):
+class Answer(Part):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
     out; the run that holds the rest. A picture stands beside both, as PNG."""
-
-    model_config = ConfigDict(extra="forbid")
 
     finding: Annotated[str, Field(description="The answer in words.")]
     notes: list[str] = []
@@ -75,6 +70,56 @@ class Answer(BaseModel):
     def exact(self) -> bool:
         """Whether its numbers are given with all their digits."""
         return False
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Its tables by the names of their fields, in order."""
+        return {name: value for name, value in self if isinstance(value, Table)}
+
+    def body(self) -> list[str]:
+        """The text between the finding and the notes: the tables that have rows."""
+        return [table.text() for table in self.tables.values() if table.rows]
+
+    def text(self) -> str:
+        """The answer as text."""
+        finding, *notes = map(on_one_line, (self.finding, *self.notes))
+        return "\n".join(part for part in (finding, *self.body(), *notes) if part)
+
+    def structured(self) -> dict[str, Any]:
+        """The answer as structured content, without the fields that are null."""
+        kinds: Any = {name: {"kinds"} for name in self.tables}
+        data = self.model_dump(mode="json", exclude=kinds)
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class ModelAnswer(Answer):
+    """Base of answers that show some of many things that a model did.
+
+    Attributes:
+        model: The model's handle.
+        total: How many there are in all.
+        truncated: Whether some are left out.
+    """
+
+    model: str
+    total: int
+    truncated: bool
+
+
+class TableAnswer(ModelAnswer):
+    """Base of answers that show one table of them."""
+
+    table: TableField
+
+
+class ProfiledAnswer(TableAnswer):
+    """Base of answers that show the strongest of them, and in a second table how they are spread over the layers."""
+
+    profile: TableField | None = None
+
+    def body(self) -> list[str]:
+        """The tables, the second under its name."""
+        return [self.table.text(), *([f"profile:\n{self.profile.text()}"] if self.profile else [])]
 
 
 class Late(Answer):
@@ -101,7 +146,6 @@ class ToolSpec(Generic[P, R, A]):
         result: What the worker (or the server) computes.
         answer: What an agent sees.
         digest: Cuts a result down to an answer.
-        render: Writes an answer as text.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
         place: The process in which `toolset/<name>/run.py` runs: the model's worker, or the server.
         read_only: The call changes nothing.
@@ -119,7 +163,6 @@ class ToolSpec(Generic[P, R, A]):
     result: type[R]
     answer: type[A]
     digest: Callable[[R], A]
-    render: Callable[[A], str]
     figure: Callable[[R, Arrays], Figure] | None = None
     place: Literal["server", "worker"] = "worker"
     read_only: bool = True

@@ -1,4 +1,4 @@
-"""`nnterp-mcp demo`: a real MCP client starts a server, loads a model and asks for a lens, and shows what it sees."""
+"""`nnterp-mcp demo`: an MCP client starts a server, loads a model, runs a logit lens and prints the answers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def _show_call(client: Client, name: str, arguments: dict[str, Any]) -> bo
 
 @asynccontextmanager
 async def _connected(transport: Transport) -> AsyncGenerator[Client]:
-    # On a slow machine the first load takes its time, and nothing else can be shown before it.
+    # The first load may take long on a slow machine, and nothing can be shown before it.
     command = [sys.executable, "-m", "nnterp_mcp", "serve", "--transport", transport, "--reply-within", "3600"]
     if transport == "stdio":
         parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ))
@@ -87,7 +87,6 @@ async def _connected(transport: Transport) -> AsyncGenerator[Client]:
 
 
 async def _address(server: Any) -> str:
-    """The address that a server of ours announces on standard error."""
     said = ""
     async for text in TextReceiveStream(server.stderr):
         said += text

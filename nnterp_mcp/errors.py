@@ -12,7 +12,7 @@ class NnterpError(Exception):
     """Base of every error that the package raises on purpose.
 
     Args:
-        message: What failed, with the value that came and the values that are allowed.
+        message: What failed, with the value that was given and the values that are allowed.
         next_step: What to call or change. Empty when the message says it all.
     """
 
@@ -46,7 +46,7 @@ class NoModel(NnterpError, LookupError):
 
 
 class StaleHandle(NnterpError, LookupError):
-    """A handle that was minted once and stands for nothing any more."""
+    """The handle of a model that is no longer loaded."""
 
     code = "stale_handle"
 
@@ -82,7 +82,7 @@ class Cancelled(NnterpError):
 
 
 class WorkerLost(NnterpError, ConnectionError):
-    """The process that held the model ended."""
+    """The model's process ended."""
 
     code = "worker_lost"
 
@@ -94,7 +94,7 @@ class Forbidden(NnterpError, PermissionError):
 
 
 class Internal(NnterpError, RuntimeError):
-    """A fault of ours; the message holds a log id, never a traceback."""
+    """A bug in this package; the message has a log id, never a traceback."""
 
     code = "internal"
 
@@ -117,9 +117,9 @@ BY_CODE: dict[str, type[NnterpError]] = {cls.code: cls for cls in _CLASSES}
 """Every error class under its code."""
 
 STOPS = (Cancelled, TimedOut)
-"""What ends a call from outside, in the middle of whatever it tries: it says nothing of the model."""
+"""Errors that stop a call from outside, and so say nothing about the model."""
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust gave up: it raises what is no `Exception`, and the process may go on."""
+    """True for panics of libraries in Rust, which are no `Exception` but leave the process usable."""
     return type(error).__module__ == "pyo3_runtime"

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 SIGNIFICANT = 3
@@ -55,6 +56,16 @@ def number(value: int | float) -> str:
     return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
 
 
+def brief(value: float) -> float:
+    """Two digits after the point, or two that mean something."""
+    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
+
+
+def percent(share: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{number(100 * share)} %"
+
+
 def size(count: float) -> str:
     """Bytes in decimal units: 538 MB, 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -74,7 +85,7 @@ def seconds(duration: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text whose invisible characters with an effect are written out as JSON writes them: `\\u001b`.
+    """Text with effective invisible characters escaped as in JSON: `\\u001b`.
 
     These steer a terminal, end a line, turn the direction of what follows, or hide text from a person but not from a
     model. Line feeds and tabs stay.
@@ -88,7 +99,7 @@ def escaped_data(value: Any) -> Any:
 
 
 def on_one_line(text: str) -> str:
-    """Text whose ends of lines are written out, so that it stays where it is put."""
+    """Escapes line feeds, so that a text stays on its line."""
     return text.replace("\n", "\\n")
 
 
@@ -105,6 +116,18 @@ def elided(text: str, limit: int = 24) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 layer, 30 layers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+LayerSpan = tuple[str, list[int]]
+"""Neighbouring layers under one label."""
+
+
+def layer_groups(layers: Sequence[int], count: int) -> list[LayerSpan]:
+    """Layers in at most `count` groups of neighbours, with their labels."""
+    count = min(count, len(layers))
+    keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
+    groups = [[layer for _, layer in group] for _, group in keyed]
+    return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
 
 
 def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:

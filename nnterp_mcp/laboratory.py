@@ -15,7 +15,7 @@ from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.request.access import admit_model
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
@@ -112,7 +112,7 @@ class Laboratory:
     def show(self, result: Result) -> str:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
-        return escaped(spec.render(spec.summarize(result)))
+        return escaped(spec.summarize(result).text())
 
     def figure(self, result: Result) -> Figure:
         """What a tool's `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.

@@ -1,11 +1,10 @@
-"""The text of answers: compact tables, and notes that say what was left out."""
+"""Notes that answers share: interventions in force, target categories with a common token, and what is left out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nnterp_mcp.contract import Answer, Cell, Table
-from nnterp_mcp.formatting import elided, number, on_one_line, plural, quoted
+from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _SHARED = 3
@@ -41,33 +40,14 @@ def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
     return [f"In force{where}: {named}; and {others} more." if others > 0 else f"In force{where}: {named}."]
 
 
-def left_out(what: str, part: str) -> str:
-    """The note that says where `read_run` has what an answer does not show."""
-    return f"{what} not shown: read_run part={part}."
+def left_out(count: int, noun: str, part: str, instead: str = "") -> list[str]:
+    """The note that says where `read_run` has what an answer does not show, or none where it shows all.
 
-
-def table(content: Table) -> str:
-    """A table as lines of cells joined by ` | `."""
-    lines = [" | ".join(map(on_one_line, content.columns))]
-    lines += [" | ".join(cell(value) for value in row) for row in content.rows]
-    return "\n".join(lines)
-
-
-def cell(value: Cell) -> str:
-    """One cell: a dash for nothing; parts joined by spaces, pairs by commas."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return on_one_line(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        separator = ", " if any(isinstance(part, list) for part in value) else " "
-        return separator.join(cell(part) for part in value)
-    return number(value)
-
-
-def lines(answer: Answer, *parts: str) -> str:
-    """The text of an answer: the finding, the parts, the notes."""
-    finding, *notes = map(on_one_line, (answer.finding, *answer.notes))
-    return "\n".join(part for part in (finding, *parts, *notes) if part)
+    Args:
+        count: How many are not shown.
+        noun: One of them.
+        part: The part of the run that has them.
+        instead: Arguments that choose others to be shown.
+    """
+    choose = f", or choose {instead}" if instead else ""
+    return [f"{plural(count, noun)} not shown: read_run part={part}{choose}."] if count > 0 else []

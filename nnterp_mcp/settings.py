@@ -27,7 +27,7 @@ def _default_data() -> Path:
 
 
 class Settings(BaseSettings):
-    """What the person who starts the server decides. Flags of `nnterp-mcp serve` override the environment."""
+    """The server's settings. Flags of `nnterp-mcp serve` override the environment."""
 
     model_config = SettingsConfigDict(env_prefix="NNTERP_MCP_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -37,13 +37,13 @@ class Settings(BaseSettings):
     """0 lets the system choose; the address is printed on stderr."""
 
     token: SecretStr | None = Field(default=None, min_length=16, exclude=True)
-    """What every HTTP request must bear (`Authorization: Bearer`); from the environment alone, never a flag."""
+    """The bearer token of every HTTP request; from the environment alone, never a flag."""
 
     allowed_hosts: tuple[str, ...] = ()
-    """Names under which clients may reach the server beside the loopback ones; without a port, on any port."""
+    """Names under which clients may reach the server, in addition to loopback; without a port, on any port."""
 
     allowed_origins: tuple[str, ...] = ()
-    """Origins of the web pages that may call it beside those of the loopback; none by default."""
+    """Origins of web pages that may call it, in addition to loopback; none by default."""
 
     max_body: int = Field(default=4_000_000, ge=1)
     """Bytes of a request's body."""
@@ -58,13 +58,13 @@ class Settings(BaseSettings):
     """Glob patterns of what `load_model` may be asked for: built-in names, Hub ids and resolved local paths."""
 
     cache: Path = Field(default_factory=_default_cache)
-    """Where converted weights are kept."""
+    """The folder for converted weights."""
 
     data: Path = Field(default_factory=_default_data)
-    """Where named vectors are kept."""
+    """The folder for named vectors."""
 
     runs: Path = Field(default_factory=lambda given: given["data"] / "runs")
-    """Where runs are kept."""
+    """The folder for runs."""
 
     max_runs_bytes: int = Field(default=10_000_000_000, ge=0)
     """Bytes of all runs on disk; the oldest that are not pinned make room."""
@@ -92,25 +92,25 @@ class Settings(BaseSettings):
     """Bytes of the states that one call collects."""
 
     load_timeout: float = Field(default=3600.0, gt=0)
-    """Seconds until a load that has not finished is given up."""
+    """Seconds after which an unfinished load is stopped."""
 
     reply_within: float = Field(default=45.0, gt=0)
-    """Seconds until a call that is not done answers with its run's id, and goes on."""
+    """Seconds after which an unfinished call answers with its run's id and continues."""
 
     call_timeout: float = Field(default=3600.0, gt=0)
-    """Seconds until a call that has not finished is stopped."""
+    """Seconds after which an unfinished call is stopped."""
 
     stop_timeout: float = Field(default=30.0, gt=0)
-    """Seconds that a call may take to stop; after that its process is ended, and the model with it."""
+    """Seconds that a call may take to stop; after that its process is killed, and the model with it."""
 
     hang_timeout: float = Field(default=120.0, gt=0)
-    """Seconds without a sign of life after which a model's process is ended."""
+    """Seconds without an answer to pings after which a model's process is killed."""
 
     max_queue: int = Field(default=64, ge=1)
     """Calls that may wait for one model."""
 
     log_format: Literal["text", "json"] = "text"
-    """How the log on standard error is written."""
+    """The format of the log on standard error."""
 
     @field_validator("ndif_host")
     @classmethod
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         return os.environ.get("NDIF_API_KEY", "")
 
     def take_secrets(self) -> list[str]:
-        """What must not be said: the token and the environment's credentials, such as `HF_TOKEN`.
+        """Secrets to redact: the token and the environment's credentials, such as `HF_TOKEN`.
 
         The token leaves the environment, so that no worker inherits it.
         """

@@ -155,7 +155,7 @@ def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recor
     for name in ("lens", "attention"):
         tool, arguments = EXAMPLES[name]
         drawn = lab.figure(lab.call(tool, **arguments))
-        served = figure_of(recorded.store, recorded.store.read(recorded.ids[name]))
+        served = figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
         assert [panel.title for panel in drawn.panels] == [panel.title for panel in served.panels]
         assert draw_png(drawn) == draw_png(served)
     with pytest.raises(NnterpError, match="generate draws no figure"):

@@ -32,10 +32,10 @@ def add_connect(commands: Commands[ArgumentParser]) -> None:
 
 
 def endpoint(url: str) -> str:
-    """The URL of streamable HTTP that a person means: a server's root stands for its usual path.
+    """Completes a server's URL: its root stands for the usual path of streamable HTTP.
 
     Raises:
-        InvalidRequest: It is no URL of HTTP, or holds what belongs into the environment.
+        InvalidRequest: It is no HTTP URL, or it has a password, which belongs in the environment.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -66,11 +66,6 @@ def _connect(options: Namespace) -> None:
 
 
 def _token(variable: str | None) -> str | None:
-    """The token in the environment.
-
-    Raises:
-        InvalidRequest: A variable was named, and is not set.
-    """
     token = os.environ.pop(variable or TOKEN_VARIABLE, "").strip()
     if variable and not token:
         raise InvalidRequest(f"the variable {variable} of the environment is not set.", "Put the server's token there.")
@@ -84,7 +79,7 @@ async def _carry(address: str, token: str | None) -> None:
     from nnterp_mcp.server.bridge import Bridge, http_client
     from nnterp_mcp.server.pipes import pipes
 
-    # A proxy of the environment leads elsewhere, where loopback is another machine.
+    # Through a proxy, loopback would be the proxy's machine.
     beyond = urlsplit(address).hostname not in LOOPBACK
     async with http_client(token, trust_env=beyond) as http, pipes(anyio.lowlevel.checkpoint) as (read, write):
 

@@ -1,4 +1,4 @@
-"""`nnterp-mcp install`: the entry that makes this server known to a client, put into the client's own configuration."""
+"""`nnterp-mcp install`: adds this server to a client's configuration."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Client:
-    """How a client keeps the servers that it knows.
+    """The format of a client's configuration.
 
     Attributes:
         title: Its name.
-        file: Where they are kept.
-        section: The object of the file that holds the servers by name.
-        typed: Whether an entry says its transport under `type`.
-        variable: How its headers name a variable of the environment; None if it speaks no HTTP, and needs a bridge.
-        then: What a person does next.
+        file: The configuration file.
+        section: The object in it that has the servers by name.
+        typed: True if entries state their transport under `type`.
+        variable: The syntax of environment variables in headers; None if it speaks no HTTP, and needs a bridge.
+        then: The next step for a person.
     """
 
     title: str
@@ -85,7 +85,7 @@ def clients() -> dict[str, Client]:
 
 
 _TRANSPORT = ("type", "command", "args", "url", "headers")
-"""What of an entry says how to reach a server; all else in it is the user's."""
+"""Fields of an entry that say how to reach a server; all others are the user's."""
 
 
 def add_install(commands: Commands[ArgumentParser]) -> None:
@@ -101,7 +101,7 @@ def add_install(commands: Commands[ArgumentParser]) -> None:
 
 
 def entry(client: Client, url: str | None = None, token_variable: str | None = None) -> dict[str, Any]:
-    """A server as a client's configuration says it; of a token only the variable's name."""
+    """A server's entry in a client's configuration; of a token it has only the variable's name."""
     if url is not None and client.variable is not None:
         bearer = {"headers": {"Authorization": f"Bearer {client.variable % token_variable}"}} if token_variable else {}
         return ({"type": "http"} if client.typed else {}) | {"url": endpoint(url)} | bearer
@@ -112,23 +112,23 @@ def entry(client: Client, url: str | None = None, token_variable: str | None = N
 
 
 def own_command() -> list[str]:
-    """What starts this installation wherever it is started from: a client does not know the shell's path."""
+    """The command that starts this installation, with its full path, since clients do not know the shell's."""
     script = Path(sys.executable).with_name("nnterp-mcp.exe" if os.name == "nt" else "nnterp-mcp")
     return [str(script)] if script.exists() else [sys.executable, "-m", "nnterp_mcp"]
 
 
 def merged(before: object, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry that stood there, reached as ours says; what else it held is the user's, and stays in its place."""
+    """An existing entry with our transport; its other fields are the user's and stay."""
     there: dict[str, Any] = before if isinstance(before, dict) else {}
     kept = {name: value for name, value in there.items() if name in ours or name not in _TRANSPORT}
     return kept | dict(ours)
 
 
 def write(path: Path, text: str) -> Path | None:
-    """Replaces a file at once, behind links and with its permissions, and keeps what it held beside it.
+    """Replaces a file atomically, through links and with its permissions, and backs up the old content.
 
     Returns:
-        Where it is kept; None if there was no file.
+        The backup; None if there was no file.
 
     Raises:
         Forbidden: It cannot be written.
@@ -189,7 +189,6 @@ def _install(options: Namespace) -> None:
 
 
 def _advise(options: Namespace, client: Client, ours: Mapping[str, Any]) -> None:
-    """What a person must know beside the entry."""
     if options.client == "claude-code" and not options.token_env:
         how = (
             ["--transport", "http", options.name, ours["url"]] if options.url else [options.name, "--", ours["command"]]

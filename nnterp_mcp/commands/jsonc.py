@@ -1,6 +1,6 @@
-"""Putting one entry into a JSON file of someone else's: every other byte of it stays, comments included.
+"""Inserts one entry into a JSON file of another program and keeps every other byte of it, comments included.
 
-JSONC, as editors write it, is JSON with comments and with commas behind last members.
+JSONC, as editors write it, is JSON with comments and trailing commas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Malformed(ValueError):
 
 
 class Commented(ValueError):
-    """What would be replaced holds comments."""
+    """The entry to be replaced has comments."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Object:
-    """Where an object and its members stand in a text.
+    """The offsets of an object and its members in a text.
 
     Attributes:
         start: Its opening brace.
         end: Its closing brace.
-        members: The first and last place of each member's value, by name; of equal names the last, as parsers do.
+        members: Start and end of each member's value, by name; the last of equal names.
         last: The end of the last value, None where there is no member.
-        comma: Whether a comma follows the last value.
-        content: The end of what is no space before the closing brace.
+        comma: True if a comma follows the last value.
+        content: The end of the last token before the closing brace.
     """
 
     start: int
@@ -55,7 +55,7 @@ class _Object:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """What a text holds.
+    """Parses JSON with comments and trailing commas.
 
     Raises:
         Malformed: It is no object.
@@ -112,7 +112,6 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _spare(before: str, token: str, then: str) -> bool:
-    """Whether it is a comma behind the last member of an object or an array."""
     return token == "," and then in ("}", "]") and before not in ("{", "[", ",")
 
 
@@ -121,7 +120,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _object(text: str, start: int) -> _Object:
-    """The object that begins at a place of a text that was parsed."""
     members: dict[str, tuple[int, int]] = {}
     depth, name, begun, last, comma, content = 0, None, None, None, False, start + 1
     for token in _tokens(text[start:]):
@@ -148,7 +146,6 @@ def _object(text: str, start: int) -> _Object:
 
 
 def _insert(text: str, holder: _Object, name: str, value: dict[str, Any], depth: int) -> str:
-    """The text with a new last member in an object."""
     line = _newline(text)
     member = f"{line}{_indent(text) * depth}{json.dumps(name, ensure_ascii=False)}: {_written(text, value, depth)}"
     closing = "" if line in text[holder.content : holder.end] else line + _indent(text) * (depth - 1)
@@ -159,7 +156,7 @@ def _insert(text: str, holder: _Object, name: str, value: dict[str, Any], depth:
 
 
 def _written(text: str, value: dict[str, Any], depth: int) -> str:
-    """A value in the manner of a text, at a depth."""
+    """A value in the indentation of a text."""
     written = json.dumps(value, indent=_indent(text), ensure_ascii=False)
     return written.replace("\n", _newline(text) + _indent(text) * depth)
 
@@ -169,6 +166,5 @@ def _newline(text: str) -> str:
 
 
 def _indent(text: str) -> str:
-    """What the first indented line begins with."""
     found = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
     return found.group(1) if found else "  "

@@ -1,4 +1,4 @@
-"""`nnterp-mcp runs | replay | export`: what people do with recorded runs."""
+"""`nnterp-mcp runs | replay | export`: commands on recorded runs."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ def _store(options: Namespace) -> RunStore:
 
 
 def _list(options: Namespace) -> None:
-    from nnterp_mcp.contract import Table
     from nnterp_mcp.formatting import seconds, size
-    from nnterp_mcp.render import table
+    from nnterp_mcp.table import Table
 
     store = _store(options)
     lines = [_line(store, record) for record in store.latest(options.limit)]
@@ -109,7 +108,7 @@ def _list(options: Namespace) -> None:
             ]
             for line in lines
         ]
-        print(table(Table(columns=["run", "tool", "model", "state", "age", "size", "pinned"], rows=rows)))
+        print(Table(columns=["run", "tool", "model", "state", "age", "size", "pinned"], rows=rows).text())
 
 
 def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
@@ -127,7 +126,6 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 def _show(options: Namespace) -> None:
     from nnterp_mcp.formatting import escaped
-    from nnterp_mcp.toolset import specs
     from nnterp_mcp.toolset.read_run.run import read_answer
 
     store = _store(options)
@@ -137,7 +135,7 @@ def _show(options: Namespace) -> None:
         return
     print(escaped(record.model_dump_json(indent=2, exclude={"owner"}, exclude_none=True)))
     if record.result_sha256 is not None:
-        print(escaped(f"\n{specs()[record.tool].render(read_answer(store, record))}"))
+        print(escaped(f"\n{read_answer(store, record).text()}"))
 
 
 def _pin(options: Namespace) -> None:
@@ -170,9 +168,8 @@ def _replay(options: Namespace) -> int:
 
 
 def _compared(found: Replay) -> str:
-    from nnterp_mcp.contract import Table
     from nnterp_mcp.formatting import number, plural
-    from nnterp_mcp.render import table
+    from nnterp_mcp.table import Table
 
     numbers, texts = sum(field.numbers for field in found.fields), sum(field.texts for field in found.fields)
     differing = sum(field.differing for field in found.fields)
@@ -188,7 +185,7 @@ def _compared(found: Replay) -> str:
         [field.field, field.numbers, field.texts, field.largest, field.relative, field.differing] for field in shown
     ]
     columns = ["field", "numbers", "texts", "largest difference", "relative", "beyond tolerance"]
-    lines += [table(Table(columns=columns, rows=rows))] if rows else []
+    lines += [Table(columns=columns, rows=rows).text()] if rows else []
     lines += [f"{plural(hidden, 'more field')}: no difference."] if hidden else []
     lines += [f"differs: {field.example}" for field in found.fields if field.example]
     lines += [f"environment: {change}" for change in found.environment] or ["environment: the same"]
@@ -196,7 +193,7 @@ def _compared(found: Replay) -> str:
 
 
 def _chosen(fields: list[FieldComparison]) -> tuple[list[FieldComparison], int]:
-    """All fields in which anything differs, and the first of the others as far as there is room; how many are left."""
+    """All fields with differences, a limited number of the others, and how many are left out."""
     other = [field for field in fields if not field.differing and not field.largest and field.numbers]
     kept = {field.field for field in other[:_FIELDS]}
     shown = [field for field in fields if field.differing or field.largest or field.field in kept]

@@ -1,4 +1,4 @@
-"""A figure as plain data: what it shows, and nothing of how it is drawn. `png.py` and `html.py` draw it."""
+"""Figures as plain data, independent of how they are drawn. `png.py` and `html.py` draw them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Role = Literal["measured", "control"]
-"""What a curve or a bar stands for: a control is drawn in grey."""
+"""The role of a curve or a bar; controls are grey."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What the colours of a heatmap mean.
+    """The colour scale of a heatmap.
 
     Attributes:
         name: The quantity, with its unit.
         low: The value of the first colour; smaller values have it too.
         high: The value of the last colour; larger values have it too.
-        centre: The value that is white, from which two hues lead away; None for one that grows from `low` to `high`.
+        centre: The white middle of a diverging scale; None for a sequential scale.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Colours:
 
     @classmethod
     def around(cls, name: str, values: Sequence[float], centre: float = 0.0) -> Colours:
-        """Colours that reach as far to either side as the values lie from the centre."""
+        """A symmetric diverging scale that covers the values."""
         reach = max((abs(value - centre) for value in values if math.isfinite(value)), default=0.0) or 1.0
         return cls(name, centre - reach, centre + reach, centre)
 
@@ -39,14 +39,14 @@ class Heatmap:
     """A grid of values.
 
     Attributes:
-        title: What the panel shows.
-        across: What stands along the columns.
-        down: What stands along the rows.
+        title: The panel's title.
+        across: The label of the x axis.
+        down: The label of the y axis.
         columns: The columns' names, from the left.
         rows: The rows' names, from the top.
         values: A value for each row and column; None where there is none.
-        colours: What the colours mean.
-        labels: What is written into the cells, such as tokens.
+        colours: The colour scale.
+        labels: Text in the cells, such as tokens.
     """
 
     title: str
@@ -61,16 +61,16 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through points, within a band where the points vary.
+    """A line through points, with an optional band.
 
     Attributes:
-        name: What it stands for.
-        x: Where the points are.
-        y: Their values.
+        name: Its name in the legend.
+        x: The x of each point.
+        y: The y of each point.
         low: The lower edge of the band.
         high: The upper edge.
-        role: Whether it was measured, or is what that is to be compared with.
-        of: The curve that a control belongs to, where there are several: it has that one's colour.
+        role: Measured, or a control to compare with.
+        of: The curve that a control belongs to, where there are several; the control gets its colour.
     """
 
     name: str
@@ -87,13 +87,13 @@ class Curves:
     """Lines over one axis.
 
     Attributes:
-        title: What the panel shows.
-        across: What stands along the x axis.
-        up: What stands along the y axis, with its unit.
+        title: The panel's title.
+        across: The label of the x axis.
+        up: The label of the y axis, with its unit.
         curves: The lines.
         names: Names of values of x that are no numbers, such as the embeddings before layer 0.
-        span: What the y axis covers at least.
-        whole: Whether x counts something, such as layers.
+        span: The smallest range of the y axis.
+        whole: True if x takes integers only, such as layers.
     """
 
     title: str
@@ -110,12 +110,12 @@ class Bar:
     """One bar.
 
     Attributes:
-        name: What it stands for.
+        name: Its label.
         value: Its length.
         low: The lower end of its interval.
         high: The upper end.
-        mark: A second value, shown as a mark beside the bar.
-        role: Whether it was measured, or is what that is to be compared with.
+        mark: A second value, shown as a mark.
+        role: Measured, or a control to compare with.
     """
 
     name: str
@@ -131,10 +131,10 @@ class Bars:
     """Bars, the first on top.
 
     Attributes:
-        title: What the panel shows.
-        along: What their lengths mean, with the unit.
+        title: The panel's title.
+        along: The label of the x axis, with its unit.
         bars: The bars.
-        mark: What the marks mean.
+        mark: The name of the marks in the legend.
     """
 
     title: str
@@ -151,11 +151,11 @@ class Figure:
     """Panels under a title.
 
     Attributes:
-        title: What was measured, on which model.
+        title: The measurement and the model.
         subtitle: The prompt, or how many there were.
         panels: The panels, row by row.
         columns: Panels in a row.
-        notes: What a reader must know to read it rightly.
+        notes: Caveats for readers.
     """
 
     title: str
@@ -166,17 +166,17 @@ class Figure:
 
 
 def visible(text: str) -> str:
-    """A token whose spaces can be seen."""
+    """A token with visible spaces."""
     return text.replace(" ", "␣")
 
 
 def some_of(count: int, shown: int, noun: str) -> list[str]:
-    """The note that says how many were drawn, where that is not all of them."""
+    """The note on how many were drawn, if not all."""
     return [f"{shown} of {count} {noun} are drawn."] if shown < count else []
 
 
 class Array(Protocol):
-    """Numbers that a run kept, of which one part along the first axis is read at a time."""
+    """An array of a run, read slice by slice along the first axis."""
 
     def __getitem__(self, index: int, /) -> Any:
         """That part, as an array of numpy."""

@@ -1,4 +1,4 @@
-"""A figure as a page of its own: interactive, whole in one file, and without a connection to anywhere."""
+"""Draws a figure as an interactive HTML page: one file, without network access."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ footer {{ color: {faint}; font-size: .85rem; }}
 
 _CONFIG = {"displaylogo": False, "responsive": False, "plotlyServerURL": "", "showSendToCloud": False}
 _NAME = 40
-"""Characters of a name beside an axis; hovering shows all of it."""
+"""Characters of a tick label; hovering shows the whole name."""
 
 
 def write_html(figure: Figure) -> str:
     """Writes a figure as a page.
 
     Returns:
-        HTML with everything that it needs inside; it forbids the browser to load anything else.
+        Self-contained HTML whose policy forbids the browser to load anything else.
     """
     return _PAGE.format(
         title=_written(figure.title),
@@ -76,9 +76,9 @@ _POLICY = "script-src 'unsafe-inline'"
 
 
 def without_library(page: str) -> str:
-    """A page of `write_html` without the plotting library, which makes nearly all of its size.
+    """A page of `write_html` without the plotting library, which is nearly all of its size.
 
-    It loads that very library from the network, and from there only: the page names the hash of what it takes.
+    The page loads the same library from the network, verified by its hash.
     """
     address, digest = plotly_cdn_url(), b64encode(sha256(get_plotlyjs().encode()).digest()).decode()
     origin = "/".join(address.split("/")[:3])
@@ -91,8 +91,8 @@ def save(chart: Chart, file: Path, save_html: bool) -> None:
 
     Args:
         chart: The figure.
-        file: Where to; the format follows the name, HTML when it has no other. An image needs kaleido.
-        save_html: Write an HTML file beside an image.
+        file: The path; the format follows its suffix, HTML without one. An image needs kaleido.
+        save_html: Write an HTML file in addition to an image.
     """
     if file.suffix not in ("", ".html"):
         chart.write_image(file)
@@ -115,12 +115,11 @@ def chart_of(panel: Panel) -> Chart:
 
 
 def _shown(text: str) -> str:
-    """Text that plotly shows as it is; it takes some tags for its own."""
+    """Escapes text for plotly, which interprets some tags."""
     return escape(escaped(on_one_line(text)), quote=False)
 
 
 def _written(text: str) -> str:
-    """Text of the page itself."""
     return escape(escaped(text))
 
 
@@ -185,7 +184,7 @@ def _grid(panel: Heatmap) -> Chart:
 
 
 def _labels(panel: Heatmap, texts: list[list[str]]) -> Scatter:
-    """The text of the cells, each in the ink that stands out from its colour."""
+    """The text of the cells, black or white by contrast."""
     colours = shades(panel.colours).to_rgba(np.array(panel.values, dtype=float))
     cells = [(down, across) for down, row in enumerate(texts) for across in range(len(row))]
     return Scatter(
@@ -226,7 +225,6 @@ def _lines(panel: Curves) -> Chart:
 
 
 def _names(panel: Curves) -> dict[str, Any]:
-    """The ticks of an axis that names some of its values."""
     if not panel.names:
         return {}
     places = sorted({x for curve in panel.curves for x in curve.x})

@@ -12,7 +12,7 @@ MOST_LAYERS = 64
 """Rows of a picture whose cells hold text."""
 
 EMBEDDINGS = -1.0
-"""Where the embeddings stand on the axis of layers."""
+"""The x value of the embeddings on an axis of layers."""
 
 _TOKEN = 18
 """Characters of a token in a cell."""
@@ -28,8 +28,8 @@ def token_table(
     """Tokens by layer with their probabilities as colours, the first layer at the bottom as the stream flows upwards.
 
     Args:
-        title: What the panel shows.
-        across: What stands along the columns.
+        title: The panel's title.
+        across: The label of the x axis.
         columns: The columns' names.
         layers: By the layer's name, a token with its probability for each column; of many, some are shown.
     """
@@ -52,8 +52,8 @@ def mean_curve(name: str, x: Sequence[float], samples: Sequence[Sequence[float]]
 
     Args:
         name: The curve's name.
-        x: Where the samples are.
-        samples: Those at each place.
+        x: The x values.
+        samples: The samples at each x.
     """
     means = [fmean(values) for values in samples]
     if all(len(values) == 1 for values in samples):
@@ -69,7 +69,7 @@ def mean_curve(name: str, x: Sequence[float], samples: Sequence[Sequence[float]]
 
 
 def on_axis(layers: Sequence[int | None]) -> tuple[list[float], dict[float, str]]:
-    """Where layers stand on an axis, None being the embeddings; and the names of places that are no numbers."""
+    """The x values of layers, None being the embeddings, and the tick labels of those that are no numbers."""
     places = [EMBEDDINGS if layer is None else float(layer) for layer in layers]
     return places, {EMBEDDINGS: "emb."} if EMBEDDINGS in places else {}
 

@@ -1,4 +1,4 @@
-"""The kinds of panels as matplotlib draws them: how much room each takes, and what it puts there."""
+"""The kinds of panels in matplotlib: the room that each takes, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -35,24 +35,14 @@ _TITLE = 0.34
 _AXIS = 0.26
 _BAR = 0.16
 _LONGEST = 1.9
-"""Inches of a name beside an axis."""
+"""Inches of a tick label, at most."""
 
 _MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a panel takes, in inches: the area inside its axes, and what stands around that.
-
-    Attributes:
-        width: Of the area.
-        height: Of the area.
-        left: Beside it.
-        right: Beside it.
-        top: Above it.
-        bottom: Below it.
-        tallest: How high the area may become where there is room.
-    """
+    """The size of a panel in inches: the area inside its axes, the margins around it, and its largest height."""
 
     width: float
     height: float
@@ -67,7 +57,7 @@ class Drawer(Protocol):
     """A panel that knows its room, and draws itself into axes of a size."""
 
     def room(self) -> Room:
-        """What it takes if there is enough."""
+        """The preferred size."""
         ...
 
     def draw(self, axes: Axes, size: tuple[float, float]) -> None:
@@ -76,7 +66,7 @@ class Drawer(Protocol):
 
 
 def drawer(panel: Panel) -> Drawer:
-    """What draws a panel."""
+    """The drawer for a kind of panel."""
     if isinstance(panel, Heatmap):
         return _Grid(panel)
     return _Lines(panel) if isinstance(panel, Curves) else _Beams(panel)
@@ -87,7 +77,7 @@ def _widest(names: Sequence[str], most: float = _LONGEST) -> float:
 
 
 def _every(count: int, inches: float) -> int:
-    """Of how many names each is written, for none to touch the next."""
+    """The step between tick labels so that none touch."""
     return max(1, -(-count * 10 // max(1, int(inches / _LINE * 11))))
 
 
@@ -100,7 +90,7 @@ def _named(axes: Axes, inches: float, title: str, across: str, up: str) -> None:
 
 
 def _explain(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], corner: tuple[float, float]) -> None:
-    """Says what lines stand for; named one by one, since a legend left to itself passes over some names."""
+    """Adds a legend with explicit names, since matplotlib omits some by default."""
     axes.legend(lines, names, loc="upper left", bbox_to_anchor=corner, frameon=False, prop=font(SIZE), handlelength=1.6)
 
 
@@ -109,8 +99,6 @@ def _text(content: str, room: float, size: float) -> str:
 
 
 class _Grid:
-    """A heatmap."""
-
     def __init__(self, panel: Heatmap) -> None:
         self._panel = panel
         labels = [label for row in panel.labels or () for label in row]
@@ -174,7 +162,6 @@ class _Grid:
                 )
 
     def _explain(self, axes: Axes, shade: ScalarMappable, size: tuple[float, float]) -> None:
-        """The bar that says what the colours mean."""
         beside = axes.inset_axes((1 + _GAP / size[0], 0, _BAR / size[0], 1))
         values = [v for row in self._panel.values for v in row if v is not None]
         colours = self._panel.colours
@@ -198,8 +185,6 @@ def shades(colours: Colours) -> ScalarMappable:
 
 
 class _Lines:
-    """Curves, with their names to the right, where they hide nothing."""
-
     def __init__(self, panel: Curves) -> None:
         self._panel = panel
 
@@ -261,8 +246,6 @@ def _including(limits: tuple[float, float], span: tuple[float, float]) -> tuple[
 
 
 class _Beams:
-    """Horizontal bars."""
-
     def __init__(self, panel: Bars) -> None:
         self._panel = panel
 

@@ -1,4 +1,4 @@
-"""A figure as a PNG that a client shows and a model can read: small enough for both, and every text legible."""
+"""Draws a figure as a PNG, small enough for clients and legible for models."""
 
 from __future__ import annotations
 
@@ -54,8 +54,6 @@ def draw_png(figure: Figure) -> bytes:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A panel with the place of the area inside its axes, from the left and from the top, in inches."""
-
     drawer: Drawer
     left: float
     top: float
@@ -64,7 +62,7 @@ class _Placed:
 
 
 class _Plan:
-    """Where everything stands: the title above, the panels in rows and columns, the notes below.
+    """The layout: the title on top, the panels in rows and columns, the notes at the bottom.
 
     Attributes:
         size: The sheet's width and height, in inches.
@@ -136,7 +134,7 @@ class _Plan:
 
 
 def _encoded(picture: Image.Image) -> bytes:
-    """A picture as PNG: in all its colours, or in 256 of them, or smaller, whatever first is small enough."""
+    """Encodes a picture as PNG; reduces it to 256 colours, then in size, until it is small enough."""
     while True:
         for reduced in (False, True):
             sink = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How figures look, in a picture and in a page alike: colours that colour-blind people tell apart, and contrast."""
+"""The style of figures in PNG and HTML: colours for colour-blind readers, and contrast."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ DASHES = (("--", "dash"), (":", "dot"), ("-.", "dashdot"))
 
 
 def colours_of(curves: Sequence[Curve]) -> dict[str, str]:
-    """Each curve's colour, by its name: a control has that of the curve it belongs to, or none."""
+    """Each curve's colour, by its name: a control has that of its curve, or grey."""
     palette = cycle(PALETTE)
     found = {curve.name: next(palette) for curve in curves if curve.role == "measured"}
     return found | {curve.name: found.get(curve.of or "", FAINT) for curve in curves if curve.role == "control"}
 
 
 def dashes_of(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
-    """How the line of each control is broken, by its name."""
+    """The dash style of each control, by its name."""
     apart = cycle(DASHES)
     return {curve.name: next(apart) if curve.of is None else DASHES[0] for curve in curves if curve.role == "control"}

@@ -1,4 +1,4 @@
-"""Text in pictures: how wide it is, and what of it the font can write."""
+"""Text in pictures: its width, and the characters that the font has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def font(size: float, bold: bool = False) -> FontProperties:
 
 @cache
 def _written() -> frozenset[int]:
-    """The characters that the font can write, bold ones too."""
     plain, bold = (FT2Font(findfont(font(10, weight))).get_charmap() for weight in (False, True))
     return frozenset(plain.keys() & bold.keys())
 
@@ -36,7 +35,7 @@ def _escape(char: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Legible text whose dollar signs matplotlib takes for dollar signs, not for the bounds of a formula."""
+    """Legible text with dollar signs escaped, which matplotlib would take for formulas."""
     return legible(text).replace("$", "\\$")
 
 
@@ -49,7 +48,7 @@ def width(text: str, size: float, bold: bool = False) -> float:
 
 
 def fitted(text: str, room: float, size: float, bold: bool = False) -> str:
-    """A text whose end is left out where it is wider than the room, in inches; at least its first character stays."""
+    """Cuts a text to a width in inches; at least its first character stays."""
     text = legible(text)
     if width(text, size, bold) <= room:
         return text
@@ -60,7 +59,7 @@ def fitted(text: str, room: float, size: float, bold: bool = False) -> str:
 
 
 def wrapped(text: str, room: float, size: float, most: int) -> list[str]:
-    """A text in lines that fit the room, at most so many; the last one says that more follows."""
+    """Wraps a text to a width in inches and a number of lines; the last line is elided."""
     lines: list[str] = []
     rest = legible(text)
     while rest and len(lines) < most:

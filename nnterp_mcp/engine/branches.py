@@ -33,7 +33,7 @@ from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at one time: rows run in batches of this many over the vocabulary."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices, on_device
-from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Reach, Selection, Window
 from nnterp_mcp.errors import InvalidRequest
@@ -19,6 +19,7 @@ from nnterp_mcp.model.structure.attention_span import EVERYTHING, Horizon
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import IndexSpec, Pattern
 from nnterp_mcp.request.selectors import resolve_indices
+from nnterp_mcp.request.sites import FACTS
 
 
 class Edit(Protocol):
@@ -122,7 +123,7 @@ class StateEdit:
 
     def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data | None:
         """The edit of one pass."""
-        heads_first = self.place.site in HEADS_FIRST
+        heads_first = FACTS[self.place.site].heads_first
         shape = [shape[0], shape[2], shape[1], *shape[3:]] if heads_first else shape
         chosen = window.select(self.reach, shape[1])
         if not chosen.entries:

@@ -14,13 +14,14 @@ from torch import Tensor
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.execution import execute
-from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place, in_order
+from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_backend import switch_attention
 from nnterp_mcp.model.text.tokenization import Batch
+from nnterp_mcp.request.sites import FACTS
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def step_at(
         "edits": [edit for edit in edits if edit is not None],
         "branch": None,
         "needed": str(place) if place in plan.needs else None,
-        "heads_first": place.site in HEADS_FIRST,
+        "heads_first": FACTS[place.site].heads_first,
         "captures": [
             (number, capture.reduce, capture.options)
             for number, capture in enumerate(captures)

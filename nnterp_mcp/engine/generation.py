@@ -9,8 +9,8 @@ switches, what was cached is of no use, and the text is read again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.batching import make_batches, run_batches
 from nnterp_mcp.engine.executors.graphs import (
     WORTHWHILE,
     StaticSteps,
@@ -33,6 +33,7 @@ from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload, ignore_progress
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -62,14 +63,10 @@ class Generation:
 @runs_elsewhere
 def generate(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    plan: Plan = NOTHING,
+    work: Workload,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    batch_tokens: int = 4096,
-    on_token: Callable[[int], None] = lambda tokens_done: None,
-    should_stop: Callable[[], None] = lambda: None,
 ) -> list[Generation]:
     """Generates text after each prompt, with operations in force.
 
@@ -78,13 +75,9 @@ def generate(
 
     Args:
         model: The model.
-        prompts: The prompts.
-        plan: The operations, planned for these prompts.
+        work: The prompts; progress is reported after each step, with the number of steps over all batches.
         max_new_tokens: How many tokens to generate at most.
         sampling: How to choose them.
-        batch_tokens: Tokens in a batch, padding and new ones included.
-        on_token: Called after each step with the number of steps done, over all batches.
-        should_stop: Called before each step; what it raises ends the generation and leaves nothing behind.
 
     Returns:
         One entry for each prompt, in their order.
@@ -94,27 +87,24 @@ def generate(
         Unsupported: The model does not have one of the places.
     """
     model.require("causal")
-    found: dict[int, Generation] = {}
-    done = 0
-    way = find_way(model, max((len(prompt.ids) for prompt in prompts), default=0) + max_new_tokens)
-    room = max(1, batch_tokens - max_new_tokens)
+    way = find_way(model, max((len(prompt.ids) for prompt in work.prompts), default=0) + max_new_tokens)
+    batches = replace(work, new_tokens=max_new_tokens, padded=way.padded, progress=ignore_progress)
+    total, done = max_new_tokens * len(batches.split(model)), 0
 
-    def say(batch: Batch) -> list[Generation]:
+    def say(batch: Batch, numbers: Sequence[int]) -> list[Generation]:
         nonlocal done
-        loop = _Loop(model, batch, plan, sampling, way, max_new_tokens)
+        loop = _Loop(model, batch, work.plan, sampling, way, max_new_tokens)
         for _ in range(max_new_tokens):
-            should_stop()
+            check_cancelled()
             loop.step()
             done += 1
-            on_token(done)
+            work.progress(done, max(done, total), "steps")
             if loop.ended:
                 break
         return loop.generations
 
-    with torch.inference_mode(), attention_for(model, plan):
-        for _, said in run_batches(model, prompts, room, say, new_tokens=max_new_tokens, padded=way.padded):
-            found |= {generation.prompt: generation for generation in said}
-    return [found[prompt.index] for prompt in prompts]
+    with torch.inference_mode(), attention_for(model, work.plan):
+        return batches.run(model, say)
 
 
 class _Loop:
@@ -325,7 +315,7 @@ def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], 
     """Whether the last of some steps gives what each text gives alone."""
     prompts = [EncodedPrompt(row, "", text[:-_NEW], []) for row, text in enumerate(texts)]
     try:
-        for batch in make_batches(model, prompts, 1 << 62, new_tokens=_NEW, padded=way.padded):
+        for batch in Workload(prompts, batch_tokens=1 << 62, new_tokens=_NEW, padded=way.padded).batches(model):
             steps = _Steps(model, batch, NOTHING, way)
             logits = steps.next_logits()
             for at in range(_NEW, 0, -1):

@@ -12,13 +12,7 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.accessors import Part, require_part
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy
-from nnterp_mcp.request.operations import SITES, Site
-
-HEADS_FIRST: frozenset[Site] = frozenset({"queries", "keys", "values", "attention_probabilities"})
-"""Sites whose states are (batch, head, position, width) in the model; all others have the position before the head."""
-
-WHOLE_SEQUENCE: frozenset[Site] = frozenset({"keys", "values"})
-"""Sites that hold every token so far, those from a cache of keys and values included."""
+from nnterp_mcp.request.sites import FACTS, SITES, Site
 
 _PARTS: dict[Site, Part] = {
     "layers_input": "block",
@@ -90,7 +84,7 @@ def accessor(model: StandardizedTransformer, place: Place) -> Any:
 
 def by_position(value: Tensor, site: Site) -> Float[Tensor, "batch position *head width"]:
     """States with the position as their second dimension; its own inverse."""
-    return value.transpose(1, 2) if site in HEADS_FIRST else value
+    return value.transpose(1, 2) if FACTS[site].heads_first else value
 
 
 def require_place(model: StandardizedTransformer, place: Place) -> None:

@@ -16,14 +16,14 @@ from nnterp_mcp.engine.readouts.reductions import choose_tokens
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """The sampling of next tokens.
 
     Attributes:
-        temperature: What logits are divided by before drawing; 0, and what is too small for float32 to hold in full
-            precision, take the likeliest token.
-        top_p: Draws among the likeliest tokens that together have this probability.
-        top_k: Draws among this many of the likeliest tokens; 0 for all.
-        seed: Where the random numbers begin. A prompt's own are the same wherever it stands, whatever stands beside it.
+        temperature: Divides the logits before drawing; 0, and values below float32's smallest normal number, take
+            the top token.
+        top_p: Draws among the most likely tokens that together have this probability.
+        top_k: Draws among this many of the most likely tokens; 0 for all.
+        seed: The random seed. A prompt's random numbers do not depend on the other prompts of a call.
     """
 
     temperature: float = 0.0
@@ -41,11 +41,11 @@ class Sampling:
 
 
 GREEDY = Sampling()
-"""Always the likeliest token."""
+"""Always the top token."""
 
 
 def dice_of(seed: int, ids: Sequence[int]) -> torch.Generator:
-    """Random numbers that a seed and the tokens of a prompt decide, and nothing else of a request."""
+    """A generator seeded by a seed and the tokens of a prompt, and nothing else of a request."""
     digest = hashlib.blake2b(repr((seed, *ids)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
@@ -56,9 +56,9 @@ def sample_tokens(
     """Chooses a token for each row.
 
     Args:
-        logits: What the model says.
-        sampling: How to choose.
-        dice: The random numbers of each row; one is used.
+        logits: The model's logits.
+        sampling: The sampling parameters.
+        dice: The random generator of each row; one number is drawn.
 
     Returns:
         The tokens, and their log-probabilities in nats under the model itself: before temperature and truncation.

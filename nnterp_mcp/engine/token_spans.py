@@ -17,7 +17,7 @@ from torch import Tensor
 from nnterp_mcp.engine.constants import indices
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,32 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import average_rows, take_rows
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, fill_batches
-from nnterp_mcp.request.fields import PositionSpec
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, pad_batch
+from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.sites import FACTS
 
 Pool = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
-
-_IN_STREAM: frozenset[Site] = frozenset(
-    {
-        "layers_input",
-        "layers_output",
-        "attentions_raw_output",
-        "attentions_output",
-        "mlps_raw_output",
-        "mlps_output",
-    }
-)
-"""Sites whose states are as wide as the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +42,6 @@ class Row:
     def position(self) -> int | None:
         """The token; None for a mean over several."""
         return self.positions[0] if len(self.positions) == 1 else None
-
-
-@dataclass(frozen=True)
-class Block:
-    """What one batch gave.
-
-    Attributes:
-        numbers: Which rows these are; prompts of similar length come together, so not in order.
-        states: Their states in float32, on the CPU.
-        prompts_done: Prompts that have run so far.
-    """
-
-    numbers: list[int]
-    states: Float[Tensor, "row layer *head width"]
-    prompts_done: int
 
 
 def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: Pool) -> list[Row]:
@@ -111,10 +84,10 @@ def state_shape(
         if place.site == "attention_probabilities":
             raise Unsupported("attention patterns are as wide as their prompt is long: attention_probs keeps them.")
         require_place(model, place)
-    if model.anatomy.streams == 1 and all(place.site in _IN_STREAM for place in places):
+    if model.anatomy.streams == 1 and all(FACTS[place.site].in_stream for place in places):
         return (model.hidden_size,)
     shortest = min(prompts, key=len_of)
-    (batch,) = fill_batches([shortest], 1, model.pad_id, model.device)
+    batch = pad_batch([shortest], model.pad_id, model.device)
     first = torch.zeros(1, dtype=torch.long)
     captures = [Capture(place, take_rows, {"rows": first, "columns": first}) for place in places]
     shapes = [tuple(states.shape[1:]) for states in forward(model, batch, captures=captures).values]
@@ -133,14 +106,8 @@ def len_of(prompt: EncodedPrompt) -> int:
 
 
 def collect(
-    model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    rows: Sequence[Row],
-    places: Sequence[Place],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-) -> Iterator[Block]:
+    model: StandardizedTransformer, work: Workload, rows: Sequence[Row], places: Sequence[Place]
+) -> Iterator[tuple[list[int], Float[Tensor, "row layer *head width"]]]:
     """Reads the states of every row, each prompt in one pass that ends at the last place.
 
     In many models the first token's state is hundreds of times longer than any other: a mean over all tokens is then
@@ -148,34 +115,70 @@ def collect(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         rows: What to read of them.
         places: One site of each layer, with states of one shape.
-        plan: The operations in force, planned for these prompts.
-        batch_tokens: Padded tokens in a forward pass, at most.
 
     Yields:
-        The rows of each batch.
+        The indices of the rows of each batch, with their states in float32, on the CPU. Batches hold prompts of
+        similar length.
 
     Raises:
         OutOfMemory: One prompt alone does not fit.
         InvalidRequest: A state is not finite.
     """
-    numbers: dict[int, list[int]] = {prompt.index: [] for prompt in prompts}
+    own: dict[int, list[int]] = {prompt.index: [] for prompt in work.prompts}
     for number, row in enumerate(rows):
-        numbers[row.prompt].append(number)
+        own[row.prompt].append(number)
 
-    def read(batch: Batch) -> Float[Tensor, "row layer *head width"]:
-        options = _means_over(batch, [[rows[number] for number in numbers[prompt.index]] for prompt in batch.prompts])
-        found = forward(model, batch, plan, [Capture(place, average_rows, options) for place in places]).values
+    def read(batch: Batch, prompts: Sequence[int]) -> tuple[list[int], Float[Tensor, "row layer *head width"]]:
+        options = _means_over(batch, [[rows[number] for number in own[prompt.index]] for prompt in batch.prompts])
+        captures = [Capture(place, average_rows, options) for place in places]
+        found = forward(model, batch, work.plan, captures).values
         states = torch.stack([taken.cpu() for taken in found], dim=1)
         require_finite(states, "states")
-        return states
+        return [number for prompt in batch.prompts for number in own[prompt.index]], states
 
-    done = 0
-    for batch, states in run_batches(model, prompts, batch_tokens, read):
-        done += len(batch.prompts)
-        yield Block([number for prompt in batch.prompts for number in numbers[prompt.index]], states, done)
+    for _, found in work.run_batches(model, read):
+        yield found
+
+
+def read_states(
+    model: StandardizedTransformer, work: Workload, positions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> Float[Tensor, "reading layer hidden"]:
+    """Reads the residual stream after layers, in passes that end at the last of them.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        positions: For each prompt, the positions to read in the unpadded prompt.
+        layers: The layers to read, in ascending order.
+
+    Returns:
+        The states on the model's device, in its dtype, in the order of the prompts and their positions.
+    """
+
+    def read(batch: Batch, numbers: Sequence[int]) -> Sequence[Float[Tensor, "reading layer hidden"]]:
+        asked = [positions[number] for number in numbers]
+        found = forward(model, batch, work.plan, capture_stream(batch, asked, layers)).values
+        states = torch.stack([states.to(model.device) for states in found], dim=1)
+        return states.split([len(at) for at in asked])
+
+    return torch.cat(work.run(model, read))
+
+
+def capture_stream(batch: Batch, positions: Sequence[Sequence[int]], layers: Sequence[int]) -> list[Capture]:
+    """Captures of the residual stream after layers, row by row.
+
+    Args:
+        batch: The prompts.
+        positions: For each row, the positions to read in the unpadded prompt.
+        layers: The layers.
+    """
+    wanted = [(row, batch.padding[row] + at) for row, here in enumerate(positions) for at in here]
+    rows, columns = torch.tensor(wanted, dtype=torch.long).reshape(-1, 2).T
+    options = {"rows": rows, "columns": columns}
+    return [Capture(Place("layers_output", layer), take_rows, options) for layer in layers]
 
 
 def _means_over(batch: Batch, asked: Sequence[Sequence[Row]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.fields import LayerSpec
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.operations import IndexSpec
+from nnterp_mcp.request.positions import LayerSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
 Target = Literal["first", "previous", "itself", "duplicate", "induction"]
@@ -78,6 +78,19 @@ class AttentionNumbers:
         """The mass on one target."""
         return self.mass[..., TARGETS.index(target)]
 
+    def by_prompt(self, reads: Sequence[int]) -> list[AttentionNumbers]:
+        """The numbers of each prompt.
+
+        Args:
+            reads: How many queries of each are read by themselves.
+        """
+        ones = [1] * len(reads)
+        columns = {
+            field.name: getattr(self, field.name).split(list(reads) if field.name.startswith("read") else ones)
+            for field in fields(AttentionNumbers)
+        }
+        return [AttentionNumbers(**{name: rows[row] for name, rows in columns.items()}) for row in range(len(reads))]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionReadings(AttentionNumbers):
@@ -122,14 +135,11 @@ def choose_heads(
 
 def read_attention(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     chosen: Sequence[HeadChoice],
     queries: Sequence[Sequence[int]] | None = None,
     *,
     top_k: int = 3,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
     on_pattern: OnPattern | None = None,
     offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
@@ -141,17 +151,14 @@ def read_attention(
 
     Args:
         model: The model; it attends eagerly during the call only.
-        prompts: The prompts.
+        work: The prompts; probabilities are read after the operations on them.
         chosen: The heads, as `choose_heads` gives them.
         queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
             first token, which can only attend to itself, in their means alone.
         top_k: How many pairs of each head and keys of each read to keep.
-        plan: The operations in force, planned for these prompts; probabilities are read after them.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
         on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device. A
             served model hands over a megabyte at most, else nothing.
-        offer: Handed, once the first batch is read, what makes the readings of the prompts that are read so far.
+        offer: Handed, after each batch, what makes the readings of the prompts that are read so far.
 
     Returns:
         The readings in the order of the prompts.
@@ -161,31 +168,37 @@ def read_attention(
 
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021), for the kinds of heads.
     """
-    means = [range(1, len(prompt.ids)) for prompt in prompts] if queries is None else queries
-    asked = {prompt.index: sorted(at) for prompt, at in zip(prompts, means, strict=True)}
+    prompts = work.prompts
+    asked = [[*range(1, len(prompt.ids))] for prompt in prompts] if queries is None else list(map(sorted, queries))
+    one_by_one = [[]] * len(prompts) if queries is None else asked
     probabilities = sum(len(prompt.ids) ** 2 for prompt in prompts) * sum(len(heads) for _, heads in chosen)
     hands_over = on_pattern is not None and (probabilities <= _SENT or not model.elsewhere)
-    parts: list[AttentionNumbers] = []
-    order: list[int] = []
+    found: dict[int, AttentionNumbers] = {}
 
     def so_far() -> AttentionReadings:
-        return in_order_of_prompts(parts, order, chosen, {} if queries is None else asked)
+        done = [number for number in range(len(prompts)) if number in found]
+        return AttentionReadings(
+            **{name: tensor.cpu() for name, tensor in _concatenate([found[number] for number in done]).items()},
+            prompts=[prompts[number].index for number in done],
+            heads=[(layer, head) for layer, heads in chosen for head in heads],
+            reads=[(prompts[number].index, at) for number in done for at in one_by_one[number]],
+        )
 
-    def read(batch: Batch) -> tuple[AttentionNumbers, list[Tensor]]:
-        here = [asked[prompt.index] for prompt in batch.prompts]
+    def read(batch: Batch, numbers: Sequence[int]) -> tuple[list[AttentionNumbers], list[Tensor]]:
+        here = [asked[number] for number in numbers]
         asking = capture_heads(model, batch, here, chosen, top_k, one_by_one=queries is not None)
         whole = [Capture(_place(layer), take_heads, {"heads": heads}) for layer, heads in chosen if hands_over]
-        found = forward(model, batch, plan, [*asking.captures, *whole]).values
-        return asking.join(found[: len(chosen)]), [pattern.cpu() for pattern in found[len(chosen) :]]
+        taken = forward(model, batch, work.plan, [*asking.captures, *whole]).values
+        parts = asking.join(taken[: len(chosen)]).by_prompt([len(one_by_one[number]) for number in numbers])
+        return parts, [pattern.cpu() for pattern in taken[len(chosen) :]]
 
-    for batch, (numbers, patterns) in run_batches(model, prompts, batch_tokens, read, patterns=True):
+    for numbers, (parts, patterns) in work.run_batches(model, read, patterns=True):
         if on_pattern is not None and patterns:
-            for prompt, padding, pattern in zip(batch.prompts, batch.padding, torch.cat(patterns, dim=1), strict=True):
-                on_pattern(prompt.index, pattern[:, padding:, padding:])
-        parts.append(numbers)
-        order += [prompt.index for prompt in batch.prompts]
+            for number, pattern in zip(numbers, torch.cat(patterns, dim=1), strict=True):
+                length = len(prompts[number].ids)
+                on_pattern(prompts[number].index, pattern[:, -length:, -length:])
+        found |= zip(numbers, parts, strict=True)
         offer(so_far)
-        on_batch(len(order))
     return so_far()
 
 
@@ -246,29 +259,9 @@ def capture_heads(
     return HeadCaptures([Capture(_place(layer), reduce, options | {"heads": heads}) for layer, heads in chosen], number)
 
 
-def _concatenate(parts: Sequence[AttentionNumbers], dim: int) -> dict[str, Tensor]:
-    device = parts[0].entropy.device
+def _concatenate(parts: Sequence[AttentionNumbers]) -> dict[str, Tensor]:
     names = [field.name for field in fields(AttentionNumbers)]
-    return {name: torch.cat([getattr(part, name).to(device) for part in parts], dim=dim) for name in names}
-
-
-def in_order_of_prompts(
-    parts: Sequence[AttentionNumbers],
-    order: Sequence[int],
-    chosen: Sequence[HeadChoice],
-    asked: Mapping[int, Sequence[int]],
-) -> AttentionReadings:
-    """The batches in the order of the prompts; `order` is the prompt of each of their rows."""
-    whole = _concatenate(parts, dim=0)
-    rows = sorted(range(len(order)), key=order.__getitem__)
-    reads = [(prompt, position) for prompt in order for position in asked.get(prompt, ())]
-    read_rows = sorted(range(len(reads)), key=reads.__getitem__)
-    return AttentionReadings(
-        **{name: tensor[read_rows if name.startswith("read") else rows].cpu() for name, tensor in whole.items()},
-        prompts=sorted(order),
-        heads=[(layer, head) for layer, heads in chosen for head in heads],
-        reads=sorted(reads),
-    )
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
 
 
 @dataclass(frozen=True)

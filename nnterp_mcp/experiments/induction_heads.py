@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
+from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.readouts.reductions import gather_log_probs
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, capture_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -94,13 +94,7 @@ def repeat_random_tokens(
 
 
 def score_heads(
-    model: StandardizedTransformer,
-    repeated: RepeatedTokens,
-    chosen: Sequence[HeadChoice],
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda sequences_done: None,
+    model: StandardizedTransformer, work: Workload, chosen: Sequence[HeadChoice], second: range
 ) -> HeadKinds:
     """Scores heads as previous-token, duplicate-token and induction heads, and the model as a copier.
 
@@ -111,11 +105,9 @@ def score_heads(
 
     Args:
         model: The model; it attends eagerly during the call only.
-        repeated: The sequences.
+        work: The sequences, as `repeat_random_tokens` makes them.
         chosen: The heads.
-        plan: The operations in force, planned for these sequences.
-        batch_tokens: Tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of sequences done; what it raises ends the scoring.
+        second: The positions of the second copy.
 
     Raises:
         Unsupported: A place that the plan needs is missing.
@@ -123,35 +115,26 @@ def score_heads(
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Olsson et al., "In-context
     Learning and Induction Heads" (2022).
     """
-    parts: list[AttentionNumbers] = []
-    copying: list[Tensor] = []
-    order: list[int] = []
 
-    def score(batch: Batch) -> tuple[AttentionNumbers, Tensor]:
-        queries = [repeated.second] * len(batch.prompts)
-        places = [(row, at) for row in range(len(batch.prompts)) for at in repeated.second[:-1]]
-        asking = capture_heads(model, batch, queries, chosen)
-        following = [token for prompt in batch.prompts for token in prompt.ids[repeated.second.start + 1 :]]
+    def score(batch: Batch, numbers: Sequence[int]) -> Iterable[tuple[AttentionNumbers, Tensor]]:
+        places = [(row, at) for row in range(len(numbers)) for at in second[:-1]]
+        asking = capture_heads(model, batch, [second] * len(numbers), chosen)
+        following = [token for prompt in batch.prompts for token in prompt.ids[second.start + 1 :]]
         reduction = LogitReduction(gather_log_probs, {"tokens": torch.tensor(following)})
-        passed = forward(model, batch, plan, asking.captures, places, reduction)
-        copied = passed.numbers["log_probs"].unflatten(0, (len(batch.prompts), -1)).cpu()
-        return asking.join(passed.values), copied
+        passed = forward(model, batch, work.plan, asking.captures, places, reduction)
+        copied = passed.numbers["log_probs"].unflatten(0, (len(numbers), -1)).cpu()
+        return zip(asking.join(passed.values).by_prompt([0] * len(numbers)), copied, strict=True)
 
-    for batch, (numbers, copied) in run_batches(model, repeated.prompts, batch_tokens, score, patterns=True):
-        parts.append(numbers)
-        copying.append(copied)
-        order += [prompt.index for prompt in batch.prompts]
-        on_batch(len(order))
-    rows = sorted(range(len(order)), key=order.__getitem__)
+    found, copied = zip(*work.run(model, score, patterns=True, unit="sequences of random tokens"), strict=True)
 
     def scores(target: Target) -> Float[Tensor, "sequence head"]:
-        return torch.cat([part.of(target).cpu() for part in parts])[rows]
+        return torch.cat([numbers.of(target).cpu() for numbers in found])
 
     return HeadKinds(
         heads=[(layer, head) for layer, heads in chosen for head in heads],
         previous=scores("previous"),
         duplicate=scores("duplicate"),
         induction=scores("induction"),
-        probability=torch.cat(copying)[rows].exp().mean(-1),
-        log_probability=torch.cat(copying)[rows].mean(-1),
+        probability=torch.stack(copied).exp().mean(-1),
+        log_probability=torch.stack(copied).mean(-1),
     )

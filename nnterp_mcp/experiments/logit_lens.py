@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.backend import runs_elsewhere
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
+from nnterp_mcp.engine.forward import LogitReduction, forward
+from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import join, summarize_lens
-from nnterp_mcp.experiments.residual_states import capture_stream
+from nnterp_mcp.engine.readouts.reductions import join, split_rows, summarize_lens
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import capture_stream
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 
 @dataclass(frozen=True)
@@ -41,39 +42,33 @@ class LensReadings:
 
 def read_lens(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     positions: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     inverse: bool = False,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> LensReadings:
     """Reads the residual stream after each layer through the model's own final norm, head and logit transform.
 
     Measures what the last layers would do with a state as it is, so it misleads where early layers write in another
     basis than the last one: a flat or odd distribution there is no proof that the information is absent. At the
-    last layer it is the model's output, exactly.
+    last layer it is the model's output, exactly; with operations in the workload's plan, the edited model's.
 
     Everything is reduced beside the model: only the numbers in the readings leave the device.
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         positions: For each prompt, the positions to read.
         layers: The layers to read, in ascending order.
         top_k: How many of the likeliest tokens to keep.
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
         inverse: Read the distribution of the negated logits: its top tokens are those that a layer speaks against most.
-        plan: The operations in force, planned for these prompts; the last layer's output is then the edited model's.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
 
     Returns:
-        The readings in the order of the prompts, then of the positions.
+        The readings in the order of the prompts and their positions.
 
     Raises:
         Unsupported: The model's lens is not exact.
@@ -81,38 +76,24 @@ def read_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     model.require("lens")
-    place = {prompt.index: row for row, prompt in enumerate(prompts)}
-    followed = Categories.of(categories or [[]] * len(prompts), model.device)
+    followed = Categories.of(categories or [[]] * len(positions), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    asked = {prompt.index: at for prompt, at in zip(prompts, positions, strict=True)}
 
-    def places(batch: Batch) -> list[tuple[int, int]]:
-        return [(row, at) for row, prompt in enumerate(batch.prompts) for at in asked[prompt.index]]
-
-    def run(batch: Batch) -> dict[str, Tensor]:
-        wanted = places(batch)
-        rows = torch.tensor([place[batch.prompts[row].index] for row, _ in wanted], device=model.device)
-        chosen = followed[rows]
+    def run(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+        asked = [positions[number] for number in numbers]
+        owners = [number for number in numbers for _ in positions[number]]
+        chosen = followed[torch.tensor(owners, dtype=torch.long, device=model.device)]
         options = {"count": len(layers), "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
         reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(read) * model.vocab_size)
-        numbers = forward(model, batch, plan, capture_stream(batch, wanted, read), reduction=reduction).numbers
-        require_finite(numbers.pop("total"), "logits")
-        return numbers
+        found = forward(model, batch, work.plan, capture_stream(batch, asked, read), reduction=reduction).numbers
+        require_finite(found.pop("total"), "logits")
+        return split_rows(found, [len(here) for here in asked])
 
-    keys: list[tuple[int, int]] = []
-    parts: list[dict[str, Tensor]] = []
-    done = 0
-    for batch, numbers in run_batches(model, prompts, batch_tokens, run):
-        keys += [(batch.prompts[row].index, at) for row, at in places(batch)]
-        parts.append(numbers)
-        done += len(batch.prompts)
-        on_batch(done)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    whole = {name: values[order].cpu() for name, values in join(parts).items()}
+    whole = {name: values.cpu() for name, values in join(work.run(model, run)).items()}
     return LensReadings(
-        prompts=[keys[index][0] for index in order],
-        positions=[keys[index][1] for index in order],
+        prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
+        positions=[at for here in positions for at in here],
         layers=list(layers),
         kl=whole.pop("kl"),
         readout=Readout(**whole),

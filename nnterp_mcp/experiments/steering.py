@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
 from nnterp_mcp.engine.edits import AddedByEntry, Edit, EditOfRuns, StateEdit
@@ -22,12 +21,13 @@ from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRo
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_with_first
 from nnterp_mcp.engine.token_spans import Reach, goes_on
-from nnterp_mcp.experiments.residual_states import read_states
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def sweep(
     needed = runs_of(doses)
     runs = SteeredRuns(prompts, needed, draw_directions(directions, controls, seed), positions, plan)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, prompts, ends, layers, plan=plan, batch_tokens=batch_tokens).float().norm(dim=-1).cpu()
-    reader, categories = _Reader(needed), list((targets or {}).values())
+    stream = read_states(model, Workload(prompts, plan, batch_tokens), ends, layers).float().norm(dim=-1).cpu()
+    reader, categories = _Reader(len(needed)), list((targets or {}).values())
 
     def so_far() -> Sweep:
         known = {needed[row] for row in reader.done}
@@ -173,11 +173,8 @@ def sweep(
         reader.take(rows, numbers)
         offer(so_far)
         on_batch(len(reader.done))
-    texts: dict[int, list[int]] = {}
-    if max_new_tokens:
-        speaking = [row for row, dose in enumerate(needed) if speaks(dose)]
-        say = _say_branches if shared and not model.elsewhere else _say_rows
-        texts = say(model, runs, speaking, max_new_tokens, batch_tokens, on_token)
+    shared = shared and not model.elsewhere
+    texts = _generate(model, runs, shared, max_new_tokens, batch_tokens, on_token) if max_new_tokens else {}
     return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, plan.labels), doses)
 
 
@@ -247,7 +244,7 @@ class SteeredRuns:
             baseline, *steered = group
             yield baseline, Input(self._prompts[prompt], plan=self.plan), self._edits(steered)
 
-    def as_prompts(self) -> tuple[list[EncodedPrompt], Plan]:
+    def as_prompts(self, batch_tokens: int) -> Workload:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
         rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
@@ -256,7 +253,7 @@ class SteeredRuns:
         }
         for edit in self._edits(range(len(rows))):
             edits.setdefault(edit.place, []).append(edit)
-        return rows, Plan(edits, self.plan.labels)
+        return Workload(rows, Plan(edits, self.plan.labels), batch_tokens)
 
     def _edits(self, runs: Sequence[int]) -> list[StateEdit]:
         """One edit for each layer, whatever the number of its runs."""
@@ -313,64 +310,47 @@ def _read_rows(
     categories: Sequence[Sequence[int]],
     batch_tokens: int,
 ) -> ReadRuns:
-    rows, steering = runs.as_prompts()
+    work = replace(runs.as_prompts(batch_tokens), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
     baselines: dict[int, Tensor] = {}
 
-    def end(batch: Batch) -> Float[Tensor, "row vocabulary"]:
+    def end(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-        logits = forward(model, batch, steering, logits=ends).logits
+        logits = forward(model, batch, work.plan, logits=ends).logits
         assert logits is not None
         return logits
 
-    most = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    for batch, logits in run_batches(model, rows, batch_tokens, end, batch_size=most):
-        numbered = enumerate(prompt.index for prompt in batch.prompts)
-        for prompt, group in groupby(numbered, lambda item: runs.doses[item[1]].prompt):
-            own, numbers = zip(*group, strict=True)
+    for batch, logits in work.run_batches(model, end):
+        for prompt, group in groupby(enumerate(batch), lambda item: runs.doses[item[1]].prompt):
+            own, numbers = (list(column) for column in zip(*group, strict=True))
             if prompt not in baselines:
                 # The next batch may go on with the last prompt's runs, and with no others.
                 baselines = {prompt: logits[own[0]].clone()}
             asked = _comparison(range(1, 1 + len(own)), top_k, categories)
-            beside = torch.cat([baselines[prompt][None], logits[list(own)]])
-            yield list(numbers), asked.reduce(beside, asked.options, slice(None))
+            rows = torch.cat([baselines[prompt][None], logits[own]])
+            yield numbers, asked.reduce(rows, asked.options, slice(None))
 
 
-def _say_branches(
+def _generate(
     model: StandardizedTransformer,
     runs: SteeredRuns,
-    chosen: Sequence[int],
+    shared: bool,
     max_new_tokens: int,
     batch_tokens: int,
     on_token: Callable[[int], None],
 ) -> dict[int, list[int]]:
+    """The greedy continuations of the runs that speak."""
+    speaking = [run for run, dose in enumerate(runs.doses) if speaks(dose)]
+    if not shared:
+        work = replace(runs.as_prompts(batch_tokens), progress=lambda done, total, unit: on_token(done))
+        found = generate(model, work.some(speaking), max_new_tokens=max_new_tokens)
+        return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
-    for baseline, base, edits in runs.by_prompt(chosen):
+    for baseline, base, edits in runs.by_prompt(speaking):
         branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
         for batch in branches.run():
-            said[baseline] = batch.base_continuation
-            said |= zip(batch.rows, batch.continuations, strict=True)
+            said |= zip([baseline, *batch.rows], [batch.base_continuation, *batch.continuations], strict=True)
             on_token(len(said))
     return said
-
-
-def _say_rows(
-    model: StandardizedTransformer,
-    runs: SteeredRuns,
-    chosen: Sequence[int],
-    max_new_tokens: int,
-    batch_tokens: int,
-    on_token: Callable[[int], None],
-) -> dict[int, list[int]]:
-    rows, steering = runs.as_prompts()
-    said = generate(
-        model,
-        [rows[run] for run in chosen],
-        steering,
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        on_token=on_token,
-    )
-    return {run: generation.ids for run, generation in zip(chosen, said, strict=True)}
 
 
 class _Reader:
@@ -378,28 +358,23 @@ class _Reader:
 
     Attributes:
         done: The runs that were read.
+        kl: KL(steered ‖ baseline) of each run, on the CPU.
     """
 
-    def __init__(self, doses: Sequence[Dose]) -> None:
+    def __init__(self, count: int) -> None:
         self.done: set[int] = set()
-        self._count = len(doses)
-        self._readout = ReadoutRows(len(doses))
-        self._kl = torch.zeros(len(doses))
+        self.kl = torch.zeros(count)
+        self._count = count
+        self._rows = ReadoutRows(count)
 
     @property
     def readout(self) -> Readout:
-        """The readout of every run; without meaning in those that were not read."""
-        return self._readout.read((self._count,))
-
-    @property
-    def kl(self) -> Float[Tensor, " dose"]:
-        """KL(steered ‖ baseline) of every run, on the CPU."""
-        return self._kl.clone()
+        """The readout of every run; without meaning where it was not read."""
+        return self._rows.read((self._count,))
 
     def take(self, runs: Sequence[int], numbers: Data) -> None:
         """Takes what was read of some runs; of a baseline again with each batch of its prompt."""
         require_finite(numbers.pop("total"), "logits")
-        self._kl[list(runs)] = numbers.pop("kl").cpu()
-        at = torch.tensor(runs, device=numbers["entropy"].device)
-        self._readout.put(at, Readout(**numbers))
+        self.kl[list(runs)] = numbers.pop("kl").cpu()
+        self._rows.put(torch.tensor(runs, device=numbers["entropy"].device), Readout(**numbers))
         self.done |= set(runs)

@@ -6,26 +6,25 @@ every method is a function of these averages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.reductions import average_over
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.statistics.separability import Fit, Separation, separate
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,7 @@ class Directions:
 
 
 def average_states(
-    model: StandardizedTransformer,
-    prompts: Sequence[str | Sequence[Any]],
-    layers: Sequence[int],
-    positions: Sequence[PositionSpec] = ("last",),
-    *,
-    limit: int | None = None,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
+    model: StandardizedTransformer, work: Workload, layers: Sequence[int], positions: Sequence[PositionSpec] = ("last",)
 ) -> States:
     """Reads the residual stream after layers, averaged over positions of each prompt.
 
@@ -88,31 +80,22 @@ def average_states(
 
     Args:
         model: The model.
-        prompts: Texts or chats.
+        work: The prompts.
         layers: The layers, in ascending order.
         positions: The positions to average over, in each prompt.
-        limit: The longest prompt allowed, in tokens.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends the reading.
 
     Raises:
-        InvalidRequest: A prompt is empty or too long, or a position does not exist in it.
+        InvalidRequest: A position does not exist in a prompt.
     """
-    encoded = encode_prompts(model.tokenizer, prompts, model.name, limit, model.embedded)
     places = [Place("layers_output", layer) for layer in layers]
-    parts: list[Tensor] = []
-    order: list[int] = []
 
-    def read(batch: Batch) -> Float[Tensor, "row layer hidden_and_length"]:
+    def read(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row layer hidden_and_length"]:
         options = {"weights": weigh(batch, positions)}
-        averages = forward(model, batch, captures=[Capture(place, average_over, options) for place in places]).values
+        captures = [Capture(place, average_over, options) for place in places]
+        averages = forward(model, batch, work.plan, captures).values
         return torch.stack([average.cpu() for average in averages], dim=1)
 
-    for batch, states in run_batches(model, encoded, batch_tokens, read):
-        parts.append(states)
-        order += [prompt.index for prompt in batch.prompts]
-        on_batch(len(order))
-    rows = torch.cat(parts)[torch.tensor(order).argsort()]
+    rows = torch.stack(work.run(model, read))
     return States(list(layers), rows[..., :-1], rows[..., -1])
 
 

@@ -89,14 +89,14 @@ def read_output(envoy: Envoy, site: Site) -> Float[Tensor, "batch position hidde
 
 
 def assign_output(envoy: Any, site: Site, hidden: Float[Tensor, "batch position hidden"]) -> None:
-    """Let the model go on with another hidden state; whatever else the module returned stays as it is."""
+    """Replace the hidden state in a module's output; its other elements stay."""
     plain = site.exit is None and site.factor == 1
     envoy.output = hidden if plain else site.write_output(envoy.output, hidden)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A module's hidden state that stays what it was, while edits to it still reach the model."""
+    """A copy of a module's hidden state, whose edits still reach the model."""
 
     path: str
     site: Site
@@ -124,7 +124,7 @@ class ModuleList:
         return self.model.envoy(require_part(facts, self.part, anatomy, name))
 
     def __setitem__(self, layer: SupportsIndex, value: Any) -> None:
-        """Refuses: a module is not assigned to.
+        """Raises: modules cannot be assigned.
 
         Raises:
             InvalidRequest: Always.
@@ -161,7 +161,7 @@ class StateList:
         return site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site)
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
-        """Let the model go on with other hidden states; whatever else the module returned stays as it is."""
+        """Replace the hidden states of one layer; other inputs or outputs of the module stay."""
         site = self.site(layer)
         envoy: Any = self.model.envoy(site)
         if self.side == "input":

@@ -49,7 +49,7 @@ class AttentionProbabilities(_OfLayers):
 
     @property
     def enabled(self) -> bool:
-        """Whether the model now computes attention in a way that forms them."""
+        """True under eager attention, which forms them."""
         return self.model.attention == "eager"
 
     def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch head query key"]:
@@ -59,7 +59,7 @@ class AttentionProbabilities(_OfLayers):
         return Mediator.value(self._place(layer)) if source is None else source.output
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch head query key"]) -> None:
-        """Let the layer go on with other probabilities."""
+        """Replace the probabilities of one layer."""
         self.model.require("attention_edit")
         source = self._named_source(layer)
         if source is None:
@@ -86,7 +86,6 @@ class AttentionProbabilities(_OfLayers):
         return config is not None and config.attn_prob_source is not None
 
     def _named_source(self, layer: SupportsIndex) -> Any:
-        """The operation that a `RenameConfig` names, if it names one."""
         config = self.model.rename_config
         if config is None or config.attn_prob_source is None:
             return None
@@ -138,7 +137,7 @@ class HeadStates(_OfLayers):
         return Mediator.value(self._place(layer))
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch head position width"]) -> None:
-        """Let the layer go on with other states."""
+        """Replace the states of one layer."""
         Mediator.swap(self._place(layer), value)
 
     def core(self, layer: SupportsIndex) -> Site | None:
@@ -163,7 +162,7 @@ class HeadStates(_OfLayers):
 
 
 class HeadsOutput(_OfLayers):
-    """What each head of a layer hands to the output projection: `model.heads_output[3]`, inside a trace.
+    """The input of each layer's output projection, head by head: `model.heads_output[3]`, inside a trace.
 
     The attention's contribution to the residual stream is linear in it: zeroing a head here removes exactly
     what that head writes. Where the architecture gates heads, this is after the gate.
@@ -175,7 +174,7 @@ class HeadsOutput(_OfLayers):
         return self.model.envoy(site).input.unflatten(-1, (heads, -1))
 
     def __setitem__(self, layer: SupportsIndex, value: Float[Tensor, "batch position head width"]) -> None:
-        """Let the layer go on with other outputs."""
+        """Replace the outputs of one layer's heads."""
         envoy: Any = self.model.envoy(self.projection(layer)[0])
         envoy.input = value.flatten(-2)
 
@@ -183,7 +182,7 @@ class HeadsOutput(_OfLayers):
         """The output projection of one layer, and how many heads it reads.
 
         Raises:
-            Unsupported: The layer has no projection of its own for them.
+            Unsupported: The layer has no output projection.
         """
         facts = self._facts(layer)
         if facts.output_projection is None:

@@ -15,10 +15,10 @@ from nnterp_mcp.errors import STOPS, NnterpError, OutOfMemory
 from nnterp_mcp.request.model_folder import count_numbers, weight_files
 
 _STATES = 8
-"""Residual streams, queries, keys, values and norms that a layer holds at a time, about."""
+"""Tensors of the size of the residual stream that exist at a time in a layer: queries, keys, values, norms."""
 
 _PATTERNS = 4
-"""Tensors of a pattern's size that are held at a time."""
+"""Tensors of the size of an attention pattern that exist at a time."""
 
 RAN_OUT = "out of memory|can't allocate memory|not enough memory|bad_alloc|STATUS_ALLOC_FAILED|DEVMEM Allocation failed"
 """The words of errors without a class of their own when memory ran out: torch's on a CPU, and vendors' libraries'."""
@@ -27,9 +27,9 @@ _STORED_BITS = {"8bit": 8, "4bit": 4.5}
 
 
 def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
-    """Bytes that the safetensors weights of a folder take once they are held as `dtype`; 0 if there are none.
+    """Bytes that a folder's safetensors weights take as `dtype`; 0 if there are none.
 
-    Counted is what transformers reads: other copies of the weights may lie beside that.
+    Only the files that transformers reads are counted.
 
     Raises:
         UnknownModel: A file is cut short, or not what its name says.
@@ -59,16 +59,16 @@ class Sized(Protocol):
 
 
 def of_pass(model: Sized, rows: int, columns: int, patterns: bool) -> int:
-    """Bytes that a forward pass needs beside the weights, at most, as far as its shape tells.
+    """An upper bound, from shapes alone, of the bytes that a forward pass needs in addition to the weights.
 
-    Counted are the widest moment of one layer, the attention mask, and, where they are formed, one layer's attention
-    scores, probabilities and what is reduced of them.
+    It covers the widest point of one layer, the attention mask, and one layer's attention scores and probabilities
+    where they are formed.
 
     Args:
         model: The model.
         rows: Prompts in the batch.
         columns: Tokens of each.
-        patterns: Whether attention patterns are formed.
+        patterns: True if attention probabilities are formed.
     """
     size = model.module.dtype.itemsize
     config = model.module.config.get_text_config()
@@ -85,7 +85,7 @@ def _largest(size: Any) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on an accelerator or on the host."""
+    """True for errors that mean that an accelerator or the host ran out of memory."""
     if isinstance(error, NnterpError):
         return isinstance(error, OutOfMemory)
     if isinstance(error, OSError):
@@ -96,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def says_nothing(error: BaseException) -> bool:
-    """Whether an error that ends a trial says nothing of the model: the call was stopped, or memory ran out."""
+    """True for errors that say nothing about the model under test: a stopped call, or memory that ran out."""
     return isinstance(error, STOPS) or is_out_of_memory(error)
 
 

@@ -88,7 +88,7 @@ class StandardizedTransformer(TracedModel):
 
     checks: list[Check]
     elsewhere: Mapping[str, Callable[..., Any]] = MappingProxyType({})
-    """Experiments that this model does not run here, by name; none."""
+    """Experiments that another machine runs for this model, by name; none."""
 
     def __init__(
         self,
@@ -197,12 +197,12 @@ class StandardizedTransformer(TracedModel):
 
     @cached_property
     def add_prefix_false_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, read again from where it came from, without the space that some put before every text."""
+        """The same tokenizer with `add_prefix_space=False`, loaded from its source."""
         return AutoTokenizer.from_pretrained(self.tokenizer.name_or_path, add_prefix_space=False)
 
     @property
     def attn_probs_available(self) -> bool:
-        """Whether attention probabilities can be read now."""
+        """True if attention probabilities can be read now."""
         return self.attention_probabilities.enabled and self.can("attention")
 
 

@@ -42,7 +42,7 @@ def leave_out_layers(
         states = next(item for item in states if isinstance(item, Tensor))
     for layer in model.anatomy.layers[start : end + 1]:
         if layer.runs and layer.block.carries:
-            # It runs for what it returns beside the hidden states, which later layers need.
+            # It has to run: later layers need its other outputs.
             StateList(model, "block", "output")[layer.index] = states
         elif layer.runs:
             model.envoy(layer.block).skip(layer.block.make_output(states))

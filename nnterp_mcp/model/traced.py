@@ -1,4 +1,4 @@
-"""What a trace reads and assigns in a wrapped model, under names that are the same for every architecture."""
+"""Accessors for use in a trace, under names that are the same for every architecture."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class TracedModel(WrappedModel):
 
     @property
     def attentions_input(self) -> StateList:
-        """What each layer's attention reads."""
+        """The input of each layer's attention module."""
         return StateList(self, "attention", "input")
 
     @property
     def attentions_output(self) -> StateList:
-        """What each layer's attention computes, as in nnterp; a norm or a multiplier may come behind it."""
+        """The output of each layer's attention module, as in nnterp: before a norm or multiplier that may follow it."""
         return StateList(self, "attention_raw", "output")
 
     @property
     def attentions_contribution(self) -> StateList:
-        """What each layer's attention adds to the residual stream: the site `attentions_output` of interventions."""
+        """Each layer's attention contribution to the residual stream: the site `attentions_output` of interventions."""
         return StateList(self, "attention_contribution", "output")
 
     @property
@@ -58,17 +58,17 @@ class TracedModel(WrappedModel):
 
     @property
     def mlps_input(self) -> StateList:
-        """What each layer's MLP reads."""
+        """The input of each layer's MLP."""
         return StateList(self, "mlp", "input")
 
     @property
     def mlps_output(self) -> StateList:
-        """What each layer's MLP computes, as in nnterp; a norm or a multiplier may come behind it."""
+        """The output of each layer's MLP, as in nnterp: before a norm or multiplier that may follow it."""
         return StateList(self, "mlp_raw", "output")
 
     @property
     def mlps_contribution(self) -> StateList:
-        """What each layer's MLP adds to the residual stream: the site `mlps_output` of interventions."""
+        """Each layer's MLP contribution to the residual stream: the site `mlps_output` of interventions."""
         return StateList(self, "mlp_contribution", "output")
 
     @property
@@ -93,7 +93,7 @@ class TracedModel(WrappedModel):
 
     @property
     def heads_output(self) -> HeadsOutput:
-        """What each head hands to the output projection."""
+        """The input of each layer's output projection, head by head."""
         return HeadsOutput(self)
 
     @property

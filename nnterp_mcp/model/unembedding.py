@@ -1,9 +1,8 @@
-"""From hidden states to logits, exactly as the model itself does it.
+"""Projects hidden states to logits exactly as the model does.
 
-Final norm and head alone are not the whole way in every model: some cap the logits, scale them, or scale what
-the head reads. Where nothing lies between (seen in the probe: the very tensors are handed on), norm and head
-are called directly. Everywhere else the model's own forward pass is replayed with its layers left out: each
-hidden state is a row of one position, handed in as if the last layer had returned it.
+Some models do more than apply the final norm and the head: they cap or scale the logits, or scale the head's input.
+Where the probe saw nothing else, norm and head are called directly. Everywhere else the model's own forward pass is
+replayed without its layers: each hidden state is a row of one position, passed in as the last layer's output.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def _call_head(anatomy: Anatomy, rows: Float[Tensor, "row 1 hidden"]) -> Float[T
 
 
 def _place(module: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where a module computes, and in which precision; offloaded parts say themselves where."""
+    """The device and dtype in which a module computes, also if it is offloaded."""
     devices = (getattr(getattr(part, "_hf_hook", None), "execution_device", None) for part in module.modules())
     executes: Any = next((device for device in devices if device is not None), None)
     for weight in module.parameters():
@@ -94,8 +93,6 @@ def _without_layers(layers: tuple[LayerAnatomy, ...], rows: Tensor) -> Generator
 
 
 class _Returning:
-    """A forward that returns one value, whatever comes in."""
-
     def __init__(self, value: Any) -> None:
         self._value = value
 

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM as nnsight wraps it: what is known of it, and what it may be asked for."""
+"""A Hugging Face causal LM as nnsight wraps it: its sizes, its device, and the capabilities that were verified."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class WrappedModel(TransformersModel):
 
     @property
     def computing_dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The dtype of its computations."""
         return self.module.dtype
 
     @property
@@ -71,16 +71,16 @@ class WrappedModel(TransformersModel):
 
     @property
     def fingerprint(self) -> str:
-        """What tells its weights from others."""
+        """A short hash of its weights."""
         return fingerprint(self.module)
 
     @contextmanager
     def stopping(self, check: Callable[[], None], tell: Callable[[str], None]) -> Generator[None]:
-        """While in force, it is asked before each layer whether to go on: a pass may take many seconds.
+        """Calls `check` before every layer, since a pass may take many seconds.
 
         Args:
-            check: Raises what the pass is to end with.
-            tell: Told what goes on meanwhile, where something else than this process decides when.
+            check: Raises to end the pass.
+            tell: Called with what the pass waits for, on models that another machine serves.
         """
         hooks = [layer.block.module.register_forward_pre_hook(lambda *_: check()) for layer in self.anatomy.layers]
         try:
@@ -111,7 +111,7 @@ class WrappedModel(TransformersModel):
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model reads at most, None where neither its configuration nor a table sets a bound."""
+        """The longest context in tokens, None where neither the configuration nor a position table sets a bound."""
         config = self.module.config.get_text_config(decoder=True)
         bounds = [getattr(config, name, None) for name in _BOUNDS]
         stretch = stretch_of(self.module)
@@ -121,7 +121,7 @@ class WrappedModel(TransformersModel):
 
     @property
     def embedded(self) -> int:
-        """Number of token ids that it reads."""
+        """Number of token ids that it embeds."""
         found = embedded_ids(self.module)
         return self.vocab_size if found is None else found
 
@@ -162,7 +162,7 @@ class WrappedModel(TransformersModel):
         switch_attention(self.module, implementation)
 
     def can(self, capability: str) -> bool:
-        """Whether `require` would let this capability pass."""
+        """True unless `require` refuses this capability."""
         return capability not in self._refusals
 
     def require(self, capability: str) -> None:
@@ -181,11 +181,11 @@ class WrappedModel(TransformersModel):
 
     @property
     def refusals(self) -> dict[str, str]:
-        """What `require` refuses: each capability with its reason."""
+        """The capabilities that `require` refuses, each with its reason."""
         return dict(self._refusals)
 
     def refuse(self, reasons: dict[str, str]) -> None:
-        """Set what `require` refuses from now on: each capability with its reason."""
+        """Set the capabilities that `require` refuses, each with its reason."""
         self._refusals = dict(reasons)
 
     def envoy(self, site: Site) -> Envoy:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from nnsight import TransformersModel
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import make_batches, run_batches
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import StateList
 from nnterp_mcp.model.loading.adoption import anatomy_of, named, standardize
@@ -22,8 +22,6 @@ from nnterp_mcp.request.selectors import resolve_layers
 
 GetActivations = Callable[[Any, int], Tensor]
 """Reads (batch, token, hidden) of one layer inside a trace."""
-
-_BATCH_TOKENS = 4096
 
 
 def get_layer_output(nn_model: Any, layer: int) -> Float[Tensor, "batch token hidden"]:
@@ -110,30 +108,27 @@ def collect_token_activations_batched(
     encoded = encode_prompts(model.tokenizer, prompts, model.name, model.context, model.embedded)
     at = -1 if idx is None else idx
 
-    def read(batch: Batch) -> Float[Tensor, "layer row hidden"]:
+    def read(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row layer hidden"]:
         return _read(model, batch, chosen, get_activations or get_layer_output, at)
 
-    parts: list[Tensor] = []
-    order: list[int] = []
-    batches = make_batches(model, encoded, _BATCH_TOKENS, batch_size=batch_size)
-    for batch in tqdm(batches) if tqdm else batches:
-        for some, states in run_batches(model, batch.prompts, _BATCH_TOKENS, read, batch_size=batch_size):
-            parts.append(states)
-            order += [prompt.index for prompt in some.prompts]
-    inverse = torch.tensor(order).argsort()
-    return torch.cat(parts, dim=1)[:, inverse]
+    work = Workload(encoded, batch_size=batch_size)
+    groups = work.split(model)
+    found: dict[int, Tensor] = {}
+    for group in tqdm(groups) if tqdm else groups:
+        found |= zip(group, work.some(group).run(model, read), strict=True)
+    return torch.stack([found[number] for number in range(len(encoded))], dim=1)
 
 
 def _read(
     model: StandardizedTransformer, batch: Batch, layers: Sequence[int], read: GetActivations, at: int
-) -> Float[Tensor, "layer row hidden"]:
+) -> Float[Tensor, "row layer hidden"]:
     places = [resolve_positions([at], prompt) for prompt in batch.prompts]
     columns = [padding + place for padding, (place,) in zip(batch.padding, places, strict=True)]
     rows = list(range(len(columns)))
     with model.trace(**batch.inputs, use_cache=False) as tracer:
         states = nnsight.save([read(model, layer)[rows, columns].cpu() for layer in layers])
         tracer.stop()
-    return torch.stack(states)
+    return torch.stack(states, dim=1)
 
 
 @torch.no_grad()

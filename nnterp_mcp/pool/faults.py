@@ -1,4 +1,4 @@
-"""Faults of ours in the server, as its callers see them."""
+"""Internal errors of the server, as callers see them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 def masked(error: BaseException, log_id: str | None = None) -> Internal:
-    """A fault of ours under a log id, its details in the log only.
+    """Logs an internal error and returns one for the caller that has only the log id.
 
     Args:
-        error: What was raised.
-        log_id: What the log calls it; a new id by default.
+        error: The exception.
+        log_id: Its id in the log; a new one by default.
     """
     log_id = log_id or uuid.uuid4().hex[:8]
     logger.error("[%s] %s", log_id, type(error).__name__, exc_info=error)

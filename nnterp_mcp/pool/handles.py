@@ -1,4 +1,4 @@
-"""The names by which callers know loaded models."""
+"""Handles: the names of loaded models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONGEST_NAME = 60
 
 
 def handle_of(model: str) -> str:
-    """The handle that suits a model: the last part of its name or path, without what no handle holds."""
+    """A handle for a model: the last part of its name or path, reduced to letters, digits, `.`, `_` and `-`."""
     name = model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", name[:_LONGEST_NAME])
     return base.removesuffix(".gguf").strip("-.").lower() or "model"

@@ -1,4 +1,4 @@
-"""The runs of this server: each goes on by itself, whoever waits for it, leaves it or asks for it later."""
+"""The runs of this server, which are independent of the calls that started them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nnterp_mcp.runs.store import Quota, RunStore, now
 logger = logging.getLogger(__name__)
 
 _OF_THE_ANSWER = {"plot"}
-"""Parameters that change what is shown, and nothing of what is computed: a record goes without them."""
+"""Parameters that change the answer but nothing that is computed: they are not recorded."""
 
 _SWEEP_EVERY = 50
 """Runs between two looks at the quota."""
@@ -33,18 +33,18 @@ _SWEEP_EVERY = 50
 
 @dataclass(eq=False)
 class LiveRun:
-    """A run that this server began.
+    """A run that this server started.
 
     Attributes:
-        record: Its record, as it was when the run began.
-        progress: The last that was heard of it.
-        answer: What an agent is to see, once it is done.
-        error: Why it did not finish.
-        ended: Set when it is over.
+        record: Its record at the start.
+        progress: The latest progress.
+        answer: The answer for the agent, once it is done.
+        error: The reason why it did not finish.
+        ended: Set when it has ended.
         stop: Ends it.
-        scope: What it waits in for its turn.
-        queued: Seconds that it waited for the model.
-        computed: Seconds that it ran beside the model.
+        scope: The cancel scope of its wait for the model.
+        queued: Seconds of waiting for the model.
+        computed: Seconds of computation.
     """
 
     record: RunRecord
@@ -67,22 +67,22 @@ class LiveRun:
 
     @property
     def waits(self) -> bool:
-        """Whether it still waits for the model."""
+        """True while it waits for the model."""
         return self._turn is None and not self.ended.is_set()
 
     def tell(self, progress: Progress) -> None:
-        """Hands progress to whoever waits for the run."""
+        """Sends progress to every follower."""
         self.progress = progress
         for follower in self._followers:
             follower.send_nowait(progress)
 
     def place(self, ahead: int) -> None:
-        """Tells the place in the queue."""
+        """Sends the place in the queue as progress."""
         calls = "1 call comes" if ahead == 1 else f"{ahead} calls come"
         self.tell(Progress(id=0, done=0, message=f"waiting for {self.record.model}: {calls} first"))
 
     def begin(self) -> float:
-        """The model is this run's now; returns how long it waited for that."""
+        """Marks the start of the computation; returns the seconds of waiting."""
         self._turn = anyio.current_time()
         self.queued = self._turn - self._begun
         return self.queued
@@ -94,7 +94,7 @@ class LiveRun:
             self.scope.cancel()
 
     def finish(self, answer: dict[str, Any] | None, error: NnterpError | None) -> None:
-        """The run is over."""
+        """Marks the end of the run."""
         end = anyio.current_time()
         if self._turn is None:
             self.queued = end - self._begun
@@ -122,7 +122,7 @@ class LiveRun:
 
 
 def late(run: LiveRun) -> Late:
-    """What an agent sees of a run that goes on."""
+    """The answer about a run that has not ended."""
     state = "queued" if run.waits else "running"
     said = run.progress.message if run.progress else ""
     return Late(
@@ -135,7 +135,7 @@ def late(run: LiveRun) -> Late:
 
 
 def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Params:
-    """A call's parameters with the edits in force before its own interventions: so they are recorded too."""
+    """A call's parameters with the model's edits before its own interventions, so that both are recorded."""
     if not entry.edits:
         return params
     own: tuple[Operation, ...] | None = getattr(params, "interventions", None)
@@ -155,11 +155,11 @@ def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Para
 
 
 class Runs:
-    """Begins runs, and knows those that are under way.
+    """Starts runs and tracks those in progress.
 
     Args:
         pool: The models.
-        tasks: Where runs live; they outlast the calls that began them.
+        tasks: The task group of the runs, which outlast the calls that started them.
     """
 
     def __init__(self, pool: Pool, tasks: TaskGroup) -> None:
@@ -173,20 +173,20 @@ class Runs:
 
     @property
     def live(self) -> list[LiveRun]:
-        """The runs under way, in the order in which they began."""
+        """The runs in progress, in the order in which they started."""
         return list(self._live.values())
 
     def find(self, run_id: str) -> LiveRun | None:
-        """A run under way, None when this server runs none of that id."""
+        """A run in progress, None if this server has none of that id."""
         return self._live.get(run_id)
 
     async def start(self, spec: ToolSpec[Any, Any, Any], params: Params, client: Hashable) -> LiveRun:
-        """Records a run and begins it.
+        """Records a run and starts it.
 
         Args:
             spec: The tool.
             params: The call's parameters.
-            client: Who calls; clients take turns.
+            client: The caller; clients take turns.
 
         Raises:
             NoModel: No model is loaded, or several are and none was named.
@@ -244,7 +244,7 @@ class Runs:
             await self.settle()
 
     async def sweep(self) -> None:
-        """Makes room for new runs, as far as the quota asks for it."""
+        """Deletes old runs to satisfy the quota."""
         try:
             deleted = await anyio.to_thread.run_sync(self.store.sweep, self._quota)
         except Exception as error:  # a store that cannot be tidied still takes runs, or says why not
@@ -254,7 +254,7 @@ class Runs:
             logger.info("deleted %d old runs to make room", len(deleted))
 
     async def _execute(self, run: LiveRun, spec: ToolSpec[Any, Any, Any], entry: Entry, client: Hashable) -> None:
-        """Brings a run to its end, and that into its record, even when the server ends under it."""
+        """Runs a call to its end and completes its record, even when the server is shutting down."""
         answer: dict[str, Any] | None = None
         error: NnterpError | None = Cancelled("the server ended")
         try:
@@ -272,7 +272,7 @@ class Runs:
     async def _attempt(
         self, run: LiveRun, entry: Entry, client: Hashable
     ) -> tuple[dict[str, Any], None] | tuple[None, NnterpError]:
-        """What an agent is to see of a run, or why it did not finish."""
+        """Runs the call in its turn; returns the answer, or the error that ended it."""
         try:
             with run.scope:
                 async with entry.turns.take(client, run.place):
@@ -296,11 +296,11 @@ class Runs:
         return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop)
 
     def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
-        """Writes the end of a run whose worker could not.
+        """Completes the record of a run whose worker could not.
 
         Returns:
-            What an agent is to see of a run that was finished in spite of the error: a worker can be lost between the
-            last line of a record and its reply.
+            The answer of a run that had finished before the error: a worker can be lost between its last write to the
+            record and its reply.
         """
         try:
             record = self.store.read(run_id)

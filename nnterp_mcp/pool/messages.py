@@ -16,7 +16,7 @@ class _Message(BaseModel):
 
 
 class Start(_Message):
-    """The first message to a worker: what the server decided."""
+    """The first message to a worker: its handle and the server's settings."""
 
     kind: Literal["start"] = "start"
     handle: str
@@ -24,7 +24,7 @@ class Start(_Message):
 
 
 class Recorded(_Message):
-    """The run that a call belongs to, and the seconds that it waited for its turn."""
+    """The run of a call, and the seconds it waited in the queue."""
 
     run: str
     queued: float
@@ -50,7 +50,7 @@ class Cancel(_Message):
 
 
 class Ping(_Message):
-    """Asks whether the process still runs; answered at once, whatever it computes."""
+    """Checks that the process responds; answered at once, even during a computation."""
 
     kind: Literal["ping"] = "ping"
 
@@ -74,15 +74,15 @@ class Progress(_Message):
 class Reply(_Message):
     """A finished call.
 
-    A call that is recorded as a run answers with what an agent is to see, for its result is in the record, and may be
-    large; any other call answers with its result.
+    A call that is recorded as a run replies with its answer, since its result is in the record and may be large; any
+    other call replies with its result.
     """
 
     kind: Literal["reply"] = "reply"
     id: int
     result: dict[str, Any]
     device_memory: int | None = None
-    """Bytes that the model and its work hold on the accelerator; None without one."""
+    """Bytes allocated on the accelerator; None without one."""
 
 
 class Failure(_Message):

@@ -1,4 +1,4 @@
-"""The models that a server holds, one worker process each, by handle."""
+"""The loaded models by handle, one worker process each."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Entry:
     """One model of the pool, from the start of its load to its end.
 
     Attributes:
-        handle: What a caller names it by.
-        source: What `load_model` was asked for.
+        handle: Its name in calls.
+        source: The `model` argument of `load_model`.
         request: All parameters of that call: the same request gets the same entry.
         turns: The queue of its calls.
-        edits: Operations in force in every call that runs the model.
+        edits: Operations applied in every call that runs the model.
         card: The load's result, None while it loads.
         since: When the load began, in seconds since the epoch.
-        progress: The last that was heard of the load.
+        progress: The latest progress of the load.
     """
 
     handle: str
@@ -62,7 +62,7 @@ class Entry:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     async def publish(self, progress: Progress) -> None:
-        """Tells every caller that waits for the load how far it is."""
+        """Sends the progress of the load to every caller that waits for it."""
         self.progress = progress
         for follower in self.followers:
             follower.send_nowait(progress)
@@ -72,7 +72,7 @@ class Pool:
     """Loads models into workers of their own and hands calls to them. Use as an async context manager.
 
     Attributes:
-        settings: What the person who started the server decided.
+        settings: The server's settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -108,14 +108,14 @@ class Pool:
 
     @property
     def gone(self) -> dict[str, str]:
-        """Why a handle that was minted stands for nothing any more."""
+        """Handles of models that are gone, with the reason."""
         return dict(self._gone)
 
     async def load(self, request: dict[str, Any], on_progress: OnProgress) -> tuple[dict[str, Any] | None, bool]:
-        """Loads a model, or joins the load of the same request, or finds it loaded.
+        """Loads a model, joins a load of the same request in progress, or finds the model loaded.
 
         Returns:
-            The load's result, None if it goes on past `reply_within`; and whether the model was there already.
+            The load's result, None if it takes longer than `reply_within`; and True if the request was known already.
 
         Raises:
             LimitExceeded: The pool is full.
@@ -135,7 +135,7 @@ class Pool:
     async def call(
         self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress, client: Hashable = None
     ) -> dict[str, Any]:
-        """Runs a tool beside a model, in its turn and without a record, and returns its result's data.
+        """Runs a tool on a model in its turn, without a record, and returns the data of its result.
 
         Raises:
             NoModel: No model is loaded, or several are and none was named.
@@ -207,7 +207,7 @@ class Pool:
         return entry
 
     def _mint(self, request: dict[str, Any]) -> str:
-        """A handle that is free, and never stood for anything but this request."""
+        """A free handle that was never used for another request."""
         base = handle_of(str(request["model"]))
         handles = (base if count == 1 else f"{base}-{count}" for count in range(1, 1 << 30))
         free = (handle for handle in handles if handle not in self._entries)
@@ -232,9 +232,9 @@ class Pool:
             receive.close()
 
     async def _run(self, entry: Entry) -> None:
-        """Owns a worker's life: spawns it, loads the model, and stays until the process ends.
+        """Owns a worker: spawns it, loads the model, and waits until the process ends.
 
-        Nothing that goes wrong in it leaves it: all models share one task group, which ends with the first error.
+        No exception leaves it: all models share one task group, which would end with the first.
         """
         with entry.scope:
             try:
@@ -275,7 +275,7 @@ class Pool:
         entry.followers.clear()
 
     def _settle(self, entry: Entry) -> None:
-        """What a model leaves behind: its handle stops working, and who waits for it learns why."""
+        """Cleans up after a model: its handle stops working, and waiting callers get the reason."""
         if self._entries.get(entry.handle) is entry:
             del self._entries[entry.handle]
             if entry.card is not None:

@@ -47,15 +47,15 @@ _LONGEST_MESSAGE = 1 << 30
 _GRACE = 3.0
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
-"""For glibc, whose own thresholds move with use until small tensors keep large free blocks apart."""
+"""For glibc, whose dynamic thresholds lead to fragmentation by small tensors."""
 _SMALLER = "Ask for less at once: fewer prompts, layers or new tokens."
 
 
 class Stop:
-    """Tells a call to end; the first reason counts.
+    """Asks a call to end; the first reason counts.
 
     Attributes:
-        error: What the caller is to see, None while the call may go on.
+        error: The error for the caller, None while the call may continue.
         asked: Set when the call is to end.
     """
 
@@ -73,8 +73,8 @@ class WorkerProcess:
     """A worker as its server sees it.
 
     Attributes:
-        handle: The handle of the model that it holds.
-        device_memory: Bytes held on the accelerator after the last call, None without one.
+        handle: The handle of its model.
+        device_memory: Bytes allocated on the accelerator after the last call, None without one.
         ended: Set when the process has ended.
     """
 
@@ -121,7 +121,7 @@ class WorkerProcess:
         return self._process.pid
 
     def host_memory(self) -> int | None:
-        """Bytes of memory that the process holds, None when it has ended."""
+        """Resident memory of the process in bytes, None when it has ended."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.Error:
@@ -165,7 +165,7 @@ class WorkerProcess:
         Args:
             tool: The tool's name.
             params: Its parameters.
-            on_progress: Told how far the call is.
+            on_progress: Called with the call's progress.
             recorded: The run that records the call.
             stop: Ends the call before its next batch. A worker that does not stop is ended itself.
             limit: Seconds that the call may take; the server's `call_timeout` by default.
@@ -220,7 +220,7 @@ class WorkerProcess:
         return None
 
     async def _end_on(self, stop: Stop, call: Call, limit: float) -> None:
-        """Ends a call that is asked to, or that runs past its time; the process with it, if it does not listen."""
+        """Ends a call on request or after its time limit, and the process if the call does not stop."""
         with anyio.move_on_after(limit):
             await stop.asked.wait()
         if stop.error is None:
@@ -238,7 +238,7 @@ class WorkerProcess:
             return
 
     async def _watch(self) -> None:
-        """Ends a process that shows no sign of life: one that only computes still answers."""
+        """Ends a process that answers no pings: one that is merely busy still answers."""
         limit = self._settings.hang_timeout
         while True:
             await anyio.sleep(limit / 4)

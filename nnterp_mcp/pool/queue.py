@@ -13,7 +13,7 @@ import anyio
 from nnterp_mcp.errors import LimitExceeded
 
 OnPlace = Callable[[int], None]
-"""Told how many calls come before this one."""
+"""Called with the number of calls ahead of this one."""
 
 
 @dataclass(eq=False)
@@ -25,11 +25,11 @@ class _Ticket:
 
 
 class Turns:
-    """Lets one call at a time have a model.
+    """Gives a model to one call at a time.
 
     Args:
         limit: How many calls may wait.
-        name: What they wait for, for errors.
+        name: The model's handle, for errors.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -44,11 +44,11 @@ class Turns:
 
     @asynccontextmanager
     async def take(self, client: Hashable, on_place: OnPlace) -> AsyncGenerator[None]:
-        """Waits for a turn and holds it. Of two clients that wait, neither gets two turns before the other gets one.
+        """Waits for a turn and keeps it for the body. Of two waiting clients, neither gets two turns before the other.
 
         Args:
-            client: Who calls.
-            on_place: Told the place in the queue, whenever it changes.
+            client: The caller.
+            on_place: Called with the place in the queue whenever it changes.
 
         Raises:
             LimitExceeded: Too many calls wait already.

@@ -1,4 +1,4 @@
-"""What a server holds: its settings, its models and its runs."""
+"""The state of a server: its settings, models, runs and vectors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 
 _LAST_BATCH = 4.0
-"""Seconds that runs have to end in: who ends a server kills it after 10, most often."""
+"""Seconds that runs get to end in: supervisors usually kill a server after 10."""
 
 
 class Session:
     """The models and the runs of one server. Use as an async context manager.
 
     Attributes:
-        settings: What the person who started the server decided.
+        settings: The server's settings.
         pool: The models.
         runs: The runs.
         vectors: The named vectors.
@@ -50,7 +50,7 @@ class Session:
         return await self._stack.__aexit__(kind, error, trace)
 
     async def close(self) -> None:
-        """Ends every run and then every worker; every run has what it finished, and its end, in its record."""
+        """Ends every run and then every worker; each run's record has its partial result and its end."""
         with anyio.CancelScope(shield=True):
             await self.runs.wind_down(_LAST_BATCH)
             await self.pool.close()

@@ -1,4 +1,4 @@
-"""Files and models that a caller names: read only below the folders that the person who starts the server allows."""
+"""Confines files and models that callers name to the folders that the server allows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
 
 _MOST_FILES = 10_000
-"""Files of a model's folder, and of the folders in it."""
+"""Files of a model's folder and its subfolders, at most."""
 
 _ALLOW = "Whoever starts the server allows a folder with --folder."
 
@@ -23,10 +23,10 @@ def allowed_file(name: str, folders: Sequence[Path]) -> Path:
 
     Args:
         name: A path; links and `..` are resolved before it is judged, a relative one is tried in each folder.
-        folders: Where files may be read.
+        folders: The allowed folders.
 
     Raises:
-        Forbidden: It lies outside of the allowed folders; whether it exists there is not told.
+        Forbidden: It lies outside of the allowed folders, whether it exists or not.
         InvalidRequest: There is no such file.
     """
     roots = _resolved(folders)
@@ -37,12 +37,12 @@ def allowed_file(name: str, folders: Sequence[Path]) -> Path:
 
 
 def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> str:
-    """What a server may load under a name: the name itself, or if it is a path, what that resolves to.
+    """Checks that a server may load a model; returns its name, or its resolved path.
 
     Args:
-        name: What `load_model` was asked for.
-        patterns: Glob patterns of what may be loaded, for names and resolved paths alike.
-        folders: Where local models may lie.
+        name: The `model` argument of `load_model`.
+        patterns: Glob patterns of allowed names and resolved paths.
+        folders: The folders of allowed local models.
 
     Raises:
         Forbidden: No pattern allows it, or it lies outside of the folders, or one of its files does.
@@ -63,7 +63,7 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is a path: a Hub id has one slash at most."""
+    """True for paths; a Hub id has one slash at most."""
     marked = name.startswith((".", "~", "/")) or name[1:2] == ":" or name.endswith(".gguf")
     return marked or "\\" in name or "\0" in name or name.count("/") > 1
 
@@ -87,7 +87,7 @@ def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
 
 
 def _entries(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:
-    """What lies in a folder, and in the folders there, as deep as model folders are."""
+    """The entries of a folder and its subfolders, as deep as model folders are."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             yield entry
@@ -96,7 +96,7 @@ def _entries(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:
 
 
 def _inside(name: str, roots: Sequence[Path], purpose: str) -> list[Path]:
-    """What a name stands for below the folders, links and `..` resolved, where there is something."""
+    """The existing paths below the folders that a name resolves to, links and `..` included."""
     if "\0" in name or name.startswith(("//", "\\\\")):
         raise Forbidden(f"{shown(name)} is no path of this machine: it holds a NUL byte, or names a network share")
     try:

@@ -8,6 +8,7 @@ looks at every item, or at every pair of them, takes long.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from itertools import takewhile
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -116,3 +117,22 @@ def require_at_most(most: int, given: Sized, name: str, things: str = "items") -
     """
     if len(given) > most:
         raise ValueError(f"{name} takes at most {most:,} {things}, and {len(given):,} came")
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value as an error message shows it; of a large one only the beginning is looked at."""
+    text = repr(_beginning(value, [limit]))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _beginning(value: Any, left: list[int]) -> Any:
+    """A value cut after so many parts, whose text is longer than they are many."""
+    left[0] -= 1
+    if isinstance(value, str | bytes):
+        return value[: max(left[0], 0) + 2]
+    if type(value) is dict:
+        some = takewhile(lambda _: left[0] > 0, value.items())
+        return {_beginning(name, left): _beginning(part, left) for name, part in some}
+    if type(value) in (list, tuple):
+        return type(value)(_beginning(part, left) for part in takewhile(lambda _: left[0] > 0, value))
+    return value

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_STRING, Given
-from nnterp_mcp.request.fields import Positions, Prompts, read_text, shown
+from nnterp_mcp.request.arguments import LONGEST_STRING, Given, shown
+from nnterp_mcp.request.positions import Positions
+from nnterp_mcp.request.prompts import Prompts, read_text
 
 
 class _Kind(Given):

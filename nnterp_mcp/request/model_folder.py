@@ -1,7 +1,7 @@
-"""A model's files as they lie in a folder, judged before anything of them is built: they may be a stranger's.
+"""Checks a model's folder before anything in it is loaded, since it may come from a stranger.
 
-Imports no torch: the server refuses a folder itself, without starting a worker. Only safetensors and GGUF weights are
-read, for a pickle can run code while it is opened.
+Imports no torch, so that the server can refuse a folder without starting a worker. Only safetensors and GGUF weights
+are read: a pickle can run code when it is opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import Forbidden, UnknownModel, Unsupported
 from nnterp_mcp.formatting import size
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 _SAFE = (".safetensors", ".safetensors.index.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -42,20 +42,20 @@ _LARGEST = dict.fromkeys((*_CONFIGURATIONS, ".jinja", ".py"), 4_000_000) | {
     ".model": 256_000_000,
     ".tiktoken": 256_000_000,
 }
-"""Bytes of a file by how its name ends, at most: many times those of the largest that are published."""
+"""The largest size in bytes by suffix: many times that of published files."""
 _DEEPEST = 100
 _CHEAP_HEADER = 4_000_000
-"""Bytes of a safetensors header that are parsed in no time: a longer one is judged by the worker that loads it."""
+"""Bytes of a safetensors header that is parsed quickly: a longer one is checked by the worker that loads it."""
 _MOST_DIMENSIONS = 64
 _LARGEST_COUNT = 100_000
 _COUNT = re.compile(r"(?:^|_)(?:layer|block|depth|stage|expert|head|group|label|codebook|loop|iteration)s?$")
 
 
 def find_checkpoint(path: Path) -> tuple[Path, str | None]:
-    """The folder of the model that a path stands for, and the GGUF file in it, when the weights are in one.
+    """The model's folder for a path, and the GGUF file in it, if the weights are in one.
 
     Raises:
-        UnknownModel: It is none.
+        UnknownModel: It is no model.
         Unsupported: It is an adapter, which changes another model, or has an encoder.
         Forbidden: Its weights are there as pickle only.
     """
@@ -107,7 +107,7 @@ def require_safetensors(origin: str, files: Sequence[str]) -> None:
 
 
 def require_readable(origin: str, folder: Path, gguf: str | None = None) -> None:
-    """Refuses files that cannot be read, that name weights elsewhere, or that are no decoder-only language model's.
+    """Refuses files that cannot be read, that refer to weights outside the folder, or of other models than decoders.
 
     Args:
         origin: Where the model came from, in words.
@@ -115,8 +115,8 @@ def require_readable(origin: str, folder: Path, gguf: str | None = None) -> None
         gguf: The GGUF file in it, when the weights are in one.
 
     Raises:
-        UnknownModel: A file is no regular one, is too large, or is not what its name says.
-        Forbidden: A file names weights of another kind, or in another place, where transformers would follow it.
+        UnknownModel: A file is not regular, too large, or not in the format of its name.
+        Forbidden: A file refers to weights of another format or in another folder, which transformers would load.
         Unsupported: It is an adapter, or has an encoder.
     """
     if gguf is not None:
@@ -137,7 +137,7 @@ def require_readable(origin: str, folder: Path, gguf: str | None = None) -> None
 
 
 def _header_bytes(file: Path) -> int:
-    """Bytes of a safetensors file's header, by its first eight; 0 where the file has fewer, and is refused for that."""
+    """The length of a safetensors header; 0 if it exceeds the file, which parsing then refuses."""
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
     return length if length <= file.stat().st_size else 0
@@ -158,7 +158,7 @@ def refuse_encoder(origin: str, config: Mapping[str, Any]) -> None:
 
 
 def _require_regular(origin: str, folder: Path, names: Iterable[str]) -> None:
-    """Everything that may be read is a regular file, for a pipe never ends, and of a size that can be read."""
+    """Refuses files that are not regular, such as pipes, which never end, or too large to read."""
     templates = "additional_chat_templates"
     for name in [*names, *(f"{templates}/{name}" for name in _names(folder / templates))]:
         try:
@@ -198,9 +198,8 @@ def _refuse_adapter(origin: str, folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file that the configuration names, else the one of the usual name, else the shards that the index names.
-
-    These are the weights that transformers reads: other copies may lie beside them.
+    """The weights that transformers reads: the file named by the configuration, else the usual file, else the index's
+    shards.
     """
     named = _mapping(_json("", folder / "config.json")).get("transformers_weights")
     names = [str(named)] if named else ["model.safetensors", "model.safetensors.index.json"]
@@ -226,7 +225,6 @@ def count_numbers(file: Path) -> int:
 
 @contextmanager
 def _named(file: Path, kind: str = "safetensors") -> Generator[None]:
-    """Says of which file something is wrong."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -236,7 +234,7 @@ def _named(file: Path, kind: str = "safetensors") -> Generator[None]:
 
 
 def _require_own_weights(origin: str, folder: Path, config: Mapping[str, Any]) -> None:
-    """An index names the files of its shards, and a configuration may name a file: transformers follows both."""
+    """Refuses references to other files than safetensors in the same folder: transformers follows them."""
     for index in sorted(folder.glob("*.index.json")):
         for name in sorted(set(map(str, _mapping(_mapping(_json(origin, index)).get("weight_map")).values()))):
             _require_own_file(origin, index.name, name, _SAFE[:1])
@@ -253,7 +251,7 @@ def _require_own_file(origin: str, source: str, name: str, endings: tuple[str, .
 
 
 def _require_countable(origin: str, config: Mapping[str, Any]) -> None:
-    """Refuses what transformers would count up to while it reads the configuration, long before it meets weights."""
+    """Refuses absurd counts, over which transformers would loop while it reads the configuration."""
     for name, value in _entries(config):
         if isinstance(value, int) and value > _LARGEST_COUNT and _COUNT.search(name):
             raise UnknownModel(
@@ -263,7 +261,6 @@ def _require_countable(origin: str, config: Mapping[str, Any]) -> None:
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every name with its value, at any depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, inner
@@ -274,10 +271,10 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _require_shallow(origin: str, file: Path) -> Any:
-    """What a configuration holds, if it is there.
+    """A configuration's content, None if there is none.
 
     Raises:
-        UnknownModel: It is nested deeper than a library can follow.
+        UnknownModel: It is nested too deeply for the libraries that parse it.
     """
     found = _json(origin, file)
     level = [found]

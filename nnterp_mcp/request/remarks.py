@@ -1,4 +1,4 @@
-"""What a call's caller is to be told of what was made of the input, wherever that happens. Imports nothing."""
+"""Remarks on how a call's input was interpreted, for its caller. Imports nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MADE: ContextVar[dict[str, None] | None] = ContextVar("remarks", default=None)
 
 @contextmanager
 def collect_remarks() -> Generator[dict[str, None]]:
-    """While in force, remarks are kept, each once; outside of it nobody hears them."""
+    """Collects the remarks made in its body, each once; without it they are dropped."""
     made: dict[str, None] = {}
     token = _MADE.set(made)
     try:
@@ -21,7 +21,7 @@ def collect_remarks() -> Generator[dict[str, None]]:
 
 
 def remark(text: str) -> None:
-    """Says one sentence."""
+    """Adds a remark of one sentence."""
     made = _MADE.get()
     if made is not None:
         made[text] = None

@@ -27,7 +27,7 @@ def resolve_indices(asked: str | int | Sequence[int], count: int, noun: str, own
     """Turns `all`, an integer, a list or a Python-style range into sorted indices.
 
     Args:
-        asked: What a caller asked for; negative numbers count from the end.
+        asked: As the caller wrote it; negative numbers count from the end.
         count: How many there are.
         noun: What they are, for the error.
         owner: What has them, for the error.
@@ -52,7 +52,7 @@ def resolve_indices(asked: str | int | Sequence[int], count: int, noun: str, own
 
 
 def in_step(asked: IndexSpec) -> Callable[[int], bool]:
-    """Whether a step of a generation is among those asked for; how many there will be is not known."""
+    """A test for the wanted decode steps; their total number is not known in advance."""
     if isinstance(asked, str):
         steps = range(sys.maxsize)[_slice(asked)]
         return lambda step: step in steps

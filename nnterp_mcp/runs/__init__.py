@@ -1,1 +1,1 @@
-"""What is kept on disk: runs, vectors, arrays, figures."""
+"""Storage on disk: runs, vectors, arrays, figures."""

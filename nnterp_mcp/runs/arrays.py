@@ -1,7 +1,7 @@
-"""Arrays that are filled row by row, in any order: on disk, so that they may be larger than the memory, or held in it.
+"""Arrays that are filled row by row, in any order, on disk or in memory.
 
-On disk an array is a safetensors file from its first byte on. It has another name until it is closed, so that a reader
-finds all of it or nothing.
+On disk an array may be larger than the memory. It is a safetensors file, under a temporary name until it is closed, so
+that readers find all of it or nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ALIGNMENT = 8
 
 
 class Rows(Protocol):
-    """An array of float32 whose first axis is filled row by row. Rows that never come are not numbers (NaN)."""
+    """An array of float32 whose first axis is filled row by row. Missing rows are NaN."""
 
     def put(self, numbers: Sequence[int], states: Float[np.ndarray, "row ..."]) -> None:
         """Writes some rows.
@@ -67,7 +67,7 @@ class FileRows:
     """Rows in a file.
 
     Attributes:
-        card: What the array is.
+        card: The array's dtype, shape and axes.
     """
 
     def __init__(self, path: Path, axes: Mapping[str, Sequence[int | str]]) -> None:
@@ -99,7 +99,7 @@ class FileRows:
         """
         import numpy as np
 
-        # Written and not mapped: a full disk is an error here, and the end of the process there.
+        # Written and not mapped: on a mapped file a full disk kills the process.
         try:
             for number, row in zip(numbers, np.asarray(states, dtype="<f4", order="C"), strict=True):
                 self._file.seek(self._begin + number * self._row_bytes)
@@ -117,7 +117,7 @@ class FileRows:
         return np.array(whole[:, place])
 
     def close(self) -> ArrayCard:
-        """Ends the file, which has its name from now on.
+        """Completes the file and gives it its final name.
 
         Raises:
             LimitExceeded: The disk is full.
@@ -141,7 +141,7 @@ class FileRows:
 
 
 def _header(card: ArrayCard) -> bytes:
-    """What stands before the numbers of a safetensors file: a length, then JSON, padded with spaces."""
+    """The header of a safetensors file: its length, then JSON, padded with spaces."""
     facts = {
         "__metadata__": {"axes": json.dumps(card.axes)},
         TENSOR: {"dtype": "F32", "shape": card.shape, "data_offsets": [0, 4 * math.prod(card.shape)]},

@@ -1,5 +1,4 @@
-"""Files that are written whole or not at all, so that any number of processes may share a folder; and what JSON in
-them looks like."""
+"""Atomic writes, so that any number of processes may share a folder, and the JSON form of models."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from pydantic_core import to_json
 
 
 def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
-    """Replaces a file at once: who reads it meanwhile finds the old content or the new.
+    """Replaces a file atomically: readers find the old content or the new.
 
     Args:
         path: The file, in a folder that exists.
@@ -36,8 +35,5 @@ def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
 
 
 def as_json(model: BaseModel) -> bytes:
-    """A model as JSON that its class reads back.
-
-    JSON has no word for a number that is not finite: it is written as a text ("NaN", "Infinity"), in every part alike.
-    """
+    """Serializes a model as JSON that its class reads back; NaN and infinities become strings."""
     return to_json(model.model_dump(), inf_nan_mode="strings")

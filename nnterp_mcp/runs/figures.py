@@ -1,4 +1,4 @@
-"""The figures of runs: drawn from what was recorded when they are first asked for, and kept beside it."""
+"""The figures of runs, drawn from their records on the first request and cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.display.figure import Array, Figure
 from nnterp_mcp.errors import Internal, NnterpError, Unsupported
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.toolset import specs
 
 logger = logging.getLogger(__name__)
+
+Tools = Mapping[str, ToolSpec[Any, Any, Any]]
+"""The tools by name."""
 
 PICTURE = "figure.png"
 PAGE = "figure.html"
 
 
-def figure_of(store: RunStore, record: RunRecord) -> Figure:
+def figure_of(store: RunStore, record: RunRecord, tools: Tools) -> Figure:
     """A run's figure.
 
     Raises:
         Unsupported: Its tool has none, or this run has nothing that can be drawn.
         InvalidRequest: The run has no result that can be read.
     """
-    spec = specs().get(record.tool)
+    spec = tools.get(record.tool)
     if spec is None or spec.figure is None:
-        drawn = ", ".join(name for name, one in specs().items() if one.figure is not None)
+        drawn = ", ".join(name for name, one in tools.items() if one.figure is not None)
         raise Unsupported(f"{record.id} has no picture: {record.tool} draws none", f"Tools that do: {drawn}.")
-    return spec.figure(read_result(store, record), _Arrays(store, record))
+    return spec.figure(read_result(store, record, tools), _Arrays(store, record))
 
 
-def draw(store: RunStore, record: RunRecord) -> bytes:
+def draw(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
     """A run's picture, as PNG; the interactive page is written with it.
 
     Raises:
@@ -45,7 +48,7 @@ def draw(store: RunStore, record: RunRecord) -> bytes:
     if kept is not None and store.read_file(record.id, PAGE) is not None:
         return kept
     try:
-        return _drawn(store, record)
+        return _drawn(store, record, tools)
     except NnterpError:
         raise
     except Exception as error:  # whatever a result holds, its numbers are not lost with its picture
@@ -56,13 +59,13 @@ def draw(store: RunStore, record: RunRecord) -> bytes:
         ) from error
 
 
-def read_figure(store: RunStore, record: RunRecord, name: str) -> bytes:
+def read_figure(store: RunStore, record: RunRecord, name: str, tools: Tools) -> bytes:
     """A run's picture, or its interactive page as HTML.
 
     Raises:
-        NnterpError: As `draw` does; and where the page cannot be kept.
+        NnterpError: As `draw`; or the page cannot be written.
     """
-    picture = draw(store, record)
+    picture = draw(store, record, tools)
     if name == PICTURE:
         return picture
     page = store.read_file(record.id, PAGE)
@@ -72,22 +75,22 @@ def read_figure(store: RunStore, record: RunRecord, name: str) -> bytes:
 
 
 def light(page: bytes) -> bytes:
-    """A run's interactive page as small as a message has to be: its plotting library is loaded by who opens it."""
+    """A run's interactive page without its plotting library, small enough for a message; browsers load the library."""
     from nnterp_mcp.display.html import without_library
 
     return without_library(page.decode()).encode()
 
 
 def where(record: RunRecord) -> str:
-    """The note that says where the figure lies."""
+    """The note with the addresses of the figure."""
     return f"Picture: run://{record.id}/{PICTURE}; interactive: run://{record.id}/{PAGE}, also in the run's folder."
 
 
-def _drawn(store: RunStore, record: RunRecord) -> bytes:
+def _drawn(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
     from nnterp_mcp.display.html import write_html  # matplotlib and plotly take a second to import
     from nnterp_mcp.display.png import draw_png
 
-    figure = figure_of(store, record)
+    figure = figure_of(store, record, tools)
     picture = draw_png(figure)
     try:
         store.write_file(record.id, PAGE, write_html(figure).encode())
@@ -98,7 +101,7 @@ def _drawn(store: RunStore, record: RunRecord) -> bytes:
 
 
 class _Arrays(Mapping[str, Array]):
-    """A run's arrays, of which only what is asked for is read from the disk."""
+    """A run's arrays, read lazily from disk."""
 
     def __init__(self, store: RunStore, record: RunRecord) -> None:
         self._store = store

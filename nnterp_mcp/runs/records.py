@@ -1,4 +1,4 @@
-"""What is known of a run: everything that is needed to trust its numbers, and to get them again."""
+"""The record of a run: everything needed to trust its numbers and to reproduce them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnterp_mcp.errors import BY_CODE, Internal, InvalidRequest, NnterpError
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 RunState = Literal["running", "done", "failed", "cancelled", "interrupted"]
 """`interrupted` is never written: it is a run that says `running` while the process that ran it is gone."""
@@ -20,7 +20,7 @@ _RUN_ID = re.compile(r"[a-z_]{1,40}-[a-z2-7]{6}")
 
 
 def is_run_id(name: str) -> bool:
-    """Whether a name has the form of a run's id."""
+    """True if a name has the form of a run's id."""
     return _RUN_ID.fullmatch(name) is not None
 
 
@@ -42,7 +42,7 @@ class _Part(BaseModel):
 
 
 class RunError(_Part):
-    """Why a run did not finish, as its caller was told."""
+    """The error of a run that did not finish, as its caller saw it."""
 
     code: str
     message: str
@@ -59,7 +59,7 @@ class RunError(_Part):
 
 
 class Owner(_Part):
-    """The server that a run belongs to while it runs; a process id alone is used again by others."""
+    """The server process of a run; its start time tells it from a later process with the same id."""
 
     host: str
     pid: int
@@ -71,7 +71,7 @@ class Owner(_Part):
         return cls(host=platform.node(), pid=os.getpid(), since=psutil.Process().create_time())
 
     def lives(self) -> bool:
-        """Whether it may still be at work; of another machine's nothing is known, so yes."""
+        """True if it may still be running; always true for another machine's."""
         if self.host != platform.node():
             return True
         try:
@@ -86,28 +86,28 @@ class Owner(_Part):
 
 
 class FileCard(_Part):
-    """A file of the model: its size, and its SHA-256 unless that was not known yet when the run ended."""
+    """A file of the model: its size, and its SHA-256 unless it was not computed yet when the run ended."""
 
     bytes: int
     sha256: str | None
 
 
 class RunEnvironment(_Part):
-    """What computed the numbers.
+    """The software, hardware and model that computed the numbers.
 
     Attributes:
         versions: Of Python and of the packages that matter.
         platform: The operating system and the processor.
-        device: Where the model was.
-        device_name: What that is.
-        dtype: How its weights were held.
-        attention: How attention was computed.
+        device: The model's device.
+        device_name: The device's name.
+        dtype: The dtype of the weights.
+        attention: The attention implementation.
         architecture: The model's class.
-        source: Where its weights came from.
+        source: The source of its weights.
         revision: The Hub's commit, None for local files.
         fingerprint: A hash over some of its weights, in memory.
         files: The files that it was read from.
-        threads: How many threads computed, on a CPU.
+        threads: Number of CPU threads.
     """
 
     versions: dict[str, str]
@@ -125,7 +125,7 @@ class RunEnvironment(_Part):
 
 
 class ArrayCard(_Part):
-    """An array that lies beside a result: its shape, and what stands along each axis."""
+    """An array of a run: its dtype, shape, and the labels along each axis."""
 
     dtype: str
     shape: list[int]
@@ -142,17 +142,17 @@ class RunRecord(_Part):
         request: The parameters of the `load_model` that loaded it.
         params: The call's parameters, whole.
         seed: The one among them, if any.
-        state: How far it is.
-        partial: The result holds only a part of what was asked for.
-        error: Why it did not finish.
-        opened: When the call came, in ISO 8601.
-        ended: When it ended.
-        queue_seconds: How long it waited for the model.
-        compute_seconds: How long it ran beside it.
+        state: Its state when the record was written.
+        partial: True if the result is incomplete.
+        error: The reason why it did not finish.
+        opened: Time of the call, in ISO 8601.
+        ended: Time of its end.
+        queue_seconds: Seconds of waiting for the model.
+        compute_seconds: Seconds of computation.
         owner: The server that runs it.
-        environment: What computed it.
-        arrays: The arrays that lie beside the result.
-        result_sha256: Of the result's file, by which a damaged one is told.
+        environment: The software, hardware and model that computed it.
+        arrays: The arrays in its folder.
+        result_sha256: Hash of the result's file, to detect damage.
     """
 
     id: str
@@ -174,7 +174,7 @@ class RunRecord(_Part):
     result_sha256: str | None = None
 
     def current(self) -> RunRecord:
-        """The record as it is to be understood now: a run whose server is gone was interrupted."""
+        """The record as of now: a run whose server is gone was interrupted."""
         if self.state != "running" or self.owner.lives():
             return self
         return self.model_copy(update={"state": "interrupted"})

@@ -1,4 +1,4 @@
-"""The runs on disk: one folder each, shared by any number of processes, kept until a quota asks for room.
+"""The runs on disk: one folder each, shared by any number of processes, deleted by age and quota.
 
 A folder holds `run.json` (the record), `result.json` (the result, whole) and one safetensors file for each array;
 `figure.png` and `figure.html` once somebody has asked for the run's figure.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _DAY = 86400.0
 _LEFTOVER = 7 * _DAY
-"""Seconds after which parts of unfinished calls are given up."""
+"""Seconds after which checkpoints of unfinished calls are removed."""
 
 _OPENING = 60.0
 """Seconds in which a folder without a record may belong to a run that is being opened."""
@@ -48,7 +48,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Quota:
-    """What the store may hold; pinned runs and those that run count, and stay."""
+    """Limits of the store; pinned and running runs count but are never deleted."""
 
     bytes: float
     days: float
@@ -62,7 +62,7 @@ class RunStore:
 
     @property
     def unfinished(self) -> Path:
-        """Where the finished parts of unfinished calls lie."""
+        """The folder of checkpoints: finished parts of unfinished calls."""
         return self.folder / "unfinished"
 
     def open(self, tool: str, describe: Callable[[str], RunRecord]) -> RunRecord:
@@ -128,7 +128,7 @@ class RunStore:
         return sorted(found, key=lambda record: record.opened, reverse=True)
 
     def write_result(self, run_id: str, result: bytes) -> str:
-        """Keeps a run's result and returns its SHA-256, which the record must name.
+        """Writes a run's result and returns its SHA-256 for the record.
 
         Raises:
             OSError: It cannot be written.
@@ -155,13 +155,13 @@ class RunStore:
     def write_array(
         self, run_id: str, name: str, array: Shaped[np.ndarray, ...], axes: Mapping[str, Sequence[int | str]]
     ) -> ArrayCard:
-        """Keeps an array beside a run's result.
+        """Writes an array into a run's folder.
 
         Args:
             run_id: The run.
             name: The array's name.
             array: The numbers.
-            axes: What stands along each axis, in order.
+            axes: The labels along each axis, in order.
 
         Raises:
             OSError: It cannot be written.
@@ -172,7 +172,7 @@ class RunStore:
         card = ArrayCard(
             dtype=str(array.dtype), shape=list(array.shape), axes={axis: list(of) for axis, of in axes.items()}
         )
-        # safetensors writes an array's memory as it lies, whatever its order.
+        # safetensors writes an array's memory in its own order.
         content = save({TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
         write_whole(self.array_path(run_id, name), content)
         return card
@@ -197,7 +197,7 @@ class RunStore:
             ) from None
 
     def write_file(self, run_id: str, name: str, content: bytes) -> None:
-        """Keeps a file beside a run's result, such as its picture.
+        """Writes a file into a run's folder, such as its picture.
 
         Raises:
             OSError: It cannot be written.
@@ -205,18 +205,18 @@ class RunStore:
         write_whole(self._path(run_id) / name, content, sync=False)
 
     def read_file(self, run_id: str, name: str) -> bytes | None:
-        """A file beside a run's result; None where there is none."""
+        """Reads a file of a run's folder; None if there is none."""
         try:
             return (self._path(run_id) / name).read_bytes()
         except OSError:
             return None
 
     def array_path(self, run_id: str, name: str) -> Path:
-        """Where an array lies."""
+        """The path of an array."""
         return self._path(run_id) / f"{name}.safetensors"
 
     def empty(self, run_id: str) -> None:
-        """Removes what lies beside a run's record.
+        """Removes every file of a run but its record.
 
         Raises:
             OSError: A file cannot be removed.
@@ -226,7 +226,7 @@ class RunStore:
                 path.unlink()
 
     def pin(self, run_id: str, pinned: bool) -> None:
-        """Keeps a run from the quota, or lets it go.
+        """Pins or unpins a run; the quota never deletes a pinned one.
 
         Raises:
             InvalidRequest: There is no such run.
@@ -239,11 +239,11 @@ class RunStore:
             mark.unlink(missing_ok=True)
 
     def is_pinned(self, run_id: str) -> bool:
-        """Whether the quota leaves a run alone."""
+        """True if a run is pinned."""
         return (self._path(run_id) / "pinned").exists()
 
     def delete(self, run_id: str) -> None:
-        """Removes a run; readers find all of it or nothing."""
+        """Removes a run atomically."""
         path = self._path(run_id)
         aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
@@ -278,21 +278,21 @@ class RunStore:
         return deleted
 
     def _sweep_leftovers(self, oldest: float) -> None:
-        """Removes old parts of calls that nobody repeated, and what a process left that died while it deleted."""
+        """Removes old checkpoints, and leftovers of processes that died while deleting a run."""
         leftovers = [*self.unfinished.glob("*"), *self.folder.glob(".*")]
         for path in leftovers:
             if _modified(path) < max(oldest, time.time() - _LEFTOVER):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _runs(self, run_id: str) -> bool:
-        """Whether a live process works on a run, or has made its folder and is about to write its record."""
+        """True if a live process works on a run, or has just made its folder."""
         try:
             return self.read(run_id).state == "running"
         except NnterpError:
             return _modified(self._path(run_id)) > time.time() - _OPENING
 
     def _mint(self, tool: str) -> str:
-        """A new run's id, its folder made; that it is new the file system says, whoever else mints one."""
+        """Mints a run's id and makes its folder; the file system guarantees uniqueness among processes."""
         while True:
             run_id = f"{tool}-{''.join(secrets.choice(_LETTERS) for _ in range(6))}"
             try:
@@ -302,7 +302,6 @@ class RunStore:
             return run_id
 
     def _by_age(self) -> Iterator[str]:
-        """Every run's id, the one that was written last first."""
         try:
             entries = [(entry.name, _modified(Path(entry.path))) for entry in os.scandir(self.folder)]
         except OSError:
@@ -324,7 +323,7 @@ def unwritable(error: OSError) -> LimitExceeded:
 
 
 def without_result(record: RunRecord) -> InvalidRequest:
-    """The error of a result that is asked for and is not there."""
+    """The error for a run without a result."""
     if record.error is not None:
         why, what = record.error.message, record.error.next_step
     elif record.state == "interrupted":

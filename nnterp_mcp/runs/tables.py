@@ -1,4 +1,4 @@
-"""A result as tables: one for every list in it, nested ones with the columns of what they stand in."""
+"""A result as tables: one for every list in it; nested lists repeat the columns of the rows around them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.table import Kind, Table
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def _collect(path: str, items: Sequence[Any], above: Row, found: dict[str, list[
 
 
 def _scalars(item: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of an item that are cells; those of a part under its name, which alone is that of its mean."""
+    """The fields of an item that are cells; those of a part under dotted names, its mean under the part's own."""
     for name, value in item:
         if isinstance(value, BaseModel):
             yield from _scalars(value, f"{prefix}{name}.")
@@ -99,7 +99,8 @@ def as_table(rows: Sequence[Row], columns: Sequence[str], asked: Sequence[str] |
     """
     _require(asked or (), columns)
     chosen = list(asked or columns)
-    return Table(columns=chosen, rows=[[row.get(name) for name in chosen] for row in rows])
+    cells = [[row.get(name) for name in chosen] for row in rows]
+    return Table(columns=chosen, rows=cells, kinds=[Kind.RAW] * len(chosen))
 
 
 def columns_of_array(name: str, card: ArrayCard) -> list[str]:
@@ -111,7 +112,7 @@ def columns_of_array(name: str, card: ArrayCard) -> list[str]:
 def read_array(
     store: RunStore, run_id: str, name: str, card: ArrayCard, where: Mapping[str, Any], offset: int, limit: int
 ) -> tuple[list[Row], int]:
-    """Rows of an array: one for each place along all axes but the last, whose numbers stand in one cell.
+    """Rows of an array: one for each index along all axes but the last, whose numbers form one cell.
 
     Returns:
         The rows of the page, and how many there are in all.
@@ -137,7 +138,7 @@ def read_array(
 
 
 def _matches(value: Any, wanted: Any) -> bool:
-    """Whether a cell is, or holds, one of the values that are asked for; numbers may come as text."""
+    """True if a cell equals or contains one of the wanted values; numbers may be given as text."""
     if isinstance(wanted, list):
         return any(_matches(value, one) for one in wanted)
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Named steering vectors on disk: one safetensors file each, one folder for each model.
 
-A vector belongs to the weights that it was made on. What it is called, how it was made and how long it is stands in
-the file's header, which is read without torch and without its numbers.
+A vector belongs to the weights that it was made on. Its name, method and norms are in the file's header, which is read
+without torch and without the numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.atomic_files import write_whole
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(che
 
 
 class ModelIdentity(BaseModel):
-    """What tells one model's weights from another's.
+    """The identity of a model's weights.
 
     Attributes:
         architecture: The model's class.
@@ -73,12 +73,12 @@ class ModelIdentity(BaseModel):
 
     @property
     def folder(self) -> str:
-        """Where its vectors are kept."""
+        """The folder of its vectors."""
         return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
 
 
 class VectorCard(BaseModel):
-    """What is known of a vector without its numbers.
+    """The description of a vector, without its numbers.
 
     Attributes:
         name: Its name, unique for a model.
@@ -90,7 +90,7 @@ class VectorCard(BaseModel):
         norms: The length of each direction.
         request: The parameters from which it can be made again.
         versions: The packages that made it.
-        made: When, in ISO 8601.
+        made: Time, in ISO 8601.
     """
 
     name: VectorName
@@ -114,16 +114,16 @@ class StoredVector:
 
 
 class VectorStore:
-    """The vectors below one folder. Writes are whole or not at all, so that any number of processes may share it."""
+    """The vectors below one folder. Writes are atomic, so that any number of processes may share it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, card: VectorCard, directions: Float[np.ndarray, "direction hidden"]) -> VectorCard | None:
-        """Keeps a vector.
+        """Saves a vector.
 
         Returns:
-            The card of the vector that had this name before, if any: it is gone.
+            The card of the vector that it replaces, if any.
 
         Raises:
             InvalidRequest: Another vector's name differs from this one only in capitals, which some disks mix up.

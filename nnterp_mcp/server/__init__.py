@@ -1,1 +1,1 @@
-"""The MCP server. Never imports torch, transformers or nnsight."""
+"""The MCP server. It never imports torch, transformers or nnsight."""

@@ -119,7 +119,7 @@ def build(session: Session) -> Server[Any]:
 
 @cache
 def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
-    """A tool as `tools/list` shows it; the SDK asks for the whole list at every call over HTTP."""
+    """A tool's entry in `tools/list`; cached, since the SDK requests the whole list at every call over HTTP."""
     return Tool(
         name=spec.name,
         title=spec.title,
@@ -132,7 +132,7 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
 
 
 def _client(context: ServerRequestContext[Any]) -> Hashable:
-    """Who calls: a session of streamable HTTP, an address without one, or the connection of stdio and SSE."""
+    """Identifies the caller: a session of streamable HTTP, else an address, or the connection of stdio and SSE."""
     http = context.request
     if http is None:
         return id(context.session)
@@ -140,7 +140,7 @@ def _client(context: ServerRequestContext[Any]) -> Hashable:
 
 
 def _annotations(spec: ToolSpec[Any, Any, Any]) -> ToolAnnotations:
-    """What a client may expect of a call; of one that only reads, MCP asks nothing more."""
+    """MCP's hints on a tool; for one that only reads, the others mean nothing."""
     if spec.read_only:
         return ToolAnnotations(read_only_hint=True, open_world_hint=spec.open_world)
     return ToolAnnotations(
@@ -158,9 +158,9 @@ class _Request:
     Attributes:
         session: The server's session.
         spec: The tool.
-        client: Who calls: clients take turns at a model.
-        on_progress: Tells the client how far the call is.
-        facts: What the log is to say of it.
+        client: The caller; clients take turns at a model.
+        on_progress: Sends progress notifications to the client.
+        facts: Fields of the call's line in the log.
     """
 
     session: Session
@@ -194,7 +194,7 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
 
 
 def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
-    """Checks arguments; on a thread, for other clients do not wait for that."""
+    """Validates arguments; runs on a thread, so that other clients do not wait."""
     require_few_values(arguments)
     return spec.parse(arguments)
 
@@ -216,7 +216,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
 
 
 async def _follow(request: _Request, run: LiveRun) -> Answer:
-    """Waits for a run as long as a client waits for an answer; it goes on after that, unless the client left."""
+    """Waits for a run up to `reply_within`. The run continues after that, unless the client has left."""
     request.facts.update(run=run.id, model=run.record.model)
     try:
         with anyio.move_on_after(request.session.settings.reply_within):
@@ -234,14 +234,14 @@ async def _follow(request: _Request, run: LiveRun) -> Answer:
 
 
 async def _illustrated(request: _Request, run: LiveRun, answer: Answer) -> Answer:
-    """An answer with its picture, or with the reason why it has none: the numbers are not lost with it."""
+    """Adds the picture to an answer, or a note on why there is none."""
     if isinstance(answer, Late):
         note = "format='picture' adds the picture."
         return answer.model_copy(update={"notes": [*answer.notes, note]})
     try:
         store = request.session.runs.store
         record = await anyio.to_thread.run_sync(store.read, run.id)
-        picture, note = await anyio.to_thread.run_sync(figures.draw, store, record), figures.where(record)
+        picture, note = await anyio.to_thread.run_sync(figures.draw, store, record, specs()), figures.where(record)
     except NnterpError as error:
         picture, note = None, f"No picture: {error.message.rstrip('.')}. {error.next_step}".rstrip()
     return answer.model_copy(update={"notes": [*answer.notes, note], "picture": picture})

@@ -1,4 +1,4 @@
-"""The viewer as an MCP App (SEP-1865, 2026-01-26): a page that a host shows beside the answers of some tools."""
+"""The viewer as an MCP App (SEP-1865, 2026-01-26): a page that a host shows with the answers of some tools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIME_TYPE = "text/html;profile=mcp-app"
 
 
 def tool_meta(name: str) -> dict[str, Any] | None:
-    """What tells a host to show the viewer beside a tool's answer; None for a tool without a view."""
+    """Metadata that tells a host to show the viewer with a tool's answers; None for a tool without a view."""
     return {"ui": {"resourceUri": VIEWER}} if name in viewed_tools() else None
 
 

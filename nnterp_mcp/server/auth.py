@@ -1,6 +1,6 @@
-"""Who may speak: clients that bear the token, under names that the server answers to, from pages that it knows.
+"""Authentication by bearer token, and checks of the Host and Origin headers.
 
-Both checks stand before every route, the unknown ones included, and before a request's body is read.
+Both run before routing, on unknown paths too, and before a request's body is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def require_safe_bind(settings: Settings) -> None:
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:
-    """The `Host` and `Origin` headers that are taken: the loopback's, and those of the settings."""
+    """The accepted `Host` and `Origin` headers: loopback's, and those in the settings."""
     loopback = [f"http://{name}" for name in _LOOPBACK_NAMES]
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
@@ -88,11 +88,11 @@ class HostCheck:
 
 
 _NAMED = re.compile(r"(?P<name>([a-z][a-z0-9+.-]*://)?(\[[0-9a-f:.]+\]|[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?")
-"""A host, or an origin, with or without a port: the whole header, and nothing beside it."""
+"""A whole header: a host or an origin, with or without a port."""
 
 
 def _is_among(header: str, allowed: Sequence[str]) -> bool:
-    """Whether a header names one that is allowed, by itself, or with any port where `:*` stands for it."""
+    """True if a header's value is allowed, literally or with any port where `:*` is listed."""
     said = header.lower()
     found = _NAMED.fullmatch(said)
     if found is None or int(found["port"] or 0) > _LAST_PORT:
@@ -102,7 +102,7 @@ def _is_among(header: str, allowed: Sequence[str]) -> bool:
 
 
 class BearerAuth:
-    """Demands the token with every request (RFC 6750) but `GET /health`, whose answer says nothing."""
+    """Requires the token in every request (RFC 6750) except `GET /health`, whose answer is empty."""
 
     def __init__(self, app: ASGIApp, token: SecretStr | None) -> None:
         self._app = app
@@ -126,7 +126,7 @@ class BearerAuth:
 
 
 def _unauthorized(sent: bool) -> Response:
-    """The refusal; a client that sent no credentials is told nothing but the scheme, as RFC 6750 asks."""
+    """A 401 response; without credentials in the request it names only the scheme, as RFC 6750 requires."""
     wrong = "the bearer token is not this server's"
     details = f', error="invalid_token", error_description="{wrong}"' if sent else ""
     said = wrong if sent else "the server demands a token"

@@ -1,8 +1,8 @@
-"""A client on stdio, and a server that listens on HTTP: messages carried between the two as they are.
+"""Forwards messages between a client on stdio and a server that listens on HTTP.
 
-Both eras of the protocol pass. A request of 2026-07-28 says its version itself, and is cancelled by hanging up; before
-that, a client begins with `initialize`, which gives a session, and cancels with a notification. What a server says
-outside of any request does not pass: ours says nothing there.
+Both eras of the protocol pass. A request of 2026-07-28 states its version, and is cancelled by closing the connection;
+before that, a client opens a session with `initialize`, and cancels with a notification. Messages that a server sends
+outside of any request are not forwarded: this server sends none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from nnterp_mcp.server import replies
 logger = logging.getLogger(__name__)
 
 SILENCE = 60.0
-"""Seconds without a byte after which a server is given up: while it works it says every 15 s that it lives."""
+"""Seconds without a byte after which a server counts as lost: it sends a keep-alive every 15 s."""
 
 _CONNECT = 10.0
 """Seconds to open a connection."""
@@ -57,7 +57,7 @@ Send = Callable[[JSONRPCMessage], Awaitable[None]]
 
 
 def http_client(token: str | None, trust_env: bool = True) -> httpx2.AsyncClient:
-    """A client that bears the token and does not wait for a silent server for ever."""
+    """An HTTP client with the token and a timeout for silent servers."""
     return httpx2.AsyncClient(
         headers={} if token is None else {"Authorization": f"Bearer {token}"},
         timeout=httpx2.Timeout(_CONNECT, read=SILENCE, pool=None),
@@ -67,12 +67,12 @@ def http_client(token: str | None, trust_env: bool = True) -> httpx2.AsyncClient
 
 
 class Bridge:
-    """Carries one client's messages to a server, and what it answers back. Every request is answered.
+    """Forwards one client's messages to a server and its answers back. Every request is answered.
 
     Args:
         address: The server's URL of streamable HTTP.
-        http: What speaks to it.
-        send: Takes a message for the client.
+        http: The HTTP client.
+        send: Sends a message to the client.
     """
 
     def __init__(self, address: str, http: httpx2.AsyncClient, send: Send) -> None:
@@ -87,7 +87,7 @@ class Bridge:
         self._reopening = anyio.Lock()
 
     async def carry(self, messages: AsyncIterator[JSONRPCMessage]) -> None:
-        """Carries messages until the client has no more; what is under way then is given up."""
+        """Forwards messages until the client closes its input; requests in flight are then dropped."""
         async with anyio.create_task_group() as tasks:
             async for message in messages:
                 await self._pass_on(message, tasks)
@@ -99,7 +99,7 @@ class Bridge:
         await self._end_session()
 
     async def _wait_for_answers(self) -> None:
-        """Lets a client that said all at once hear what a server that is away comes to."""
+        """Waits briefly for answers to a client that closed its input right after its requests."""
         with anyio.move_on_after(_GOODBYE):
             while self._scopes:
                 await anyio.sleep(0.02)
@@ -111,7 +111,7 @@ class Bridge:
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             self._cancel(message, tasks)
         elif self._handshake is not None:
-            await self._tell(message)  # in order: a server takes no request before it is told that all is ready
+            await self._tell(message)  # in order: a server accepts no request before this notification
 
     def _cancel(self, notification: JSONRPCNotification, tasks: TaskGroup) -> None:
         cancelled = (notification.params or {}).get("requestId")
@@ -142,7 +142,7 @@ class Bridge:
         self._abandoned.discard(request.id)
 
     async def _exchange(self, request: JSONRPCRequest) -> bool:
-        """Sends a request and hands on all that comes for it; says whether its answer was among it."""
+        """Sends a request and forwards the messages that come back; returns False if the answer was not among them."""
         session = self._session
         async with self._posted(request) as response:
             if not (response.status_code == 404 and session and _version(request) is None):
@@ -169,7 +169,7 @@ class Bridge:
         self._version = answer.result.get("protocolVersion")
 
     async def _reopen(self, lost: str) -> None:
-        """Repeats the client's handshake with a server that does not know its session any more."""
+        """Repeats the client's handshake with a server that has lost its session."""
         async with self._reopening:
             if self._session != lost or self._handshake is None:
                 return
@@ -182,7 +182,7 @@ class Bridge:
             await self._tell(_INITIALIZED)
 
     async def _tell(self, message: JSONRPCMessage) -> None:
-        """Sends what has no answer; a server that cannot be reached will be missed by the next request."""
+        """Sends a notification; if the server cannot be reached, the next request will report it."""
         with suppress(httpx2.HTTPError):
             async with self._posted(message) as response:
                 await response.aread()
@@ -210,7 +210,7 @@ class Bridge:
         return headers | {name: value for name, value in kept.items() if value is not None}
 
     async def _refused(self, request: JSONRPCRequest, response: httpx2.Response) -> JSONRPCError:
-        """A refusal in the client's terms: the server's own error, or what its HTTP status means."""
+        """The server's own error, or one made from its HTTP status."""
         body, status = await response.aread(), response.status_code
         words = body[:200].decode(errors="replace")
         with suppress(ValidationError):
@@ -250,7 +250,7 @@ class Bridge:
 
 
 _OURS = {401, 403, 421}
-"""Refusals that whoever started the bridge or the server can mend, and the client cannot."""
+"""Statuses that only the person who started the bridge or the server can resolve."""
 
 _REFUSALS: dict[int, tuple[type[NnterpError], str]] = {
     401: (Forbidden, "Put the server's token into the variable that --token-env names (NNTERP_MCP_TOKEN)."),
@@ -260,11 +260,10 @@ _REFUSALS: dict[int, tuple[type[NnterpError], str]] = {
     429: (LimitExceeded, "Wait a minute."),
     503: (LimitExceeded, "Try again later, or with fewer clients."),
 }
-"""What an HTTP status means for someone who calls a tool."""
+"""The error and next step for an HTTP status."""
 
 
 def _version(message: JSONRPCRequest) -> str | None:
-    """The protocol's version that a request of 2026-07-28 or later says of itself."""
     meta: Any = (message.params or {}).get("_meta")
     version = meta.get(PROTOCOL_VERSION_META_KEY) if isinstance(meta, dict) else None
     return version if isinstance(version, str) else None

@@ -1,4 +1,4 @@
-"""Completions: what an argument of a prompt or of a resource's address may be, by the argument's name."""
+"""Completions for the arguments of prompts and of resource addresses, by the argument's name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MOST = 100
 
 
 class Completions:
-    """What the server can suggest.
+    """Completes arguments from the session's models, vectors and runs.
 
     Args:
-        session: What it holds.
+        session: The server's session.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     async def complete(self, context: ServerRequestContext[Any], params: CompleteRequestParams) -> CompleteResult:
-        """What begins like what was typed."""
+        """The suggestions that start with the typed text."""
         known = (params.context.arguments if params.context else None) or {}
         values = await anyio.to_thread.run_sync(self._suggest, params.argument.name, known)
         begun = [value for value in values if value.startswith(params.argument.value)]

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing: uvicorn waits for a request's headers as long as the client likes."""
+"""A timeout for connections that send no request: uvicorn waits for headers without limit."""
 
 from __future__ import annotations
 

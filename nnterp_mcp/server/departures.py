@@ -1,8 +1,8 @@
-"""Clients that hang up in mid-call: whoever works for one learns of it, whatever era of the protocol it speaks.
+"""Cancels the call of a client that disconnects, in either era of the protocol.
 
-Of the MCP library's transports, streamable HTTP with sessions lets a call go on whose connection is gone, so that a
-client may come back for its answer. This server keeps no answers for that (a run is kept, and `read_run` reads it),
-and a model must not compute for nobody while others wait.
+The MCP library's streamable HTTP with sessions lets a call continue after its connection is lost, so that the client
+may reconnect. This server does not store answers for that (`read_run` reads runs), and a model must not compute for a
+client that is gone while others wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEFT = "nnterp_mcp.left"
 
 
 class Departures:
-    """Notes in a request's scope when its client hangs up before the answer is complete."""
+    """Sets an event in a request's scope when its client disconnects before the answer is complete."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,10 +41,10 @@ class Departures:
 
 @asynccontextmanager
 async def while_there(request: Request | None) -> AsyncGenerator[None]:
-    """Cancels its body when the client hangs up, and goes on behind it.
+    """Cancels its body when the client disconnects.
 
     Args:
-        request: The HTTP request; None on a transport whose end the MCP library tells by itself.
+        request: The HTTP request; None on a transport whose end the MCP library reports itself.
     """
     async with anyio.create_task_group() as tasks:
         if request is not None:

@@ -1,4 +1,4 @@
-"""What a client may read about the server itself: the tool reference and the glossary."""
+"""Resources about the server itself: the tool reference and the glossary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import resources
 from mcp_types import Resource, ResourceTemplate
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server.reference import reference, section
 from nnterp_mcp.toolset import specs
 

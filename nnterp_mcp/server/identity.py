@@ -1,4 +1,4 @@
-"""What the server says of itself before any tool is called: its page, its icon, and the versions that it speaks."""
+"""The server's self-description: its homepage, its icon, and the protocol versions that it supports."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ICON = Icon(
     mime_type="image/svg+xml",
     sizes=["any"],
 )
-"""Layers that narrow; small, for it goes out with every answer."""
+"""Narrowing layers; small, since it is sent with every answer."""
 
 
 def discovery(server: Server[Any]) -> Callable[[ServerRequestContext[Any], RequestParams | None], Awaitable[Any]]:
-    """Answers `server/discover` with every version that is served, those that begin with a handshake included."""
+    """Answers `server/discover` with every supported version, those with a handshake included."""
 
     async def discover(context: ServerRequestContext[Any], params: RequestParams | None) -> DiscoverResult:
         return DiscoverResult(

@@ -1,6 +1,6 @@
-"""How much a client may ask: requests a minute, bytes and seconds of a body, open sessions.
+"""Limits on clients: requests per minute, size and duration of a request's body, open sessions.
 
-Each limit is an ASGI application around another. What is refused is answered by a JSON-RPC error with the limit's name.
+Each limit is ASGI middleware. A refusal is a JSON-RPC error that names the limit.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ BODY_SECONDS = 30.0
 _MINUTE = 60.0
 
 _CLIENTS_OF_AN_ADDRESS = 10
-"""How many clients' worth of requests one address may make."""
+"""The limit of an address, in limits of a client."""
 
 
 def _refusal(status: int, reason: str, retry_after: int | None = None) -> JSONResponse:
-    """An answer before the body was read; the connection ends with it, since the rest of the body is not wanted."""
+    """An answer sent before the body was read; it closes the connection."""
     headers = {"Connection": "close"} | ({} if retry_after is None else {"Retry-After": str(retry_after)})
     step = "" if retry_after is None else f"Try again in {retry_after} s."
     return http_refusal(status, LimitExceeded(reason, step), headers, retry_after)
 
 
 class RateLimit:
-    """Answers 429 to a client that asks too often. All counts begin anew every minute.
+    """Answers 429 to a client with too many requests. All counts restart every minute.
 
-    A client is a session, so that those which share an address (behind a tunnel or a proxy) do not count for each
-    other, or an address where there is none. Anyone may name a session: an address has ten clients' worth at most.
+    A client is a session, so that clients who share an address (behind a tunnel or a proxy) are counted separately, or
+    an address without a session. Since anyone may invent a session, an address has ten times the limit of a client.
     """
 
     def __init__(self, app: ASGIApp, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,6 @@ class RateLimit:
         await app(scope, receive, send)
 
     def _wait(self, address: str, scope: Scope) -> int:
-        """Seconds until the client may ask again, 0 if it may now."""
         now = self._clock()
         if now - self._begun >= _MINUTE:
             self._begun = now
@@ -75,13 +74,12 @@ class RateLimit:
 
 
 def _session_of(query: bytes) -> str:
-    """The session that a message of SSE belongs to, "" where there is none."""
     return parse_qs(query.decode("latin-1"), max_num_fields=8).get("session_id", [""])[0] if len(query) < 1000 else ""
 
 
 class BodyLimit:
-    """Reads a request's body before anything else does, and gives up when it is too large or holds too much (413), or
-    is too slow (408)."""
+    """Reads a request's whole body first; refuses one that is too large or has too many values (413) or is too slow
+    (408)."""
 
     def __init__(self, app: ASGIApp, largest: int) -> None:
         self._app = app
@@ -112,7 +110,7 @@ class BodyLimit:
         await self._app(scope, _replay(read, receive), send)
 
     async def _read(self, receive: Receive) -> Message | None:
-        """The body as one message, or the message that the client is gone; None if the body is too large."""
+        """The body as one message, or the disconnect message; None if the body is too large."""
         body = bytearray()
         while (message := await receive())["type"] == "http.request":
             body += message.get("body", b"")
@@ -127,7 +125,6 @@ class BodyLimit:
 
 
 def _replay(message: Message, receive: Receive) -> Receive:
-    """Gives a message that was received already before those to come."""
     kept = [message]
 
     async def replay() -> Message:
@@ -137,7 +134,7 @@ def _replay(message: Message, receive: Receive) -> Receive:
 
 
 class SessionLimit:
-    """Answers 503 to who would open one session too many; for an application in which a request is a session."""
+    """Answers 503 when too many sessions are open; for applications in which a request is a session."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app

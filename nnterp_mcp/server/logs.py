@@ -1,4 +1,4 @@
-"""The log on standard error: one line for each call, as text or as JSON, and never a secret in it."""
+"""The log on standard error: one line per call, as text or JSON, with secrets redacted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The viewer in a browser: one run on a loopback port, for those who know the path."""
+"""The viewer in a browser: one run on a loopback port, under a secret path."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _LARGEST_REQUEST = 100_000
 
 
 def viewer_app(store: RunStore, run_id: str, secret: str) -> ASGIApp:
-    """The page under `/SECRET/`, and `read_run` of this one run beside it.
+    """Serves the page under `/SECRET/`, and `read_run` of this one run.
 
     Requests under another host's name are refused, so that no web page reaches it by DNS rebinding.
 
     Args:
-        store: Where the run lies.
+        store: The run store.
         run_id: The run.
         secret: The path, which cannot be guessed.
     """
@@ -65,7 +65,6 @@ def viewer_app(store: RunStore, run_id: str, secret: str) -> ASGIApp:
 
 
 def _reply(store: RunStore, run_id: str, asked: Any) -> CallToolResult:
-    """The answer of `read_run`, as MCP clients get it."""
     try:
         if not isinstance(asked, dict):
             raise InvalidRequest("a request is a JSON object with the arguments of read_run.")

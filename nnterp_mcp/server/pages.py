@@ -1,15 +1,15 @@
-"""Lists of the protocol, each of which fits one page."""
+"""Pagination: every list of this server is one page."""
 
 from __future__ import annotations
 
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, PaginatedRequestParams
 
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 
 def first_page(params: PaginatedRequestParams | None) -> None:
-    """Refuses to go on from a cursor: no list of this server gives one.
+    """Refuses pagination cursors: no list of this server returns one.
 
     Raises:
         MCPError: There is a cursor.

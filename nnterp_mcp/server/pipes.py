@@ -1,4 +1,4 @@
-"""Standard input and output as a transport, whose end is no fault: a client may go away at any time."""
+"""Standard input and output as a transport; a client that closes them is no error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def pipes(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[tuple[Any, Any]]:
-    """The client's messages, and where those for it go.
+    """Opens the streams of messages from and to the client.
 
     Args:
-        close: Ends what works for the client. Once it reads no more it is called, and the process ends: the thread
-            that waits for the client's next line would hold it back as long as the line does not come.
+        close: Ends the work for the client. Called once the client has closed its end, before the process exits: the
+            thread that reads standard input cannot be cancelled.
     """
     try:
         async with stdio_server() as (read, write):
@@ -40,13 +40,13 @@ async def pipes(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[tuple[An
 
 
 def _is_of_the_pipes(error: BaseException) -> bool:
-    """Whether it says that nobody takes messages any more: a cancel, or a message that could not be handed on."""
+    """True for errors that mean a closed pipe: a cancellation, or a message that could not be sent."""
     kinds = (anyio.get_cancelled_exc_class(), anyio.BrokenResourceError, anyio.ClosedResourceError)
     return isinstance(error, kinds) or (isinstance(error, BaseExceptionGroup) and error.split(kinds)[1] is None)
 
 
 def exit_at_once() -> NoReturn:
-    """Ends the process at once: a thread that reads standard input cannot be cancelled, and would hold it back."""
+    """Exits at once: a thread that reads standard input cannot be cancelled and would block a normal exit."""
     with suppress(OSError):  # nobody may read it any more
         sys.stdout.flush()
     os._exit(0)

@@ -21,7 +21,7 @@ from mcp_types import (
 
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.recipes import RECIPES, Recipe
@@ -33,7 +33,7 @@ class Prompts:
     """The prompts of a server.
 
     Args:
-        session: What the server holds.
+        session: The server's session.
     """
 
     def __init__(self, session: Session) -> None:
@@ -68,7 +68,7 @@ def _found(name: str) -> Recipe:
 
 
 def _arguments(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
-    """What was filled in; clients send what was not as nothing or as an empty text."""
+    """The arguments that are not empty; clients send empty ones as null or as ""."""
     known = [argument.name for argument in recipe.arguments]
     for name in given:
         if name not in known:

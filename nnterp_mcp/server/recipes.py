@@ -1,7 +1,7 @@
-"""Recipes: experiments that a person can start from a client, written out as calls of our tools.
+"""Recipes: experiments that a person can start from a client, written out as tool calls.
 
-Every line that begins with a tool's name is a call that runs as it stands; the words around it say what to look for,
-what to change in it, the control, and what would count against the hypothesis.
+Every line that starts with a tool's name is a call that runs unchanged; the text around it says what to look for, what
+to change, the control, and what would count against the hypothesis.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ DEFAULT_MODEL = "smollm2-135m"
 
 @dataclass(frozen=True)
 class Argument:
-    """What a person fills in.
+    """An argument of a recipe.
 
     Attributes:
         name: Its name; completions go by it.
         description: What it is, with an example.
-        required: Whether the recipe needs it.
+        required: True if the recipe needs it.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Recipe:
     """One experiment.
 
     Attributes:
-        name: What a client calls it.
-        title: What a person sees.
-        description: What it finds out.
-        arguments: What it needs to know.
-        write: Writes it for given arguments, and for the models that are loaded: handles with their numbers of layers.
+        name: Its name in MCP.
+        title: A title for people.
+        description: The question that it answers.
+        arguments: Its arguments.
+        write: Writes it for given arguments and the loaded models (handles with their numbers of layers).
     """
 
     name: str
@@ -61,7 +61,7 @@ def _load(model: str, loaded: Mapping[str, int]) -> str:
 
 
 def _chosen(given: Mapping[str, str], loaded: Mapping[str, int]) -> tuple[str, str | None]:
-    """The model's name, and what its calls name: nothing while no other could be meant."""
+    """The model's name, and the `model` argument of its calls: None while only one model is loaded."""
     model = given.get("model") or next(iter(loaded), DEFAULT_MODEL)
     return model, model if {*loaded, model} != {model} else None
 

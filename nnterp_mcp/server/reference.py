@@ -1,4 +1,4 @@
-"""The tool reference: what docs/tools.md holds, and what clients read as a resource. Written from the specs."""
+"""The tool reference, generated from the specs: docs/tools.md, and a resource for clients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ _LIMITS = {"maximum": "", "maxLength": "characters", "maxItems": "items", "maxPr
 
 
 def _kind(schema: dict[str, Any], plural: str = "") -> str:
-    """A type in words."""
     if "enum" in schema:
         return ", ".join(json.dumps(value) for value in schema["enum"])
     if schema["type"] == "array":

@@ -1,4 +1,4 @@
-"""What is refused before MCP sees it, as JSON-RPC errors: a client shows their text, and not a bare status."""
+"""HTTP refusals with a JSON-RPC error as body, since clients show its text and not a bare status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from nnterp_mcp.errors import NnterpError
 
 _SERVER_ERROR = -32000
-"""JSON-RPC's code for what a server refuses for reasons of its own."""
+"""JSON-RPC's code for errors defined by the server."""
 
 
 def http_refusal(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
-from nnterp_mcp.contract import Answer, Late
+from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.formatting import escaped, escaped_data, rounded
 from nnterp_mcp.redaction import redact
-from nnterp_mcp.render import lines
-from nnterp_mcp.toolset import specs
 
 _LONGEST_ERROR = 2000
-"""Characters; what a caller sent may be quoted in an error, and may be long."""
+"""Characters of an error, which may quote a long argument."""
 
 
 def answered(answer: Answer) -> CallToolResult:
     """An answer as text and as structured content, and its picture if it has one."""
-    data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
+    data = answer.structured()
     data = escaped_data(data if answer.exact else rounded(data))
     content: list[ContentBlock] = [TextContent(text=written(answer))]
     if answer.picture is not None:
@@ -31,15 +26,9 @@ def answered(answer: Answer) -> CallToolResult:
 
 
 def written(answer: Answer) -> str:
-    """An answer as text; its class says how it is written."""
-    text = escaped(_renderers()[type(answer)](answer))
+    """An answer as text, with the id of its run."""
+    text = escaped(answer.text())
     return text if answer.run_id is None else f"{text}\nrun_id: {answer.run_id}"
-
-
-@cache
-def _renderers() -> dict[type[Answer], Callable[[Any], str]]:
-    renderers: dict[type[Answer], Callable[[Any], str]] = {spec.answer: spec.render for spec in specs().values()}
-    return renderers | {Late: lines}
 
 
 def refused(error: NnterpError) -> CallToolResult:

@@ -30,12 +30,13 @@ from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
+from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.run import read_answer
 
 Context = ServerRequestContext[Any]
@@ -45,7 +46,7 @@ LISTED = 20
 """Runs that `resources/list` names; every run can be read."""
 
 PIECE = 480_000
-"""Bytes of a resource before it is encoded: it travels as one message, and clients refuse one of more than 1 MiB."""
+"""Bytes of a resource before encoding: it is sent as one message, and clients refuse messages beyond 1 MiB."""
 
 _ADDRESS = re.compile(r"run://(?P<run_id>[^/?#]+)(?:/(?P<part>[^/?#]+)(?:/(?P<piece>[1-9][0-9]{0,5}))?)?/?")
 
@@ -108,7 +109,7 @@ class Resources:
     """The resources of a server.
 
     Args:
-        session: What the server holds.
+        session: The server's session.
     """
 
     def __init__(self, session: Session) -> None:
@@ -140,7 +141,7 @@ class Resources:
         )
 
     async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
-        """What stands at an address; a run that is under way is not waited for."""
+        """Reads a resource; does not wait for a run in progress."""
         try:
             return ReadResourceResult(contents=[await self._read(params.uri)])
         except NnterpError as error:
@@ -231,7 +232,7 @@ def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "result":
         return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
     if part in _FIGURES:
-        content = figures.read_figure(store, record, part)
+        content = figures.read_figure(store, record, part, specs())
         return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])

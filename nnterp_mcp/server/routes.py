@@ -1,4 +1,4 @@
-"""What the server answers over HTTP: streamable HTTP and SSE on one port, behind every check and limit."""
+"""The HTTP routes: streamable HTTP and SSE on one port, behind every check and limit."""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ from nnterp_mcp.toolset import specs
 logger = logging.getLogger(__name__)
 
 _CONNECTIONS_OF_A_SESSION = 4
-"""A stream for notifications and some requests at once; who opens more of them is answered 503."""
+"""One stream for notifications and a few concurrent requests; further connections get a 503."""
 
 
 def serve(settings: Settings) -> None:
-    """Serves until the client leaves (stdio) or a signal comes (any transport); no worker outlives it.
+    """Serves until the client closes its input (stdio) or a signal arrives; no worker outlives the server.
 
     Raises:
         Forbidden: The host is not a loopback address, and there is no token or no list of hosts.
@@ -64,7 +64,7 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket | None) -> None:
     async with Session(settings) as session:
         server = build(session)
-        gc.freeze()  # what is there by now stays: looking through all of it again would hold up every client
+        gc.freeze()  # these objects live as long as the server: collecting them again and again would delay clients
         await (_serve_stdio(server, session) if listener is None else _serve_http(server, session, listener))
 
 
@@ -88,7 +88,7 @@ async def _serve_http(server: Server[Any], session: Session, listener: socket.so
 
     from nnterp_mcp.server.connections import ImpatientProtocol
 
-    for spec in specs().values():  # made once, before there is a client whom that would hold up
+    for spec in specs().values():  # cached before the first client would wait for it
         definition(spec)
     settings = session.settings
     config = uvicorn.Config(
@@ -110,7 +110,7 @@ async def _serve_http(server: Server[Any], session: Session, listener: socket.so
 
 
 async def _close_on_exit(http: Any, session: Session) -> None:
-    """Ends the calls in flight as soon as the server is told to, so that their clients hear of it."""
+    """Ends the calls in flight when the server is told to stop, so that their clients get an answer."""
     while not http.should_exit:
         await anyio.sleep(0.1)
     await session.close()

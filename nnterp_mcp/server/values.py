@@ -1,6 +1,6 @@
-"""How much a request may hold, looked at before anything parses it: what one client sends must not hold up the others.
+"""Limits the number of values in a request before it is parsed, so that no client delays the others.
 
-Python reads a text of megabytes in no time, but takes seconds for as many bytes of small values, and nothing else runs
+Python parses megabytes of text in no time, but takes seconds for as many bytes of small values, and nothing else runs
 meanwhile.
 """
 
@@ -15,7 +15,7 @@ MOST_VALUES = 400_000
 """Numbers and texts that a request holds, at most; a name, a list and an object count as eight of them."""
 
 _NAME = 8
-"""What a name, a list or an object costs to read beside a number in a list, about."""
+"""The cost of parsing a name, a list or an object, relative to a number in a list."""
 
 _MOST_NAMES = 1000
 """Names of one object: of arguments, categories, groups."""
@@ -25,7 +25,7 @@ _FEWER = "Send fewer values at once; a prompt file (run_prompts), a vector file 
 
 
 def too_many_values(body: bytes) -> bool:
-    """Whether JSON holds more than `MOST_VALUES` values, told by its commas, colons and brackets outside of texts."""
+    """True if JSON has more than `MOST_VALUES` values, counted by commas, colons and brackets outside of strings."""
     if _weight(body) <= MOST_VALUES:
         return False
     if body.count(b'"') > 4 * MOST_VALUES:

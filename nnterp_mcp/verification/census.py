@@ -34,10 +34,10 @@ HEADINGS = {
     "as_generate": "generation as transformers'",
     "switches": "RoPE that changes with length",
 }
-"""What each capability is called in the table."""
+"""The table's headings."""
 
 COLUMNS = (*CAPABILITIES, "switches")
-"""What the table holds a column for: the capabilities, and whether position encodings may change with the length."""
+"""The table's columns: the capabilities, and position encodings that change with the length."""
 
 
 def check_type(model_type: str) -> Report:
@@ -133,7 +133,7 @@ def worst_lens(reports: Iterable[Report]) -> float:
 
 
 def census_versions() -> dict[str, str]:
-    """The versions that the results hold for."""
+    """The versions that the results were measured with."""
     packages = ("nnterp-mcp", "transformers", "nnsight", "torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
@@ -195,7 +195,6 @@ def _reason(report: Report) -> str:
 
 
 def _calm() -> None:
-    """One thread and no chatter, in a worker process."""
     import warnings
 
     import torch

@@ -1,7 +1,7 @@
 """The long form of the checks: every capability against plain transformers with plain hooks.
 
-`check` asks at load whether the standard names hang together; this asks whether they give the numbers that
-transformers itself gives, for reading and for editing, layer by layer.
+The checks at load test that the standard names are consistent; these test that they give transformers' own numbers, for
+reading and for editing, layer by layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CAPABILITIES = (
     "generation",
     "as_generate",
 )
-"""What a report holds a line for."""
+"""The lines of a report."""
 
 LONG, SHORT = 7, 4
 """Tokens of the prompts."""
@@ -44,10 +44,10 @@ LONG, SHORT = 7, 4
 
 @dataclass(frozen=True)
 class Report:
-    """What was found about one model.
+    """The result of the full checks of one model.
 
     Attributes:
-        name: The model, or the type it is an example of.
+        name: The model, or its type.
         architecture: Its class in transformers.
         checks: One entry for each capability. One that is not passed was refused, or is wrong.
         wrong: The capabilities that were offered and gave other numbers than plain transformers.
@@ -63,7 +63,7 @@ class Report:
     seconds: float
 
     def passed(self, capability: str) -> bool:
-        """Whether a capability was verified."""
+        """True if a capability was verified."""
         return any(check.name == capability and check.passed for check in self.checks)
 
     def reason(self) -> str:
@@ -102,7 +102,7 @@ def check_thoroughly(model: StandardizedTransformer) -> Report:
 
 
 def measure_once(capability: str, measure: Callable[[], str]) -> tuple[Check, bool]:
-    """What a measure says, and whether it found a number that is not transformers'; what it raises is the reason."""
+    """Runs one measure; returns its check, and True if a number differed from transformers'."""
     try:
         return Check(capability, True, measure()), False
     except DiffersError as error:
@@ -115,8 +115,6 @@ def measure_once(capability: str, measure: Callable[[], str]) -> tuple[Check, bo
 
 
 class _Bench:
-    """One model, its prompts, and the measures of each capability."""
-
     def __init__(self, model: StandardizedTransformer) -> None:
         self.model = model
         self.plain: nn.Module = model.module
@@ -136,7 +134,7 @@ class _Bench:
 
     def on_long_texts(self) -> Iterator[tuple[str, Callable[[], str]]]:
         """The measures that go beyond the lengths at which the model changes."""
-        from nnterp_mcp.verification.long_texts import LongTexts  # which stands on the model, as all of that package
+        from nnterp_mcp.verification.long_texts import LongTexts  # imported late: it uses this module's checks
 
         texts = LongTexts(self.model)
         yield "causal", self.causal
@@ -346,7 +344,7 @@ class _Bench:
         return f"differs from the prompt alone by at most {difference:.1g}"
 
     def causal(self) -> str:
-        """A later token changes nothing before it; where it does, the model was found out when it was loaded."""
+        """A later token changes nothing before it; a model for which it does was refused at load."""
         changed = other_ids(self.plain, self.ids, -1)
         before, after = (reference.run_plain(self.plain, ids).logits[:, :-1] for ids in (self.ids, changed))
         difference = _difference(before, after)
@@ -369,7 +367,6 @@ def _disturb(states: Tensor) -> Tensor:
 
 
 def _look_at_first(pattern: Tensor) -> Tensor:
-    """Let every position read the first one alone."""
     pattern[:] = 0
     pattern[..., 0] = 1
     return pattern

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.forward import forward
 from nnterp_mcp.engine.generation import Generation, end_ids, generate
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -53,15 +53,15 @@ class LongTexts:
         for mark in self._marks():
             prompts = self._prompts(mark.length + 2, mark.length + 1, _SHORT, _SHORT + 1)
 
-            def last(batch: Batch) -> Tensor:
+            def last(batch: Batch, numbers: Sequence[int]) -> Tensor:
                 wanted = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
                 logits = forward(self.model, batch, logits=wanted).logits
                 assert logits is not None
                 return logits
 
-            for batch, logits in run_batches(self.model, prompts, 1 << 16, last):
-                for prompt, found in zip(batch.prompts, logits, strict=True):
-                    worst = max(worst, self._apart(found, self._alone(prompt.ids), f"after {len(prompt.ids)} tokens"))
+            read = Workload(prompts, batch_tokens=1 << 16).run(self.model, last)
+            for prompt, found in zip(prompts, read, strict=True):
+                worst = max(worst, self._apart(found, self._alone(prompt.ids), f"after {len(prompt.ids)} tokens"))
         return f"{self._said()}: prompts of one call as alone, to {worst:.1g}"
 
     def generation(self) -> str:
@@ -76,10 +76,10 @@ class LongTexts:
         return f"{self._said()}: as whole passes, to {worst:.1g}"
 
     def as_generate(self) -> str:
-        """What transformers' own `generate` says of the same prompts, with its cache.
+        """Compares with transformers' own `generate` on the same prompts, with its cache.
 
         Raises:
-            Unsupported: It says something else than its own whole passes, which `generation` was compared with.
+            Unsupported: It differs from transformers' own uncached passes, which `generation` was compared with.
         """
         worst = max((self._apart_from_generate(prompt, said) for prompt, said in self._texts()), default=0.0)
         if worst <= self._allowed:
@@ -107,7 +107,7 @@ class LongTexts:
         for mark in self._marks():
             prompts = self._prompts(mark.length - 1, mark.length - _BEFORE, _SHORT)
             if mark.length not in self._generated:
-                self._generated[mark.length] = generate(self.model, prompts, max_new_tokens=NEW)
+                self._generated[mark.length] = generate(self.model, Workload(prompts), max_new_tokens=NEW)
             yield from zip(prompts, self._generated[mark.length], strict=True)
 
     @torch.no_grad()
@@ -147,11 +147,6 @@ class LongTexts:
         return 10 * TOLERANCES.get(self.model.module.dtype, 1e-1)
 
     def _apart(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
-        """How far two numbers are apart.
-
-        Raises:
-            AssertionError: Farther than rounding explains.
-        """
         apart = float((found.float().cpu() - expected.float().cpu()).abs().max())
         largest = float((expected if scale is None else scale).abs().max())
         if not apart <= TOLERANCES.get(self.model.module.dtype, 1e-1) * max(largest, 1.0):

@@ -1,4 +1,4 @@
-"""Plain transformers with plain PyTorch hooks: what our own code is compared with, and never built from."""
+"""Plain transformers with plain PyTorch hooks: the reference for our own code, which shares nothing with it."""
 
 from __future__ import annotations
 

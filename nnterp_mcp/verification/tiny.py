@@ -134,7 +134,7 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _enliven(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Redraw what training would have set: each parameter, and the biases that are saved beside them."""
+    """Redraws all that training would have set: each parameter, and biases that are saved as buffers."""
     drawn: set[int] = set()  # a tied parameter has several owners
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -159,7 +159,7 @@ def _redraw(module: nn.Module, parameter: nn.Parameter, generator: torch.Generat
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Whether it multiplies inputs: then it starts random around zero, unlike gates, scales and decays."""
+    """True for matrices that multiply inputs, which start random around zero, unlike gates, scales and decays."""
     return parameter.ndim > 1 and bool(parameter.mean().abs() < 0.5 * parameter.std())
 
 

@@ -71,7 +71,7 @@ UNSET = re.compile(
     "num_key_value_heads|head_dim|n_routed_experts|num_experts_per_tok|logit_scale|(pad|bos|eos)_token_id"
 )
 
-# What the general rule cannot know, by the model type of a configuration (or of a part of one).
+# Values that the general rule cannot derive, by the model type of a configuration or of a part of one.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     # Each kind of layer, where a default configuration has one kind only, or names layers by index.
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -231,7 +231,6 @@ def _match(patterns: Mapping[str, Any], name: str) -> Any:
 
 
 def _small(field: Field[Any]) -> Any:
-    """The small value for a field, or None where its default stays."""
     default = _default(field)
     if field.name == "is_decoder":
         return True

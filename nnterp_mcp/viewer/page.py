@@ -16,7 +16,7 @@ from nnterp_mcp import __version__
 from nnterp_mcp.toolset import specs
 
 Source = Literal["host", "server", "page"]
-"""Where the page reads its run: the MCP host that shows it, the server that it came from, or itself."""
+"""The source of the page's run: the MCP host that shows it, its server, or the page itself."""
 
 _PACKAGE = files("nnterp_mcp")
 _VIEWS = "viewer/views.js"
@@ -81,7 +81,7 @@ def _read(path: str) -> str:
 
 @cache
 def _script() -> str:
-    """Every module as one script, each in a scope of its own, what it imports before it."""
+    """Bundles the modules into one script, each in its own scope, after its imports."""
     written: dict[str, str] = {}
     _add("viewer/main.js", written)
     return f"const modules = {{}};\n{''.join(written.values())}"
@@ -104,7 +104,6 @@ def _add(path: str, written: dict[str, str]) -> None:
 
 
 def _views() -> str:
-    """The module that names every tool's view."""
     names = sorted(viewed_tools())
     imports = [f'import {{ show as {name} }} from "../toolset/{name}/view.js";\n' for name in names]
     return f"{''.join(imports)}export const views = {{ {', '.join(names)} }};\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
+from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
     Row,
@@ -18,7 +18,9 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.run import read_answer, read_result
+from nnterp_mcp.table import Table
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.read_run.run import read_answer
 
 LARGEST = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
@@ -39,13 +41,12 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
     if left:
         answer.notes.insert(-1, f"Too large for this page, and left out: {', '.join(left)}; read_run has them.")
     parts = _tables(store, record) | {name: _array(store, record.id, name, card) for name, card in arrays.items()}
-    data = {name: value for name, value in answer.model_dump(mode="json").items() if value is not None}
-    tables = {name: short(part.model_dump(mode="json")) for name, part in parts.items()}
-    return {"answer": escaped_data(short(data)), "parts": escaped_data(tables)}
+    tables = {name: short(part.model_dump(mode="json", exclude={"kinds"})) for name, part in parts.items()}
+    return {"answer": escaped_data(short(answer.structured())), "parts": escaped_data(tables)}
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
-    result = read_result(store, record)
+    result = read_result(store, record, specs())
     tables: dict[str, list[Row]] = tables_of(result)
     rest = result.model_dump(mode="json", exclude=set(tables))
     tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}

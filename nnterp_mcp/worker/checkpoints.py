@@ -1,4 +1,4 @@
-"""The finished parts of a long call, kept until it ends well: an equal call takes them up where it died."""
+"""Checkpoints of long calls: an equal call resumes one that died."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
-from nnterp_mcp.runs.atomic_files import as_json, write_whole
+from nnterp_mcp.runs.atomic_files import write_whole
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """A name for everything that decides a call's numbers: equal calls have equal names."""
+    """A hash of everything that determines a call's numbers."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Checkpoint:
-    """The parts of one call, by name. Without a folder it keeps nothing and knows nothing."""
+    """The finished parts of one call, by name; without a folder it stores nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def take(self, name: str, kind: type[M]) -> M | None:
-        """A part that was finished earlier, None if there is none that can be read."""
+        """A part that was finished earlier, None without a readable one."""
         if self._folder is None:
             return None
         try:
-            return kind.model_validate_json((self._folder / f"{name}.json").read_bytes())
+            return TypeAdapter(kind).validate_json((self._folder / f"{name}.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def put(self, name: str, part: BaseModel) -> None:
-        """Keeps a part; where the disk refuses, the call goes on without."""
+    def put(self, name: str, part: object) -> None:
+        """Saves a part; errors of the disk are ignored."""
         if self._folder is None:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / f"{name}.json", as_json(part), sync=False)
+            content = to_json(TypeAdapter(Any).dump_python(part), inf_nan_mode="strings")
+            write_whole(self._folder / f"{name}.json", content, sync=False)
         except OSError:
             return
 
     def clear(self) -> None:
-        """Forgets every part: the call has ended well."""
+        """Removes every part, after the call has ended well."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import NnterpError
@@ -19,9 +18,33 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.worker.recorder import Recorder
 
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
 R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Finished(Generic[M]):
+    """What a call has computed so far.
+
+    Attributes:
+        items: What came of each item, in the order of the request.
+        taken: How many of them an earlier call had computed.
+        seconds: The time that they took.
+    """
+
+    items: list[M]
+    taken: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The items that are being computed: how many, after how many others, of how many, and what they are called."""
+
+    size: int
+    done: int
+    total: int
+    unit: str
 
 
 @dataclass
@@ -42,42 +65,45 @@ class Job:
     partial: Callable[[], Result | None] | None = None
     remarks: Mapping[str, None] = field(default_factory=dict[str, None])
     _stopped: list[NnterpError] = field(default_factory=list)
-    _group: tuple[int, int, int, str] = (0, 0, 0, "")
+    _group: _Group | None = None
     _last: tuple[float, float | None] = (0.0, None)
 
     def stop(self, error: NnterpError) -> None:
         """Asks the call to stop before its next step, with this error."""
         self._stopped.append(error)
 
-    def progress(self, done: float, total: float | None, message: str) -> None:
-        """Tells how far the call is; a natural place to stop, so a call that was stopped raises here.
-
-        Raises:
-            NnterpError: The call was cancelled, or ran past its time.
-        """
-        self.check()
-        self._last = (done, total)
-        self.send(Progress(id=self.id, done=done, total=total, message=message))
-
-    def tell(self, message: str) -> None:
-        """Tells what the call waits for, when it is no further than it was."""
-        done, total = self._last
-        self.send(Progress(id=self.id, done=done, total=total, message=message))
-
-    def step(self, fraction: float, message: str) -> None:
-        """Tells how far the group in hand is, inside `in_parts`; a place to stop like any other.
+    def progress(self, done: int, total: int | None, unit: str) -> None:
+        """Reports how far the call is; a natural place to stop, so a call that was stopped raises here.
 
         Args:
-            fraction: Of the group, from 0 to 1.
-            message: What is going on in it.
+            done: How much is done; inside `in_parts`, of the group that is being computed.
+            total: Of how much; None where that is not known.
+            unit: What is counted.
 
         Raises:
             NnterpError: The call was cancelled, or ran past its time.
         """
         self.check()
-        done, size, total, what = self._group
-        if fraction < 1:  # the end of a group is told once, when it is kept
-            self.progress(done + fraction * size, total, f"{done} of {total} {what}; {message}")
+        message = f"{done} {unit}" if total is None else f"{done} of {total} {unit}"
+        group = self._group
+        if group is None:
+            self.tell(message, done, total)
+        elif total is not None and done < total:  # the end of a group is reported once, when it is recorded
+            reached = group.done + group.size * done / total
+            self.tell(f"{group.done} of {group.total} {group.unit}; {message}", reached, group.total)
+
+    def tell(self, message: str, done: float | None = None, total: float | None = None) -> None:
+        """Sends a message, such as what the call waits for.
+
+        Args:
+            message: The message.
+            done: How far the call is; by default no further than it was.
+            total: Of how much.
+        """
+        if done is not None:
+            self._last = (done, total)
+        done, total = self._last
+        self.send(Progress(id=self.id, done=done, total=total, message=message))
 
     def check(self) -> None:
         """Stops here if someone asked for it.
@@ -119,11 +145,11 @@ class Job:
 
     def in_parts(
         self,
-        groups: Sequence[Sequence[T]],
+        groups: Sequence[Sequence[int]],
         kind: type[M],
-        compute: Callable[[Sequence[T]], M],
-        assemble: Callable[[Sequence[M], int], R],
-        what: str,
+        compute: Callable[[Sequence[int]], Iterable[M]],
+        assemble: Callable[[Finished[M]], R],
+        unit: str = "prompts",
     ) -> R:
         """Works through items group by group, so that what is finished outlasts what comes after it.
 
@@ -131,30 +157,36 @@ class Job:
         up by the next equal call where it ended.
 
         Args:
-            groups: The items, in the groups that are computed together.
-            kind: The class of what comes out of a group.
-            compute: Computes a group.
-            assemble: Makes the result of the groups that are there; told how many items an earlier call had computed.
-            what: The items' name, for the progress.
+            groups: The items that are computed together, by their numbers in the request.
+            kind: The type of what comes out of an item.
+            compute: Computes the items of a group.
+            assemble: Makes the result of what is finished.
+            unit: What the items are called, for the progress.
 
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.
         """
         checkpoint = Checkpoint(None) if self.recorder is None or len(groups) == 1 else self.recorder.checkpoint()
-        parts: list[M] = []
-        total, done = sum(map(len, groups)), 0
-        taken = 0
-        self.partial = lambda: assemble(parts, taken) if parts else None
-        for number, group in enumerate(groups):
+        found: dict[int, M] = {}
+        taken, seconds, total = 0, 0.0, sum(map(len, groups))
+
+        def finished() -> Finished[M]:
+            return Finished([found[number] for number in sorted(found)], taken, seconds)
+
+        self.partial = lambda: assemble(finished()) if found else None
+        for name, group in enumerate(groups):
             self.check()
-            self._group = (done, len(group), total, what)
-            part = checkpoint.take(str(number), kind)
+            part = checkpoint.take(str(name), tuple[list[kind], float])
             if part is None:
-                part = compute(group)
-                checkpoint.put(str(number), part)
+                begun = time.monotonic()
+                self._group = _Group(len(group), len(found), total, unit)
+                items = list(compute(group))
+                self._group = None
+                part = items, time.monotonic() - begun
+                checkpoint.put(str(name), part)
             else:
                 taken += len(group)
-            parts.append(part)
-            done += len(group)
-            self.progress(done, total, f"{done} of {total} {what}")
-        return assemble(parts, taken)
+            found |= zip(group, part[0], strict=True)
+            seconds += part[1]
+            self.progress(len(found), total, unit)
+        return assemble(finished())

@@ -28,7 +28,8 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         # How many steps there are shows only on the way: progress must grow with each, and not end before the load.
         nonlocal done
         done += (1 - done) / _STEPS
-        job.progress(round(done, 4), 1, message)
+        job.check()
+        job.tell(message, round(done, 4), 1)
 
     report("starting the worker's libraries")
     from transformers.utils import logging

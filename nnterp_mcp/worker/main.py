@@ -1,6 +1,6 @@
 """The worker's process: one model, one call at a time, on the main thread.
 
-It ends when its standard input does, so that no worker outlives its server, whichever way that one ended.
+It exits when its standard input closes, so that no worker outlives its server, however that ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
 from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, to_line, to_worker
 from nnterp_mcp.redaction import hide, redact
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
@@ -28,13 +28,13 @@ from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
-"""Seconds that the end of a worker waits for a run that is just being written."""
+"""Seconds that the exit of a worker waits for a record that is being written."""
 
 _KEPT = "What was finished is kept: read_run shows it under {!r}."
 
 
 class Inbox:
-    """Reads the server's messages on a thread of its own, so that a cancel arrives while a call computes."""
+    """Reads the server's messages on its own thread, so that a cancellation arrives during a computation."""
 
     def __init__(self, source: BinaryIO, outbox: Outbox) -> None:
         self.calls: queue.Queue[tuple[Call, Job]] = queue.Queue()
@@ -80,7 +80,7 @@ class Outbox:
 
 
 def work() -> None:
-    """Serves the calls that come over standard input until it closes."""
+    """Serves calls from standard input until it closes."""
     source, sink = _claim_pipes()
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -112,7 +112,7 @@ def _run(bench: Bench, call: Call, job: Job) -> Result:
 
 
 def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
-    """Records a result, and returns what the server is to have of it."""
+    """Records a result; returns the answer, or the result of a call without a record."""
     if job.recorder is None:
         return result.model_dump(mode="json")
     problems = job.recorder.finish(result)
@@ -122,7 +122,7 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
 
 
 def _give_up(job: Job, error: BaseException) -> NnterpError:
-    """The error as its caller sees it, after what the call had was recorded."""
+    """The error for the caller, after the partial result was recorded."""
     known = error if isinstance(error, NnterpError) else _translate(error)
     if job.recorder is None:
         return known
@@ -134,7 +134,7 @@ def _give_up(job: Job, error: BaseException) -> NnterpError:
 
 
 def _partial(job: Job) -> Result | None:
-    """What a call has so far; a fault in making it must not hide why the call ended, nor end the process."""
+    """The partial result of a call; an error here must not hide why the call ended, nor end the process."""
     try:
         found = job.partial() if job.partial is not None else None
         return None if found is None else job.told(found)
@@ -175,7 +175,7 @@ def _device_memory() -> int | None:
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Takes standard input and output for the messages; what libraries print goes to standard error."""
+    """Reserves standard input and output for messages; output of libraries goes to standard error."""
     source, sink = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

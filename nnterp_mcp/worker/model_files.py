@@ -1,4 +1,4 @@
-"""Which files a model came from, and their hashes: computed beside the work, so that no load waits for them."""
+"""The files of a loaded model and their hashes, computed in the background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ModelOrigin:
-    """Where a model's weights came from: in words, the Hub's commit, the files; the versions of what serves it."""
+    """The source of a model's weights: in words, the Hub's commit, the files, and the versions of a service."""
 
     source: str
     revision: str | None = None
@@ -26,7 +26,7 @@ class ModelOrigin:
 
 
 class ModelFiles:
-    """The files of a model's folder. Hashing begins at once, on a thread of its own.
+    """The files of a model's folder, hashed on a background thread.
 
     Args:
         folder: The folder.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.experiments.patching.corruption import Pair, ablate, add_noise, pair_prompts, replace_text, resample
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.corruption import Ablated, Noise, Replaced
-from nnterp_mcp.request.fields import Prompt
+from nnterp_mcp.request.prompts import Prompt
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench

@@ -1,4 +1,4 @@
-"""The states that a run of `collect_activations` kept, for the calls that use them again."""
+"""The states of a run of `collect_activations`, for calls that use them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import Prompt
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.prompts import Prompt
+from nnterp_mcp.request.sites import Site
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Collected:
-    """The states of one run, read from the disk as they are asked for.
+    """The states of one run, read from disk on demand.
 
     Attributes:
         result: Their index.
@@ -56,14 +56,13 @@ class Collected:
 
     @cached_property
     def _rows(self) -> dict[int, dict[int | None, int]]:
-        """The row of each prompt and position."""
         rows: dict[int, dict[int | None, int]] = {}
         for row in self.result.rows:
             rows.setdefault(row.prompt, {})[row.position] = row.row
         return rows
 
     def sole(self, prompt: int) -> bool:
-        """Whether a prompt has one state only, a pooled one or that of one position."""
+        """True if a prompt has a single state: pooled, or of one position."""
         return len(self._rows.get(prompt, {})) == 1
 
     def take(
@@ -127,7 +126,7 @@ def find_collected(store: RunStore, run_id: str, identity: ModelIdentity, model:
         model: That model's handle, for errors.
 
     Raises:
-        InvalidRequest: There is no such run, it kept no states, or it belongs to other weights.
+        InvalidRequest: There is no such run, it has no states, or it belongs to other weights.
     """
     record = store.read(run_id)
     if record.tool != SPEC.name or STATES not in record.arrays:

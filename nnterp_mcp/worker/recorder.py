@@ -1,4 +1,4 @@
-"""The worker's end of a run's record: what was computed goes to disk before the answer goes out."""
+"""Writes runs from the worker, before their answers are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WRITING = threading.Lock()
-"""Held while a run is being finished: a worker that is told to end lets that happen first."""
+"""Locked while a record is being written: an exiting worker waits for it."""
 
 
 class Recorder:
@@ -44,7 +44,7 @@ class Recorder:
         self._lost: dict[str, str] = {}
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
-        """Writes an array beside the result; where the disk refuses, `finish` says so and the rest is kept."""
+        """Writes an array of the run; an error of the disk is reported by `finish`, and the rest is kept."""
         import torch
 
         host = array.detach().cpu()
@@ -55,7 +55,7 @@ class Recorder:
             self._lost[name] = _reason(error)
 
     def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> FileRows:
-        """Begins an array beside the result that is filled row by row.
+        """Opens an array of the run that is filled row by row.
 
         Raises:
             LimitExceeded: It cannot be written.
@@ -64,7 +64,7 @@ class Recorder:
         return self._rows[name]
 
     def checkpoint(self) -> Checkpoint:
-        """The parts of this call, those of an equal one that died among them; none where the record is gone."""
+        """The checkpoint of this call, with the parts of an equal call that died; empty if the record is gone."""
         if self._checkpoint is None:
             try:
                 record, environment = self._store.read(self.run_id), self._environment()
@@ -86,7 +86,7 @@ class Recorder:
         """Writes the result and closes the record.
 
         Returns:
-            What an agent must know: that the result or an array could not be kept, and why.
+            Notes for the answer: the result or an array that could not be written, and why.
         """
         with WRITING:
             problem = self._close(result, None)
@@ -97,12 +97,12 @@ class Recorder:
         return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
 
     def fail(self, error: NnterpError, partial: Result | None) -> None:
-        """Closes the record of a call that raised, with what it had."""
+        """Closes the record of a call that raised, with its partial result."""
         with WRITING:
             self._close(partial, error)
 
     def _close(self, result: Result | None, error: NnterpError | None) -> str | None:
-        """Writes the end of the run; returns why it could not be, None if it was."""
+        """Completes the record; returns the reason of a failure, or None."""
         try:
             self._close_rows(result is not None)
             ended = self._end(error) | {"arrays": self._arrays, "environment": self._environment()}
@@ -116,7 +116,7 @@ class Recorder:
         return None
 
     def _close_rows(self, wanted: bool) -> None:
-        """Ends the arrays that were filled row by row; those of a run without a result are of no use."""
+        """Closes the arrays that are filled row by row; discards those of a run without a result."""
         for name, rows in self._rows.items():
             if wanted:
                 self._arrays[name] = rows.close()
@@ -125,7 +125,7 @@ class Recorder:
         self._rows.clear()
 
     def _give_up(self, reason: str, error: NnterpError | None) -> None:
-        """Says in the record that the result is lost; what it had on the disk makes room for that."""
+        """Records that the result is lost, after removing the run's files to make room."""
         lost = LimitExceeded(f"the result of {self.run_id} could not be recorded: {reason}", "Make room for runs.")
         try:
             self._store.empty(self.run_id)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.activations import Pool, Row, collect, index_rows, state_shape
 from nnterp_mcp.formatting import size
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import LayerSpec, PositionSpec, Prompt
-from nnterp_mcp.request.operations import Operation, Site
+from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.positions import LayerSpec, PositionSpec
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.sites import Site
 from nnterp_mcp.runs.arrays import Rows
 from nnterp_mcp.worker.job import Job
 
@@ -34,21 +35,19 @@ class Experiment:
 
     Attributes:
         bench: The model, and the limits.
-        prompts: The prompts.
+        work: The prompts, with the operations on them.
         groups: The group of each prompt.
         rows: The rows.
         places: Where, one place a layer.
         shape: The shape of one state.
-        plan: The operations in force.
     """
 
     bench: Bench
-    prompts: list[EncodedPrompt]
+    work: Workload
     groups: list[str]
     rows: list[Row]
     places: list[Place]
     shape: tuple[int, ...]
-    plan: Plan
 
     @property
     def layers(self) -> list[int | None]:
@@ -70,26 +69,16 @@ class Experiment:
             **{name: range(count) for name, count in zip(names, self.shape, strict=True)},
         }
 
-    def read(self, into: Rows, job: Job, finished: list[int]) -> None:
+    def read(self, into: Rows, finished: list[int]) -> None:
         """Reads every row, batch by batch.
 
         Args:
             into: Where the states go.
-            job: Told of the progress; stops the reading.
             finished: Numbers of the rows that were read, extended after each batch.
         """
-        total = len(self.prompts)
-        for block in collect(
-            self.bench.model,
-            self.prompts,
-            self.rows,
-            self.places,
-            plan=self.plan,
-            batch_tokens=self.bench.batch_tokens,
-        ):
-            into.put(block.numbers, block.states.numpy())
-            finished += block.numbers
-            job.progress(block.prompts_done, total, f"{block.prompts_done} of {total} prompts")
+        for numbers, states in collect(self.bench.model, self.work, self.rows, self.places):
+            into.put(numbers, states.numpy())
+            finished += numbers
 
 
 def prepare(
@@ -114,12 +103,11 @@ def prepare(
     places = [Place(site, layer) for layer in resolved]
     experiment = Experiment(
         bench=bench,
-        prompts=prompts,
+        work=bench.workload(prompts, interventions, job),
         groups=[name for name, of_group in groups.items() for name in repeat(name, len(of_group))],
         rows=index_rows(prompts, positions, pool),
         places=places,
         shape=state_shape(bench.model, prompts, places),
-        plan=bench.plan(interventions, prompts, job),
     )
     _admit(experiment)
     return experiment

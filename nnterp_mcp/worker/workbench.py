@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
-from nnterp_mcp.request.fields import Prompt
 from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.engine.planning.clean_states import Known
+    from nnterp_mcp.engine.workload import Workload
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
     from nnterp_mcp.worker.recorded_states import Collected
@@ -221,8 +222,19 @@ class Bench:
 
         check(self.model, operations, self.find_vector, states=self.find_states)
 
+    def workload(self, prompts: Sequence[EncodedPrompt], operations: Sequence[Operation], job: Job) -> Workload:
+        """The prompts of a request with its interventions, in batches of this server's size, reporting to its job.
+
+        Raises:
+            InvalidRequest: A layer, head, position, prompt or vector does not exist or fit.
+            Unsupported: The model cannot do it.
+        """
+        from nnterp_mcp.engine.workload import Workload
+
+        return Workload(prompts, self.plan(operations, prompts), self.batch_tokens, job.progress)
+
     def plan(
-        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], job: Job, known: Known | None = None
+        self, operations: Sequence[Operation], prompts: Sequence[EncodedPrompt], known: Known | None = None
     ) -> Plan:
         """Plans the interventions of a request, once or, with the clean states that are known, for several sets.
 
@@ -240,5 +252,4 @@ class Bench:
             states=self.find_states,
             known=known,
             batch_tokens=self.batch_tokens,
-            check=job.check,
         )

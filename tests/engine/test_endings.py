@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.target_prompts import Target
@@ -34,7 +35,7 @@ def written(model: Any, ids: list[int]) -> list[int]:
 def texts_of(model: StandardizedTransformer, prompts: list[EncodedPrompt]) -> dict[str, list[list[int]]]:
     """The text after each prompt, by every experiment that writes one; nothing that it is told to do has an effect."""
     zeros = torch.zeros(model.hidden_size)
-    found = {"generate": [one.ids for one in generate(model, prompts, max_new_tokens=NEW)]}
+    found = {"generate": [one.ids for one in generate(model, Workload(prompts), max_new_tokens=NEW)]}
     for positions in ("all", "last", -1, 0):
         swept = sweep(model, prompts, {1: zeros}, (1.0,), positions=(positions,), max_new_tokens=NEW)
         found[f"steer at {positions}: baseline"] = [swept.texts[row] for row in (0, 2)]

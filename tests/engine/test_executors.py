@@ -15,6 +15,7 @@ from syrupy.assertion import SnapshotAssertion
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.engine.executors import execution as executors
 from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
@@ -23,8 +24,9 @@ from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.errors import Cancelled, NnterpError, Unsupported
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import encode_prompts, fill_batches
-from nnterp_mcp.request.operations import HEAD_SITES, SITES, Operation, parse_operation
+from nnterp_mcp.model.text.tokenization import encode_prompts, pad_batch
+from nnterp_mcp.request.operations import Operation, parse_operation
+from nnterp_mcp.request.sites import HEAD_SITES, SITES
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.engine.plain import FAMILIES, Edit, Edits, Plain
 
@@ -59,7 +61,7 @@ class Subject:
 
     def probabilities(self, plan: Plan) -> Tensor:
         """The next token's distribution after each prompt, computed in one padded batch."""
-        (batch,) = fill_batches(self.prompts, 4096, self.model.pad_id, self.model.device)
+        batch = pad_batch(self.prompts, self.model.pad_id, self.model.device)
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
         logits = forward(self.model, batch, plan, logits=ends).logits
         assert logits is not None
@@ -333,7 +335,7 @@ def test_the_order_of_the_list_does_not_matter_across_places(subject: Subject) -
 
 @every_family
 def test_reads_come_after_the_edits_at_their_place(subject: Subject) -> None:
-    (batch,) = fill_batches(subject.prompts[:1], 4096, subject.model.pad_id, subject.model.device)
+    batch = pad_batch(subject.prompts[:1], subject.model.pad_id, subject.model.device)
     edits = subject.plan({"op": "zero", "site": "attentions_output", "layers": 1, "positions": 2, "prompts": 0})
     places = [Place("layers_output", 2), Place("attentions_output", 1), Place("heads_output", 1), Place("queries", 0)]
     found = forward(subject.model, batch, edits, [Capture(place, take_all) for place in places])
@@ -362,7 +364,7 @@ def test_a_pass_ends_at_the_last_place_that_is_needed(subject: Subject) -> None:
     blocks = [layer.block.module for layer in subject.model.anatomy.layers]
     hooks = [block.register_forward_pre_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(blocks)]
     try:
-        (batch,) = fill_batches(subject.prompts, 4096, subject.model.pad_id, subject.model.device)
+        batch = pad_batch(subject.prompts, subject.model.pad_id, subject.model.device)
         forward(subject.model, batch, captures=[Capture(Place("layers_output", 1), take_all)])
     finally:
         for hook in hooks:
@@ -372,7 +374,7 @@ def test_a_pass_ends_at_the_last_place_that_is_needed(subject: Subject) -> None:
 
 @one_family
 def test_gradients_flow_when_they_are_asked_for(subject: Subject) -> None:
-    (batch,) = fill_batches(subject.prompts[:1], 4096, subject.model.pad_id, subject.model.device)
+    batch = pad_batch(subject.prompts[:1], subject.model.pad_id, subject.model.device)
     edits = subject.plan({"op": "scale", "site": "layers_output", "layers": 1, "factor": 0.5, "prompts": 0})
     logits = forward(subject.model, batch, edits, logits=[(0, 2)], gradients=True).logits
     assert logits is not None
@@ -447,7 +449,7 @@ def test_an_error_in_a_pass_leaves_nothing_behind(subject: Subject) -> None:
     model = subject.model
     clean, before = subject.probabilities(NOTHING), model.attention
     edits = subject.plan({"op": "knockout", "layers": 1, "key_positions": 0})
-    (batch,) = fill_batches(subject.prompts, 4096, model.pad_id, model.device)
+    batch = pad_batch(subject.prompts, model.pad_id, model.device)
 
     def fail(states: Tensor, options: dict[Any, Any]) -> None:
         raise Cancelled("stop")
@@ -465,5 +467,5 @@ def test_a_cancelled_plan_stops_before_its_sources_run(subject: Subject) -> None
         raise Cancelled("stop")
 
     operations: list[Operation] = [parse_operation({"op": "mean", "layers": 1, "heads": 0})]
-    with pytest.raises(Cancelled):
-        plan(subject.model, operations, subject.prompts, check=stop)
+    with cancellable(stop), pytest.raises(Cancelled):
+        plan(subject.model, operations, subject.prompts)

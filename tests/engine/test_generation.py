@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine import generation
-from nnterp_mcp.engine.forward import NOTHING
 from nnterp_mcp.engine.generation import Generation, find_way, generate
 from nnterp_mcp.engine.sampling import Sampling, sample_tokens
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -134,7 +134,7 @@ def operations(subject: Subject) -> dict[str, tuple[list[dict[str, Any]], Callab
 @every_family
 def test_every_token_is_the_one_that_plain_hooks_give(subject: Subject) -> None:
     for label, (listed, edits_of) in operations(subject).items():
-        found = generate(subject.model, subject.prompts, subject.plan(*listed), max_new_tokens=NEW)
+        found = generate(subject.model, Workload(subject.prompts, subject.plan(*listed)), max_new_tokens=NEW)
         for prompt, one in zip(subject.prompts, found, strict=True):
             ids, log_probs = plainly(subject, prompt.ids, edits_of)
             assert one.ids == ids, (label, prompt.index)
@@ -160,7 +160,7 @@ def test_without_operations_it_is_what_transformers_generates(subject: Subject) 
 def test_models_with_caches_of_their_own_generate_the_same_text(family: str) -> None:
     subject = build_model(family)
     (prompt,) = encode(subject, ["The capital of France is"])
-    (one,) = generate(subject, [prompt], max_new_tokens=NEW)
+    (one,) = generate(subject, Workload([prompt]), max_new_tokens=NEW)
     text = list(prompt.ids)
     for _ in range(NEW):
         text.append(int(subject.module(torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
@@ -175,7 +175,7 @@ def test_a_seed_gives_a_prompt_the_same_text_wherever_it_stands(subject: Subject
 
     def write(prompts: list[EncodedPrompt]) -> list[list[int]]:
         numbered = [replace(prompt, index=index) for index, prompt in enumerate(prompts)]
-        return [one.ids for one in generate(subject.model, numbered, max_new_tokens=NEW, sampling=sampling)]
+        return [one.ids for one in generate(subject.model, Workload(numbered), max_new_tokens=NEW, sampling=sampling)]
 
     together = _generate(subject, sampling=sampling)
     texts = [one.ids for one in together]
@@ -243,19 +243,20 @@ def test_a_cancelled_generation_stops_between_tokens_and_leaves_nothing_behind(s
     edits = subject.plan({"op": "knockout", "layers": 1, "key_positions": 0})
     steps: list[int] = []
 
-    def stop() -> None:
-        if len(steps) == 3:
+    def stop(done: int, total: int | None, unit: str) -> None:
+        steps.append(done)
+        if done == 3:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        generate(model, subject.prompts, edits, max_new_tokens=NEW, on_token=steps.append, should_stop=stop)
+        generate(model, Workload(subject.prompts, edits, progress=stop), max_new_tokens=NEW)
     assert steps == [1, 2, 3]
     assert model.attention == before
     assert _generate(subject) == whole
 
 
 def _generate(subject: Subject, sampling: Sampling = Sampling()) -> list[Generation]:  # noqa: B008
-    return generate(subject.model, subject.prompts, NOTHING, max_new_tokens=NEW, sampling=sampling)
+    return generate(subject.model, Workload(subject.prompts), max_new_tokens=NEW, sampling=sampling)
 
 
 def build_model(family: str) -> StandardizedTransformer:

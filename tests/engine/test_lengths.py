@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import read_lens
 from nnterp_mcp.experiments.patchscope import patch_target
 from nnterp_mcp.experiments.target_prompts import resolve_target
@@ -56,7 +57,7 @@ def test_a_prompt_gives_the_same_beside_longer_ones_and_after_them(model_type: s
     prompts = encoded(3, WINDOW, WINDOW + 1, WINDOW + 4, WINDOW + 12)
     last = model.num_layers - 1
     for _ in range(2):
-        found = read_lens(model, prompts, [[len(prompt.ids) - 1] for prompt in prompts], [last], top_k=5)
+        found = read_lens(model, Workload(prompts), [[len(prompt.ids) - 1] for prompt in prompts], [last], top_k=5)
         for row, prompt in enumerate(prompts):
             alone = plain.after(prompt.ids).exp().topk(5)
             assert found.readout.top_ids[row, 0].tolist() == alone.indices.tolist()
@@ -70,7 +71,7 @@ def test_a_prompt_gives_the_same_beside_longer_ones_and_after_them(model_type: s
 def test_generated_text_is_that_of_whole_passes(model_type: str, rope: str | None) -> None:
     model, plain = build(model_type, rope), Plain(model_type, rope)
     prompts = encoded(WINDOW - 2, WINDOW + 3, WINDOW + 3, 4)
-    for prompt, said in zip(prompts, generate(model, prompts, max_new_tokens=NEW), strict=True):
+    for prompt, said in zip(prompts, generate(model, Workload(prompts), max_new_tokens=NEW), strict=True):
         for at, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
             alone = plain.after([*prompt.ids, *said.ids[:at]])
             assert log_prob == pytest.approx(float(alone.max()), abs=1e-3)
@@ -81,7 +82,7 @@ def test_generated_text_is_that_of_whole_passes(model_type: str, rope: str | Non
 def test_generated_text_across_a_switch_is_transformers_own(model_type: str) -> None:
     model, plain = build(model_type, "longrope"), Plain(model_type, "longrope")
     prompts = encoded(WINDOW - 3, WINDOW - 3)
-    for prompt, said in zip(prompts, generate(model, prompts, max_new_tokens=NEW), strict=True):
+    for prompt, said in zip(prompts, generate(model, Workload(prompts), max_new_tokens=NEW), strict=True):
         ids = torch.tensor([prompt.ids])
         options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
         whole = plain.model.generate(ids, attention_mask=torch.ones_like(ids), **options)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.generation import find_way, generate
 from nnterp_mcp.engine.prefix_sharing import Sharing, known_sharing
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
@@ -99,7 +100,11 @@ PATHS: dict[str, tuple[str, int, Callable[[StandardizedTransformer], Any]]] = {
     "patching": ("numpy", 12, patch),
     "steering at one position": ("torch", 14, lambda model: steer(model, -1)),
     "steering at every position": ("numpy", 14, lambda model: steer(model, "all")),
-    "generation": ("torch", 11, lambda model: [one.ids for one in generate(model, encoded(model), max_new_tokens=4)]),
+    "generation": (
+        "torch",
+        11,
+        lambda model: [one.ids for one in generate(model, Workload(encoded(model)), max_new_tokens=4)],
+    ),
     "activations": ("numpy", 14, lambda model: get_token_activations(model, TEXTS * 2)),
 }
 """What fails, the tokens that a layer can compute at once (a row, or an unpatched and a patched one), and the call."""

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.generation import Generation, generate
-from nnterp_mcp.engine.hook_points import HEADS_FIRST, Place
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import check, plan
 from nnterp_mcp.engine.readouts.reductions import take_all
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, fill_batches
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, pad_batch
 from nnterp_mcp.request.operations import Operation, parse_operation
+from nnterp_mcp.request.sites import FACTS
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.engine.plain import LLAMA, SANDWICHED, Edit, Edits, Plain
 
@@ -51,10 +53,10 @@ def operations(*asked: dict[str, Any]) -> list[Operation]:
 def read(family: str, prompt: EncodedPrompt, place: Place, *asked: dict[str, Any]) -> Tensor:
     """What is at a place with operations in force."""
     model = standardized(family)
-    (batch,) = fill_batches([prompt], 4096, model.pad_id, model.device)
+    batch = pad_batch([prompt], model.pad_id, model.device)
     in_force = plan(model, operations(*asked), [prompt])
     (found,) = forward(model, batch, in_force, [Capture(place, take_all)]).values
-    return found[0].transpose(0, 1) if place.site in HEADS_FIRST else found[0]
+    return found[0].transpose(0, 1) if FACTS[place.site].heads_first else found[0]
 
 
 def agrees_in_generation(
@@ -63,7 +65,7 @@ def agrees_in_generation(
     """Every step of a generation, batched and cached, says what one plain pass over prompt and new tokens says."""
     prompts = encode(family, *texts)
     model = standardized(family)
-    said = generate(model, prompts, plan(model, operations(*asked), prompts), max_new_tokens=NEW)
+    said = generate(model, Workload(prompts, plan(model, operations(*asked), prompts)), max_new_tokens=NEW)
     effect = 0.0
     for prompt, generation in zip(prompts, said, strict=True):
         ids, begin = prompt.ids + generation.ids[:-1], len(prompt.ids) - 1
@@ -106,9 +108,9 @@ def test_heads_are_edited_alike_in_batches_and_under_each_implementation(family:
         model.set_attention(implementation)
         for group in ([SHORT, LONG], [SHORT], [LONG]):
             prompts = encode(family, *group)
-            said.append(generate(model, prompts, plan(model, asked, prompts), max_new_tokens=NEW))
+            said.append(generate(model, Workload(prompts, plan(model, asked, prompts)), max_new_tokens=NEW))
     model.set_attention(before)
-    clean = generate(model, encode(family, SHORT), max_new_tokens=NEW)[0].log_probs
+    clean = generate(model, Workload(encode(family, SHORT)), max_new_tokens=NEW)[0].log_probs
     together, *others = [[found.log_probs for found in one] for one in said]
     alone = [[*others[0], *others[1]], *([others[2], [*others[3], *others[4]]] if len(others) > 2 else [])]
     for found in alone:
@@ -252,7 +254,7 @@ def test_a_row_of_zeros_has_no_slope_and_leaves_the_others_theirs() -> None:
     (prompt,) = encode("llama", SHORT)
     model = standardized("llama")
     cut = plan(model, operations({"op": "knockout", "layers": LAYER, "query_positions": [0, 2]}), [prompt])
-    (found,) = multiply_gradients(model, [prompt], [[[7], [9]]], plan=cut)
+    (found,) = multiply_gradients(model, Workload([prompt], cut), [[[7], [9]]])
 
     def nothing(states: Tensor) -> None:
         states[[0, 2]] = 0

@@ -14,7 +14,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.target_prompts import encode_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import encode_prompts, fill_batches
+from nnterp_mcp.model.text.tokenization import encode_prompts, pad_batch
 from nnterp_mcp.request.operations import parse_operation
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.engine.plain import FAMILIES, Plain
@@ -42,7 +42,7 @@ def test_an_operation_acts_on_the_last_users_words_alone(model: StandardizedTran
     prompts = encode_prompts(model.tokenizer, CHATS, "tiny")
     operation = {"op": "zero", "site": "mlps_output", "layers": 1, "positions": {"role": "user", "turn": -1}}
     edits = plan(model, [parse_operation(operation)], prompts)
-    (batch,) = fill_batches(prompts, 4096, model.pad_id, model.device)
+    batch = pad_batch(prompts, model.pad_id, model.device)
     ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
     logits = forward(model, batch, edits, logits=ends).logits
     assert logits is not None

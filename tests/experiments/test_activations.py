@@ -45,17 +45,20 @@ def collected(scene: Any, site: str, positions: Any, pool: Any, layers: Any = (1
     import torch
 
     from nnterp_mcp.engine.hook_points import Place
+    from nnterp_mcp.engine.workload import Workload
     from nnterp_mcp.experiments.activations import collect, index_rows
 
     model, _, prompts = scene
     rows = index_rows(prompts, positions, pool)
     places = [Place(site, layer) for layer in layers]
-    blocks = list(collect(model, prompts, rows, places, **{"batch_tokens": 16} | options))
-    assert len(blocks) > 1
-    assert [block.prompts_done for block in blocks][-1] == len(prompts)
-    numbers = [number for block in blocks for number in block.numbers]
+    done: list[int] = []
+    work = Workload(prompts, progress=lambda count, total, unit: done.append(count), **{"batch_tokens": 16} | options)
+    blocks = list(collect(model, work, rows, places))
+    assert len(done) == len(blocks) > 1
+    assert done[-1] == len(prompts)
+    numbers = [number for numbers, _ in blocks for number in numbers]
     assert sorted(numbers) == list(range(len(rows)))
-    return rows, torch.cat([block.states for block in blocks])[torch.tensor(numbers).argsort()]
+    return rows, torch.cat([states for _, states in blocks])[torch.tensor(numbers).argsort()]
 
 
 @pytest.mark.parametrize("site", SITES)

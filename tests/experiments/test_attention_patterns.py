@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnterp_mcp.engine.planning.plan import plan
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.experiments.attention_patterns import (
     TARGETS,
@@ -86,7 +87,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 @pytest.fixture(scope="module")
 def readings(subject: Subject) -> AttentionReadings:
-    return read_attention(subject.model, subject.prompts, subject.chosen, top_k=3)
+    return read_attention(subject.model, Workload(subject.prompts), subject.chosen, top_k=3)
 
 
 def is_target(target: str, ids: Sequence[int], query: int, key: int) -> bool:
@@ -167,7 +168,7 @@ def test_strongest_pairs(subject: Subject, readings: AttentionReadings) -> None:
 
 def test_what_chosen_queries_read(subject: Subject) -> None:
     queries = [[len(prompt.ids) - 1, 1] for prompt in subject.prompts]
-    read = read_attention(subject.model, subject.prompts, subject.chosen, queries, top_k=4)
+    read = read_attention(subject.model, Workload(subject.prompts), subject.chosen, queries, top_k=4)
     expected = [(row, at) for row, prompt in enumerate(subject.prompts) for at in sorted({1, len(prompt.ids) - 1})]
 
     assert sorted(set(read.reads)) == expected
@@ -188,7 +189,7 @@ def test_what_chosen_queries_read(subject: Subject) -> None:
 
 def test_means_are_over_the_chosen_queries(subject: Subject) -> None:
     prompt = subject.prompts[1]
-    read = read_attention(subject.model, [prompt], subject.chosen, [[3, 5]])
+    read = read_attention(subject.model, Workload([prompt]), subject.chosen, [[3, 5]])
     for column, head in enumerate(read.heads):
         pattern = subject.pattern(1, head).tolist()
         assert close(float(read.of("itself")[0, column]), (pattern[3][3] + pattern[5][5]) / 2)
@@ -198,7 +199,10 @@ def test_means_are_over_the_chosen_queries(subject: Subject) -> None:
 def test_a_batch_reads_the_same_as_each_prompt_alone(subject: Subject, readings: AttentionReadings) -> None:
     done: list[int] = []
     alone = read_attention(
-        subject.model, subject.prompts, subject.chosen, top_k=3, batch_tokens=1, on_batch=done.append
+        subject.model,
+        Workload(subject.prompts, batch_tokens=1, progress=lambda count, total, unit: done.append(count)),
+        subject.chosen,
+        top_k=3,
     )
 
     assert done == [1, 2, 3]
@@ -210,7 +214,7 @@ def test_heads_are_reduced_in_parts(
     subject: Subject, readings: AttentionReadings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nnterp_mcp.experiments.attention_patterns._AT_ONCE", 1)
-    parts = read_attention(subject.model, subject.prompts, subject.chosen, top_k=3)
+    parts = read_attention(subject.model, Workload(subject.prompts), subject.chosen, top_k=3)
 
     assert torch.equal(parts.entropy, readings.entropy)
     assert torch.equal(parts.pair_keys, readings.pair_keys)
@@ -218,7 +222,7 @@ def test_heads_are_reduced_in_parts(
 
 def test_some_layers_and_heads(subject: Subject, readings: AttentionReadings) -> None:
     chosen = choose_heads(subject.model, "1:", [-1, 0])
-    some = read_attention(subject.model, subject.prompts, chosen)
+    some = read_attention(subject.model, Workload(subject.prompts), chosen)
 
     assert {head for _, head in some.heads} == {0, subject.model.num_heads - 1}
     columns = [readings.heads.index(head) for head in some.heads]
@@ -229,7 +233,7 @@ def test_operations_act_before_the_reading(subject: Subject, readings: Attention
     layer, head = readings.heads[0]
     knockout = parse_operation({"op": "knockout", "layers": layer, "heads": head, "key_positions": 0})
     made = plan(subject.model, [knockout], subject.prompts)
-    cut = read_attention(subject.model, subject.prompts, subject.chosen, plan=made)
+    cut = read_attention(subject.model, Workload(subject.prompts, made), subject.chosen)
 
     assert cut.of("first")[:, 0].abs().max() < 1e-6
     assert torch.allclose(cut.of("first")[:, 1], readings.of("first")[:, 1], atol=1e-6)
@@ -249,18 +253,18 @@ def test_eager_attention_is_undone_also_after_errors(hybrid: StandardizedTransfo
     class Enough(Exception):
         pass
 
-    def fail(done: int) -> None:
+    def fail(done: int, total: int | None, unit: str) -> None:
         raise Enough
 
     hybrid.set_attention("sdpa")
     prompts = encode_prompts(hybrid.tokenizer, PROMPTS, hybrid.name)
-    read_attention(hybrid, prompts, choose_heads(hybrid, layer))
+    read_attention(hybrid, Workload(prompts), choose_heads(hybrid, layer))
     assert hybrid.attention == "sdpa"
     with pytest.raises(Enough):
-        read_attention(hybrid, prompts, choose_heads(hybrid, layer), on_batch=fail)
+        read_attention(hybrid, Workload(prompts, progress=fail), choose_heads(hybrid, layer))
     assert hybrid.attention == "sdpa"
     with pytest.raises(IndexError):
-        read_attention(hybrid, prompts, [HeadChoice(layer, [99])])
+        read_attention(hybrid, Workload(prompts), [HeadChoice(layer, [99])])
     assert hybrid.attention == "sdpa"
 
 
@@ -298,7 +302,7 @@ def test_layers_without_attention_are_left_out(hybrid: StandardizedTransformer) 
 
 def test_one_token_has_nothing_to_attend_to(hybrid: StandardizedTransformer) -> None:
     prompt = EncodedPrompt(0, "", [5], [])
-    read = read_attention(hybrid, [prompt], choose_heads(hybrid))
+    read = read_attention(hybrid, Workload([prompt]), choose_heads(hybrid))
 
     assert read.entropy.isnan().all()
     assert read.mass.isnan().all()
@@ -307,7 +311,7 @@ def test_one_token_has_nothing_to_attend_to(hybrid: StandardizedTransformer) -> 
 
 def test_whole_patterns_are_handed_out_without_padding(subject: Subject, readings: AttentionReadings) -> None:
     found: dict[int, Tensor] = {}
-    read_attention(subject.model, subject.prompts, subject.chosen, on_pattern=found.__setitem__)
+    read_attention(subject.model, Workload(subject.prompts), subject.chosen, on_pattern=found.__setitem__)
 
     for prompt in subject.prompts:
         expected = torch.stack([subject.pattern(prompt.index, head) for head in readings.heads])

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.engine.planning.plan import plan
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attention_patterns import choose_heads
 from nnterp_mcp.experiments.induction_heads import HeadKinds, RepeatedTokens, repeat_random_tokens, score_heads
@@ -41,7 +42,7 @@ def repeated(pair: tuple[StandardizedTransformer, Any]) -> RepeatedTokens:
 
 @pytest.fixture(scope="module")
 def kinds(pair: tuple[StandardizedTransformer, Any], repeated: RepeatedTokens) -> HeadKinds:
-    return score_heads(pair[0], repeated, choose_heads(pair[0]))
+    return score_heads(pair[0], Workload(repeated.prompts), choose_heads(pair[0]), repeated.second)
 
 
 def test_each_sequence_is_random_tokens_twice(
@@ -97,7 +98,12 @@ def test_small_batches_score_the_same(
     pair: tuple[StandardizedTransformer, Any], repeated: RepeatedTokens, kinds: HeadKinds
 ) -> None:
     done: list[int] = []
-    small = score_heads(pair[0], repeated, choose_heads(pair[0]), batch_tokens=1, on_batch=done.append)
+    small = score_heads(
+        pair[0],
+        Workload(repeated.prompts, batch_tokens=1, progress=lambda count, total, unit: done.append(count)),
+        choose_heads(pair[0]),
+        repeated.second,
+    )
 
     assert done == [1, 2]
     assert torch.allclose(small.induction, kinds.induction, atol=1e-5)
@@ -110,7 +116,7 @@ def test_a_head_that_is_knocked_out_scores_nothing(
     layer, head = kinds.heads[-1]
     knockout = parse_operation({"op": "knockout", "layers": layer, "heads": head})
     made = plan(pair[0], [knockout], repeated.prompts)
-    cut = score_heads(pair[0], repeated, choose_heads(pair[0]), plan=made)
+    cut = score_heads(pair[0], Workload(repeated.prompts, made), choose_heads(pair[0]), repeated.second)
 
     assert cut.previous[:, -1].abs().max() == 0
     assert not torch.equal(cut.log_probability, kinds.log_probability)
@@ -120,7 +126,7 @@ def test_a_head_that_is_knocked_out_scores_nothing(
 def test_the_heads_of_the_default_model(smollm2_folder: Any) -> None:
     model = StandardizedTransformer(str(smollm2_folder), dtype=torch.float32, device_map="cpu", name="smollm2-135m")
     repeated = repeat_random_tokens(model)
-    kinds = score_heads(model, repeated, choose_heads(model))
+    kinds = score_heads(model, Workload(repeated.prompts), choose_heads(model), repeated.second)
     strongest = {
         name: kinds.heads[int(getattr(kinds, name).mean(0).argmax())] for name in ("induction", "previous", "duplicate")
     }
@@ -130,7 +136,7 @@ def test_the_heads_of_the_default_model(smollm2_folder: Any) -> None:
         for index in induction
     ]
     made = plan(model, knockouts, repeated.prompts)
-    without = score_heads(model, repeated, choose_heads(model, 0, 0), plan=made)
+    without = score_heads(model, Workload(repeated.prompts, made), choose_heads(model, 0, 0), repeated.second)
 
     assert strongest == {"induction": (18, 6), "previous": (16, 0), "duplicate": (14, 3)}
     assert kinds.probability.mean() > 0.3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -82,10 +83,10 @@ class Subject:
     outputs: list[Tensor]
     """For each prompt, the model's own logits, (position, vocabulary)."""
 
-    def read(self, **options: Any) -> LensReadings:
+    def read(self, batches: Mapping[str, Any] | None = None, **options: Any) -> LensReadings:
         everywhere = [range(len(prompt.ids)) for prompt in self.encoded]
         layers = range(self.model.num_layers)
-        return read_lens(self.model, self.encoded, everywhere, layers, **options)
+        return read_lens(self.model, Workload(self.encoded, **batches or {}), everywhere, layers, **options)
 
 
 @torch.no_grad()
@@ -190,9 +191,8 @@ def test_targets(readings: LensReadings, reference: Tensor) -> None:
 def test_small_batches_read_the_same(subject: Subject, readings: LensReadings) -> None:
     done: list[int] = []
     lengths = sorted(len(prompt.ids) for prompt in subject.encoded)
-    small = subject.read(
-        top_k=5, categories=[list(TARGETS.values())] * len(PROMPTS), batch_tokens=2 * lengths[-2], on_batch=done.append
-    )
+    batches = {"batch_tokens": 2 * lengths[-2], "progress": lambda count, total, unit: done.append(count)}
+    small = subject.read(batches, top_k=5, categories=[list(TARGETS.values())] * len(PROMPTS))
 
     assert len(done) > 1
     assert done[-1] == len(PROMPTS)
@@ -204,14 +204,14 @@ def test_small_batches_read_the_same(subject: Subject, readings: LensReadings) -
 def test_each_prompt_alone_reads_the_same(subject: Subject, readings: LensReadings) -> None:
     for prompt in subject.encoded:
         rows = [index for index, of in enumerate(readings.prompts) if of == prompt.index]
-        alone = read_lens(subject.model, [prompt], [range(len(prompt.ids))], readings.layers, top_k=5)
+        alone = read_lens(subject.model, Workload([prompt]), [range(len(prompt.ids))], readings.layers, top_k=5)
 
         assert (alone.readout.top_probs - readings.readout.top_probs[rows][..., :5]).abs().max() < 1e-5
 
 
 def test_some_layers_and_positions(subject: Subject, readings: LensReadings) -> None:
     positions = [[len(prompt.ids) - 1] for prompt in subject.encoded]
-    some = read_lens(subject.model, subject.encoded, positions, [0, 2], top_k=2)
+    some = read_lens(subject.model, Workload(subject.encoded), positions, [0, 2], top_k=2)
     rows = [readings.prompts.index(prompt.index) + len(prompt.ids) - 1 for prompt in subject.encoded]
 
     assert some.positions == [at for (at,) in positions]
@@ -225,11 +225,11 @@ def test_what_a_batch_raises_ends_the_reading(subject: Subject) -> None:
     class Enough(Exception):
         pass
 
-    def stop(done: int) -> None:
+    def stop(done: int, total: int | None, unit: str) -> None:
         raise Enough
 
     with pytest.raises(Enough):
-        subject.read(on_batch=stop)
+        subject.read({"progress": stop})
     assert subject.read(top_k=1).readout.top_ids.shape[-1] == 1
 
 

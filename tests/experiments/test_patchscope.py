@@ -17,9 +17,10 @@ from nnterp_mcp.engine import kv_cache as shared_cache
 from nnterp_mcp.engine.forward import NOTHING
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.prefix_sharing import Sharing
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.patchscope import pair_layers, patch_target, read_patchscope
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.target_prompts import Target, TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -82,7 +83,7 @@ def test_grid_equals_hooks_whatever_the_batches(family: str, batch_tokens: int):
     positions = [[0, len(prompt.ids) - 1] if len(prompt.ids) > 4 else [1] for prompt in prompts]
     every = list(range(model.num_layers))
     target = Target(tuple(ids_of(model, TARGET)), 6)
-    states = read_states(model, prompts, positions, every)
+    states = read_states(model, Workload(prompts), positions, every)
     pairs = pair_layers("all", "all", model.num_layers, family)
     done: list[int] = []
 
@@ -125,7 +126,7 @@ def test_interventions_act_on_source_and_target(prompts: Any):
     edits = plan(model, [operation], encoded)
     every = list(range(model.num_layers))
     target = Target(tuple(encoded[1].ids), len(encoded[1].ids) - 1, index=1)
-    states = read_states(model, encoded[:1], [[-1 % len(encoded[0].ids)]], every, plan=edits)
+    states = read_states(model, Workload(encoded[:1], edits), [[-1 % len(encoded[0].ids)]], every)
     pairs = [(layer, layer) for layer in every]
 
     readings = read_patchscope(model, states, every, target, pairs, plan=edits, max_new_tokens=3, top_k=5)

@@ -20,8 +20,8 @@ from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import PositionSpec, TextPosition
 from nnterp_mcp.request.operations import Operation, parse_operation
+from nnterp_mcp.request.positions import PositionSpec, TextPosition
 from tests.conftest import FAMILIES
 from tests.experiments.test_logit_lens import TAILS
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.statistics.separability import separate
 from nnterp_mcp.experiments.steering_vectors import (
@@ -26,8 +27,9 @@ from nnterp_mcp.experiments.steering_vectors import (
     token_difference,
 )
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.fields import PositionSpec, TextPosition
+from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.request.operations import TokenDifference
+from nnterp_mcp.request.positions import PositionSpec, TextPosition
 from tests.conftest import FAMILIES
 from tests.experiments.test_logit_lens import TAILS
 
@@ -61,6 +63,9 @@ class Subject:
     def means(self, texts: Sequence[str], at: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.stack([at(self.states(text)) for text in texts])
 
+    def work(self, texts: Sequence[str], **options: Any) -> Workload:
+        return Workload(encode_prompts(self.model.tokenizer, texts, self.model.name), **options)
+
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "smollm2-135m"])
 def subject(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Subject:
@@ -89,8 +94,13 @@ def test_states_are_those_of_plain_hooks(
     subject: Subject, positions: Sequence[PositionSpec], at: Callable[[Tensor], Tensor]
 ) -> None:
     layers = range(subject.model.num_layers)
-    found = average_states(subject.model, JOY, layers, positions)
-    few = average_states(subject.model, JOY, [0, 2], positions, batch_tokens=1)
+    found = average_states(subject.model, subject.work(JOY), layers, positions)
+    few = average_states(
+        subject.model,
+        subject.work(JOY, batch_tokens=1),
+        [0, 2],
+        positions,
+    )
 
     expected = subject.means(JOY, at)
     assert close(found.means, expected)
@@ -101,13 +111,18 @@ def test_states_are_those_of_plain_hooks(
 
 
 def test_states_at_a_piece_of_text(subject: Subject) -> None:
-    found = average_states(subject.model, ["We won the game and"], [1], [TextPosition(text="and")])
+    found = average_states(
+        subject.model,
+        subject.work(["We won the game and"]),
+        [1],
+        [TextPosition(text="and")],
+    )
 
     assert close(found.means, subject.means(["We won the game and"], lambda states: states[:, -1])[:, [1]])
 
 
 def test_mean_difference(subject: Subject) -> None:
-    sets = [average_states(subject.model, texts, [0, 1, 3]) for texts in (JOY, GRIEF)]
+    sets = [average_states(subject.model, subject.work(texts), [0, 1, 3]) for texts in (JOY, GRIEF)]
     made = mean_difference(*sets)
 
     means = [subject.means(texts, lambda states: states[:, -1]).mean(0)[[0, 1, 3]] for texts in (JOY, GRIEF)]
@@ -118,14 +133,17 @@ def test_mean_difference(subject: Subject) -> None:
 
 
 def test_mean_difference_of_sets_of_unequal_size(subject: Subject) -> None:
-    made = mean_difference(average_states(subject.model, JOY, [1]), average_states(subject.model, GRIEF[:1], [1]))
+    made = mean_difference(
+        average_states(subject.model, subject.work(JOY), [1]),
+        average_states(subject.model, subject.work(GRIEF[:1]), [1]),
+    )
 
     expected = subject.means(JOY, lambda states: states[1, -1]).mean(0) - subject.states(GRIEF[0])[1, -1]
     assert close(made.vectors[0], expected)
 
 
 def test_principal_component(subject: Subject) -> None:
-    sets = [average_states(subject.model, texts, range(4)) for texts in (JOY, GRIEF)]
+    sets = [average_states(subject.model, subject.work(texts), range(4)) for texts in (JOY, GRIEF)]
     made = principal_component(*sets)
 
     states = [subject.means(texts, lambda states: states[:4, -1]) for texts in (JOY, GRIEF)]
@@ -141,14 +159,14 @@ def test_principal_component(subject: Subject) -> None:
 
 
 def test_principal_component_needs_pairs(subject: Subject) -> None:
-    sets = [average_states(subject.model, texts, [0]) for texts in (JOY, GRIEF[:2])]
+    sets = [average_states(subject.model, subject.work(texts), [0]) for texts in (JOY, GRIEF[:2])]
 
     with pytest.raises(InvalidRequest, match="3 positive and 2 negative prompts are no pairs"):
         principal_component(*sets)
 
 
 def test_activation(subject: Subject) -> None:
-    made = activation(average_states(subject.model, JOY[:1], [2]))
+    made = activation(average_states(subject.model, subject.work(JOY[:1]), [2]))
 
     assert close(made.vectors, subject.states(JOY[0])[[2], -1])
 
@@ -168,7 +186,7 @@ def test_token_difference(subject: Subject, of: str) -> None:
 
 
 def test_equal_sets_have_no_direction(subject: Subject) -> None:
-    states = average_states(subject.model, JOY, [1, 2])
+    states = average_states(subject.model, subject.work(JOY), [1, 2])
 
     with pytest.raises(InvalidRequest, match="the difference of the two sets is zero or not finite after layer 1"):
         mean_difference(states, states)
@@ -180,11 +198,18 @@ def test_what_a_batch_raises_ends_the_reading(subject: Subject) -> None:
     class Enough(Exception):
         pass
 
-    def stop(done: int) -> None:
+    def stop(done: int, total: int | None, unit: str) -> None:
         raise Enough
 
     with pytest.raises(Enough):
-        average_states(subject.model, JOY, [0], on_batch=stop)
+        average_states(
+            subject.model,
+            subject.work(
+                JOY,
+                progress=stop,
+            ),
+            [0],
+        )
 
 
 def test_random_directions_are_reproducible() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from tests.serving import stdio, text, until
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
-    from nnterp_mcp.engine.batching import run_batches
+    from nnterp_mcp.engine.workload import Workload
     from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
     from tests.gpu.test_numbers import on_card
 
@@ -20,13 +20,13 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     prompts = encode_prompts(model.tokenizer, ["The capital of France is"] * 8, "llama")
     sizes: list[int] = []
 
-    def run(batch: Batch) -> int:
+    def run(batch: Batch, numbers: Sequence[int]) -> int:
         sizes.append(len(batch.prompts))
         held = torch.empty(len(batch.prompts), 9 << 30, dtype=torch.uint8, device="cuda")
         return held.shape[0]
 
     total = torch.cuda.mem_get_info()[1] >> 30
-    done = sum(rows for _, rows in run_batches(model, prompts, 4096, run))
+    done = sum(rows for _, rows in Workload(prompts).run_batches(model, run))
 
     assert done == 8
     assert (sizes[0] == 8) == (len(sizes) > 1) or total > 8 * 9

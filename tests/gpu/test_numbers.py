@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.settings import Settings
 from tests.recorded import EXAMPLES
 
@@ -39,13 +40,13 @@ def test_logits_with_operations_are_those_of_the_cpu(family: str) -> None:
     from nnterp_mcp.engine.forward import forward
     from nnterp_mcp.engine.planning.plan import plan
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.model.text.tokenization import encode_prompts, fill_batches
+    from nnterp_mcp.model.text.tokenization import encode_prompts, pad_batch
     from nnterp_mcp.request.operations import parse_operation
     from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
     def run(model: StandardizedTransformer, operations: list[dict[str, Any]]) -> torch.Tensor:
         prompts = encode_prompts(model.tokenizer, PROMPTS, family)
-        (batch,) = fill_batches(prompts, 4096, model.pad_id, model.device)
+        batch = pad_batch(prompts, model.pad_id, model.device)
         edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
         logits = forward(model, batch, edits, logits=ends).logits
@@ -73,10 +74,10 @@ def test_captured_steps_say_what_others_say(family: str, operations: list[dict[s
     prompts = encode_prompts(model.tokenizer, PROMPTS, family)
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
     with patch.object(generation, "captures_steps", return_value=False):
-        expected = generate(model, prompts, edits, max_new_tokens=24)
+        expected = generate(model, Workload(prompts, edits), max_new_tokens=24)
     usual = _Graph.replay
     with patch.object(_Graph, "replay", autospec=True, side_effect=usual) as replayed:
-        found = generate(model, prompts, edits, max_new_tokens=24)
+        found = generate(model, Workload(prompts, edits), max_new_tokens=24)
     if family in ("bloom", "falcon", "qwen2_moe"):  # position biases or routing from the host, masks of their own
         assert replayed.call_count == 0
     else:

@@ -16,6 +16,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
 from tests.interpreter.cases import Cases
 from tests.interpreter.families import save_tiny
 from tests.interpreter.language import Kept, Operation
@@ -59,7 +60,7 @@ class Server:
         self.arrays = {
             name: torch.from_numpy(self.store.read_array(self.run, name, (...,)).copy()) for name in record.arrays
         }
-        return read_result(self.store, record)
+        return read_result(self.store, record, specs())
 
 
 @contextmanager

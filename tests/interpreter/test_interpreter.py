@@ -127,7 +127,8 @@ def test_every_tool_that_takes_interventions_is_compared() -> None:
 def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:
     from random import Random
 
-    from nnterp_mcp.request.operations import OPERATIONS, SITES, parse_operation, site_of
+    from nnterp_mcp.request.operations import OPERATIONS, parse_operation, site_of
+    from nnterp_mcp.request.sites import SITES
     from tests.interpreter.cases import Cases
     from tests.interpreter.subject import Subject
 

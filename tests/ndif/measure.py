@@ -115,9 +115,10 @@ def _row(
 def _result(runs: Path, run: str) -> Any:
     from nnterp_mcp.runs.results import read_result
     from nnterp_mcp.runs.store import RunStore
+    from nnterp_mcp.toolset import specs
 
     store = RunStore(runs)
-    return read_result(store, store.read(run)).model_dump(mode="json", exclude={"model", "seconds", "taken"})
+    return read_result(store, store.read(run), specs()).model_dump(mode="json", exclude={"model", "seconds", "taken"})
 
 
 def _compare(one: Any, other: Any) -> tuple[float, int]:

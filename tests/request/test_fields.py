@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from nnterp_mcp.request.fields import (
-    Layers,
-    Message,
-    Positions,
-    Prompts,
-    Targets,
-    TextPosition,
-    TokenId,
-    TurnPosition,
-    shown,
-)
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.positions import Layers, Positions, TextPosition, TurnPosition
+from nnterp_mcp.request.prompts import Message, Prompts
+from nnterp_mcp.request.targets import Targets, TokenId
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

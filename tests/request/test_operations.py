@@ -14,10 +14,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.contract import Answer, ModelParams, Result, ToolSpec
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.render import lines
 from nnterp_mcp.request.operations import (
     OPERATIONS,
-    SITES,
     DescribedInterventions,
     Interventions,
     Patch,
@@ -25,6 +23,7 @@ from nnterp_mcp.request.operations import (
     describe,
     parse_operation,
 )
+from nnterp_mcp.request.sites import SITES
 
 
 class Asked(ModelParams):
@@ -39,7 +38,6 @@ SPEC = ToolSpec(
     result=Result,
     answer=Answer,
     digest=lambda result: Answer(finding=""),
-    render=lines,
 )
 EXAMPLES: list[dict[str, Any]] = [
     {"op": "add", "layers": 12, "vector": {"positive": " love", "negative": " hate"}, "factor": 8},

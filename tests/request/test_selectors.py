@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import _is_slice
+from nnterp_mcp.request.positions import _is_slice
 from nnterp_mcp.request.selectors import resolve_layers
 
 bounds = st.none() | st.integers(-40, 40)

@@ -8,8 +8,8 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, expect
 
+from tests.commands.test_view import viewed
 from tests.recorded import Recorded
-from tests.test_view_command import viewed
 from tests.viewer.opened import asked, opened
 
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.errors import BY_CODE, InvalidRequest
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.server.replies import answered, refused
+from nnterp_mcp.table import Table
 from nnterp_mcp.toolset.logit_lens.result import LogitLensAnswer
 from tests.serving import text
 

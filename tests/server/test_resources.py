@@ -182,7 +182,7 @@ def test_the_documents_are_those_of_the_repository(recorded: Recorded) -> None:
 
 
 def test_the_glossary_explains_the_sites_and_the_words_of_the_answers(recorded: Recorded) -> None:
-    from nnterp_mcp.request.operations import SITES
+    from nnterp_mcp.request.sites import SITES
 
     glossary = read(recorded, "nnterp://glossary").text
 

@@ -76,7 +76,7 @@ def ask(bench: Bench, **arguments: Any) -> AttentionProbsResult:
 
 
 def channels(answer: AttentionProbsAnswer) -> tuple[str, str]:
-    return SPEC.render(answer), json.dumps(rounded(answer.model_dump()), ensure_ascii=False)
+    return answer.text(), json.dumps(rounded(answer.structured()), ensure_ascii=False)
 
 
 @pytest.mark.smollm2
@@ -118,7 +118,7 @@ def test_a_stopped_run_keeps_the_prompts_that_it_had(llama: Bench) -> None:
     assert (kept.prompts, [query.prompt for query in kept.queries]) == (2, [0, 2])
     assert [head.mean.entropy for head in kept.heads] == pytest.approx([head.mean.entropy for head in alone.heads])
     assert {pair.prompt for head in kept.heads for pair in head.pairs} <= {0, 2}
-    assert "Kinds of heads were not scored: the run was stopped before." in SPEC.render(SPEC.digest(kept))
+    assert "Kinds of heads were not scored: the run was stopped before." in SPEC.digest(kept).text()
 
 
 def made_result(layers: int, heads: int, queries: int = 0) -> AttentionProbsResult:
@@ -174,7 +174,7 @@ def test_both_channels_say_the_same(llama: Bench):
     for queries in ({}, {"query_positions": "all"}):
         answer = SPEC.digest(ask(llama, prompts=["Spain is", "one two one"], **queries))
 
-        said = SPEC.render(answer)
+        said = answer.text()
         assert all(str(row[0]) in said for row in answer.table.rows)
         assert answer.finding in said
         assert all(note in said for note in answer.notes)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded, Unsupported
 from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.toolset.attribute import SPEC
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
-from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
@@ -282,12 +282,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_says(snapshot: SnapshotAssertion, case: str) -> None:
-    assert SPEC.render(SPEC.digest(CASES[case])) == snapshot
+    assert SPEC.digest(CASES[case]).text() == snapshot
 
 
 def test_both_channels_say_the_same() -> None:
     answer = SPEC.digest(CASES["patching"])
-    said = SPEC.render(answer)
+    said = answer.text()
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
@@ -311,5 +311,5 @@ def test_answers_are_small(count_tokens: Callable[[object], int], result: Attrib
 
     assert answer.truncated
     assert 10 <= len(answer.table.rows) <= 20
-    assert count_tokens(SPEC.render(answer)) <= 1000
-    assert count_tokens(rounded(answer.model_dump())) <= 1000
+    assert count_tokens(answer.text()) <= 1000
+    assert count_tokens(rounded(answer.structured())) <= 1000

@@ -125,7 +125,7 @@ def test_one_list_is_one_group(bench: Bench) -> None:
 
     assert (result.groups, result.layers) == (["prompts"], [None])
     assert result.summaries[0].pairs == []
-    assert SPEC.render(SPEC.digest(result)).startswith("3 states of 3 prompts (token_embeddings) of tiny are kept in ")
+    assert SPEC.digest(result).text().startswith("3 states of 3 prompts (token_embeddings) of tiny are kept in ")
 
 
 def test_states_that_do_not_differ_keep_no_components_and_readable_numbers(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_many_groups_are_not_compared_in_pairs(tmp_path: Path) -> None:
 
     assert time.monotonic() - begun < 20
     assert all(len(summary.groups) == MOST_GROUPS and summary.pairs == [] for summary in result.summaries)
-    said = SPEC.render(SPEC.digest(result))
+    said = SPEC.digest(result).text()
     assert f"{MOST_GROUPS} groups are too many to compare in pairs: give fewer for cosine and gap." in said
     assert "random gap" not in said
 
@@ -186,7 +186,7 @@ def test_a_stopped_run_keeps_the_rows_that_it_had(tmp_path: Path) -> None:
     assert (len(result.rows), result.asked, result.summaries) == (3, 6, [])
     read = ~np.isnan(states_of(bench, record.id)).any((1, 2))
     assert np.flatnonzero(read).tolist() == [row.row for row in result.rows]
-    assert "3 rows of 6 were not read: NaN." in SPEC.render(SPEC.digest(result))
+    assert "3 rows of 6 were not read: NaN." in SPEC.digest(result).text()
 
 
 def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> None:
@@ -202,12 +202,12 @@ def test_what_is_too_large_is_refused_before_it_is_computed(tmp_path: Path) -> N
 def patched(bench: Bench, texts: list[str], **operation: Any) -> Any:
     """The distributions after prompts under a patch."""
     from nnterp_mcp.engine.forward import forward
-    from nnterp_mcp.model.text.tokenization import fill_batches
+    from nnterp_mcp.model.text.tokenization import pad_batch
     from nnterp_mcp.request.operations.request import parse_operation
 
     encoded = bench.encode(texts)
-    made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded, Job(1, lambda progress: None))
-    (batch,) = fill_batches(encoded, 4096, bench.model.pad_id, bench.model.device)
+    made = bench.plan([parse_operation({"op": "patch"} | operation)], encoded)
+    batch = pad_batch(encoded, bench.model.pad_id, bench.model.device)
     ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
     logits = forward(bench.model, batch, made, logits=ends).logits
     return logits[[prompt.index for prompt in batch.prompts].index(0)].double().softmax(-1)
@@ -347,12 +347,12 @@ def test_says(snapshot: SnapshotAssertion, case: str) -> None:
         "fitted": {"fitted": 30, "interventions": ["zero at mlps_output of layer 3"]},
         "few": {"prompts": few},
     }
-    assert SPEC.render(SPEC.digest(made_result(**changes[case]))) == snapshot
+    assert SPEC.digest(made_result(**changes[case])).text() == snapshot
 
 
 @pytest.mark.smollm2
 def test_answers_are_small(count_tokens: Callable[[object], int]) -> None:
     for layers in (1, 32, 80):
         answer = SPEC.digest(made_result(layers))
-        assert count_tokens(SPEC.render(answer)) <= 900
-        assert count_tokens(rounded(answer.model_dump())) <= 1000
+        assert count_tokens(answer.text()) <= 900
+        assert count_tokens(rounded(answer.structured())) <= 1000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nnterp_mcp.toolset.generate.answer import digest, render
+from nnterp_mcp.toolset.generate.answer import digest
 from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult
 from tests.serving import Caller, stdio, text
 
@@ -83,6 +83,6 @@ def test_an_answer_is_small_and_counts_what_it_leaves_out(prompts: int, logprobs
     answer = digest(result)
     assert answer.truncated
     assert answer.total == 2 * prompts
-    shown = render(answer)
+    shown = answer.text()
     assert len(shown) < 4200
     assert "not shown" in shown

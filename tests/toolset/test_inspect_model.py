@@ -13,7 +13,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.formatting import rounded
-from nnterp_mcp.request.operations import SITES
+from nnterp_mcp.request.sites import SITES
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.inspect_model import SPEC
 from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
@@ -59,7 +59,7 @@ def ask(bench: Bench, **arguments: Any) -> InspectModelResult:
 
 
 def channels(answer: InspectModelAnswer) -> tuple[str, str]:
-    return SPEC.render(answer), json.dumps(rounded(answer.model_dump()), ensure_ascii=False)
+    return answer.text(), json.dumps(rounded(answer.structured()), ensure_ascii=False)
 
 
 def test_the_tree_counts_every_parameter_once_per_layer(bench: Bench):
@@ -124,7 +124,7 @@ def test_probabilities_multiply_values_in_the_line_that_is_named(bench: Bench):
     assert number == result.source.product
     assert Path(code.co_filename).read_text().splitlines()[number - 1].strip() == line.strip()
     assert any(word in line for word in ("matmul", "bmm", "einsum", "@"))
-    assert f"{number}>" in SPEC.render(SPEC.digest(result))
+    assert f"{number}>" in SPEC.digest(result).text()
 
 
 def test_forward_code_is_the_class_s_own(bench: Bench):
@@ -216,14 +216,14 @@ def test_numbers_in_short():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next", "nemotron_h", "mixtral"])
 def test_says(family: str, snapshot: SnapshotAssertion):
-    said = SPEC.render(SPEC.digest(ask(tiny_bench(family))))
+    said = SPEC.digest(ask(tiny_bench(family))).text()
 
     # Lines move with every version of transformers; that the right ones are named is tested above.
     assert re.sub(r"(\.py line )\d+", r"\1N", said) == snapshot
 
 
 def test_says_of_a_module(llama: Bench, snapshot: SnapshotAssertion):
-    assert SPEC.render(SPEC.digest(ask(llama, path="layers[2].self_attn"))) == snapshot
+    assert SPEC.digest(ask(llama, path="layers[2].self_attn")).text() == snapshot
 
 
 @pytest.mark.smollm2

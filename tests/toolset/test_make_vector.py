@@ -217,7 +217,7 @@ def made_result(layers: int = 32, **changes: Any) -> MakeVectorResult:
 def test_says(snapshot: SnapshotAssertion) -> None:
     answer = SPEC.digest(made_result())
 
-    assert SPEC.render(answer) == snapshot
+    assert answer.text() == snapshot
     assert answer.truncated
 
 
@@ -229,7 +229,7 @@ def test_says_what_is_particular(snapshot: SnapshotAssertion, case: str) -> None
         "chance": {"directions": [DirectionFacts(layer=0, norm=1, effect=4.0, held_out=0.4, positive=1, negative=0)]},
         "deleted": {"deleted": True, "directions": []},
     }
-    assert SPEC.render(SPEC.digest(made_result(2, **changes[case]))) == snapshot
+    assert SPEC.digest(made_result(2, **changes[case])).text() == snapshot
 
 
 @pytest.mark.smollm2
@@ -239,8 +239,8 @@ def test_answers_are_small(smollm2_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     for layers in (1, 32, 80):
         answer = SPEC.digest(made_result(layers))
-        assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 900
-        assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+        assert len(tokenizer(answer.text())["input_ids"]) <= 900
+        assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
 
 
 def test_through_a_real_client(tmp_path: Path, tiny: Any) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from nnterp_mcp.toolset import specs
 
-_NAMED = re.compile(r'read_run part=([a-z.]+)|\bleft_out\(.+, "([a-z.]+)"\)|\b_hidden\(\s*.+, "([a-z.]+)", "')
+_NAMED = re.compile(r'read_run part=([a-z.]+)|\bleft_out\([^"]+(?:"[a-z ]+", )?"([a-z.]+)"[,)]')
 
 NAMED = [
     (name, part)

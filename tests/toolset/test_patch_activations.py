@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.toolset.patch_activations import SPEC
-from nnterp_mcp.toolset.patch_activations.result import (
-    Column,
-    Measured,
-    PatchActivationsResult,
-    PatchedCell,
-    Together,
-)
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, Together
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
@@ -308,7 +303,9 @@ def made_result(
         for shift in [round(((site * 7 + layer * 13 + column * 29) % 97) / 97, 4)]
     ]
     labels = [
-        Column(label=str(i)) if by_head else Column(label=str(i), clean=" Liechtenstein", corrupted=" Constantinople")
+        GridColumn(label=str(i))
+        if by_head
+        else GridColumn(label=str(i), clean=" Liechtenstein", corrupted=" Constantinople")
         for i in range(columns)
     ]
     return PatchActivationsResult(
@@ -350,7 +347,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_says(snapshot: SnapshotAssertion, case: str) -> None:
-    assert SPEC.render(SPEC.digest(CASES[case])) == snapshot
+    assert SPEC.digest(CASES[case]).text() == snapshot
 
 
 def test_an_effect_within_its_control_is_said_to_be_none() -> None:
@@ -372,7 +369,7 @@ def test_a_small_gap_and_a_wrong_sign_are_said() -> None:
 
 def test_both_channels_say_the_same() -> None:
     answer = SPEC.digest(CASES["prompts"])
-    said = SPEC.render(answer)
+    said = answer.text()
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
@@ -396,9 +393,9 @@ def test_answers_are_small(smollm2_folder: Path, result: PatchActivationsResult)
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     answer = SPEC.digest(result)
-    structured = json.dumps(rounded(answer.model_dump()), ensure_ascii=False)
+    structured = json.dumps(rounded(answer.structured()), ensure_ascii=False)
 
     assert answer.truncated
     assert len(answer.table.rows) == 8
-    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
+    assert len(tokenizer(answer.text())["input_ids"]) <= 1000
     assert len(tokenizer(structured)["input_ids"]) <= 1000

@@ -90,17 +90,17 @@ def ask(bench: Bench, **arguments: Any) -> PatchscopeResult:
 def test_says(bench: Bench, snapshot: SnapshotAssertion, arguments: dict[str, Any]):
     answer = SPEC.digest(ask(bench, **arguments))
 
-    assert SPEC.render(answer) == snapshot
-    facts = json.dumps(rounded(answer.model_dump()), ensure_ascii=False)
+    assert answer.text() == snapshot
+    facts = json.dumps(rounded(answer.structured()), ensure_ascii=False)
     tokenizer = bench.model.tokenizer
-    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
+    assert len(tokenizer(answer.text())["input_ids"]) <= 1000
     assert len(tokenizer(facts)["input_ids"]) <= 1000
 
 
 def test_both_channels_say_the_same(tiny_bench: Bench):
     answer = SPEC.digest(ask(tiny_bench, source_prompts="Spain is", targets=TARGETS))
 
-    said = SPEC.render(answer)
+    said = answer.text()
     for row in answer.table.rows:
         assert str(row[0]) in said
     assert answer.finding in said
@@ -216,7 +216,7 @@ def test_says_what_vectors_do(keeping: Bench, snapshot: SnapshotAssertion):
     one = ask(keeping, source_vectors="spain", factor=3)
     several = ask(keeping, source_vectors=["spain", "noise"], targets={"capital": "Paris"}, max_new_tokens=2)
 
-    assert [SPEC.render(SPEC.digest(result)) for result in (one, several)] == snapshot
+    assert [SPEC.digest(result).text() for result in (one, several)] == snapshot
 
 
 @pytest.mark.smollm2
@@ -257,8 +257,8 @@ def test_answers_of_vectors_are_small(bench: Bench, sources: int, categories: di
     answer = SPEC.digest(result.model_copy(update={"categories": categories, "sources": [source] * sources}))
 
     tokenizer = bench.model.tokenizer
-    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
-    assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+    assert len(tokenizer(answer.text())["input_ids"]) <= 1000
+    assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
 
 
 @pytest.mark.smollm2
@@ -269,8 +269,8 @@ def test_answers_are_small(bench: Bench, sources: int, layout: str, text: str | 
     answer = SPEC.digest(made_result(32, sources, text, layout))
 
     tokenizer = bench.model.tokenizer
-    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
-    assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+    assert len(tokenizer(answer.text())["input_ids"]) <= 1000
+    assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
     assert answer.truncated == (sources != 2)
 
 

@@ -109,7 +109,7 @@ class TestLate:
 
 
 def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> None:
-    from nnterp_mcp.contract import Table
+    from nnterp_mcp.table import Table
     from nnterp_mcp.toolset.read_run import SPEC
     from nnterp_mcp.toolset.read_run.result import ReadRunResult
 
@@ -118,7 +118,7 @@ def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> Non
     answer = SPEC.digest(
         ReadRunResult(run_id="logit_lens-aaaaaa", part="x", table=table, offset=10, total=500, format="json")
     )
-    lines = [line for line in SPEC.render(answer).splitlines() if line.startswith("{")]
+    lines = [line for line in answer.text().splitlines() if line.startswith("{")]
     count = len(lines)
 
     assert [json.loads(line, parse_constant=pytest.fail) for line in lines[:1]] == [{"a": None, "b": [None, 1.5]}]

@@ -290,5 +290,5 @@ def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None
         seconds=3.0,
     )
     answer: Answer = SPEC.digest(result)
-    assert count_tokens(SPEC.render(answer)) <= 2000
+    assert count_tokens(answer.text()) <= 2000
     assert count_tokens(rounded(answer.model_dump(mode="json"))) <= 2000

@@ -106,7 +106,7 @@ def test_a_factor_of_zero_alone_is_no_steering(bench: Bench) -> None:
     answer = SPEC.digest(ask(bench, vector=INLINE, factors=0))
 
     assert answer.finding == "tiny was not steered: a factor of 0 adds nothing, and all 2 cells are the baseline."
-    assert [row[0] for row in answer.table.rows] == [None, 1, 2]
+    assert [row[0] for row in answer.table.rows] == ["baseline", 1, 2]
     assert answer.total == 2
 
 
@@ -247,7 +247,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_says(snapshot: SnapshotAssertion, case: str) -> None:
-    assert SPEC.render(SPEC.digest(CASES[case])) == snapshot
+    assert SPEC.digest(CASES[case]).text() == snapshot
 
 
 def test_an_effect_within_its_control_is_said_to_be_none() -> None:
@@ -262,7 +262,7 @@ def test_an_effect_within_its_control_is_said_to_be_none() -> None:
 
 def test_both_channels_say_the_same() -> None:
     answer = SPEC.digest(CASES["targets"])
-    said = SPEC.render(answer)
+    said = answer.text()
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
@@ -291,8 +291,8 @@ def test_answers_are_small(smollm2_folder: Path, result: SteerResult) -> None:
 
     assert answer.truncated
     assert len(answer.table.rows) >= 3
-    assert len(tokenizer(SPEC.render(answer))["input_ids"]) <= 1000
-    assert len(tokenizer(json.dumps(rounded(answer.model_dump()), ensure_ascii=False))["input_ids"]) <= 1000
+    assert len(tokenizer(answer.text())["input_ids"]) <= 1000
+    assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
 
 
 def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_than_by_chance():

@@ -293,15 +293,15 @@ def test_says(snapshot: SnapshotAssertion, case: str) -> None:
         "warned": {"groups": unlike, "majority": 0.75, "vector": None},
         "chance": {"layers": chance, "vector": None, "site": "token_embeddings", "texts": 600},
     }
-    assert SPEC.render(SPEC.digest(made_result(**changes[case]))) == snapshot
+    assert SPEC.digest(made_result(**changes[case])).text() == snapshot
 
 
 @pytest.mark.smollm2
 def test_answers_are_small(count_tokens: Callable[[object], int]) -> None:
     for layers in (1, 32, 80):
         answer = SPEC.digest(made_result(layers, replaced="2025-01-01T00:00:00.000+00:00"))
-        assert count_tokens(SPEC.render(answer)) <= 900
-        assert count_tokens(rounded(answer.model_dump())) <= 1000
+        assert count_tokens(answer.text()) <= 900
+        assert count_tokens(rounded(answer.structured())) <= 1000
 
 
 @pytest.mark.smollm2
@@ -314,7 +314,7 @@ def test_a_probe_of_the_default_model_reads_and_steers(smollm2_folder: Path, tmp
 
     bench = Bench("smollm2-135m", Settings(data=tmp_path), StandardizedTransformer(str(smollm2_folder)))
     result = train(bench, prompts=SENTIMENT, layers="3::3", folds=5, shuffles=5, save_as="sentiment")
-    print(SPEC.render(SPEC.digest(result)))
+    print(SPEC.digest(result).text())
     best = max(result.layers, key=lambda layer: layer.accuracy)
     shuffled = np.array([layer.shuffled for layer in result.layers])
 

@@ -1,4 +1,4 @@
-"""How far two results of one call lie apart: every number, every text, field by field."""
+"""Compares two results of one call, every number and text, field by field."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _FLOOR = 0.01
-"""Numbers below it are judged as if they were as large: what moves a probability of 1e-9 is rounding."""
+"""Smaller numbers are compared as if they were this large: a probability of 1e-9 changes by rounding."""
 
 _Leaf = tuple[str, str, Any, Any]
-"""A field, the place in it, and what stands there in either result."""
+"""A field, the path to a leaf, and its value in either result."""
 
 
 @dataclass
@@ -27,9 +27,9 @@ class FieldComparison:
         numbers: Numbers compared.
         texts: Texts, flags and lengths compared.
         largest: The largest absolute difference of two numbers.
-        relative: The largest difference of two numbers beside the larger of them (or 0.01, if both are smaller).
+        relative: The largest difference relative to the larger number (or to 0.01, if both are smaller).
         differing: Numbers beyond the tolerance, and texts that are not equal.
-        example: The first of those: where it stands, and both of its values.
+        example: The first of those: its path and both values.
     """
 
     field: str
@@ -68,8 +68,8 @@ def compare(before: Any, after: Any, tolerance: float, without: Collection[str] 
     Args:
         before: The first: dictionaries, lists, numbers, texts.
         after: The second.
-        tolerance: How far two numbers may lie apart, beside the larger of them (or 0.01, if both are smaller).
-        without: Names of fields that are passed over.
+        tolerance: The relative difference allowed between two numbers (relative to 0.01, if both are smaller).
+        without: Names of fields to ignore.
 
     Returns:
         One comparison for each field that holds numbers or texts, in the order in which they first occur.
@@ -107,7 +107,7 @@ def compare_arrays(
 
 
 def _leaves(field: str, place: str, before: Any, after: Any, without: frozenset[str]) -> Iterator[_Leaf]:
-    """What stands at each place of either result; a list's length where the lengths differ."""
+    """Pairs of leaves of two results; the lengths of lists where they differ."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys([*before, *after]):
             if name not in without:

@@ -22,7 +22,7 @@ _WIDTH = 100
 def export(record: RunRecord, store: VectorStore) -> str:
     """Writes a script that makes a run's call again and prints its answer; `result` then holds every number.
 
-    Named vectors are made again from what they were made of, in a folder of their own.
+    Named vectors are made again from their recorded requests, in a temporary folder.
 
     Args:
         record: The run.
@@ -45,7 +45,7 @@ def export(record: RunRecord, store: VectorStore) -> str:
     return "\n".join(lines)
 
 
-_FOLDER = """# Vectors are made here: those that are kept under the same names stay as they are.
+_FOLDER = """# Vectors are made here, so that stored ones of the same names are not replaced.
 vectors = TemporaryDirectory()"""
 
 
@@ -82,14 +82,14 @@ def _call(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> str:
 
 
 def _arguments(spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are not what they would be anyway, as plain data."""
+    """The arguments that differ from their defaults, as plain data."""
     params = spec.parse(arguments)
     short = _given(params, kinds=False)
     return short if spec.parse(short) == params else dict(arguments)
 
 
 def _given(value: Any, kinds: bool = True) -> Any:
-    """Plain data, as a caller writes it: without fields that have their default, but for those that name a kind."""
+    """Plain data as a caller writes it: without defaults, except for fields that name a kind."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         named = {name: part for name, part in value if kinds and _is_kind(fields[name])}
@@ -107,7 +107,6 @@ def _given(value: Any, kinds: bool = True) -> Any:
 
 
 def _is_kind(field: FieldInfo) -> bool:
-    """Whether a field can have one value only, which tells its model from others."""
     return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
@@ -116,7 +115,7 @@ def as_source(value: Any, depth: int = 0) -> str:
 
     Args:
         value: None, flags, numbers, texts, lists and dictionaries.
-        depth: How far it is indented.
+        depth: Its level of indentation.
     """
     if isinstance(value, str):
         return _quoted(value)

@@ -1,4 +1,4 @@
-"""Runs a recorded call again in this process, and says by how much its numbers differ."""
+"""Runs a recorded call again in this process and compares its numbers."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 
 _INCIDENTAL = ("seconds", "taken", "made", "replaced", "versions")
-"""Fields of results that tell when and how something was computed, and not what."""
+"""Fields of results that vary between equal calls."""
 
 _HASH = " sha256"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A run beside the same call made now.
+    """The comparison of a run with the same call made now.
 
     Attributes:
         run_id: The run.
         fields: Every field of the results, compared.
-        environment: What is not as it was, such as `torch: 2.8.0 → 2.9.0`.
+        environment: Changes of the environment, such as `torch: 2.8.0 → 2.9.0`.
         replaced: Vectors of the call that were made anew since.
-        tolerance: How far two numbers may lie apart, beside the larger of them.
+        tolerance: The relative difference allowed between two numbers.
     """
 
     run_id: str
@@ -47,7 +47,7 @@ class Replay:
 
     @property
     def equal(self) -> bool:
-        """Whether all numbers lie within the tolerance and all texts are equal."""
+        """True if all numbers agree within the tolerance and all texts are equal."""
         return all(field.differing == 0 for field in self.fields)
 
 
@@ -56,10 +56,10 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: OnPro
 
     Args:
         run_id: The run.
-        settings: Where runs and vectors are, and what may be loaded. Nothing is written there: a vector that the call
-            makes goes to a folder of its own.
-        tolerance: How far two numbers may lie apart, beside the larger of them (or 0.01, if both are smaller).
-        on_progress: Told how far it is.
+        settings: The folders of runs and vectors, and what may be loaded. Nothing is written there: a vector that the
+            call makes goes to a temporary folder.
+        tolerance: The relative difference allowed between two numbers (relative to 0.01, if both are smaller).
+        on_progress: Called with the progress of the call.
 
     Raises:
         InvalidRequest: There is no such run, it did not finish, or a vector that it used is gone.
@@ -96,7 +96,7 @@ def _read(rerun: Rerun, store: RunStore) -> Result:
 
 @contextmanager
 def _apart(rerun: Rerun, settings: Settings) -> Generator[Settings]:
-    """The settings for the call: one that writes vectors must not replace the kept ones."""
+    """The settings for the call: one that makes vectors writes them to a temporary folder."""
     if rerun.spec.read_only:
         yield settings
         return
@@ -116,7 +116,7 @@ def _compare_arrays(rerun: Rerun, store: RunStore, lab: Laboratory, tolerance: f
 
 
 def _changes(before: RunEnvironment | None, after: RunEnvironment) -> list[str]:
-    """What differs between the environments; a hash that either does not know is no difference."""
+    """Differences between two environments; a hash that is missing in one of them is ignored."""
     if before is None:
         return ["what computed the run was not recorded"]
     first, second = _facts(before), _facts(after)
@@ -127,7 +127,7 @@ def _changes(before: RunEnvironment | None, after: RunEnvironment) -> list[str]:
 
 
 def _facts(environment: RunEnvironment) -> dict[str, Any]:
-    """What is known of an environment under one name each: `torch`, `device`, `model.safetensors sha256`."""
+    """An environment as flat names and values: `torch`, `device`, `model.safetensors sha256`."""
     facts = environment.model_dump(exclude={"versions", "files"})
     sizes = {f"{name} bytes": card.bytes for name, card in environment.files.items()}
     hashes = {f"{name}{_HASH}": card.sha256 for name, card in environment.files.items()}

@@ -1,4 +1,4 @@
-"""What it takes to run a recorded call again: the model's parameters, the call's, and the vectors that it named."""
+"""Prepares a recorded call to be run again: the model's parameters, the call's, and its vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnterp_mcp.runs.vectors import VectorCard, VectorStore
 from nnterp_mcp.toolset import specs
 
 _VECTOR_FIELDS = ("vector", "source_vectors")
-"""Where parameters name vectors, at any depth."""
+"""Parameters that name vectors, at any depth."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Rerun:
     Attributes:
         record: Its record.
         spec: The tool.
-        arguments: What the tool was called with, without the model's handle.
-        loading: The parameters of `load_model`, with the revision and the dtype that they came to.
+        arguments: The call's arguments, without the model's handle.
+        loading: The parameters of `load_model`, with the revision and dtype that were resolved.
         vectors: The named vectors that it used, as they are now.
-        replaced: Which of these were made anew after the run, so that their numbers may be others.
+        replaced: Those of them that were made anew after the run, so that their numbers may differ.
     """
 
     record: RunRecord
@@ -79,9 +79,9 @@ def _require_finished(record: RunRecord) -> ToolSpec[Any, Any, Any]:
 
 
 def _loading(record: RunRecord) -> dict[str, Any]:
-    """The request with what its `auto` and its branch stood for then, so that time and machine change neither.
+    """The load request with the dtype and commit that were resolved then, independent of time and machine.
 
-    What serves a model decides both, and knows it by the request's own words alone.
+    A service decides both itself, so that the request for a served model stays as it was.
     """
     request, environment = dict(record.request), record.environment
     if environment is None or request.get("backend", "local") != "local":

@@ -28,7 +28,7 @@ from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 
 WORTHWHILE = 8
 """New tokens from which on a capture pays."""

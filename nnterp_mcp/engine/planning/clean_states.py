@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_batches
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.reductions import take_rows
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -50,7 +50,6 @@ def gather(
     model: StandardizedTransformer,
     requests: Sequence[Request],
     batch_tokens: int,
-    check: Callable[[], None],
     known: Known,
 ) -> Gathered:
     """Runs the prompts of all requests, each once and without interventions.
@@ -59,7 +58,6 @@ def gather(
         model: The model.
         requests: What is needed.
         batch_tokens: Padded tokens in a forward pass, at most.
-        check: Called before each batch; what it raises ends the gathering.
         known: States that need no run any more; those that are gathered are added.
     """
     needed: dict[tuple[int, ...], list[Request]] = {}
@@ -67,13 +65,12 @@ def gather(
         if request.key not in known:
             needed.setdefault(tuple(request.prompt.ids), []).append(request)
     groups = list(needed.values())
-    prompts = [replace(group[0].prompt, index=index) for index, group in enumerate(groups)]
+    work = Workload([group[0].prompt for group in groups], batch_tokens=batch_tokens)
 
-    def read(batch: Batch) -> Gathered:
-        check()
+    def read(batch: Batch, numbers: Sequence[int]) -> Gathered:
         asked: dict[Place, list[tuple[int, Request]]] = {}
-        for row, prompt in enumerate(batch.prompts):
-            for request in groups[prompt.index]:
+        for row, number in enumerate(numbers):
+            for request in groups[number]:
                 asked.setdefault(request.place, []).append((row, request))
         captures = [Capture(place, take_rows, _entries(batch, listed)) for place, listed in asked.items()]
         found: Gathered = {}
@@ -83,7 +80,7 @@ def gather(
                 found[request] = _part(batch, row, request, part)
         return found
 
-    for _, found in run_batches(model, prompts, batch_tokens, read):
+    for _, found in work.run_batches(model, read):
         known |= {request.key: taken for request, taken in found.items()}
     return {request: known[request.key] for request in requests}
 

@@ -35,7 +35,6 @@ from nnterp_mcp.model.structure.attention_span import Horizon
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import (
-    HEAD_SITES,
     Add,
     IndexSpec,
     Knockout,
@@ -52,6 +51,7 @@ from nnterp_mcp.request.operations import (
     site_of,
 )
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
+from nnterp_mcp.request.sites import HEAD_SITES
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""
@@ -66,7 +66,6 @@ def plan(
     states: FindStates | None = None,
     known: Known | None = None,
     batch_tokens: int = 4096,
-    check: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Resolves operations against a model and the prompts of a request.
 
@@ -80,7 +79,6 @@ def plan(
         states: Finds the states of an earlier run.
         known: States of clean runs, shared among plans of one request: none of its sources runs twice.
         batch_tokens: Padded tokens in a forward pass over sources, at most.
-        check: Called before each such pass; what it raises ends the planning.
 
     Returns:
         The plan, for `forward` and `generate` on any of these prompts.
@@ -93,7 +91,7 @@ def plan(
         return NOTHING
     planner = _Planner(model, prompts, vectors, states)
     drafts = [draft for operation in operations for draft in planner.draft(operation)]
-    gathered = gather(model, planner.requests, batch_tokens, check, {} if known is None else known)
+    gathered = gather(model, planner.requests, batch_tokens, {} if known is None else known)
     edits: dict[Place, list[Edit]] = {}
     for edit in sorted((draft(gathered) for draft in drafts), key=_is_no_skip):
         edits.setdefault(edit.place, []).append(edit)

@@ -8,8 +8,8 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.request.fields import Prompt
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.prompts import Prompt
+from nnterp_mcp.request.sites import Site
 
 
 class KeptStates(Protocol):

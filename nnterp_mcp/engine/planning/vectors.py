@@ -15,7 +15,8 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokens import inner_ids
-from nnterp_mcp.request.operations import HEAD_SITES, TokenDifference, Vector, label_of
+from nnterp_mcp.request.operations import TokenDifference, Vector, label_of
+from nnterp_mcp.request.sites import HEAD_SITES
 
 Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
 """Finds a vector by its name: one for any layer, or a row for each, without numbers (NaN) where there is none."""

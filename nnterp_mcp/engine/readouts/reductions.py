@@ -273,6 +273,12 @@ def join(parts: Sequence[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
     }
 
 
+def split_rows(found: dict[str, Tensor], counts: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Numbers taken apart into so many rows each, name by name."""
+    columns = {name: values.split(list(counts)) for name, values in found.items()}
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(counts))]
+
+
 def summarize_patterns(
     pattern: Float[Tensor, "row head query key"], asked: dict[str, Tensor], top_k: int
 ) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import elided, quoted
 from nnterp_mcp.model.text.tokens import inner_ids, token_text
-from nnterp_mcp.request.fields import Target, TokenId
 from nnterp_mcp.request.remarks import remark
 from nnterp_mcp.request.selectors import SHARED_PAIRS
+from nnterp_mcp.request.targets import Target, TokenId
 
 _NAMED_CATEGORIES = 8
 """Categories whose tokens a remark lists."""

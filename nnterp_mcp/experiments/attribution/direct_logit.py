@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attribution.linear_maps import offset, pull_back
 from nnterp_mcp.experiments.attribution.linearize import freeze_norm
@@ -20,7 +19,7 @@ from nnterp_mcp.experiments.attribution.residual_decomposition import PartStates
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer, Write, find_writes
 from nnterp_mcp.model.loading.load_checks import TOLERANCES
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.selectors import resolve_layers
 
 Split = Literal["layer", "sublayer", "head", "neuron"]
@@ -81,14 +80,11 @@ class DirectLogits:
 
 def attribute_directly(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     targets: Sequence[Sequence[Sequence[int]]],
     split: Split = "sublayer",
     *,
     layers: str | int | Sequence[int] = "all",
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> DirectLogits:
     """Splits a logit after each prompt's last token, or the difference of two, into what each part adds to it.
 
@@ -99,14 +95,11 @@ def attribute_directly(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         targets: Token ids for each prompt: of the answer, and of what it is held against; the answer's logit alone
             where there is only one category. Several tokens in a category count as one with their summed probability.
         split: Into whole layers; attention and MLP; heads and MLPs; or attention and neurons.
         layers: The layers that are split further; the others count as wholes.
-        plan: The operations in force, planned for these prompts.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends it.
 
     Raises:
         InvalidRequest: A layer does not exist.
@@ -118,30 +111,28 @@ def attribute_directly(
     writes = {} if split == "layer" else _writes(model, resolve_layers(layers, model.num_layers, model.name))
     embedded = begins_with_embedding(model)
 
-    def run(batch: Batch) -> _Found:
+    def run(batch: Batch, numbers: Sequence[int]) -> list[_Found]:
         states = read_parts(
-            model, batch, plan, writes, heads=split == "head", neurons=split == "neuron", embedded=embedded
+            model, batch, work.plan, writes, heads=split == "head", neurons=split == "neuron", embedded=embedded
         )
-        direction = find_direction(model, states.last, states.logits, [targets[p.index] for p in batch.prompts])
-        parts = _Sum(model, states, direction, writes, bool(plan)).parts
-        values = torch.stack([amount.to(direction.metric) for amount in parts.values()], 1)
-        return _Found(list(parts), values.cpu(), direction.metric.cpu(), direction.rescaled)
+        direction = find_direction(model, states.last, states.logits, [targets[number] for number in numbers])
+        found = _Sum(model, states, direction, writes, bool(work.plan)).parts
+        parts = list(found)
+        values = torch.stack([amount.to(direction.metric) for amount in found.values()], 1).cpu()
+        metric = direction.metric.cpu()
+        return [_Found(parts, *row, direction.rescaled) for row in zip(values, metric, strict=True)]
 
-    found: dict[int, tuple[_Found, int]] = {}
     at_once = max(1, _NUMBERS // model.vocab_size)
-    for batch, told in run_batches(model, prompts, batch_tokens, run, batch_size=at_once):
-        found |= {prompt.index: (told, row) for row, prompt in enumerate(batch.prompts)}
-        on_batch(len(found))
-    return _assemble(model, [found[prompt.index] for prompt in prompts])
+    return _assemble(model, replace(work, batch_size=at_once).run(model, run))
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What one batch gave, on the CPU."""
+    """What one prompt gave, on the CPU."""
 
     parts: list[Part]
-    values: Float[Tensor, "row part"]
-    metric: Float[Tensor, " row"]
+    values: Float[Tensor, " part"]
+    metric: Float[Tensor, ""]
     rescaled: bool
 
 
@@ -168,18 +159,18 @@ def _writes(model: StandardizedTransformer, layers: Sequence[int]) -> dict[int, 
     return found
 
 
-def _assemble(model: StandardizedTransformer, found: Sequence[tuple[_Found, int]]) -> DirectLogits:
+def _assemble(model: StandardizedTransformer, found: Sequence[_Found]) -> DirectLogits:
     """All prompts' values in one table; a part that a batch does not have adds nothing there.
 
     Raises:
         Unsupported: They do not add up.
     """
-    parts = list(dict.fromkeys(part for told, _ in found for part in told.parts))
+    parts = list(dict.fromkeys(part for told in found for part in told.parts))
     column = {part: at for at, part in enumerate(parts)}
     values = torch.zeros(len(found), len(parts), dtype=torch.float64)
-    for at, (told, row) in enumerate(found):
-        values[at, [column[part] for part in told.parts]] = told.values[row]
-    metric = torch.stack([told.metric[row] for told, row in found])
+    for row, told in enumerate(found):
+        values[row, [column[part] for part in told.parts]] = told.values
+    metric = torch.stack([told.metric for told in found])
     gaps = (values.sum(1) - metric).abs()
     allowed = 10 * TOLERANCES.get(model.module.dtype, 1e-1) * values.abs().amax(1).clamp_min(1)
     if bool((gaps > allowed).any()):
@@ -189,7 +180,7 @@ def _assemble(model: StandardizedTransformer, found: Sequence[tuple[_Found, int]
             f"{float(metric[worst]):.4g}: something in it is not linear once its norms are frozen.",
             "Attribute to whole layers, or by gradients or patching.",
         )
-    return DirectLogits(parts, values, metric, float(gaps.max()), any(told.rescaled for told, _ in found))
+    return DirectLogits(parts, values, metric, float(gaps.max()), any(told.rescaled for told in found))
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.metrics import MetricName, make_metric
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.attribution.path_integral import Point, integrate
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 Baseline = Literal["zero", "mean"]
 Embeddings = Float[Tensor, "row position hidden"]
@@ -57,13 +58,9 @@ class TokenAttribution:
 
 def multiply_gradients(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     targets: Sequence[Sequence[Sequence[int]]],
     metric: MetricName = "logit_difference",
-    *,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda prompts_done: None,
 ) -> list[TokenAttribution]:
     """Gradient × input: the metric's slope along each token's embedding, times that embedding.
 
@@ -72,12 +69,9 @@ def multiply_gradients(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         targets: Token ids for each prompt: of the answer, then of what it is held against.
         metric: What is measured after the last token.
-        plan: The operations in force, planned for these prompts.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each batch with the number of prompts done; what it raises ends it.
 
     Returns:
         The attributions, in the order of the prompts.
@@ -88,34 +82,26 @@ def multiply_gradients(
     Source: Shrikumar et al., "Not Just a Black Box" (2016); Yin and Neubig, "Interpreting Language Models with
     Contrastive Explanations" (2022).
     """
-    measures = {prompt.index: _measure(metric, categories) for prompt, categories in zip(prompts, targets, strict=True)}
+    measures = [_measure(metric, categories) for categories in targets]
 
-    def run(batch: Batch) -> _Slopes:
+    def run(batch: Batch, numbers: Sequence[int]) -> list[TokenAttribution]:
         entrance = _Entrance(lambda embeddings: embeddings)
-        return _slopes(model, batch, plan, entrance, [measures[prompt.index] for prompt in batch.prompts])
-
-    found: dict[int, TokenAttribution] = {}
-    for batch, slopes in run_batches(model, prompts, batch_tokens, run):
+        slopes = _slopes(model, batch, work.plan, entrance, [measures[number] for number in numbers])
         products = (slopes.gradient.float() * slopes.embeddings.float()).sum(-1).cpu()
-        for row, prompt in enumerate(batch.prompts):
-            start = batch.padding[row]
-            values = products[row, start : start + len(prompt.ids)]
-            found[prompt.index] = TokenAttribution(values, float(slopes.metric[row]))
-        on_batch(len(found))
-    return [found[prompt.index] for prompt in prompts]
+        rows = zip(products, batch.padding, slopes.metric.tolist(), strict=True)
+        return [TokenAttribution(values[padding:], metric) for values, padding, metric in rows]
+
+    return work.run(model, run)
 
 
 def integrate_gradients(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     targets: Sequence[Sequence[Sequence[int]]],
     metric: MetricName = "logit_difference",
     *,
     steps: int = 32,
     baseline: Baseline = "mean",
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda steps_done: None,
 ) -> list[TokenAttribution]:
     """Integrated gradients: the slopes along the straight way from a baseline to the embeddings, times that way.
 
@@ -126,15 +112,11 @@ def integrate_gradients(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts.
         targets: Token ids for each prompt: of the answer, then of what it is held against.
         metric: What is measured after the last token.
         steps: Points between the ends of the way, at most.
         baseline: Every embedding's: zero, where norms have a singularity, or the mean over the vocabulary.
-        plan: The operations in force, planned for these prompts.
-        batch_tokens: Padded tokens in a forward pass, at most: steps are run in chunks.
-        on_batch: Called after each chunk with the number of steps done, of two more for each prompt than asked for;
-            those that were not needed are passed over. What it raises ends it.
 
     Returns:
         The attributions, in the order of the prompts.
@@ -149,10 +131,15 @@ def integrate_gradients(
         raise InvalidRequest(f"integrated gradients take at least 1 step, and steps {steps} came.")
     start = _baseline(model, baseline)
     found: list[TokenAttribution] = []
-    for at, (prompt, categories) in enumerate(zip(prompts, targets, strict=True)):
+    total = len(targets) * (steps + 2)  # the two ends of the way are more than was asked for
+    for at, (prompt, categories) in enumerate(zip(work.prompts, targets, strict=True)):
         before = at * (steps + 2)
-        path = _Path(model, prompt, _measure(metric, categories), start, plan, batch_tokens)
-        found.append(path.integrate(steps, lambda done, before=before: on_batch(before + done)))
+        own = replace(
+            work,
+            prompts=[prompt],
+            progress=lambda done, _, unit, before=before: work.progress(before + done, total, unit),
+        )
+        found.append(_Path(model, own, _measure(metric, categories), start).integrate(steps))
     return found
 
 
@@ -181,46 +168,40 @@ def _baseline(model: StandardizedTransformer, kind: Baseline) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class _Path:
-    """The straight way from a baseline to the embeddings of one prompt."""
+    """The straight way from a baseline to the embeddings of one prompt, which is the workload."""
 
     model: StandardizedTransformer
-    prompt: EncodedPrompt
+    work: Workload
     measure: Measure
     start: Float[Tensor, " hidden"]
-    plan: Plan
-    batch_tokens: int
 
-    def integrate(self, steps: int, on_batch: Callable[[int], None]) -> TokenAttribution:
+    def integrate(self, steps: int) -> TokenAttribution:
         """The integral of the slopes, with the metric at both ends of the way."""
-        done = 0
+        (prompt,) = self.work.prompts
+        before = 0
 
         def evaluate(shares: Sequence[float]) -> list[Point]:
-            nonlocal done
-            found: list[Point] = []
-            for batch in self._points(shares):
-                found += batch
-                done += len(batch)
-                on_batch(done)
-            return found
+            nonlocal before
+            begun, before = before, before + len(shares)
+            return replace(
+                self.work,
+                prompts=[prompt] * len(shares),
+                progress=lambda done, total, unit: self.work.progress(begun + done, total, unit),
+            ).run(self.model, partial(self._points, shares), unit="steps")
 
-        found = integrate(evaluate, steps + 2, max(1, self.batch_tokens // len(self.prompt.ids)))
+        found = integrate(evaluate, steps + 2, max(1, self.work.batch_tokens // len(prompt.ids)))
         return TokenAttribution(found.values.float(), found.last, found.first, found.missed, found.points)
 
-    def _points(self, shares: Sequence[float]) -> Iterator[list[Point]]:
-        """Points on the way, batch by batch."""
-        done = 0
+    def _points(self, shares: Sequence[float], batch: Batch, numbers: Sequence[int]) -> list[Point]:
+        """Some points on the way."""
         singular = not self.start.any()  # norms of zeros
-
-        def run(batch: Batch) -> _Slopes:
-            chunk = torch.tensor(shares[done : done + len(batch.prompts)])
-            return _slopes(self.model, batch, self.plan, self._entrance(chunk), [self.measure] * len(chunk))
-
-        for batch, slopes in run_batches(self.model, [self.prompt] * len(shares), self.batch_tokens, run):
-            way = slopes.origin - self.start.to(slopes.origin)
-            products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
-            rows = zip(shares[done:], slopes.metric.tolist(), products, strict=False)
-            done += len(batch.prompts)
-            yield [Point(at, metric, row if at or not singular else None) for at, metric, row in rows]
+        chosen = [shares[number] for number in numbers]
+        entrance = self._entrance(torch.tensor(chosen))
+        slopes = _slopes(self.model, batch, self.work.plan, entrance, [self.measure] * len(chosen))
+        way = slopes.origin - self.start.to(slopes.origin)
+        products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
+        rows = zip(chosen, slopes.metric.tolist(), products, strict=True)
+        return [Point(at, metric, row if at or not singular else None) for at, metric, row in rows]
 
     def _entrance(self, shares: Float[Tensor, " row"]) -> _Entrance:
         def go(embeddings: Embeddings) -> Embeddings:

@@ -17,7 +17,7 @@ from nnterp_mcp.engine.readouts.reductions import take_all, take_rows
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 
 _LENGTH = 3
 """Tokens of the prompts on which the beginning of the stream is looked at."""

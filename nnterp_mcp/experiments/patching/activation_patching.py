@@ -27,9 +27,9 @@ from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
 from nnterp_mcp.experiments.patching.path_patching import PathBranches, Receiver
 from nnterp_mcp.experiments.patching.run_cache import Observations
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.fields import PositionSpec
-from nnterp_mcp.request.operations import HEAD_SITES, Site
+from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
+from nnterp_mcp.request.sites import HEAD_SITES, Site
 
 Direction = Literal["denoising", "noising"]
 Ablation = Literal["zero", "mean"]

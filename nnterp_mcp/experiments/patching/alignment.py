@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 
 LabelledSpans = Mapping[str, tuple[Sequence[PositionSpec], Sequence[PositionSpec]]]
 """By label, the positions in the clean prompt and those in the corrupted one."""

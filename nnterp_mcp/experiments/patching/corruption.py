@@ -20,7 +20,8 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec, Prompt
+from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.prompts import Prompt
 
 
 @dataclass(frozen=True, eq=False)

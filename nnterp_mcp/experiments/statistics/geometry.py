@@ -1,4 +1,4 @@
-"""How sets of states lie in their space: lengths, angles between group means, principal components."""
+"""Geometry of sets of states: norms, angles between group means, principal components."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SHUFFLES = 20
 
 @dataclass(frozen=True)
 class Norms:
-    """How long states are.
+    """Norms of states.
 
     Attributes:
-        mean: The mean length.
+        mean: The mean norm.
         deviation: Its standard deviation over states; None for one state.
     """
 
@@ -30,7 +30,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far the means of two groups lie apart.
+    """The difference between the means of two groups.
 
     Attributes:
         cosine: The cosine between them. States of one layer share most of their direction whatever their prompts, so
@@ -61,7 +61,7 @@ class Components:
 
 
 def measure_norms(states: Float[Tensor, "row width"]) -> Norms:
-    """The mean length of states, and its spread."""
+    """The mean norm of states, and its standard deviation."""
     norms = states.double().norm(dim=-1)
     return Norms(float(norms.mean()), float(norms.std()) if len(norms) > 1 else None)
 
@@ -82,7 +82,7 @@ def compare_groups(
         second: Those of the other.
         first_prompts: The prompt of each state.
         second_prompts: Those of the other group, none of them in the first.
-        seed: By which random groups are drawn; equal seeds give equal numbers.
+        seed: The seed of the random groups.
     """
     check_cancelled()
     states = torch.cat([first, second]).double()
@@ -104,9 +104,9 @@ def _apart(
     deals: Float[Tensor, "deal prompt"],
     scale: Tensor,
 ) -> tuple[Float[Tensor, " deal"], Float[Tensor, " deal"]]:
-    """The cosine between the means of two groups, and their distance beside a scale, for each deal of the prompts.
+    """The cosine between the means of two groups, and their distance relative to a scale, for each deal of the prompts.
 
-    States that are all zero do not lie apart.
+    The distance of states that are all zero is 0.
     """
     one, other = ((chosen @ sums) / (chosen @ counts)[:, None] for chosen in (deals, 1 - deals))
     distance = (one - other).norm(dim=-1)

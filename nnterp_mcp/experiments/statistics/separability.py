@@ -1,4 +1,4 @@
-"""How well a direction tells two sets of prompts apart, on them and on prompts that it was not made from."""
+"""Separation of two sets of prompts by a direction, in sample and held out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FOLDS = 10
 
 @dataclass(frozen=True)
 class Separation:
-    """Where two sets lie along directions of length one.
+    """Projections of two sets on unit directions, and their separation.
 
     Attributes:
         positive: Mean projection of the first set.
@@ -39,8 +39,7 @@ def separate(
 ) -> Separation:
     """Projects both sets on the directions that `fit` makes from them.
 
-    For the held-out figure the prompts are dealt into up to ten folds, pair by pair, and each fold is projected on
-    directions made from the others.
+    The held-out figure is the AUC of up to ten folds, each projected on directions made from the others.
 
     Args:
         positive: States of the first set.

@@ -1,4 +1,4 @@
-"""Models that came without standard names, as nnsight or transformers made them: nnterp's functions take those too."""
+"""Standard names for models that nnsight or transformers made, which nnterp's functions accept too."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def standardize(model: Any) -> StandardizedTransformer:
 
 
 def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy:
-    """A model's anatomy: the one that it has, or what a few tokens show.
+    """A model's anatomy, resolved in a short forward pass if it is not known yet.
 
     Args:
         model: A model of nnsight's or transformers'.
-        rename_config: Which modules are which, where a person knows better.
+        rename_config: Names of modules that structure alone does not identify.
     """
     if isinstance(model, nn.Module):
         return resolve(model, probe(model), rename_config)
@@ -58,7 +58,7 @@ def anatomy_of(model: Any, rename_config: RenameConfig | None = None) -> Anatomy
 
 
 def named(model: Any) -> Named:
-    """A model whose trace is running, with the accessors that edits of its states go through.
+    """A model inside a running trace, under standard names.
 
     Args:
         model: A `StandardizedTransformer`, which comes back as it is, or another of nnsight's models of a causal LM.
@@ -81,7 +81,7 @@ class _Named:
 
 
 def module_of(model: Any) -> nn.Module:
-    """What nnsight wraps, with its weights.
+    """The PyTorch module that nnsight wraps, with its weights loaded.
 
     Raises:
         InvalidRequest: The model is none of nnsight's.

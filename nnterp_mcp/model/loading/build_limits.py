@@ -1,4 +1,4 @@
-"""A model while it is built, held against its weights: a configuration may ask for any size, and takes as long."""
+"""A limit on the size of a model under construction: its configuration may ask for far more than its weights have."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from nnterp_mcp.formatting import size
 from nnterp_mcp.request.model_folder import weight_files
 
 _MOST_IN_A_BYTE = 8
-"""Numbers that a byte of stored weights may stand for: some are packed."""
+"""Parameters per byte of stored weights, at most: some formats pack them."""
 
 _FEW = 10_000_000
 _COMPUTED = 1_000_000_000
-"""Numbers that no file need hold: small parameters, and tables such as causal masks."""
+"""Numbers that need not be stored: small parameters, and tables such as causal masks."""
 
 
 @contextmanager
 def built_within(origin: str, folder: Path, gguf: str | None) -> Generator[None]:
-    """While this lasts, a model that outgrows the weights in its folder is not built any further.
+    """Stops the construction of a model that outgrows the weights in its folder.
 
-    Counted are the parameters and buffers that transformers registers on the meta device before it reads weights.
+    It counts the parameters and buffers that transformers registers on the meta device before it reads weights.
 
     Raises:
         UnknownModel: Its configuration asks for more than they can fill.

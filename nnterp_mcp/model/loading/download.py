@@ -1,4 +1,4 @@
-"""The progress of a download, told to whoever waits for it instead of drawn on a terminal."""
+"""Reports the progress of a download instead of drawing it on a terminal."""
 
 from __future__ import annotations
 

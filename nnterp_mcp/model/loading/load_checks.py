@@ -1,11 +1,10 @@
-"""What is verified when a model is loaded: two short forward passes, one line for each thing that they show.
-(A third for the few models that cannot be padded on the left.)
+"""The checks of a loaded model: two short forward passes, and a third for models that cannot be padded on the left.
 
 The first pass runs a long and a short prompt in one padded batch. The second runs the short prompt three times,
-unpadded: as it is, with attention edited, and with another last token. Between them they show whether the last layer's
-lens is the logits, whether a padded prompt gives what it gives alone, whether attention can be read and edited, and
-whether a token changes what comes before it. Where the configuration names lengths beyond which the model computes
-otherwise, and a pass over so many tokens takes seconds, the same is asked beyond them.
+unpadded: unchanged, with attention edited, and with another last token. They test that the last layer's lens equals
+the logits, that padding changes no result, that attention can be read and edited, and that no token affects earlier
+positions. The same is tested beyond the lengths at which the configuration says that the model changes, where a pass of
+that length takes seconds at most.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ BEYOND = 2
 """Tokens by which a text goes beyond a length."""
 
 LEFT, RIGHT = slice(LONG - SHORT, None), slice(0, SHORT)
-"""Where the short prompt is when it is padded on the left, and on the right."""
+"""The columns of the short prompt, padded on the left and on the right."""
 
 TOLERANCES: dict[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of logits, relative to their largest magnitude, that counts as equal."""
@@ -42,13 +41,13 @@ TOLERANCES: dict[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 2e-2
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was verified.
+    """The outcome of one check.
 
     Attributes:
-        name: The capability that depends on it: `names`, `lens`, `batch`, `causal`, `attention`, `attention_edit`; and
+        name: The capability that it decides: `names`, `lens`, `batch`, `causal`, `attention`, `attention_edit`; and
             `lengths`, where the configuration names some.
-        passed: Whether it holds.
-        detail: What was seen, with numbers; or why it does not hold.
+        passed: True if the capability works.
+        detail: The measured numbers, or the reason of the failure.
     """
 
     name: str
@@ -158,7 +157,7 @@ def _short_rows(model: TracedModel) -> Int[Tensor, "3 position"]:
 
 @torch.no_grad()
 def _plainly(model: TracedModel) -> _Edited | str:
-    """The second pass without names and edits, for a model that allows neither."""
+    """The second pass on the plain model, for one that allows neither names nor edits."""
     with model.standing_down():
         found = _attempt(lambda: model.module(input_ids=_short_rows(model), use_cache=False).logits)
     return found if isinstance(found, str) else _Edited(found, None, None)
@@ -283,8 +282,8 @@ def check_lengths(model: TracedModel) -> list[Check]:
         model: The model, whose standard names were verified.
 
     Returns:
-        What was seen beyond each length that can be afforded, and what was not looked at; nothing where the
-        configuration names no length that the model's texts can go beyond.
+        One check that covers each length short enough to test and lists the others; none where the configuration
+        names no such length.
     """
     lengths = lengths_of(model.module)
     marks = lengths.below((model.context or 1 << 62) + 1 - BEYOND)
@@ -301,7 +300,7 @@ def check_lengths(model: TracedModel) -> list[Check]:
 
 
 def _judge_length(model: TracedModel, mark: Mark, lengths: Lengths) -> Iterator[Check]:
-    """What is wrong beyond a mark, under the name of what is to be refused for it."""
+    """The capabilities that fail beyond a length, as failed checks."""
     length = mark.length + BEYOND
     fewer = (SHORT, length - 1) if model.can("batch") else ()
     kept = next((at for at in fewer if lengths.share(at, length)), length)
@@ -317,11 +316,11 @@ def _judge_length(model: TracedModel, mark: Mark, lengths: Lengths) -> Iterator[
 
 
 def _run_long(model: TracedModel, length: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A long row, the same with another token near its end, and a padded row of `kept` tokens; and that one alone.
+    """Runs a long row, a copy with one late token changed, and a padded row of `kept` tokens; then the last alone.
 
     Returns:
-        What is read at the end of the padded row and of the row alone; and before the changed token, without and with
-        the change.
+        The final outputs of the padded row and of the row alone; then the outputs before the changed token, without and
+        with the change.
     """
     long = probe_ids(model.module, length)
     short = probe_ids(model.module, kept)
@@ -335,7 +334,7 @@ def _run_long(model: TracedModel, length: int, kept: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def _ends(model: TracedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "row position vocabulary"]:
-    """What the last layer's states at the last few positions say, so that no logits are formed but these."""
+    """Logits of the last few positions only."""
     last = model.anatomy.last.index
     with model.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
         states = nnsight.save(model.layers_output[last][:, -4:].clone())
@@ -344,7 +343,6 @@ def _ends(model: TracedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "row p
 
 
 def _attempt(run: Callable[[], Run]) -> Run | str:
-    """The result of a pass, or the reason for which it failed."""
     try:
         return run()
     except Exception as error:  # whatever else the modelling code raises is the reason

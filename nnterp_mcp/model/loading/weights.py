@@ -1,4 +1,4 @@
-"""How weights are held: their type, their quantization, and the devices that have room for them."""
+"""The dtype and quantization of weights, and the devices that have room for them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nnterp_mcp.model import memory
 
 @dataclass(frozen=True)
 class Precision:
-    """How the weights are held: `dtype` and `quantization` as `load_model` takes them."""
+    """The dtype and quantization of the weights, as `load_model` takes them."""
 
     dtype: str = "auto"
     quantization: str | None = None
 
     def type_on(self, device: torch.device, config: Any) -> torch.dtype:
-        """The dtype on a device: `auto` is float32 on a CPU, and the checkpoint's own elsewhere."""
+        """The dtype on a device: `auto` is float32 on a CPU, and the checkpoint's own on an accelerator."""
         if self.dtype != "auto":
             return getattr(torch, self.dtype)
         if device.type == "cpu":

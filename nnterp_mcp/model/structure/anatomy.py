@@ -1,4 +1,4 @@
-"""What a model is made of, under the standard names: modules, and where in them hidden states pass."""
+"""The modules of a model under the standard names, and the inputs and outputs that carry hidden states."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Site:
         entry: Which input is the hidden state: a position, or a keyword.
         exit: Which element of the output is the hidden state; None when the output is the tensor itself.
         width: Number of elements of the output; 1 when the output is the tensor itself.
-        carries: Whether those other elements hold something that a later module needs.
-        mutated: Whether the model writes to the hidden state after the module has returned it.
-        factor: What the model multiplies the output's hidden state by before it uses it; the product is what is read.
+        carries: True if a later module needs those other elements.
+        mutated: True if the model writes to the hidden state in place after the module has returned it.
+        factor: The model's multiplier of the output's hidden state; reads return the product.
     """
 
     module: nn.Module
@@ -59,7 +59,7 @@ class Site:
         return hidden if self.factor == 1 else hidden * self.factor
 
     def write_output(self, output: Any, hidden: Float[Tensor, "batch position hidden"]) -> Any:
-        """What the module returned, with another hidden state."""
+        """The module's output with another hidden state."""
         if self.factor != 1:
             hidden = self._divided(output if self.exit is None else output[self.exit], hidden)
         if self.exit is None:
@@ -71,12 +71,12 @@ class Site:
     def _divided(
         self, before: Float[Tensor, "batch position hidden"], hidden: Float[Tensor, "batch position hidden"]
     ) -> Float[Tensor, "batch position hidden"]:
-        """What the model will multiply; numbers that stayed the same are left alone, not rounded twice."""
+        """The hidden state before the model's multiplier; unchanged numbers are kept exactly, not rounded twice."""
         divided = hidden / self.factor
         return divided if hidden.requires_grad else torch.where(hidden == before * self.factor, before, divided)
 
     def make_output(self, hidden: Float[Tensor, "batch position hidden"]) -> Any:
-        """An output for when the module did not run: the hidden state, and None for all else."""
+        """A substitute output of a module that did not run: the hidden state, and None for the other elements."""
         if self.exit is None:
             return hidden
         return tuple(hidden if place == self.exit else None for place in range(self.width))
@@ -91,24 +91,24 @@ class LayerAnatomy:
         block: The whole layer: the residual stream goes in and comes out.
         attention: The attention module, or None.
         mlp: The module that works on each position by itself (dense or a mixture of experts), or None.
-        attention_raw: Whose output is what attention computes: the attention module, except where it adds the
-            residual stream itself.
+        attention_raw: The module that returns attention's output: the attention module, except where that one adds
+            the residual stream itself.
         mlp_raw: The same for the MLP.
-        attention_contribution: Whose output is what attention adds to the residual stream: the norm behind it where
-            there is one, and with the factor by which the model multiplies it.
+        attention_contribution: The module that returns what is added to the residual stream: the norm that follows
+            attention where there is one, with the model's multiplier.
         mlp_contribution: The same for the MLP.
         core: The module that multiplies probabilities and values: the attention module or one inside it.
         output_projection: The linear map from the heads' outputs to the residual stream, or None.
         num_heads: Number of attention heads; 0 without attention.
         product: Code and line at which probabilities multiply values; None where they are never formed.
-        score_product: Which of the core's products is that of queries and keys; None where it cannot be told.
-        values_by_head: Whether what the probabilities multiply is laid out head by head.
+        score_product: Ordinal of the core's product of queries and keys; None where it is not identified.
+        values_by_head: True if the values have a head dimension.
         horizon: How far back its queries read.
-        kind: "full_attention", "sliding_attention", … or what stands in attention's place: "mamba", ….
+        kind: "full_attention", "sliding_attention", … or the mixer in attention's place: "mamba", ….
         mixers: Paths of other modules that move information between positions.
-        additive: Whether its input and what attention and MLP add to it make up its output, and nothing else.
-        note: Why a part is missing, where it is not for want of a candidate.
-        runs: Whether the layer runs on a prompt of text alone; cross-attention to images does not.
+        additive: True if its output is its input plus the contributions of attention and MLP, and nothing else.
+        note: Why a part is missing that has several candidates.
+        runs: True if the layer runs on text alone; cross-attention to images does not.
     """
 
     index: int
@@ -148,7 +148,7 @@ class Anatomy:
         vocab_size: Number of logits.
         streams: Number of residual streams carried in parallel; 1 in almost every model.
         stream_shape: The shape of a layer's output on the probe of 1 × 5 tokens.
-        head_is_direct: Whether final norm and head are all that lies between the last layer and the logits.
+        head_is_direct: True if only the final norm and the head lie between the last layer and the logits.
         faults: Reasons for which the standard names do not describe this model; empty when they do.
     """
 

@@ -1,4 +1,4 @@
-"""Where attention happens: the products on either side of the softmax, found by following tensors.
+"""The matrix products on either side of attention's softmax, found by following tensors.
 
 Names of functions and variables in the modelling code change from release to release. What does not change is
 that a product of queries and keys goes through a softmax, which gives a tensor (…, query, key), which is
@@ -50,10 +50,10 @@ class Product:
         ordinal: How many products the watch saw before it; -1 for one of two dimensions, which works on one row or one
             token, so that their number differs from pass to pass.
         operands: Left and right operand; query, key and value where attention is one fused operation.
-        fused: Whether it is the fused operation: probabilities are never formed.
-        mask: What the fused operation adds to the scores, or which keys it lets be read; None where nothing was given.
-        einsum: Whether dimensions are named by an equation, not by their order.
-        probabilities: Which operand holds attention probabilities; None for any other product.
+        fused: True for the fused operation, which never forms probabilities.
+        mask: The fused operation's additive or boolean mask; None where none was given.
+        einsum: True if an equation names the dimensions.
+        probabilities: Index of the operand that has attention probabilities; None for any other product.
         scores: The ordinal of the product that went into the softmax of these probabilities.
     """
 
@@ -67,11 +67,11 @@ class Product:
 
     @property
     def attends(self) -> bool:
-        """Whether values are weighted here."""
+        """True if values are weighted by attention here."""
         return self.fused or self.probabilities is not None
 
     def origin(self) -> tuple[CodeType, int]:
-        """The code that computes it, and the line; to be asked while the product is handed over."""
+        """The code object and line that compute it; valid only during the callback."""
         frame = inspect.currentframe()
         assert frame is not None
         while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, _HERE)):
@@ -169,7 +169,7 @@ class ProductWatch(TorchFunctionMode):
 
 
 class _Followed:
-    """Tensors that come from somewhere, each with the ordinal of the product that it comes from."""
+    """Tensors under observation, each with the ordinal of the product that it comes from."""
 
     def __init__(self) -> None:
         self._tensors: dict[int, tuple[Tensor, int | None]] = {}  # holds the tensors, so that ids stay theirs
@@ -201,5 +201,4 @@ class _Followed:
 
 
 def _flatten(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An einsum's arguments with its operands one by one."""
     return (args[0], *args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else args

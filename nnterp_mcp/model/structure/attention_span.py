@@ -16,11 +16,11 @@ _WINDOWS = {
     "local": "window_size",
     "attention": "attention_window_size",
 }
-"""What transformers calls kinds of layers that read a part of what came before, and where it keeps the size."""
+"""transformers' names of layers with limited attention, and the configuration field of their size."""
 
 
 _UNNAMED = ("sliding_attention", "chunked_attention")
-"""What the layers of a configuration that has the size and names no kinds are, as transformers' cache takes it."""
+"""Kinds of layers of a configuration that gives a size but no kinds, as transformers' cache infers them."""
 
 _KINDS = ("layer_types", "attention_layers", "block_types", "layers_block_type")
 """Where configurations name the kind of each layer."""
@@ -28,11 +28,11 @@ _KINDS = ("layer_types", "attention_layers", "block_types", "layers_block_type")
 
 @dataclass(frozen=True)
 class Horizon:
-    """Which tokens a query reads, besides none after itself.
+    """The earlier tokens that a query reads.
 
     Attributes:
         size: Tokens in a window, the query's own counted, or in a chunk; None for all of them.
-        chunked: Whether tokens are read in chunks that begin anew at every multiple of the size.
+        chunked: True if tokens are read in chunks that restart at every multiple of the size.
     """
 
     size: int | None = None
@@ -45,7 +45,7 @@ class Horizon:
         return query - query % self.size if self.chunked else (query - self.size + 1).clamp_min(0)
 
     def reaches(self, query: Int[Tensor, "*pair"], key: Int[Tensor, "*pair"]) -> Bool[Tensor, "*pair"]:
-        """Whether a query reads a key; positions below 0 are padding."""
+        """True where a query reads a key; positions below 0 are padding."""
         return (key >= 0) & (key >= self.first(query)) & (key <= query)
 
 

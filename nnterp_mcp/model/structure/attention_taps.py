@@ -1,8 +1,7 @@
-"""Offers what happens inside an attention module: queries, keys, values and probabilities.
+"""Access to the queries, keys, values and probabilities inside an attention module.
 
-A module's forward is watched only while something inside it is wanted: by a trace, to which each tensor is offered at a
-location of its own, in order with the module's other inputs and outputs, or by the taps of a hooked pass. The model
-goes on with what either makes of it.
+A module's forward is watched only on request: by a trace, which gets each tensor at its own location, in order with the
+module's other inputs and outputs, or by the taps of a hooked pass. Either may return a replacement.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def location(path: str, quantity: Quantity) -> str:
 
 
 Tap = Callable[[Tensor], Tensor]
-"""Given a quantity (batch, head, position, width), returns what the model goes on with."""
+"""Takes a quantity (batch, head, position, width) and returns it or a replacement."""
 
 
 def watch(module: nn.Module, score_product: int | None) -> None:
@@ -81,17 +80,15 @@ class _Listener(Protocol):
     """Whoever quantities are offered to."""
 
     def wants(self, quantity: Quantity) -> bool:
-        """Whether the next quantity of this name is waited for."""
+        """True if a read of this quantity is pending."""
         ...
 
     def take(self, quantity: Quantity, tensor: Float[Tensor, "batch head position width"]) -> Tensor:
-        """What the model goes on with."""
+        """The tensor, or its replacement."""
         ...
 
 
 class _Taps:
-    """The taps of a hooked pass; each is used once."""
-
     def __init__(self, taps: dict[Quantity, Tap]) -> None:
         self._taps = taps
 
@@ -119,15 +116,13 @@ class _Trace:
         return self._interleaver.handle(location(self._path, quantity), tensor.clone())
 
     def count_visit(self) -> None:
-        """Count what was not offered as passed: a later step of a generation may ask for it."""
+        """Counts quantities that were not read as passed: a later decode step may ask for them."""
         counts = self._interleaver.counts
         for place in (location(self._path, quantity) for quantity in QUANTITIES if quantity not in self._made):
             counts[place] = counts.get(place, 0) + 1
 
 
 class _Offers:
-    """Offers the quantities of one call of an attention module."""
-
     def __init__(self, listener: _Listener, score_product: int | None) -> None:
         self.batch = self.length = 1
         self._listener = listener
@@ -185,7 +180,7 @@ class _Offers:
 
 
 def _for_each_head(shared: Tensor, like: Tensor) -> Tensor:
-    """Keys or values with an entry for each head, where the product lets one entry stand for all heads."""
+    """Keys or values expanded to one entry per head, where the product broadcasts over heads."""
     if shared.ndim != like.ndim:
         return shared
     outer = torch.broadcast_shapes(shared.shape[:-2], like.shape[:-2])
@@ -193,9 +188,9 @@ def _for_each_head(shared: Tensor, like: Tensor) -> Tensor:
 
 
 def _unpack(product: Product, length: int) -> None:
-    """Gives every head a row of queries of its own, where a group's heads stand in the place of positions.
+    """Unpacks heads from the position dimension.
 
-    transformers packs the heads that share keys and values so when a single token is computed under a mask.
+    transformers packs the heads that share keys and values there when a single token is computed under a mask.
     """
     query = product.operands[0]
     if query.shape[2] == length or length != 1:
@@ -211,5 +206,5 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _in_worker() -> bool:
-    """Whether the code that runs now is a trace's, not the model's."""
+    """True while a trace's own code runs, not the model's."""
     return getattr(getcurrent(), "mediator", None) is not None

@@ -1,4 +1,4 @@
-"""One short forward pass under plain hooks: what ran, in which order, on what, and where attention was."""
+"""Records one short forward pass with plain hooks: module calls in order, their inputs, and attention products."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModuleCall:
         products: The products seen directly inside it, in order.
         first_product: How many products the whole pass had seen before it.
         version: How often its output had been written to when it returned.
-        mutated: Whether the model wrote to its output afterwards.
+        mutated: True if the model wrote to its output afterwards.
     """
 
     module: nn.Module
@@ -63,7 +63,7 @@ class ModuleCall:
         return next((seen for seen in self.products if seen.product.attends), None)
 
     def within(self, module: nn.Module) -> bool:
-        """Whether this call is one of `module`'s or ran inside one."""
+        """True if this is a call of `module` or ran inside one."""
         return any(call.module is module for call in self.lineage())
 
     def lineage(self) -> Iterator[ModuleCall]:
@@ -82,7 +82,7 @@ class Tape:
     calls: list[ModuleCall]
     logits: Float[Tensor, "batch position vocabulary"]
     mixing: dict[tuple[type, ...], bool] = field(default_factory=dict)
-    """Which kinds of modules were found to move information between positions."""
+    """Results of the test for mixing positions, by kind of module."""
 
     def of(self, module: nn.Module) -> ModuleCall | None:
         """The last call of a module, or None where it did not run."""
@@ -120,7 +120,7 @@ def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) 
         input_ids: The tokens; by default `probe_ids`.
 
     Returns:
-        The tape. It holds activations: let it go once it is read.
+        The tape, which references activations: discard it after use.
     """
     ids = probe_ids(model) if input_ids is None else input_ids
     calls: list[ModuleCall] = []

@@ -1,4 +1,4 @@
-"""Lengths at which a model begins to compute otherwise: windows, chunks, index sizes, switches of position encoding.
+"""Lengths at which a model's computation changes: windows, chunks, index sizes, switches of position encoding.
 
 A check on a few tokens says nothing about what lies beyond them, and a batch is right only where its rows are computed
 alike: some position encodings take their frequencies from the longest row, for all rows.
@@ -27,10 +27,10 @@ _AFFORDABLE_ELSEWHERE = 5e13
 
 @dataclass(frozen=True)
 class Mark:
-    """A length beyond which a model computes otherwise.
+    """A length beyond which a model's computation changes.
 
     Attributes:
-        name: The field of its configuration that says so.
+        name: The field of its configuration.
         length: The longest text that is computed as shorter ones are.
     """
 
@@ -43,15 +43,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a model's configuration says of lengths.
+    """The lengths in a model's configuration at which its computation changes.
 
     Attributes:
         marks: Each length beyond which something changes, in ascending order.
         switches: Lengths beyond which every position of a text is encoded otherwise.
-        own: The length beyond which each length is computed otherwise than every other, because position encodings are
-            scaled by it or keys are selected; None where there is none.
-        selecting: The length beyond which queries attend to so many keys, chosen by scores: rounding, which is another
-            in every batch, decides between close ones. None where they attend to all.
+        own: The length beyond which every length is computed differently, because position encodings are scaled by it
+            or keys are selected; None where there is none.
+        selecting: The length beyond which queries attend to the keys with the best scores only: rounding, which differs
+            between batches, decides between close ones. None where they attend to all.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -65,7 +65,7 @@ class Lengths:
         return (*(int(length > switch) for switch in self.switches), own)
 
     def share(self, length: int, other: int, new_tokens: int = 0) -> bool:
-        """Whether prompts of two lengths may share a batch in which so many tokens are to follow each of them."""
+        """True if prompts of two lengths may share a batch, with so many new tokens to follow."""
         end = max(length, other) + new_tokens
         if self.selecting is not None and end > self.selecting:
             return False
@@ -77,7 +77,7 @@ class Lengths:
 
 
 def lengths_of(module: nn.Module) -> Lengths:
-    """What the configuration of a Hugging Face model says of lengths."""
+    """Reads these lengths from the configuration of a Hugging Face model."""
     config: Any = module.config
     text = config.get_text_config(decoder=True)
     fields = {**vars(config), **vars(text)}
@@ -111,7 +111,6 @@ def _sizes(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _ropes(values: Any) -> Iterator[Mapping[str, Any]]:
-    """The parameters of rotary position encodings, of all layers or of some kind of layer."""
     for value in values:
         if isinstance(value, Mapping):
             if "rope_type" in value or "type" in value:
@@ -134,7 +133,7 @@ def _original(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int | None:
 
 
 def stretch_of(module: nn.Module) -> float:
-    """By how much position encodings that scale with the text stretch the bound that the configuration names."""
+    """The factor by which dynamic position encodings extend the configured context length."""
     text: Any = module.config.get_text_config(decoder=True)  # pyright: ignore
     fields = vars(text)
     factors = [
@@ -146,7 +145,7 @@ def stretch_of(module: nn.Module) -> float:
 
 
 def is_affordable(module: nn.Module, tokens: int) -> bool:
-    """Whether a check may run so many tokens through a model: it takes seconds, and fits the memory."""
+    """True if running so many tokens through a model takes seconds at most and fits the memory."""
     embedding: nn.Module = module.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
     looked_up = {id(parameter) for parameter in embedding.parameters()}
     weights = [parameter for parameter in module.parameters() if id(parameter) not in looked_up]
@@ -159,7 +158,7 @@ def is_affordable(module: nn.Module, tokens: int) -> bool:
 
 
 def table_length(module: nn.Module, embedding: nn.Module) -> int | None:
-    """Positions that a learned table beside the token embedding holds; None where there is no such table."""
+    """Number of positions in a learned position table next to the token embedding; None without such a table."""
     parent = next((part for part in module.modules() if embedding in part.children()), None)
     tables = [
         part
@@ -171,7 +170,7 @@ def table_length(module: nn.Module, embedding: nn.Module) -> int | None:
 
 
 def forget_longest(module: nn.Module) -> None:
-    """Lets every pass of a model begin with the frequencies that it was made with.
+    """Resets dynamic rotary frequencies before every forward pass.
 
     A dynamic rotary encoding keeps those of the longest text so far, and reads shorter ones with them: what a prompt
     gives would depend on what was read before it.
@@ -183,7 +182,6 @@ def forget_longest(module: nn.Module) -> None:
 
 
 def _rope_types(rotary: nn.Module) -> dict[str, str]:
-    """The kinds of encoding of a rotary module, under what its attributes of each begin with."""
     kinds: Any = getattr(rotary, "rope_type", None)
     if isinstance(kinds, Mapping):
         return {f"{layer}_": str(kind) for layer, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Binds the standard names onto nnsight's wrappers: `model.layers[3].self_attn`.
+"""Binds the standard names to nnsight's wrappers: `model.layers[3].self_attn`.
 
 nnsight's own `rename=` works by name, and refuses a name that would hide another. Here the modules are known, so a
 name is bound to its module wherever that is, and a layer without attention gets no `self_attn`.

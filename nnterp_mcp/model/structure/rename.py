@@ -1,4 +1,4 @@
-"""Telling which modules are which: the configuration for what structure cannot settle, and plain module access."""
+"""Names of modules that structure alone does not identify, and nnterp's ways to give them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _FORMER = {field.replace("_name", "_rename"): field for field in _FIELDS.values(
 def read_names(
     config: RenameConfig | None, rename: Mapping[str, str | list[str]] | None, options: dict[str, Any]
 ) -> tuple[RenameConfig | None, dict[str, list[str]]]:
-    """Brings together the three ways in which nnterp is told which modules are which.
+    """Merges nnterp's three ways of naming modules.
 
     Args:
         config: The present one.

@@ -30,10 +30,10 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
     Args:
         model: A Hugging Face causal LM with weights.
         tape: A recorded forward pass of it, when there is one already.
-        names: Which modules are which, where a person knows better.
+        names: Names of modules that structure alone does not identify.
 
     Returns:
-        The anatomy. What structure could not settle is in its `faults`.
+        The anatomy; its `faults` list what structure could not settle.
 
     Raises:
         Unsupported: No list of layers through which hidden states run was found.
@@ -67,7 +67,7 @@ def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | No
 
 
 def hidden_site(call: ModuleCall, paths: dict[int, str]) -> Site:
-    """The site of a call: where its hidden state goes in and comes out."""
+    """The site of a call: which input and output is the hidden state."""
     place, _ = _hidden(call.output)
     others = [] if place is None else [item for at, item in enumerate(call.output) if at != place]
     return Site(
@@ -82,7 +82,7 @@ def hidden_site(call: ModuleCall, paths: dict[int, str]) -> Site:
 
 
 def _is_needed(item: Any) -> bool:
-    """Whether what a layer returns beside hidden states may matter later; attention weights do not."""
+    """True unless a layer's other output is None or attention weights, which no later layer needs."""
     return item is not None and not (isinstance(item, Tensor) and item.ndim == 4)
 
 
@@ -101,7 +101,7 @@ def _layer(
     stream = int(layer.block.read_input((call.args, call.kwargs)).shape[-1])
     width = getattr(model.config.get_text_config(decoder=True), "hidden_size", stream)
     layer = resolve_sublayers(layer, call, tape, paths, min(width, stream), names)
-    # The probe runs without a cache; with one, a recurrent layer hands its state on beside the hidden states.
+    # The probe runs without a cache; with one, a recurrent layer returns its state too.
     recurrent = layer.block.exit is not None and layer.attention is None
     return replace(layer, block=replace(layer.block, carries=layer.block.carries or recurrent))
 
@@ -184,13 +184,12 @@ def _carries(call: ModuleCall) -> bool:
 
 
 def _is_chain(calls: list[ModuleCall]) -> bool:
-    """Whether every member takes a state of the same shape, one after another."""
+    """True if the calls run one after another on states of one shape."""
     shapes = {tuple(_hidden(call.output)[1].shape) for call in calls}
     return len(shapes) == 1 and all(a.end < b.start for a, b in pairwise(calls))
 
 
 def _final_norm(tape: Tape, last: ModuleCall, head: ModuleCall | None, hidden_size: int) -> ModuleCall | None:
-    """The first norm between the last layer and the head."""
     until = head.start if head is not None else tape.calls[0].end
     for call in tape.calls:
         if last.end < call.start < until and is_norm(call.module):
@@ -201,9 +200,9 @@ def _final_norm(tape: Tape, last: ModuleCall, head: ModuleCall | None, hidden_si
 
 
 def _head_is_direct(tape: Tape, last: ModuleCall, norm: ModuleCall | None, head: ModuleCall | None) -> bool:
-    """Whether each of last layer, norm and head is handed the very tensor that the one before returned.
+    """True if norm, head and logits each use the very tensor that the module before returned.
 
-    Values alone would not tell: a softcap changes small logits by less than a bfloat16 shows.
+    Comparing values would not do: a softcap changes small logits by less than bfloat16 resolves.
     """
     if head is None or not isinstance(head.output, Tensor):
         return False
@@ -265,7 +264,7 @@ def _faults(anatomy: Anatomy, calls: list[ModuleCall], tape: Tape) -> Iterator[s
 
 
 def _continues(one: ModuleCall, other: ModuleCall, tape: Tape) -> bool:
-    """Whether a layer reads what the one before returned, or that and the output of a module between them."""
+    """True if a layer reads the previous layer's output, alone or plus the output of a module between them."""
     state, following = _hidden(one.output)[1], hidden_input(other)
     if following is None or state.shape != following.shape:
         return False

@@ -27,7 +27,7 @@ def resolve_sublayers(
         tape: The whole recording.
         paths: Each module's dotted path, by the module's id.
         width: The width of what attention and MLP read and return.
-        names: Which modules are which, where a person knows better.
+        names: Names of modules that structure alone does not identify.
     """
     calls = tape.inside(call)
     state = layer.block.read_input((call.args, call.kwargs))
@@ -96,7 +96,7 @@ def _is_additive(layer: LayerAnatomy, call: ModuleCall, tape: Tape, added: list[
 
 
 def _changes(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[Tensor] | None:
-    """What a layer does to the residual stream, and what some sites hold; None where that is not known."""
+    """The change that a layer makes to the residual stream, then the outputs of some sites; None where unknown."""
     before, after = layer.block.read_input((call.args, call.kwargs)), layer.block.read_output(call.output)
     states: list[Tensor] = []
     for site in written:
@@ -108,9 +108,9 @@ def _changes(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Si
 
 
 def _multipliers(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[float]:
-    """By which numbers of its own a layer multiplies what it adds to the residual stream; 1 where it does not.
+    """The multipliers that a layer applies to its contributions to the residual stream; 1 where it has none.
 
-    Without weights nothing can be computed: there the number is known by its name alone.
+    On the meta device, where nothing can be computed, a multiplier is recognised by its name.
     """
     given = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
     if tape.logits.device.type == "meta":
@@ -132,7 +132,7 @@ def _multipliers(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: lis
 
 
 def _norm_behind(site: Site, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]) -> Site | None:
-    """The norm that reads exactly what a sublayer computes, and whose output no other module reads."""
+    """The norm that follows a sublayer: it reads the sublayer's output, and no other module reads its own."""
     call = next(call for call in reversed(calls) if call.module is site.module)
     state = site.read_output(call.output)
     norm = next((other for other in calls if other.start > call.end and _reads(other, state)), None)
@@ -173,7 +173,6 @@ def _find_attentions(block: ModuleCall, calls: list[ModuleCall], hidden: Tensor)
 
 
 def _core(attention: ModuleCall | None, calls: list[ModuleCall]) -> ModuleCall | None:
-    """The call inside an attention module that multiplies probabilities and values."""
     if attention is None:
         return None
     inside = [inner for inner in calls if inner.attending is not None and inner.within(attention.module)]
@@ -181,10 +180,10 @@ def _core(attention: ModuleCall | None, calls: list[ModuleCall]) -> ModuleCall |
 
 
 def _projects_after(outer: ModuleCall, core: ModuleCall, calls: list[ModuleCall]) -> bool:
-    """Whether a linear map runs inside `outer` after the heads' product.
+    """True if a linear map runs inside `outer` after the product with the values.
 
-    The product runs directly inside the core, so a projection of the core's own comes after the projections
-    that read the layer's input: it is the last one, and reads something else.
+    That product runs directly inside the core, so an output projection inside the core comes after the projections
+    of the layer's input: it is the last one, and its input is another tensor.
     """
     maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
     if not maps:
@@ -211,7 +210,7 @@ def _unwrap(attention: ModuleCall, block: ModuleCall, calls: list[ModuleCall], h
 def _outermost(
     calls: list[ModuleCall], block: ModuleCall, hidden: Tensor, attentions: list[ModuleCall]
 ) -> list[ModuleCall]:
-    """The largest modules beside attention that map hidden states to hidden states by matrices."""
+    """The outermost modules, other than attention, that map hidden states to hidden states by matrices."""
     around = [outer for attention in attentions for outer in attention.lineage() if outer is not attention]
     norms = {call.module for call in calls if is_norm(call.module)}
     found: list[ModuleCall] = []
@@ -224,7 +223,7 @@ def _outermost(
 
 
 def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
-    """Whether a module reads something at each position and returns hidden states."""
+    """True if a module has one input per position and returns hidden states."""
     first = next((value for _, value in _tensors(call)), None)
     output = _first_tensor(call.output)
     return (
@@ -252,7 +251,7 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: its weights are vectors only, or its class says so (some have gates inside)."""
+    """True for norms: all weights are vectors, or the class name says so (some have gates inside)."""
     if "norm" in type(module).__name__.lower():
         return True
     weights = list(module.parameters())
@@ -270,7 +269,7 @@ def _is_linear(call: ModuleCall) -> bool:
 
 @torch.no_grad()
 def _mixes_positions(call: ModuleCall, tape: Tape) -> bool:
-    """Whether the output at the last position changes with the inputs before it; tried once for modules alike."""
+    """True if the output at the last position depends on earlier inputs; tested once per kind of module."""
     alike = (type(call.module), *(type(child) for child in call.module.children()))
     if alike not in tape.mixing:
         tape.mixing[alike] = _depends_on_earlier(call)
@@ -352,7 +351,7 @@ def _output_projection(
 
 
 def _heads(core: ModuleCall, hidden: Tensor) -> dict[str, Any]:
-    """How many heads the core has, where it weighs values, and which of its products scores queries and keys."""
+    """Number of heads, the product with the values, and the product of queries and keys."""
     seen = core.attending
     assert seen is not None
     product = seen.product
@@ -372,12 +371,12 @@ def _heads(core: ModuleCall, hidden: Tensor) -> dict[str, Any]:
 
 
 def _holds_heads(values: Tensor, heads: int, hidden: Tensor) -> bool:
-    """Whether values are laid out head by head, or one head's stand for all of them."""
+    """True if values have a head dimension, or one head's values serve all."""
     return _splits_into(values, heads, hidden) or (values.ndim == 4 and _splits_into(values, 1, hidden))
 
 
 def _splits_into(tensor: Tensor, heads: int, hidden: Tensor) -> bool:
-    """Whether a tensor is (row, head, position, …), possibly with rows and heads in one dimension."""
+    """True if a tensor is (row, head, position, …), possibly with rows and heads in one dimension."""
     return tensor.numel() == hidden.shape[0] * heads * tensor.shape[-1] * tensor.shape[-2]
 
 

@@ -1,4 +1,4 @@
-"""Chats: the text that a model's template makes of messages, and where each message's content stands in it."""
+"""Chats: messages rendered by a model's chat template, and the position of each message's content in the text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import Message, shown
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.prompts import Message
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters to which Unicode gives no meaning, so that templates have no reason to treat them specially."""
@@ -26,7 +27,7 @@ class Chat:
         messages: Role and content of each turn.
         text: What the chat template makes of them, as far as the model reads it.
         render: The template.
-        rest: What the template writes behind a last turn that is to be continued.
+        rest: The template's text after a last turn that is to be continued.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -35,13 +36,13 @@ class Chat:
     rest: str = ""
 
     def content_span(self, turn: int) -> Span | None:
-        """Where the content of a turn stands in the text, stripped if the template strips it.
+        """The characters of a turn's content in the text, stripped if the template strips it.
 
-        It is what changes when one character takes the content's place, so equal contents, and contents that look
-        like the template, are told apart.
+        Found by rendering the chat with a marker in the content's place, so that equal contents, and contents that look
+        like the template, are distinguished.
 
         Returns:
-            The characters; None where the template leaves the content out, repeats it or writes something else.
+            The span; None where the template omits the content, repeats it or changes it.
         """
         content, text = self.messages[turn]["content"], self.text + self.rest
         mark = self.unused_character()
@@ -60,7 +61,7 @@ class Chat:
         return (len(before), end) if same_around and text[len(before) : end] in known else None
 
     def unused_character(self) -> str:
-        """A character that nothing in the chat has."""
+        """A character that does not occur in the chat."""
         contents = [self.text, self.rest, *(str(message["content"]) for message in self.messages)]
         return next(mark for mark in map(chr, _PRIVATE_USE) if not any(mark in text for text in contents))
 
@@ -99,7 +100,6 @@ def render_chat(tokenizer: Any, messages: Sequence[Any], name: str) -> Chat:
 
 
 def _template(tokenizer: Any, name: str) -> str | None:
-    """The template to use where a tokenizer has several; None for its own choice."""
     given = tokenizer.chat_template
     if not given:
         raise InvalidRequest(f"{name} has no chat template, so a prompt must be text", "Give the prompt as a string.")
@@ -125,7 +125,7 @@ def _message(given: Any) -> Message:
 
 
 def _opened(chat: Chat, name: str) -> Chat:
-    """A chat without what the template writes behind the last content, where a character added to that shows up."""
+    """A chat cut off after its last content, for the model to continue."""
     *earlier, last = chat.messages
     mark = chat.unused_character()
     try:

@@ -1,4 +1,4 @@
-"""Which token stands where there is none: any that the model embeds, for it is masked."""
+"""The padding token: any that the model embeds will do, since it is masked."""
 
 from __future__ import annotations
 

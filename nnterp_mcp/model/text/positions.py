@@ -1,4 +1,4 @@
-"""Which tokens of a prompt a request means. A position always refers to the unpadded prompt."""
+"""Resolves positions to tokens. A position always refers to the unpadded prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.chats import Chat, Span
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.fields import PositionSpec, TextPosition, TurnPosition
+from nnterp_mcp.request.positions import PositionSpec, TextPosition, TurnPosition
 
 
 def resolve_positions(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> list[int]:
@@ -57,7 +57,6 @@ def _tokens_of_text(spec: TextPosition, prompt: EncodedPrompt) -> list[int]:
 
 
 def _tokens_of_turns(spec: TurnPosition, prompt: EncodedPrompt) -> list[int]:
-    """The tokens of a part of one turn, or of all turns of a role."""
     chat = _require_chat(prompt)
     turns = _turns(spec, chat, prompt)
     if spec.part == "after":
@@ -106,7 +105,7 @@ def _content(turn: int, chat: Chat, prompt: EncodedPrompt) -> Span:
 
 
 def _following(turn: int, contents: Sequence[Span], length: int) -> Span:
-    """From the end of a content to the next one in the text, where templates may write turns in another order."""
+    """The text between a content and the next one; templates may write turns in another order."""
     end = contents[turn][1]
     starts = [start for other, (start, _) in enumerate(contents) if other != turn and start >= end]
     return end, min(starts, default=length)
@@ -141,7 +140,6 @@ def _find(piece: str, occurrence: int, within: Sequence[Span], where: str, promp
 
 
 def _tokens_in(parts: Sequence[Span], prompt: EncodedPrompt) -> list[int]:
-    """The tokens that touch one of some parts of the text."""
     return [
         index
         for index, (first, last) in enumerate(prompt.spans)

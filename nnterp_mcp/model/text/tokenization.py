@@ -14,7 +14,8 @@ from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.chats import Chat, render_chat
 from nnterp_mcp.model.text.tokens import bare_ids, encode, span_text
-from nnterp_mcp.request.fields import Message, Prompt, shown
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.prompts import Message, Prompt
 from nnterp_mcp.request.remarks import remark
 
 
@@ -26,7 +27,7 @@ class EncodedPrompt:
         index: Its place in the request.
         text: The text that was encoded, the chat template applied.
         ids: Its token ids, special tokens included.
-        spans: Where each token stands in the text, as character ranges; empty where it stands for none.
+        spans: The characters of each token in the text; empty for tokenizers without offsets.
         chat: Its turns; None for plain text.
     """
 
@@ -59,7 +60,7 @@ def encode_prompts(
     limit: int | None = None,
     embedded: int | None = None,
 ) -> list[EncodedPrompt]:
-    """Tokenizes prompts, each for itself.
+    """Tokenizes prompts one by one.
 
     Text gets the special tokens with which the tokenizer begins it, unless it begins with them itself, and none at
     its end, so that its last token is the last one. A chat (messages with `role` and `content`) goes through the chat
@@ -71,7 +72,7 @@ def encode_prompts(
         prompts: Texts or chats.
         name: The model's name, for errors.
         limit: The longest prompt allowed, in tokens.
-        embedded: How many token ids the model embeds; where it is left out, that is not looked at.
+        embedded: Number of token ids that the model embeds; unchecked if left out.
 
     Raises:
         InvalidRequest: A prompt has no tokens or too many, or one that the model does not embed, or a chat is given to
@@ -98,13 +99,13 @@ def _require_embedded(prompt: EncodedPrompt, embedded: int, tokenizer: Any, name
 
 @dataclass
 class _Ends:
-    """The special tokens that a tokenizer puts around every text, and what of them was left out.
+    """The special tokens that a tokenizer adds to every text, and counts of those that were removed.
 
     Attributes:
         begin: The tokens before a text.
         end: The tokens after it.
-        begun: Texts that began with those of their own.
-        ended: Texts whose end was left open.
+        begun: Texts that already began with them.
+        ended: Texts whose closing tokens were removed.
     """
 
     begin: list[int]
@@ -131,7 +132,7 @@ class _Ends:
         return slice(first, last)
 
     def tell(self, tokenizer: Any) -> None:
-        """Says what was left out."""
+        """Adds remarks on what was removed."""
         if self.begun:
             texts = f"{self.begun} prompts begin" if self.begun > 1 else "A prompt begins"
             remark(f"{texts} with {span_text(tokenizer, self.begin)} already: it was not put before the text again.")
@@ -168,45 +169,52 @@ def as_chats(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [[Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def fill_batches(
-    prompts: Sequence[EncodedPrompt],
+def group_by_length(
+    lengths: Sequence[int],
     batch_tokens: int,
-    pad_id: int,
-    device: torch.device,
+    *,
     pad: bool = True,
     batch_size: int | None = None,
     share: Callable[[int, int], bool] = lambda length, other: True,
-) -> list[Batch]:
-    """Packs prompts of similar length into batches of at most `batch_tokens` padded tokens.
+) -> list[list[int]]:
+    """Groups prompts of similar length into batches of at most `batch_tokens` padded tokens, the longest first.
+
+    Args:
+        lengths: The tokens of each prompt.
+        batch_tokens: Tokens in a batch, padding included; a longer prompt runs alone.
+        pad: False to batch only prompts of equal length (for models whose padded rows differ).
+        batch_size: Prompts in a batch, at most; no bound by default.
+        share: Returns True if prompts of two lengths may share a batch.
+
+    Returns:
+        The indices of the prompts of each batch.
+    """
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        longest = lengths[batches[-1][0]] if batches else 0
+        count = len(batches[-1]) + 1 if batches else 0
+        fits = batches and longest * count <= batch_tokens and (batch_size is None or count <= batch_size)
+        if fits and (pad or lengths[number] == longest) and share(lengths[number], longest):
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def pad_batch(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
+    """Pads prompts on the left to the length of the longest.
 
     Args:
         prompts: The prompts.
-        batch_tokens: Tokens in a batch, padding included; a longer prompt gets a batch of its own.
         pad_id: The id to pad with; masked out.
         device: Where the tensors go.
-        pad: Whether prompts of different length may share a batch (False for models whose padded rows differ).
-        batch_size: Prompts in a batch, at most; no bound by default.
-        share: Whether prompts of two lengths may share a batch.
     """
-    batches: list[list[EncodedPrompt]] = []
-    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
-        longest = len(batches[-1][0].ids) if batches else 0
-        count = len(batches[-1]) + 1 if batches else 0
-        fits = batches and longest * count <= batch_tokens and (batch_size is None or count <= batch_size)
-        if fits and (pad or len(prompt.ids) == longest) and share(len(prompt.ids), longest):
-            batches[-1].append(prompt)
-        else:
-            batches.append([prompt])
-    return [_pad(rows, pad_id, device) for rows in batches]
-
-
-def _pad(rows: list[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
-    longest = max(len(row.ids) for row in rows)
-    padding = [longest - len(row.ids) for row in rows]
-    ids = [[pad_id] * missing + row.ids for missing, row in zip(padding, rows, strict=True)]
-    mask = [[0] * missing + [1] * len(row.ids) for missing, row in zip(padding, rows, strict=True)]
+    longest = max(len(prompt.ids) for prompt in prompts)
+    padding = [longest - len(prompt.ids) for prompt in prompts]
+    ids = [[pad_id] * missing + prompt.ids for missing, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * missing + [1] * len(prompt.ids) for missing, prompt in zip(padding, prompts, strict=True)]
     inputs = {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-    return Batch(rows, inputs, padding)
+    return Batch(list(prompts), inputs, padding)

@@ -1,4 +1,4 @@
-"""Between text and tokens: the tokens of a text, and the names of tokens, which tell one from another."""
+"""The tokens of a text, and unique names of tokens."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from weakref import WeakKeyDictionary
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest, is_panic
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 
 _UNREADABLE = "\ufffd"
-"""The character that decoders write for bytes that are no UTF-8."""
+"""The replacement character of decoders for invalid UTF-8."""
 
 _SPACE = "▁"
 """The space of SentencePiece, which decoding one piece alone drops."""
 
 _BEFORE = ("\n", "🍐", ".", "a")
-"""What a text is put behind, to see its tokens there: the first that does not become one token with it."""
+"""Prefixes for tokenizing a text in context: the first that does not merge with it is used."""
 
 _NAMES: WeakKeyDictionary[Any, _Names] = WeakKeyDictionary()
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """The name of a token, another one for every token.
+    """The name of a token, unique in its vocabulary.
 
     It is the token's text, leading space included. Bytes that are no UTF-8 by themselves are written as `<0xE8>`;
     a text that several tokens have is followed by the id (`the#8083`), which stands alone where there is no text.
@@ -71,7 +71,6 @@ class _Names:
 
 
 def _texts(tokenizer: Any) -> list[str]:
-    """The text of every token alone, special ones included."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     count = len(tokenizer)
     if backend is None:
@@ -88,14 +87,14 @@ def _texts(tokenizer: Any) -> list[str]:
 
 
 def _byte_pieces(tokenizer: Any) -> set[int]:
-    """The tokens that stand for a single byte in vocabularies that fall back on bytes."""
+    """The single-byte tokens of vocabularies with byte fallback."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     found = zip(pieces, tokenizer.convert_tokens_to_ids(pieces), strict=True)
     return {token for piece, token in found if token is not None and tokenizer.convert_ids_to_tokens(token) == piece}
 
 
 def _with_bytes(token: int, piece: str) -> str:
-    """What a piece of a byte-level vocabulary stands for, the bytes that are no UTF-8 as numbers."""
+    """The text of a byte-level piece, with bytes that are no valid UTF-8 as `<0xE8>`."""
     bytes_of = _byte_level()
     if any(char not in bytes_of for char in piece):
         return _by_id(token)
@@ -109,16 +108,16 @@ def _by_id(token: int) -> str:
 
 @cache
 def _byte_level() -> dict[str, int]:
-    """The byte that each character of byte-level pieces stands for, as GPT-2 wrote them."""
+    """The byte of each character in GPT-2's byte-level pieces."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def inner_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text as it stands behind another one: exactly what is written, and nothing that is put before it.
+    """The tokens of a text in the middle of another text, without a prefix space.
 
-    Many tokenizers put a space before every text, so that a text alone has the tokens of another one.
+    Many tokenizers add a space before every text, so that a text alone gets other tokens.
     """
     ids = bare_ids(tokenizer, text)
     first = bare_ids(tokenizer, "a")[:1]
@@ -137,10 +136,10 @@ def bare_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode(tokenizer: Any, text: str, **options: Any) -> Any:
-    """What a tokenizer makes of a text.
+    """Calls a tokenizer.
 
     Raises:
-        InvalidRequest: It cannot read the text: half a character, or one over which the tokenizer's library falls.
+        InvalidRequest: It cannot read the text, such as half of a surrogate pair.
     """
     try:
         return tokenizer(text, verbose=False, **options)

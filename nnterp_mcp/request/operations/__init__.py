@@ -21,15 +21,12 @@ from nnterp_mcp.request.operations.kinds import (
     site_of,
 )
 from nnterp_mcp.request.operations.operands import (
-    HEAD_SITES,
-    SITES,
     Heads,
     IndexSpec,
     Matrix,
     Neurons,
     Pattern,
     PromptIndices,
-    Site,
     Source,
     Steps,
     TokenDifference,
@@ -39,9 +36,7 @@ from nnterp_mcp.request.operations.request import DescribedInterventions, Interv
 from nnterp_mcp.request.operations.wording import describe, label_of
 
 __all__ = [
-    "HEAD_SITES",
     "OPERATIONS",
-    "SITES",
     "Add",
     "DescribedInterventions",
     "Heads",
@@ -58,7 +53,6 @@ __all__ = [
     "PromptIndices",
     "Scale",
     "SetAttention",
-    "Site",
     "Skip",
     "Source",
     "StateOperation",

@@ -7,19 +7,18 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, model_validator
 
 from nnterp_mcp.request.arguments import Given
-from nnterp_mcp.request.fields import Layers, Positions, Prompts
 from nnterp_mcp.request.operations.operands import (
-    HEAD_SITES,
-    SITES,
     AttentionPattern,
     Heads,
     Neurons,
     PromptIndices,
-    Site,
     Source,
     Steps,
     Vector,
 )
+from nnterp_mcp.request.positions import Layers, Positions
+from nnterp_mcp.request.prompts import Prompts
+from nnterp_mcp.request.sites import HEAD_SITES, SITES, Site
 
 
 class BaseOperation(Given):

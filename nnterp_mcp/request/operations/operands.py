@@ -17,35 +17,11 @@ from nnterp_mcp.request.arguments import (
     decoded,
     is_whole,
     require_at_most,
+    shown,
     whole,
 )
-from nnterp_mcp.request.fields import LayerSpec, Positions, Prompt, as_prompt, parse_indices, require_messages, shown
-
-Site = Literal[
-    "token_embeddings",
-    "layers_input",
-    "queries",
-    "keys",
-    "values",
-    "attention_probabilities",
-    "heads_output",
-    "attentions_raw_output",
-    "attentions_output",
-    "mlps_raw_output",
-    "mlps_output",
-    "layers_output",
-]
-"""Where an operation acts, in the order in which a layer runs.
-
-`token_embeddings` (no layer) is what the embedding returns; `heads_output` is what each head hands to the output
-projection; `attentions_output` and `mlps_output` are what is added to the residual stream, and the raw outputs what the
-modules compute before a norm or a multiplier behind them, where there is one. Queries and keys are taken as they enter
-their product, after norms and rotary embedding.
-"""
-
-SITES: tuple[Site, ...] = get_args(Site)
-HEAD_SITES: frozenset[Site] = frozenset({"queries", "keys", "values", "attention_probabilities", "heads_output"})
-"""Where there are heads to choose."""
+from nnterp_mcp.request.positions import LayerSpec, Positions, parse_indices
+from nnterp_mcp.request.prompts import Prompt, as_prompt, require_messages
 
 IndexSpec = LayerSpec
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import MOST_OPERATIONS, decoded, require_at_most, without_nulls
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import MOST_OPERATIONS, decoded, require_at_most, shown, without_nulls
 from nnterp_mcp.request.operations.kinds import OPERATIONS, BaseOperation, Operation
 from nnterp_mcp.request.operations.operands import Source
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.request.fields import PositionSpec
 from nnterp_mcp.request.operations.kinds import (
     Add,
     Knockout,
@@ -17,6 +16,7 @@ from nnterp_mcp.request.operations.kinds import (
     site_of,
 )
 from nnterp_mcp.request.operations.operands import IndexSpec, TokenDifference
+from nnterp_mcp.request.positions import PositionSpec
 
 
 def describe(operation: Operation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.attention_probs.answer import digest, render
+from nnterp_mcp.toolset.attention_probs.answer import digest
 from nnterp_mcp.toolset.attention_probs.figure import figure
 from nnterp_mcp.toolset.attention_probs.params import AttentionProbsParams
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsAnswer, AttentionProbsResult
@@ -22,7 +22,6 @@ SPEC = ToolSpec(
     result=AttentionProbsResult,
     answer=AttentionProbsAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.render import in_force, lines, table
+from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.attention_probs.result import (
     AttentionProbsAnswer,
     AttentionProbsResult,
+    HeadRead,
     HeadReading,
     QueryReading,
 )
@@ -52,11 +53,6 @@ def digest(result: AttentionProbsResult) -> AttentionProbsAnswer:
         copying=None if result.copying is None else result.copying.probability,
         table=content,
     )
-
-
-def _short(value: float | None) -> float | None:
-    """Attention to a hundredth."""
-    return None if value is None else round(value, 2)
 
 
 def _overview(result: AttentionProbsResult) -> str:
@@ -121,29 +117,28 @@ def _of_a_kind(heads: Sequence[HeadReading], kind: str) -> list[HeadReading]:
 
 
 def _by_head(result: AttentionProbsResult) -> tuple[Table, list[str]]:
-    shown = telling(result.heads)
-    measured = [name for name in _MASSES if any(getattr(head.mean, name) is not None for head in result.heads)]
-    rows: list[list[Cell]] = [
-        [
-            head.name,
-            reason,
-            *(_short(getattr(head.mean, name)) for name in measured),
-            *([[_short(_score(kind)(head)) for kind in _KINDS]] if result.copying else []),
-            _pair(head),
-        ]
-        for head, reason in shown
+    columns: list[Column[tuple[HeadReading, str | None]]] = [
+        Column("head", lambda shown: shown[0].name),
+        Column("shown for", lambda shown: shown[1]),
+        *(_mass(name, result.heads) for name in _MASSES),
+        Column(f"on random tokens: {', '.join(_KINDS)}", lambda shown: _scores(shown[0]), shown=bool(result.copying)),
+        Column("strongest pair: query, key, p", lambda shown: _pair(shown[0]), Kind.TOKENS),
     ]
-    random = [f"on random tokens: {', '.join(_KINDS)}"] if result.copying else []
-    columns = ["head", "shown for", *measured, *random, "strongest pair: query, key, p"]
-    hidden = len(result.heads) - len(rows)
-    return Table(columns=columns, rows=rows), _hidden(
-        plural(hidden, "head"), "heads", "layers and heads"
-    ) if hidden else []
+    content = tabulate(columns, telling(result.heads))
+    return content, left_out(len(result.heads) - len(content.rows), "head", "heads", "layers and heads")
+
+
+def _mass(name: str, heads: Sequence[HeadReading]) -> Column[tuple[HeadReading, str | None]]:
+    measured = any(getattr(head.mean, name) is not None for head in heads)
+    return Column(name, lambda shown: getattr(shown[0].mean, name), Kind.HUNDREDTHS, measured)
+
+
+def _scores(head: HeadReading) -> Cell:
+    return [round(_score(kind)(head), 2) for kind in _KINDS]
 
 
 def _pair(head: HeadReading) -> Cell:
-    pairs = [[elided(pair.query_token), elided(pair.key_token), _short(pair.probability)] for pair in head.pairs[:1]]
-    return list(pairs) or None
+    return [[pair.query_token, pair.key_token, round(pair.probability, 2)] for pair in head.pairs[:1]] or None
 
 
 def telling(heads: Sequence[HeadReading]) -> list[tuple[HeadReading, str | None]]:
@@ -163,31 +158,28 @@ def _by_query(result: AttentionProbsResult) -> tuple[Table, list[str]]:
     room = max(4, _BUDGET // (22 + 9 * max(1, keys)))
     queries = result.queries[:room]
     each = room // len(queries)
-    rows: list[list[Cell]] = [
-        [
-            *([query.prompt] if result.prompts > 1 else []),
-            query.position,
-            elided(query.token),
-            head.name,
-            _short(head.first),
-            [[elided(token), at, _short(p)] for token, at, p in head.keys if _short(p)] or None,
-        ]
+    columns: list[Column[tuple[QueryReading, HeadRead]]] = [
+        Column("prompt", lambda read: read[0].prompt, shown=result.prompts > 1),
+        Column("position", lambda read: read[0].position),
+        Column("token", lambda read: read[0].token, Kind.TOKEN),
+        Column("head", lambda read: read[1].name),
+        Column("first", lambda read: read[1].first, Kind.HUNDREDTHS),
+        Column("attends to: token, at, p", lambda read: _keys(read[1]), Kind.TOKENS),
+    ]
+    reads = [
+        (query, head)
         for query in queries
         for head in sorted(query.heads, key=lambda head: head.strongest, reverse=True)[:each]
     ]
-    columns = ["position", "token", "head", "first", "attends to: token, at, p"]
-    if result.prompts > 1:
-        columns.insert(0, "prompt")
     total = sum(len(query.heads) for query in result.queries)
-    hidden = total - len(rows)
+    hidden = total - len(reads)
     what = f"{hidden} of {plural(total, 'row')} (query and head)"
-    return Table(columns=columns, rows=rows), _hidden(
-        what, "queries.heads", "query_positions, layers and heads"
-    ) if hidden else []
+    narrow = f"{what} not shown: read_run part=queries.heads, or choose query_positions, layers and heads."
+    return tabulate(columns, reads), [narrow] if hidden else []
 
 
-def _hidden(what: str, part: str, parameters: str) -> list[str]:
-    return [f"{what} not shown: read_run part={part}, or choose {parameters}."]
+def _keys(head: HeadRead) -> Cell:
+    return [[token, at, round(p, 2)] for token, at, p in head.keys if round(p, 2)] or None
 
 
 def _notes(result: AttentionProbsResult) -> list[str]:
@@ -214,18 +206,3 @@ def _notes(result: AttentionProbsResult) -> list[str]:
 def _listed(layers: Sequence[int]) -> str:
     more = f" and {len(layers) - _LAYERS} more" if len(layers) > _LAYERS else ""
     return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers[:_LAYERS]))}{more}"
-
-
-def render(answer: AttentionProbsAnswer) -> str:
-    """As text; tokens in quotes so that their spaces show."""
-    content = answer.table
-    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
-    return lines(answer, table(Table(columns=content.columns, rows=rows)))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column == "token":
-        return quoted(str(value))
-    if not isinstance(value, list) or not value or not isinstance(value[0], list):
-        return value
-    return [[quoted(part) if isinstance(part, str) else part for part in item] for item in value]

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Heads, Interventions
+from nnterp_mcp.request.positions import Layers, Positions
+from nnterp_mcp.request.prompts import Prompts
 
 
 class AttentionProbsParams(ModelParams):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from nnterp_mcp.contract import Part, Result, TableAnswer
 
 
-class Masses(_Part):
+class Masses(Part):
     """Attention in the mean over queries, from 0 to 1, and entropy in nats; None where no query has such a token."""
 
     entropy: float | None
@@ -25,7 +21,7 @@ class Masses(_Part):
     sink: float | None
 
 
-class KindScores(_Part):
+class KindScores(Part):
     """Attention in the second of two copies of random tokens, from 0 to 1."""
 
     previous: float
@@ -33,7 +29,7 @@ class KindScores(_Part):
     induction: float
 
 
-class Pair(_Part):
+class Pair(Part):
     """A query that attends to a key."""
 
     prompt: int
@@ -44,7 +40,7 @@ class Pair(_Part):
     probability: float
 
 
-class HeadReading(_Part):
+class HeadReading(Part):
     """One head: means over prompts, their standard deviation where there are several, and its strongest pairs."""
 
     layer: int
@@ -60,7 +56,7 @@ class HeadReading(_Part):
         return f"L{self.layer}H{self.head}"
 
 
-class HeadRead(_Part):
+class HeadRead(Part):
     """What one head reads for one query: the first token, and the strongest others as token, position, probability."""
 
     layer: int
@@ -79,7 +75,7 @@ class HeadRead(_Part):
         return self.keys[0][2] if self.keys else 0.0
 
 
-class QueryReading(_Part):
+class QueryReading(Part):
     """What each head reads for one query."""
 
     prompt: int
@@ -88,7 +84,7 @@ class QueryReading(_Part):
     heads: list[HeadRead]
 
 
-class Copying(_Part):
+class Copying(Part):
     """How well the model repeats random tokens: probability of the right next token in the second copy.
 
     Attributes:
@@ -130,11 +126,7 @@ class AttentionProbsResult(Result):
     queries: list[QueryReading]
 
 
-class AttentionProbsAnswer(Answer):
+class AttentionProbsAnswer(TableAnswer):
     """The most telling heads, or what the chosen queries attend to."""
 
-    model: str
-    total: Annotated[int, Field(description="Heads read.")]
-    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
     copying: Annotated[float | None, Field(description="p(right next token), repeated random tokens.")] = None
-    table: TableField

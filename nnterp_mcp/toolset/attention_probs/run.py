@@ -63,7 +63,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         raise InvalidRequest(
             f"kinds of heads cannot be scored: {_TIED}.", "Leave out kinds, or let them act at all positions."
         )
-    in_force = bench.plan(params.interventions, prompts, job)
+    work = bench.workload(prompts, params.interventions, job)
 
     def result(readings: AttentionReadings, kinds: HeadKinds | None, unscored: str | None) -> AttentionProbsResult:
         return AttentionProbsResult(
@@ -71,7 +71,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
             prompts=len(readings.prompts),
             tokens=[[token_text(model.tokenizer, token) for token in prompt.ids] for prompt in prompts],
             without_attention=_without_attention(model, params, chosen),
-            interventions=list(in_force.labels),
+            interventions=list(work.plan.labels),
             unscored=unscored,
             copying=None if kinds is None else _copying(kinds),
             heads=_head_readings(readings, kinds, prompts, model.tokenizer),
@@ -83,13 +83,10 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
 
     readings = read_attention(
         model,
-        prompts,
+        work,
         chosen,
         queries,
         top_k=params.top_k,
-        plan=in_force,
-        batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
         on_pattern=_keeper(job, prompts, chosen),
         offer=offer,
     )
@@ -137,18 +134,9 @@ def _acts_everywhere(operation: Operation) -> bool:
 
 
 def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job) -> HeadKinds:
-    model = bench.model
-    repeated = repeat_random_tokens(model)
-    total = len(repeated.prompts)
-    in_force = bench.plan(params.interventions, repeated.prompts, job)
-    return score_heads(
-        model,
-        repeated,
-        chosen,
-        plan=in_force,
-        batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.progress(done, total, f"{done} of {total} sequences of random tokens"),
-    )
+    repeated = repeat_random_tokens(bench.model)
+    work = bench.workload(repeated.prompts, params.interventions, job)
+    return score_heads(bench.model, work, chosen, repeated.second)
 
 
 def _without_attention(

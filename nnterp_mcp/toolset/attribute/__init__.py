@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.attribute.answer import digest, render
+from nnterp_mcp.toolset.attribute.answer import digest
 from nnterp_mcp.toolset.attribute.figure import figure
 from nnterp_mcp.toolset.attribute.params import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
@@ -20,6 +20,5 @@ SPEC = ToolSpec(
     result=AttributeResult,
     answer=AttributeAnswer,
     digest=digest,
-    render=render,
     figure=figure,
 )

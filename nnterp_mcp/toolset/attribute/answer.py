@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.render import in_force, left_out, lines, shared_tokens, table
-from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult, LayerSum
+from nnterp_mcp.formatting import LayerSpan, brief, elided, layer_groups, number, plural, quoted
+from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
+from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult
 
 _ROWS = 10
 """Rows of the profile by layer."""
@@ -85,7 +84,7 @@ def _mean(result: AttributeResult) -> str:
 
 
 def _whole(result: AttributeResult) -> str:
-    return f"{result.model}: the {attributed(result)} is {number(_brief(result.whole.mean))}{_mean(result)}"
+    return f"{result.model}: the {attributed(result)} is {number(brief(result.whole.mean))}{_mean(result)}"
 
 
 def _direct(order: Sequence[AttributedPart], result: AttributeResult) -> str:
@@ -98,16 +97,16 @@ def _tokens(order: Sequence[AttributedPart], result: AttributeResult) -> str:
 
 def _integrated(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     assert result.base is not None
-    base, error = number(_brief(result.base.mean)), result.error or 0.0
+    base, error = number(brief(result.base.mean)), result.error or 0.0
     adds = f"the tokens add up to the difference (error {_error(result)})"
-    sums = adds if error < _LOOSE else f"the tokens' sum misses the difference by {number(_brief(error))}"
+    sums = adds if error < _LOOSE else f"the tokens' sum misses the difference by {number(brief(error))}"
     points = "" if result.points is None else f" ({result.points} gradients)"
     return f"{_whole(result)}, and {base} with every token's embedding the mean one; {sums}{points}.{_extremes(order)}"
 
 
 def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     assert result.base is not None
-    opening = f"{_whole(result)}, with {result.corruption} {number(_brief(result.base.mean))}."
+    opening = f"{_whole(result)}, with {result.corruption} {number(brief(result.base.mean))}."
     if not order or result.checked is None:
         return f"{opening} No cell changes anything: the two runs have the same states there."
     found = result.checked
@@ -116,8 +115,8 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
-    put = f"Clean {first.kind} of {part_name(first, cell=True)} would move it by {number(_brief(first.value.mean))}"
-    done = "" if first.patched is None else f" to first order, and do by {number(_brief(first.patched))}"
+    put = f"Clean {first.kind} of {part_name(first, cell=True)} would move it by {number(brief(first.value.mean))}"
+    done = "" if first.patched is None else f" to first order, and do by {number(brief(first.patched))}"
     return f"{opening} {put}{done}. The estimates {alike}{'and ' if alike else ''}{signs}."
 
 
@@ -134,67 +133,45 @@ def _extremes(order: Sequence[AttributedPart]) -> str:
     least = min(order, key=lambda part: part.value.mean, default=None)
     said = ""
     if most is not None and most.value.mean > 0:
-        said += f" {_spoken(most)} adds most, {number(_brief(most.value.mean))}."
+        said += f" {_spoken(most)} adds most, {number(brief(most.value.mean))}."
     if least is not None and least.value.mean < 0:
-        said += f" {_spoken(least)} takes most away, {number(_brief(least.value.mean))}."
+        said += f" {_spoken(least)} takes most away, {number(brief(least.value.mean))}."
     return said
 
 
 def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
     if result.method == "patching":
         return _cell_table(parts, result)
-    interval = result.whole.low is not None and result.method == "direct"
     tokens = result.by == "token"
-    several = tokens and len(result.prompts) > 1
-    columns = [
-        *(["prompt"] if several else []),
-        *(["position", "token"] if tokens else ["part"]),
-        result.metric,
-        *(["95 %"] if interval else []),
+    interval = result.whole.low is not None and result.method == "direct"
+    columns: list[Column[AttributedPart]] = [
+        Column("prompt", lambda part: part.prompt, shown=tokens and len(result.prompts) > 1),
+        Column("position", lambda part: part.index, shown=tokens),
+        Column("token", _token, Kind.TEXT, tokens),
+        Column("part", part_name, shown=not tokens),
+        Column(result.metric, lambda part: part.value.mean, Kind.BRIEF),
+        Column("95 %", lambda part: part.value, Kind.INTERVAL, interval),
     ]
-    rows: list[list[Cell]] = []
-    for part in parts:
-        token = elided(part.token or "", _TOKEN)
-        where: list[Cell] = [part.index, token] if tokens else [part_name(part)]
-        rows.append(
-            [
-                *([part.prompt] if several else []),
-                *where,
-                _brief(part.value.mean),
-                *([_interval(part)] if interval else []),
-            ]
-        )
-    return Table(columns=columns, rows=rows)
+    return tabulate(columns, parts)
 
 
 def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
-    interval = any(part.value.low is not None for part in parts)
     heads = result.by == "head"
-    several = result.by == "sublayer"
-    columns = [
-        *(["site"] if several else []),
-        *(["head"] if heads else ["layer", "position", "token"]),
-        "estimate",
-        *(["95 %"] if interval else []),
-        "patched",
+    columns: list[Column[AttributedPart]] = [
+        Column("site", lambda part: part.kind, shown=result.by == "sublayer"),
+        Column("head", part_name, shown=heads),
+        Column("layer", lambda part: part.layer, shown=not heads),
+        Column("position", lambda part: part.index, shown=not heads),
+        Column("token", _token, Kind.TEXT, not heads),
+        Column("estimate", lambda part: part.value.mean, Kind.BRIEF),
+        Column("95 %", lambda part: part.value, Kind.INTERVAL, any(part.value.low is not None for part in parts)),
+        Column("patched", lambda part: part.patched, Kind.BRIEF),
     ]
-    rows: list[list[Cell]] = []
-    for part in parts:
-        place: list[Cell] = [part.layer, part.index, elided(part.token or "", _TOKEN)]
-        rows.append(
-            [
-                *([part.kind] if several else []),
-                *([part_name(part)] if heads else place),
-                _brief(part.value.mean),
-                *([_interval(part)] if interval else []),
-                None if part.patched is None else _brief(part.patched),
-            ]
-        )
-    return Table(columns=columns, rows=rows)
+    return tabulate(columns, parts)
 
 
-def _interval(part: AttributedPart) -> Cell:
-    return [_brief(part.value.low or 0.0), "to", _brief(part.value.high or 0.0)]
+def _token(part: AttributedPart) -> str:
+    return elided(part.token or "", _TOKEN)
 
 
 def _profile(result: AttributeResult) -> Table | None:
@@ -203,44 +180,39 @@ def _profile(result: AttributeResult) -> Table | None:
         return _peaks(result)
     if not result.layers:
         return None
-    names = [name for name in ("attention", "mlp", "rest") if any(_sum(one, name) is not None for one in result.layers)]
-    rows: list[list[Cell]] = []
-    for label, group in _groups([one.layer for one in result.layers]):
-        chosen = [one for one in result.layers if one.layer in group]
-        sums = [[_sum(one, name) for one in chosen] for name in names]
-        rows.append([label, *(_added([value for value in column if value is not None]) for column in sums)])
-    heads = {"attention": "attention", "mlp": "MLP", "rest": "rest" if len(names) > 1 else "sum"}
-    return Table(columns=["layers", *(heads[name] for name in names)], rows=rows)
+    names = [name for name in _SUMS if any(getattr(one, name) is not None for one in result.layers)]
+    heads = _SUMS if len(names) > 1 else _SUMS | {"rest": "sum"}
+    columns: list[Column[LayerSpan]] = [
+        Column("layers", lambda group: group[0]),
+        *(Column(heads[name], lambda group, name=name: _sum(result, name, group), Kind.BRIEF) for name in names),
+    ]
+    return tabulate(columns, layer_groups([one.layer for one in result.layers], _ROWS))
 
 
-def _sum(one: LayerSum, name: str) -> float | None:
-    return {"attention": one.attention, "mlp": one.mlp, "rest": one.rest}[name]
+_SUMS = {"attention": "attention", "mlp": "MLP", "rest": "rest"}
 
 
-def _added(values: Sequence[float]) -> Cell:
-    return _brief(sum(values)) if values else None
+def _sum(result: AttributeResult, name: str, group: LayerSpan) -> float | None:
+    found = [getattr(one, name) for one in result.layers if one.layer in group[1] and getattr(one, name) is not None]
+    return sum(found) if found else None
 
 
 def _peaks(result: AttributeResult) -> Table:
-    sites = list(dict.fromkeys(part.kind for part in result.parts))
-    rows: list[list[Cell]] = []
-    for label, group in _groups(sorted({part.layer for part in result.parts if part.layer is not None})):
-        row: list[Cell] = [label]
-        for site in sites:
-            cells = [part for part in result.parts if part.kind == site and part.layer in group]
-            peak = max(cells, key=lambda part: abs(part.value.mean), default=None)
-            mark = "H" if result.by == "head" else "@"
-            row.append(None if peak is None else [_brief(peak.value.mean), f"{mark}{peak.index}"])
-        rows.append(row)
-    return Table(columns=["layers", *sites], rows=rows)
+    sites = dict.fromkeys(part.kind for part in result.parts)
+    columns: list[Column[LayerSpan]] = [
+        Column("layers", lambda group: group[0]),
+        *(Column(site, lambda group, site=site: _peak(result, site, group)) for site in sites),
+    ]
+    return tabulate(
+        columns, layer_groups(sorted({part.layer for part in result.parts if part.layer is not None}), _ROWS)
+    )
 
 
-def _groups(layers: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Layers in at most `_ROWS` groups of neighbours, with their labels."""
-    count = min(_ROWS, len(layers))
-    keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
-    groups = [[layer for _, layer in group] for _, group in keyed]
-    return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
+def _peak(result: AttributeResult, site: str, group: LayerSpan) -> Cell:
+    cells = [part for part in result.parts if part.kind == site and part.layer in group[1]]
+    peak = max(cells, key=lambda part: abs(part.value.mean), default=None)
+    mark = "H" if result.by == "head" else "@"
+    return None if peak is None else [brief(peak.value.mean), f"{mark}{peak.index}"]
 
 
 def _notes(shown: int, result: AttributeResult) -> list[str]:
@@ -259,7 +231,7 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         missed = max(result.error or 0.0, result.missed or 0.0)
         if missed > _LOOSE * max(way, 0.1):
             notes.append(
-                f"Piece by piece the way from the baseline is missed by {number(_brief(missed))} in all, and tokens' "
+                f"Piece by piece the way from the baseline is missed by {number(brief(missed))} in all, and tokens' "
                 "shares by about as much: more steps go where it bends."
             )
     if result.checked is not None and (result.checked.pearson or 1.0) < _POOR:
@@ -268,9 +240,7 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
-    if result.total > shown:
-        notes.append(left_out(plural(result.total - shown, "part"), "parts"))
-    return notes
+    return notes + left_out(result.total - shown, "part", "parts")
 
 
 _READING = {
@@ -279,19 +249,3 @@ _READING = {
     "integrated": "Against the mean embedding: another baseline gives other numbers.",
     "patching": "estimate: (clean − corrupted) · slope in the corrupted run; patched: done. profile: strongest cell.",
 }
-
-
-def _brief(value: float) -> float:
-    """Two digits after the point, or two that mean something."""
-    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
-
-
-def render(answer: AttributeAnswer) -> str:
-    """As text: the strongest parts, then the profile; tokens in quotes so that their spaces show."""
-    profile = [] if answer.profile is None else ["profile:", table(answer.profile)]
-    content = answer.table
-    rows = [
-        [quoted(str(value)) if column == "token" else value for column, value in zip(content.columns, row, strict=True)]
-        for row in content.rows
-    ]
-    return lines(answer, table(Table(columns=content.columns, rows=rows)), *profile)

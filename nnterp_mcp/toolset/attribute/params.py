@@ -8,9 +8,12 @@ from pydantic import Field, model_validator
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
+from nnterp_mcp.request.brief import Edits
 from nnterp_mcp.request.corruption import Ablated, CorruptedField
-from nnterp_mcp.request.fields import Layers, Plot, Prompts, TargetSets
-from nnterp_mcp.toolset.collect_activations.params import Edits
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.positions import Layers
+from nnterp_mcp.request.prompts import Prompts
+from nnterp_mcp.request.targets import TargetSets
 
 Method = Literal["direct", "gradient", "integrated", "patching"]
 By = Literal["layer", "sublayer", "head", "neuron", "token"]

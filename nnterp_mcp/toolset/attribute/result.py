@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
-from nnterp_mcp.toolset.patch_activations.result import Measured
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
 
 
-class AttributedPart(_Part):
+class AttributedPart(Part):
     """A part, and what it counts.
 
     Attributes:
@@ -37,7 +32,7 @@ class AttributedPart(_Part):
     patched: float | None = None
 
 
-class LayerSum(_Part):
+class LayerSum(Part):
     """What a layer adds in all; a sum is missing where the layer was not split."""
 
     layer: int
@@ -46,7 +41,7 @@ class LayerSum(_Part):
     rest: float | None = None
 
 
-class Checked(_Part):
+class Checked(Part):
     """Estimates beside real patches.
 
     Attributes:
@@ -113,13 +108,8 @@ class AttributeResult(Result):
     checked: Checked | None = None
 
 
-class AttributeAnswer(Answer):
+class AttributeAnswer(ProfiledAnswer):
     """The strongest parts, and where they are by layer."""
 
-    model: str
     metric: Annotated[float, Field(description="The metric that is attributed.")]
     error: Annotated[float | None, Field(description="By how much the parts miss it.")] = None
-    total: Annotated[int, Field(description="Parts.")]
-    truncated: Annotated[bool, Field(description="Whether parts were left out.")]
-    table: TableField
-    profile: TableField | None = None

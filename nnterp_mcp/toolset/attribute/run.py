@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
@@ -19,10 +20,9 @@ from nnterp_mcp.experiments.patching.attribution_patching import Comparison, com
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.request.sites import Site
 from nnterp_mcp.toolset.attribute.params import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
-from nnterp_mcp.toolset.patch_activations.result import Measured
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.pairs import make_pairs
 
@@ -98,17 +98,8 @@ def _direct(
     base: AttributeResult,
 ) -> AttributeResult:
     split: Split = params.parts  # pyright: ignore[reportAssignmentType] - `token` is not offered for direct
-    plan = bench.plan(params.interventions, prompts, job)
-    found = attribute_directly(
-        bench.model,
-        prompts,
-        _ids(targets),
-        split,
-        layers=params.layers,
-        plan=plan,
-        batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
-    )
+    work = bench.workload(prompts, params.interventions, job)
+    found = attribute_directly(bench.model, work, _ids(targets), split, layers=params.layers)
     _keep_parts(job, found)
     means = found.values.mean(0)
     order = means.abs().argsort(descending=True)[:_LISTED].sort().values
@@ -119,7 +110,7 @@ def _direct(
     ]
     return base.model_copy(
         update={
-            "in_force": list(plan.labels),
+            "in_force": list(work.plan.labels),
             "whole": _mean(found.metric),
             "error": found.error,
             "rescaled": found.rescaled,
@@ -164,19 +155,10 @@ def _tokens(
     targets: Sequence[FollowedTargets],
     base: AttributeResult,
 ) -> AttributeResult:
-    plan = bench.plan(params.interventions, prompts, job)
+    work = bench.workload(prompts, params.interventions, job)
     metric = default_metric(len(params.targets[0]))
-    tokens = bench.batch_tokens
     if params.method == "gradient":
-        found = multiply_gradients(
-            bench.model,
-            prompts,
-            _ids(targets),
-            metric,
-            plan=plan,
-            batch_tokens=tokens,
-            on_batch=lambda done: job.progress(done, len(prompts), f"{done} of {len(prompts)} prompts"),
-        )
+        found = multiply_gradients(bench.model, work, _ids(targets), metric)
     else:
         total = len(prompts) * (params.steps + 2)
         if total > _MOST_PASSES:
@@ -184,22 +166,13 @@ def _tokens(
                 f"{total} passes (prompts × steps), and at most {_MOST_PASSES} are made in a call.",
                 "Give fewer prompts or steps.",
             )
-        found = integrate_gradients(
-            bench.model,
-            prompts,
-            _ids(targets),
-            metric,
-            steps=params.steps,
-            plan=plan,
-            batch_tokens=tokens,
-            on_batch=lambda done: job.progress(done, total, f"{done} of {total} steps"),
-        )
+        found = integrate_gradients(bench.model, work, _ids(targets), metric, steps=params.steps)
     parts = _token_parts(found, prompts, bench)
     gaps = [abs(one.gap) for one in found if one.gap is not None]
     baselines = [one.baseline for one in found if one.baseline is not None]
     return base.model_copy(
         update={
-            "in_force": list(plan.labels),
+            "in_force": list(work.plan.labels),
             "whole": _mean(torch.tensor([one.metric for one in found])),
             "base": _mean(torch.tensor(baselines)) if baselines else None,
             "error": max(gaps) if gaps else None,
@@ -251,12 +224,12 @@ def _patching(
         targets=_ids(targets),
         batch_tokens=bench.batch_tokens,
     )
-    found = estimate_effects(patcher, lambda done: job.progress(done, None, f"{done} of {len(pairs)} pairs estimated"))
+    found = estimate_effects(patcher, lambda done: job.progress(done, None, "pairs estimated"))
     compared = compare_with_patches(
         patcher,
         found,
         _CHECKED,
-        on_batch=lambda done: job.progress(len(pairs) + done, None, f"{done} patches made beside"),
+        on_batch=lambda done: job.progress(len(pairs) + done, None, "pairs estimated and patches made"),
     )
     numbers = [pair.index for pair in pairs]
     parts = _cells(grid, average_draws(found.effects, numbers), pairs[0].clean.prompt, bench)

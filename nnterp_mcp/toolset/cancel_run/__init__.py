@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.cancel_run.answer import digest
 from nnterp_mcp.toolset.cancel_run.params import CancelRunParams
 from nnterp_mcp.toolset.cancel_run.result import CancelRunAnswer, CancelRunResult
@@ -19,7 +18,6 @@ SPEC = ToolSpec(
     result=CancelRunResult,
     answer=CancelRunAnswer,
     digest=digest,
-    render=lines,
     place="server",
     read_only=False,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.collect_activations.answer import digest, render
+from nnterp_mcp.toolset.collect_activations.answer import digest
 from nnterp_mcp.toolset.collect_activations.figure import figure
 from nnterp_mcp.toolset.collect_activations.params import CollectActivationsParams
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnswer, CollectActivationsResult
@@ -19,7 +19,6 @@ SPEC = ToolSpec(
     result=CollectActivationsResult,
     answer=CollectActivationsAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import fmean
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import elided, number, plural, quoted, size, spread
-from nnterp_mcp.render import in_force, left_out, lines, table
+from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsAnswer,
     CollectActivationsResult,
@@ -70,29 +70,25 @@ def _table(result: CollectActivationsResult, shown: list[CollectedLayer]) -> Tab
     labels = ["norm"] if len(result.groups) == 1 else [f"norm {elided(name)}" for name in names]
     pairs = any(summary.pairs for summary in shown)
     components = max((len(summary.explained) for summary in shown), default=0)
-    columns = [
-        "layer",
-        *labels,
-        *(["cosine", "random cosine", "gap", "random gap"] if pairs else []),
-        *(f"PC{at + 1}" for at in range(components)),
+    columns: list[Column[CollectedLayer]] = [
+        Column("layer", lambda summary: "embeddings" if summary.layer is None else summary.layer),
+        *(Column(label, lambda summary, at=at: summary.groups[at].norm) for at, label in enumerate(labels)),
+        *(Column(name, lambda summary, of=of: _mean(summary, of), shown=pairs) for name, of in _APART.items()),
+        *(Column(f"PC{at + 1}", lambda summary, at=at: _explained(summary, at)) for at in range(components)),
     ]
-    return Table(columns=columns, rows=[_row(summary, len(labels), components) for summary in shown])
+    return tabulate(columns, shown)
 
 
-def _row(summary: CollectedLayer, groups: int, components: int) -> list[Cell]:
-    figures: list[Callable[[GroupsApart], float]] = [
-        lambda pair: pair.cosine,
-        lambda pair: pair.shuffled,
-        lambda pair: pair.gap,
-        lambda pair: pair.shuffled_gap,
-    ]
-    explained: list[Cell] = [*summary.explained, *[None] * (components - len(summary.explained))]
-    return [
-        "embeddings" if summary.layer is None else summary.layer,
-        *(group.norm for group in summary.groups[:groups]),
-        *((_mean(summary, figure) for figure in figures) if summary.pairs else ()),
-        *explained,
-    ]
+_APART: dict[str, Callable[[GroupsApart], float]] = {
+    "cosine": lambda pair: pair.cosine,
+    "random cosine": lambda pair: pair.shuffled,
+    "gap": lambda pair: pair.gap,
+    "random gap": lambda pair: pair.shuffled_gap,
+}
+
+
+def _explained(summary: CollectedLayer, component: int) -> float | None:
+    return summary.explained[component] if component < len(summary.explained) else None
 
 
 def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
@@ -110,11 +106,9 @@ def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
     if any(summary.explained for summary in result.summaries):
         of = f", from {result.fitted} rows evenly spaced" if result.fitted < len(result.rows) else ""
         notes.append(f"PC: share of the variance along a principal component of all rows{of} (array components).")
-    if len(result.groups) > _GROUPS:
-        notes.append(left_out(plural(len(result.groups) - _GROUPS, "group"), "summaries.groups"))
+    notes += left_out(len(result.groups) - _GROUPS, "group", "summaries.groups")
     notes += _small_groups(result)
-    if hidden:
-        notes.append(left_out(plural(hidden, "layer"), "summaries"))
+    notes += left_out(hidden, "layer", "summaries")
     notes.append("The part rows says which row is what; the op patch takes states by from.run.")
     return notes
 
@@ -123,8 +117,3 @@ def _small_groups(result: CollectActivationsResult) -> list[str]:
     counts = {name: sum(prompt.group == name for prompt in result.prompts) for name in result.groups}
     few = [f"{quoted(elided(name))} ({count})" for name, count in counts.items() if count < _FEW]
     return [f"Few prompts for a mean: {', '.join(few[:_GROUPS])}."] if few and len(counts) > 1 else []
-
-
-def render(answer: CollectActivationsAnswer) -> str:
-    """As text."""
-    return lines(answer, table(answer.table) if answer.table.rows else "")

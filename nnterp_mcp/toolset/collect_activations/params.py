@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request import schemas
-from nnterp_mcp.request.fields import Layers, Plot, Positions, PromptGroups
-from nnterp_mcp.request.operations import Interventions, Site
+from nnterp_mcp.request.brief import Edits, ProbedLayers, ProbedPositions, StateSite
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.prompts import PromptGroups
 
-# An agent pays for every definition: what other tools spell out is named here only.
-StateSite = Annotated[Site, WithJsonSchema({"type": "string", "description": "Site of interventions."})]
-ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")]
-ProbedPositions = Annotated[
-    Positions,
-    schemas.as_schema(schemas.POSITIONS, "As in logit_lens."),
-]
 Pooling = Annotated[Literal["none", "mean", "last"], Field(description="Of positions.")]
-Edits = Annotated[Interventions, schemas.as_schema(schemas.OPERATIONS, "As in generate.")]
 
 
 class CollectActivationsParams(ModelParams):

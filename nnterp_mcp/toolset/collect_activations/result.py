@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-from nnterp_mcp.contract import Answer, Result, TableField
-from nnterp_mcp.request.operations import Site
+from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.request.sites import Site
 
 STATES = "states"
 """The name of the array that holds the states."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CollectedPrompt(_Part):
+class CollectedPrompt(Part):
     """A prompt: its group, its text as the model reads it, how many tokens that has."""
 
     group: str
@@ -25,7 +17,7 @@ class CollectedPrompt(_Part):
     tokens: int
 
 
-class CollectedRow(_Part):
+class CollectedRow(Part):
     """A row of the array.
 
     Attributes:
@@ -41,7 +33,7 @@ class CollectedRow(_Part):
     token: str | None
 
 
-class GroupLength(_Part):
+class GroupLength(Part):
     """How long the states of a group are: the mean, and the standard deviation over rows."""
 
     group: str
@@ -49,7 +41,7 @@ class GroupLength(_Part):
     deviation: float | None
 
 
-class GroupsApart(_Part):
+class GroupsApart(Part):
     """Two groups, by the means of their states.
 
     Attributes:
@@ -69,7 +61,7 @@ class GroupsApart(_Part):
     shuffled_gap: float
 
 
-class CollectedLayer(_Part):
+class CollectedLayer(Part):
     """How the states of one layer lie.
 
     Attributes:
@@ -119,10 +111,5 @@ class CollectActivationsResult(Result):
     summaries: list[CollectedLayer]
 
 
-class CollectActivationsAnswer(Answer):
+class CollectActivationsAnswer(TableAnswer):
     """How the states lie by layer; where they are kept."""
-
-    model: str
-    total: Annotated[int, Field(description="Rows of the array.")]
-    truncated: Annotated[bool, Field(description="Whether layers were left out.")]
-    table: TableField

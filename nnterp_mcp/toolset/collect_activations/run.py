@@ -52,7 +52,7 @@ def run(bench: Bench, params: CollectActivationsParams, job: Job) -> CollectActi
     finished: list[int] = []
     job.partial = lambda: _result(experiment, params, finished, []) if finished else None
     rows = job.keep_rows(STATES, experiment.axes)
-    experiment.read(rows, job, finished)
+    experiment.read(rows, finished)
     return _result(experiment, params, finished, _summaries(experiment, rows, job))
 
 
@@ -67,10 +67,10 @@ def _result(
         shape=list(experiment.shape),
         pool=params.pool,
         groups=list(params.prompts),
-        interventions=list(experiment.plan.labels),
+        interventions=list(experiment.work.plan.labels),
         prompts=[
             CollectedPrompt(group=group, text=prompt.text, tokens=len(prompt.ids))
-            for group, prompt in zip(experiment.groups, experiment.prompts, strict=True)
+            for group, prompt in zip(experiment.groups, experiment.work.prompts, strict=True)
         ],
         rows=[_row(experiment, number) for number in sorted(finished)],
         asked=len(experiment.rows),
@@ -82,7 +82,7 @@ def _result(
 
 def _row(experiment: Experiment, number: int) -> CollectedRow:
     row = experiment.rows[number]
-    ids, at = experiment.prompts[row.prompt].ids, row.position
+    ids, at = experiment.work.prompts[row.prompt].ids, row.position
     token = None if at is None else token_text(experiment.bench.model.tokenizer, ids[at])
     return CollectedRow(row=number, prompt=row.prompt, position=at, token=token)
 
@@ -104,7 +104,7 @@ def _summaries(experiment: Experiment, rows: Rows, job: Job) -> list[CollectedLa
         found = principal_components(states[fitted], _COMPONENTS)
         directions.append(None if found is None else found.directions.unflatten(1, experiment.shape))
         summaries.append(_summary(experiment, layer, states, found))
-        job.progress(place + 1, total, f"{place + 1} of {total} layers summed up")
+        job.progress(place + 1, total, "layers summed up")
     _keep_components(experiment, directions, job)
     return summaries
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.edit_model.answer import digest, render
+from nnterp_mcp.toolset.edit_model.answer import digest
 from nnterp_mcp.toolset.edit_model.params import EditModelParams
 from nnterp_mcp.toolset.edit_model.result import EditModelAnswer, EditModelResult
 
@@ -18,7 +18,6 @@ SPEC = ToolSpec(
     result=EditModelResult,
     answer=EditModelAnswer,
     digest=digest,
-    render=render,
     place="server",
     read_only=False,
     served=True,

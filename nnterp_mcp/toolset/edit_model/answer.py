@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nnterp_mcp.formatting import elided, plural
-from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.edit_model.result import EditModelAnswer, EditModelResult
 
 _SHOWN = 12
@@ -22,8 +21,3 @@ def digest(result: EditModelResult) -> EditModelAnswer:
         model=result.model,
         in_force=[elided(label, 120) for label in result.in_force[:_SHOWN]],
     )
-
-
-def render(answer: EditModelAnswer) -> str:
-    """As text."""
-    return lines(answer, *answer.in_force)

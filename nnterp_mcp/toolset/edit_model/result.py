@@ -21,3 +21,7 @@ class EditModelAnswer(Answer):
 
     model: str
     in_force: Annotated[list[str], Field(description="Each edit.")]
+
+    def body(self) -> list[str]:
+        """The edits, one a line."""
+        return self.in_force

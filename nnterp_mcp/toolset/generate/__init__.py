@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.generate.answer import digest, render
+from nnterp_mcp.toolset.generate.answer import digest
 from nnterp_mcp.toolset.generate.params import GenerateParams
 from nnterp_mcp.toolset.generate.result import GenerateAnswer, GenerateResult
 
@@ -20,6 +20,5 @@ SPEC = ToolSpec(
     result=GenerateResult,
     answer=GenerateAnswer,
     digest=digest,
-    render=render,
     served=True,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean, median_low
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.render import cell, in_force, left_out, lines, table
-from nnterp_mcp.toolset.generate.result import Continuation, GenerateAnswer, GenerateResult
+from nnterp_mcp.formatting import elided, number, plural
+from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.table import Column, Kind, Table, tabulate
+from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateAnswer, GenerateResult
 
 _CHARACTERS = 2400
 """Characters of generated text that an answer may hold, about 600 tokens."""
@@ -22,7 +23,7 @@ _LOG_PROBS = 48
 def digest(result: GenerateResult) -> GenerateAnswer:
     """The texts side by side, cut to what an answer may hold."""
     runs = [
-        (one.index, name, text, one.differs_at)
+        (one, name, text)
         for one in result.texts
         for name, text in (("baseline", one.baseline), ("edited", one.edited))
         if text is not None
@@ -30,57 +31,45 @@ def digest(result: GenerateResult) -> GenerateAnswer:
     shown = runs[:_ROWS]
     limit = _CHARACTERS // ((2 if result.logprobs else 1) * len(shown))
     listed = max(1, _LOG_PROBS // len(shown))
-    columns = ["prompt", "run", "tokens", "stop", "mean log-prob", "differs at", "text"]
-    rows: list[list[Cell]] = [
-        [
-            index,
-            name,
-            len(text.tokens),
-            "end" if text.ended else "length",
-            fmean(text.log_probs),
-            at if name == "edited" else None,
-            elided(text.text, limit),
-            *([_listed(text, listed)] if result.logprobs else []),
-        ]
-        for index, name, text, at in shown
-    ]
-    cut = sum(max(0, len(text.text) - limit + 1) for _, _, text, _ in shown)
-    unlisted = sum(max(0, len(text.tokens) - listed) for _, _, text, _ in shown) if result.logprobs else 0
+    cut = sum(max(0, len(text.text) - limit + 1) for _, _, text in shown)
+    unlisted = sum(max(0, len(text.tokens) - listed) for _, _, text in shown) if result.logprobs else 0
     return GenerateAnswer(
         finding=_finding(result),
         notes=[*in_force(result.interventions), *_left_out(len(runs) - len(shown), cut, unlisted)],
         model=result.model,
         total=len(runs),
         truncated=len(shown) < len(runs) or cut > 0 or unlisted > 0,
-        table=_trimmed(Table(columns=columns + ["token log-probs"] * result.logprobs, rows=rows), result),
+        table=_table(shown, result, limit, listed),
     )
 
 
-def _listed(text: Continuation, count: int) -> list[Cell]:
-    pairs = zip(text.tokens[:count], text.log_probs[:count], strict=True)
-    return [[elided(token), log_prob] for token, log_prob in pairs]
+_Run = tuple[Continued, str, Continuation]
+"""A prompt, the name of a run, and what it generated."""
 
 
-def _trimmed(content: Table, result: GenerateResult) -> Table:
-    """The table without what says nothing: the run where there is one only, the prompt where there is one only."""
-    said_nothing = set[str]()
-    if not result.interventions:
-        said_nothing |= {"run", "differs at"}
-    if len(result.texts) == 1:
-        said_nothing.add("prompt")
-    kept = [place for place, column in enumerate(content.columns) if column not in said_nothing]
-    return Table(
-        columns=[content.columns[place] for place in kept],
-        rows=[[row[place] for place in kept] for row in content.rows],
-    )
+def _table(runs: Sequence[_Run], result: GenerateResult, limit: int, listed: int) -> Table:
+    edited = bool(result.interventions)
+    columns: list[Column[_Run]] = [
+        Column("prompt", lambda run: run[0].index, shown=len(result.texts) > 1),
+        Column("run", lambda run: run[1], shown=edited),
+        Column("tokens", lambda run: len(run[2].tokens)),
+        Column("stop", lambda run: "end" if run[2].ended else "length"),
+        Column("mean log-prob", lambda run: fmean(run[2].log_probs)),
+        Column("differs at", lambda run: run[0].differs_at if run[1] == "edited" else None, shown=edited),
+        Column("text", lambda run: elided(run[2].text, limit), Kind.TEXT),
+        Column("token log-probs", lambda run: _log_probs(run[2], listed), Kind.TOKENS, result.logprobs),
+    ]
+    return tabulate(columns, runs)
+
+
+def _log_probs(text: Continuation, count: int) -> list[tuple[str, float]]:
+    return list(zip(text.tokens[:count], text.log_probs[:count], strict=True))
 
 
 def _left_out(rows: int, characters: int, tokens: int) -> list[str]:
-    notes: list[str] = []
-    if rows:
-        notes.append(left_out(plural(rows, "text"), "texts"))
+    notes = left_out(rows, "text", "texts")
     if characters:
-        notes.append(left_out(f"{plural(characters, 'character')} of text", "texts"))
+        notes.append(f"{plural(characters, 'character')} of text not shown: read_run part=texts.")
     if tokens:
         notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown.")
     return notes
@@ -99,16 +88,3 @@ def _finding(result: GenerateResult) -> str:
         return f"With the interventions the text differs from token {changed[0]} on."
     changes = f"The interventions change {len(changed)} of {len(result.texts)} texts"
     return f"{changes}, in the median from token {median_low(changed)} on."
-
-
-def render(answer: GenerateAnswer) -> str:
-    """As text; generated text in quotes so that its lines and spaces show."""
-    columns = answer.table.columns
-    rows = [[_quote(column, value) for column, value in zip(columns, row, strict=True)] for row in answer.table.rows]
-    return lines(answer, table(Table(columns=columns, rows=rows)))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column == "token log-probs" and isinstance(value, list):
-        return ", ".join(f"{quoted(token)} {cell(log_prob)}" for token, log_prob in value)
-    return quoted(str(value)) if column == "text" else value

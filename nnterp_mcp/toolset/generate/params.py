@@ -8,8 +8,8 @@ from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request.arguments import LARGEST_SEED
-from nnterp_mcp.request.fields import Prompts
 from nnterp_mcp.request.operations import DescribedInterventions
+from nnterp_mcp.request.prompts import Prompts
 
 
 class GenerateParams(ModelParams):

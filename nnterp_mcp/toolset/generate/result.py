@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
 
 
-class Continuation(BaseModel):
+class Continuation(Part):
     """One generated text; log-probabilities in nats under the model that generated it, before temperature."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     tokens: list[str]
@@ -20,10 +14,8 @@ class Continuation(BaseModel):
     ended: bool
 
 
-class Continued(BaseModel):
+class Continued(Part):
     """One prompt, continued by the model as it is and, if there are interventions, with them in force."""
-
-    model_config = ConfigDict(extra="forbid")
 
     index: int
     prompt: str
@@ -31,12 +23,6 @@ class Continued(BaseModel):
     baseline: Continuation
     edited: Continuation | None
     differs_at: int | None
-
-
-class Texts(BaseModel):
-    """The texts of some of the prompts."""
-
-    texts: list[Continued]
 
 
 class GenerateResult(Result):
@@ -48,10 +34,5 @@ class GenerateResult(Result):
     texts: list[Continued]
 
 
-class GenerateAnswer(Answer):
+class GenerateAnswer(TableAnswer):
     """The texts as an agent sees them."""
-
-    model: str
-    total: Annotated[int, Field(description="Texts: prompts, twice if edited.")]
-    truncated: Annotated[bool, Field(description="Whether text or rows were left out.")]
-    table: TableField

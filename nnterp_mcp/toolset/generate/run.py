@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.generation import Generation, generate
 from nnterp_mcp.engine.sampling import Sampling
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, as_chats
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.generate.params import GenerateParams
-from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult, Texts
-from nnterp_mcp.worker.job import Job
+from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult
+from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -23,41 +24,35 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     """Generates, batch by batch, the baseline and, if there are interventions, the edited text."""
     model = bench.model
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
-    edits = bench.plan(params.interventions, prompts, job)
-    plans = [NOTHING, edits] if edits else [NOTHING]
+    work = replace(bench.workload(prompts, params.interventions, job), new_tokens=params.max_new_tokens)
+    plans = [NOTHING, work.plan] if work.plan else [NOTHING]
 
-    def write(group: Sequence[EncodedPrompt]) -> Texts:
-        baseline, *rest = [_generate(bench, params, group, plans, at, job) for at in range(len(plans))]
+    def write(group: Sequence[int]) -> list[Continued]:
+        part = work.some(group)
+        baseline, *rest = [_generate(bench, params, part, plans, at, job) for at in range(len(plans))]
         edited = rest[0] if rest else [None] * len(group)
-        return Texts(texts=[_continued(*texts, model.tokenizer) for texts in zip(group, baseline, edited, strict=True)])
+        return [_continued(*texts, model.tokenizer) for texts in zip(part.prompts, baseline, edited, strict=True)]
 
-    def assemble(parts: Sequence[Texts], taken: int) -> GenerateResult:
+    def assemble(done: Finished[Continued]) -> GenerateResult:
         return GenerateResult(
-            model=bench.handle,
-            interventions=list(edits.labels),
-            logprobs=params.logprobs,
-            texts=sorted((text for part in parts for text in part.texts), key=lambda text: text.index),
+            model=bench.handle, interventions=list(work.plan.labels), logprobs=params.logprobs, texts=done.items
         )
 
-    room = max(1, bench.batch_tokens - params.max_new_tokens)
-    batches = make_batches(model, prompts, room, new_tokens=params.max_new_tokens)
-    return job.in_parts([batch.prompts for batch in batches], Texts, write, assemble, "prompts")
+    return job.in_parts(work.split(model), Continued, write, assemble)
 
 
 def _generate(
-    bench: Bench, params: GenerateParams, prompts: Sequence[EncodedPrompt], plans: Sequence[Plan], at: int, job: Job
+    bench: Bench, params: GenerateParams, work: Workload, plans: Sequence[Plan], at: int, job: Job
 ) -> list[Generation]:
-    steps = len(plans) * params.max_new_tokens
-    what = "edited" if at else "baseline"
+    def report(done: int, total: int | None, unit: str) -> None:
+        assert total is not None
+        job.progress(at * total + done, len(plans) * total, f"{unit} ({'edited' if at else 'baseline'})")
+
     return generate(
         bench.model,
-        prompts,
-        plans[at],
+        replace(work, plan=plans[at], progress=report),
         max_new_tokens=params.max_new_tokens,
         sampling=Sampling(params.temperature, params.top_p, params.top_k, params.seed),
-        batch_tokens=bench.batch_tokens,
-        on_token=lambda done: job.step((at * params.max_new_tokens + done) / steps, f"{what}: step {done}"),
-        should_stop=job.check,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.inspect_model.answer import digest, render
+from nnterp_mcp.toolset.inspect_model.answer import digest
 from nnterp_mcp.toolset.inspect_model.params import InspectModelParams
 from nnterp_mcp.toolset.inspect_model.result import InspectModelAnswer, InspectModelResult
 
@@ -19,6 +19,5 @@ SPEC = ToolSpec(
     result=InspectModelResult,
     answer=InspectModelAnswer,
     digest=digest,
-    render=render,
     recorded=False,
 )

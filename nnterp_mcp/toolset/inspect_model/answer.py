@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.contract import Table
 from nnterp_mcp.formatting import elided, plural
-from nnterp_mcp.render import lines, table
+from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import (
     InspectModelAnswer,
@@ -41,8 +40,8 @@ def digest(result: InspectModelResult) -> InspectModelAnswer:
         model=result.model,
         total=len(result.tree),
         truncated=hidden > 0 or len(result.layers) > _GROUPS,
-        tree=_tree(shown) if shown else None,
-        layers=_layers(result.layers) if result.layers else None,
+        tree=tabulate(_TREE, shown) if shown else None,
+        layers=tabulate(_LAYERS, result.layers[:_GROUPS]) if result.layers else None,
     )
 
 
@@ -78,19 +77,12 @@ def _upper(tree: Sequence[ModuleLine]) -> list[ModuleLine]:
     return shown
 
 
-def _tree(lines: Sequence[ModuleLine]) -> Table:
-    return Table(
-        columns=["standard name", "in transformers", "class", "parameters"],
-        rows=[
-            [
-                line.standard,
-                line.path,
-                line.kind,
-                _weights(line),
-            ]
-            for line in lines
-        ],
-    )
+_TREE: list[Column[ModuleLine]] = [
+    Column("standard name", lambda line: line.standard),
+    Column("in transformers", lambda line: line.path),
+    Column("class", lambda line: line.kind),
+    Column("parameters", lambda line: _weights(line)),
+]
 
 
 def _weights(line: ModuleLine) -> str:
@@ -100,13 +92,13 @@ def _weights(line: ModuleLine) -> str:
     return f"{magnitude(line.parameters)}, of these {own}" if own else magnitude(line.parameters)
 
 
-def _layers(groups: Sequence[LayerGroup]) -> Table:
-    return Table(
-        columns=["layers", "kind", "heads", "sites", "attention probabilities multiply values in"],
-        rows=[
-            [ranges(group.layers), group.kind, group.heads, _sites(group), group.product] for group in groups[:_GROUPS]
-        ],
-    )
+_LAYERS: list[Column[LayerGroup]] = [
+    Column("layers", lambda group: ranges(group.layers)),
+    Column("kind", lambda group: group.kind),
+    Column("heads", lambda group: group.heads),
+    Column("sites", lambda group: _sites(group)),
+    Column("attention probabilities multiply values in", lambda group: group.product),
+]
 
 
 def _sites(group: LayerGroup) -> str:
@@ -151,9 +143,3 @@ def _fitting(lines: Sequence[str]) -> int:
             break
         count += 1
     return count
-
-
-def render(answer: InspectModelAnswer) -> str:
-    """As text."""
-    parts = [table(part) for part in (answer.tree, answer.layers) if part is not None]
-    return lines(answer, *parts, answer.source or "")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from nnterp_mcp.contract import ModelAnswer, Part, Result
+from nnterp_mcp.table import TableField
 
 
-class ModuleLine(_Part):
+class ModuleLine(Part):
     """A module, or several alike.
 
     Attributes:
@@ -35,7 +32,7 @@ class ModuleLine(_Part):
     more: bool
 
 
-class LayerGroup(_Part):
+class LayerGroup(Part):
     """Layers of one kind.
 
     Attributes:
@@ -55,7 +52,7 @@ class LayerGroup(_Part):
     product: str | None
 
 
-class Source(_Part):
+class Source(Part):
     """Code of the model.
 
     Attributes:
@@ -115,12 +112,13 @@ class InspectModelResult(Result):
     source: Source | None
 
 
-class InspectModelAnswer(Answer):
+class InspectModelAnswer(ModelAnswer):
     """The module's tree, the model's layers by kind, or a module's code."""
 
-    model: str
-    total: Annotated[int, Field(description="Lines of the tree, or of the code.")]
-    truncated: Annotated[bool, Field(description="Whether some were left out.")]
     tree: TableField | None = None
     layers: TableField | None = None
     source: Annotated[str | None, Field(description="Code with its line numbers in the file.")] = None
+
+    def body(self) -> list[str]:
+        """The tables, then the code."""
+        return [*super().body(), self.source or ""]

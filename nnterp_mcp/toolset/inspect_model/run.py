@@ -10,7 +10,7 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy
-from nnterp_mcp.request.operations import SITES
+from nnterp_mcp.request.sites import SITES
 from nnterp_mcp.toolset.inspect_model.params import InspectModelParams
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult, LayerGroup, Source
 from nnterp_mcp.toolset.inspect_model.source import describe_product, read_forward, read_product

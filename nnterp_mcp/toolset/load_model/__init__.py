@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.load_model.answer import digest, render
+from nnterp_mcp.toolset.load_model.answer import digest
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
@@ -19,7 +19,6 @@ SPEC = ToolSpec(
     result=LoadModelResult,
     answer=LoadModelAnswer,
     digest=digest,
-    render=render,
     place="server",
     read_only=False,
     open_world=True,

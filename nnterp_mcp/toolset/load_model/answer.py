@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.formatting import plural, seconds, size
-from nnterp_mcp.render import lines
+from nnterp_mcp.formatting import plural, seconds
 from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
 
@@ -26,21 +25,3 @@ def _notes(result: LoadModelResult, failed: list[str]) -> list[str]:
     if not result.verified:
         notes.append(f"{result.architecture} is outside the table of verified architectures: trust the checks above.")
     return notes
-
-
-def render(answer: LoadModelAnswer) -> str:
-    """The card as text."""
-    card = answer.card
-    context = "" if card["context"] is None else f", context {card['context']}"
-    revision = "" if card["revision"] is None else f" at {card['revision']}"
-    layers, heads = int(card["num_layers"] or 0), int(card["num_heads"] or 0)
-    parameters, memory = float(card["parameters"] or 0), float(card["memory"] or 0)
-    return lines(
-        answer,
-        f"model: {answer.model}",
-        f"architecture: {card['architecture']}, {plural(layers, 'layer')} (0 to {layers - 1}), "
-        f"{plural(heads, 'head')}, width {card['hidden_size']}, vocabulary {card['vocab_size']}{context}",
-        f"weights: {parameters / 1e6:.1f} M parameters, {card['dtype']} on {card['device']}, {size(memory)}, "
-        f"attention {card['attention']}, from {card['source']}{revision}",
-        *(f"check {line}" for line in answer.checks),
-    )

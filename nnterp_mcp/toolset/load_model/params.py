@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from nnterp_mcp.contract import Params
-from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING, shown
 
 _REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 """As git allows names, in which no part begins with a dot: the Hub's cache takes a revision for a path."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
-from nnterp_mcp.contract import Answer, Result
+from nnterp_mcp.contract import Answer, Part, Result
+from nnterp_mcp.formatting import plural, size
 
 
-class CheckLine(BaseModel):
+class CheckLine(Part):
     """One check that the model went through when it was loaded."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     passed: bool
@@ -53,3 +52,19 @@ class LoadModelAnswer(Answer):
         ),
     ]
     checks: Annotated[list[str], Field(description="Each check: passed or FAILED, and what was measured.")]
+
+    def body(self) -> list[str]:
+        """The card, then the checks."""
+        card = self.card
+        context = "" if card["context"] is None else f", context {card['context']}"
+        revision = "" if card["revision"] is None else f" at {card['revision']}"
+        layers, heads = int(card["num_layers"] or 0), int(card["num_heads"] or 0)
+        parameters, memory = float(card["parameters"] or 0), float(card["memory"] or 0)
+        return [
+            f"model: {self.model}",
+            f"architecture: {card['architecture']}, {plural(layers, 'layer')} (0 to {layers - 1}), "
+            f"{plural(heads, 'head')}, width {card['hidden_size']}, vocabulary {card['vocab_size']}{context}",
+            f"weights: {parameters / 1e6:.1f} M parameters, {card['dtype']} on {card['device']}, {size(memory)}, "
+            f"attention {card['attention']}, from {card['source']}{revision}",
+            *(f"check {line}" for line in self.checks),
+        ]

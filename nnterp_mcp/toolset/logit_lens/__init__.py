@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.logit_lens.answer import digest, render
+from nnterp_mcp.toolset.logit_lens.answer import digest
 from nnterp_mcp.toolset.logit_lens.figure import figure
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LogitLensAnswer, LogitLensResult
@@ -21,7 +21,6 @@ SPEC = ToolSpec(
     result=LogitLensResult,
     answer=LogitLensAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

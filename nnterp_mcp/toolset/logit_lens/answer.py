@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import cell, in_force, left_out, lines, shared_tokens, table
+from collections.abc import Iterator
+from typing import Any
+
+from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LogitLensAnswer, LogitLensResult, Reading
 
 _SAYS: dict[Lens, str] = {"logit": "says", "inverse": "speaks most against"}
@@ -37,17 +40,18 @@ def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
     if len(result.categories) > _CATEGORIES:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
-    if hidden:
-        notes.append(left_out(plural(hidden, what), "readings.layers"))
-    return notes
+    return notes + left_out(hidden, what, "readings.layers")
 
 
-def _columns(result: LogitLensResult) -> list[str]:
-    return [f"{elided(name)} p, rank" for name in list(result.categories)[:_CATEGORIES]]
+def _targets(result: LogitLensResult) -> Iterator[Column[Any]]:
+    """The columns of the categories, of a reading or of one of its layers."""
+    for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
+        yield Column(f"{elided(name)} p, rank", lambda read, index=index: _layer(read).targets[index], Kind.RANKED)
 
 
-def _targets(layer: LayerReading) -> list[Cell]:
-    return [[probability(p), rank] for p, rank in layer.targets[:_CATEGORIES]]
+def _layer(read: Reading | LayerReading) -> LayerReading:
+    """The last layer of a reading, which tables of several readings show."""
+    return read.layers[-1] if isinstance(read, Reading) else read
 
 
 def _finding(reading: Reading, result: LogitLensResult) -> str:
@@ -76,25 +80,14 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
     reading = result.readings[0]
     layers = [layer.layer for layer in reading.layers]
     shown = spread(layers, _landmarks(reading), _rows(10 * len(reading.layers[0].top), result))
-    rows: list[list[Cell]] = [
-        [
-            layer.layer,
-            [[elided(token), probability(p)] for token, p in layer.top],
-            layer.entropy,
-            layer.kl,
-            *_targets(layer),
-        ]
-        for layer in reading.layers
-        if layer.layer in shown
+    columns: list[Column[LayerReading]] = [
+        Column("layer", lambda layer: layer.layer),
+        Column("top tokens", lambda layer: layer.top, Kind.TOP),
+        Column("entropy", lambda layer: layer.entropy),
+        Column("KL to last", lambda layer: layer.kl),
+        *_targets(result),
     ]
-    columns = [
-        "layer",
-        "top tokens",
-        "entropy",
-        "KL to last",
-        *_columns(result),
-    ]
-    return Table(columns=columns, rows=rows), len(layers) - len(shown)
+    return tabulate(columns, (layer for layer in reading.layers if layer.layer in shown)), len(layers) - len(shown)
 
 
 def _rows(top: int, result: LogitLensResult) -> int:
@@ -116,22 +109,16 @@ def _landmarks(reading: Reading) -> list[int]:
 
 def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
     shown = result.readings[: _rows(10, result)]
-    columns = ["prompt", "position", "token", "answer", "leads from", "entropy", *_columns(result)]
-    rows: list[list[Cell]] = [
-        [
-            reading.prompt,
-            reading.position,
-            elided(reading.token),
-            [elided(answer), probability(p)],
-            reading.leads_from,
-            last.entropy,
-            *_targets(last),
-        ]
-        for reading in shown
-        for last in reading.layers[-1:]
-        for answer, p in last.top[:1]
+    columns: list[Column[Reading]] = [
+        Column("prompt", lambda reading: reading.prompt),
+        Column("position", lambda reading: reading.position),
+        Column("token", lambda reading: reading.token, Kind.TOKEN),
+        Column("answer", lambda reading: _layer(reading).top[0], Kind.TOP),
+        Column("leads from", lambda reading: reading.leads_from),
+        Column("entropy", lambda reading: _layer(reading).entropy),
+        *_targets(result),
     ]
-    return Table(columns=columns, rows=rows), len(result.readings) - len(shown)
+    return tabulate(columns, shown), len(result.readings) - len(shown)
 
 
 def _summary(result: LogitLensResult) -> str:
@@ -141,18 +128,3 @@ def _summary(result: LogitLensResult) -> str:
     layer = result.readings[0].layers[-1].layer
     found = f"the answer of layer {layer} leads from layer {starts[len(starts) // 2]} on in the median"
     return f"{where}: {found} (layers {starts[0]} to {starts[-1]})." if starts else f"{where}."
-
-
-def render(answer: LogitLensAnswer) -> str:
-    """As text; tokens in quotes so that their spaces show."""
-    content = answer.table
-    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
-    return lines(answer, table(Table(columns=content.columns, rows=rows)))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column == "top tokens" and isinstance(value, list):
-        return [[quoted(token), p] for token, p in value]
-    if column == "answer" and isinstance(value, list):
-        return f"{quoted(value[0])} {cell(value[1])}"
-    return quoted(str(value)) if column == "token" else value

@@ -7,8 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK
+from nnterp_mcp.request.fields import Plot, TopK
 from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.request.positions import Layers, Positions
+from nnterp_mcp.request.prompts import Prompts
+from nnterp_mcp.request.targets import Targets
 from nnterp_mcp.toolset.logit_lens.result import Lens
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
 
 Lens = Literal["logit", "inverse"]
 
 
-class LayerReading(BaseModel):
+class LayerReading(Part):
     """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats."""
-
-    model_config = ConfigDict(extra="forbid")
 
     layer: int
     top: list[tuple[str, float]]
@@ -23,10 +19,8 @@ class LayerReading(BaseModel):
     targets: list[tuple[float, int]]
 
 
-class Reading(BaseModel):
+class Reading(Part):
     """The lens at one position of one prompt; the final answer is the model's own likeliest token there."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: int
     text: str
@@ -34,12 +28,6 @@ class Reading(BaseModel):
     token: str
     layers: list[LayerReading]
     leads_from: int | None
-
-
-class Readings(BaseModel):
-    """The readings of some of the prompts."""
-
-    readings: list[Reading]
 
 
 class LogitLensResult(Result):
@@ -54,10 +42,5 @@ class LogitLensResult(Result):
     readings: list[Reading]
 
 
-class LogitLensAnswer(Answer):
+class LogitLensAnswer(TableAnswer):
     """The readings as an agent sees them."""
-
-    model: str
-    total: Annotated[int, Field(description="Readings: prompts × positions.")]
-    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
-    table: TableField

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.readouts.targets import follow_targets
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -13,8 +13,8 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading, Readings
-from nnterp_mcp.worker.job import Job
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading
+from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -25,41 +25,35 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     model = bench.model
     prompts = bench.encode(params.prompts)
     targets = follow_targets(params.targets, model)
-    edits = bench.plan(params.interventions, prompts, job)
+    work = bench.workload(prompts, params.interventions, job)
     positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
 
-    def read(group: Sequence[EncodedPrompt]) -> Readings:
-        readings = read_lens(
+    def read(group: Sequence[int]) -> Iterator[list[Reading]]:
+        found = read_lens(
             model,
-            group,
-            [positions[prompt.index] for prompt in group],
+            work.some(group),
+            [positions[number] for number in group],
             layers,
             top_k=params.top_k,
             categories=[list(targets.ids.values())] * len(group),
             inverse=params.lens == "inverse",
-            plan=edits,
-            batch_tokens=bench.batch_tokens,
-            on_batch=lambda done: job.check(),
         )
-        return Readings(
-            readings=[_reading(readings, index, prompts, model.tokenizer) for index in range(len(readings.prompts))]
-        )
+        readings = (_reading(found, index, prompts, model.tokenizer) for index in count())
+        return (list(islice(readings, len(positions[number]))) for number in group)
 
-    def assemble(parts: Sequence[Readings], taken: int) -> LogitLensResult:
-        readings = [reading for part in parts for reading in part.readings]
+    def assemble(done: Finished[list[Reading]]) -> LogitLensResult:
         return LogitLensResult(
             model=bench.handle,
             lens=params.lens,
             last_layer=model.num_layers - 1,
             categories=targets.words,
             shared=targets.shared,
-            interventions=list(edits.labels),
-            readings=sorted(readings, key=lambda reading: (reading.prompt, reading.position)),
+            interventions=list(work.plan.labels),
+            readings=list(chain(*done.items)),
         )
 
-    batches = make_batches(model, prompts, bench.batch_tokens)
-    return job.in_parts([batch.prompts for batch in batches], Readings, read, assemble, "prompts")
+    return job.in_parts(work.split(model), list[Reading], read, assemble)
 
 
 def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> Reading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.make_vector.answer import digest, render
+from nnterp_mcp.toolset.make_vector.answer import digest
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 from nnterp_mcp.toolset.make_vector.result import MakeVectorAnswer, MakeVectorResult
 
@@ -21,7 +21,6 @@ SPEC = ToolSpec(
     result=MakeVectorResult,
     answer=MakeVectorAnswer,
     digest=digest,
-    render=render,
     read_only=False,
     destructive=True,
     served=True,

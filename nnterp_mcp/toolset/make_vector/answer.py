@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import number, plural, spread
-from nnterp_mcp.render import in_force, lines, table
+from nnterp_mcp.render import in_force
+from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
 
 _LAYERS = 16
@@ -25,6 +25,7 @@ def digest(result: MakeVectorResult) -> MakeVectorAnswer:
         notes=_notes(result, len(rows) - len(shown)),
         model=result.model,
         vector=result.card.name,
+        total=len(rows),
         truncated=len(shown) < len(rows),
         table=_table(shown),
     )
@@ -78,21 +79,15 @@ def _notes(result: MakeVectorResult, hidden: int) -> list[str]:
 
 
 def _table(shown: list[DirectionFacts]) -> Table:
-    columns: dict[str, list[Cell]] = {
-        "layer": [facts.layer for facts in shown],
-        "norm": [facts.norm for facts in shown],
-        "norm / stream": [facts.norm / facts.stream if facts.stream else None for facts in shown],
-        "positive mean": [facts.positive for facts in shown],
-        "negative mean": [facts.negative for facts in shown],
-        "d": [facts.effect for facts in shown],
-        "held out": [facts.held_out for facts in shown],
-        "explained": [facts.explained for facts in shown],
-    }
-    kept = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
-    return Table(columns=list(kept), rows=[list(row) for row in zip(*kept.values(), strict=True)])
-
-
-def render(answer: MakeVectorAnswer) -> str:
-    """As text."""
-    rows = [["any" if value is None and i == 0 else value for i, value in enumerate(row)] for row in answer.table.rows]
-    return lines(answer, table(Table(columns=answer.table.columns, rows=rows)) if rows else "")
+    columns: list[Column[DirectionFacts]] = [
+        Column("layer", lambda facts: "any" if facts.layer is None else facts.layer),
+        Column("norm", lambda facts: facts.norm),
+        Column("norm / stream", lambda facts: facts.norm / facts.stream if facts.stream else None),
+        Column("positive mean", lambda facts: facts.positive),
+        Column("negative mean", lambda facts: facts.negative),
+        Column("d", lambda facts: facts.effect),
+        Column("held out", lambda facts: facts.held_out),
+        Column("explained", lambda facts: facts.explained),
+    ]
+    measured = [column for column in columns if any(column.of(facts) is not None for facts in shown)]
+    return tabulate(measured, shown)

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
-from nnterp_mcp.request.fields import Prompt, Prompts
+from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions
+from nnterp_mcp.request.prompts import Prompt, Prompts
 from nnterp_mcp.runs.vectors import VectorName
-from nnterp_mcp.toolset.collect_activations.params import ProbedLayers, ProbedPositions
 
 Method = Literal[
     "mean_difference",

@@ -10,7 +10,8 @@ import torch
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.steering_vectors import States
-from nnterp_mcp.request.fields import Prompt, shown
+from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 from nnterp_mcp.worker.recorded_states import Collected

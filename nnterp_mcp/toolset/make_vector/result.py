@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
 from nnterp_mcp.runs.vectors import VectorCard
 
 
-class DirectionFacts(BaseModel):
+class DirectionFacts(Part):
     """One direction, at one layer or at any.
 
     Attributes:
@@ -23,8 +23,6 @@ class DirectionFacts(BaseModel):
         held_out: The chance that a positive prompt projects further than a negative one, both unseen.
         explained: The share of the pairs' squared differences along a principal component.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     layer: int | None
     norm: float
@@ -58,10 +56,7 @@ class MakeVectorResult(Result):
     directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
 
 
-class MakeVectorAnswer(Answer):
-    """The vector as an agent sees it."""
+class MakeVectorAnswer(TableAnswer):
+    """The vector as an agent sees it: its directions by layer."""
 
-    model: str
     vector: Annotated[str, Field(description="The name for later calls.")]
-    truncated: bool
-    table: TableField

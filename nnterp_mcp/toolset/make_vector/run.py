@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.steering_vectors import (
     Directions,
@@ -109,27 +110,17 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[Stat
     model = bench.model
     total = len(params.positive) + len(params.negative)
     bench.admit(total)
-    sets = [prompts for prompts in (params.positive, params.negative) if prompts]
-    before = 0
+    layers = resolve_layers(params.layers, model.num_layers, bench.handle)
     found: list[States] = []
-    for prompts in sets:
-        found.append(
-            average_states(
-                model,
-                prompts,
-                resolve_layers(params.layers, model.num_layers, bench.handle),
-                params.positions,
-                limit=bench.longest_prompt(),
-                batch_tokens=bench.batch_tokens,
-                on_batch=_reporter(job, before, total),
-            )
+    for prompts in filter(None, (params.positive, params.negative)):
+        before = sum(len(states.means) for states in found)
+        work = Workload(
+            bench.encode(prompts),
+            batch_tokens=bench.batch_tokens,
+            progress=lambda done, _, unit, before=before: job.progress(before + done, total, unit),
         )
-        before += len(prompts)
+        found.append(average_states(model, work, layers, params.positions))
     return found, []
-
-
-def _reporter(job: Job, before: int, total: int) -> Callable[[int], None]:
-    return lambda done: job.progress(before + done, total, f"{before + done} of {total} prompts")
 
 
 def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:

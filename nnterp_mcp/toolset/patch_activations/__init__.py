@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.patch_activations.answer import digest, render
+from nnterp_mcp.toolset.patch_activations.answer import digest
 from nnterp_mcp.toolset.patch_activations.figure import figure
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import PatchActivationsAnswer, PatchActivationsResult
@@ -19,7 +19,6 @@ SPEC = ToolSpec(
     result=PatchActivationsResult,
     answer=PatchActivationsAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from statistics import fmean, stdev
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.render import in_force, left_out, lines, shared_tokens, table
+from nnterp_mcp.contract import Measured
+from nnterp_mcp.formatting import LayerSpan, brief, elided, layer_groups, number, plural, quoted
+from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
-    Column,
-    Measured,
+    GridColumn,
     PatchActivationsAnswer,
     PatchActivationsResult,
     PatchedCell,
@@ -77,19 +76,18 @@ def _where(cell: PatchedCell, result: PatchActivationsResult) -> str:
     return f"{about}layer {cell.layer} at {_spoken(column)}"
 
 
-def _spoken(column: Column) -> str:
+def _spoken(column: GridColumn) -> str:
     """A column in words: its position or label, with its tokens."""
     if column.label == EVERYWHERE:
         return "all positions"
-    tokens = _quote("tokens", _tokens(column))
-    return f"{_position(column)} ({tokens})"
+    return f"{_position(column)} ({Kind.EITHER.text(_tokens(column))})"
 
 
-def _position(column: Column) -> str:
+def _position(column: GridColumn) -> str:
     return f"position {column.label}" if column.label.isdigit() else quoted(elided(column.label))
 
 
-def _tokens(column: Column) -> Cell:
+def _tokens(column: GridColumn) -> Cell:
     """The clean prompt's tokens, and the corrupted one's where these differ."""
     clean = elided(column.clean or "", _TOKENS)
     if column.corrupted is None or column.corrupted == column.clean:
@@ -98,44 +96,29 @@ def _tokens(column: Column) -> Cell:
 
 
 def _strongest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
-    several = len({cell.site for cell in result.cells}) > 1
-    interval = result.clean.low is not None
-    recovers = effect_name(result) == "recovery"
-    columns = [
-        *(["site"] if several else []),
-        *(["head"] if result.by_head else ["layer", "position", "tokens"]),
-        result.metric,
-        *(["recovery"] if recovers else []),
-        *(["95 %"] if interval else []),
+    heads = result.by_head
+    columns: list[Column[PatchedCell]] = [
+        Column("site", lambda cell: cell.site, shown=len({cell.site for cell in result.cells}) > 1),
+        Column("head", lambda cell: _where(cell, result), shown=heads),
+        Column("layer", lambda cell: cell.layer, shown=not heads),
+        Column("position", lambda cell: position_of(result.columns[cell.column].label), shown=not heads),
+        Column("tokens", lambda cell: _tokens(result.columns[cell.column]), Kind.EITHER, not heads),
+        Column(result.metric, lambda cell: cell.metric.mean, Kind.BRIEF),
+        Column("recovery", lambda cell: _told(cell).mean, Kind.BRIEF, effect_name(result) == "recovery"),
+        Column("95 %", _told, Kind.INTERVAL, result.clean.low is not None),
     ]
-    rows: list[list[Cell]] = []
-    for cell in cells:
-        column = result.columns[cell.column]
-        where: list[Cell] = [cell.layer, position_of(column.label), _tokens(column)]
-        told = _told(cell)
-        rows.append(
-            [
-                *([cell.site] if several else []),
-                *([_where(cell, result)] if result.by_head else where),
-                _brief(cell.metric.mean),
-                *([_brief(told.mean)] if recovers else []),
-                *([[_brief(told.low or 0.0), "to", _brief(told.high or 0.0)]] if interval else []),
-            ]
-        )
-    return Table(columns=columns, rows=rows)
+    return tabulate(columns, cells)
 
 
 def _profile(result: PatchActivationsResult) -> Table:
     """For each few layers and each site, the strongest cell: what it does, and its column."""
     sites = list(dict.fromkeys(cell.site for cell in result.cells))
     layers = sorted({cell.layer for cell in result.cells})
-    count = max(3, min(10, _PROFILE // (3 + 4 * len(sites))))
-    groups = [[*group] for _, group in groupby(layers, key=lambda layer: layers.index(layer) * count // len(layers))]
-    rows: list[list[Cell]] = []
-    for group in groups if len(layers) > count else [[layer] for layer in layers]:
-        label = str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}"
-        rows.append([label, *(_peak(result, site, group) for site in sites)])
-    return Table(columns=["layers", *sites], rows=rows)
+    columns: list[Column[LayerSpan]] = [
+        Column("layers", lambda group: group[0]),
+        *(Column(site, lambda group, site=site: _peak(result, site, group[1])) for site in sites),
+    ]
+    return tabulate(columns, layer_groups(layers, max(3, min(10, _PROFILE // (3 + 4 * len(sites))))))
 
 
 def _peak(result: PatchActivationsResult, site: str, layers: Sequence[int]) -> Cell:
@@ -144,7 +127,7 @@ def _peak(result: PatchActivationsResult, site: str, layers: Sequence[int]) -> C
         return None
     cell = max(cells, key=lambda cell: abs(cell.effect))
     label = elided(result.columns[cell.column].label, 12)
-    return [_brief(_told(cell).mean), f"H{label}" if result.by_head else f"@{label}"]
+    return [brief(_told(cell).mean), f"H{label}" if result.by_head else f"@{label}"]
 
 
 def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> str:
@@ -153,9 +136,9 @@ def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> st
         return f"{opening} No cell changes anything: the two runs have the same states there."
     first = order[0]
     means = "" if result.prompts == 1 else f" in the mean of {result.prompts} prompts"
-    told = f"{number(_brief(first.metric.mean))}{means}"
+    told = f"{number(brief(first.metric.mean))}{means}"
     if first.recovery is not None:
-        told = f"a recovery of {number(_brief(first.recovery.mean))}{means}"
+        told = f"a recovery of {number(brief(first.recovery.mean))}{means}"
     paths = "" if result.receivers is None else f", along direct paths to {result.receivers} alone,"
     put, verb = _deed(result, first)
     return f"{opening} {put} at {first.site} of {_where(first, result)}{paths} {verb} {told}.{_control(result)}"
@@ -170,10 +153,10 @@ def _deed(result: PatchActivationsResult, cell: PatchedCell) -> tuple[str, str]:
 
 
 def _baselines(result: PatchActivationsResult) -> str:
-    clean = f"clean runs have a {metric_name(result)} of {number(_brief(result.clean.mean))}"
+    clean = f"clean runs have a {metric_name(result)} of {number(brief(result.clean.mean))}"
     if result.corrupted is None:
         return clean
-    return f"{clean}, those with {result.corruption} {number(_brief(result.corrupted.mean))}"
+    return f"{clean}, those with {result.corruption} {number(brief(result.corrupted.mean))}"
 
 
 def metric_name(result: PatchActivationsResult) -> str:
@@ -191,13 +174,13 @@ def _control(result: PatchActivationsResult) -> str:
     together = found.metric if found.recovery is None else found.recovery
     controls = found.controls if found.recovery is None else found.control_recoveries
     mean, deviation = fmean(controls), stdev(controls) if len(controls) > 1 else 0.0
-    spread = f" ± {number(_brief(deviation))}" if len(controls) > 1 else ""
+    spread = f" ± {number(brief(deviation))}" if len(controls) > 1 else ""
     base = _unpatched(result).mean if found.recovery is None else float(result.direction == "noising")
     clear = abs(together.mean - mean) > _CLEARLY * deviation and abs(together.mean - base) > abs(mean - base)
     beside = "further than" if clear else "no further than"
     return (
-        f" The {plural(found.cells, 'strongest cell')} together give {number(_brief(together.mean))}, {beside} as many "
-        f"random cells of the same sites and layers: {number(_brief(mean))}{spread} over "
+        f" The {plural(found.cells, 'strongest cell')} together give {number(brief(together.mean))}, {beside} as many "
+        f"random cells of the same sites and layers: {number(brief(mean))}{spread} over "
         f"{plural(len(controls), 'draw')}."
     )
 
@@ -206,7 +189,7 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
     notes = [_reading(result)]
     gap = None if result.corrupted is None else abs(result.clean.mean - result.corrupted.mean)
     if gap is not None and gap < _SMALL:
-        notes.append(f"Clean and corrupted differ by {number(_brief(gap))} only: recovery divides by next to nothing.")
+        notes.append(f"Clean and corrupted differ by {number(brief(gap))} only: recovery divides by next to nothing.")
     if result.metric != "kl" and result.corrupted is not None and result.clean.mean < result.corrupted.mean:
         notes.append("The clean runs favour the answer less than the corrupted ones: check prompts and targets.")
     if result.clean.low is not None:
@@ -220,9 +203,7 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
     if order and result.together is None:
         notes.append("The strongest of many cells stands out by chance too: control=true compares it with random ones.")
     notes += shared_tokens(result.shared)
-    if hidden:
-        notes.append(left_out(plural(hidden, "cell"), "cells"))
-    return notes
+    return notes + left_out(hidden, "cell", "cells")
 
 
 def _reading(result: PatchActivationsResult) -> str:
@@ -230,21 +211,3 @@ def _reading(result: PatchActivationsResult) -> str:
     if effect_name(result) == "recovery":
         return f"recovery: 0 as corrupted, 1 as clean. {peak}"
     return f"Numbers are the metric of the patched run. {peak}"
-
-
-def _brief(value: float) -> float:
-    """Two digits after the point, or two that mean something."""
-    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
-
-
-def render(answer: PatchActivationsAnswer) -> str:
-    """As text: the strongest cells, then the profile; tokens in quotes so that their spaces show."""
-    content = answer.table
-    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
-    return lines(answer, table(Table(columns=content.columns, rows=rows)), "profile:", table(answer.profile))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column != "tokens":
-        return value
-    return " / ".join(quoted(str(token)) for token in (value if isinstance(value, list) else [value]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Colours, Figure, Heatmap, Panel, visible
 from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.toolset.patch_activations.answer import effect_name, metric_name
-from nnterp_mcp.toolset.patch_activations.result import Column, PatchActivationsResult, PatchedCell
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell
 
 _SITES = 6
 """Sites that are drawn."""
@@ -65,7 +65,7 @@ def _grid(site: str, result: PatchActivationsResult) -> Heatmap:
     )
 
 
-def _column(column: Column, head: bool) -> str:
+def _column(column: GridColumn, head: bool) -> str:
     """A head's number; or a token with that of the other run, where it differs, and its position."""
     if head:
         return column.label

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most
+from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most, shown
+from nnterp_mcp.request.brief import Edits
 from nnterp_mcp.request.corruption import CorruptedField
-from nnterp_mcp.request.fields import Layers, Plot, Positions, PositionSpec, Prompts, TargetSets, shown
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Heads
-from nnterp_mcp.toolset.collect_activations.params import Edits
+from nnterp_mcp.request.positions import Layers, Positions, PositionSpec
+from nnterp_mcp.request.prompts import Prompts
+from nnterp_mcp.request.sites import FACTS, Site
+from nnterp_mcp.request.targets import TargetSets
 
-PatchedSite = Literal[
-    "layers_input",
-    "layers_output",
-    "attentions_output",
-    "attentions_raw_output",
-    "mlps_output",
-    "mlps_raw_output",
-    "heads_output",
-    "queries",
-    "keys",
-    "values",
-]
-_SITES = get_args(PatchedSite)
+_SITES = tuple(site for site, facts in FACTS.items() if facts.patched)
 Direction = Literal["denoising", "noising"]
 MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
 _MOST_SPANS = 256
 _MOST_RECEIVERS = 64
-ReceivingSite = Literal["queries", "keys", "values", "heads_output", "attentions_output", "mlps_output"]
+_RECEIVING = tuple(site for site, facts in FACTS.items() if facts.receives)
 
 
 def _as_sites(value: Any) -> tuple[str, ...] | None:
@@ -71,10 +63,16 @@ def _as_span(value: Any) -> Span:
     return Span.model_validate(value if both else {"clean": value, "corrupted": value})
 
 
+def _as_receiving_site(site: Site) -> Site:
+    if site not in _RECEIVING:
+        raise ValueError(f"paths end at {', '.join(_RECEIVING)}, not at {site}")
+    return site
+
+
 class Receiver(Given):
     """Where paths end."""
 
-    site: ReceivingSite
+    site: Annotated[Site, AfterValidator(_as_receiving_site)]
     layers: Layers
     heads: Heads | None = None
 
@@ -90,7 +88,7 @@ def _as_receivers(value: Any) -> Any:
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
 
 _SiteList = Annotated[
-    tuple[PatchedSite, ...] | None,
+    tuple[Site, ...] | None,
     BeforeValidator(_as_sites),
     schemas.as_schema(
         schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxItems=len(_SITES)), f"{', '.join(_SITES)}."

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Measured(_Part):
-    """A mean over prompts, with its 95 % interval where there are several."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
+from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
 
 EVERYWHERE = "all"
 """The label of the span that an ablation takes where no positions are chosen."""
@@ -30,7 +17,7 @@ def position_of(label: str) -> int | str:
     return int(label) if label.isdigit() else label
 
 
-class Column(_Part):
+class GridColumn(Part):
     """A column of the grid: tokens, as they stand in the first pair, or a head.
 
     Attributes:
@@ -44,7 +31,7 @@ class Column(_Part):
     corrupted: str | None = None
 
 
-class PatchedCell(_Part):
+class PatchedCell(Part):
     """One cell of the grid.
 
     Attributes:
@@ -69,7 +56,7 @@ class PatchedCell(_Part):
     effect: float
 
 
-class Together(_Part):
+class Together(Part):
     """The strongest cells patched together, and random ones in their place.
 
     Attributes:
@@ -124,20 +111,15 @@ class PatchActivationsResult(Result):
     clean: Measured
     corrupted: Measured | None
     by_head: bool
-    columns: list[Column]
+    columns: list[GridColumn]
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     cells: list[PatchedCell]
     together: Together | None
 
 
-class PatchActivationsAnswer(Answer):
+class PatchActivationsAnswer(ProfiledAnswer):
     """The strongest cells, and where they are by layer."""
 
-    model: str
     clean: Annotated[float, Field(description="The metric of the clean run.")]
     corrupted: Annotated[float | None, Field(description="That of the corrupted run.")] = None
-    total: Annotated[int, Field(description="Cells.")]
-    truncated: Annotated[bool, Field(description="Whether cells were left out.")]
-    table: TableField
-    profile: TableField

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.readouts.metrics import default_metric
@@ -24,13 +25,12 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import span_text
 from nnterp_mcp.request.corruption import Ablated
-from nnterp_mcp.request.fields import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
-    Column,
-    Measured,
+    GridColumn,
     PatchActivationsResult,
     PatchedCell,
     Together,
@@ -56,7 +56,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
     if params.interventions:
         known: Known = {}
-        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, job, known))
+        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, known))
     targets = follow_target_sets(params.targets, len(prompts), model)
     ablation = _ablation(params)
     sites = params.sites or (("layers_output",) if params.heads is None else ("heads_output",))
@@ -86,7 +86,7 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
         receivers=_receivers(model, params),
         batch_tokens=bench.batch_tokens,
     )
-    found = patcher.patch(on_batch=lambda done: job.progress(done, total, f"{done} of {total} runs read"))
+    found = patcher.patch(on_batch=lambda done: job.progress(done, total, "runs read"))
     summary = _Summary(patcher, found)
     _keep(job, grid, summary.indices, found)
     together = _together(patcher, summary, total, job) if params.control else None
@@ -163,19 +163,19 @@ def _texts(pair: Pair) -> list[str]:
     return [pair.clean.prompt.text, *([] if other is None or other.noise is not None else [other.prompt.text])]
 
 
-def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[Column]:
+def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     if grid.by_head:
-        return [Column(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
+        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
 
 
-def _column(span: Span, pair: Pair, tokenizer: Any) -> Column:
+def _column(span: Span, pair: Pair, tokenizer: Any) -> GridColumn:
     def tokens(prompt: EncodedPrompt, positions: Sequence[int]) -> str:
         return span_text(tokenizer, [prompt.ids[at] for at in positions])
 
     other = pair.corrupted
     corrupted = None if other is None or other.noise is not None else tokens(other.prompt, span.corrupted)
-    return Column(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
+    return GridColumn(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
 
 
 class _Summary:
@@ -245,7 +245,7 @@ def _together(patcher: Patcher, summary: _Summary, before: int, job: Job) -> Tog
     if not draws:
         return None
     runs: list[list[Cell]] = [chosen, *draws]
-    found = patcher.patch(runs, lambda done: job.progress(before + done, None, f"{done} runs of the control read"))
+    found = patcher.patch(runs, lambda done: job.progress(before + done, None, "runs read, with those of the control"))
     means, recoveries = summary.mean(found.values), summary.recovery(found.values)
     return Together(
         cells=len(chosen),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.patchscope.answer import digest, render
+from nnterp_mcp.toolset.patchscope.answer import digest
 from nnterp_mcp.toolset.patchscope.figure import figure
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult
@@ -21,7 +21,6 @@ SPEC = ToolSpec(
     result=PatchscopeResult,
     answer=PatchscopeAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import cell, in_force, lines, shared_tokens, table
+from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, Table, tabulate, written
 from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
 
 _BUDGET = 620
@@ -24,13 +24,11 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
     """One source as a table of layers, several as a table of sources."""
     one = len(result.sources) == 1
     content, hidden = _by_layer(result.sources[0], result) if one else _by_source(result)
+    what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
     notes = _length_note(result.sources[0]) if one else []
     notes += in_force(result.interventions)
     notes += shared_tokens(result.shared)
-    if hidden:
-        what = "source" if not one else "source layer" if result.layout == "grid" else "layer"
-        narrow = "source_layers" if one else "fewer of them"
-        notes.append(f"{plural(hidden, what)} not shown: read_run part=sources.patches, or choose {narrow}.")
+    notes += left_out(hidden, what, "sources.patches", "source_layers" if one else "fewer of them")
     return PatchscopeAnswer(
         finding=_finding(result.sources[0], result) if one else _summary(result),
         notes=notes,
@@ -113,7 +111,7 @@ def _unpatched(source: Source) -> str:
 def _where_said(patches: Sequence[Patch], index: int, result: PatchscopeResult) -> str:
     """At which layers a category is what the target says, and where it is likeliest."""
     best = _peak(patches, index)
-    peak = f"(p up to {cell(probability(best.tracked[index][0]))}, {_at(best, result)})"
+    peak = f"(p up to {written(probability(best.tracked[index][0]))}, {_at(best, result)})"
     return f"{_where([patch for patch in patches if patch.says[index]], patches, result)} {peak}"
 
 
@@ -156,19 +154,29 @@ def _ranges(chosen: Sequence[int], read: Sequence[int]) -> str:
 
 
 def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
-    grid = result.layout == "grid"
+    grid, same = result.layout == "grid", result.layout == "same"
     patches = _best_of_each(source.patches) if grid else source.patches
     shown = spread(range(len(patches)), _landmarks(patches), _rows(source.unpatched, result) - 1)
-    same = result.layout == "same"
-    begin = ["layer"] if same else ["from layer", "likeliest into" if grid else "into layer"]
-    what = "text" if source.unpatched.text is not None else "top tokens"
-    columns = [*begin, what, "entropy", *(f"{name} p, rank" for name in short_names(source, result))]
-    rows: list[list[Cell]] = [["unpatched", *([] if same else [None]), *_cells(source.unpatched)]]
-    for index in shown:
-        patch = patches[index]
-        layers = [patch.source_layer] if same else [patch.source_layer, patch.target_layer]
-        rows.append([*layers, *_cells(patch)])
-    return Table(columns=columns, rows=rows), len(patches) - len(shown)
+    text = source.unpatched.text is not None
+    columns: list[Column[Distribution]] = [
+        Column("layer" if same else "from layer", lambda said: getattr(said, "source_layer", "unpatched")),
+        Column(
+            "likeliest into" if grid else "into layer", lambda said: getattr(said, "target_layer", None), shown=not same
+        ),
+        Column("text", lambda said: elided(said.text or "", _TEXT_LIMIT), Kind.TEXT, text),
+        Column("top tokens", lambda said: said.top, Kind.TOP, not text),
+        Column("entropy", lambda said: said.entropy),
+        *(
+            Column(f"{name} p, rank", lambda said, index=index: _ranked(said, index), Kind.RANKED)
+            for index, name in enumerate(short_names(source, result))
+        ),
+    ]
+    return tabulate(columns, [source.unpatched, *(patches[at] for at in shown)]), len(patches) - len(shown)
+
+
+def _ranked(said: Distribution, index: int) -> tuple[float, int] | None:
+    """Probability and rank of a tracked category; nothing where it has no token."""
+    return said.tracked[index] if said.tracked[index][1] else None
 
 
 def short_names(source: Source, result: PatchscopeResult) -> list[str]:
@@ -176,19 +184,6 @@ def short_names(source: Source, result: PatchscopeResult) -> list[str]:
     if result.categories or source.token is None:
         return list(result.categories)
     return ["itself"] if source.answer is None else ["itself", "own next"]
-
-
-def _cells(said: Distribution) -> list[Cell]:
-    top: Cell = [[token, probability(p)] for token, p in said.top]
-    return [
-        top if said.text is None else _short(said.text),
-        said.entropy,
-        *([probability(p), rank] if rank else None for p, rank in said.tracked),
-    ]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_LIMIT else f"{text[: _TEXT_LIMIT - 1]}…"
 
 
 def _best_of_each(patches: Sequence[Patch]) -> list[Patch]:
@@ -219,49 +214,56 @@ def _rows(said: Distribution, result: PatchscopeResult) -> int:
 
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
-    generated = result.sources[0].unpatched.text is not None
-    vectors = result.sources[0].vector is not None
+    first = result.sources[0]
+    generated, vectors = first.unpatched.text is not None, first.vector is not None
     names = list(result.categories) or ([] if vectors else ["itself", "own next"])
-    if vectors:
-        columns = ["vector", "length", "replaces", "next token changed"]
-    else:
-        columns = ["prompt", "position", "token", *([] if result.categories else ["own next token"])]
-    for name in names:
-        columns += [f"{name} {'named' if generated else 'said'}", f"{name} best p", "at"]
-    columns += ["from layer", "text"] if generated else []
+    columns: list[Column[Source]] = [
+        Column("vector", lambda source: elided(source.vector or "", 40), shown=vectors),
+        Column("length", lambda source: _lengths(source)[0], shown=vectors),
+        Column("replaces", lambda source: _lengths(source)[1], shown=vectors),
+        Column("next token changed", lambda source: _bare(_changed(source), source, result), shown=vectors),
+        Column("prompt", lambda source: source.prompt, shown=not vectors),
+        Column("position", lambda source: source.position, shown=not vectors),
+        Column("token", lambda source: source.token, Kind.TEXT, not vectors),
+        Column("own next token", lambda source: source.answer, Kind.TEXT, not result.categories and not vectors),
+        *(column for index, name in enumerate(names) for column in _summit(index, name, generated, result)),
+        Column("from layer", lambda source: _place(_telling(source), result), shown=generated),
+        Column("text", lambda source: elided(_telling(source).text or "", _TEXT_LIMIT), Kind.TEXT, generated),
+    ]
     width = (60 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
     shown = result.sources[: max(4, _BUDGET // width)]
-    rows: list[list[Cell]] = []
-    for source in shown:
-        row = _vector(source, result) if vectors else [source.prompt, source.position, source.token]
-        row += [] if result.categories or vectors else [source.answer]
-        for index in range(len(names)):
-            row += _summit(source, index, result)
-        rows.append(row + (_telling(source, result) if generated else []))
-    return Table(columns=columns, rows=rows), len(result.sources) - len(shown)
+    return tabulate(columns, shown), len(result.sources) - len(shown)
 
 
-def _vector(source: Source, result: PatchscopeResult) -> list[Cell]:
-    """A vector, its length beside that of what it replaces, and where it changes the likeliest next token."""
-    where = _where(_changed(source), source.patches, result).removeprefix("at ").removeprefix("in ")
-    return [elided(source.vector or "", 40), *_lengths(source), where]
+def _bare(chosen: Sequence[Patch], source: Source, result: PatchscopeResult) -> str:
+    """Some of a source's patches by their layers, as a cell says it."""
+    return _where(chosen, source.patches, result).removeprefix("at ").removeprefix("in ")
 
 
-def _summit(source: Source, index: int, result: PatchscopeResult) -> list[Cell]:
-    """Where a category is said, its highest probability, and where that is."""
-    if index >= len(source.unpatched.tracked):
-        return [None, None, None]
-    best = _peak(source.patches, index)
-    saying = [patch for patch in source.patches if patch.says[index]]
-    said = _where(saying, source.patches, result).removeprefix("at ").removeprefix("in ")
-    return [said, probability(best.tracked[index][0]), _at(best, result).removeprefix("layer ")]
+def _place(patch: Patch, result: PatchscopeResult) -> str:
+    return _at(patch, result).removeprefix("layer ")
 
 
-def _telling(source: Source, result: PatchscopeResult) -> list[Cell]:
-    """A text to show of a source: the first that names what is tracked, else the one where that is likeliest."""
+def _summit(index: int, name: str, generated: bool, result: PatchscopeResult) -> list[Column[Source]]:
+    """Where a category is said, its highest probability, and where that is; nothing where it is not tracked."""
+
+    def best(source: Source) -> Patch | None:
+        return _peak(source.patches, index) if index < len(source.unpatched.tracked) else None
+
+    def said(source: Source) -> str | None:
+        return best(source) and _bare([patch for patch in source.patches if patch.says[index]], source, result)
+
+    return [
+        Column(f"{name} {'named' if generated else 'said'}", said),
+        Column(f"{name} best p", lambda source: (at := best(source)) and at.tracked[index][0], Kind.PROBABILITY),
+        Column("at", lambda source: (at := best(source)) and _place(at, result)),
+    ]
+
+
+def _telling(source: Source) -> Patch:
+    """The patch whose text to show of a source: the first that names what is tracked, else where that is likeliest."""
     naming = (patch for patch in source.patches if any(patch.says))
-    patch = next(naming, None) or max(source.patches, key=_likeliest)
-    return [_at(patch, result).removeprefix("layer "), _short(patch.text or "")]
+    return next(naming, None) or max(source.patches, key=_likeliest)
 
 
 def _summary(result: PatchscopeResult) -> str:
@@ -280,17 +282,3 @@ def _summary(result: PatchscopeResult) -> str:
 
 def _is_said(source: Source, index: int) -> bool:
     return index < len(source.unpatched.tracked) and any(patch.says[index] for patch in source.patches)
-
-
-def render(answer: PatchscopeAnswer) -> str:
-    """As text; tokens in quotes so that their spaces show."""
-    content = answer.table
-    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
-    target = f"Target prompt: {quoted(answer.target)}"
-    return lines(answer, target, table(Table(columns=content.columns, rows=rows)))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column == "top tokens" and isinstance(value, list):
-        return [[quoted(token), p] for token, p in value]
-    return quoted(value) if column in ("token", "own next token", "text") and isinstance(value, str) else value

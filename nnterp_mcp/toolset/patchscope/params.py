@@ -8,23 +8,12 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import decoded, require_at_most
-from nnterp_mcp.request.fields import (
-    Layers,
-    LayerSpec,
-    Plot,
-    Positions,
-    PositionSpec,
-    Prompt,
-    Prompts,
-    Targets,
-    TopK,
-    as_prompt,
-    parse_indices,
-    require_messages,
-    shown,
-)
+from nnterp_mcp.request.arguments import decoded, require_at_most, shown
+from nnterp_mcp.request.fields import Plot, TopK
 from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.request.positions import Layers, LayerSpec, Positions, PositionSpec, parse_indices
+from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
+from nnterp_mcp.request.targets import Targets
 from nnterp_mcp.runs.vectors import LONGEST_VECTOR, check_name
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.formatting import quoted
 
 
-class Distribution(BaseModel):
+class Distribution(Part):
     """What the target prompt says: probabilities from 0 to 1, entropy in nats.
 
     Attributes:
@@ -19,8 +20,6 @@ class Distribution(BaseModel):
         text: What is generated; None where nothing was asked for.
         says: For each tracked category, whether it is what is said: on top, or a word of the text.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     top: list[tuple[str, float]]
     entropy: float
@@ -41,7 +40,7 @@ class Patch(Distribution):
     lengths: tuple[float, float] | None = None
 
 
-class Source(BaseModel):
+class Source(Part):
     """One position of one source prompt, or one vector, under every patch.
 
     Attributes:
@@ -54,8 +53,6 @@ class Source(BaseModel):
         patches: The target prompt under each patch.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     prompt: int | None
     position: int | None
     token: str | None
@@ -63,12 +60,6 @@ class Source(BaseModel):
     vector: str | None = None
     unpatched: Distribution
     patches: list[Patch]
-
-
-class Scoped(BaseModel):
-    """Some of the sources."""
-
-    sources: list[Source]
 
 
 class PatchscopeResult(Result):
@@ -97,11 +88,11 @@ class PatchscopeResult(Result):
     sources: list[Source]
 
 
-class PatchscopeAnswer(Answer):
+class PatchscopeAnswer(TableAnswer):
     """The patches as an agent sees them."""
 
-    model: str
     target: Annotated[str, Field(description="The target prompt, the patched token in «».")]
-    total: Annotated[int, Field(description="Patches: sources × layer pairs.")]
-    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
-    table: TableField
+
+    def body(self) -> list[str]:
+        """The target prompt, then the table."""
+        return [f"Target prompt: {quoted(self.target)}", *super().body()]

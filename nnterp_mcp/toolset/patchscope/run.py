@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import follow_targets
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, read_patchscope
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.target_prompts import Target, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import PositionSpec, Prompt
+from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Scoped, Source
+from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
 from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
-from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -40,7 +42,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
     target = Target(tuple(encoded.ids), _target_position(params.target_position, encoded), encoded.index)
-    edits = bench.plan(params.interventions, [*prompts, encoded], job)
+    edits = bench.plan(params.interventions, [*prompts, encoded])
     targets = follow_targets(params.targets, model)
     if params.source_vectors:
         sources = gather_vectors(bench, params, params.source_vectors, targets)
@@ -50,7 +52,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
 
-    def scope(group: Sequence[int]) -> Scoped:
+    def scope(group: Sequence[int]) -> list[Source]:
         chosen = sources.some(group)
         total = len(group) * len(chosen.pairs)
         readings = read_patchscope(
@@ -64,14 +66,12 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             max_new_tokens=params.max_new_tokens,
             plan=edits,
             batch_tokens=bench.batch_tokens,
-            on_batch=lambda done: job.step(done / total, f"{done} of {total} patches"),
+            on_batch=lambda done: job.progress(done, total, "patches"),
         )
         own = None if lengths is None else [lengths[source] for source in group]
-        return Scoped(
-            sources=_Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
-        )
+        return _Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
 
-    def assemble(parts: Sequence[Scoped], taken: int) -> PatchscopeResult:
+    def assemble(done: Finished[Source]) -> PatchscopeResult:
         return PatchscopeResult(
             model=bench.handle,
             before=before,
@@ -81,14 +81,14 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             categories=targets.words,
             shared=targets.shared,
             interventions=list(edits.labels),
-            sources=[source for part in parts for source in part.sources],
+            sources=done.items,
         )
 
     patch_tokens = len(sources.pairs) * (len(target.ids) + params.max_new_tokens)
     size = max(1, bench.batch_tokens // patch_tokens)
     numbers = range(len(sources.origins))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    return job.in_parts(groups, Scoped, scope, assemble, "sources")
+    return job.in_parts(groups, Source, scope, assemble, "sources")
 
 
 def _lengths(
@@ -96,7 +96,7 @@ def _lengths(
 ) -> Lengths:
     """For each source and pair, how long the vector is and how long the state that it replaces."""
     into = sorted({layer for _, layer in sources.pairs})
-    (replaced,) = read_states(model, [target], [[position]], into, plan=plan).float().norm(dim=-1).tolist()
+    (replaced,) = read_states(model, Workload([target], plan), [[position]], into).float().norm(dim=-1).tolist()
     own = sources.states.float().norm(dim=-1).tolist()
     return [
         [(row[sources.layers.index(origin)], replaced[into.index(layer)]) for origin, layer in sources.pairs]

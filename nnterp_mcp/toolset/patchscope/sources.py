@@ -14,16 +14,17 @@ from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, get_first_tokens
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import likeliest_tokens
 from nnterp_mcp.experiments.patchscope import LayerPair, pair_layers
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import Target
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.targets import Target
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.worker.job import Job
 
@@ -92,15 +93,7 @@ def gather_states(
     positions = [resolve_positions(params.source_positions, prompt) for prompt in prompts]
     pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
     layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
-    states = read_states(
-        model,
-        prompts,
-        positions,
-        layers,
-        plan=plan,
-        batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.check(),
-    )
+    states = read_states(model, Workload(prompts, plan, bench.batch_tokens), positions, layers)
     words = _words(params.targets, model.tokenizer)
     at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
     origins = [

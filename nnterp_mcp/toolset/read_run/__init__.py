@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.read_run.answer import digest, render
+from nnterp_mcp.toolset.read_run.answer import digest
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
 from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 
@@ -18,6 +18,5 @@ SPEC = ToolSpec(
     result=ReadRunResult,
     answer=ReadRunAnswer,
     digest=digest,
-    render=render,
     place="server",
 )

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from nnterp_mcp.contract import Params
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most
-from nnterp_mcp.request.fields import RunId, shown
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most, shown
+from nnterp_mcp.request.fields import RunId
 
 Format = Literal["table", "csv", "json", "picture"]
 

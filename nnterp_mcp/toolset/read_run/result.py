@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Answer, Result
+from nnterp_mcp.table import Kind, TableField
 from nnterp_mcp.toolset.read_run.params import Format
 
 
@@ -34,3 +35,9 @@ class ReadRunAnswer(Answer):
     def exact(self) -> bool:
         """CSV and JSON are for computing with."""
         return self.format != "table"
+
+    def body(self) -> list[str]:
+        """The rows in the format that was asked for, after the columns that are equal in all of them."""
+        same = ", ".join(f"{name} {Kind.RAW.text(value)}" for name, value in self.same.items())
+        rows = {"csv": self.table.csv, "json": self.table.json_lines}.get(self.format, self.table.text)()
+        return [f"in every row: {same}" if same else "", rows]

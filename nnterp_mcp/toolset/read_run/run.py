@@ -11,7 +11,7 @@ from nnterp_mcp.formatting import plural
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.results import read_result
@@ -61,7 +61,7 @@ def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
                 answer.notes[-1],
             )
         if params.format == "picture":
-            answer.picture = figures.draw(store, record)
+            answer.picture = figures.draw(store, record, specs())
             answer.notes.append(figures.where(record))
         return answer
     if params.format == "picture":
@@ -86,7 +86,7 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
-    result = read_result(store, record)
+    result = read_result(store, record, specs())
     answer = specs()[record.tool].summarize(result)
     answer.run_id = record.id
     if record.partial and record.error is not None:
@@ -114,7 +114,7 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
 
 
 def _table(store: RunStore, record: RunRecord, part: str) -> list[Row]:
-    result = read_result(store, record)
+    result = read_result(store, record, specs())
     tables = tables_of(result)
     if part == "result":
         return facts_of(result.model_dump(mode="json", exclude=set(tables)))

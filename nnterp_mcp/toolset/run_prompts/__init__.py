@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.run_prompts.answer import digest, render
+from nnterp_mcp.toolset.run_prompts.answer import digest
 from nnterp_mcp.toolset.run_prompts.figure import figure
 from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsAnswer, RunPromptsResult
@@ -20,7 +20,6 @@ SPEC = ToolSpec(
     result=RunPromptsResult,
     answer=RunPromptsAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

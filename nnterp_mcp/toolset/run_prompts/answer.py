@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import left_out, lines, shared_tokens, table
+from nnterp_mcp.formatting import elided, number, percent, plural, quoted, spread
+from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 
 _CATEGORIES = 8
@@ -44,7 +43,7 @@ def _finding(result: RunPromptsResult) -> str:
     mean = fmean(row.probabilities[-1][best] for row in result.rows)
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
-        f"{quoted(elided(result.categories[best]))} is the likeliest category in {_percent(wins[best])} of them, "
+        f"{quoted(elided(result.categories[best]))} is the likeliest category in {percent(wins[best])} of them, "
         f"with a mean probability of {number(mean)}."
     )
 
@@ -57,46 +56,59 @@ def _wins(result: RunPromptsResult) -> list[float]:
 
 def _categories(result: RunPromptsResult) -> Table:
     wins = _wins(result)
-    rows: list[list[Cell]] = []
-    for index, name in enumerate(result.categories[:_CATEGORIES]):
-        values = [row.probabilities[-1][index] for row in result.rows]
-        ranks = [row.ranks[-1][index] for row in result.rows]
-        first = sum(rank == 1 for rank in ranks) / len(ranks)
-        rows.append(
-            [elided(name), fmean(values), pstdev(values), _percent(wins[index]), _percent(first), median(ranks)]
-        )
-    return Table(columns=["category", "mean p", "sd", "likeliest category", "top token", "median rank"], rows=rows)
+
+    def values(index: int) -> list[float]:
+        return [row.probabilities[-1][index] for row in result.rows]
+
+    def ranks(index: int) -> list[int]:
+        return [row.ranks[-1][index] for row in result.rows]
+
+    columns: list[Column[int]] = [
+        Column("category", lambda index: elided(result.categories[index])),
+        Column("mean p", lambda index: fmean(values(index))),
+        Column("sd", lambda index: pstdev(values(index))),
+        Column("likeliest category", lambda index: wins[index], Kind.PERCENT),
+        Column("top token", lambda index: fmean(rank == 1 for rank in ranks(index)), Kind.PERCENT),
+        Column("median rank", lambda index: median(ranks(index))),
+    ]
+    return tabulate(columns, range(min(len(result.categories), _CATEGORIES)))
 
 
 def _by_layer(result: RunPromptsResult) -> Table:
-    places = spread(range(len(result.layers)), [0, len(result.layers) - 1], _LAYERS)
-    count = min(len(result.categories), _CATEGORIES)
-    rows: list[list[Cell]] = [
-        [
-            result.layers[place],
-            *(probability(fmean(row.probabilities[place][index] for row in result.rows)) for index in range(count)),
-        ]
-        for place in places
+    """Mean probabilities; the rows are places among the layers."""
+
+    def mean(place: int, index: int) -> float:
+        return fmean(row.probabilities[place][index] for row in result.rows)
+
+    columns: list[Column[int]] = [
+        Column("layer", lambda place: result.layers[place]),
+        *(
+            Column(elided(name), lambda place, index=index: mean(place, index), Kind.PROBABILITY)
+            for index, name in enumerate(result.categories[:_CATEGORIES])
+        ),
     ]
-    return Table(columns=["layer", *map(elided, result.categories[:count])], rows=rows)
+    return tabulate(columns, spread(range(len(result.layers)), [0, len(result.layers) - 1], _LAYERS))
 
 
 def _examples(result: RunPromptsResult) -> Table:
     """The prompts on which the first category is least likely; without targets, the first prompts."""
-    order: Sequence[int] = range(len(result.rows))
-    if result.categories:
-        order = sorted(order, key=lambda index: result.rows[index].probabilities[-1][0])
-    rows: list[list[Cell]] = [
-        [index, elided(result.rows[index].text, 40), elided(token), p, *_first(result.rows[index])]
-        for index in order[:_EXAMPLES]
-        for token, p in result.rows[index].top[:1]
+    rows, followed = list(enumerate(result.rows)), bool(result.categories)
+    if followed:
+        rows.sort(key=lambda row: row[1].probabilities[-1][0])
+    columns: list[Column[tuple[int, PromptRow]]] = [
+        Column("prompt", lambda row: row[0]),
+        Column("text", lambda row: elided(row[1].text, 40), Kind.TEXT),
+        Column("top token", lambda row: row[1].top[0][0], Kind.TOKEN),
+        Column("p", lambda row: row[1].top[0][1]),
+        Column(
+            f"{elided([*result.categories, ''][0])} p",
+            lambda row: row[1].probabilities[-1][0],
+            Kind.PROBABILITY,
+            followed,
+        ),
+        Column("rank", lambda row: row[1].ranks[-1][0], shown=followed),
     ]
-    named = [f"{elided(result.categories[0])} p", "rank"] if result.categories else []
-    return Table(columns=["prompt", "text", "top token", "p", *named], rows=rows)
-
-
-def _first(row: PromptRow) -> list[Cell]:
-    return [probability(row.probabilities[-1][0]), row.ranks[-1][0]] if row.probabilities[-1] else []
+    return tabulate(columns, rows[:_EXAMPLES])
 
 
 def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
@@ -107,25 +119,9 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
     if len(result.categories) > _CATEGORIES:
         others = len(result.categories) - _CATEGORIES
         notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
-    if len(result.layers) > _LAYERS:
-        notes.append(left_out(plural(len(result.layers) - _LAYERS, "layer"), "rows"))
+    notes += left_out(len(result.layers) - _LAYERS, "layer", "rows")
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
         speed = number(len(result.rows) / max(result.seconds, 1e-9))
         notes.append(f"{hidden} not listed (read_run part=rows); {speed} prompts a second.")
     return notes
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share)} %"
-
-
-def render(answer: RunPromptsAnswer) -> str:
-    """As text; texts and tokens in quotes so that their spaces show."""
-    rows = [[row[0], quoted(str(row[1])), quoted(str(row[2])), *row[3:]] for row in answer.examples.rows]
-    return lines(
-        answer,
-        table(answer.categories) if answer.categories.rows else "",
-        table(answer.by_layer) if answer.by_layer else "",
-        table(Table(columns=answer.examples.columns, rows=rows)),
-    )

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import plural
-from nnterp_mcp.request.fields import shown
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.remarks import remark
 from nnterp_mcp.toolset.run_prompts.params import PromptItem, as_prompt_set
 

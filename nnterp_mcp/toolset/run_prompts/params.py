@@ -8,19 +8,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, without_nulls
-from nnterp_mcp.request.fields import (
-    Layers,
-    Plot,
-    Prompt,
-    Targets,
-    holds_prompts,
-    read_text,
-    require_few_targets,
-    require_short_prompt,
-    shown,
-)
+from nnterp_mcp.request.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, shown, without_nulls
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.request.positions import Layers
+from nnterp_mcp.request.prompts import Prompt, holds_prompts, read_text, require_short_prompt
+from nnterp_mcp.request.targets import Targets, require_few_targets
 
 
 class PromptItem(Given):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import ModelAnswer, Part, Result
 from nnterp_mcp.render import in_force
+from nnterp_mcp.table import TableField
 
 
-class PromptRow(BaseModel):
+class PromptRow(Part):
     """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     tokens: int
@@ -47,19 +46,9 @@ class RunPromptsResult(Result):
         return in_force(self.interventions, where)
 
 
-class PromptRows(BaseModel):
-    """Some of the prompts' rows, by their number in the request, and the seconds that they took."""
-
-    rows: dict[int, PromptRow]
-    seconds: float
-
-
-class RunPromptsAnswer(Answer):
+class RunPromptsAnswer(ModelAnswer):
     """What the prompts say together."""
 
-    model: str
-    total: Annotated[int, Field(description="Prompts.")]
-    truncated: Annotated[bool, Field(description="Whether rows were left out.")]
     categories: Annotated[TableField, Field(description="By category: probability, wins, ranks.")]
     by_layer: Annotated[TableField | None, Field(description="Mean probability of each category by layer.")] = None
     examples: Annotated[TableField, Field(description="The prompts on which the first category does worst.")]

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.engine.batching import make_batches
-from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tokens, name_counted
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import read_lens
 from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.target_prompts import Target, encode_target, repeat_prompt, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.request.fields import TokenId
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
+from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
 from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
-from nnterp_mcp.toolset.run_prompts.result import PromptRow, PromptRows, RunPromptsResult
-from nnterp_mcp.worker.job import Job
+from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsResult
+from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -37,68 +36,61 @@ class _Experiment:
 
     Attributes:
         bench: The model, and the limits.
-        readout: How it is read.
+        work: The prompts.
+        readout: How they are read.
         layers: The layers to read.
         names: The categories.
         categories: For each prompt, the token ids of each category.
-        plan: The operations in force.
-        batch_tokens: Padded tokens in a batch.
     """
 
     bench: Bench
+    work: Workload
     readout: str
     layers: list[int]
     names: list[str]
     categories: list[list[list[int]]]
-    plan: Plan
-    batch_tokens: int
 
-    def read(self, group: Sequence[EncodedPrompt], job: Job) -> PromptRows:
+    def read(self, group: Sequence[int]) -> list[PromptRow]:
         """Reads some of the prompts, and puts words to their tokens."""
-        begun = time.monotonic()
-        prompts = sorted(group, key=lambda prompt: prompt.index)
-        followed = [self.categories[prompt.index] for prompt in prompts]
-        readout = (_read_patchscope if self.readout == "patchscope" else _read_lens)(self, prompts, followed, job)
-        tokenizer = self.bench.model.tokenizer
-        rows = {prompt.index: _row(tokenizer, prompt, readout, place) for place, prompt in enumerate(prompts)}
-        return PromptRows(rows=rows, seconds=time.monotonic() - begun)
+        work = self.work.some(group)
+        followed = [self.categories[number] for number in group]
+        ends = [[len(prompt.ids) - 1] for prompt in work.prompts]
+        readout = (_read_patchscope if self.readout == "patchscope" else _read_lens)(self, work, ends, followed)
+        return [_row(self.bench.model.tokenizer, prompt, readout, row) for row, prompt in enumerate(work.prompts)]
 
 
 def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
     """Reads every prompt, batch by batch."""
     model = bench.model
     items = _items(bench, params)
-    names, targets = _targets(items, params, model, job)
+    names, targets = _targets(items, params, model)
     prompts = bench.encode([item.prompt for item in items])
+    work = bench.workload(prompts, params.interventions, job)
     last = [model.num_layers - 1]
     experiment = _Experiment(
         bench,
+        replace(work, batch_tokens=params.batch_tokens or work.batch_tokens),
         params.readout,
         last if params.readout == "next_token" else resolve_layers(params.layers, model.num_layers, bench.handle),
         names,
         targets,
-        bench.plan(params.interventions, prompts, job),
-        params.batch_tokens or bench.batch_tokens,
     )
 
-    def assemble(parts: Sequence[PromptRows], taken: int) -> RunPromptsResult:
-        rows = {number: row for part in parts for number, row in part.rows.items()}
+    def assemble(done: Finished[PromptRow]) -> RunPromptsResult:
         return RunPromptsResult(
             model=bench.handle,
             readout=params.readout,
             layers=experiment.layers,
             categories=names,
             shared=_shared(names, targets, model.tokenizer),
-            interventions=list(experiment.plan.labels),
-            rows=[rows[number] for number in sorted(rows)],
+            interventions=list(work.plan.labels),
+            rows=done.items,
             asked=len(prompts),
-            taken=taken,
-            seconds=sum(part.seconds for part in parts),
+            taken=done.taken,
+            seconds=done.seconds,
         )
 
-    batches = make_batches(model, prompts, experiment.batch_tokens)
-    groups = [batch.prompts for batch in batches]
-    return job.in_parts(groups, PromptRows, lambda group: experiment.read(group, job), assemble, "prompts")
+    return job.in_parts(experiment.work.split(model), PromptRow, experiment.read, assemble)
 
 
 def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
@@ -109,7 +101,7 @@ def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
 
 
 def _targets(
-    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer, job: Job
+    items: Sequence[PromptItem], params: RunPromptsParams, model: StandardizedTransformer
 ) -> tuple[list[str], list[list[list[int]]]]:
     """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
 
@@ -125,7 +117,7 @@ def _targets(
             )
     known: dict[tuple[str | TokenId, ...], list[int]] = {}
     for strings in (strings for own in words for strings in own.values()):
-        job.check()
+        check_cancelled()
         if strings not in known:
             known[strings] = get_first_tokens(strings, model)
     ids = [{name: known[own[name]] for name in names} for own in words]
@@ -134,44 +126,25 @@ def _targets(
 
 
 def _read_lens(
-    experiment: _Experiment, prompts: Sequence[EncodedPrompt], followed: Sequence[list[list[int]]], job: Job
+    experiment: _Experiment, work: Workload, ends: Sequence[list[int]], followed: Sequence[list[list[int]]]
 ) -> Readout:
-    return read_lens(
-        experiment.bench.model,
-        prompts,
-        [[len(prompt.ids) - 1] for prompt in prompts],
-        experiment.layers,
-        categories=followed,
-        top_k=1,
-        plan=experiment.plan,
-        batch_tokens=experiment.batch_tokens,
-        on_batch=lambda done: job.check(),
-    ).readout
+    model = experiment.bench.model
+    return read_lens(model, work, ends, experiment.layers, categories=followed, top_k=1).readout
 
 
 def _read_patchscope(
-    experiment: _Experiment, prompts: Sequence[EncodedPrompt], followed: Sequence[list[list[int]]], job: Job
+    experiment: _Experiment, work: Workload, ends: Sequence[list[int]], followed: Sequence[list[list[int]]]
 ) -> Readout:
     bench, layers = experiment.bench, experiment.layers
-    states = read_states(
-        bench.model,
-        prompts,
-        [[len(prompt.ids) - 1] for prompt in prompts],
-        layers,
-        plan=experiment.plan,
-        batch_tokens=experiment.batch_tokens,
-        on_batch=lambda done: job.check(),
-    )
     return read_patchscope(
         bench.model,
-        states,
+        read_states(bench.model, work, ends, layers),
         layers,
         _target(bench),
         pair_layers(layers, "same", bench.model.num_layers, bench.handle),
         top_k=1,
         categories=followed,
-        batch_tokens=experiment.batch_tokens,
-        on_batch=lambda done: job.check(),
+        batch_tokens=work.batch_tokens,
     ).patched
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.session.answer import digest, render
+from nnterp_mcp.toolset.session.answer import digest
 from nnterp_mcp.toolset.session.params import SessionParams
 from nnterp_mcp.toolset.session.result import SessionAnswer, SessionResult
 
@@ -18,6 +18,5 @@ SPEC = ToolSpec(
     result=SessionResult,
     answer=SessionAnswer,
     digest=digest,
-    render=render,
     place="server",
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import elided, number, plural, seconds, size
-from nnterp_mcp.render import lines, table
 from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult
 
 _VECTORS = 12
@@ -16,28 +15,13 @@ _EDITS = 4
 
 
 def digest(result: SessionResult) -> SessionAnswer:
-    """A table of the models and one of the vectors."""
-    columns = ["model", "source", "state", "device", "dtype", "since", "host memory", "device memory"]
-    rows: list[list[Cell]] = [
-        [
-            model.handle,
-            model.source,
-            model.state,
-            model.device,
-            model.dtype,
-            f"{seconds(model.age)} ago",
-            None if model.host_memory is None else size(model.host_memory),
-            None if model.device_memory is None else size(model.device_memory),
-        ]
-        for model in result.models
-    ]
-    count = plural(len(result.models), "model")
+    """A table of the models, one of the runs and one of the vectors."""
     return SessionAnswer(
-        finding=f"{count} loaded; {size(result.free_memory)} of host memory available.",
+        finding=f"{plural(len(result.models), 'model')} loaded; {size(result.free_memory)} of host memory available.",
         notes=_notes(result),
-        models=Table(columns=columns, rows=rows),
-        runs=_runs(result.runs),
-        vectors=_vectors(result.vectors[:_VECTORS]),
+        models=tabulate(_MODELS, result.models),
+        runs=tabulate(_RUNS, result.runs),
+        vectors=tabulate(_CARDS, result.vectors[:_VECTORS]),
     )
 
 
@@ -58,25 +42,34 @@ def _edits(model: LoadedModel) -> list[str]:
     return [f"In force on {model.handle} in every call: {named}{more}."]
 
 
-def _runs(runs: list[RunLine]) -> Table:
-    rows: list[list[Cell]] = [
-        [
-            run.id,
-            run.model,
-            run.state if run.progress is None else f"{run.state}: {run.progress}",
-            f"{seconds(run.age)} ago",
-        ]
-        for run in runs
-    ]
-    return Table(columns=["run_id", "model", "state", "begun"], rows=rows)
+def _memory(count: int | None) -> str | None:
+    return None if count is None else size(count)
 
 
-def _vectors(cards: list[VectorCard]) -> Table:
-    rows: list[list[Cell]] = [
-        [card.name, card.model, card.identity.fingerprint[:6], card.method, _layers(card), _norms(card)]
-        for card in cards
-    ]
-    return Table(columns=["vector", "model", "weights", "method", "layers", "norm"], rows=rows)
+_MODELS: list[Column[LoadedModel]] = [
+    Column("model", lambda model: model.handle),
+    Column("source", lambda model: model.source),
+    Column("state", lambda model: model.state),
+    Column("device", lambda model: model.device),
+    Column("dtype", lambda model: model.dtype),
+    Column("since", lambda model: f"{seconds(model.age)} ago"),
+    Column("host memory", lambda model: _memory(model.host_memory)),
+    Column("device memory", lambda model: _memory(model.device_memory)),
+]
+_RUNS: list[Column[RunLine]] = [
+    Column("run_id", lambda run: run.id),
+    Column("model", lambda run: run.model),
+    Column("state", lambda run: run.state if run.progress is None else f"{run.state}: {run.progress}"),
+    Column("begun", lambda run: f"{seconds(run.age)} ago"),
+]
+_CARDS: list[Column[VectorCard]] = [
+    Column("vector", lambda card: card.name),
+    Column("model", lambda card: card.model),
+    Column("weights", lambda card: card.identity.fingerprint[:6]),
+    Column("method", lambda card: card.method),
+    Column("layers", lambda card: _layers(card)),
+    Column("norm", lambda card: _norms(card)),
+]
 
 
 def _layers(card: VectorCard) -> str:
@@ -90,13 +83,3 @@ def _layers(card: VectorCard) -> str:
 def _norms(card: VectorCard) -> str:
     least, most = number(min(card.norms)), number(max(card.norms))
     return least if least == most else f"{least} to {most}"
-
-
-def render(answer: SessionAnswer) -> str:
-    """As text."""
-    return lines(
-        answer,
-        table(answer.models) if answer.models.rows else "Call load_model to load one.",
-        table(answer.runs) if answer.runs.rows else "",
-        table(answer.vectors) if answer.vectors.rows else "",
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Answer, Part, Result
 from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.table import TableField
 
 
-class LoadedModel(BaseModel):
+class LoadedModel(Part):
     """One model of the session; memory in bytes, times in seconds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     handle: str
     source: str
@@ -21,13 +20,11 @@ class LoadedModel(BaseModel):
     age: float
     host_memory: int | None
     device_memory: int | None
-    edits: list[str] = []
+    edits: list[str] = Field(default_factory=list[str])
 
 
-class RunLine(BaseModel):
+class RunLine(Part):
     """One run; its age in seconds, its progress while it is under way."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     tool: str
@@ -55,3 +52,7 @@ class SessionAnswer(Answer):
     models: TableField
     runs: TableField
     vectors: TableField
+
+    def body(self) -> list[str]:
+        """The tables; without models, how to load one."""
+        return [*([] if self.models.rows else ["Call load_model to load one."]), *super().body()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.steer.answer import digest, render
+from nnterp_mcp.toolset.steer.answer import digest
 from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.params import SteerParams
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteerResult
@@ -21,7 +21,6 @@ SPEC = ToolSpec(
     result=SteerResult,
     answer=SteerAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     served=True,
 )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
-from nnterp_mcp.contract import Cell, Table
-from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import cell, in_force, left_out, lines, shared_tokens, table
+from nnterp_mcp.formatting import elided, number, probability, quoted, spread
+from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.table import Cell, Column, Kind, tabulate, written
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
 _BUDGET = 720
@@ -80,10 +80,7 @@ def digest(result: SteerResult) -> SteerAnswer:
         model=result.model,
         total=len(cells),
         truncated=hidden > 0 or len(result.categories) > _CATEGORIES,
-        table=Table(
-            columns=[column.name for column in columns],
-            rows=[[column.of(group) for column in columns] for group in shown],
-        ),
+        table=tabulate(columns, shown),
     )
 
 
@@ -119,45 +116,37 @@ def _baseline(group: Group, groups: Sequence[Group]) -> Group:
     return next(other for other in groups if other.layer is None and other.prompt == group.prompt)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the table: its name, its cell for a group, the tokens that a cell takes, about."""
-
-    name: str
-    of: Callable[[Group], Cell]
-    cost: int
-
-
-def _columns_of(result: SteerResult, tokens: int) -> list[_Column]:
+def _columns_of(result: SteerResult, tokens: int) -> list[Column[Group]]:
     texts = any(run.text is not None for run in result.runs)
     several = len(result.prompts) > 1
-    columns = [
-        _Column("layer", lambda group: group.layer, 4),
-        _Column("factor", lambda group: group.factor, 4),
-        _Column("push", _push, 6),
-        _Column("KL", lambda group: group.kl, 6),
+    columns: list[Column[Group]] = [
+        Column("prompt", lambda group: group.prompt, shown=several and texts, cost=4),
+        Column("layer", lambda group: "baseline" if group.layer is None else group.layer, cost=4),
+        Column("factor", lambda group: group.factor, cost=4),
+        Column("push", _push, cost=6),
+        Column("KL", lambda group: group.kl, cost=6),
+        Column("KL sd", lambda group: pstdev(run.kl for run in group.own), shown=several and not texts, cost=6),
+        Column("top changed", lambda group: _changed(group, result), shown=several and not texts, cost=6),
+        Column("control KL", lambda group: _measured(group.control), shown=bool(result.controls), cost=11),
     ]
-    if several and texts:
-        columns.insert(0, _Column("prompt", lambda group: group.prompt, 4))
-    if several and not texts:
-        columns.append(_Column("KL sd", lambda group: pstdev(run.kl for run in group.own), 6))
-        columns.append(_Column("top changed", lambda group: _changed(group, result), 6))
-    if result.controls:
-        columns.append(_Column("control KL", lambda group: _measured(group.control), 11))
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
-        columns.append(_Column(f"{elided(name)} p", lambda group, index=index: _brief(group.target(index)), 8))
-        if result.controls:
-            columns.append(_Column("control p", lambda group, index=index: _measured(group.control_target(index)), 15))
-    if texts:
-        columns.append(_Column("text", lambda group: elided(group.own[0].text or "", _TEXT), 36))
-        if result.controls:
-            columns.append(_Column("text of a control", _control_text, 36))
-    elif not several:
-        columns.append(_Column("top tokens", lambda group: _top(group, tokens), 14 * tokens))
-    return columns
+        columns += _target_columns(index, f"{elided(name)} p", bool(result.controls))
+    last: list[Column[Group]] = [
+        Column("text", lambda group: elided(group.own[0].text or "", _TEXT), Kind.TEXT, texts, 36),
+        Column("text of a control", _control_text, Kind.TEXT, texts and bool(result.controls), 36),
+        Column("top tokens", lambda group: _top(group, tokens), Kind.TOKENS, not texts and not several, 14 * tokens),
+    ]
+    return [column for column in columns + last if column.shown]
 
 
-def _fitting(result: SteerResult, rows: int) -> tuple[list[_Column], int]:
+def _target_columns(index: int, name: str, controls: bool) -> list[Column[Group]]:
+    return [
+        Column(name, lambda group: _two_digits(group.target(index)), cost=8),
+        Column("control p", lambda group: _measured(group.control_target(index)), shown=controls, cost=15),
+    ]
+
+
+def _fitting(result: SteerResult, rows: int) -> tuple[list[Column[Group]], int]:
     """The columns and the rows that the budget allows; fewer top tokens before fewer rows."""
     choices = [_columns_of(result, tokens) for tokens in range(len(result.runs[0].top), 0, -1)]
     rooms = [max(3, _BUDGET // sum(column.cost for column in columns)) for columns in choices]
@@ -186,7 +175,7 @@ def _measured(values: tuple[float, float] | None) -> Cell:
     return [probability(round(mean, digits)), "±", probability(round(deviation, digits))]
 
 
-def _brief(value: float) -> Cell:
+def _two_digits(value: float) -> Cell:
     """A probability with two digits."""
     return probability(float(f"{value:.2g}"))
 
@@ -197,7 +186,7 @@ def _control_text(group: Group) -> Cell:
 
 
 def _top(group: Group, count: int) -> Cell:
-    return [[elided(token), _brief(p)] for token, p in group.own[0].top[:count]]
+    return [[token, _two_digits(p)] for token, p in group.own[0].top[:count]]
 
 
 def _finding(focus: Group | None, groups: Sequence[Group], result: SteerResult) -> str:
@@ -217,7 +206,7 @@ def _beside_control(focus: Group, result: SteerResult) -> str:
     if focus.control is None:
         return ""
     mean, deviation = focus.control
-    seen = f"{cell(_measured(focus.control))} nats over {result.controls} of them"
+    seen = f"{written(_measured(focus.control))} nats over {result.controls} of them"
     if focus.kl > mean + _CLEARLY * deviation:
         return f", further than random directions of equal norm ({seen})"
     return f", no further than random directions of equal norm do ({seen})"
@@ -228,8 +217,10 @@ def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
         before, after = _baseline(focus, groups).target(index), focus.target(index)
         control = focus.control_target(index)
-        beside = "" if control is None else f" (random: {cell(_measured(control))})"
-        parts.append(f"{quoted(elided(name))} goes from {cell(_brief(before))} to {cell(_brief(after))}{beside}")
+        beside = "" if control is None else f" (random: {written(_measured(control))})"
+        parts.append(
+            f"{quoted(elided(name))} goes from {written(_two_digits(before))} to {written(_two_digits(after))}{beside}"
+        )
     return f" The probability of {'; of '.join(parts)}." if parts else ""
 
 
@@ -245,21 +236,4 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
         notes.append(
             f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
         )
-    if hidden:
-        notes.append(left_out(plural(hidden, "row"), "runs"))
-    return notes
-
-
-def render(answer: SteerAnswer) -> str:
-    """As text; tokens and texts in quotes so that their spaces show."""
-    content = answer.table
-    rows = [[_quote(column, value) for column, value in zip(content.columns, row, strict=True)] for row in content.rows]
-    return lines(answer, table(Table(columns=content.columns, rows=rows)))
-
-
-def _quote(column: str, value: Cell) -> Cell:
-    if column == "layer" and value is None:
-        return "baseline"
-    if column == "top tokens" and isinstance(value, list):
-        return [[quoted(token), p] for token, p in value]
-    return quoted(value) if column.startswith("text") and isinstance(value, str) else value
+    return notes + left_out(hidden, "row", "runs")

@@ -8,9 +8,12 @@ from pydantic import BeforeValidator, Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import decoded
-from nnterp_mcp.request.fields import Layers, Plot, Positions, Prompts, Targets, TopK, shown
+from nnterp_mcp.request.arguments import decoded, shown
+from nnterp_mcp.request.fields import Plot, TopK
 from nnterp_mcp.request.operations import Interventions, Vector
+from nnterp_mcp.request.positions import Layers, Positions
+from nnterp_mcp.request.prompts import Prompts
+from nnterp_mcp.request.targets import Targets
 
 _MOST_FACTORS = 32
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
 
 
-class SteeredRun(BaseModel):
+class SteeredRun(Part):
     """One run: the baseline of a prompt, or one direction added after one layer.
 
     Attributes:
@@ -23,8 +19,6 @@ class SteeredRun(BaseModel):
         targets: Probability and rank of each category.
         text: What was generated; None where nothing was.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: int
     layer: int | None
@@ -51,10 +45,5 @@ class SteerResult(Result):
     runs: list[SteeredRun]
 
 
-class SteerAnswer(Answer):
+class SteerAnswer(TableAnswer):
     """The sweep as an agent sees it."""
-
-    model: str
-    total: Annotated[int, Field(description="Cells of the sweep: layers × factors, × prompts with text.")]
-    truncated: Annotated[bool, Field(description="Whether rows or categories were left out.")]
-    table: TableField

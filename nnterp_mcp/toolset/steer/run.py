@@ -63,16 +63,14 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         directions,
         params.factors,
         positions=params.positions,
-        plan=bench.plan(params.interventions, prompts, job),
+        plan=bench.plan(params.interventions, prompts),
         controls=controls,
         top_k=params.top_k,
         targets=targets.ids,
         max_new_tokens=params.max_new_tokens,
         batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.progress(
-            done, None if params.max_new_tokens else total, f"{done} of {total} runs read"
-        ),
-        on_token=lambda done: job.progress(total + done, None, f"{done} steps of the generation"),
+        on_batch=lambda done: job.progress(done, None if params.max_new_tokens else total, "runs read"),
+        on_token=lambda done: job.progress(total + done, None, "runs read and steps generated"),
         offer=offer,
     )
     return result(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.tokenize.answer import digest, render
+from nnterp_mcp.toolset.tokenize.answer import digest
 from nnterp_mcp.toolset.tokenize.params import TokenizeParams
 from nnterp_mcp.toolset.tokenize.result import TokenizeAnswer, TokenizeResult
 
@@ -20,7 +20,6 @@ SPEC = ToolSpec(
     result=TokenizeResult,
     answer=TokenizeAnswer,
     digest=digest,
-    render=render,
     recorded=False,
     served=True,
 )

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request.fields import Prompts
+from nnterp_mcp.request.prompts import Prompts
 
 
 class TokenizeParams(ModelParams):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Answer, Part, Result
+from nnterp_mcp.table import TableField
 
 COUNTED = 16
 """Prompts whose lengths an answer lists."""
 
 
-class TokenizedPrompt(BaseModel):
+class TokenizedPrompt(Part):
     """One prompt's tokens."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     ids: list[int]

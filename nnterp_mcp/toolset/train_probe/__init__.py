@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.train_probe.answer import digest, render
+from nnterp_mcp.toolset.train_probe.answer import digest
 from nnterp_mcp.toolset.train_probe.figure import figure
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams
 from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
@@ -18,7 +18,6 @@ SPEC = ToolSpec(
     result=TrainProbeResult,
     answer=TrainProbeAnswer,
     digest=digest,
-    render=render,
     figure=figure,
     read_only=False,
     destructive=True,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean, pstdev
 
-from nnterp_mcp.contract import Cell, Table
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
-from nnterp_mcp.render import in_force, left_out, lines, table
+from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
 _LAYERS = 12
@@ -24,22 +24,20 @@ def digest(result: TrainProbeResult) -> TrainProbeAnswer:
     best = best_layer(result)
     marks = [result.layers.index(best), 0, len(result.layers) - 1]
     shown = [result.layers[at] for at in spread(range(len(result.layers)), marks, _LAYERS)]
-    rows: list[list[Cell]] = [
-        [
-            "embeddings" if layer.layer is None else layer.layer,
-            layer.accuracy,
-            [layer.low, "to", layer.high],
-            fmean(layer.shuffled),
-            pstdev(layer.shuffled),
-        ]
-        for layer in shown
+    columns: list[Column[ProbedLayer]] = [
+        Column("layer", lambda layer: "embeddings" if layer.layer is None else layer.layer),
+        Column("accuracy", lambda layer: layer.accuracy),
+        Column("95 %", lambda layer: [layer.low, "to", layer.high]),
+        Column("shuffled", lambda layer: fmean(layer.shuffled)),
+        Column("sd", lambda layer: pstdev(layer.shuffled)),
     ]
     return TrainProbeAnswer(
         finding=_finding(result, best),
         notes=_notes(result, len(result.layers) - len(shown)),
         model=result.model,
+        total=len(result.layers),
         truncated=len(shown) < len(result.layers),
-        table=Table(columns=["layer", "accuracy", "95 %", "shuffled", "sd"], rows=rows),
+        table=tabulate(columns, shown),
     )
 
 
@@ -89,9 +87,7 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
             f"Kept as the vector {result.vector.name}{replaced}: by layer, towards "
             f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it."
         )
-    if hidden:
-        notes.append(left_out(plural(hidden, "layer"), "layers"))
-    return notes
+    return notes + left_out(hidden, "layer", "layers")
 
 
 def _warnings(result: TrainProbeResult) -> list[str]:
@@ -111,8 +107,3 @@ def _warnings(result: TrainProbeResult) -> list[str]:
             "may read length or position."
         )
     return notes
-
-
-def render(answer: TrainProbeAnswer) -> str:
-    """As text."""
-    return lines(answer, table(answer.table))

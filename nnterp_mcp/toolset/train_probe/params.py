@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
-from nnterp_mcp.request.fields import Plot, PromptGroups
+from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions, StateSite
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.prompts import PromptGroups
 from nnterp_mcp.runs.vectors import VectorName
-from nnterp_mcp.toolset.collect_activations.params import ProbedLayers, ProbedPositions, StateSite
 
 _Groups = Annotated[
     PromptGroups,

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-from nnterp_mcp.contract import Answer, Result, TableField
+from nnterp_mcp.contract import Part, Result, TableAnswer
 from nnterp_mcp.runs.vectors import VectorCard
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ProbedGroup(_Part):
+class ProbedGroup(Part):
     """A class: its name, its prompts, its rows, and how many tokens its prompts have on average."""
 
     name: str
@@ -23,7 +15,7 @@ class ProbedGroup(_Part):
     tokens: float
 
 
-class ProbedLayer(_Part):
+class ProbedLayer(Part):
     """The probes of one layer.
 
     Attributes:
@@ -77,9 +69,5 @@ class TrainProbeResult(Result):
     replaced: str | None = None
 
 
-class TrainProbeAnswer(Answer):
+class TrainProbeAnswer(TableAnswer):
     """Accuracies by layer beside their baselines."""
-
-    model: str
-    truncated: Annotated[bool, Field(description="Whether layers were left out.")]
-    table: TableField

@@ -104,7 +104,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
             directions.append(probe_direction(states, problem.labels, make_probe(params.method)))
         layers.append(_probe(problem, params, layer, states, trials, job))
         job.partial = so_far
-        job.progress(done, len(problem.layers), f"probes of {done} of {len(problem.layers)} layers")
+        job.progress(done, len(problem.layers), "layers probed")
     result = so_far()
     return result if params.save_as is None else _keep(bench, params, result, np.stack(directions))
 
@@ -123,14 +123,14 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
         job,
     )
     held = HeldRows(experiment.axes)
-    experiment.read(held, job, [])
+    experiment.read(held, [])
     return _problem(
         along=lambda layer: held.along(experiment.layers.index(layer)),
         layers=experiment.layers,
         site=params.site,
         names=experiment.groups,
-        texts=[prompt.text for prompt in experiment.prompts],
-        tokens=[len(prompt.ids) for prompt in experiment.prompts],
+        texts=[prompt.text for prompt in experiment.work.prompts],
+        tokens=[len(prompt.ids) for prompt in experiment.work.prompts],
         prompts=[row.prompt for row in experiment.rows],
         interventions=[],
     )

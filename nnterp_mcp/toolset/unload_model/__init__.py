@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.toolset.unload_model.answer import digest, render
+from nnterp_mcp.toolset.unload_model.answer import digest
 from nnterp_mcp.toolset.unload_model.params import UnloadModelParams
 from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
@@ -15,7 +15,6 @@ SPEC = ToolSpec(
     result=UnloadModelResult,
     answer=UnloadModelAnswer,
     digest=digest,
-    render=render,
     place="server",
     read_only=False,
     destructive=True,

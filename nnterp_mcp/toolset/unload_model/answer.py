@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nnterp_mcp.formatting import size
-from nnterp_mcp.render import lines
 from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
 
@@ -13,8 +12,3 @@ def digest(result: UnloadModelResult) -> UnloadModelAnswer:
     return UnloadModelAnswer(
         finding=f"{result.handle} is unloaded: its process has ended{freed}.", remaining=result.remaining
     )
-
-
-def render(answer: UnloadModelAnswer) -> str:
-    """As text."""
-    return lines(answer, "still loaded: " + (", ".join(answer.remaining) or "nothing"))

@@ -21,3 +21,7 @@ class UnloadModelAnswer(Answer):
     """The same as an agent sees it."""
 
     remaining: Annotated[list[str], Field(description="Handles of the models that are still loaded.")]
+
+    def body(self) -> list[str]:
+        """The models that are left."""
+        return ["still loaded: " + (", ".join(self.remaining) or "nothing")]

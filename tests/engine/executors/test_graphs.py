@@ -11,6 +11,7 @@ from nnterp_mcp.engine import generation
 from nnterp_mcp.engine.executors.graphs import StaticSteps
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.planning.plan import plan
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.request.operations import parse_operation
@@ -45,10 +46,10 @@ def test_static_steps_are_the_usual_steps(family: str, operations: list[dict[str
     prompts = encode_prompts(model.tokenizer, PROMPTS, family)
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
     with patch.object(generation, "captures_steps", return_value=False):
-        expected = generate(model, prompts, edits, max_new_tokens=NEW_TOKENS)
+        expected = generate(model, Workload(prompts, edits), max_new_tokens=NEW_TOKENS)
     usual = StaticSteps.next_logits
     with patch.object(StaticSteps, "next_logits", autospec=True, side_effect=usual) as stepped:
-        found = generate(model, prompts, edits, max_new_tokens=NEW_TOKENS)
+        found = generate(model, Workload(prompts, edits), max_new_tokens=NEW_TOKENS)
 
     assert stepped.call_count > 0
     for one, other in zip(found, expected, strict=True):

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from nnterp_mcp.engine.readouts.targets import find_shared_tokens, follow_target_sets, follow_targets, get_first_tokens
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.request.fields import TokenId
 from nnterp_mcp.request.remarks import collect_remarks
+from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.verification.tiny import tiny_tokenizer
 from tests.model.text.tokenizers import sentencepiece_like, wordpiece
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, Part, attribute_directly
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -199,8 +200,8 @@ def check(subject: Subject, found: DirectLogits, written: Written, row: int, ins
 
 @every_family
 def test_layers_and_sublayers_are_those_of_plain_hooks(subject: Subject) -> None:
-    layers = attribute_directly(subject.model, subject.prompts, TARGETS, "layer")
-    parts = attribute_directly(subject.model, subject.prompts, TARGETS, "sublayer")
+    layers = attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "layer")
+    parts = attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "sublayer")
 
     assert ("positions" in {part.kind for part in layers.parts}) == (subject.family in ("gpt2", "opt"))
     for row, prompt in enumerate(subject.prompts):
@@ -222,7 +223,7 @@ def test_layers_and_sublayers_are_those_of_plain_hooks(subject: Subject) -> None
 
 @every_family
 def test_heads_are_their_slices_of_the_output_projection(subject: Subject) -> None:
-    found = attribute_directly(subject.model, subject.prompts, TARGETS, "head")
+    found = attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "head")
 
     for row, prompt in enumerate(subject.prompts):
         written = Written(subject, prompt.ids, TARGETS[row])
@@ -240,7 +241,7 @@ def test_heads_are_their_slices_of_the_output_projection(subject: Subject) -> No
 
 @every_family
 def test_neurons_are_their_columns_of_the_last_map(subject: Subject) -> None:
-    found = attribute_directly(subject.model, subject.prompts, TARGETS, "neuron", layers=[1, -1])
+    found = attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "neuron", layers=[1, -1])
     neurons = {part.layer for part in found.parts if part.kind == "neuron"}
     assert neurons == (set() if subject.family == "opt" else {1, 3})
 
@@ -259,7 +260,7 @@ def test_neurons_are_their_columns_of_the_last_map(subject: Subject) -> None:
 
 @one_family
 def test_one_category_is_its_logit_and_one_token_no_choice(subject: Subject) -> None:
-    found = attribute_directly(subject.model, subject.prompts, [[[11]]] * 3)
+    found = attribute_directly(subject.model, Workload(subject.prompts), [[[11]]] * 3)
 
     assert "token choice" not in {part.kind for part in found.parts}
     wanted = [float(subject.plain.logits(prompt.ids, {})[-1, 11]) for prompt in subject.prompts]
@@ -270,7 +271,7 @@ def test_one_category_is_its_logit_and_one_token_no_choice(subject: Subject) -> 
 def test_what_an_intervention_adds_is_the_rest_of_its_layer(subject: Subject) -> None:
     vector = torch.randn(subject.model.hidden_size, generator=torch.Generator().manual_seed(0))
     operation = {"op": "add", "site": "layers_output", "layers": [2], "vector": vector.tolist()}
-    found = attribute_directly(subject.model, subject.prompts, TARGETS, "head", plan=subject.plan(operation))
+    found = attribute_directly(subject.model, Workload(subject.prompts, subject.plan(operation)), TARGETS, "head")
     norm = subject.plain.model.get_submodule("model.norm")
     seen: list[Tensor] = []
 
@@ -297,7 +298,7 @@ def test_multipliers_of_the_residual_stream_and_of_logits_count(family: str, fac
     plain: Any = tiny_model(family)
     model = StandardizedTransformer(tiny_model(family), tokenizer=tiny_tokenizer(), name=family)
     (prompt,) = encode_prompts(model.tokenizer, ["The capital of France is"], family)
-    found = attribute_directly(model, [prompt], [[[7], [11]]])
+    found = attribute_directly(model, Workload([prompt]), [[[7], [11]]])
     seen: dict[str, Tensor] = {}
     hook = plain.model.layers[2].self_attn.register_forward_hook(
         lambda module, args, output: seen.update(attention=output[0][0, -1])
@@ -322,7 +323,7 @@ def test_multipliers_of_the_residual_stream_and_of_logits_count(family: str, fac
 def test_a_mixer_beside_attention_is_the_rest() -> None:
     model = StandardizedTransformer(tiny_model("jamba"), tokenizer=tiny_tokenizer(), name="jamba")
     (prompt,) = encode_prompts(model.tokenizer, ["The capital of France is"], "jamba")
-    found = attribute_directly(model, [prompt], [[[7], [11]]], "head")
+    found = attribute_directly(model, Workload([prompt]), [[[7], [11]]], "head")
 
     mixing = {part.layer for part in found.parts if part.kind == "rest"}
     attending = {part.layer for part in found.parts if part.kind == "head"}
@@ -334,24 +335,24 @@ def test_a_mixer_beside_attention_is_the_rest() -> None:
 @one_family
 def test_what_cannot_be_asked_is_refused(subject: Subject) -> None:
     with pytest.raises(InvalidRequest, match="one or two target categories, and 3 came"):
-        attribute_directly(subject.model, subject.prompts, [[[1], [2], [3]]] * 3)
+        attribute_directly(subject.model, Workload(subject.prompts), [[[1], [2], [3]]] * 3)
     with pytest.raises(InvalidRequest, match="layer 9 does not exist"):
-        attribute_directly(subject.model, subject.prompts, TARGETS, "head", layers=[9])
+        attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "head", layers=[9])
 
 
 def test_models_whose_parts_do_not_add_up_are_refused() -> None:
     model = StandardizedTransformer(tiny_model("gemma4_text"), tokenizer=tiny_tokenizer(), name="scaled")
     (prompt,) = encode_prompts(model.tokenizer, ["The capital of France is"], "scaled")
     with pytest.raises(Unsupported, match="what attention and MLP add cannot be told apart in layer 0 of scaled"):
-        attribute_directly(model, [prompt], [[[7], [11]]])
-    assert attribute_directly(model, [prompt], [[[7], [11]]], "layer").error <= 1e-5
+        attribute_directly(model, Workload([prompt]), [[[7], [11]]])
+    assert attribute_directly(model, Workload([prompt]), [[[7], [11]]], "layer").error <= 1e-5
 
 
 @real
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_the_real_model_is_taken_apart_as_by_plain_hooks(subject: Subject) -> None:
-    found = attribute_directly(subject.model, subject.prompts[:1], TARGETS[:1], "head")
+    found = attribute_directly(subject.model, Workload(subject.prompts[:1]), TARGETS[:1], "head")
     written = Written(subject, subject.prompts[0].ids, TARGETS[0])
     scale = max(1.0, float(found.values.abs().max()))
 
@@ -365,7 +366,7 @@ def test_the_real_model_is_taken_apart_as_by_plain_hooks(subject: Subject) -> No
 @pytest.mark.parametrize("site", ["attentions", "mlps"])
 def test_a_sublayer_that_writes_nothing_before_a_norm_adds_nothing(subject: Subject, split: Any, site: str) -> None:
     plan = subject.plan({"op": "zero", "site": f"{site}_raw_output", "layers": 1})
-    found = attribute_directly(subject.model, subject.prompts, TARGETS, split, plan=plan)
+    found = attribute_directly(subject.model, Workload(subject.prompts, plan), TARGETS, split)
     assert bool(found.values.isfinite().all())
     kinds = {"attentions": ("attention",), "mlps": ("mlp", "mlp bias")}[site]
     own = [at for at, part in enumerate(found.parts) if part.layer == 1 and part.kind in kinds]
@@ -377,7 +378,7 @@ def test_a_sublayer_that_writes_nothing_before_a_norm_adds_nothing(subject: Subj
 @pytest.mark.parametrize("site", ["attentions_output", "mlps_output"])
 def test_sublayers_add_what_they_add_as_edited(subject: Subject, site: str) -> None:
     plan = subject.plan({"op": "zero", "site": site, "layers": 1})
-    found = attribute_directly(subject.model, subject.prompts, TARGETS, "sublayer", plan=plan)
+    found = attribute_directly(subject.model, Workload(subject.prompts, plan), TARGETS, "sublayer")
     kind = "attention" if site == "attentions_output" else "mlp"
     assert not found.values[:, found.parts.index(Part(kind, 1))].any()
     assert found.values[:, found.parts.index(Part("rest", 1))].abs().max() < 1e-4

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.readouts.metrics import MetricName
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.attribution.gradients import (
     TokenAttribution,
@@ -75,7 +76,7 @@ def same(found: TokenAttribution, values: Tensor, metric: float) -> None:
 )
 @every_family
 def test_gradient_times_input_is_that_of_plain_autograd(subject: Subject, metric: MetricName, measure: Measure) -> None:
-    found = multiply_gradients(subject.model, subject.prompts, TARGETS, metric)
+    found = multiply_gradients(subject.model, Workload(subject.prompts), TARGETS, metric)
 
     for prompt, attribution in zip(subject.prompts, found, strict=True):
         embeddings = embed(subject, prompt.ids)
@@ -94,7 +95,7 @@ SETTLED = [("mean", family) for family in TINY] + [
 def test_integrated_gradients_are_those_of_a_fine_grid_in_double_precision(subject: Subject, baseline: Any) -> None:
     prompt = subject.prompts[0]
     (found,) = integrate_gradients(
-        subject.model, [prompt], TARGETS[:1], steps=512, baseline=baseline, batch_tokens=16 * len(prompt.ids)
+        subject.model, Workload([prompt], batch_tokens=16 * len(prompt.ids)), TARGETS[:1], steps=512, baseline=baseline
     )
 
     embeddings = embed(subject, prompt.ids)
@@ -133,7 +134,7 @@ def integral(model: Any, start: Tensor, end: Tensor) -> Tensor:
 @pytest.mark.parametrize("subject", ["llama", "gemma2"], indirect=True)
 def test_bends_next_to_zeros_are_found(subject: Subject) -> None:
     prompt = subject.prompts[0]
-    (found,) = integrate_gradients(subject.model, [prompt], TARGETS[:1], steps=512, baseline="zero")
+    (found,) = integrate_gradients(subject.model, Workload([prompt]), TARGETS[:1], steps=512, baseline="zero")
     start = torch.zeros(len(prompt.ids), subject.model.hidden_size)
     rise = slope(subject, embed(subject, prompt.ids), difference)[0] - slope(subject, start, difference)[0]
     assert float(found.values.sum()) == pytest.approx(rise, abs=0.02)
@@ -143,7 +144,7 @@ def test_bends_next_to_zeros_are_found(subject: Subject) -> None:
 def test_with_steps_enough_the_sum_is_the_difference(subject: Subject) -> None:
     gaps: list[float] = []
     for steps in (2, 64):
-        found = integrate_gradients(subject.model, subject.prompts, TARGETS, steps=steps)
+        found = integrate_gradients(subject.model, Workload(subject.prompts), TARGETS, steps=steps)
         for prompt, attribution in zip(subject.prompts, found, strict=True):
             ends = (embed(subject, list(range(subject.model.vocab_size))).mean(0), embed(subject, prompt.ids))
             before, after = (slope(subject, end.expand(len(prompt.ids), -1), difference)[0] for end in ends)
@@ -159,7 +160,7 @@ def test_with_steps_enough_the_sum_is_the_difference(subject: Subject) -> None:
 def test_interventions_are_in_force(subject: Subject) -> None:
     vector = torch.randn(subject.model.hidden_size, generator=torch.Generator().manual_seed(0))
     operation = {"op": "project_out", "site": "layers_output", "layers": [1], "vector": vector.tolist()}
-    found = multiply_gradients(subject.model, subject.prompts, TARGETS, plan=subject.plan(operation))
+    found = multiply_gradients(subject.model, Workload(subject.prompts, subject.plan(operation)), TARGETS)
 
     def project(module: Any, args: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
@@ -180,7 +181,7 @@ def test_interventions_are_in_force(subject: Subject) -> None:
 def test_weights_get_no_gradients_and_may_learn_again_after(subject: Subject) -> None:
     weights = list(subject.model.module.parameters())
     assert all(weight.requires_grad for weight in weights)
-    multiply_gradients(subject.model, subject.prompts, TARGETS)
+    multiply_gradients(subject.model, Workload(subject.prompts), TARGETS)
 
     assert all(weight.requires_grad and weight.grad is None for weight in weights)
     weights[0].requires_grad_(False)
@@ -193,25 +194,30 @@ def test_weights_get_no_gradients_and_may_learn_again_after(subject: Subject) ->
 @one_family
 def test_progress_counts_steps_and_may_end_it(subject: Subject) -> None:
     told: list[int] = []
-    integrate_gradients(subject.model, subject.prompts, TARGETS, steps=4, batch_tokens=10, on_batch=told.append)
+    integrate_gradients(
+        subject.model,
+        Workload(subject.prompts, batch_tokens=10, progress=lambda count, total, unit: told.append(count)),
+        TARGETS,
+        steps=4,
+    )
     assert told[-1] == 17, "5 points of 6 for the last of three prompts: an odd number always"
     assert told == sorted(set(told))
 
-    def stop(done: int) -> None:
+    def stop(done: int, total: int | None, unit: str) -> None:
         raise InvalidRequest("enough")
 
     with pytest.raises(InvalidRequest, match="enough"):
-        multiply_gradients(subject.model, subject.prompts, TARGETS, on_batch=stop)
+        multiply_gradients(subject.model, Workload(subject.prompts, progress=stop), TARGETS)
 
 
 @one_family
 def test_what_cannot_be_asked_is_refused(subject: Subject) -> None:
     with pytest.raises(InvalidRequest, match="at least 1 step, and steps 0 came"):
-        integrate_gradients(subject.model, subject.prompts, TARGETS, steps=0)
+        integrate_gradients(subject.model, Workload(subject.prompts), TARGETS, steps=0)
     with pytest.raises(InvalidRequest, match="has no slope"):
-        multiply_gradients(subject.model, subject.prompts, TARGETS, "kl")
+        multiply_gradients(subject.model, Workload(subject.prompts), TARGETS, "kl")
     with pytest.raises(InvalidRequest, match="needs 2 target categories, and 1 came"):
-        multiply_gradients(subject.model, subject.prompts, [[ANSWER]] * 3)
+        multiply_gradients(subject.model, Workload(subject.prompts), [[ANSWER]] * 3)
 
 
 @real
@@ -219,13 +225,13 @@ def test_what_cannot_be_asked_is_refused(subject: Subject) -> None:
 @pytest.mark.smollm2
 def test_the_real_model_is_attributed_as_by_plain_autograd(subject: Subject) -> None:
     prompt = subject.prompts[0]
-    (found,) = multiply_gradients(subject.model, [prompt], TARGETS[:1])
+    (found,) = multiply_gradients(subject.model, Workload([prompt]), TARGETS[:1])
     embeddings = embed(subject, prompt.ids)
     value, gradient = slope(subject, embeddings, difference)
 
     assert found.metric == pytest.approx(value, abs=1e-4)
     wanted = (gradient * embeddings).sum(-1)
     assert float((found.values - wanted).abs().max()) <= 5e-5 * max(1.0, float(wanted.abs().max()))
-    (whole,) = integrate_gradients(subject.model, [prompt], TARGETS[:1], steps=2, baseline="zero")
+    (whole,) = integrate_gradients(subject.model, Workload([prompt]), TARGETS[:1], steps=2, baseline="zero")
     assert whole.values.isfinite().all()
     assert whole.baseline == pytest.approx(slope(subject, torch.zeros_like(embeddings), difference)[0], abs=1e-4)

@@ -12,7 +12,8 @@ from nnterp_mcp.experiments.patching.alignment import align
 from nnterp_mcp.experiments.patching.corruption import add_noise, observe_mean, pair_prompts, replace_text, resample
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import Message, TextPosition
+from nnterp_mcp.request.positions import TextPosition
+from nnterp_mcp.request.prompts import Message
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure import context_lengths as lengths
@@ -68,7 +69,7 @@ def test_a_model_that_reads_in_both_directions_is_named_and_generates_nothing(tm
     assert not found["causal"].passed
     assert "a later token changes earlier logits" in found["causal"].detail
     with pytest.raises(Unsupported, match="bert: a later token changes earlier logits"):
-        generate(model, [EncodedPrompt(0, "", [5, 6, 7], [])], max_new_tokens=2)
+        generate(model, Workload([EncodedPrompt(0, "", [5, 6, 7], [])]), max_new_tokens=2)
     causal = BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, is_decoder=True))
     assert all(check.passed for check in standardize(causal).checks)
 

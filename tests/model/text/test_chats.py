@@ -13,7 +13,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.chats import render_chat
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import TurnPosition
+from nnterp_mcp.request.positions import TurnPosition
 from nnterp_mcp.verification.tiny import tiny_tokenizer
 from tests.model.text.templates import STYLES, Messages, Style
 

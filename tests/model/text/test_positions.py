@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.fields import TextPosition
+from nnterp_mcp.request.positions import TextPosition
 from nnterp_mcp.verification.tiny import tiny_tokenizer
 from tests.request.test_selectors import bounds, steps, written
 

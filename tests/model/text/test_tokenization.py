@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, fill_batches
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, group_by_length, pad_batch
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.fields import Message
+from nnterp_mcp.request.prompts import Message
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.verification.tiny import BOS, EOS, tiny_tokenizer
 
@@ -35,7 +35,8 @@ def refusal(tokenizer: Any, prompt: Any, limit: int | None = None) -> str:
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100), st.booleans())
 def test_batches_lose_no_prompt_and_keep_to_the_budget(lengths: list[int], budget: int, pad: bool) -> None:
     prompts = encoded(lengths)
-    batches = fill_batches(prompts, budget, 0, CPU, pad=pad)
+    groups = group_by_length(lengths, budget, pad=pad)
+    batches = [pad_batch([prompts[number] for number in group], 0, CPU) for group in groups]
 
     assert sorted(prompt.index for batch in batches for prompt in batch.prompts) == list(range(len(lengths)))
     for batch in batches:
@@ -49,7 +50,7 @@ def test_batches_lose_no_prompt_and_keep_to_the_budget(lengths: list[int], budge
 
 
 def test_prompts_of_one_length_share_a_batch() -> None:
-    assert [len(batch.prompts) for batch in fill_batches(encoded([4] * 6), 12, 0, CPU)] == [3, 3]
+    assert group_by_length([4] * 6, 12) == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_text_gets_special_tokens_and_spans() -> None:

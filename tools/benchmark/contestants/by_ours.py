@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp import Laboratory, Prompt, encode_prompts, parse_operation, patchscope_lens, plan, run_prompts
+from nnterp_mcp.engine import workload
 from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.experiments.attention_patterns import AttentionReadings, choose_heads, read_attention
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
@@ -50,9 +52,7 @@ class Contestant(Stage):
         def work() -> LensReadings:
             prompts = self._encode(load)
             at = [range(len(prompt.ids)) if load.positions == "all" else [len(prompt.ids) - 1] for prompt in prompts]
-            return read_lens(
-                self.model, prompts, at, range(self.model.num_layers), top_k=TOP, batch_tokens=self._batch_tokens
-            )
+            return read_lens(self.model, self._work(prompts), at, range(self.model.num_layers), top_k=TOP)
 
         def numbers(read: LensReadings) -> Numbers:
             return torch.cat([read.readout.top_probs, read.readout.entropy[..., None]], dim=-1).flatten().tolist()
@@ -98,7 +98,7 @@ class Contestant(Stage):
         def work() -> list[int]:
             prompts = self._encode(load)
             edits = plan(self.model, [add], prompts)
-            return generate(self.model, prompts, edits, max_new_tokens=load.new_tokens)[0].ids
+            return generate(self.model, self._work(prompts, edits), max_new_tokens=load.new_tokens)[0].ids
 
         return Play(work, lambda ids: [float(token) for token in ids])
 
@@ -107,7 +107,7 @@ class Contestant(Stage):
 
         def work() -> AttentionReadings:
             chosen = choose_heads(self.model)
-            return read_attention(self.model, self._encode(load), chosen, batch_tokens=self._batch_tokens)
+            return read_attention(self.model, self._work(self._encode(load)), chosen)
 
         def numbers(read: AttentionReadings) -> Numbers:
             return [*read.entropy[0].tolist(), *read.of("first")[0].tolist()]
@@ -119,7 +119,7 @@ class Contestant(Stage):
         targets = [[answer_ids(self.model.tokenizer)]]
 
         def work() -> Tensor:
-            return multiply_gradients(self.model, self._encode(load), targets, "log_probability")[0].values
+            return multiply_gradients(self.model, self._work(self._encode(load)), targets, "log_probability")[0].values
 
         return Play(work, Tensor.tolist)
 
@@ -142,6 +142,9 @@ class Contestant(Stage):
     @property
     def _batch_tokens(self) -> int:
         return self.laboratory.bench.batch_tokens
+
+    def _work(self, prompts: list[EncodedPrompt], edits: Plan = NOTHING) -> workload.Workload:
+        return workload.Workload(prompts, edits, self._batch_tokens)
 
     def _encode(self, load: Workload) -> list[EncodedPrompt]:
         return encode_prompts(self.model.tokenizer, load.prompts, self.model.name)

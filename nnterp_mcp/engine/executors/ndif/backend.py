@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
 
-from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.executors.ndif.kernels import read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
@@ -69,17 +68,6 @@ def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
         yield
     finally:
         model.set_attention("eager" if before == "eager" else "sdpa")
-
-
-def batches_of(
-    model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    batch_tokens: int,
-    batch_size: int | None = None,
-    new_tokens: int = 0,
-) -> list[Batch]:
-    """The prompts in padded batches."""
-    return make_batches(model, prompts, batch_tokens, batch_size=batch_size, new_tokens=new_tokens)
 
 
 def inputs_of(batch: Batch, last: bool = False) -> Data:

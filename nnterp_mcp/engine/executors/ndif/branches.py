@@ -24,6 +24,7 @@ from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.reductions import sample_logits
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 
 Reduce = Callable[[Sequence[int]], LogitReduction]
@@ -190,12 +191,7 @@ def _write_texts(branches: Branches) -> dict[int, list[int]]:
     }
     for edit in branches.edits:
         edits.setdefault(edit.place, []).append(edit)
-    said = generate(
-        branches.model,
-        rows,
-        Plan(edits),
-        max_new_tokens=branches.new_tokens,
-        batch_tokens=branches.batch_tokens,
-    )
+    work = Workload(rows, Plan(edits), branches.batch_tokens)
+    said = generate(branches.model, work, max_new_tokens=branches.new_tokens)
     texts = {prompt.index: generation.ids for prompt, generation in zip(rows, said, strict=True)}
     return texts | {-1: texts.pop(unedited)}

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnterp_mcp.engine.executors.ndif.backend import batches_of, inputs_of, replayed
+from nnterp_mcp.engine.executors.ndif.backend import inputs_of, replayed
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import compare_lens, compare_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
@@ -18,10 +18,11 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
 from nnterp_mcp.experiments.attention_patterns import HeadChoice, read_attention
 from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, pad_batch
 
 Run = TypeVar("Run")
 _FAULTS = (Internal, InvalidRequest, Unsupported)
@@ -61,7 +62,7 @@ def _check_lens(model: ServedTransformer) -> list[Check]:
     last = Place("layers_output", model.anatomy.last.index)
 
     def compare(prompts: list[EncodedPrompt]) -> Data:
-        (batch,) = batches_of(model, prompts, 1 << 20)
+        batch = pad_batch(prompts, model.pad_id, model.device)
         ends = [(row, at) for row, prompt in enumerate(batch.prompts) for at in range(len(prompt.ids))]
         window = Window.over(batch)
         rows, columns = places_at(window, ends)
@@ -103,7 +104,7 @@ def _check_cache(model: ServedTransformer) -> Check:
     said: list[Any] = []
     for cached in (True, False):
         model.cached = cached
-        said.append(_attempt(lambda: generate_served(model, prompts, max_new_tokens=3)[0]))
+        said.append(_attempt(lambda: generate_served(model, Workload(prompts), max_new_tokens=3)[0]))
     with_cache, without = said
     if isinstance(without, str):
         return Check("generation", False, without)
@@ -120,7 +121,7 @@ def _check_attention(model: ServedTransformer) -> Check:
         return Check("attention", False, "no layer returns its attention probabilities")
     layer = readable[len(readable) // 2]
     chosen = [HeadChoice(layer, list(range(model.anatomy.layers[layer].num_heads)))]
-    found = _attempt(lambda: read_attention(model, _prompts(model), chosen))
+    found = _attempt(lambda: read_attention(model, Workload(_prompts(model)), chosen))
     if isinstance(found, str):
         return Check("attention", False, f"NDIF gives no attention probabilities: {found}")
     sink = float(found.sink.nan_to_num(0).max())

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.backend import batches_of
+from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import write_tokens
 from nnterp_mcp.engine.executors.ndif.wire_format import steps_of
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.generation import Generation, end_ids
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.sampling import GREEDY, Sampling
 from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.structure.context_lengths import lengths_of
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 _TOKENS = 32
 """Steps in one request; the next one reads what is written so far again, once."""
@@ -28,29 +29,26 @@ _TOKENS = 32
 
 def generate_served(
     model: ServedTransformer,
-    prompts: Sequence[EncodedPrompt],
-    plan: Plan = NOTHING,
+    work: Workload,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    batch_tokens: int = 4096,
-    on_token: Callable[[int], None] = lambda tokens_done: None,
-    should_stop: Callable[[], None] = lambda: None,
 ) -> list[Generation]:
     """`generation.generate` on a served model; cached keys and values stay there for the length of a request."""
     model.require("causal")
     found: dict[int, Generation] = {}
-    done = 0
-    for batch in batches_of(model, prompts, max(1, batch_tokens - max_new_tokens), new_tokens=max_new_tokens):
-        text = _Text(model, batch, plan, sampling, max_new_tokens)
+    work, done = replace(work, new_tokens=max_new_tokens), 0
+    groups = work.split(model)
+    for numbers in groups:
+        text = _Text(model, work.batch(model, numbers), work.plan, sampling, max_new_tokens)
         while len(text.tokens) < max_new_tokens and not text.ended:
-            should_stop()
+            check_cancelled()
             before = len(text.tokens)
             text.go_on(min(_TOKENS, max_new_tokens - before))
             done += len(text.tokens) - before
-            on_token(done)
-        found |= {generation.prompt: generation for generation in text.generations()}
-    return [found[prompt.index] for prompt in prompts]
+            work.progress(done, max_new_tokens * len(groups), "steps")
+        found |= zip(numbers, text.generations(), strict=True)
+    return [found[number] for number in range(len(work.prompts))]
 
 
 class _Text:

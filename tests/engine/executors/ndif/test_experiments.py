@@ -17,24 +17,23 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from nnterp_mcp.engine.batching import make_batches
 from nnterp_mcp.engine.executors.ndif.checks import check_served
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.planning.vectors import read_token_rows
 from nnterp_mcp.engine.sampling import Sampling
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.activations import collect, index_rows, state_shape
+from nnterp_mcp.experiments.activations import collect, index_rows, read_states, state_shape
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
 from nnterp_mcp.experiments.logit_lens import likeliest_tokens, read_lens
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
 from nnterp_mcp.experiments.patchscope import read_patchscope
-from nnterp_mcp.experiments.residual_states import read_states
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.steering_vectors import average_states
 from nnterp_mcp.experiments.target_prompts import Target
@@ -113,7 +112,13 @@ def test_lens(pair: Pair, inverse: bool) -> None:
     last = pair.served.num_layers - 1
 
     found = read_lens(
-        pair.served, prompts, [[1, 3], [2]], [0, 2, last], top_k=4, categories=[[[5, 9], []]] * 2, inverse=inverse
+        pair.served,
+        Workload(prompts),
+        [[1, 3], [2]],
+        [0, 2, last],
+        top_k=4,
+        categories=[[[5, 9], []]] * 2,
+        inverse=inverse,
     )
 
     assert list(zip(found.prompts, found.positions, strict=True)) == [(0, 1), (0, 3), (1, 2)]
@@ -135,7 +140,7 @@ def test_the_lens_of_an_early_layer_is_the_model_that_leaves_the_others_out(llam
     state = llama.plain.read(prompt.ids, "layers_output", middle)[-1]
     expected = llama.probabilities(prompt, {("layers_output", last): replacing(state, -1)})
 
-    found = read_lens(llama.served, [prompt], [[len(prompt.ids) - 1]], [middle], top_k=5)
+    found = read_lens(llama.served, Workload([prompt]), [[len(prompt.ids) - 1]], [middle], top_k=5)
 
     torch.testing.assert_close(found.readout.top_probs[0, 0], expected.topk(5).values, **CLOSE)
 
@@ -143,7 +148,7 @@ def test_the_lens_of_an_early_layer_is_the_model_that_leaves_the_others_out(llam
 def test_states(pair: Pair) -> None:
     prompts = pair.encode()
 
-    found = read_states(pair.served, prompts, [[0, 2], [4]], [0, 3])
+    found = read_states(pair.served, Workload(prompts), [[0, 2], [4]], [0, 3])
 
     for row, (number, position) in enumerate([(0, 0), (0, 2), (1, 4)]):
         for column, layer in enumerate([0, 3]):
@@ -152,7 +157,9 @@ def test_states(pair: Pair) -> None:
 
 
 def test_states_averaged_over_positions(pair: Pair) -> None:
-    found = average_states(pair.served, PROMPTS, [1, 3], ["1:4"])
+    found = average_states(
+        pair.served, Workload(encode_prompts(pair.served.tokenizer, PROMPTS, pair.served.name)), [1, 3], ["1:4"]
+    )
 
     for row, prompt in enumerate(pair.encode()):
         for column, layer in enumerate([1, 3]):
@@ -164,7 +171,7 @@ def test_states_averaged_over_positions(pair: Pair) -> None:
 def test_text_is_what_each_next_likeliest_token_adds(pair: Pair) -> None:
     prompts = pair.encode()
 
-    found = generate(pair.served, prompts, max_new_tokens=5)
+    found = generate(pair.served, Workload(prompts), max_new_tokens=5)
 
     for prompt, said in zip(prompts, found, strict=True):
         ids = list(prompt.ids)
@@ -178,10 +185,10 @@ def test_text_is_what_each_next_likeliest_token_adds(pair: Pair) -> None:
 def test_a_text_of_two_requests_goes_on_where_the_first_ended(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     steered = llama.plan({"op": "scale", "site": "mlps_output", "layers": [1], "factor": 0.5, "positions": "last"})
     sampling = Sampling(temperature=1.5, top_p=0.9, seed=7)
-    whole = generate(llama.served, llama.encode(), steered, max_new_tokens=6, sampling=sampling)
+    whole = generate(llama.served, Workload(llama.encode(), steered), max_new_tokens=6, sampling=sampling)
     monkeypatch.setattr("nnterp_mcp.engine.executors.ndif.generation._TOKENS", 2)
 
-    parts = generate(llama.served, llama.encode(), steered, max_new_tokens=6, sampling=sampling)
+    parts = generate(llama.served, Workload(llama.encode(), steered), max_new_tokens=6, sampling=sampling)
 
     assert [said.ids for said in parts] == [said.ids for said in whole]
 
@@ -192,7 +199,9 @@ def test_a_text_with_an_operation_in_force(llama: Pair, cached: bool, monkeypatc
     prompts = llama.encode()
 
     found = generate(
-        llama.served, prompts, llama.plan({"op": "zero", "site": "mlps_output", "layers": [1]}), max_new_tokens=4
+        llama.served,
+        Workload(prompts, llama.plan({"op": "zero", "site": "mlps_output", "layers": [1]})),
+        max_new_tokens=4,
     )
 
     for prompt, said in zip(prompts, found, strict=True):
@@ -274,8 +283,8 @@ def test_collected_states(pair: Pair, site: Any) -> None:
 
     found = {
         number: states
-        for block in collect(pair.served, prompts, rows, places)
-        for number, states in zip(block.numbers, block.states, strict=True)
+        for numbers, block in collect(pair.served, Workload(prompts), rows, places)
+        for number, states in zip(numbers, block, strict=True)
     }
 
     for number, row in enumerate(rows):
@@ -286,7 +295,7 @@ def test_collected_states(pair: Pair, site: Any) -> None:
 
 
 def test_logits_and_gradients_stay_there(llama: Pair) -> None:
-    (batch,) = make_batches(llama.served, llama.encode(), 4096)
+    (batch,) = Workload(llama.encode()).batches(llama.served)
     with pytest.raises(Unsupported, match="whole logits"):
         forward(llama.served, batch, logits=[(0, 1)])
     with pytest.raises(Unsupported, match="gradients"):
@@ -297,11 +306,10 @@ def _same_as(pair: Pair, in_force: Plan, edits: Edits) -> None:
     prompts = pair.encode()
     found = read_lens(
         pair.served,
-        prompts,
+        Workload(prompts, in_force),
         [[len(prompt.ids) - 1] for prompt in prompts],
         [pair.served.num_layers - 1],
         top_k=5,
-        plan=in_force,
     )
     for row, prompt in enumerate(prompts):
         expected = pair.probabilities(prompt, edits)
@@ -345,7 +353,7 @@ def test_attention(pair: Pair) -> None:
     before = pair.served.attention
     chosen = choose_heads(pair.served, [0, 3])
 
-    found = read_attention(pair.served, prompts, chosen, [[2], [4]], top_k=2, on_pattern=patterns.__setitem__)
+    found = read_attention(pair.served, Workload(prompts), chosen, [[2], [4]], top_k=2, on_pattern=patterns.__setitem__)
 
     for row, (prompt, query) in enumerate(zip(prompts, (2, 4), strict=True)):
         read = [pair.plain.read(prompt.ids, "attention_probabilities", layer) for layer in (0, 3)]
@@ -359,7 +367,7 @@ def test_attention(pair: Pair) -> None:
 def test_kinds_of_heads(llama: Pair) -> None:
     repeated = repeat_random_tokens(llama.served, count=2, length=6)
 
-    found = score_heads(llama.served, repeated, choose_heads(llama.served, [1]))
+    found = score_heads(llama.served, Workload(repeated.prompts), choose_heads(llama.served, [1]), repeated.second)
 
     for row, prompt in enumerate(repeated.prompts):
         pattern = llama.plain.read(prompt.ids, "attention_probabilities", 1).transpose(0, 1)
@@ -487,7 +495,7 @@ def test_rows_of_the_unembedding(llama: Pair) -> None:
 def test_what_cannot_be_sent_is_refused_by_name(llama: Pair, operation: dict[str, Any], said: str) -> None:
     check_served(llama.served)
     with pytest.raises(Unsupported) as refusal:
-        read_lens(llama.served, llama.encode(), [[0], [0]], [1], plan=llama.plan(operation))
+        read_lens(llama.served, Workload(llama.encode(), llama.plan(operation)), [[0], [0]], [1])
     assert said in f"{refusal.value.message} {refusal.value.next_step}"
 
 
@@ -518,7 +526,7 @@ def test_nothing_as_wide_as_the_vocabulary_comes_back(llama: Pair, monkeypatch: 
 
     prompts = llama.encode()
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    watch(lambda: read_lens(llama.served, prompts, ends, [0, 3], plan=NOTHING))
+    watch(lambda: read_lens(llama.served, Workload(prompts), ends, [0, 3]))
     watch(lambda: sweep(llama.served, prompts, {1: torch.ones(llama.served.hidden_size)}, [1.0]))
 
     assert widths

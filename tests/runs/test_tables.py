@@ -28,7 +28,7 @@ from nnterp_mcp.runs.tables import (
     read_array,
     tables_of,
 )
-from nnterp_mcp.toolset.read_run.answer import digest, render
+from nnterp_mcp.toolset.read_run.answer import digest
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
 from tests.recorded_runs import PARAMS, opened
 
@@ -194,7 +194,7 @@ def page(rows: list[dict[str, Any]], form: str, total: int | None = None) -> Rea
 @given(ROWS.filter(bool))
 def test_json_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> None:
     answer = digest(page(rows, "json"))
-    _, *lines = render(answer).split("\n")
+    _, *lines = answer.text().split("\n")
 
     assert [json.loads(line) for line in lines] == rows
     assert answer.exact
@@ -202,7 +202,7 @@ def test_json_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> Non
 
 @given(ROWS.filter(bool))
 def test_csv_gives_each_row_with_every_digit(rows: list[dict[str, Any]]) -> None:
-    _, content = render(digest(page(rows, "csv"))).split("\n", 1)
+    _, content = digest(page(rows, "csv")).text().split("\n", 1)
     read = list(csv.DictReader(io.StringIO(content)))
 
     assert [int(row["layer"]) for row in read] == [row["layer"] for row in rows]
@@ -224,11 +224,11 @@ def test_a_table_says_what_is_the_same_once_and_the_rest_row_by_row(rows: list[d
 def test_what_a_page_leaves_out_is_said() -> None:
     long = [{"layer": layer, "text": "x" * 500, "numbers": [layer / 7] * 500} for layer in range(20)]
     answer = digest(page(long, "table", total=90))
-    said = render(answer)
+    said = answer.text()
 
     assert answer.truncated
     assert "70 rows follow: offset=20." in said
     assert "Cells that end in … go on; format='json' shows them whole, fewer rows more of them." in said
     assert "… 492 more" in said
     assert not digest(page(long, "json")).truncated
-    assert "… 372 more" in render(digest(page(long[:1], "table")))
+    assert "… 372 more" in digest(page(long[:1], "table")).text()

@@ -34,7 +34,7 @@ def read(recorded: Recorded, name: str) -> tuple[Figure, dict[str, Any]]:
     """A run's figure, and its result as it lies on the disk."""
     run_id = recorded.ids[name]
     result = json.loads((recorded.settings.runs / run_id / "result.json").read_text())
-    return figure_of(recorded.store, recorded.store.read(run_id)), result
+    return figure_of(recorded.store, recorded.store.read(run_id), specs()), result
 
 
 def panel(figure: Figure, kind: type[Any], title: str = "") -> Any:
@@ -78,7 +78,7 @@ def test_every_figure_names_what_it_shows(name: str, recorded: Recorded) -> None
 @pytest.mark.parametrize("name", ["vector", "sampling"])
 def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorded) -> None:
     with pytest.raises(NnterpError, match=r"has no picture: (make_vector|generate) draws none"):
-        figure_of(recorded.store, recorded.store.read(recorded.ids[name]))
+        figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
 
 
 def test_the_lens_shows_each_readings_likeliest_tokens_and_the_mean_of_targets(recorded: Recorded) -> None:

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnterp_mcp.contract import Answer, Table
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, rounded, seconds, size, spread
-from nnterp_mcp.render import cell, lines, table
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 
@@ -100,16 +98,3 @@ def test_spread_keeps_order_and_what_must_be_kept(items: list[int], keep: list[i
 def test_spread_is_even() -> None:
     assert spread(range(30), [], 4) == [0, 10, 19, 29]
     assert spread(range(30), [28], 1) == [28]
-
-
-def test_table() -> None:
-    content = Table(
-        columns=["layer", "top", "p, rank"], rows=[[0, [["a", 0.5], ["b", 0.25]], ["<1e-6", 3]], [1, None, []]]
-    )
-
-    assert table(content) == "layer | top | p, rank\n0 | a 0.5, b 0.25 | <1e-6 3\n1 | – | "
-    assert cell(1.23456) == "1.23"
-
-
-def test_lines_leave_nothing_empty() -> None:
-    assert lines(Answer(finding="found", notes=["note"]), "", "part") == "found\npart\nnote"

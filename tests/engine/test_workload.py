@@ -5,15 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from nnterp_mcp.engine import batching as batches
-from nnterp_mcp.engine.batching import run_batches
-from nnterp_mcp.errors import OutOfMemory
+from nnterp_mcp.cancellation import cancellable
+from nnterp_mcp.engine import workload
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import Cancelled, OutOfMemory
 from nnterp_mcp.model.memory import of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, encode_prompts
@@ -28,10 +29,10 @@ def model() -> StandardizedTransformer:
 
 
 def sizes(model: StandardizedTransformer, run: Callable[[Batch], object] = id) -> list[int]:
-    prompts = encode_prompts(model.tokenizer, PROMPTS, "tiny")
-    found = [batch for batch, _ in run_batches(model, prompts, 4096, run)]
-    assert sorted(prompt.index for batch in found for prompt in batch.prompts) == list(range(len(PROMPTS)))
-    return [len(batch.prompts) for batch in found]
+    work = Workload(encode_prompts(model.tokenizer, PROMPTS, "tiny"))
+    found = [numbers for numbers, _ in work.run_batches(model, lambda batch, numbers: run(batch))]
+    assert sorted(number for numbers in found for number in numbers) == list(range(len(PROMPTS)))
+    return [len(numbers) for numbers in found]
 
 
 def test_a_batch_that_fails_is_split_until_it_fits(model: StandardizedTransformer) -> None:
@@ -61,7 +62,7 @@ def test_a_prompt_that_does_not_fit_alone_is_named(model: StandardizedTransforme
 
 def test_what_would_not_fit_is_not_tried(model: StandardizedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     room = of_pass(model, 10, 12, False)
-    monkeypatch.setattr(batches, "free", lambda device: room)
+    monkeypatch.setattr(workload, "free", lambda device: room)
     tried: list[int] = []
 
     def run(batch: Batch) -> None:
@@ -71,9 +72,37 @@ def test_what_would_not_fit_is_not_tried(model: StandardizedTransformer, monkeyp
     sizes(model, run)
     assert len(tried) > 2
     assert max(tried) <= room
-    monkeypatch.setattr(batches, "free", lambda device: 0)
+    monkeypatch.setattr(workload, "free", lambda device: 0)
     with pytest.raises(OutOfMemory):
         sizes(model)
+
+
+def test_results_come_in_the_order_of_the_prompts_however_batches_are_split(model: StandardizedTransformer) -> None:
+    done: list[tuple[int, int | None, str]] = []
+    prompts = encode_prompts(model.tokenizer, PROMPTS, "tiny")
+    work = Workload(prompts, batch_tokens=40, progress=lambda *told: done.append(told)).some([7, 3, 30, 12, 5, 21])
+
+    def run(batch: Batch, numbers: Sequence[int]) -> list[int]:
+        assert [prompt.index for prompt in batch.prompts] == [work.prompts[number].index for number in numbers]
+        if len(numbers) > 2:
+            raise torch.OutOfMemoryError
+        return [prompt.index for prompt in batch.prompts]
+
+    assert work.run(model, run, unit="texts") == [7, 3, 30, 12, 5, 21]
+    assert [count for count, _, _ in done] == sorted(count for count, _, _ in done)
+    assert done[-1] == (6, 6, "texts")
+
+
+def test_a_cancelled_call_runs_no_further_batch(model: StandardizedTransformer) -> None:
+    def stop() -> None:
+        if len(ran) == 2:
+            raise Cancelled("stop")
+
+    ran: list[int] = []
+    work = Workload(encode_prompts(model.tokenizer, PROMPTS, "tiny"), batch_tokens=1)
+    with cancellable(stop), pytest.raises(Cancelled):
+        work.run(model, lambda batch, numbers: ran.append(len(numbers)) or [None])
+    assert ran == [1, 1]
 
 
 @pytest.mark.slow
@@ -81,7 +110,8 @@ def test_the_allocator_s_own_failure_in_a_limited_process() -> None:
     """The states of a batch that the limit forbids, and those of a process without one."""
     script = textwrap.dedent("""
         import resource, sys, psutil, torch
-        from nnterp_mcp.experiments.residual_states import iterate_states
+        from nnterp_mcp.engine.workload import Workload
+        from nnterp_mcp.experiments.activations import read_states
         from nnterp_mcp.model.text.tokenization import encode_prompts
         from nnterp_mcp.model.standardized import StandardizedTransformer
         from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
@@ -89,13 +119,14 @@ def test_the_allocator_s_own_failure_in_a_limited_process() -> None:
         model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer(), name="tiny")
         prompts = encode_prompts(model.tokenizer, ["a b c d e f g h " * 8] * 1500, "tiny")
         every = [[len(prompt.ids) - 1] for prompt in prompts]
-        run = lambda: list(iterate_states(model, prompts, every, [0, 1], batch_tokens=1 << 20))
-        free = run()
+        sizes = []
+        work = Workload(prompts, batch_tokens=1 << 20, progress=lambda count, total, unit: sizes.append(count))
+        free = read_states(model, work, every, [0, 1])
+        batches = len(sizes)
         held = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (held + 40_000_000,) * 2)
-        limited = run()
-        apart = (torch.cat([part.states for part in free]) - torch.cat([part.states for part in limited])).abs().max()
-        print(len(free), len(limited) > 1, float(apart) < 1e-5)
+        limited = read_states(model, work, every, [0, 1])
+        print(batches, len(sizes) > 2, float((free - limited).abs().max()) < 1e-5)
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["1", "True", "True"], done.stderr

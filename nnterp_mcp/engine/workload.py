@@ -1,0 +1,152 @@
+"""The prompts of a request, run batch by batch: filled by length, halved when memory runs out, in order at the end.
+
+The memory of a batch is estimated before it runs, for a host that runs out of memory does not say so: its kernel ends
+the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from nnterp_mcp.cancellation import check_cancelled
+from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.model.memory import free, of_pass
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.structure.context_lengths import lengths_of
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, group_by_length, pad_batch
+from nnterp_mcp.model.wrapped import WrappedModel
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int | None, str], None]
+"""Called with what is done, with the total where it is known, and with the unit ("prompts"). Raises to end the work."""
+
+
+def ignore_progress(done: int, total: int | None, unit: str) -> None:
+    """Reports to nobody."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts, with the operations on them, the size of their batches, and where progress is reported.
+
+    Attributes:
+        prompts: The prompts.
+        plan: The operations, planned for the request that the prompts belong to.
+        batch_tokens: The most tokens of a batch, padding and new tokens included; a longer prompt runs alone.
+        progress: Called after each batch.
+        batch_size: The most prompts of a batch.
+        new_tokens: How many tokens are generated after each prompt.
+        padded: Prompts of different lengths share a batch, where the model allows it.
+    """
+
+    prompts: Sequence[EncodedPrompt]
+    plan: Plan = NOTHING
+    batch_tokens: int = 4096
+    progress: Progress = ignore_progress
+    batch_size: int | None = None
+    new_tokens: int = 0
+    padded: bool = True
+
+    def some(self, numbers: Sequence[int]) -> Workload:
+        """The same for some of the prompts.
+
+        Args:
+            numbers: Indices into `prompts`.
+        """
+        return replace(self, prompts=[self.prompts[number] for number in numbers])
+
+    def split(self, model: WrappedModel) -> list[list[int]]:
+        """The batches, as indices into `prompts`: each prompt is computed in its batch as it is computed alone.
+
+        Args:
+            model: The model.
+        """
+        lengths = lengths_of(model.module)
+        return group_by_length(
+            [len(prompt.ids) for prompt in self.prompts],
+            max(1, self.batch_tokens - self.new_tokens),
+            pad=self.padded and model.can("batch"),
+            batch_size=self.batch_size,
+            share=lambda length, other: lengths.share(length, other, self.new_tokens),
+        )
+
+    def batch(self, model: WrappedModel, numbers: Sequence[int]) -> Batch:
+        """Some of the prompts, padded to one length.
+
+        Args:
+            model: The model.
+            numbers: Indices into `prompts`.
+        """
+        return pad_batch([self.prompts[number] for number in numbers], model.pad_id, model.device)
+
+    def batches(self, model: WrappedModel) -> list[Batch]:
+        """All prompts in batches.
+
+        Args:
+            model: The model.
+        """
+        return [self.batch(model, numbers) for numbers in self.split(model)]
+
+    def run(
+        self,
+        model: StandardizedTransformer,
+        compute: Callable[[Batch, Sequence[int]], Iterable[T]],
+        *,
+        patterns: bool = False,
+        unit: str = "prompts",
+    ) -> list[T]:
+        """Runs every prompt once, and returns what came of each, in the order of the prompts.
+
+        Args:
+            model: The model.
+            compute: Computes a batch, given the index of each row in `prompts`; returns one value for each row. When
+                memory runs out it is called again with fewer rows, so it must have no other lasting effect.
+            patterns: Attention patterns are formed, which grow with the square of a prompt's length.
+            unit: What the prompts are called in the progress.
+
+        Raises:
+            OutOfMemory: One prompt alone does not fit.
+            NnterpError: The call was cancelled.
+        """
+        found: dict[int, T] = {}
+        for numbers, values in self.run_batches(model, compute, patterns=patterns, unit=unit):
+            found |= zip(numbers, values, strict=True)
+        return [found[number] for number in range(len(self.prompts))]
+
+    def run_batches(
+        self,
+        model: StandardizedTransformer,
+        compute: Callable[[Batch, Sequence[int]], T],
+        *,
+        patterns: bool = False,
+        unit: str = "prompts",
+    ) -> Iterator[tuple[Sequence[int], T]]:
+        """Does what `run` does, for callers that use each batch as it comes.
+
+        Yields:
+            The indices of the prompts of a batch, with what `compute` returned. Progress is reported when the next
+            batch is asked for.
+        """
+
+        def run(numbers: Sequence[int]) -> tuple[Sequence[int], T]:
+            check_cancelled()
+            batch = self.batch(model, numbers)
+            rows, columns = batch.inputs["input_ids"].shape
+            if not model.elsewhere and of_pass(model, rows, columns, patterns) > free(model.device):
+                raise torch.OutOfMemoryError("estimated to be too large")
+            return numbers, compute(batch, numbers)
+
+        def name(number: int) -> str:
+            return f"a prompt of {len(self.prompts[number].ids)} tokens"
+
+        done = 0
+        for numbers, found in run_halving(model, self.split(model), run, name):
+            yield numbers, found
+            done += len(numbers)
+            self.progress(done, len(self.prompts), unit)
