@@ -1,6 +1,6 @@
 """What every tool shares: the spec of a tool, its parameters, its result and what an agent sees of it.
 
-A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
+_A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
 and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
 are two forms of that one answer, so that they cannot disagree.
 """
@@ -33,13 +33,13 @@ class ModelParams(Params):
     model: ModelHandle = None
 
 
-class Part(BaseModel):
+class ResultPart(BaseModel):
     """Base of the parts of a result, whose fields are all known."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Measured(Part):
+class Measured(ResultPart):
     """A mean over prompts, with its 95 % interval where there are several."""
 
     mean: float
@@ -47,7 +47,7 @@ class Measured(Part):
     high: float | None = None
 
 
-class Result(Part):
+class Result(ResultPart):
     """Base of the results of tools: every number, reduced on the device, before anything is left out.
 
     Attributes:
@@ -57,9 +57,9 @@ class Result(Part):
     remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
 
 
-class Answer(Part):
+class Answer(ResultPart):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
-    out; the run that holds the rest. A picture stands beside both, as PNG."""
+    out; the run that holds the rest. _A picture stands beside both, as PNG."""
 
     finding: Annotated[str, Field(description="The answer in words.")]
     notes: list[str] = []
@@ -129,18 +129,18 @@ class Late(Answer):
     progress: str | None = None
 
 
-P = TypeVar("P", bound=Params)
-R = TypeVar("R", bound=Result)
-A = TypeVar("A", bound=Answer)
+_P = TypeVar("_P", bound=Params)
+_R = TypeVar("_R", bound=Result)
+_A = TypeVar("_A", bound=Answer)
 
 
 @dataclass(frozen=True)
-class ToolSpec(Generic[P, R, A]):
+class ToolSpec(Generic[_P, _R, _A]):
     """One MCP tool as a value.
 
     Attributes:
         name: The tool's name, also its folder's.
-        title: A short title for people.
+        title: _A short title for people.
         description: What it measures and when to use it, at most 2 KB: some clients cut there.
         params: Its parameters.
         result: What the worker (or the server) computes.
@@ -152,18 +152,18 @@ class ToolSpec(Generic[P, R, A]):
         destructive: The call removes something.
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
-        recorded: A call in a worker is an experiment, and kept as a run.
-        served: A call in a worker can be about a model that another machine serves.
+        recorded: _A call in a worker is an experiment, and kept as a run.
+        served: _A call in a worker can be about a model that another machine serves.
     """
 
     name: str
     title: str
     description: str
-    params: type[P]
-    result: type[R]
-    answer: type[A]
-    digest: Callable[[R], A]
-    figure: Callable[[R, Arrays], Figure] | None = None
+    params: type[_P]
+    result: type[_R]
+    answer: type[_A]
+    digest: Callable[[_R], _A]
+    figure: Callable[[_R, Arrays], Figure] | None = None
     place: Literal["server", "worker"] = "worker"
     read_only: bool = True
     destructive: bool = False
@@ -172,7 +172,7 @@ class ToolSpec(Generic[P, R, A]):
     recorded: bool = True
     served: bool = False
 
-    def summarize(self, result: R) -> A:
+    def summarize(self, result: _R) -> _A:
         """What an agent sees of a result, the remarks on its input among the notes."""
         answer = self.digest(result)
         answer.notes += result.remarks
@@ -188,14 +188,14 @@ class ToolSpec(Generic[P, R, A]):
         """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
+        hold. _A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
         unsaid = _KNOWN if self.recorded and self.place == "worker" else _KNOWN | {"run_id"}
         own = {name: _outline(field) for name, field in fields.items() if name not in unsaid}
         return {"type": "object", "properties": own}
 
-    def parse(self, arguments: Mapping[str, Any]) -> P:
+    def parse(self, arguments: Mapping[str, Any]) -> _P:
         """Validates the arguments of a call.
 
         Raises:
@@ -263,7 +263,7 @@ def _compact(node: Any, named: bool = False) -> Any:
     refused: all are.
 
     Args:
-        node: A part of the schema.
+        node: _A part of the schema.
         named: Whether the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):

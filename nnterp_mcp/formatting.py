@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+_LISTED = 5
+"""Runs of numbers that are listed."""
+
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
@@ -128,6 +131,28 @@ def layer_groups(layers: Sequence[int], count: int) -> list[LayerSpan]:
     keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
     groups = [[layer for _, layer in group] for _, group in keyed]
     return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short, `0-3, 8`; where there are many runs, the middle is left out and all are counted."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    listed = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if len(listed) <= _LISTED:
+        return ", ".join(listed)
+    return f"{', '.join(listed[: _LISTED - 1])}, … {listed[-1]} ({len(numbers)})"
+
+
+def magnitude(count: int) -> str:
+    """A count of parameters: 576, 36.9 k, 134.5 M, 7.24 G."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)
 
 
 def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:

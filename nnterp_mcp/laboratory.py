@@ -27,7 +27,7 @@ from nnterp_mcp.worker.workbench import Bench
 if TYPE_CHECKING:
     from torch import Tensor
 
-OnProgress = Callable[[Progress], None]
+TellProgress = Callable[[Progress], None]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Laboratory:
         *,
         settings: Settings | None = None,
         handle: str | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: TellProgress | None = None,
         **loading: Any,
     ) -> None:
         """Loads a model.

@@ -21,7 +21,7 @@ Cell = str | bool | int | float | None | list[Any]
 _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 """Texts that need no quotes: without spaces, and nothing like a number."""
 
-Row = TypeVar("Row")
+_Row = TypeVar("_Row")
 
 
 class _Mean(Protocol):
@@ -70,7 +70,7 @@ class Kind(StrEnum):
 
     def text(self, cell: Cell) -> str:
         """A cell as text: a dash for nothing, parts joined by spaces, pairs by commas."""
-        return written(_QUOTED[self](cell) if self in _QUOTED and cell is not None else cell)
+        return cell_text(_QUOTED[self](cell) if self in _QUOTED and cell is not None else cell)
 
 
 def _tokens(value: Any, of: Callable[[Any], Cell] = lambda measured: measured) -> list[Any]:
@@ -120,7 +120,7 @@ _QUOTED: dict[Kind, Callable[[Any], Cell]] = {
 }
 
 
-def written(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """A cell as text: a dash for nothing; parts joined by spaces, pairs by commas."""
     if cell is None:
         return "–"
@@ -130,7 +130,7 @@ def written(cell: Cell) -> str:
         return str(cell).lower()
     if isinstance(cell, list):
         separator = ", " if any(isinstance(part, list) for part in cell) else " "
-        return separator.join(map(written, cell))
+        return separator.join(map(cell_text, cell))
     return number(cell)
 
 
@@ -159,16 +159,16 @@ class Table(BaseModel):
         writer = csv.writer(sink, lineterminator="\n")
         writer.writerow(self.columns)
         writer.writerows(
-            [as_json(cell) if isinstance(cell, list | bool) else cell for cell in row] for row in self.rows
+            [compact_json(cell) if isinstance(cell, list | bool) else cell for cell in row] for row in self.rows
         )
         return sink.getvalue().removesuffix("\n")
 
     def json_lines(self) -> str:
         """One JSON object a row."""
-        return "\n".join(as_json(dict(zip(self.columns, row, strict=True))) for row in self.rows)
+        return "\n".join(compact_json(dict(zip(self.columns, row, strict=True))) for row in self.rows)
 
 
-def as_json(value: object) -> str:
+def compact_json(value: object) -> str:
     """Compact JSON; numbers that are not finite become null."""
     return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -181,7 +181,7 @@ TableField = Annotated[
 
 
 @dataclass(frozen=True)
-class Column(Generic[Row]):
+class Column(Generic[_Row]):
     """A column of a table.
 
     Attributes:
@@ -193,13 +193,13 @@ class Column(Generic[Row]):
     """
 
     name: str
-    of: Callable[[Row], Any]
+    of: Callable[[_Row], Any]
     kind: Kind = Kind.PLAIN
     shown: bool = True
     cost: int = 0
 
 
-def tabulate(columns: Iterable[Column[Row]], rows: Iterable[Row]) -> Table:
+def tabulate(columns: Iterable[Column[_Row]], rows: Iterable[_Row]) -> Table:
     """A table of the columns that are shown."""
     shown = [column for column in columns if column.shown]
     return Table(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.contract import TableAnswer
-from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate, written
+from nnterp_mcp.table import Cell, Column, Kind, Table, cell_text, tabulate
 
 
 def test_table() -> None:
@@ -19,7 +19,7 @@ def test_table() -> None:
     )
 
     assert content.text() == "layer | top | p, rank\n0 | a 0.5, b 0.25 | <1e-6 3\n1 | – | "
-    assert written(1.23456) == "1.23"
+    assert cell_text(1.23456) == "1.23"
 
 
 @pytest.mark.parametrize(

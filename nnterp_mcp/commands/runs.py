@@ -126,7 +126,7 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 def _show(options: Namespace) -> None:
     from nnterp_mcp.formatting import escaped
-    from nnterp_mcp.toolset.read_run.run import read_answer
+    from nnterp_mcp.pool.reading import read_answer
 
     store = _store(options)
     record = store.read(options.run_id)

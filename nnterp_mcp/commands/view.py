@@ -33,9 +33,9 @@ def add_view(commands: Commands[ArgumentParser]) -> None:
 
 
 def _view(options: Namespace) -> None:
+    from nnterp_mcp.pool.reading import read_answer
     from nnterp_mcp.runs.store import RunStore
     from nnterp_mcp.settings import Settings
-    from nnterp_mcp.toolset.read_run.run import read_answer
 
     store = RunStore(
         Settings(**{name: value for name in ("runs", "data") if (value := getattr(options, name, None))}).runs

@@ -164,7 +164,7 @@ def _grid(panel: Heatmap) -> Chart:
             panel,
             width=max(420, 250 + cell * len(panel.columns)),
             height=max(320, 150 + 22 * len(panel.rows)),
-            plot_bgcolor=style.NOTHING,
+            plot_bgcolor=style.BLANK,
             xaxis={
                 "title": {"text": _shown(panel.across)},
                 "range": [-0.5, len(panel.columns) - 0.5],

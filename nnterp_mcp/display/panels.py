@@ -180,7 +180,7 @@ def shades(colours: Colours) -> ScalarMappable:
     name = style.SEQUENTIAL if colours.centre is None else style.DIVERGING
     low, high = colours.low, colours.high
     return ScalarMappable(
-        Normalize(low, high if high > low else low + 1, clip=True), colormaps[name].with_extremes(bad=style.NOTHING)
+        Normalize(low, high if high > low else low + 1, clip=True), colormaps[name].with_extremes(bad=style.BLANK)
     )
 
 

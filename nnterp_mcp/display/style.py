@@ -11,7 +11,7 @@ INK = "#1a1a1a"
 FAINT = "#595959"
 """Of notes and controls; 7 : 1 on white."""
 GRID = "#dddddd"
-NOTHING = "#eeeeee"
+BLANK = "#eeeeee"
 """Cells without a value."""
 
 PALETTE = ("#0072b2", "#d55e00", "#332288", "#009e73", "#882255", "#b8568b", "#000000", "#117733")

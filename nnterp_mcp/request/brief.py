@@ -17,4 +17,4 @@ ProbedPositions = Annotated[
     Positions,
     schemas.as_schema(schemas.POSITIONS, "As in logit_lens."),
 ]
-Edits = Annotated[Interventions, schemas.as_schema(schemas.OPERATIONS, "As in generate.")]
+Edits = Annotated[Interventions, schemas.as_schema(schemas.OPERATION_LIST, "As in generate.")]

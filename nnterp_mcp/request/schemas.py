@@ -67,7 +67,7 @@ POSITIONS = union(
 )
 """A position or a list of them."""
 
-TARGETS: Schema = {"type": "object", "maxProperties": MOST_CATEGORIES}
+TARGET_MAP: Schema = {"type": "object", "maxProperties": MOST_CATEGORIES}
 """Strings by category."""
 
 TARGET_SETS = union(OBJECT, array(OBJECT), maxProperties=MOST_CATEGORIES, maxItems=MOST_PROMPTS)
@@ -79,7 +79,7 @@ GROUPS = widened(PROMPTS, OBJECT, maxProperties=MOST_GROUPS)
 PROMPTS_OR_OBJECT = widened(PROMPTS, OBJECT)
 """Prompts, or where they come from."""
 
-OPERATIONS: Schema = {**array(OBJECT), "maxItems": MOST_OPERATIONS}
+OPERATION_LIST: Schema = {**array(OBJECT), "maxItems": MOST_OPERATIONS}
 """Interventions."""
 
 VECTOR = union(TEXT, OBJECT, array(NUMBER), maxLength=LONGEST_NAME, maxItems=MOST_NUMBERS)

@@ -85,7 +85,7 @@ Targets = Annotated[
     dict[str, tuple[Target, ...]],
     BeforeValidator(_as_targets),
     schemas.as_schema(
-        schemas.TARGETS,
+        schemas.TARGET_MAP,
         'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their first tokens, with '
         'and without leading space. {"id": 8083}: that token alone.',
     ),

@@ -15,19 +15,19 @@ from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.table import Kind, Table
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
-def tables_of(result: BaseModel) -> dict[str, list[Row]]:
+def tables_of(result: BaseModel) -> dict[str, list[TableRow]]:
     """Every table of a result, by the path to its list: `readings`, `readings.layers`."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[TableRow]] = {}
     for name, value in result:
         if isinstance(value, list) and value and isinstance(value[0], BaseModel | list):
             _collect(name, value, {}, found)
     return found
 
 
-def _collect(path: str, items: Sequence[Any], above: Row, found: dict[str, list[Row]]) -> None:
+def _collect(path: str, items: Sequence[Any], above: TableRow, found: dict[str, list[TableRow]]) -> None:
     rows = found.setdefault(path, [])
     for index, item in enumerate(items):
         if not isinstance(item, BaseModel):
@@ -69,19 +69,19 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def facts_of(data: Any, path: str = "") -> list[Row]:
+def facts_of(data: Any, path: str = "") -> list[TableRow]:
     """The leaves of nested data, one a row, under dotted names; lists are leaves."""
     if isinstance(data, dict):
         return [row for name, part in data.items() for row in facts_of(part, f"{path}.{name}" if path else name)]
     return [{"field": path, "value": _cell(data)}]
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
+def columns_of(rows: Sequence[TableRow]) -> list[str]:
     """Every column that a row of them has."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def filter_rows(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
+def filter_rows(rows: Sequence[TableRow], where: Mapping[str, Any]) -> list[TableRow]:
     """The rows whose columns have the values that are asked for.
 
     Raises:
@@ -91,7 +91,7 @@ def filter_rows(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if all(_matches(row.get(name), wanted) for name, wanted in where.items())]
 
 
-def as_table(rows: Sequence[Row], columns: Sequence[str], asked: Sequence[str] | None) -> Table:
+def as_table(rows: Sequence[TableRow], columns: Sequence[str], asked: Sequence[str] | None) -> Table:
     """Rows under their columns, or under those that are asked for.
 
     Raises:
@@ -111,7 +111,7 @@ def columns_of_array(name: str, card: ArrayCard) -> list[str]:
 
 def read_array(
     store: RunStore, run_id: str, name: str, card: ArrayCard, where: Mapping[str, Any], offset: int, limit: int
-) -> tuple[list[Row], int]:
+) -> tuple[list[TableRow], int]:
     """Rows of an array: one for each index along all axes but the last, whose numbers form one cell.
 
     Returns:
@@ -128,7 +128,7 @@ def read_array(
     *outer, last = chosen
     total = int(np.prod([len(places) for places in outer])) if last else 0
     *names, numbers_of = columns_of_array(name, card)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for places in islice(product(*outer), offset, offset + limit) if last else ():
         index = (*(slice(place, place + 1) for place in places), slice(last[0], last[-1] + 1))
         numbers = store.read_array(run_id, name, index).reshape(-1)[np.array(last) - last[0]]

@@ -6,17 +6,17 @@ without torch and without the numbers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.vectors import ModelIdentity, VectorCard, check_name, is_name
 from nnterp_mcp.runs.atomic_files import write_whole
 
 if TYPE_CHECKING:
@@ -26,83 +26,6 @@ if TYPE_CHECKING:
 _SUFFIX = ".safetensors"
 _TENSOR = "directions"
 _METADATA = "nnterp_mcp.vector"
-
-LONGEST_VECTOR = 64
-"""Characters of a vector's name."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that stand for devices on Windows, whatever their ending."""
-
-
-def check_name(name: str) -> str:
-    """A vector's name, which is never a path.
-
-    Raises:
-        ValueError: It is not one; with what is allowed.
-    """
-    if _NAME.fullmatch(name) is None or _DEVICES.fullmatch(name) is not None:
-        raise ValueError(
-            "a vector's name has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit and is no "
-            f"device's name, so not {shown(name)}"
-        )
-    return name
-
-
-VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(check_name)]
-
-
-class ModelIdentity(BaseModel):
-    """The identity of a model's weights.
-
-    Attributes:
-        architecture: The model's class.
-        hidden_size: The width of its residual stream.
-        fingerprint: A hash over some of its weights.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    architecture: str
-    hidden_size: int
-    fingerprint: str
-
-    def __str__(self) -> str:
-        """As errors name it."""
-        return f"{self.architecture}, width {self.hidden_size}, weights {self.fingerprint}"
-
-    @property
-    def folder(self) -> str:
-        """The folder of its vectors."""
-        return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
-
-
-class VectorCard(BaseModel):
-    """The description of a vector, without its numbers.
-
-    Attributes:
-        name: Its name, unique for a model.
-        model: The handle of the model at the time.
-        identity: The model's weights.
-        method: How it was made.
-        tool: The tool that made it.
-        layers: The layers that have a direction each; empty where one direction serves at any layer.
-        norms: The length of each direction.
-        request: The parameters from which it can be made again.
-        versions: The packages that made it.
-        made: Time, in ISO 8601.
-    """
-
-    name: VectorName
-    model: str
-    identity: ModelIdentity
-    method: str
-    tool: str = "make_vector"
-    layers: list[int]
-    norms: list[float]
-    request: dict[str, Any]
-    versions: dict[str, str]
-    made: str
 
 
 @dataclass(frozen=True)
@@ -219,7 +142,7 @@ def _require_name(name: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name.removesuffix(_SUFFIX)))
+    yield from sorted(path for path in folder.glob(f"*{_SUFFIX}") if is_name(path.name.removesuffix(_SUFFIX)))
 
 
 def _read_card(path: Path) -> VectorCard | None:

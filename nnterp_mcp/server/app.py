@@ -40,7 +40,7 @@ from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
 from nnterp_mcp.server.pages import first_page
-from nnterp_mcp.server.prompts import Prompts
+from nnterp_mcp.server.prompts import PromptHandlers
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.server.values import require_few_values
 from nnterp_mcp.toolset import specs
@@ -75,7 +75,7 @@ divergences are in nats; nnterp://glossary explains words. Errors say what to ch
 
 def build(session: Session) -> Server[Any]:
     """A server whose calls run in the session's workers."""
-    resources, prompts = Resources(session), Prompts(session)
+    resources, prompts = Resources(session), PromptHandlers(session)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         first_page(params)

@@ -11,12 +11,12 @@ from starlette.routing import Route
 
 from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import InvalidRequest, NnterpError
+from nnterp_mcp.pool.reading import read
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.auth import HostCheck, transport_security
 from nnterp_mcp.server.limits import BodyLimit
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.read_run import SPEC
-from nnterp_mcp.toolset.read_run.run import read
 from nnterp_mcp.viewer.page import page, policy
 
 if TYPE_CHECKING:

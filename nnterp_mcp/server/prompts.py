@@ -26,10 +26,10 @@ from nnterp_mcp.server import replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.recipes import RECIPES, Recipe
 
-Context = ServerRequestContext[Any]
+_Context = ServerRequestContext[Any]
 
 
-class Prompts:
+class PromptHandlers:
     """The prompts of a server.
 
     Args:
@@ -39,12 +39,12 @@ class Prompts:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
+    async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
         """Every recipe, and what it asks for."""
         first_page(params)
         return ListPromptsResult(prompts=[_listed(recipe) for recipe in RECIPES.values()])
 
-    async def get(self, context: Context, params: GetPromptRequestParams) -> GetPromptResult:
+    async def get(self, context: _Context, params: GetPromptRequestParams) -> GetPromptResult:
         """A recipe for the given arguments."""
         try:
             recipe = _found(params.name)

@@ -29,6 +29,7 @@ from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.formatting import escaped, plural, size
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.live_runs import late
+from nnterp_mcp.pool.reading import read_answer
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
@@ -37,9 +38,8 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
 from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.toolset.read_run.run import read_answer
 
-Context = ServerRequestContext[Any]
+_Context = ServerRequestContext[Any]
 Contents = TextResourceContents | BlobResourceContents
 
 LISTED = 20
@@ -119,14 +119,14 @@ class Resources:
     def _store(self) -> RunStore:
         return self._session.runs.store
 
-    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+    async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The documents, and the latest runs."""
         first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
     async def list_templates(
-        self, context: Context, params: PaginatedRequestParams | None
+        self, context: _Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         """The addresses that every tool and every run has."""
         first_page(params)
@@ -140,7 +140,7 @@ class Resources:
             ]
         )
 
-    async def read(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+    async def read(self, context: _Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         """Reads a resource; does not wait for a run in progress."""
         try:
             return ReadResourceResult(contents=[await self._read(params.uri)])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from nnterp_mcp import __version__
 from nnterp_mcp.toolset import specs
 
-Source = Literal["host", "server", "page"]
+PageSource = Literal["host", "server", "page"]
 """The source of the page's run: the MCP host that shows it, its server, or the page itself."""
 
 _PACKAGE = files("nnterp_mcp")
@@ -31,7 +31,7 @@ def viewed_tools() -> frozenset[str]:
 
 
 @cache
-def page(source: Source = "host") -> str:
+def page(source: PageSource = "host") -> str:
     """The page without data."""
     return _written(source, "")
 
@@ -48,7 +48,7 @@ def page_with(data: Mapping[str, Any]) -> str:
     return _written("page", f'<script type="application/json" id="run">{content}</script>')
 
 
-def _written(source: Source, data: str) -> str:
+def _written(source: PageSource, data: str) -> str:
     style, script = _read("viewer/style.css"), _script()
     parts = {
         "source": source,
@@ -62,7 +62,7 @@ def _written(source: Source, data: str) -> str:
 
 
 @cache
-def policy(source: Source) -> str:
+def policy(source: PageSource) -> str:
     """The content security policy of the page: its own script and style, and no more than its source to speak to."""
     connect = "'self'" if source == "server" else "'none'"
     return (

@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
+from nnterp_mcp.pool.reading import read_answer
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
-    Row,
+    TableRow,
     as_table,
     columns_of,
     columns_of_array,
@@ -20,9 +21,8 @@ from nnterp_mcp.runs.tables import (
 )
 from nnterp_mcp.table import Table
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.toolset.read_run.run import read_answer
 
-LARGEST = 1_000_000
+LARGEST_ARRAYS = 1_000_000
 """Numbers of the arrays that a page holds: about 10 MB of text."""
 
 _DIGITS = 6
@@ -47,7 +47,7 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
     result = read_result(store, record, specs())
-    tables: dict[str, list[Row]] = tables_of(result)
+    tables: dict[str, list[TableRow]] = tables_of(result)
     rest = result.model_dump(mode="json", exclude=set(tables))
     tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}
     return {name: as_table(rows, columns_of(rows), None) for name, rows in tables.items()}
@@ -57,7 +57,7 @@ def _chosen(record: RunRecord) -> tuple[dict[str, ArrayCard], list[str]]:
     """The arrays that fit, in their order, and what is left out, with its size."""
     kept: dict[str, ArrayCard] = {}
     left: list[str] = []
-    room = LARGEST
+    room = LARGEST_ARRAYS
     for name, card in record.arrays.items():
         count = math.prod(card.shape)
         if count <= room:

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from nnterp_mcp.runs.atomic_files import write_whole
 
-M = TypeVar("M")
+_M = TypeVar("_M")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ class Checkpoint:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def take(self, name: str, kind: type[M]) -> M | None:
+    def take(self, name: str, kind: type[_M]) -> _M | None:
         """A part that was finished earlier, None without a readable one."""
         if self._folder is None:
             return None

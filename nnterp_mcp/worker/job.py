@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.worker.recorder import Recorder
 
-M = TypeVar("M")
-R = TypeVar("R", bound=Result)
+_M = TypeVar("_M")
+_R = TypeVar("_R", bound=Result)
 
 
 @dataclass(frozen=True)
-class Finished(Generic[M]):
+class Finished(Generic[_M]):
     """What a call has computed so far.
 
     Attributes:
@@ -32,7 +32,7 @@ class Finished(Generic[M]):
         seconds: The time that they took.
     """
 
-    items: list[M]
+    items: list[_M]
     taken: int
     seconds: float
 
@@ -114,7 +114,7 @@ class Job:
         if self._stopped:
             raise self._stopped[0]
 
-    def told(self, result: R) -> R:
+    def told(self, result: _R) -> _R:
         """A result with the call's remarks."""
         result.remarks = list(self.remarks)
         return result
@@ -146,11 +146,11 @@ class Job:
     def in_parts(
         self,
         groups: Sequence[Sequence[int]],
-        kind: type[M],
-        compute: Callable[[Sequence[int]], Iterable[M]],
-        assemble: Callable[[Finished[M]], R],
+        kind: type[_M],
+        compute: Callable[[Sequence[int]], Iterable[_M]],
+        assemble: Callable[[Finished[_M]], _R],
         unit: str = "prompts",
-    ) -> R:
+    ) -> _R:
         """Works through items group by group, so that what is finished outlasts what comes after it.
 
         A call that is stopped keeps the result of its finished groups as a partial one. A long call that died is taken
@@ -167,10 +167,10 @@ class Job:
             NnterpError: The call was stopped, or what `compute` raised.
         """
         checkpoint = Checkpoint(None) if self.recorder is None or len(groups) == 1 else self.recorder.checkpoint()
-        found: dict[int, M] = {}
+        found: dict[int, _M] = {}
         taken, seconds, total = 0, 0.0, sum(map(len, groups))
 
-        def finished() -> Finished[M]:
+        def finished() -> Finished[_M]:
             return Finished([found[number] for number in sorted(found)], taken, seconds)
 
         self.partial = lambda: assemble(finished()) if found else None

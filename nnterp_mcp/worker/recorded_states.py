@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.sites import Site
+from nnterp_mcp.request.vectors import ModelIdentity
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.runs.vectors import ModelIdentity
 from nnterp_mcp.toolset.collect_activations import SPEC
 from nnterp_mcp.toolset.collect_activations.result import STATES, CollectActivationsResult
 

@@ -15,9 +15,10 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
 from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.request.prompts import Prompt
+from nnterp_mcp.request.vectors import ModelIdentity
 from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
+from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelOrigin

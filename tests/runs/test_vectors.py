@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard, VectorStore, check_name
+from nnterp_mcp.request.vectors import ModelIdentity, VectorCard, check_name
+from nnterp_mcp.runs.vectors import VectorStore
 
 LLAMA = ModelIdentity(architecture="LlamaForCausalLM", hidden_size=4, fingerprint="aaaa")
 OTHER = ModelIdentity(architecture="LlamaForCausalLM", hidden_size=4, fingerprint="bbbb")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, UnknownModel, Unsupported
 from nnterp_mcp.request.access import admit_model, allowed_file
-from nnterp_mcp.runs.vectors import ModelIdentity, VectorStore
+from nnterp_mcp.request.vectors import ModelIdentity
+from nnterp_mcp.runs.vectors import VectorStore
 from tests.serving import Caller, stdio, text
 
 HOSTILE = [

@@ -14,6 +14,7 @@ from nnterp_mcp.formatting import rounded
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.attention_probs import SPEC
 from nnterp_mcp.toolset.attention_probs.result import (
+    AttendedPair,
     AttentionProbsAnswer,
     AttentionProbsResult,
     Copying,
@@ -21,7 +22,6 @@ from nnterp_mcp.toolset.attention_probs.result import (
     HeadReading,
     KindScores,
     Masses,
-    Pair,
     QueryReading,
 )
 from nnterp_mcp.worker.job import Job
@@ -125,7 +125,7 @@ def made_result(layers: int, heads: int, queries: int = 0) -> AttentionProbsResu
     """A result with wide cells, for measuring answers without a model."""
     masses = Masses(**dict.fromkeys(Masses.model_fields, 0.123456))
     places = [(layer, head) for layer in range(layers) for head in range(heads)]
-    pair = Pair(
+    pair = AttendedPair(
         prompt=0, query=123, query_token=" Constantinople", key=45, key_token=" Liechtenstein", probability=0.98765
     )
     read = [(" Constantinople", 123, 0.54321), (" Liechtenstein", 45, 0.2468), (" the", 7, 0.12345)]

@@ -12,11 +12,10 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
-from nnterp_mcp.formatting import rounded
+from nnterp_mcp.formatting import magnitude, ranges, rounded
 from nnterp_mcp.request.sites import SITES
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.inspect_model import SPEC
-from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import InspectModelAnswer, InspectModelResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench

@@ -11,7 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import rounded
-from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
+from nnterp_mcp.request.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.make_vector import SPEC
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult

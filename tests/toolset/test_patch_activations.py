@@ -233,11 +233,14 @@ def test_equal_prompts_change_nothing(bench: Bench) -> None:
         ({"corrupted": {"noise": -1, "positions": 1}}, "noise: input should be greater than 0"),
         ({"corrupted": {"blur": 1}}, 'corrupted must be prompts, {"replace": …, "with": …}'),
         ({"corrupted": []}, "corrupted is empty: give at least one prompt"),
-        ({"sites": "keyz"}, "sites must be some of layers_input, layers_output"),
+        ({"sites": "keyz"}, "sites must be some of layers_input, queries"),
         ({"positions": {}}, "positions is empty"),
         ({"targets": []}, "targets is empty: leave it out, or give one mapping"),
         ({"targets": [{"a": "b"}, {}]}, "targets must have as many categories for each prompt"),
-        ({"receivers": {"site": "layers_output", "layers": 1}}, r"receivers\.0\.site: input should be 'queries'"),
+        (
+            {"receivers": {"site": "layers_output", "layers": 1}},
+            "paths end at queries, keys, values, heads_output, attentions_output, mlps_output, not at layers_output",
+        ),
         ({"direction": "both"}, "direction: input should be 'denoising' or 'noising'"),
     ],
 )

@@ -14,7 +14,7 @@ from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.patchscope import SPEC
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
+from nnterp_mcp.toolset.patchscope.result import Distribution, PatchReading, PatchscopeResult, SourceReading
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests import serving
@@ -118,11 +118,11 @@ def made_result(layers: int, sources: int = 1, text: str | None = None, layout: 
     }
     targets = range(layers) if layout == "grid" else [0]
     patches = [
-        Patch(source_layer=layer, target_layer=target if layout == "grid" else layer, **said)
+        PatchReading(source_layer=layer, target_layer=target if layout == "grid" else layer, **said)
         for layer in range(layers)
         for target in targets
     ]
-    source = Source(
+    source = SourceReading(
         prompt=0, position=123, token=" Constantinople", answer=" is", unpatched=Distribution(**said), patches=patches
     )
     return PatchscopeResult(
@@ -251,7 +251,7 @@ def test_answers_of_vectors_are_small(bench: Bench, sources: int, categories: di
         for i, patch in enumerate(result.sources[0].patches)
     ]
     unpatched = result.sources[0].unpatched.model_copy(update=said)
-    source = Source(
+    source = SourceReading(
         prompt=None, position=None, token=None, answer=None, vector="v" * 64, unpatched=unpatched, patches=patches
     )
     answer = SPEC.digest(result.model_copy(update={"categories": categories, "sources": [source] * sources}))

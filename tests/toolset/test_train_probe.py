@@ -12,7 +12,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import rounded
-from nnterp_mcp.runs.vectors import ModelIdentity, VectorCard
+from nnterp_mcp.request.vectors import ModelIdentity, VectorCard
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.train_probe import SPEC
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult

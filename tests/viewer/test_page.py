@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.viewer.page import Source, page, page_with, policy, viewed_tools
+from nnterp_mcp.viewer.page import PageSource, page, page_with, policy, viewed_tools
 
 
 class Elements(HTMLParser):
@@ -46,7 +46,7 @@ def digest(text: str) -> str:
 
 
 @pytest.mark.parametrize("source", ["host", "server", "page"])
-def test_a_page_asks_for_nothing(source: Source) -> None:
+def test_a_page_asks_for_nothing(source: PageSource) -> None:
     elements = Elements(page(source))
 
     for tag, attributes, _ in elements.found:
@@ -59,7 +59,7 @@ def test_a_page_asks_for_nothing(source: Source) -> None:
 
 
 @pytest.mark.parametrize("source", ["host", "server", "page"])
-def test_its_policy_names_its_own_script_and_style_alone(source: Source) -> None:
+def test_its_policy_names_its_own_script_and_style_alone(source: PageSource) -> None:
     elements = Elements(page(source))
     ((_, script),) = elements.of("script")
     ((_, style),) = elements.of("style")

@@ -15,7 +15,7 @@ from nnterp_mcp.commands.reproduce.comparison import FieldComparison, compare, c
 from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.laboratory import Laboratory, OnProgress
+from nnterp_mcp.laboratory import Laboratory, TellProgress
 from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
@@ -51,7 +51,7 @@ class Replay:
         return all(field.differing == 0 for field in self.fields)
 
 
-def replay(run_id: str, settings: Settings, tolerance: float, on_progress: OnProgress | None = None) -> Replay:
+def replay(run_id: str, settings: Settings, tolerance: float, on_progress: TellProgress | None = None) -> Replay:
     """Loads the model of a run, makes its call again and compares the results.
 
     Args:

@@ -8,8 +8,9 @@ from typing import Any
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.vectors import VectorCard, VectorStore
+from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.toolset import specs
 
 _VECTOR_FIELDS = ("vector", "source_vectors")

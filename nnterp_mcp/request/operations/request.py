@@ -83,7 +83,7 @@ _LANGUAGE = (
 
 
 def _schema(description: str) -> WithJsonSchema:
-    return schemas.as_schema(schemas.OPERATIONS, description)
+    return schemas.as_schema(schemas.OPERATION_LIST, description)
 
 
 Interventions = Annotated[

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 
-class Masses(Part):
+class Masses(ResultPart):
     """Attention in the mean over queries, from 0 to 1, and entropy in nats; None where no query has such a token."""
 
     entropy: float | None
@@ -21,7 +21,7 @@ class Masses(Part):
     sink: float | None
 
 
-class KindScores(Part):
+class KindScores(ResultPart):
     """Attention in the second of two copies of random tokens, from 0 to 1."""
 
     previous: float
@@ -29,7 +29,7 @@ class KindScores(Part):
     induction: float
 
 
-class Pair(Part):
+class AttendedPair(ResultPart):
     """A query that attends to a key."""
 
     prompt: int
@@ -40,7 +40,7 @@ class Pair(Part):
     probability: float
 
 
-class HeadReading(Part):
+class HeadReading(ResultPart):
     """One head: means over prompts, their standard deviation where there are several, and its strongest pairs."""
 
     layer: int
@@ -48,7 +48,7 @@ class HeadReading(Part):
     mean: Masses
     deviation: Masses | None
     kinds: KindScores | None
-    pairs: list[Pair]
+    pairs: list[AttendedPair]
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class HeadReading(Part):
         return f"L{self.layer}H{self.head}"
 
 
-class HeadRead(Part):
+class HeadRead(ResultPart):
     """What one head reads for one query: the first token, and the strongest others as token, position, probability."""
 
     layer: int
@@ -75,7 +75,7 @@ class HeadRead(Part):
         return self.keys[0][2] if self.keys else 0.0
 
 
-class QueryReading(Part):
+class QueryReading(ResultPart):
     """What each head reads for one query."""
 
     prompt: int
@@ -84,7 +84,7 @@ class QueryReading(Part):
     heads: list[HeadRead]
 
 
-class Copying(Part):
+class Copying(ResultPart):
     """How well the model repeats random tokens: probability of the right next token in the second copy.
 
     Attributes:

@@ -27,13 +27,13 @@ from nnterp_mcp.request.operations import Operation, Patch, SetAttention
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.attention_probs.params import AttentionProbsParams
 from nnterp_mcp.toolset.attention_probs.result import (
+    AttendedPair,
     AttentionProbsResult,
     Copying,
     HeadRead,
     HeadReading,
     KindScores,
     Masses,
-    Pair,
     QueryReading,
 )
 from nnterp_mcp.worker.job import Job
@@ -193,12 +193,14 @@ def _by_head(columns: dict[str, Float[Tensor, " head"]]) -> list[dict[str, float
     return [{name: None if isnan(value) else value for name, value in zip(columns, row, strict=True)} for row in rows]
 
 
-def _pairs(readings: AttentionReadings, head: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> list[Pair]:
+def _pairs(
+    readings: AttentionReadings, head: int, prompts: Sequence[EncodedPrompt], tokenizer: Any
+) -> list[AttendedPair]:
     """The strongest pairs of a head over all prompts."""
     probs = readings.pair_probs[:, head]
     count = probs.shape[-1]
     best = probs.flatten().topk(count)
-    found: list[Pair] = []
+    found: list[AttendedPair] = []
     for probability, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         row, column = divmod(place, count)
         query, key = int(readings.pair_queries[row, head, column]), int(readings.pair_keys[row, head, column])
@@ -206,7 +208,7 @@ def _pairs(readings: AttentionReadings, head: int, prompts: Sequence[EncodedProm
         ids = prompts[prompt].ids
         if probability > 0:
             found.append(
-                Pair(
+                AttendedPair(
                     prompt=prompt,
                     query=query,
                     query_token=token_text(tokenizer, ids[query]),

@@ -15,10 +15,10 @@ from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
-Method = Literal["direct", "gradient", "integrated", "patching"]
+AttributionMethod = Literal["direct", "gradient", "integrated", "patching"]
 By = Literal["layer", "sublayer", "head", "neuron", "token"]
 
-OFFERED: dict[Method, tuple[By, ...]] = {
+OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
     "direct": ("head", "layer", "sublayer", "neuron"),
     "gradient": ("token",),
     "integrated": ("token",),
@@ -32,7 +32,7 @@ class AttributeParams(ModelParams):
 
     prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
     targets: TargetSets
-    method: Annotated[Method, Field(description="How.")] = "direct"
+    method: Annotated[AttributionMethod, Field(description="How.")] = "direct"
     by: Annotated[By | None, Field(description="To what.")] = None
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     corrupted: Annotated[

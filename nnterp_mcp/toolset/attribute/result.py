@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
+from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
 
 
-class AttributedPart(Part):
+class AttributedPart(ResultPart):
     """A part, and what it counts.
 
     Attributes:
@@ -32,7 +32,7 @@ class AttributedPart(Part):
     patched: float | None = None
 
 
-class LayerSum(Part):
+class LayerSum(ResultPart):
     """What a layer adds in all; a sum is missing where the layer was not split."""
 
     layer: int
@@ -41,7 +41,7 @@ class LayerSum(Part):
     rest: float | None = None
 
 
-class Checked(Part):
+class Checked(ResultPart):
     """Estimates beside real patches.
 
     Attributes:

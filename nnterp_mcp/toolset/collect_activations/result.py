@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 from nnterp_mcp.request.sites import Site
 
 STATES = "states"
 """The name of the array that holds the states."""
 
 
-class CollectedPrompt(Part):
+class CollectedPrompt(ResultPart):
     """A prompt: its group, its text as the model reads it, how many tokens that has."""
 
     group: str
@@ -17,7 +17,7 @@ class CollectedPrompt(Part):
     tokens: int
 
 
-class CollectedRow(Part):
+class CollectedRow(ResultPart):
     """A row of the array.
 
     Attributes:
@@ -33,7 +33,7 @@ class CollectedRow(Part):
     token: str | None
 
 
-class GroupLength(Part):
+class GroupLength(ResultPart):
     """How long the states of a group are: the mean, and the standard deviation over rows."""
 
     group: str
@@ -41,7 +41,7 @@ class GroupLength(Part):
     deviation: float | None
 
 
-class GroupsApart(Part):
+class GroupsApart(ResultPart):
     """Two groups, by the means of their states.
 
     Attributes:
@@ -61,7 +61,7 @@ class GroupsApart(Part):
     shuffled_gap: float
 
 
-class CollectedLayer(Part):
+class CollectedLayer(ResultPart):
     """How the states of one layer lie.
 
     Attributes:

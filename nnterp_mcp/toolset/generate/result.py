@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 
-class Continuation(Part):
+class Continuation(ResultPart):
     """One generated text; log-probabilities in nats under the model that generated it, before temperature."""
 
     text: str
@@ -14,7 +14,7 @@ class Continuation(Part):
     ended: bool
 
 
-class Continued(Part):
+class Continued(ResultPart):
     """One prompt, continued by the model as it is and, if there are interventions, with them in force."""
 
     index: int

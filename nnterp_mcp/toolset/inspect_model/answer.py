@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.formatting import elided, plural
+from nnterp_mcp.formatting import elided, magnitude, plural, ranges
 from nnterp_mcp.table import Column, tabulate
-from nnterp_mcp.toolset.inspect_model.listing import magnitude, ranges
 from nnterp_mcp.toolset.inspect_model.result import (
+    ForwardCode,
     InspectModelAnswer,
     InspectModelResult,
     LayerGroup,
     ModuleLine,
-    Source,
 )
 
 _LINES = 26
@@ -107,7 +106,7 @@ def _sites(group: LayerGroup) -> str:
     return f"all but {', '.join(group.lacking)}" if len(group.lacking) < len(group.sites) else ", ".join(group.sites)
 
 
-def _with_code(result: InspectModelResult, source: Source) -> InspectModelAnswer:
+def _with_code(result: InspectModelResult, source: ForwardCode) -> InspectModelAnswer:
     begin = source.start - source.first
     shown = _fitting(source.lines[begin:])
     first, last = source.start, source.start + shown - 1
@@ -130,7 +129,7 @@ def _with_code(result: InspectModelResult, source: Source) -> InspectModelAnswer
     )
 
 
-def _mark(source: Source) -> str:
+def _mark(source: ForwardCode) -> str:
     return "." if source.product is None else f"; in line {source.product} attention probabilities multiply values."
 
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import ModelAnswer, Part, Result
+from nnterp_mcp.contract import ModelAnswer, Result, ResultPart
 from nnterp_mcp.table import TableField
 
 
-class ModuleLine(Part):
+class ModuleLine(ResultPart):
     """A module, or several alike.
 
     Attributes:
@@ -32,7 +32,7 @@ class ModuleLine(Part):
     more: bool
 
 
-class LayerGroup(Part):
+class LayerGroup(ResultPart):
     """Layers of one kind.
 
     Attributes:
@@ -52,7 +52,7 @@ class LayerGroup(Part):
     product: str | None
 
 
-class Source(Part):
+class ForwardCode(ResultPart):
     """Code of the model.
 
     Attributes:
@@ -109,7 +109,7 @@ class InspectModelResult(Result):
     layers: list[LayerGroup]
     attention: str
     refused: dict[str, str]
-    source: Source | None
+    source: ForwardCode | None
 
 
 class InspectModelAnswer(ModelAnswer):

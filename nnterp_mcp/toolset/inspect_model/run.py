@@ -12,9 +12,9 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy
 from nnterp_mcp.request.sites import SITES
 from nnterp_mcp.toolset.inspect_model.params import InspectModelParams
-from nnterp_mcp.toolset.inspect_model.result import InspectModelResult, LayerGroup, Source
+from nnterp_mcp.toolset.inspect_model.result import ForwardCode, InspectModelResult, LayerGroup
 from nnterp_mcp.toolset.inspect_model.source import describe_product, read_forward, read_product
-from nnterp_mcp.toolset.inspect_model.tree import Names, Outline
+from nnterp_mcp.toolset.inspect_model.tree import ModuleNames, Outline
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _CAPABILITIES = ("names", "lens", "batch", "causal", "attention", "attention_edi
 def run(bench: Bench, params: InspectModelParams, job: Job) -> InspectModelResult:
     """Looks at the module, and at the layers where it is the whole model."""
     model = bench.model
-    names = Names.of(model)
+    names = ModuleNames.of(model)
     path = "" if params.path is None else names.find(params.path, model.num_layers, bench.handle)
     module = names.modules[path]
     outline = Outline(names, {layer.block.path: layer.kind for layer in model.anatomy.layers})
@@ -53,7 +53,7 @@ def run(bench: Bench, params: InspectModelParams, job: Job) -> InspectModelResul
     )
 
 
-def _source(model: StandardizedTransformer, module: nn.Module, params: InspectModelParams) -> Source:
+def _source(model: StandardizedTransformer, module: nn.Module, params: InspectModelParams) -> ForwardCode:
     """A module's forward pass; without a path, the function in which probabilities multiply values."""
     products = [layer.product for layer in model.anatomy.layers if layer.product is not None]
     if params.path is not None:

@@ -11,13 +11,13 @@ from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy
-from nnterp_mcp.toolset.inspect_model.result import Source
+from nnterp_mcp.toolset.inspect_model.result import ForwardCode
 
 _BEFORE = 24
 """Lines of code that are shown before the one in question."""
 
 
-def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start: int | None) -> Source:
+def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start: int | None) -> ForwardCode:
     """The code of a module's forward pass.
 
     Args:
@@ -32,11 +32,11 @@ def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start:
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     if code is None:
-        raise Unsupported(f"{type(module).__name__}.forward is not written in Python.")
+        raise Unsupported(f"{type(module).__name__}.forward is not cell_text in Python.")
     return _read(f"{type(module).__name__}.forward", code, products, start)
 
 
-def read_product(product: tuple[CodeType, int], start: int | None) -> Source:
+def read_product(product: tuple[CodeType, int], start: int | None) -> ForwardCode:
     """The code of the function in which attention probabilities multiply values, from a little before that on.
 
     Raises:
@@ -58,7 +58,7 @@ def describe_product(layer: LayerAnatomy) -> str | None:
     return f"{code.co_qualname}, {source.file} line {line}: {source.lines[line - source.first].strip()}"
 
 
-def _read(function: str, code: CodeType, products: list[tuple[CodeType, int]], start: int | None) -> Source:
+def _read(function: str, code: CodeType, products: list[tuple[CodeType, int]], start: int | None) -> ForwardCode:
     try:
         lines, first = inspect.getsourcelines(code)
     except OSError:
@@ -66,7 +66,7 @@ def _read(function: str, code: CodeType, products: list[tuple[CodeType, int]], s
     last = first + len(lines) - 1
     if start is not None and not first <= start <= last:
         raise InvalidRequest(f"line {start} is not in {function}, which has lines {first} to {last}.")
-    return Source(
+    return ForwardCode(
         function=function,
         file=Path(code.co_filename).name,
         first=first,

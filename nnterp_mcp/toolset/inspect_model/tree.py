@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.anatomy import Site
-from nnterp_mcp.toolset.inspect_model.listing import ranges
 from nnterp_mcp.toolset.inspect_model.result import ModuleLine
 
 
 @dataclass(frozen=True)
-class Names:
+class ModuleNames:
     """Both names of a model's modules.
 
     Attributes:
@@ -28,7 +28,7 @@ class Names:
     standard: dict[str, str]
 
     @classmethod
-    def of(cls, model: StandardizedTransformer) -> Names:
+    def of(cls, model: StandardizedTransformer) -> ModuleNames:
         """The names in a model."""
         anatomy = model.anatomy
         named: dict[str, Site | None] = {
@@ -85,7 +85,7 @@ class Names:
         return path
 
     def _known(self) -> dict[str, str]:
-        """Paths in transformers by the standard names, written with dots."""
+        """Paths in transformers by the standard names, cell_text with dots."""
         return {re.sub(r"\[(\d+)\]", r".\1", name): path for path, name in self.standard.items()}
 
 
@@ -110,7 +110,7 @@ class Outline:
         kinds: The kinds of layers by path; layers of different kinds are not alike.
     """
 
-    def __init__(self, names: Names, kinds: Mapping[str, str]) -> None:
+    def __init__(self, names: ModuleNames, kinds: Mapping[str, str]) -> None:
         self._names = names
         self._kinds = kinds
         self._owners: dict[int, str] = {}

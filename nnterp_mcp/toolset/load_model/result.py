@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
-from nnterp_mcp.contract import Answer, Part, Result
+from nnterp_mcp.contract import Answer, Result, ResultPart
 from nnterp_mcp.formatting import plural, size
 
 
-class CheckLine(Part):
+class CheckLine(ResultPart):
     """One check that the model went through when it was loaded."""
 
     name: str

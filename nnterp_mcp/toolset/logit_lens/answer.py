@@ -8,7 +8,7 @@ from typing import Any
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
 from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LogitLensAnswer, LogitLensResult, Reading
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LensReading, LogitLensAnswer, LogitLensResult
 
 _SAYS: dict[Lens, str] = {"logit": "says", "inverse": "speaks most against"}
 _WOULD_SAY: dict[Lens, str] = {"logit": "would say", "inverse": "would speak most against"}
@@ -49,12 +49,12 @@ def _targets(result: LogitLensResult) -> Iterator[Column[Any]]:
         yield Column(f"{elided(name)} p, rank", lambda read, index=index: _layer(read).targets[index], Kind.RANKED)
 
 
-def _layer(read: Reading | LayerReading) -> LayerReading:
+def _layer(read: LensReading | LayerReading) -> LayerReading:
     """The last layer of a reading, which tables of several readings show."""
-    return read.layers[-1] if isinstance(read, Reading) else read
+    return read.layers[-1] if isinstance(read, LensReading) else read
 
 
-def _finding(reading: Reading, result: LogitLensResult) -> str:
+def _finding(reading: LensReading, result: LogitLensResult) -> str:
     last = reading.layers[-1]
     where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
@@ -67,7 +67,7 @@ def _finding(reading: Reading, result: LogitLensResult) -> str:
     )
 
 
-def _leads(reading: Reading) -> str:
+def _leads(reading: LensReading) -> str:
     """From where on the answer is on top, with what was on top just before."""
     start = reading.leads_from
     if start is None or start == reading.layers[0].layer:
@@ -95,7 +95,7 @@ def _rows(top: int, result: LogitLensResult) -> int:
     return max(4, _BUDGET // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
 
 
-def _landmarks(reading: Reading) -> list[int]:
+def _landmarks(reading: LensReading) -> list[int]:
     """The layers to show whatever else is left out: the ends, and where the lead begins."""
     layers = [layer.layer for layer in reading.layers]
     marks = [layers[0], layers[-1]]
@@ -109,7 +109,7 @@ def _landmarks(reading: Reading) -> list[int]:
 
 def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
     shown = result.readings[: _rows(10, result)]
-    columns: list[Column[Reading]] = [
+    columns: list[Column[LensReading]] = [
         Column("prompt", lambda reading: reading.prompt),
         Column("position", lambda reading: reading.position),
         Column("token", lambda reading: reading.token, Kind.TOKEN),

@@ -8,7 +8,7 @@ from nnterp_mcp.display.figure import Arrays, Curves, Figure, Heatmap, some_of, 
 from nnterp_mcp.display.layers import mean_curve, ordinals, token_table
 from nnterp_mcp.formatting import elided, quoted
 from nnterp_mcp.render import in_force
-from nnterp_mcp.toolset.logit_lens.result import LogitLensResult, Reading
+from nnterp_mcp.toolset.logit_lens.result import LensReading, LogitLensResult
 
 _READINGS = 12
 """Readings beside each other."""
@@ -40,13 +40,13 @@ def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
     )
 
 
-def _alone(reading: Reading) -> Heatmap:
+def _alone(reading: LensReading) -> Heatmap:
     layers = {str(layer.layer): layer.top[:_RANKS] for layer in reading.layers}
     count = min(_RANKS, len(reading.layers[0].top))
     return token_table("likeliest next tokens", "rank", ordinals(count), layers)
 
 
-def _across(readings: Sequence[Reading]) -> Heatmap:
+def _across(readings: Sequence[LensReading]) -> Heatmap:
     """The likeliest token of each layer at every reading."""
     prompts = len({reading.prompt for reading in readings}) > 1
     names = [

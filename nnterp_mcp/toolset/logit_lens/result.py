@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 Lens = Literal["logit", "inverse"]
 
 
-class LayerReading(Part):
+class LayerReading(ResultPart):
     """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats."""
 
     layer: int
@@ -19,7 +19,7 @@ class LayerReading(Part):
     targets: list[tuple[float, int]]
 
 
-class Reading(Part):
+class LensReading(ResultPart):
     """The lens at one position of one prompt; the final answer is the model's own likeliest token there."""
 
     prompt: int
@@ -39,7 +39,7 @@ class LogitLensResult(Result):
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     interventions: list[str]
-    readings: list[Reading]
+    readings: list[LensReading]
 
 
 class LogitLensAnswer(TableAnswer):

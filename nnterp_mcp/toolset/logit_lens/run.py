@@ -13,7 +13,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, LogitLensResult, Reading
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensResult
 from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
 
-    def read(group: Sequence[int]) -> Iterator[list[Reading]]:
+    def read(group: Sequence[int]) -> Iterator[list[LensReading]]:
         found = read_lens(
             model,
             work.some(group),
@@ -42,7 +42,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         readings = (_reading(found, index, prompts, model.tokenizer) for index in count())
         return (list(islice(readings, len(positions[number]))) for number in group)
 
-    def assemble(done: Finished[list[Reading]]) -> LogitLensResult:
+    def assemble(done: Finished[list[LensReading]]) -> LogitLensResult:
         return LogitLensResult(
             model=bench.handle,
             lens=params.lens,
@@ -53,10 +53,10 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             readings=list(chain(*done.items)),
         )
 
-    return job.in_parts(work.split(model), list[Reading], read, assemble)
+    return job.in_parts(work.split(model), list[LensReading], read, assemble)
 
 
-def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> Reading:
+def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> LensReading:
     prompt, position = prompts[readings.prompts[index]], readings.positions[index]
     columns = zip(
         readings.layers,
@@ -68,7 +68,7 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
         readings.readout.target_ranks[index].tolist(),
         strict=True,
     )
-    return Reading(
+    return LensReading(
         prompt=prompt.index,
         text=prompt.text,
         position=position,

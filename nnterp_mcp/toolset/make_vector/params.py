@@ -11,9 +11,9 @@ from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, Prompts
-from nnterp_mcp.runs.vectors import VectorName
+from nnterp_mcp.request.vectors import VectorName
 
-Method = Literal[
+VectorMethod = Literal[
     "mean_difference",
     "principal_component",
     "activation",
@@ -24,7 +24,7 @@ Method = Literal[
     "delete",
 ]
 
-_NEEDS: dict[Method, tuple[str, ...]] = {
+_NEEDS: dict[VectorMethod, tuple[str, ...]] = {
     "mean_difference": ("positive", "negative"),
     "principal_component": ("positive", "negative"),
     "activation": ("positive",),
@@ -34,7 +34,7 @@ _NEEDS: dict[Method, tuple[str, ...]] = {
     "file": ("file",),
     "delete": (),
 }
-_TAKES: dict[Method, tuple[str, ...]] = {
+_TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "mean_difference": ("run", "layers", "positions", "norm"),
     "principal_component": ("run", "layers", "positions", "norm"),
     "activation": ("run", "layers", "positions", "norm"),
@@ -53,7 +53,7 @@ def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
     return _PROMPTS.validate_python(value) if value not in (None, (), [], "[]") else ()
 
 
-PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
+_PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
 """Prompts, or none where a method needs none."""
 
 
@@ -61,9 +61,9 @@ class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
     name: Annotated[VectorName, Field(description="Letters, digits, . _ -")]
-    method: Annotated[Method, Field(description="See above.")]
-    positive: Annotated[PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
-    negative: Annotated[PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
+    method: Annotated[VectorMethod, Field(description="See above.")]
+    positive: Annotated[_PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
+    negative: Annotated[_PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
     run: Annotated[
         str | None, Field(max_length=LONGEST_NAME, description="A collect_activations; positive, negative: its groups.")
     ] = None

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
-from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.request.vectors import VectorCard
 
 
-class DirectionFacts(Part):
+class DirectionFacts(ResultPart):
     """One direction, at one layer or at any.
 
     Attributes:

@@ -28,8 +28,8 @@ from nnterp_mcp.experiments.steering_vectors import (
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.runs.vectors import VectorCard
-from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, Method
+from nnterp_mcp.request.vectors import VectorCard
+from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
 from nnterp_mcp.toolset.make_vector.recalled import recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
 from nnterp_mcp.worker.job import Job
@@ -160,12 +160,12 @@ def _random(bench: Bench, params: MakeVectorParams) -> Directions:
     return random_direction(bench.model.hidden_size, params.norm, params.seed)
 
 
-_FROM_STATES: dict[Method, Callable[..., Directions]] = {
+_FROM_STATES: dict[VectorMethod, Callable[..., Directions]] = {
     "mean_difference": mean_difference,
     "principal_component": principal_component,
     "activation": activation,
 }
-_OTHERWISE: dict[Method, Callable[[Bench, MakeVectorParams], Directions]] = {
+_OTHERWISE: dict[VectorMethod, Callable[[Bench, MakeVectorParams], Directions]] = {
     "embedding_difference": _between_tokens,
     "unembedding_difference": _between_tokens,
     "random": _random,

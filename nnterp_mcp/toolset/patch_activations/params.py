@@ -20,7 +20,7 @@ from nnterp_mcp.request.sites import FACTS, Site
 from nnterp_mcp.request.targets import TargetSets
 
 _SITES = tuple(site for site, facts in FACTS.items() if facts.patched)
-Direction = Literal["denoising", "noising"]
+_Direction = Literal["denoising", "noising"]
 MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
 _MOST_SPANS = 256
 _MOST_RECEIVERS = 64
@@ -37,7 +37,7 @@ def _as_sites(value: Any) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(items))
 
 
-class Span(Given):
+class PatchedSpan(Given):
     """Positions that go by one label: in the clean prompts, and in the corrupted ones."""
 
     clean: Positions
@@ -56,11 +56,11 @@ def _as_positions(value: Any) -> Any:
     return {str(label): _as_span(spec) for label, spec in given.items()}
 
 
-def _as_span(value: Any) -> Span:
-    if isinstance(value, Span):
+def _as_span(value: Any) -> PatchedSpan:
+    if isinstance(value, PatchedSpan):
         return value
     both = isinstance(value, Mapping) and "clean" in value
-    return Span.model_validate(value if both else {"clean": value, "corrupted": value})
+    return PatchedSpan.model_validate(value if both else {"clean": value, "corrupted": value})
 
 
 def _as_receiving_site(site: Site) -> Site:
@@ -69,7 +69,7 @@ def _as_receiving_site(site: Site) -> Site:
     return site
 
 
-class Receiver(Given):
+class GivenReceiver(Given):
     """Where paths end."""
 
     site: Annotated[Site, AfterValidator(_as_receiving_site)]
@@ -95,7 +95,7 @@ _SiteList = Annotated[
     ),
 ]
 _Spans = Annotated[
-    tuple[PositionSpec, ...] | dict[str, Span],
+    tuple[PositionSpec, ...] | dict[str, PatchedSpan],
     BeforeValidator(_as_positions),
     schemas.as_schema(
         {**schemas.POSITIONS, "maxProperties": _MOST_SPANS},
@@ -107,7 +107,7 @@ _HeadColumns = Annotated[
     schemas.as_schema(schemas.INDICES, "By head."),
 ]
 _Receivers = Annotated[
-    tuple[Receiver, ...] | None,
+    tuple[GivenReceiver, ...] | None,
     BeforeValidator(_as_receivers),
     schemas.as_schema(
         schemas.union(schemas.TEXT, schemas.OBJECT, schemas.array(schemas.OBJECT), maxItems=_MOST_RECEIVERS),
@@ -126,7 +126,7 @@ class PatchActivationsParams(ModelParams):
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
-    direction: Annotated[Direction, Field(description="Run patched.")] = "denoising"
+    direction: Annotated[_Direction, Field(description="Run patched.")] = "denoising"
     metric: Annotated[MetricChoice, Field(description="By targets.")] = "auto"
     receivers: _Receivers = None
     window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Measured, Part, ProfiledAnswer, Result
+from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
 
 EVERYWHERE = "all"
 """The label of the span that an ablation takes where no positions are chosen."""
@@ -17,7 +17,7 @@ def position_of(label: str) -> int | str:
     return int(label) if label.isdigit() else label
 
 
-class GridColumn(Part):
+class GridColumn(ResultPart):
     """A column of the grid: tokens, as they stand in the first pair, or a head.
 
     Attributes:
@@ -31,7 +31,7 @@ class GridColumn(Part):
     corrupted: str | None = None
 
 
-class PatchedCell(Part):
+class PatchedCell(ResultPart):
     """One cell of the grid.
 
     Attributes:
@@ -56,7 +56,7 @@ class PatchedCell(Part):
     effect: float
 
 
-class Together(Part):
+class Together(ResultPart):
     """The strongest cells patched together, and random ones in their place.
 
     Attributes:

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
 from nnterp_mcp.render import in_force, left_out, shared_tokens
-from nnterp_mcp.table import Column, Kind, Table, tabulate, written
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeAnswer, PatchscopeResult, Source
+from nnterp_mcp.table import Column, Kind, Table, cell_text, tabulate
+from nnterp_mcp.toolset.patchscope.result import (
+    Distribution,
+    PatchReading,
+    PatchscopeAnswer,
+    PatchscopeResult,
+    SourceReading,
+)
 
 _BUDGET = 620
 """Tokens that the rows of an answer may take, about."""
@@ -49,7 +55,7 @@ def marked(result: PatchscopeResult) -> str:
     return f"{before}«{result.target_token}»{after}"
 
 
-def _names(source: Source, result: PatchscopeResult) -> list[str]:
+def _names(source: SourceReading, result: PatchscopeResult) -> list[str]:
     """The tracked categories as a sentence names them; nothing is tracked for a vector without targets."""
     if result.categories or source.token is None:
         return list(result.categories)
@@ -57,7 +63,7 @@ def _names(source: Source, result: PatchscopeResult) -> list[str]:
     return [f"itself ({quoted(source.token)})", *answer]
 
 
-def _finding(source: Source, result: PatchscopeResult) -> str:
+def _finding(source: SourceReading, result: PatchscopeResult) -> str:
     verb = "makes it name" if source.unpatched.text is not None else "reads as"
     said = "; ".join(
         f"{verb} {name} {_where_said(source.patches, index, result)}"
@@ -69,12 +75,12 @@ def _finding(source: Source, result: PatchscopeResult) -> str:
     return f"{put} {said or _change(source, result)}. {_unpatched(source)}"
 
 
-def _changed(source: Source) -> list[Patch]:
+def _changed(source: SourceReading) -> list[PatchReading]:
     """The patches under which another token is likeliest than without."""
     return [patch for patch in source.patches if patch.top[0][0] != source.unpatched.top[0][0]]
 
 
-def _change(source: Source, result: PatchscopeResult) -> str:
+def _change(source: SourceReading, result: PatchscopeResult) -> str:
     """Where a vector changes the likeliest next token, and to what."""
     changed = _changed(source)
     where = _where(changed, source.patches, result)
@@ -84,7 +90,7 @@ def _change(source: Source, result: PatchscopeResult) -> str:
     return f"changes the likeliest next token {where}, most often to {quoted(token)} ({count} of {len(source.patches)})"
 
 
-def _length_note(source: Source) -> list[str]:
+def _length_note(source: SourceReading) -> list[str]:
     """The note that says how long a vector is beside what it replaces: short ones are soon drowned."""
     if source.vector is None:
         return []
@@ -92,7 +98,7 @@ def _length_note(source: Source) -> list[str]:
     return [f"The vector's length is {own}, that of the states it replaces {replaced}; factor scales it."]
 
 
-def _lengths(source: Source) -> tuple[str, str]:
+def _lengths(source: SourceReading) -> tuple[str, str]:
     """How long a vector is, and how long the states that it replaces are."""
     pairs = [patch.lengths for patch in source.patches if patch.lengths is not None]
     return _extent([own for own, _ in pairs]), _extent([replaced for _, replaced in pairs])
@@ -103,31 +109,31 @@ def _extent(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _unpatched(source: Source) -> str:
+def _unpatched(source: SourceReading) -> str:
     top, p = source.unpatched.top[0]
     return f"Unpatched, the target says {quoted(top)} ({number(p)})."
 
 
-def _where_said(patches: Sequence[Patch], index: int, result: PatchscopeResult) -> str:
+def _where_said(patches: Sequence[PatchReading], index: int, result: PatchscopeResult) -> str:
     """At which layers a category is what the target says, and where it is likeliest."""
     best = _peak(patches, index)
-    peak = f"(p up to {written(probability(best.tracked[index][0]))}, {_at(best, result)})"
+    peak = f"(p up to {cell_text(probability(best.tracked[index][0]))}, {_at(best, result)})"
     return f"{_where([patch for patch in patches if patch.says[index]], patches, result)} {peak}"
 
 
-def _where(chosen: Sequence[Patch], patches: Sequence[Patch], result: PatchscopeResult) -> str:
+def _where(chosen: Sequence[PatchReading], patches: Sequence[PatchReading], result: PatchscopeResult) -> str:
     """Some of the patches, by their layers; in a grid only how many."""
     if result.layout == "grid":
         return f"in {len(chosen) or 'none'} of {len(patches)} pairs"
     return _ranges([patch.source_layer for patch in chosen], [patch.source_layer for patch in patches])
 
 
-def _peak(patches: Sequence[Patch], index: int) -> Patch:
+def _peak(patches: Sequence[PatchReading], index: int) -> PatchReading:
     """The patch under which a category is likeliest."""
     return max(patches, key=lambda patch: patch.tracked[index][0])
 
 
-def _at(patch: Patch, result: PatchscopeResult) -> str:
+def _at(patch: PatchReading, result: PatchscopeResult) -> str:
     same = result.layout == "same"
     return f"layer {patch.source_layer}" if same else f"layer {patch.source_layer} into {patch.target_layer}"
 
@@ -153,7 +159,7 @@ def _ranges(chosen: Sequence[int], read: Sequence[int]) -> str:
     return f"at layer{'' if len(chosen) == 1 else 's'} {', '.join(shown)}"
 
 
-def _by_layer(source: Source, result: PatchscopeResult) -> tuple[Table, int]:
+def _by_layer(source: SourceReading, result: PatchscopeResult) -> tuple[Table, int]:
     grid, same = result.layout == "grid", result.layout == "same"
     patches = _best_of_each(source.patches) if grid else source.patches
     shown = spread(range(len(patches)), _landmarks(patches), _rows(source.unpatched, result) - 1)
@@ -179,16 +185,16 @@ def _ranked(said: Distribution, index: int) -> tuple[float, int] | None:
     return said.tracked[index] if said.tracked[index][1] else None
 
 
-def short_names(source: Source, result: PatchscopeResult) -> list[str]:
+def short_names(source: SourceReading, result: PatchscopeResult) -> list[str]:
     """The tracked categories as a column names them."""
     if result.categories or source.token is None:
         return list(result.categories)
     return ["itself"] if source.answer is None else ["itself", "own next"]
 
 
-def _best_of_each(patches: Sequence[Patch]) -> list[Patch]:
+def _best_of_each(patches: Sequence[PatchReading]) -> list[PatchReading]:
     """For each source layer, the patch under which a tracked category is likeliest."""
-    best: dict[int, Patch] = {}
+    best: dict[int, PatchReading] = {}
     for patch in patches:
         known = best.get(patch.source_layer)
         if known is None or _likeliest(patch) > _likeliest(known):
@@ -196,11 +202,11 @@ def _best_of_each(patches: Sequence[Patch]) -> list[Patch]:
     return list(best.values())
 
 
-def _likeliest(patch: Patch) -> float:
+def _likeliest(patch: PatchReading) -> float:
     return max((p for p, _ in patch.tracked), default=patch.top[0][1])
 
 
-def _landmarks(patches: Sequence[Patch]) -> list[int]:
+def _landmarks(patches: Sequence[PatchReading]) -> list[int]:
     """The rows to show whatever else is left out: the ends, each category's peak, and where what is said changes."""
     peaks = [patches.index(_peak(patches, category)) for category in range(len(patches[0].tracked))]
     turns = [index for index in range(1, len(patches)) if patches[index].says != patches[index - 1].says]
@@ -217,7 +223,7 @@ def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
     first = result.sources[0]
     generated, vectors = first.unpatched.text is not None, first.vector is not None
     names = list(result.categories) or ([] if vectors else ["itself", "own next"])
-    columns: list[Column[Source]] = [
+    columns: list[Column[SourceReading]] = [
         Column("vector", lambda source: elided(source.vector or "", 40), shown=vectors),
         Column("length", lambda source: _lengths(source)[0], shown=vectors),
         Column("replaces", lambda source: _lengths(source)[1], shown=vectors),
@@ -235,22 +241,22 @@ def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
     return tabulate(columns, shown), len(result.sources) - len(shown)
 
 
-def _bare(chosen: Sequence[Patch], source: Source, result: PatchscopeResult) -> str:
+def _bare(chosen: Sequence[PatchReading], source: SourceReading, result: PatchscopeResult) -> str:
     """Some of a source's patches by their layers, as a cell says it."""
     return _where(chosen, source.patches, result).removeprefix("at ").removeprefix("in ")
 
 
-def _place(patch: Patch, result: PatchscopeResult) -> str:
+def _place(patch: PatchReading, result: PatchscopeResult) -> str:
     return _at(patch, result).removeprefix("layer ")
 
 
-def _summit(index: int, name: str, generated: bool, result: PatchscopeResult) -> list[Column[Source]]:
+def _summit(index: int, name: str, generated: bool, result: PatchscopeResult) -> list[Column[SourceReading]]:
     """Where a category is said, its highest probability, and where that is; nothing where it is not tracked."""
 
-    def best(source: Source) -> Patch | None:
+    def best(source: SourceReading) -> PatchReading | None:
         return _peak(source.patches, index) if index < len(source.unpatched.tracked) else None
 
-    def said(source: Source) -> str | None:
+    def said(source: SourceReading) -> str | None:
         return best(source) and _bare([patch for patch in source.patches if patch.says[index]], source, result)
 
     return [
@@ -260,7 +266,7 @@ def _summit(index: int, name: str, generated: bool, result: PatchscopeResult) ->
     ]
 
 
-def _telling(source: Source) -> Patch:
+def _telling(source: SourceReading) -> PatchReading:
     """The patch whose text to show of a source: the first that names what is tracked, else where that is likeliest."""
     naming = (patch for patch in source.patches if any(patch.says))
     return next(naming, None) or max(source.patches, key=_likeliest)
@@ -280,5 +286,5 @@ def _summary(result: PatchscopeResult) -> str:
     return f"{put} into the target prompt, {found}. {_unpatched(sources[0])}"
 
 
-def _is_said(source: Source, index: int) -> bool:
+def _is_said(source: SourceReading, index: int) -> bool:
     return index < len(source.unpatched.tracked) and any(patch.says[index] for patch in source.patches)

@@ -9,7 +9,7 @@ from nnterp_mcp.display.layers import PROBABILITY, ordinals, token_table
 from nnterp_mcp.formatting import elided, quoted
 from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.patchscope.answer import marked, short_names
-from nnterp_mcp.toolset.patchscope.result import Patch, PatchscopeResult, Source
+from nnterp_mcp.toolset.patchscope.result import PatchReading, PatchscopeResult, SourceReading
 
 _SOURCES = 10
 """Sources beside each other."""
@@ -20,7 +20,7 @@ _RANKS = 6
 _CURVES = 8
 
 _LABELLED = 160
-"""Cells of a grid up to which tokens are written into them."""
+"""Cells of a grid up to which tokens are cell_text into them."""
 
 
 def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
@@ -47,24 +47,24 @@ def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
     )
 
 
-def _named(source: Source) -> str:
+def _named(source: SourceReading) -> str:
     if source.vector is not None:
         return elided(source.vector, 20)
     return f"{visible(elided(source.token or '', 12))} ({source.position})"
 
 
-def _layer(patch: Patch, result: PatchscopeResult) -> str:
+def _layer(patch: PatchReading, result: PatchscopeResult) -> str:
     return str(patch.source_layer) if result.layout == "same" else f"{patch.source_layer} → {patch.target_layer}"
 
 
-def _alone(source: Source, result: PatchscopeResult) -> Heatmap:
+def _alone(source: SourceReading, result: PatchscopeResult) -> Heatmap:
     count = min(_RANKS, len(source.unpatched.top))
     layers = {"unpatched": source.unpatched.top[:_RANKS]}
     layers |= {_layer(patch, result): patch.top[:_RANKS] for patch in source.patches}
     return token_table("what the target prompt says next", "rank", ordinals(count), layers)
 
 
-def _across(sources: Sequence[Source], result: PatchscopeResult) -> Heatmap:
+def _across(sources: Sequence[SourceReading], result: PatchscopeResult) -> Heatmap:
     layers = {"unpatched": [source.unpatched.top[0] for source in sources]}
     layers |= {
         _layer(patch, result): [source.patches[at].top[0] for source in sources]
@@ -74,7 +74,7 @@ def _across(sources: Sequence[Source], result: PatchscopeResult) -> Heatmap:
     return token_table("what the target prompt says next", "source", names, layers)
 
 
-def _categories(source: Source, result: PatchscopeResult) -> list[str]:
+def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
     """What is tracked: the targets, or else the source's own token and the model's next one."""
     names = short_names(source, result)
     if result.categories:
@@ -83,7 +83,7 @@ def _categories(source: Source, result: PatchscopeResult) -> list[str]:
     return [f"{name}: {token}" for name, token in zip(names, tokens, strict=True)]
 
 
-def _tracked(sources: Sequence[Source], result: PatchscopeResult) -> Curves:
+def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> Curves:
     """What is tracked, over the layers; of several sources the first category of each."""
     if len(sources) == 1:
         chosen = [(name, sources[0], index) for index, name in enumerate(_categories(sources[0], result)[:_CURVES])]
@@ -102,7 +102,7 @@ def _tracked(sources: Sequence[Source], result: PatchscopeResult) -> Curves:
     return Curves(title, "source layer", "probability", curves, span=(0.0, 1.0))
 
 
-def _grid(source: Source, result: PatchscopeResult) -> Heatmap:
+def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:
     """Source layers across, target layers upwards: how likely what is tracked first becomes, or else the top token."""
     across = sorted({patch.source_layer for patch in source.patches})
     up = sorted({patch.target_layer for patch in source.patches}, reverse=True)
@@ -124,5 +124,5 @@ def _grid(source: Source, result: PatchscopeResult) -> Heatmap:
     )
 
 
-def _value(patch: Patch, tracked: bool) -> float:
+def _value(patch: PatchReading, tracked: bool) -> float:
     return patch.tracked[0][0] if tracked else patch.top[0][1]

@@ -14,7 +14,7 @@ from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, LayerSpec, Positions, PositionSpec, parse_indices
 from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
 from nnterp_mcp.request.targets import Targets
-from nnterp_mcp.runs.vectors import LONGEST_VECTOR, check_name
+from nnterp_mcp.request.vectors import LONGEST_VECTOR, check_name
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
 _MOST_VECTORS = 64
@@ -106,7 +106,7 @@ class PatchscopeParams(ModelParams):
     max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(schemas.OPERATIONS, "Edits in force, as in generate."),
+        schemas.as_schema(schemas.OPERATION_LIST, "Edits in force, as in generate."),
     ] = ()
     plot: Plot = False
 

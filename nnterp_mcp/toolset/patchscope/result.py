@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 from nnterp_mcp.formatting import quoted
 
 
-class Distribution(Part):
+class Distribution(ResultPart):
     """What the target prompt says: probabilities from 0 to 1, entropy in nats.
 
     Attributes:
@@ -28,7 +28,7 @@ class Distribution(Part):
     says: list[bool]
 
 
-class Patch(Distribution):
+class PatchReading(Distribution):
     """What it says with a state of `source_layer` put in as the output of `target_layer`.
 
     Attributes:
@@ -40,7 +40,7 @@ class Patch(Distribution):
     lengths: tuple[float, float] | None = None
 
 
-class Source(Part):
+class SourceReading(ResultPart):
     """One position of one source prompt, or one vector, under every patch.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source(Part):
     answer: str | None
     vector: str | None = None
     unpatched: Distribution
-    patches: list[Patch]
+    patches: list[PatchReading]
 
 
 class PatchscopeResult(Result):
@@ -85,7 +85,7 @@ class PatchscopeResult(Result):
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     interventions: list[str]
-    sources: list[Source]
+    sources: list[SourceReading]
 
 
 class PatchscopeAnswer(TableAnswer):

@@ -23,14 +23,14 @@ from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
-from nnterp_mcp.toolset.patchscope.result import Distribution, Patch, PatchscopeResult, Source
-from nnterp_mcp.toolset.patchscope.sources import Origin, Sources, gather_states, gather_vectors
+from nnterp_mcp.toolset.patchscope.result import Distribution, PatchReading, PatchscopeResult, SourceReading
+from nnterp_mcp.toolset.patchscope.sources import GatheredSources, Origin, gather_states, gather_vectors
 from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-Lengths = list[list[tuple[float, float]]]
+_Lengths = list[list[tuple[float, float]]]
 """By source and pair: the length of what is put in, and of the state that it replaces."""
 
 
@@ -52,7 +52,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
 
-    def scope(group: Sequence[int]) -> list[Source]:
+    def scope(group: Sequence[int]) -> list[SourceReading]:
         chosen = sources.some(group)
         total = len(group) * len(chosen.pairs)
         readings = read_patchscope(
@@ -71,7 +71,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         own = None if lengths is None else [lengths[source] for source in group]
         return _Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
 
-    def assemble(done: Finished[Source]) -> PatchscopeResult:
+    def assemble(done: Finished[SourceReading]) -> PatchscopeResult:
         return PatchscopeResult(
             model=bench.handle,
             before=before,
@@ -88,12 +88,12 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     size = max(1, bench.batch_tokens // patch_tokens)
     numbers = range(len(sources.origins))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    return job.in_parts(groups, Source, scope, assemble, "sources")
+    return job.in_parts(groups, SourceReading, scope, assemble, "sources")
 
 
 def _lengths(
-    model: StandardizedTransformer, sources: Sources, target: EncodedPrompt, position: int, plan: Plan
-) -> Lengths:
+    model: StandardizedTransformer, sources: GatheredSources, target: EncodedPrompt, position: int, plan: Plan
+) -> _Lengths:
     """For each source and pair, how long the vector is and how long the state that it replaces."""
     into = sorted({layer for _, layer in sources.pairs})
     (replaced,) = read_states(model, Workload([target], plan), [[position]], into).float().norm(dim=-1).tolist()
@@ -149,17 +149,17 @@ class _Writer:
     tokenizer: Any
     readings: PatchscopeReadings
     generated: bool
-    lengths: Lengths | None
+    lengths: _Lengths | None
 
-    def sources(self, origins: Sequence[Origin]) -> list[Source]:
+    def sources(self, origins: Sequence[Origin]) -> list[SourceReading]:
         """Every source with its patches."""
         return [self._source(index, origin) for index, origin in enumerate(origins)]
 
-    def _source(self, source: int, origin: Origin) -> Source:
+    def _source(self, source: int, origin: Origin) -> SourceReading:
         readings = self.readings
         said = self._distribution(readings.unpatched, (source,), readings.unpatched_continuation, origin)
         patches = [
-            Patch(
+            PatchReading(
                 source_layer=pair[0],
                 target_layer=pair[1],
                 lengths=self.lengths[source][index] if self.lengths else None,
@@ -169,7 +169,7 @@ class _Writer:
             )
             for index, pair in enumerate(readings.pairs)
         ]
-        return Source(
+        return SourceReading(
             prompt=origin.prompt,
             position=origin.position,
             token=origin.token,

@@ -56,7 +56,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Sources:
+class GatheredSources:
     """What is put into the target prompt.
 
     Attributes:
@@ -71,7 +71,7 @@ class Sources:
     pairs: list[LayerPair]
     origins: list[Origin]
 
-    def some(self, group: Sequence[int]) -> Sources:
+    def some(self, group: Sequence[int]) -> GatheredSources:
         """Some of the sources, by number."""
         return replace(self, states=self.states[list(group)], origins=[self.origins[source] for source in group])
 
@@ -83,7 +83,7 @@ def gather_states(
     plan: Plan,
     targets: FollowedTargets,
     job: Job,
-) -> Sources:
+) -> GatheredSources:
     """The residual streams of the source prompts.
 
     Raises:
@@ -100,11 +100,13 @@ def gather_states(
         _origin(model, prompt, position, answer, words, targets.ids)
         for (prompt, position), answer in zip(at, _answers(model, states[:, -1]), strict=True)
     ]
-    return Sources(states, layers, pairs, origins)
+    return GatheredSources(states, layers, pairs, origins)
 
 
-def gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str], targets: FollowedTargets) -> Sources:
-    """The kept vectors, times the factor. Unless source layers are named, each layer gets its own direction.
+def gather_vectors(
+    bench: Bench, params: PatchscopeParams, names: Sequence[str], targets: FollowedTargets
+) -> GatheredSources:
+    """The kept vectors, times the factor. Each layer gets its own direction unless source layers are named.
 
     Raises:
         InvalidRequest: There is no such vector, or it has no direction for a layer.
@@ -124,7 +126,7 @@ def gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str],
     )
     words, ids = _words(params.targets, model.tokenizer), list(targets.ids.values())
     origins = [Origin(words, ids, vector=name) for name in kept]
-    return Sources(params.factor * states.to(model.device), layers, pairs, origins)
+    return GatheredSources(params.factor * states.to(model.device), layers, pairs, origins)
 
 
 def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_layers: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from nnterp_mcp.formatting import elided, plural
-from nnterp_mcp.table import Cell, Kind, Table, as_json
+from nnterp_mcp.table import Cell, Kind, Table, compact_json
 from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 
 _LONGEST = 80
@@ -52,7 +52,7 @@ def _sized(content: Table) -> Table:
     """The first rows of a table, as many as one message takes: it holds them twice, as text and as structure."""
     room, rows = _LARGEST, content.rows
     for count, row in enumerate(rows):
-        room -= len(as_json(row))
+        room -= len(compact_json(row))
         if room < 0:
             return content.model_copy(update={"rows": rows[: max(1, count)]})
     return content

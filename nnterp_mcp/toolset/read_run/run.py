@@ -5,33 +5,13 @@ from __future__ import annotations
 import anyio
 import anyio.to_thread
 
-from nnterp_mcp.contract import Answer, Result
-from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import plural
+from nnterp_mcp.contract import Answer
 from nnterp_mcp.pool.live_runs import late
 from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.reading import read
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.arguments import shown
-from nnterp_mcp.runs import figures
-from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.results import read_result
-from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.runs.tables import (
-    Row,
-    as_table,
-    columns_of,
-    columns_of_array,
-    facts_of,
-    filter_rows,
-    read_array,
-    tables_of,
-)
-from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
-
-_FACTS = ("result", "record")
-"""Parts that every run has: what is no table in its result, and its record; one fact a row."""
 
 
 async def run(session: Session, params: ReadRunParams, on_progress: OnProgress) -> ReadRunResult | Answer:
@@ -43,82 +23,3 @@ async def run(session: Session, params: ReadRunParams, on_progress: OnProgress) 
         if not run.ended.is_set():
             return late(run)
     return await anyio.to_thread.run_sync(read, session.runs.store, params)
-
-
-def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
-    """What is asked for of a run that is on disk, whoever made it.
-
-    Raises:
-        InvalidRequest: There is no such run or part, or what was kept is damaged.
-        NnterpError: The run did not finish and kept nothing: what it raised.
-    """
-    record = store.read(params.run_id)
-    if params.part == "answer":
-        answer = read_answer(store, record)
-        if params.where or params.columns or params.offset:
-            raise InvalidRequest(
-                "where, columns and offset choose from the rows of a part, and part='answer' has none.",
-                answer.notes[-1],
-            )
-        if params.format == "picture":
-            answer.picture = figures.draw(store, record, specs())
-            answer.notes.append(figures.where(record))
-        return answer
-    if params.format == "picture":
-        raise InvalidRequest(f"a picture shows a whole run, not part={shown(params.part)}.", "Leave out part.")
-    rows, columns, total = _rows(store, record, params)
-    return ReadRunResult(
-        run_id=record.id,
-        part=params.part,
-        table=as_table(rows, columns, params.columns),
-        offset=params.offset,
-        total=total,
-        format=params.format,
-    )
-
-
-def read_answer(store: RunStore, record: RunRecord) -> Answer:
-    """The answer that a run's tool gave, with the names of the parts that the run has.
-
-    Raises:
-        NnterpError: The run did not finish and kept nothing: what it raised.
-        InvalidRequest: The result is gone or damaged.
-    """
-    if record.result_sha256 is None and record.error is not None:
-        raise record.error.error()
-    result = read_result(store, record, specs())
-    answer = specs()[record.tool].summarize(result)
-    answer.run_id = record.id
-    if record.partial and record.error is not None:
-        answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
-    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
-    return answer
-
-
-def _parts(record: RunRecord, result: Result) -> list[str]:
-    tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
-    arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
-    return [*tables, *arrays, *_FACTS]
-
-
-def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[Row], list[str], int]:
-    """The rows of a page, the columns of the part, and how many rows it has in all."""
-    part = params.part
-    if part in record.arrays:
-        card = record.arrays[part]
-        rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
-        return rows, columns_of_array(part, card), total
-    rows = facts_of(record.model_dump(mode="json")) if part == "record" else _table(store, record, part)
-    chosen = filter_rows(rows, params.where)
-    return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
-
-
-def _table(store: RunStore, record: RunRecord, part: str) -> list[Row]:
-    result = read_result(store, record, specs())
-    tables = tables_of(result)
-    if part == "result":
-        return facts_of(result.model_dump(mode="json", exclude=set(tables)))
-    if part not in tables:
-        parts = ", ".join(["answer", *tables, *record.arrays, *_FACTS])
-        raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
-    return tables[part]

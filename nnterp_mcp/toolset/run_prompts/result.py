@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import ModelAnswer, Part, Result
+from nnterp_mcp.contract import ModelAnswer, Result, ResultPart
 from nnterp_mcp.render import in_force
 from nnterp_mcp.table import TableField
 
 
-class PromptRow(Part):
+class PromptRow(ResultPart):
     """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category."""
 
     text: str

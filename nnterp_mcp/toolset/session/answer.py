@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.formatting import elided, number, plural, seconds, size
-from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult
 

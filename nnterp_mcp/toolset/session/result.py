@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Part, Result
-from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.contract import Answer, Result, ResultPart
+from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import TableField
 
 
-class LoadedModel(Part):
+class LoadedModel(ResultPart):
     """One model of the session; memory in bytes, times in seconds."""
 
     handle: str
@@ -23,7 +23,7 @@ class LoadedModel(Part):
     edits: list[str] = Field(default_factory=list[str])
 
 
-class RunLine(Part):
+class RunLine(ResultPart):
     """One run; its age in seconds, its progress while it is under way."""
 
     id: str

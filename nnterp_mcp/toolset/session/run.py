@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import anyio
 import psutil
 
-from nnterp_mcp.engine.executors.ndif.deployments import describe_deployments
+from nnterp_mcp.pool.deployments import describe_deployments
 from nnterp_mcp.pool.live_runs import Runs
 from nnterp_mcp.pool.pool import Entry
 from nnterp_mcp.pool.process import OnProgress

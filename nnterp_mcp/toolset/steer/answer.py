@@ -10,7 +10,7 @@ from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.formatting import elided, number, probability, quoted, spread
 from nnterp_mcp.render import in_force, left_out, shared_tokens
-from nnterp_mcp.table import Cell, Column, Kind, tabulate, written
+from nnterp_mcp.table import Cell, Column, Kind, cell_text, tabulate
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
 _BUDGET = 720
@@ -206,7 +206,7 @@ def _beside_control(focus: Group, result: SteerResult) -> str:
     if focus.control is None:
         return ""
     mean, deviation = focus.control
-    seen = f"{written(_measured(focus.control))} nats over {result.controls} of them"
+    seen = f"{cell_text(_measured(focus.control))} nats over {result.controls} of them"
     if focus.kl > mean + _CLEARLY * deviation:
         return f", further than random directions of equal norm ({seen})"
     return f", no further than random directions of equal norm do ({seen})"
@@ -217,10 +217,9 @@ def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
         before, after = _baseline(focus, groups).target(index), focus.target(index)
         control = focus.control_target(index)
-        beside = "" if control is None else f" (random: {written(_measured(control))})"
-        parts.append(
-            f"{quoted(elided(name))} goes from {written(_two_digits(before))} to {written(_two_digits(after))}{beside}"
-        )
+        beside = "" if control is None else f" (random: {cell_text(_measured(control))})"
+        moved = f"from {cell_text(_two_digits(before))} to {cell_text(_two_digits(after))}"
+        parts.append(f"{quoted(elided(name))} goes {moved}{beside}")
     return f" The probability of {'; of '.join(parts)}." if parts else ""
 
 

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel
 from nnterp_mcp.formatting import elided, number, probability, quoted
 from nnterp_mcp.render import in_force
-from nnterp_mcp.table import written
+from nnterp_mcp.table import cell_text
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 
 _CATEGORIES = 3
@@ -29,7 +29,9 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
     ]
     panels = [panel for measure in measures for panel in sweep.panels(measure)]
     first = quoted(elided(result.prompts[0], 200))
-    baselines = "; ".join(f"{measure.name} {written(probability(sweep.baseline(measure)))}" for measure in measures[1:])
+    baselines = "; ".join(
+        f"{measure.name} {cell_text(probability(sweep.baseline(measure)))}" for measure in measures[1:]
+    )
     controls = f"Dashed, with a band of ± 1 sd: {result.controls} random directions of equal norm."
     return Figure(
         title=f"Steering with {elided(result.vector, 40)} · {result.model}",

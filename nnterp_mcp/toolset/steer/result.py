@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 
-class SteeredRun(Part):
+class SteeredRun(ResultPart):
     """One run: the baseline of a prompt, or one direction added after one layer.
 
     Attributes:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Answer, Part, Result
+from nnterp_mcp.contract import Answer, Result, ResultPart
 from nnterp_mcp.table import TableField
 
 COUNTED = 16
 """Prompts whose lengths an answer lists."""
 
 
-class TokenizedPrompt(Part):
+class TokenizedPrompt(ResultPart):
     """One prompt's tokens."""
 
     text: str

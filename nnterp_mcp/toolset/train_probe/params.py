@@ -12,7 +12,7 @@ from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
 from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.prompts import PromptGroups
-from nnterp_mcp.runs.vectors import VectorName
+from nnterp_mcp.request.vectors import VectorName
 
 _Groups = Annotated[
     PromptGroups,

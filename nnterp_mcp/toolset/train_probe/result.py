@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Part, Result, TableAnswer
-from nnterp_mcp.runs.vectors import VectorCard
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.request.vectors import VectorCard
 
 
-class ProbedGroup(Part):
+class ProbedGroup(ResultPart):
     """A class: its name, its prompts, its rows, and how many tokens its prompts have on average."""
 
     name: str
@@ -15,7 +15,7 @@ class ProbedGroup(Part):
     tokens: float
 
 
-class ProbedLayer(Part):
+class ProbedLayer(ResultPart):
     """The probes of one layer.
 
     Attributes:

@@ -22,8 +22,8 @@ from nnterp_mcp.experiments.probes import (
 )
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.runs.arrays import HeldRows
-from nnterp_mcp.runs.vectors import VectorCard
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams, require_groups
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
 from nnterp_mcp.worker.job import Job

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nnterp_mcp.engine.executors.ndif.deployments import describe_deployments
 from nnterp_mcp.errors import Forbidden, InvalidRequest, Unsupported, WorkerLost
 from nnterp_mcp.laboratory import Laboratory
+from nnterp_mcp.pool.deployments import describe_deployments
 from nnterp_mcp.settings import Settings
 
 DEPLOYED = {

@@ -1,0 +1,92 @@
+"""Named vectors: how they may be called, and what is known of one without its numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from nnterp_mcp.request.arguments import shown
+
+LONGEST_VECTOR = 64
+"""Characters of a vector's name."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that stand for devices on Windows, whatever their ending."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the letters that a vector's name may have."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(name: str) -> str:
+    """A vector's name, which is never a path.
+
+    Raises:
+        ValueError: It is not one; with what is allowed.
+    """
+    if not is_name(name) or _DEVICES.fullmatch(name) is not None:
+        raise ValueError(
+            "a vector's name has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit and is no "
+            f"device's name, so not {shown(name)}"
+        )
+    return name
+
+
+VectorName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(check_name)]
+
+
+class ModelIdentity(BaseModel):
+    """The identity of a model's weights.
+
+    Attributes:
+        architecture: The model's class.
+        hidden_size: The width of its residual stream.
+        fingerprint: A hash over some of its weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str
+    hidden_size: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"{self.architecture}, width {self.hidden_size}, weights {self.fingerprint}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of its vectors."""
+        return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
+
+
+class VectorCard(BaseModel):
+    """The description of a vector, without its numbers.
+
+    Attributes:
+        name: Its name, unique for a model.
+        model: The handle of the model at the time.
+        identity: The model's weights.
+        method: How it was made.
+        tool: The tool that made it.
+        layers: The layers that have a direction each; empty where one direction serves at any layer.
+        norms: The length of each direction.
+        request: The parameters from which it can be made again.
+        versions: The packages that made it.
+        made: Time, in ISO 8601.
+    """
+
+    name: VectorName
+    model: str
+    identity: ModelIdentity
+    method: str
+    tool: str = "make_vector"
+    layers: list[int]
+    norms: list[float]
+    request: dict[str, Any]
+    versions: dict[str, str]
+    made: str
