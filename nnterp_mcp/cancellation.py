@@ -1,7 +1,7 @@
-"""A call that is to end: loops deep in the library ask here, without a parameter on the way to them.
+"""Cancellation of calls by a context variable, so that loops deep in the library need no parameter for it.
 
-Passes ask at every layer. What loops over a caller's input beside them (prompts, positions, targets, groups, folds)
-asks once for each item, since a process that does not stop in time is ended, and its model with it.
+Forward passes check at every layer. Other loops over a caller's input (prompts, positions, targets, groups, folds)
+check once per item, since a process that does not stop in time is killed, and its model with it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every tool shares: the spec of a tool, its parameters, its result and what an agent sees of it.
 
-_A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
+A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
 and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
 are two forms of that one answer, so that they cannot disagree.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -59,7 +60,7 @@ class Result(ResultPart):
 
 class Answer(ResultPart):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
-    out; the run that holds the rest. _A picture stands beside both, as PNG."""
+    out; the run that holds the rest. A picture stands beside both, as PNG."""
 
     finding: Annotated[str, Field(description="The answer in words.")]
     notes: list[str] = []
@@ -140,28 +141,24 @@ class ToolSpec(Generic[_P, _R, _A]):
 
     Attributes:
         name: The tool's name, also its folder's.
-        title: _A short title for people.
+        title: A short title for people.
         description: What it measures and when to use it, at most 2 KB: some clients cut there.
         params: Its parameters.
-        result: What the worker (or the server) computes.
-        answer: What an agent sees.
-        digest: Cuts a result down to an answer.
+        digest: Cuts a result down to an answer; its annotations say which classes these are.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
         place: The process in which `toolset/<name>/run.py` runs: the model's worker, or the server.
         read_only: The call changes nothing.
         destructive: The call removes something.
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
-        recorded: _A call in a worker is an experiment, and kept as a run.
-        served: _A call in a worker can be about a model that another machine serves.
+        recorded: A call in a worker is an experiment, and kept as a run.
+        served: A call in a worker can be about a model that another machine serves.
     """
 
     name: str
     title: str
     description: str
     params: type[_P]
-    result: type[_R]
-    answer: type[_A]
     digest: Callable[[_R], _A]
     figure: Callable[[_R, Arrays], Figure] | None = None
     place: Literal["server", "worker"] = "worker"
@@ -171,6 +168,16 @@ class ToolSpec(Generic[_P, _R, _A]):
     open_world: bool = False
     recorded: bool = True
     served: bool = False
+
+    @cached_property
+    def result(self) -> type[_R]:
+        """The class of what the worker (or the server) computes."""
+        return next(kind for name, kind in get_type_hints(self.digest).items() if name != "return")
+
+    @cached_property
+    def answer(self) -> type[_A]:
+        """The class of what an agent sees."""
+        return get_type_hints(self.digest)["return"]
 
     def summarize(self, result: _R) -> _A:
         """What an agent sees of a result, the remarks on its input among the notes."""
@@ -188,7 +195,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. _A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
+        hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
         unsaid = _KNOWN if self.recorded and self.place == "worker" else _KNOWN | {"run_id"}
@@ -263,7 +270,7 @@ def _compact(node: Any, named: bool = False) -> Any:
     refused: all are.
 
     Args:
-        node: _A part of the schema.
+        node: A part of the schema.
         named: Whether the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):

@@ -160,7 +160,7 @@ def _unconfined(settings: Settings) -> Settings:
 
 def _absolute(model: str) -> str:
     """A model's name, or where it names something that is there, the path to that."""
-    from nnterp_mcp.model.loading.load import BUILTIN
+    from nnterp_mcp.model.loading.locations import BUILTIN
 
     path = Path(model).expanduser()
     return str(path.resolve()) if model != BUILTIN and path.exists() else model

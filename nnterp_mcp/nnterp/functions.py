@@ -1,8 +1,8 @@
-"""The functions of nnterp 1.3's modules that work on a model, for code that is ported by changing an import.
+"""nnterp 1.3's functions on models, for code that is ported by changing an import.
 
-They take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM. What reads or assigns hidden
-states works inside a trace, as it did there; what runs passes of its own runs them on the same weights under standard
-names, made once (`nnterp_mcp.model.loading.adoption`).
+They take a `StandardizedTransformer`, or any nnsight model of a Hugging Face causal LM. Functions that read or assign
+hidden states work inside a trace, as in nnterp; functions that run passes run them on the same weights under standard
+names, wrapped once (`nnterp_mcp.model.loading.adoption`).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def get_layer_input(nn_model: Any, layer: int) -> States:
 
 
 def set_layer_output(nn_model: Any, layer: int, tensor: States) -> None:
-    """Let the model go on with another residual stream after a layer."""
+    """Replace the residual stream after a layer."""
     StateList(named(nn_model), "block", "output")[layer] = tensor
 
 
@@ -117,7 +117,7 @@ def get_attention(nn_model: Any, layer: int) -> Envoy:
 
 
 def get_attention_output(nn_model: Any, layer: int) -> States:
-    """What a layer's attention computes; a norm or a multiplier may come behind it."""
+    """The output of a layer's attention module, before a norm or multiplier that may follow it."""
     return StateList(named(nn_model), "attention_raw", "output")[layer]
 
 
@@ -127,7 +127,7 @@ def get_mlp(nn_model: Any, layer: int) -> Envoy:
 
 
 def get_mlp_output(nn_model: Any, layer: int) -> States:
-    """What a layer's MLP computes; a norm or a multiplier may come behind it."""
+    """The output of a layer's MLP module, before a norm or multiplier that may follow it."""
     return StateList(named(nn_model), "mlp_raw", "output")[layer]
 
 
@@ -181,10 +181,10 @@ collect_last_token_activations_session = collect_token_activations_batched
 """Locally, a session saves nothing."""
 
 RenamingError = Unsupported
-"""What is raised where nnterp raises its own: a part that an architecture lacks, or attention that is not formed."""
+"""nnterp's name for the error of a part that an architecture lacks, or of attention that is not formed."""
 
 TokenizationError = InvalidRequest
-"""What is raised where nnterp raises its own: a target that has no token."""
+"""nnterp's name for the error of a target that has no token."""
 
 __all__ = [
     "AttnProbFunction",

@@ -46,7 +46,7 @@ class Prompt:
         return cls(prompt, {name: get_first_tokens(words, tokenizer) for name, words in named.items()}, named)
 
     def has_no_collisions(self, ignore_targets: str | Sequence[str] | None = None) -> bool:
-        """Whether no two categories share a token, those in `ignore_targets` left aside."""
+        """True if no two categories share a token, except those in `ignore_targets`."""
         ignored = [ignore_targets] if isinstance(ignore_targets, str) else ignore_targets or ()
         kept = {name: tokens for name, tokens in self.target_tokens.items() if name not in ignored}
         return not find_shared_tokens(kept, 1)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.messages import Progress, Recorded
 from nnterp_mcp.pool.pool import Entry, Pool
-from nnterp_mcp.pool.process import OnProgress, Stop
+from nnterp_mcp.pool.process import Stop
 from nnterp_mcp.request.operations import Operation, describe
 from nnterp_mcp.runs.records import Owner, RunError, RunRecord
 from nnterp_mcp.runs.store import Quota, RunStore, now
@@ -58,7 +57,7 @@ class LiveRun:
     computed: float = 0.0
     _begun: float = field(default_factory=anyio.current_time)
     _turn: float | None = None
-    _followers: list[MemoryObjectSendStream[Progress]] = field(default_factory=list)
+    _followers: Followers = field(default_factory=Followers)
 
     @property
     def id(self) -> str:
@@ -73,8 +72,7 @@ class LiveRun:
     def tell(self, progress: Progress) -> None:
         """Sends progress to every follower."""
         self.progress = progress
-        for follower in self._followers:
-            follower.send_nowait(progress)
+        self._followers.send(progress)
 
     def place(self, ahead: int) -> None:
         """Sends the place in the queue as progress."""
@@ -102,23 +100,12 @@ class LiveRun:
             self.computed = end - self._turn
         self.answer, self.error = answer, error
         self.ended.set()
-        for follower in self._followers:
-            follower.close()
-        self._followers.clear()
+        self._followers.close()
 
     async def follow(self, on_progress: OnProgress) -> None:
         """Passes progress on until the run is over."""
-        if self.ended.is_set():
-            return
-        send, receive = anyio.create_memory_object_stream[Progress](math.inf)
-        self._followers.append(send)
-        with send, receive:
-            try:
-                async for progress in receive:
-                    await on_progress(progress)
-            finally:
-                if send in self._followers:
-                    self._followers.remove(send)
+        if not self.ended.is_set():
+            await self._followers.follow(on_progress)
 
 
 def late(run: LiveRun) -> Late:

@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
 from nnterp_mcp.errors import (
     Cancelled,
@@ -24,9 +23,10 @@ from nnterp_mcp.errors import (
     UnknownModel,
 )
 from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.pool.process import OnProgress, WorkerProcess
+from nnterp_mcp.pool.process import WorkerProcess
 from nnterp_mcp.pool.queue import Turns
 from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.settings import Settings
@@ -58,14 +58,13 @@ class Entry:
     error: NnterpError | None = None
     progress: Progress | None = None
     loaded: anyio.Event = field(default_factory=anyio.Event)
-    followers: list[MemoryObjectSendStream[Progress]] = field(default_factory=list)
+    followers: Followers = field(default_factory=Followers)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     async def publish(self, progress: Progress) -> None:
         """Sends the progress of the load to every caller that waits for it."""
         self.progress = progress
-        for follower in self.followers:
-            follower.send_nowait(progress)
+        self.followers.send(progress)
 
 
 class Pool:
@@ -214,22 +213,14 @@ class Pool:
         return next(handle for handle in free if self._loaded.get(handle, request) == request)
 
     async def _follow(self, entry: Entry, on_progress: OnProgress) -> None:
-        send, receive = anyio.create_memory_object_stream[Progress](math.inf)
-        entry.followers.append(send)
         try:
             with anyio.move_on_after(self.settings.reply_within):
-                async for progress in receive:
-                    await on_progress(progress)
+                await entry.followers.follow(on_progress)
         except anyio.get_cancelled_exc_class():
-            if entry.followers == [send] and not entry.loaded.is_set():
+            if not entry.followers and not entry.loaded.is_set():
                 with anyio.CancelScope(shield=True):
                     await self._close(entry, "its load was cancelled")
             raise
-        finally:
-            if send in entry.followers:
-                entry.followers.remove(send)
-            send.close()
-            receive.close()
 
     async def _run(self, entry: Entry) -> None:
         """Owns a worker: spawns it, loads the model, and waits until the process ends.
@@ -270,9 +261,7 @@ class Pool:
 
     def _finish_load(self, entry: Entry) -> None:
         entry.loaded.set()
-        for follower in entry.followers:
-            follower.close()
-        entry.followers.clear()
+        entry.followers.close()
 
     def _settle(self, entry: Entry) -> None:
         """Cleans up after a model: its handle stops working, and waiting callers get the reason."""

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import resources
 from typing import Any
@@ -21,6 +20,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from nnterp_mcp.errors import Cancelled, NnterpError, TimedOut, WorkerLost
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.messages import (
     Call,
     Cancel,
@@ -40,8 +40,6 @@ from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[Progress], Awaitable[None]]
 
 _LONGEST_MESSAGE = 1 << 30
 _GRACE = 3.0

@@ -31,9 +31,9 @@ from nnterp_mcp.contract import Answer, Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, NnterpError
 from nnterp_mcp.formatting import elided, escaped
 from nnterp_mcp.pool.faults import masked
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies

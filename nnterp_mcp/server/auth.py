@@ -63,20 +63,29 @@ def _with_any_port(names: Sequence[str]) -> list[str]:
     return [form for name in names for form in (name, f"{name}:*")]
 
 
-class HostCheck:
+class _Gate:
+    """ASGI middleware that answers a request itself or passes it on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._answer(Request(scope)) if scope["type"] == "http" else None
+        await (answer(scope, receive, send) if answer else self._app(scope, receive, send))
+
+    def _answer(self, request: Request) -> Response | None:
+        raise NotImplementedError
+
+
+class HostCheck(_Gate):
     """Refuses a request for another host (421), or from a page of another origin (403).
 
     A browser that was lured to a page sends that page's name, wherever the name leads (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, security: TransportSecuritySettings) -> None:
-        self._app = app
+        super().__init__(app)
         self._security = security
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers or passes on one request."""
-        answer = self._answer(Request(scope)) if scope["type"] == "http" else None
-        await (answer(scope, receive, send) if answer else self._app(scope, receive, send))
 
     def _answer(self, request: Request) -> Response | None:
         hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
@@ -101,17 +110,12 @@ def _is_among(header: str, allowed: Sequence[str]) -> bool:
     return said in names or (found["port"] is not None and f"{found['name']}:*" in names)
 
 
-class BearerAuth:
+class BearerAuth(_Gate):
     """Requires the token in every request (RFC 6750) except `GET /health`, whose answer is empty."""
 
     def __init__(self, app: ASGIApp, token: SecretStr | None) -> None:
-        self._app = app
+        super().__init__(app)
         self._token = None if token is None else token.get_secret_value().encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers or passes on one request."""
-        answer = self._answer(Request(scope)) if scope["type"] == "http" else None
-        await (answer(scope, receive, send) if answer else self._app(scope, receive, send))
 
     def _answer(self, request: Request) -> Response | None:
         if request.method == "GET" and request.scope["path"] == HEALTH_PATH:

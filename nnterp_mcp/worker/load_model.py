@@ -12,7 +12,7 @@ from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
 if TYPE_CHECKING:
-    from nnterp_mcp.model.loading.load import Report
+    from nnterp_mcp.model.loading.locations import Report
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.worker.workbench import Bench
 
@@ -73,7 +73,7 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
     weights, tokenizer = read_model(located, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
-    # Hashed from here on: beside the checks, it would take a core from them.
+    # Hashed after the checks, from which it would take a core.
     return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
 
 

@@ -226,7 +226,8 @@ def _said(true: bool) -> str:
 
 @contextmanager
 def _scene(service: Deployment) -> Generator[Scene]:
-    from nnterp_mcp.model.loading.load import BUILTIN, locate
+    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 
     source = str(locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder)

@@ -63,7 +63,8 @@ def main(folder: Path, address: str | None) -> None:
 
 
 def _measure(way: Gateway, data: Path) -> None:
-    from nnterp_mcp.model.loading.load import BUILTIN, locate
+    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 
     source = str(locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder)

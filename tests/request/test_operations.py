@@ -30,15 +30,11 @@ class Asked(ModelParams):
     interventions: Interventions = ()
 
 
-SPEC = ToolSpec(
-    name="asked",
-    title="",
-    description="",
-    params=Asked,
-    result=Result,
-    answer=Answer,
-    digest=lambda result: Answer(finding=""),
-)
+def digest(result: Result) -> Answer:
+    return Answer(finding="")
+
+
+SPEC = ToolSpec(name="asked", title="", description="", params=Asked, digest=digest)
 EXAMPLES: list[dict[str, Any]] = [
     {"op": "add", "layers": 12, "vector": {"positive": " love", "negative": " hate"}, "factor": 8},
     {"op": "add", "site": "token_embeddings", "vector": [0.5, -1], "positions": ["last", {"text": "a"}]},

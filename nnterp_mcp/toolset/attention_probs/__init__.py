@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.attention_probs.answer import digest
 from nnterp_mcp.toolset.attention_probs.figure import figure
 from nnterp_mcp.toolset.attention_probs.params import AttentionProbsParams
-from nnterp_mcp.toolset.attention_probs.result import AttentionProbsAnswer, AttentionProbsResult
 
 SPEC = ToolSpec(
     name="attention_probs",
@@ -19,8 +18,6 @@ SPEC = ToolSpec(
         "was done with it; what goes to the first token counts as `first` only."
     ),
     params=AttentionProbsParams,
-    result=AttentionProbsResult,
-    answer=AttentionProbsAnswer,
     digest=digest,
     figure=figure,
     served=True,

@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.attribute.answer import digest
 from nnterp_mcp.toolset.attribute.figure import figure
 from nnterp_mcp.toolset.attribute.params import AttributeParams
-from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributeResult
 
 SPEC = ToolSpec(
     name="attribute",
@@ -17,8 +16,6 @@ SPEC = ToolSpec(
         "all patches, the strongest really made."
     ),
     params=AttributeParams,
-    result=AttributeResult,
-    answer=AttributeAnswer,
     digest=digest,
     figure=figure,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.cancel_run.answer import digest
 from nnterp_mcp.toolset.cancel_run.params import CancelRunParams
-from nnterp_mcp.toolset.cancel_run.result import CancelRunAnswer, CancelRunResult
 
 SPEC = ToolSpec(
     name="cancel_run",
@@ -15,8 +14,6 @@ SPEC = ToolSpec(
         "partial."
     ),
     params=CancelRunParams,
-    result=CancelRunResult,
-    answer=CancelRunAnswer,
     digest=digest,
     place="server",
     read_only=False,

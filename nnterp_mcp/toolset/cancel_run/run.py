@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.toolset.cancel_run.params import CancelRunParams
 from nnterp_mcp.toolset.cancel_run.result import CancelRunResult

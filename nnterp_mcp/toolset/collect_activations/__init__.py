@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.collect_activations.answer import digest
 from nnterp_mcp.toolset.collect_activations.figure import figure
 from nnterp_mcp.toolset.collect_activations.params import CollectActivationsParams
-from nnterp_mcp.toolset.collect_activations.result import CollectActivationsAnswer, CollectActivationsResult
 
 SPEC = ToolSpec(
     name="collect_activations",
@@ -16,8 +15,6 @@ SPEC = ToolSpec(
         "and gap between group means beside random groups, principal components."
     ),
     params=CollectActivationsParams,
-    result=CollectActivationsResult,
-    answer=CollectActivationsAnswer,
     digest=digest,
     figure=figure,
     served=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.edit_model.answer import digest
 from nnterp_mcp.toolset.edit_model.params import EditModelParams
-from nnterp_mcp.toolset.edit_model.result import EditModelAnswer, EditModelResult
 
 SPEC = ToolSpec(
     name="edit_model",
@@ -15,8 +14,6 @@ SPEC = ToolSpec(
         "until they are cleared or the model is unloaded. generate's baseline stays unedited."
     ),
     params=EditModelParams,
-    result=EditModelResult,
-    answer=EditModelAnswer,
     digest=digest,
     place="server",
     read_only=False,

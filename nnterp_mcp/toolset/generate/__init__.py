@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.generate.answer import digest
 from nnterp_mcp.toolset.generate.params import GenerateParams
-from nnterp_mcp.toolset.generate.result import GenerateAnswer, GenerateResult
 
 SPEC = ToolSpec(
     name="generate",
@@ -17,8 +16,6 @@ SPEC = ToolSpec(
         "damaged model can be confident."
     ),
     params=GenerateParams,
-    result=GenerateResult,
-    answer=GenerateAnswer,
     digest=digest,
     served=True,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.inspect_model.answer import digest
 from nnterp_mcp.toolset.inspect_model.params import InspectModelParams
-from nnterp_mcp.toolset.inspect_model.result import InspectModelAnswer, InspectModelResult
 
 SPEC = ToolSpec(
     name="inspect_model",
@@ -16,8 +15,6 @@ SPEC = ToolSpec(
         "offers to interventions; a module's forward code; where attention probabilities are used."
     ),
     params=InspectModelParams,
-    result=InspectModelResult,
-    answer=InspectModelAnswer,
     digest=digest,
     recorded=False,
 )

@@ -32,7 +32,7 @@ def read_forward(module: nn.Module, products: list[tuple[CodeType, int]], start:
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     if code is None:
-        raise Unsupported(f"{type(module).__name__}.forward is not cell_text in Python.")
+        raise Unsupported(f"{type(module).__name__}.forward is not written in Python.")
     return _read(f"{type(module).__name__}.forward", code, products, start)
 
 

@@ -85,7 +85,7 @@ class ModuleNames:
         return path
 
     def _known(self) -> dict[str, str]:
-        """Paths in transformers by the standard names, cell_text with dots."""
+        """Paths in transformers by the standard names, written with dots."""
         return {re.sub(r"\[(\d+)\]", r".\1", name): path for path, name in self.standard.items()}
 
 

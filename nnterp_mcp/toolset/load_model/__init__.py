@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.load_model.answer import digest
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
-from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
 SPEC = ToolSpec(
     name="load_model",
@@ -16,8 +15,6 @@ SPEC = ToolSpec(
         "answers at once. The handle in the answer lives until then or until the server ends."
     ),
     params=LoadModelParams,
-    result=LoadModelResult,
-    answer=LoadModelAnswer,
     digest=digest,
     place="server",
     read_only=False,

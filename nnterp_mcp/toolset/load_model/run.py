@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio.to_thread
 
 from nnterp_mcp.contract import Late
-from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.toolset.load_model.params import LoadModelParams

@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.logit_lens.answer import digest
 from nnterp_mcp.toolset.logit_lens.figure import figure
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
-from nnterp_mcp.toolset.logit_lens.result import LogitLensAnswer, LogitLensResult
 
 SPEC = ToolSpec(
     name="logit_lens",
@@ -18,8 +17,6 @@ SPEC = ToolSpec(
         "distribution there proves nothing."
     ),
     params=LogitLensParams,
-    result=LogitLensResult,
-    answer=LogitLensAnswer,
     digest=digest,
     figure=figure,
     served=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.make_vector.answer import digest
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
-from nnterp_mcp.toolset.make_vector.result import MakeVectorAnswer, MakeVectorResult
 
 SPEC = ToolSpec(
     name="make_vector",
@@ -18,8 +17,6 @@ SPEC = ToolSpec(
         "prompts are told apart: match the sets in all else."
     ),
     params=MakeVectorParams,
-    result=MakeVectorResult,
-    answer=MakeVectorAnswer,
     digest=digest,
     read_only=False,
     destructive=True,

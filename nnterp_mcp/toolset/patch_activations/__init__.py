@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.patch_activations.answer import digest
 from nnterp_mcp.toolset.patch_activations.figure import figure
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
-from nnterp_mcp.toolset.patch_activations.result import PatchActivationsAnswer, PatchActivationsResult
 
 SPEC = ToolSpec(
     name="patch_activations",
@@ -16,8 +15,6 @@ SPEC = ToolSpec(
         "what is needed), each cell of a layer × position or head grid alone. Recovery: 0 corrupted, 1 clean."
     ),
     params=PatchActivationsParams,
-    result=PatchActivationsResult,
-    answer=PatchActivationsAnswer,
     digest=digest,
     figure=figure,
     served=True,

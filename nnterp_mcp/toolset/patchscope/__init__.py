@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.patchscope.answer import digest
 from nnterp_mcp.toolset.patchscope.figure import figure
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
-from nnterp_mcp.toolset.patchscope.result import PatchscopeAnswer, PatchscopeResult
 
 SPEC = ToolSpec(
     name="patchscope",
@@ -18,8 +17,6 @@ SPEC = ToolSpec(
         "absence."
     ),
     params=PatchscopeParams,
-    result=PatchscopeResult,
-    answer=PatchscopeAnswer,
     digest=digest,
     figure=figure,
     served=True,

@@ -20,7 +20,7 @@ _RANKS = 6
 _CURVES = 8
 
 _LABELLED = 160
-"""Cells of a grid up to which tokens are cell_text into them."""
+"""Cells of a grid up to which tokens are written into them."""
 
 
 def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.read_run.answer import digest
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
-from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 
 SPEC = ToolSpec(
     name="read_run",
@@ -15,8 +14,6 @@ SPEC = ToolSpec(
         "and filtered, arrays, and the record. Runs outlive the server."
     ),
     params=ReadRunParams,
-    result=ReadRunResult,
-    answer=ReadRunAnswer,
     digest=digest,
     place="server",
 )

@@ -6,8 +6,8 @@ import anyio
 import anyio.to_thread
 
 from nnterp_mcp.contract import Answer
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import late
-from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.reading import read
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.toolset.read_run.params import ReadRunParams

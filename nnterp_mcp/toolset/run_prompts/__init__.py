@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.run_prompts.answer import digest
 from nnterp_mcp.toolset.run_prompts.figure import figure
 from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
-from nnterp_mcp.toolset.run_prompts.result import RunPromptsAnswer, RunPromptsResult
 
 SPEC = ToolSpec(
     name="run_prompts",
@@ -17,8 +16,6 @@ SPEC = ToolSpec(
         "tokens count (with and without a leading space), so strings that begin alike cannot be told apart."
     ),
     params=RunPromptsParams,
-    result=RunPromptsResult,
-    answer=RunPromptsAnswer,
     digest=digest,
     figure=figure,
     served=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.session.answer import digest
 from nnterp_mcp.toolset.session.params import SessionParams
-from nnterp_mcp.toolset.session.result import SessionAnswer, SessionResult
 
 SPEC = ToolSpec(
     name="session",
@@ -15,8 +14,6 @@ SPEC = ToolSpec(
         "(for read_run) and the vectors that make_vector kept; a vector serves only the weights that it was made on."
     ),
     params=SessionParams,
-    result=SessionResult,
-    answer=SessionAnswer,
     digest=digest,
     place="server",
 )

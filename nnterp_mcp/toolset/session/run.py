@@ -9,9 +9,9 @@ import anyio
 import psutil
 
 from nnterp_mcp.pool.deployments import describe_deployments
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import Runs
 from nnterp_mcp.pool.pool import Entry
-from nnterp_mcp.pool.process import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.operations import describe
 from nnterp_mcp.runs.records import RunRecord

@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.steer.answer import digest
 from nnterp_mcp.toolset.steer.figure import figure
 from nnterp_mcp.toolset.steer.params import SteerParams
-from nnterp_mcp.toolset.steer.result import SteerAnswer, SteerResult
 
 SPEC = ToolSpec(
     name="steer",
@@ -18,8 +17,6 @@ SPEC = ToolSpec(
         "directions of equal norm, beside which an effect counts. `push` is the length added over the state's own."
     ),
     params=SteerParams,
-    result=SteerResult,
-    answer=SteerAnswer,
     digest=digest,
     figure=figure,
     served=True,

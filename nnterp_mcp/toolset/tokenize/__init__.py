@@ -5,7 +5,6 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.tokenize.answer import digest
 from nnterp_mcp.toolset.tokenize.params import TokenizeParams
-from nnterp_mcp.toolset.tokenize.result import TokenizeAnswer, TokenizeResult
 
 SPEC = ToolSpec(
     name="tokenize",
@@ -17,8 +16,6 @@ SPEC = ToolSpec(
         """assistant's message is continued, unless that has "closed": true."""
     ),
     params=TokenizeParams,
-    result=TokenizeResult,
-    answer=TokenizeAnswer,
     digest=digest,
     recorded=False,
     served=True,

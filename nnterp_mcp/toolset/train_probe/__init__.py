@@ -6,7 +6,6 @@ from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.train_probe.answer import digest
 from nnterp_mcp.toolset.train_probe.figure import figure
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams
-from nnterp_mcp.toolset.train_probe.result import TrainProbeAnswer, TrainProbeResult
 
 SPEC = ToolSpec(
     name="train_probe",
@@ -15,8 +14,6 @@ SPEC = ToolSpec(
         "Linear probes by layer: cross-validated accuracy beside shuffled labels. save_as keeps directions for steer."
     ),
     params=TrainProbeParams,
-    result=TrainProbeResult,
-    answer=TrainProbeAnswer,
     digest=digest,
     figure=figure,
     read_only=False,

@@ -5,15 +5,12 @@ from __future__ import annotations
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.unload_model.answer import digest
 from nnterp_mcp.toolset.unload_model.params import UnloadModelParams
-from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadModelResult
 
 SPEC = ToolSpec(
     name="unload_model",
     title="Unload a model",
     description="Ends a model's process and gives all of its memory back. Calls that run on it end with an error.",
     params=UnloadModelParams,
-    result=UnloadModelResult,
-    answer=UnloadModelAnswer,
     digest=digest,
     place="server",
     read_only=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.pool.process import OnProgress
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.toolset.unload_model.params import UnloadModelParams
 from nnterp_mcp.toolset.unload_model.result import UnloadModelResult

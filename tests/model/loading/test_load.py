@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading import load, weights
-from nnterp_mcp.model.loading.load import BUILTIN, Located, Precision, locate, place, read_model
+from nnterp_mcp.model.loading.load import Precision, locate, place, read_model
+from nnterp_mcp.model.loading.locations import BUILTIN, Located
 from nnterp_mcp.settings import Settings
 from tests.conftest import FAMILIES
 
@@ -29,7 +30,7 @@ def quiet(message: str) -> None:
 
 def loaded(folder: Path, dtype: str = "auto", device: str = "cpu", **options: Any) -> tuple[Any, Any]:
     quantization, attention = options.pop("quantization", None), options.pop("attention", "auto")
-    return read(
+    return read_model(
         locate(str(folder), None, folder, False, quiet), Precision(dtype, quantization), device, attention, False, quiet
     )
 
@@ -287,7 +288,7 @@ def test_the_built_in_model_is_converted_once(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     ready = read_model(locate(BUILTIN, None, Settings().cache, False, quiet), Precision(), "cpu", "auto", False, quiet)
-    monkeypatch.setattr(load, "read", lambda *args: ready)
+    monkeypatch.setattr(load, "read_model", lambda *args: ready)
 
     with pytest.raises(UnknownModel, match=r"the converted weights could not be written to .*: Not a directory"):
         locate(BUILTIN, None, tmp_path / "file", False, quiet)
