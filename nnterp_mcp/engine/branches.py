@@ -7,11 +7,10 @@ where its first edit is, as a copy of the unedited row.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,14 +20,13 @@ from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.edits import Patched, StateEdit, States
-from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
-from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, known_sharing, recall_sharing
-from nnterp_mcp.engine.readouts.reductions import log_probabilities
+from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.observation import Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
+from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -46,98 +44,6 @@ _ENOUGH = 128
 
 _IN_STREAM: frozenset[Site] = frozenset({"token_embeddings", "layers_input", "layers_output"})
 """Sites at which the residual stream is all that a row carries."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One run of an input without branches.
-
-    Attributes:
-        states: The states at each hook point that was asked for.
-        logits: The logits after the last token.
-        cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
-        numbers: What the logits were reduced to, where that was asked for.
-    """
-
-    states: dict[Place, Float[Tensor, "position *head width"]]
-    logits: Float[Tensor, " vocabulary"]
-    cache: SharedCache | None = None
-    numbers: Data = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Its size in bytes."""
-        cached = [] if self.cache is None else [states for layer in self.cache for states in layer[:2]]
-        return sum(part.nbytes for part in (*self.states.values(), self.logits, *cached) if part is not None)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A run with which others are compared.
-
-    Attributes:
-        given: Its input.
-        log_probs: The log-probabilities after the last token; None where it is the run itself that is compared, and of
-            a served model, which runs the input again.
-    """
-
-    given: Input
-    log_probs: Float[Tensor, " vocabulary"] | None
-
-
-@runs_elsewhere
-@torch.inference_mode()
-def observe(
-    model: StandardizedTransformer,
-    given: Input,
-    places: Sequence[Place],
-    *,
-    reduction: LogitReduction | None = None,
-    reference: Reference | None = None,
-    caching: bool = False,
-) -> Observed:
-    """Runs an input once and returns its states at some hook points, and its logits.
-
-    Args:
-        model: The model.
-        given: The input.
-        places: The hook points.
-        reduction: What to reduce the logits to, besides.
-        reference: The run with which it compares.
-        caching: Return keys and values too, for branches of this input, once branches of the model were seen to share
-            them.
-    """
-    shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
-    cache = SharedCache(config=model.module.config) if shares else None
-    visitor = BranchPass(given, reads=places)
-    with attention_for(model, given.plan):
-        logits = _execute(model, _ids(model, given), visitor, cache, logits=True)
-    assert logits is not None
-    numbers = {} if reduction is None else _reduce(reduction, logits, reference)
-    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache, numbers)
-
-
-def _reduce(asked: LogitReduction, logits: Float[Tensor, "row vocabulary"], reference: Reference | None) -> Data:
-    options = asked.options
-    if reference is not None:
-        itself = reference.log_probs is None
-        options = options | {"reference": log_probabilities(logits[0]) if itself else reference.log_probs}
-    return asked.reduce(logits, options, slice(None))
-
-
-def read_prefix(model: StandardizedTransformer, given: Input, length: int) -> SharedCache:
-    """Keys and values of the first tokens of an input.
-
-    Raises:
-        Unsupported: A layer carries something else from token to token, which rows cannot share.
-    """
-    cache = SharedCache(config=model.module.config)
-    if any(cache.is_linear):
-        raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
-    if length:
-        last = Place("layers_output", model.anatomy.last.index)
-        visitor = BranchPass(given, length=length, ends=last)
-        _execute(model, _ids(model, given)[:, :length], visitor, cache, logits=False)
-    return cache
 
 
 class Replacement(NamedTuple):
@@ -350,7 +256,7 @@ class Branches:
     def _compute(self, rows: Sequence[int], sharing: Sharing) -> BranchBatch:
         with attention_for(self.model, self.base.plan):
             order, logits, cache, visitor = self._read(rows, sharing)
-            numbers = {} if self.reduction is None else _reduce(self.reduction(order), logits, self.reference)
+            numbers = {} if self.reduction is None else reduce_logits(self.reduction(order), logits, self.reference)
             said = self._continue(order, logits, cache)
         states = {place: value[1:] for place, value in visitor.states.items()}
         return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first, numbers)
@@ -363,8 +269,8 @@ class Branches:
         first = visitor.first
         caching = sharing.prefix and (first > 0 or self.new_tokens > 1)
         cache = self._prefix_until(first) if caching else None
-        ids = _ids(self.model, self.base)[:, first:].repeat(present, 1)
-        logits = _execute(self.model, ids, visitor, cache, logits=self.logits)
+        ids = ids_of(self.model, self.base)[:, first:].repeat(present, 1)
+        logits = run_branch_pass(self.model, ids, visitor, cache, logits=self.logits)
         return order, ids.new_empty((0, 0)) if logits is None else logits, cache, visitor
 
     def lay_out(self, rows: Sequence[int], sharing: Sharing) -> tuple[list[int], BranchPass, int]:
@@ -418,13 +324,13 @@ class Branches:
         kind = lengths_of(self.model.module).kind
         length = len(self.base) + said.shape[1]
         if cache is None or kind(len(self.base)) != kind(length):
-            ids = torch.cat([_ids(self.model, self.base).repeat(len(said), 1), said], dim=1)
+            ids = torch.cat([ids_of(self.model, self.base).repeat(len(said), 1), said], dim=1)
             visitor = BranchPass(self.base, self.edits, order, length=length)
             cache = None
         else:
             ids = said[:, -1:]
             visitor = BranchPass(self.base, self.edits, order, first=length - 1, length=length)
-        logits = _execute(self.model, ids, visitor, cache, logits=True)
+        logits = run_branch_pass(self.model, ids, visitor, cache, logits=True)
         assert logits is not None
         return logits
 
@@ -470,17 +376,3 @@ class _Noise:
         """A state for each entry."""
         dice = [torch.Generator().manual_seed(hash(entry)) for entry in states.chosen.entries]
         return {"op": "replace", "value": torch.stack([torch.randn(states.shape[2:], generator=one) for one in dice])}
-
-
-def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]:
-    return torch.tensor([given.prompt.ids], device=model.device)
-
-
-def _execute(
-    model: StandardizedTransformer, ids: Tensor, visitor: BranchPass, cache: SharedCache | None, *, logits: bool
-) -> Float[Tensor, "row vocabulary"] | None:
-    """Runs a pass, for the logits after the last token or only as far as the last hook point."""
-    inputs: dict[str, Any] = {"input_ids": ids, **cache_inputs(model.module, cache)}
-    if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    return execute(model, inputs, visitor, last_column if logits else None)

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branches import Branches, Observed, Reference, Replacement, replace_states
+from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.errors import InvalidRequest, Unsupported

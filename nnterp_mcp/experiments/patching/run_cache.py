@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nnterp_mcp.engine.branches import Observed, Reference, observe
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.observation import Observed, Reference, observe
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import log_probabilities
 from nnterp_mcp.experiments.patching.corruption import Pair

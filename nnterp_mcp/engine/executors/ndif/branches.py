@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches, Observed, Reference
+from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns
 from nnterp_mcp.engine.executors.ndif.backend import PASSES
 from nnterp_mcp.engine.executors.ndif.kernels import read_branches, read_reference
@@ -22,6 +22,7 @@ from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import cache_name
+from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.reductions import sample_logits
 from nnterp_mcp.engine.workload import Workload
