@@ -1,4 +1,4 @@
-"""What an NDIF service has deployed, asked without a worker."""
+"""Lists the deployments of an NDIF service without a worker."""
 
 from __future__ import annotations
 

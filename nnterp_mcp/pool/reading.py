@@ -29,7 +29,7 @@ _FACTS = ("result", "record")
 
 
 def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
-    """What is asked for of a run that is on disk, whoever made it.
+    """Reads the requested part of a run on disk, whichever process wrote it.
 
     Raises:
         InvalidRequest: There is no such run or part, or what was kept is damaged.

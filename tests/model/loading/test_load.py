@@ -30,7 +30,7 @@ def quiet(message: str) -> None:
 
 def loaded(folder: Path, dtype: str = "auto", device: str = "cpu", **options: Any) -> tuple[Any, Any]:
     quantization, attention = options.pop("quantization", None), options.pop("attention", "auto")
-    return read(
+    return read_model(
         locate(str(folder), None, folder, False, quiet), Precision(dtype, quantization), device, attention, False, quiet
     )
 
