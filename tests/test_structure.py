@@ -67,14 +67,8 @@ KNOWN: dict[str, frozenset[str]] = {
     "heavy": frozenset(),
     "twice": frozenset(
         {
-            "Asked",
             "Cell",
-            "Experiment",
             "LOGITS_AT_ONCE",
-            "Part",
-            "Pattern",
-            "Pool",
-            "Progress",
             "Prompt",
             "Report",
             "Row",
@@ -84,7 +78,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "States",
             "T",
             "Target",
-            "WORTHWHILE",
             "assign",
             "fetch",
         }

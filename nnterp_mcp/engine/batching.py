@@ -27,7 +27,7 @@ def run_halving(
     Args:
         model: The model.
         batches: The rows of each batch.
-        run: Computes a batch. It is called again with fewer rows when memory runs out, so it must leave nothing behind.
+        run: Computes a batch. It is called again with fewer rows when memory runs out, so it must have no side effects.
         name: Names a row that does not fit alone, for the error.
 
     Raises:
@@ -51,7 +51,7 @@ def run_halving(
 
 
 def attempt(model: StandardizedTransformer, run: Callable[[], T]) -> tuple[T] | None:
-    """The result of a run; None if memory ran out, with everything let go that the run held."""
+    """The result of a run, in a tuple; None if memory ran out, after freeing what the run had allocated."""
     try:
         return (run(),)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Generating text with operations in force at every step.
+"""Generates text with interventions at every step.
 
 Each step is a forward pass like any other (`engine.run`). Where it can, it reads the newest token alone, on cached keys
 and values. How a model's steps are computed is found by trying: the cheapest way that gives what transformers gives for
@@ -44,14 +44,14 @@ from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated after one prompt.
+    """The text generated after one prompt.
 
     Attributes:
         prompt: The prompt's index.
-        ids: The new tokens; the one that ended the text is among them.
-        log_probs: Their log-probabilities in nats under the model with the operations in force, before temperature
+        ids: The new tokens, including the one that ended the text.
+        log_probs: Their log-probabilities in nats under the model with its interventions, before temperature
             and truncation.
-        ended: Whether the text ended by itself, with a token that means the end.
+        ended: Stopped at an end-of-text token.
     """
 
     prompt: int
@@ -68,7 +68,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
 ) -> list[Generation]:
-    """Generates text after each prompt, with operations in force.
+    """Generates text after each prompt, with interventions.
 
     Operations on positions of the prompt act while the prompt is read, and through the cache on everything after it;
     those on `all`, on `last` and on ranges without an end act on every new token too; steps are as they say.
@@ -127,7 +127,7 @@ class _Loop:
 
     @property
     def ended(self) -> bool:
-        """Whether every row has ended."""
+        """Every row has stopped."""
         return all(generation.ended for generation in self.generations)
 
     def step(self) -> None:
@@ -147,7 +147,7 @@ class _Loop:
 
 @dataclass(frozen=True)
 class Way:
-    """How the steps of a generation are computed.
+    """A way to compute the steps of a generation.
 
     Attributes:
         cached: A step reads the newest token alone, on cached keys and values; otherwise the whole text.
@@ -161,7 +161,7 @@ class Way:
 
 
 WAYS = tuple(itertools.starmap(Way, itertools.product((True, False), repeat=3)))
-"""What is tried, the cheapest first; whole texts, each alone, are right for every model."""
+"""Ways in the order in which they are tried, the cheapest first; whole texts, each alone, are right for any model."""
 
 
 class _Steps:
@@ -211,7 +211,7 @@ class _Steps:
 
     @cached_property
     def _may_be_static(self) -> bool:
-        """Whether steps on static buffers pay here, and are right."""
+        """Steps on static buffers are worthwhile here, and exact."""
         if self._new_tokens < WORTHWHILE or not self._way.cached or not self._way.positions:
             return False
         others = [mark for mark in self._lengths.marks if "sliding_window" not in mark.name]
@@ -305,14 +305,14 @@ def _texts(model: StandardizedTransformer, length: int, lengths: Lengths) -> lis
 
 
 def _alone(model: StandardizedTransformer, text: list[int]) -> Float[Tensor, " vocabulary"]:
-    """What transformers gives after a text, read as a whole."""
+    """The logits that transformers gives after a text read as a whole."""
     with model.standing_down():
         ids = torch.tensor([text], device=model.device)
         return model.module(input_ids=ids, **cache_inputs(model.module, None)).logits[0, -1].float().cpu()
 
 
 def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], expected: list[Tensor]) -> bool:
-    """Whether the last of some steps gives what each text gives alone."""
+    """Checks that the last of some steps gives the logits of each text alone."""
     prompts = [EncodedPrompt(row, "", text[:-_NEW], []) for row, text in enumerate(texts)]
     try:
         for batch in Workload(prompts, batch_tokens=1 << 62, new_tokens=_NEW, padded=way.padded).batches(model):

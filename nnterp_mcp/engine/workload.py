@@ -23,7 +23,7 @@ from nnterp_mcp.model.wrapped import WrappedModel
 
 T = TypeVar("T")
 
-Progress = Callable[[int, int | None, str], None]
+ReportProgress = Callable[[int, int | None, str], None]
 """Called with what is done, with the total where it is known, and with the unit ("prompts"). Raises to end the work."""
 
 
@@ -48,7 +48,7 @@ class Workload:
     prompts: Sequence[EncodedPrompt]
     plan: Plan = NOTHING
     batch_tokens: int = 4096
-    progress: Progress = ignore_progress
+    progress: ReportProgress = ignore_progress
     batch_size: int | None = None
     new_tokens: int = 0
     padded: bool = True

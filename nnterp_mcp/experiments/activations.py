@@ -1,4 +1,4 @@
-"""States at any site for whole prompt sets, batch by batch, so that nothing of size is held."""
+"""States at any site for whole prompt sets, batch by batch, so that they need not fit in memory together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, pad_batch
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.sites import FACTS
 
-Pool = Literal["none", "mean", "last"]
+RowPooling = Literal["none", "mean", "last"]
 """A row for each position, one for their mean, or one for the last of them."""
 
 
@@ -44,13 +44,13 @@ class Row:
         return self.positions[0] if len(self.positions) == 1 else None
 
 
-def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: Pool) -> list[Row]:
+def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: RowPooling) -> list[Row]:
     """The rows of a collection, in the order of the prompts, then of the positions.
 
     Args:
         prompts: The prompts.
         positions: The positions in each.
-        pool: What becomes of several positions in one prompt.
+        pool: How several positions of a prompt are combined.
 
     Raises:
         InvalidRequest: A position does not exist in a prompt.
@@ -68,8 +68,8 @@ def state_shape(
 ) -> tuple[int, ...]:
     """The shape of one token's state, (width,) or (head, width).
 
-    In the residual stream, and of what is added to it, that is the model's width; elsewhere a pass over the shortest
-    prompt finds it.
+    The model's width in the residual stream and for sublayer outputs; a pass over the shortest prompt finds that of
+    other sites.
 
     Args:
         model: The model.
@@ -101,7 +101,7 @@ def state_shape(
 
 
 def len_of(prompt: EncodedPrompt) -> int:
-    """How many tokens a prompt has."""
+    """The number of tokens of a prompt."""
     return len(prompt.ids)
 
 
@@ -116,7 +116,7 @@ def collect(
     Args:
         model: The model.
         work: The prompts.
-        rows: What to read of them.
+        rows: The rows to read.
         places: One site of each layer, with states of one shape.
 
     Yields:

@@ -1,4 +1,4 @@
-"""What attention heads read: entropy, mass on telling tokens, the strongest pairs, what chosen queries attend to."""
+"""Statistics of attention patterns: entropy, mass on telling tokens, the strongest pairs, reads of chosen queries."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from nnterp_mcp.request.operations import IndexSpec
 from nnterp_mcp.request.positions import LayerSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 
-Target = Literal["first", "previous", "itself", "duplicate", "induction"]
+AttentionTarget = Literal["first", "previous", "itself", "duplicate", "induction"]
 """A token that a head may look for: the first; the previous one; the query itself; earlier tokens equal to the query;
 the tokens that followed those."""
 
-TARGETS: tuple[Target, ...] = get_args(Target)
+ATTENTION_TARGETS: tuple[AttentionTarget, ...] = get_args(AttentionTarget)
 
 OnPattern = Callable[[int, Float[Tensor, "head query key"]], None]
 """Handed a prompt's index and its attention probabilities, the heads in the order in which they were chosen."""
 
 _AT_ONCE = 1 << 24
-"""Attention probabilities that are reduced at one time."""
+"""The most attention probabilities reduced at once."""
 
 _TOGETHER = 1 << 21
-"""Attention probabilities of a whole pass that are few enough to be kept until it ends."""
+"""The most attention probabilities of a pass that stay in memory until it ends, to be reduced together."""
 
 _SENT = 1 << 18
 """Attention probabilities that a served model sends whole, over all prompts of a call: a megabyte."""
@@ -49,12 +49,12 @@ class HeadChoice(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionNumbers:
-    """What is kept of the attention of some heads in some prompts. Means are over the chosen queries of a prompt.
+    """Statistics of the attention of some heads in some prompts. Means are over the chosen queries of a prompt.
 
     Attributes:
-        entropy: Entropy of what a query attends to, in nats; an attention sink counts as one more thing to attend to.
-        mass: Attention that each of `TARGETS` gets, over the queries that have one; NaN where none has.
-        sink: Attention that no token gets.
+        entropy: Entropy of a query's attention, in nats; an attention sink counts as one more key.
+        mass: Attention that each of `ATTENTION_TARGETS` gets, over the queries that have one; NaN where none has.
+        sink: Attention that goes to no token.
         pair_probs: The strongest pairs of a query and a key, the first token left out of the keys; zeros fill up
             where there are fewer.
         pair_queries: Positions of their queries.
@@ -74,9 +74,9 @@ class AttentionNumbers:
     read_probs: Float[Tensor, "read head k"]
     read_keys: Int[Tensor, "read head k"]
 
-    def of(self, target: Target) -> Float[Tensor, "prompt head"]:
+    def of(self, target: AttentionTarget) -> Float[Tensor, "prompt head"]:
         """The mass on one target."""
-        return self.mass[..., TARGETS.index(target)]
+        return self.mass[..., ATTENTION_TARGETS.index(target)]
 
     def by_prompt(self, reads: Sequence[int]) -> list[AttentionNumbers]:
         """The numbers of each prompt.
@@ -143,19 +143,19 @@ def read_attention(
     on_pattern: OnPattern | None = None,
     offer: Callable[[Callable[[], AttentionReadings]], None] = lambda so_far: None,
 ) -> AttentionReadings:
-    """Reads where heads look, in probabilities that are reduced beside the model; patterns leave it only if asked for.
+    """Summarizes attention patterns on the device; whole patterns leave it only if asked for.
 
-    Attention is where information could be read from, not what was done with it: a head may look at a token whose
-    value it maps to nothing, and most heads rest on the first token when they have nothing to do. So what goes to the
+    Attention shows where information could be read from, not how it is used: a head may attend to a token whose value
+    it maps to nothing, and most heads rest on the first token when they have nothing to do. So what goes to the
     first token counts as mass on `first` only, never towards another target or a pair.
 
     Args:
         model: The model; it attends eagerly during the call only.
         work: The prompts; probabilities are read after the operations on them.
         chosen: The heads, as `choose_heads` gives them.
-        queries: For each prompt, the positions that read; their reads are kept one by one. By default all but the
-            first token, which can only attend to itself, in their means alone.
-        top_k: How many pairs of each head and keys of each read to keep.
+        queries: For each prompt, the positions that read; their reads are returned one by one. By default the
+            means over all but the first token, which can only attend to itself.
+        top_k: How many pairs of each head and keys of each read to return.
         on_pattern: Handed each prompt's index and whole pattern, on the CPU. By default none is taken off the device. A
             served model hands over a megabyte at most, else nothing.
         offer: Handed, after each batch, what makes the readings of the prompts that are read so far.
@@ -208,7 +208,7 @@ def _place(layer: int) -> Place:
 
 @dataclass(frozen=True)
 class HeadCaptures:
-    """What is read of the layers in a pass over a batch.
+    """Captures of the attention probabilities of some layers in a pass over a batch.
 
     Attributes:
         captures: A capture of each layer.
@@ -228,20 +228,20 @@ def capture_heads(
     *,
     one_by_one: bool = False,
 ) -> HeadCaptures:
-    """What to read of each layer in a pass over a batch.
+    """Captures of the chosen heads in a pass over a batch.
 
-    Small patterns are kept until the pass ends and reduced together, for a step takes no longer over all heads of a
-    short prompt than over those of one layer. Large ones, and those of a served model, are reduced as they come.
+    Small patterns are reduced together at the end of the pass, for a step takes no longer over all heads of a short
+    prompt than over those of one layer. Large ones, and those of a served model, are reduced layer by layer.
 
     Args:
         model: The model.
         batch: The batch.
         queries: For each row, the positions that read.
         chosen: The heads.
-        top_k: How many pairs and keys to keep.
-        one_by_one: Whether what each query reads is wanted too, not only the means.
+        top_k: How many pairs and keys to return.
+        one_by_one: Return the reads of each query too, not only the means.
     """
-    asked = Asked.over(batch, queries, one_by_one).plain
+    asked = _masks(batch, queries, one_by_one)
     ids = batch.inputs["input_ids"]
     small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER and not model.elsewhere
 
@@ -264,58 +264,33 @@ def _concatenate(parts: Sequence[AttentionNumbers]) -> dict[str, Tensor]:
     return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which queries of a padded batch read, and where their targets are.
-
-    Attributes:
-        first: The column of each row's first token.
-        query: The queries over which means are taken.
-        real: The pairs of tokens that are no padding.
-        targets: The pairs that count for each target.
-        rows: The rows of the queries that are read one by one.
-        columns: Their columns.
-    """
-
-    first: Int[Tensor, " row"]
-    query: Bool[Tensor, "row query"]
-    real: Bool[Tensor, "row query key"]
-    targets: Bool[Tensor, "row target query key"]
-    rows: Int[Tensor, " read"]
-    columns: Int[Tensor, " read"]
-
-    @staticmethod
-    def over(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> Asked:
-        """What some queries of a padded batch read; `one_by_one` asks for each read beside the means."""
-        ids = batch.inputs["input_ids"]
-        first = torch.tensor(batch.padding, device=ids.device)
-        at = torch.arange(ids.shape[1], device=ids.device) - first[:, None]
-        places = [(row, batch.padding[row] + position) for row, here in enumerate(queries) for position in here]
-        rows, columns = torch.tensor(places, dtype=torch.long, device=ids.device).reshape(-1, 2).T
-        query = torch.zeros_like(ids, dtype=torch.bool)
-        query[rows, columns] = True
-        real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
-        targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
-        kept = slice(None) if one_by_one else slice(0)
-        return Asked(first, query, real, targets, rows[kept], columns[kept])
-
-    @property
-    def plain(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+def _masks(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> dict[str, Tensor]:
+    """The masks that `summarize_patterns` takes: which queries of a padded batch read, and where their targets are."""
+    ids = batch.inputs["input_ids"]
+    first = torch.tensor(batch.padding, device=ids.device)
+    at = torch.arange(ids.shape[1], device=ids.device) - first[:, None]
+    places = [(row, batch.padding[row] + position) for row, here in enumerate(queries) for position in here]
+    rows, columns = torch.tensor(places, dtype=torch.long, device=ids.device).reshape(-1, 2).T
+    query = torch.zeros_like(ids, dtype=torch.bool)
+    query[rows, columns] = True
+    real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
+    targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
+    single = slice(None) if one_by_one else slice(0)
+    masks = {"first": first, "query": query, "real": real, "targets": targets}
+    return masks | {"rows": rows[single], "columns": columns[single]}
 
 
 def _find_targets(ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"]) -> Bool[Tensor, "row target query key"]:
-    """Which keys are which targets of which queries; `at` is the position of each column, negative in padding."""
+    """Marks the keys that are targets of each query; `at` is the position of each column, negative in padding."""
     query, key = at[:, :, None], at[:, None, :]
     later = key > 0
     same = ids[:, :, None] == ids[:, None, :]
     followed = ids[:, :, None] == ids.roll(1, dims=1)[:, None, :]
-    found: dict[Target, Tensor] = {
+    found: dict[AttentionTarget, Tensor] = {
         "first": (key == 0).expand_as(same),
         "previous": later & (key == query - 1),
         "itself": later & (key == query),
         "duplicate": later & (key < query) & same,
         "induction": later & (key < query) & followed,
     }
-    return torch.stack([found[target] for target in TARGETS], dim=1)
+    return torch.stack([found[target] for target in ATTENTION_TARGETS], dim=1)

@@ -1,4 +1,4 @@
-"""Known kinds of heads, and copying, on repeated random tokens: what heads do where words give nothing away."""
+"""Known kinds of heads, and copying, on repeated random tokens, which neither grammar nor meaning predicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.readouts.reductions import gather_log_probs
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, HeadChoice, Target, capture_heads
+from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, AttentionTarget, HeadChoice, capture_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -41,7 +41,7 @@ class RepeatedTokens:
 
 @dataclass(frozen=True)
 class HeadKinds:
-    """What heads do on repeated random tokens, on the CPU.
+    """Scores of heads on repeated random tokens, on the CPU.
 
     Attributes:
         heads: Layer and number of each head.
@@ -127,7 +127,7 @@ def score_heads(
 
     found, copied = zip(*work.run(model, score, patterns=True, unit="sequences of random tokens"), strict=True)
 
-    def scores(target: Target) -> Float[Tensor, "sequence head"]:
+    def scores(target: AttentionTarget) -> Float[Tensor, "sequence head"]:
         return torch.cat([numbers.of(target).cpu() for numbers in found])
 
     return HeadKinds(

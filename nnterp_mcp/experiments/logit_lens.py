@@ -1,4 +1,4 @@
-"""The logit lens: what each layer would predict if the model ended there."""
+"""The logit lens: the next-token distribution of each layer, as if the model ended there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnterp_mcp.model.text.tokenization import Batch
 
 @dataclass(frozen=True)
 class LensReadings:
-    """What the lens reads at some positions of some prompts, on the CPU.
+    """Readings of the lens at some positions of some prompts, on the CPU.
 
     Attributes:
         prompts: The prompt of each reading.
@@ -52,11 +52,11 @@ def read_lens(
 ) -> LensReadings:
     """Reads the residual stream after each layer through the model's own final norm, head and logit transform.
 
-    Measures what the last layers would do with a state as it is, so it misleads where early layers write in another
-    basis than the last one: a flat or odd distribution there is no proof that the information is absent. At the
+    Assumes that a layer writes in the basis that the head reads, so it misleads where early layers use another one: a
+    flat or odd distribution there is no proof that the information is absent. At the
     last layer it is the model's output, exactly; with operations in the workload's plan, the edited model's.
 
-    Everything is reduced beside the model: only the numbers in the readings leave the device.
+    Distributions are reduced on the device: only the numbers in the readings leave it.
 
     Args:
         model: The model.

@@ -61,7 +61,7 @@ def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], 
         seed: By which they are dealt.
 
     Raises:
-        InvalidRequest: A class has fewer than two texts, so that none can be held out.
+        InvalidRequest: A class has fewer than two texts, so that none can be left out for testing.
     """
     fewest = fewest_texts(labels, texts)
     if fewest < 2:
@@ -74,7 +74,7 @@ def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], 
 
 
 def fewest_texts(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"]) -> int:
-    """How many different texts the class has that has the fewest."""
+    """The number of different texts of the class with the fewest."""
     return min(len(np.unique(texts[labels == label])) for label in np.unique(labels))
 
 

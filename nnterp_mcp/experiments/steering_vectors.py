@@ -1,7 +1,7 @@
 """Directions in the residual stream, made from prompts, from tokens, at random or from numbers.
 
-Activations are read after layers, averaged over the chosen positions of each prompt beside the model; from there on
-every method is a function of these averages.
+Residual streams are averaged over the chosen positions of each prompt on the device; every method is a function of
+these averages.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True)
-class States:
-    """What prompts leave in the residual stream.
+class MeanStates:
+    """Residual streams of prompts, averaged over positions.
 
     Attributes:
         layers: The layers after which it was read.
@@ -72,7 +72,7 @@ class Directions:
 
 def average_states(
     model: StandardizedTransformer, work: Workload, layers: Sequence[int], positions: Sequence[PositionSpec] = ("last",)
-) -> States:
+) -> MeanStates:
     """Reads the residual stream after layers, averaged over positions of each prompt.
 
     In many models the first token's state is hundreds of times longer than any other; an average over `all` positions
@@ -96,11 +96,11 @@ def average_states(
         return torch.stack([average.cpu() for average in averages], dim=1)
 
     rows = torch.stack(work.run(model, read))
-    return States(list(layers), rows[..., :-1], rows[..., -1])
+    return MeanStates(list(layers), rows[..., :-1], rows[..., -1])
 
 
 def weigh(batch: Batch, positions: Sequence[PositionSpec]) -> Float[Tensor, "row token"]:
-    """How much each column of a batch counts in the mean over positions of its row."""
+    """The weight of each column of a batch in the mean over positions of its row."""
     weights = torch.zeros(batch.inputs["input_ids"].shape)
     for row, (prompt, padding) in enumerate(zip(batch.prompts, batch.padding, strict=True)):
         chosen = resolve_positions(positions, prompt)
@@ -108,7 +108,7 @@ def weigh(batch: Batch, positions: Sequence[PositionSpec]) -> Float[Tensor, "row
     return weights
 
 
-def mean_difference(positive: States, negative: States) -> Directions:
+def mean_difference(positive: MeanStates, negative: MeanStates) -> Directions:
     """The mean state of one set of prompts minus that of another.
 
     It holds everything in which the sets differ on average, their wording and length as well as what they were meant
@@ -127,7 +127,7 @@ def mean_difference(positive: States, negative: States) -> Directions:
     return _contrast(positive, negative, _difference)
 
 
-def principal_component(positive: States, negative: States) -> Directions:
+def principal_component(positive: MeanStates, negative: MeanStates) -> Directions:
     """The first principal component of the differences within pairs, uncentred.
 
     It is the direction along which the differences have the greatest mean square; its sign is that of their mean, and
@@ -154,7 +154,7 @@ def principal_component(positive: States, negative: States) -> Directions:
     return replace(found, explained=along.square().sum(0) / differences.square().sum((0, -1)))
 
 
-def activation(states: States) -> Directions:
+def activation(states: MeanStates) -> Directions:
     """The mean state of the prompts itself.
 
     Most of it is what all states share whatever the prompt, so adding it does not add only what is particular to these.
@@ -237,7 +237,7 @@ def spread_over_layers(
     return rows
 
 
-def _contrast(positive: States, negative: States, fit: Fit) -> Directions:
+def _contrast(positive: MeanStates, negative: MeanStates, fit: Fit) -> Directions:
     vectors = _usable(fit(positive.means, negative.means), positive.layers, "the difference of the two sets")
     return Directions(
         positive.layers,

@@ -27,10 +27,10 @@ from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
 
-WORTHWHILE = 128
+PACKED_TOKENS = 128
 """Tokens in a packed pass, at most: beyond, a pass takes time for each token, and each masks all others."""
 
-Sources = tuple[Float[Tensor, "layer source hidden"], SharedCache]
+PackedSources = tuple[Float[Tensor, "layer source hidden"], SharedCache]
 """The states after each source prompt, and the keys and values of the target prompt's beginning."""
 
 _tried: WeakKeyDictionary[nn.Module, dict[str, tuple[int, bool]]] = WeakKeyDictionary()
@@ -40,7 +40,7 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, tuple[int, bool]]] = WeakKeyDicti
 @torch.no_grad()
 def read_packed(
     model: StandardizedTransformer, sources: Sequence[Sequence[int]], layers: Sequence[int], target: Target
-) -> Sources | None:
+) -> PackedSources | None:
     """Reads the residual stream after the last token of each source, and the target's tokens before its position.
 
     Args:
@@ -53,14 +53,14 @@ def read_packed(
         Both, on the model's device; None where packing does not pay, does not fit the memory or is not exact.
     """
     longest = max(target.position, *map(len, sources))
-    if not target.position or target.position + sum(map(len, sources)) > WORTHWHILE:
+    if not target.position or target.position + sum(map(len, sources)) > PACKED_TOKENS:
         return None
     if len({lengths_of(model.module).kind(length) for length in (target.position, *map(len, sources))}) > 1:
         return None
     if not patch_target(model, target, torch.zeros(1, model.hidden_size), [layers[-1]]).sharing.prefix:
         return None
 
-    def read() -> Sources | None:
+    def read() -> PackedSources | None:
         known = _tried.setdefault(model.module, {})
         length, exact = known.get(model.attention, (0, False))
         if length < longest:
@@ -74,7 +74,7 @@ def read_packed(
 
 def _read(
     model: StandardizedTransformer, sources: Sequence[Sequence[int]], layers: Sequence[int], target: Target
-) -> Sources:
+) -> PackedSources:
     rows = [target.ids[: target.position], *sources]
     ends = (torch.tensor([len(row) for row in rows]).cumsum(0) - 1)[1:]
     cache = SharedCache(config=model.module.config)
@@ -116,7 +116,7 @@ def _pack(model: StandardizedTransformer, rows: Sequence[Sequence[int]]) -> dict
 
 
 def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], target: Target) -> bool:
-    """Whether states, keys and values of every layer are those that the prompts have alone."""
+    """Checks that states, keys and values of every layer are those of the prompts alone."""
     layers = range(model.num_layers)
     try:
         states, cache = _read(model, sources, layers, target)

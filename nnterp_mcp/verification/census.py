@@ -121,7 +121,7 @@ def check_all_types(
 
 
 def totals(reports: Iterable[Report]) -> dict[str, int]:
-    """How many models have each capability; under `wrong`, how many gave a number that is not transformers'."""
+    """The number of models with each capability; under `wrong`, of those that differ from transformers."""
     listed = list(reports)
     counts = {name: sum(report.passed(name) for report in listed) for name in COLUMNS}
     return {"types": len(listed), **counts, "wrong": sum(bool(report.wrong) for report in listed)}

@@ -72,7 +72,7 @@ class LongTexts:
                 alone = self._alone([*prompt.ids, *said.ids[:at]]).log_softmax(-1)
                 what = f"token {len(prompt.ids) + at}"
                 worst = max(worst, self._apart(torch.tensor(log_prob), alone[token], what, alone))
-                self._apart(alone[token], alone.max(), f"{what} beside the most likely one", alone)
+                self._apart(alone[token], alone.max(), f"{what} against the most likely one", alone)
         return f"{self._said()}: as whole passes, to {worst:.1g}"
 
     def as_generate(self) -> str:
@@ -121,7 +121,7 @@ class LongTexts:
 
     @torch.no_grad()
     def _apart_from_generate(self, prompt: EncodedPrompt, said: Generation) -> float:
-        """How far log-probabilities are from those of `generate`, up to where its own settings force another token."""
+        """The largest difference of log-probabilities from `generate`, up to where its settings force another token."""
         model = self.model
         settings = GenerationConfig(
             max_new_tokens=NEW,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Ids = Int[Tensor, "batch position"]
-States = Float[Tensor, "batch position hidden"]
-Pattern = Float[Tensor, "batch head query key"]
+Stream = Float[Tensor, "batch position hidden"]
+Probabilities = Float[Tensor, "batch head query key"]
 
 
 class DiffersError(AssertionError):
@@ -27,7 +27,7 @@ def run_plain(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: An
 
 
 @contextmanager
-def replacing_output(module: nn.Module, change: Callable[[States], States]) -> Generator[None]:
+def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> Generator[None]:
     """A forward hook that changes the hidden states that a module returns."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -44,12 +44,12 @@ def replacing_output(module: nn.Module, change: Callable[[States], States]) -> G
 
 
 @contextmanager
-def capturing_output(modules: Sequence[nn.Module], into: dict[int, States]) -> Generator[None]:
+def capturing_output(modules: Sequence[nn.Module], into: dict[int, Stream]) -> Generator[None]:
     """Forward hooks that keep a copy of the hidden states that modules return, by their place in the list."""
     with ExitStack() as stack:
         for index, module in enumerate(modules):
 
-            def keep(states: States, index: int = index) -> States:
+            def keep(states: Stream, index: int = index) -> Stream:
                 into[index] = states.clone()
                 return states
 
@@ -73,7 +73,7 @@ def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ge
 
 @contextmanager
 def replacing_softmax(
-    blocks: Sequence[nn.Module], length: int, change: Callable[[int, Pattern], Pattern]
+    blocks: Sequence[nn.Module], length: int, change: Callable[[int, Probabilities], Probabilities]
 ) -> Generator[None]:
     """PyTorch's softmax replaced: inside block i, results (…, query, key or more) go through `change(i, …)`.
 

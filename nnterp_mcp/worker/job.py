@@ -1,4 +1,4 @@
-"""What a running call knows of its caller: how to tell its progress, whether to stop, and where to keep what it has."""
+"""A running call: its progress, its cancellation, its partial results and its arrays."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _R = TypeVar("_R", bound=Result)
 
 @dataclass(frozen=True)
 class Finished(Generic[_M]):
-    """What a call has computed so far.
+    """The results of a call so far.
 
     Attributes:
-        items: What came of each item, in the order of the request.
+        items: The results, in the order of the request.
         taken: How many of them an earlier call had computed.
         seconds: The time that they took.
     """
@@ -54,9 +54,9 @@ class Job:
     Attributes:
         id: The call's id on the wire.
         send: Sends a message to the server.
-        recorder: Keeps what the call computes; None for a call that is not recorded.
-        partial: Makes a result of what the call has so far; None while it has nothing to show.
-        remarks: What is to be said of how the input was read.
+        recorder: Writes the results of the call to disk; None for a call that is not recorded.
+        partial: Makes a result of what is computed so far; None before anything is.
+        remarks: Notes on how the input was read.
     """
 
     id: int
@@ -115,28 +115,28 @@ class Job:
             raise self._stopped[0]
 
     def told(self, result: _R) -> _R:
-        """A result with the call's remarks."""
+        """Adds the call's remarks to a result."""
         result.remarks = list(self.remarks)
         return result
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
-        """Keeps an array beside the run's result; does nothing for a call that is not recorded.
+        """Writes an array to the run's folder; does nothing for a call that is not recorded.
 
         Args:
             name: Its name, one for each array of the run.
             array: The numbers.
-            axes: What stands along each axis, in order, such as `{"layer": [0, 1], "head": [0, 1, 2]}`.
+            axes: The labels along each axis, in order, such as `{"layer": [0, 1], "head": [0, 1, 2]}`.
         """
         if self.recorder is not None:
             self.recorder.keep(name, array, axes)
 
     def keep_rows(self, name: str, axes: Mapping[str, Sequence[int | str]]) -> Rows:
-        """Begins an array of float32 that is filled row by row: beside the run's result, or in memory for a call that
-        is not recorded.
+        """Begins a float32 array that is filled row by row: in the run's folder, or in memory for a call that is not
+        recorded.
 
         Args:
             name: Its name, one for each array of the run.
-            axes: What stands along each axis, in order; the first one is the rows.
+            axes: The labels along each axis, in order; the first axis holds the rows.
 
         Raises:
             LimitExceeded: It cannot be written.
@@ -151,17 +151,17 @@ class Job:
         assemble: Callable[[Finished[_M]], _R],
         unit: str = "prompts",
     ) -> _R:
-        """Works through items group by group, so that what is finished outlasts what comes after it.
+        """Computes items group by group, so that finished groups survive a later failure.
 
-        A call that is stopped keeps the result of its finished groups as a partial one. A long call that died is taken
-        up by the next equal call where it ended.
+        A stopped call leaves the result of its finished groups as a partial one. If the process dies, the next equal
+        call resumes after the last finished group.
 
         Args:
-            groups: The items that are computed together, by their numbers in the request.
-            kind: The type of what comes out of an item.
+            groups: The items that are computed together, as indices into the request.
+            kind: The type of an item's result.
             compute: Computes the items of a group.
-            assemble: Makes the result of what is finished.
-            unit: What the items are called, for the progress.
+            assemble: Makes the call's result of the finished items.
+            unit: The name of the items in the progress.
 
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.

@@ -1,4 +1,4 @@
-"""What is to be read of which prompts, resolved against one model and its limits; `train_probe` reads by it too."""
+"""Collects states for `collect_activations` and `train_probe`: a request resolved against a model and its limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.activations import Pool, Row, collect, index_rows, state_shape
+from nnterp_mcp.experiments.activations import Row, RowPooling, collect, index_rows, state_shape
 from nnterp_mcp.formatting import size
 from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.request.positions import LayerSpec, PositionSpec
@@ -30,11 +30,11 @@ _FLOAT = 4
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What is read of which prompts.
+class Collection:
+    """States to be read at one site of some layers.
 
     Attributes:
-        bench: The model, and the limits.
+        bench: The model and the limits.
         work: The prompts, with the operations on them.
         groups: The group of each prompt.
         rows: The rows.
@@ -56,12 +56,12 @@ class Experiment:
 
     @property
     def bytes(self) -> int:
-        """Of all states."""
+        """Size of all states."""
         return _FLOAT * len(self.rows) * len(self.places) * math.prod(self.shape)
 
     @property
     def axes(self) -> dict[str, Sequence[int | str]]:
-        """What stands along the axes of the states."""
+        """The labels along the axes of the states."""
         names = ["neuron"] if len(self.shape) == 1 else ["head", "neuron"]
         return {
             "row": range(len(self.rows)),
@@ -87,10 +87,10 @@ def prepare(
     site: Site,
     layers: LayerSpec,
     positions: Sequence[PositionSpec],
-    pool: Pool,
+    pool: RowPooling,
     interventions: Sequence[Operation],
     job: Job,
-) -> Experiment:
+) -> Collection:
     """Resolves a request.
 
     Raises:
@@ -101,7 +101,7 @@ def prepare(
     prompts = bench.encode([prompt for of_group in groups.values() for prompt in of_group])
     resolved = [None] if site == "token_embeddings" else resolve_layers(layers, bench.model.num_layers, bench.handle)
     places = [Place(site, layer) for layer in resolved]
-    experiment = Experiment(
+    collection = Collection(
         bench=bench,
         work=bench.workload(prompts, interventions, job),
         groups=[name for name, of_group in groups.items() for name in repeat(name, len(of_group))],
@@ -109,25 +109,25 @@ def prepare(
         places=places,
         shape=state_shape(bench.model, prompts, places),
     )
-    _admit(experiment)
-    return experiment
+    _admit(collection)
+    return collection
 
 
-def _admit(experiment: Experiment) -> None:
-    """Refuses what is too large, before anything of it is computed.
+def _admit(collection: Collection) -> None:
+    """Refuses a collection that is too large, before any pass runs.
 
     Raises:
         LimitExceeded: It passes the server's limit, or the disk has no room for it.
     """
-    settings = experiment.bench.settings
+    settings = collection.bench.settings
     allowed = settings.max_states_bytes
     whose = "this server allows"
     if settings.runs.exists() and (room := shutil.disk_usage(settings.runs).free) < allowed:
         allowed, whose = room, "the disk has room for"
-    if experiment.bytes > allowed:
-        shape = " × ".join(map(str, experiment.shape))
+    if collection.bytes > allowed:
+        shape = " × ".join(map(str, collection.shape))
         raise LimitExceeded(
-            f"the states would take {size(experiment.bytes)} ({len(experiment.rows)} rows × "
-            f"{len(experiment.places)} layers × {shape} × {_FLOAT} bytes), and {whose} {size(allowed)}.",
+            f"the states would take {size(collection.bytes)} ({len(collection.rows)} rows × "
+            f"{len(collection.places)} layers × {shape} × {_FLOAT} bytes), and {whose} {size(allowed)}.",
             "Choose fewer layers, positions or prompts, or pool='mean'.",
         )

@@ -1,4 +1,4 @@
-"""What the tools of a worker work on: the loaded model, the server's limits, and the named vectors."""
+"""The context of the tools in a worker: the loaded model, the server's limits, and the named vectors."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Bench:
-    """What the tools of a worker work on.
+    """The context in which the tools of a worker run.
 
     Attributes:
         handle: The model's handle.
-        settings: What the server decided.
+        settings: The server's settings.
     """
 
     handle: str
@@ -75,7 +75,7 @@ class Bench:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """What tells the loaded model's weights from others."""
+        """Identifies the loaded model's weights."""
         model = self.model
         return ModelIdentity(
             architecture=type(model.module).__name__,
@@ -85,7 +85,7 @@ class Bench:
 
     @property
     def environment(self) -> RunEnvironment:
-        """What computes here, for the records of runs."""
+        """Hardware, software and model, for the records of runs."""
         import torch
 
         model, origin = self.model, self._origin
@@ -124,10 +124,10 @@ class Bench:
         return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
 
     def find_states(self, run_id: str) -> Collected:
-        """The states that a run of the loaded model kept.
+        """The states that a run of the loaded model recorded.
 
         Raises:
-            InvalidRequest: There is no such run, it kept no states, or it belongs to other weights.
+            InvalidRequest: There is no such run, it recorded no states, or it belongs to other weights.
         """
         from nnterp_mcp.worker.recorded_states import find_collected
 
@@ -142,7 +142,7 @@ class Bench:
     def batch_tokens(self) -> int:
         """Padded tokens in one forward pass, at most.
 
-        Larger batches make no CPU faster, and a call tells its progress and keeps what it has batch by batch.
+        Larger batches are no faster on a CPU, and progress is reported and results are saved batch by batch.
         """
         allowed = self.settings.batch_tokens
         return min(allowed, _CPU_TOKENS) if self.model.device.type == "cpu" else allowed
@@ -151,17 +151,17 @@ class Bench:
     def stopping(
         self, check: Callable[[], None], tell: Callable[[str], None] = lambda message: None
     ) -> Generator[None]:
-        """While in force, the model asks on its way whether to go on, if there is one; and so do loops over a request.
+        """Makes passes of the model, and loops over a request, stop where `check` raises.
 
         Args:
-            check: Raises what its work is to end with.
-            tell: Told what it waits for.
+            check: Raises the error with which the call is to end.
+            tell: Called with a message on what the call waits for.
         """
         with cancellable(check), nullcontext() if self._model is None else self._model.stopping(check, tell):
             yield
 
     def require_offered(self, spec: ToolSpec[Any, Any, Any]) -> None:
-        """Refuses a tool that works on weights or activations which are not to be had of a served model.
+        """Refuses a tool that needs weights or activations which a served model does not give.
 
         Raises:
             Unsupported: It does; by name.

@@ -16,7 +16,7 @@ from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.experiments.attention_patterns import (
-    TARGETS,
+    ATTENTION_TARGETS,
     AttentionReadings,
     HeadChoice,
     choose_heads,
@@ -124,7 +124,7 @@ def test_every_head_that_has_attention_is_read(subject: Subject, readings: Atten
     layers = [layer for layer in range(subject.model.num_layers) if layer not in lacking]
 
     assert readings.heads == [(layer, head) for layer in layers for head in range(count)]
-    assert readings.mass.shape == (len(PROMPTS), len(readings.heads), len(TARGETS))
+    assert readings.mass.shape == (len(PROMPTS), len(readings.heads), len(ATTENTION_TARGETS))
 
 
 def test_masses_and_entropy(subject: Subject, readings: AttentionReadings) -> None:
@@ -133,7 +133,7 @@ def test_masses_and_entropy(subject: Subject, readings: AttentionReadings) -> No
         queries = range(1, len(prompt.ids))
         for column, head in enumerate(readings.heads):
             pattern = subject.pattern(row, head).tolist()
-            for target in TARGETS:
+            for target in ATTENTION_TARGETS:
                 expected = mean_mass(target, pattern, prompt.ids, queries)
                 assert close(float(readings.of(target)[row, column]), expected)
             spread = sum(entropy(pattern[query]) for query in queries) / len(queries)

@@ -16,7 +16,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.statistics.separability import separate
 from nnterp_mcp.experiments.steering_vectors import (
-    States,
+    MeanStates,
     activation,
     average_states,
     given_directions,
@@ -302,7 +302,7 @@ def test_sets_of_one_have_no_spread() -> None:
 
 
 def test_states_are_kept_apart_by_prompt() -> None:
-    states = States([0], torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]]), torch.tensor([[1.0], [5.0]]))
+    states = MeanStates([0], torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]]), torch.tensor([[1.0], [5.0]]))
 
     assert activation(states).vectors.tolist() == [[2.0, 2.0]]
     assert activation(states).stream is not None

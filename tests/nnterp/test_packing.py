@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from nnterp_mcp.experiments.target_prompts import Target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp import packing
-from nnterp_mcp.nnterp.packing import WORTHWHILE, read_packed
+from nnterp_mcp.nnterp.packing import PACKED_TOKENS, read_packed
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 TARGET = Target((3, 14, 15, 9, 26, 5, 35), 5)
@@ -86,5 +86,5 @@ def test_is_left_where_it_is_not_exact(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_is_left_where_it_does_not_pay():
-    assert read_packed(LLAMA, [[1] * WORTHWHILE], [0], TARGET) is None
+    assert read_packed(LLAMA, [[1] * PACKED_TOKENS], [0], TARGET) is None
     assert read_packed(LLAMA, [[1, 2]], [0], Target((1, 2), 0)) is None

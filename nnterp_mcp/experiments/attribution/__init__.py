@@ -1,1 +1,1 @@
-"""What an output is attributed to: residual decomposition, gradients, path integrals."""
+"""Attribution of outputs: residual decomposition, gradients, path integrals."""

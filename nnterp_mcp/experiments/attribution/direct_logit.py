@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each part of a model adds to a logit, or to the difference of two."""
+"""Direct logit attribution: the contribution of each part of a model to a logit, or to a difference of two."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.attribution.linear_maps import offset, pull_back
-from nnterp_mcp.experiments.attribution.linearize import freeze_norm
+from nnterp_mcp.experiments.attribution.linearize import freeze_norm, offset, pull_back
 from nnterp_mcp.experiments.attribution.logit_direction import LogitDirection, find_direction
 from nnterp_mcp.experiments.attribution.residual_decomposition import PartStates, begins_with_embedding, read_parts
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer, Write, find_writes
@@ -44,11 +43,11 @@ _NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
-class Part:
+class LogitPart:
     """Something that is added to the residual stream, or after it.
 
     Attributes:
-        kind: What it is. `rest` is what a layer adds beside attention and MLP: a mixer, an MLP that is no module of
+        kind: Its kind. `rest` is what a layer adds other than attention and MLP: a mixer, an MLP that is no module of
             its own, an intervention. `token choice` is log-sum-exp over a category's tokens less their weighted mean.
         layer: The layer; None outside of layers.
         index: The head or the neuron.
@@ -61,17 +60,17 @@ class Part:
 
 @dataclass(frozen=True)
 class DirectLogits:
-    """What parts add, on the CPU, in float64.
+    """The contributions of parts, on the CPU, in float64.
 
     Attributes:
         parts: The parts.
-        values: What each adds.
-        metric: What they add up to, as the model itself has it.
+        values: The contribution of each.
+        metric: The metric of the model itself, which they add up to.
         error: The largest difference between their sum and the metric.
         rescaled: Whether something after the head (softcap, scale) changes logits; its factor is frozen too.
     """
 
-    parts: list[Part]
+    parts: list[LogitPart]
     values: Float[Tensor, "prompt part"]
     metric: Float[Tensor, " prompt"]
     error: float
@@ -88,15 +87,15 @@ def attribute_directly(
 ) -> DirectLogits:
     """Splits a logit after each prompt's last token, or the difference of two, into what each part adds to it.
 
-    The final norm is held at the scale that it has in the run, and so are a norm after a sublayer, what comes after the
-    head (a softcap, a scale) and the weights of several tokens in a category. All else is linear, so that the parts
-    add up. It sees direct paths only: a part that acts through later layers counts where they write. Held scales hide
-    what a part does to them.
+    The final norm is frozen at the scale that it has in the run, and so are a norm after a sublayer, a softcap or scale
+    after the head, and the weights of several tokens in a category. All else is linear, so that the parts
+    add up. It sees direct paths only: a part that acts through later layers counts where they write. Frozen scales hide
+    the effect of a part on them.
 
     Args:
         model: The model.
         work: The prompts.
-        targets: Token ids for each prompt: of the answer, and of what it is held against; the answer's logit alone
+        targets: Token ids for each prompt: of the answer, and of the alternative; the answer's logit alone
             where there is only one category. Several tokens in a category count as one with their summed probability.
         split: Into whole layers; attention and MLP; heads and MLPs; or attention and neurons.
         layers: The layers that are split further; the others count as wholes.
@@ -128,16 +127,16 @@ def attribute_directly(
 
 @dataclass(frozen=True)
 class _Found:
-    """What one prompt gave, on the CPU."""
+    """The contributions in one prompt, on the CPU."""
 
-    parts: list[Part]
+    parts: list[LogitPart]
     values: Float[Tensor, " part"]
     metric: Float[Tensor, ""]
     rescaled: bool
 
 
 def _writes(model: StandardizedTransformer, layers: Sequence[int]) -> dict[int, LayerWrites]:
-    """How the layers that are split write into the stream.
+    """The writes of the layers that are split.
 
     Raises:
         Unsupported: One of them adds in a way that cannot be told.
@@ -192,7 +191,7 @@ class _Sum:
     direction: LogitDirection
     writes: dict[int, LayerWrites]
     edited: bool
-    parts: dict[Part, Float[Tensor, " row"]] = field(default_factory=dict)
+    parts: dict[LogitPart, Float[Tensor, " row"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._embed()
@@ -201,45 +200,45 @@ class _Sum:
             self._layer(layer, after - before)
             before = after
         for kind, amount in self.direction.constants.items():
-            self.parts[Part(kind)] = amount
+            self.parts[LogitPart(kind)] = amount
 
     def _along(self, states: Float[Tensor, "row hidden"]) -> Float[Tensor, " row"]:
-        """What something in the last residual stream adds to the metric."""
+        """The contribution of a vector in the last residual stream to the metric."""
         return (states.to(self.direction.stream) * self.direction.stream).sum(-1)
 
     def _embed(self) -> None:
         if self.states.embeddings is None:
-            self.parts[Part("embeddings")] = self._along(self.states.entry)
+            self.parts[LogitPart("embeddings")] = self._along(self.states.entry)
             return
-        self.parts[Part("embeddings")] = self._along(self.states.embeddings)
+        self.parts[LogitPart("embeddings")] = self._along(self.states.embeddings)
         added = self.states.entry - self.states.embeddings
         if bool(added.any()):
-            self.parts[Part("positions")] = self._along(added)
+            self.parts[LogitPart("positions")] = self._along(added)
 
     def _layer(self, layer: int, change: Float[Tensor, "row hidden"]) -> None:
         writes = self.writes.get(layer)
         if writes is None:
-            self.parts[Part("layer", layer)] = self._along(change)
+            self.parts[LogitPart("layer", layer)] = self._along(change)
             return
         told = torch.zeros_like(self.direction.metric)
         for site, write in writes.sublayers.items():
             told = told + self._sublayer(layer, site, write)
         if writes.rest or self.edited:
-            self.parts[Part("rest", layer)] = self._along(change) - told
+            self.parts[LogitPart("rest", layer)] = self._along(change) - told
 
     def _sublayer(self, layer: int, site: Sublayer, write: Write) -> Float[Tensor, " row"]:
-        """What a sublayer's parts add together, having added them."""
+        """Adds the parts of a sublayer, and returns their sum."""
         output = self.states.outputs[site, layer].double()
         stream = self.direction.stream * write.factor
         parts = self._inside(layer, site, write, stream)
         if not parts:
-            whole = Part("attention" if site == "attentions_output" else "mlp", layer)
+            whole = LogitPart("attention" if site == "attentions_output" else "mlp", layer)
             parts = {whole: (output.to(stream) * stream).sum(-1)}
         self.parts.update(parts)
         return torch.stack(list(parts.values())).sum(0)
 
-    def _inside(self, layer: int, site: Sublayer, write: Write, stream: Tensor) -> dict[Part, Tensor]:
-        """What the parts of a sublayer add, which write before the norm and the multiplier behind it."""
+    def _inside(self, layer: int, site: Sublayer, write: Write, stream: Tensor) -> dict[LogitPart, Tensor]:
+        """The contributions of a sublayer's parts, which are followed by its norm and multiplier."""
         pulled, bias = stream * write.multiplier, torch.zeros_like(self.direction.metric)
         raw = self.states.raw.get((site, layer))
         if write.norm is not None and raw is not None:
@@ -248,33 +247,33 @@ class _Sum:
             pulled, bias = norm.pull(pulled), (norm.bias * pulled).sum(-1)
         return (self._heads if site == "attentions_output" else self._neurons)(layer, pulled, bias)
 
-    def _heads(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
-        """What each head and the biases after them add; nothing where heads are not asked for or cannot be told."""
+    def _heads(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[LogitPart, Tensor]:
+        """The contributions of each head and of the biases; empty where not asked for, or without a projection."""
         read, site = self.states.heads.get(layer), self.model.anatomy.layers[layer].output_projection
         if read is None or site is None:
             return {}
         amounts, constant = self._project(site.module, read.flatten(1), pulled)
         by_head = amounts.unflatten(-1, read.shape[1:]).sum(-1).unbind(1)
-        parts = {Part("head", layer, head): amount for head, amount in enumerate(by_head)}
-        return parts | _nonzero(Part("attention bias", layer), constant + bias)
+        parts = {LogitPart("head", layer, head): amount for head, amount in enumerate(by_head)}
+        return parts | _nonzero(LogitPart("attention bias", layer), constant + bias)
 
-    def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[Part, Tensor]:
-        """What each neuron and the biases after them add; nothing where they are not asked for or cannot be told."""
+    def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[LogitPart, Tensor]:
+        """The contributions of each neuron and of the biases; empty where not asked for, or without a projection."""
         read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_output")
         if read is None or write is None or write.projection is None:
             return {}
         amounts, constant = self._project(write.projection, read, pulled)
-        parts = {Part("neuron", layer, neuron): amount for neuron, amount in enumerate(amounts.unbind(1))}
-        return parts | _nonzero(Part("mlp bias", layer), constant + bias)
+        parts = {LogitPart("neuron", layer, neuron): amount for neuron, amount in enumerate(amounts.unbind(1))}
+        return parts | _nonzero(LogitPart("mlp bias", layer), constant + bias)
 
     def _project(
         self, module: nn.Module, states: Float[Tensor, "row in"], direction: Float[Tensor, "row out"]
     ) -> tuple[Float[Tensor, "row in"], Float[Tensor, " row"]]:
-        """What each input of a linear map adds along a direction of its outputs, and what its bias does."""
+        """The contributions of each input of a linear map, and of its bias, along a direction of its outputs."""
         with self.model.standing_down():
             amounts = pull_back(module, states, direction) * states.double()
             return amounts, (offset(module, states) * direction).sum(-1)
 
 
-def _nonzero(part: Part, amount: Tensor) -> dict[Part, Tensor]:
+def _nonzero(part: LogitPart, amount: Tensor) -> dict[LogitPart, Tensor]:
     return {part: amount} if bool(amount.any()) else {}

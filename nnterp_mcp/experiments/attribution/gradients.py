@@ -1,4 +1,4 @@
-"""What each token of a prompt counts for the answer, by gradients: gradient × input, and integrated gradients."""
+"""Attribution of an answer to the tokens of a prompt: gradient × input, and integrated gradients."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class TokenAttribution:
-    """What the tokens of one prompt count, on the CPU.
+    """The attributions of the tokens of one prompt, on the CPU.
 
     Attributes:
-        values: A number for each token.
+        values: The attribution of each token.
         metric: The metric of the prompt.
         baseline: The metric with every embedding replaced by the baseline; None where there is none.
         missed: What is missed on the pieces of the way from the baseline, added up with signs aside: at least as much
@@ -70,8 +70,8 @@ def multiply_gradients(
     Args:
         model: The model.
         work: The prompts.
-        targets: Token ids for each prompt: of the answer, then of what it is held against.
-        metric: What is measured after the last token.
+        targets: Token ids for each prompt: of the answer, then of the alternative.
+        metric: The metric after the last token.
 
     Returns:
         The attributions, in the order of the prompts.
@@ -113,8 +113,8 @@ def integrate_gradients(
     Args:
         model: The model.
         work: The prompts.
-        targets: Token ids for each prompt: of the answer, then of what it is held against.
-        metric: What is measured after the last token.
+        targets: Token ids for each prompt: of the answer, then of the alternative.
+        metric: The metric after the last token.
         steps: Points between the ends of the way, at most.
         baseline: Every embedding's: zero, where norms have a singularity, or the mean over the vocabulary.
 
@@ -155,7 +155,7 @@ def _measure(metric: MetricName, categories: Sequence[Sequence[int]]) -> Measure
 
 
 def _baseline(model: StandardizedTransformer, kind: Baseline) -> Float[Tensor, " hidden"]:
-    """What every embedding is replaced by."""
+    """The embedding at the start of the path."""
     embed = model.anatomy.embed_tokens
     with torch.no_grad(), model.standing_down():
         if kind == "zero":
@@ -271,7 +271,7 @@ def _slopes(
 
 @contextmanager
 def frozen_weights(module: nn.Module) -> Generator[None]:
-    """While this lasts, no gradient of a weight is computed, nor what only that would need kept."""
+    """Within it, no gradient of a weight is computed, and no activation saved for one."""
     learning = [weight for weight in module.parameters() if weight.requires_grad]
     for weight in learning:
         weight.requires_grad_(False)

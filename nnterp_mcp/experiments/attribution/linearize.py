@@ -1,4 +1,4 @@
-"""Norms as the linear maps that they are once their scale is frozen at what it was in a run."""
+"""Linear maps of modules, however they store their weights, and norms as linear maps with their scale frozen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _SIZE = 1024.0
-"""How large the states are that a norm is tried on: far above the constant that keeps it from dividing by zero."""
+"""Size of the states on which a norm is tried: far above its epsilon."""
 _SMALL = 1e-8
-"""How large they are where a norm is tried near zero: far below that constant."""
+"""Their size where a norm is tried near zero: far below its epsilon."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class FrozenNorm:
     """A norm of some states, with the scale that each of them has; in float64.
 
     Attributes:
-        gain: What each component is multiplied by: the norm's weight over the state's scale.
-        bias: What is added.
-        centres: Whether the mean over components is taken off first (LayerNorm does, RMSNorm does not).
+        gain: The factor of each component: the norm's weight over the state's scale.
+        bias: The bias.
+        centres: The mean over components is subtracted first (by LayerNorm, not by RMSNorm).
     """
 
     gain: Float[Tensor, "row hidden"]
@@ -72,3 +72,28 @@ def freeze_norm(norm: nn.Module, states: Float[Tensor, "row hidden"]) -> FrozenN
 
 def _centred(states: Tensor, centres: bool) -> Tensor:
     return states - states.mean(-1, keepdim=True) if centres else states
+
+
+def pull_back(
+    module: nn.Module, states: Float[Tensor, "row in"], direction: Float[Tensor, "row out"]
+) -> Float[Tensor, "row in"]:
+    """The product of a direction of outputs with the transposed map, in float64.
+
+    It is asked of autograd, which has it for `Linear`, GPT-2's transposed weights and quantized ones alike.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = _as_input(module, states).requires_grad_()
+        outputs = module(inputs)
+        (found,) = torch.autograd.grad(outputs, inputs, direction.clone().to(outputs)[:, None])
+    return found[:, 0].double()
+
+
+@torch.no_grad()
+def offset(module: nn.Module, states: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+    """The output of an affine map for zeros, once for each row, in float64."""
+    return module(torch.zeros_like(_as_input(module, states)))[:, 0].double()
+
+
+def _as_input(module: nn.Module, states: Float[Tensor, "row in"]) -> Float[Tensor, "row 1 in"]:
+    weight = next((weight for weight in module.parameters() if weight.is_floating_point()), states)
+    return states.detach().clone().to(weight)[:, None]

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attribution.linear_maps import offset, pull_back
-from nnterp_mcp.experiments.attribution.linearize import freeze_norm
+from nnterp_mcp.experiments.attribution.linearize import freeze_norm, offset, pull_back
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 Constant = Literal["final norm bias", "head bias", "token choice"]
@@ -20,7 +19,7 @@ Constant = Literal["final norm bias", "head bias", "token choice"]
 
 @dataclass(frozen=True)
 class LogitDirection:
-    """A metric as a linear map of the last residual stream, everything else held as it is in the run; in float64.
+    """A metric as a linear map of the last residual stream, everything else frozen as it is in the run; in float64.
 
     Attributes:
         stream: The direction: its product with the stream, and the constants, are the metric.
@@ -47,7 +46,7 @@ def find_direction(
         model: The model.
         states: The residual streams after the last layer.
         logits: What the model makes of them.
-        targets: Token ids for each row: of the answer, and of what its logit is held against.
+        targets: Token ids for each row: of the answer, and of the alternative.
 
     Raises:
         InvalidRequest: There are no target tokens, or more than two categories.

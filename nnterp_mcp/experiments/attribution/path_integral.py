@@ -19,7 +19,7 @@ _PIECES = 8
 """Pieces of equal length to begin with, where there are points enough to halve some of them later."""
 
 _SHARE = 0.2
-"""What part of all that is missed the pieces make up that are halved at once."""
+"""Share of the total error that the pieces halved at once make up."""
 
 _CLOSE = 1e-4
 """The part of the function's range on the way that the pieces may miss together."""

@@ -1,4 +1,4 @@
-"""What the parts of a model wrote at each prompt's last token, as direct logit attribution needs it."""
+"""The writes of a model's parts to the residual stream at each prompt's last token."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def read_parts(
     Args:
         model: The model.
         batch: The prompts.
-        plan: The operations in force.
+        plan: The operations on the prompts.
         writes: How the layers that are split write.
-        heads: Whether to read their heads.
-        neurons: Whether to read their neurons.
-        embedded: Whether the token's embedding is told apart from what is added to it.
+        heads: Read their heads.
+        neurons: Read their neurons.
+        embedded: Separate the token's embedding from what is added to it.
     """
     ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
     rows = torch.arange(len(ends))
@@ -127,7 +127,7 @@ def _has_heads(model: StandardizedTransformer, layer: int | None) -> bool:
 
 @contextmanager
 def _read_inputs(modules: Mapping[int, nn.Module], pick: Any) -> Generator[dict[int, Tensor]]:
-    """While this lasts, what linear maps inside MLPs read is kept: no accessor leads there."""
+    """Within it, saves the inputs of linear maps inside MLPs, which are no hook points."""
     found: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -140,7 +140,7 @@ def _read_inputs(modules: Mapping[int, nn.Module], pick: Any) -> Generator[dict[
 
 
 def begins_with_embedding(model: StandardizedTransformer) -> bool:
-    """Whether the stream begins with the token's embedding plus something that other tokens have there too.
+    """Checks that the stream begins with the token's embedding plus a term that does not depend on the token.
 
     Seen on two prompts that differ in every token; false where the embedding is scaled or normed first.
     """

@@ -1,4 +1,4 @@
-"""How what attention and MLP return enters the residual stream: as it is, through a norm, or times a number."""
+"""How sublayer outputs enter the residual stream: directly, normed, or scaled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Sublayer = Literal["attentions_output", "mlps_output"]
 
 @dataclass(frozen=True)
 class Write:
-    """The way of what a sublayer computes into the residual stream.
+    """How the output of a sublayer enters the residual stream.
 
     Attributes:
         norm: The norm that it goes through first; None in most models.
@@ -41,11 +41,11 @@ class Write:
 
 @dataclass(frozen=True)
 class LayerWrites:
-    """What makes up the difference between a layer's output and its input.
+    """The terms of the difference between a layer's output and its input.
 
     Attributes:
         sublayers: Each sublayer that the layer has as a module, with its way into the stream.
-        rest: Whether something else is added too: a state-space mixer, an MLP without a module of its own.
+        rest: There is another term: a state-space mixer, an MLP without a module of its own.
     """
 
     sublayers: dict[Sublayer, Write]
@@ -56,7 +56,7 @@ _known: WeakKeyDictionary[nn.Module, list[LayerWrites | None]] = WeakKeyDictiona
 
 
 def find_writes(model: StandardizedTransformer) -> list[LayerWrites | None]:
-    """How each layer's sublayers write, seen once for each model in two short passes.
+    """The writes of each layer's sublayers, found once for each model in two short passes.
 
     Returns:
         One entry for each layer; None where input, sublayers and at most one other module do not make up the output,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.attention_patterns import (
-    TARGETS,
+    ATTENTION_TARGETS,
     AttentionReadings,
     HeadChoice,
     OnPattern,
@@ -95,7 +95,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
 
 
 def _keeper(job: Job, prompts: Sequence[EncodedPrompt], chosen: Sequence[HeadChoice]) -> OnPattern | None:
-    """Keeps each prompt's whole pattern beside the run's result; None where they are too large together."""
+    """Stores each prompt's whole pattern with the run; None where they are too large together."""
     names = [f"L{layer}H{head}" for layer, heads in chosen for head in heads]
     if sum(len(prompt.ids) ** 2 for prompt in prompts) * len(names) > _PATTERNS:
         return None
@@ -124,7 +124,7 @@ def _queries(
 
 
 def _acts_everywhere(operation: Operation) -> bool:
-    """Whether an operation means the same on any sequence of tokens."""
+    """The operation means the same on any sequence of tokens."""
     names = ("positions", "query_positions", "key_positions")
     anywhere = all(getattr(operation, name, ("all",)) == ("all",) for name in names) and operation.prompts == "all"
     from_prompt = isinstance(operation, Patch) or (
@@ -162,7 +162,9 @@ def _copying(kinds: HeadKinds) -> Copying:
 def _head_readings(
     readings: AttentionReadings, kinds: HeadKinds | None, prompts: Sequence[EncodedPrompt], tokenizer: Any
 ) -> list[HeadReading]:
-    columns = {"entropy": readings.entropy, "sink": readings.sink} | {name: readings.of(name) for name in TARGETS}
+    columns = {"entropy": readings.entropy, "sink": readings.sink} | {
+        name: readings.of(name) for name in ATTENTION_TARGETS
+    }
     means = _by_head({name: values.nanmean(0) for name, values in columns.items()})
     deviations = _by_head({name: _deviation(values) for name, values in columns.items()})
     scores = (

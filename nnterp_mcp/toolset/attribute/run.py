@@ -13,7 +13,7 @@ from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, Part, Split, attribute_directly
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, Split, attribute_directly
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
 from nnterp_mcp.experiments.patching.activation_patching import Grid, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
@@ -122,12 +122,12 @@ def _direct(
     )
 
 
-def _part(part: Part, value: Measured) -> AttributedPart:
+def _part(part: LogitPart, value: Measured) -> AttributedPart:
     return AttributedPart(kind=part.kind, layer=part.layer, index=part.index, value=value)
 
 
-def _sums(parts: Sequence[Part], means: Float[Tensor, " part"]) -> list[LayerSum]:
-    """What each layer adds, in the mean over prompts."""
+def _sums(parts: Sequence[LogitPart], means: Float[Tensor, " part"]) -> list[LayerSum]:
+    """The contribution of each layer, in the mean over prompts."""
     sums: dict[int, dict[str, float]] = {}
     for part, mean in zip(parts, means.tolist(), strict=True):
         if part.layer is not None:

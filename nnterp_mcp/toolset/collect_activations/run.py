@@ -24,7 +24,7 @@ from nnterp_mcp.toolset.collect_activations.result import (
     GroupsApart,
 )
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.state_collection import Experiment, prepare
+from nnterp_mcp.worker.state_collection import Collection, prepare
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -39,7 +39,7 @@ _FITTED = 1000
 
 def run(bench: Bench, params: CollectActivationsParams, job: Job) -> CollectActivationsResult:
     """Reads the states to disk, then looks at how they lie, layer by layer."""
-    experiment = prepare(
+    collection = prepare(
         bench,
         params.prompts,
         params.site,
@@ -50,40 +50,40 @@ def run(bench: Bench, params: CollectActivationsParams, job: Job) -> CollectActi
         job,
     )
     finished: list[int] = []
-    job.partial = lambda: _result(experiment, params, finished, []) if finished else None
-    rows = job.keep_rows(STATES, experiment.axes)
-    experiment.read(rows, finished)
-    return _result(experiment, params, finished, _summaries(experiment, rows, job))
+    job.partial = lambda: _result(collection, params, finished, []) if finished else None
+    rows = job.keep_rows(STATES, collection.axes)
+    collection.read(rows, finished)
+    return _result(collection, params, finished, _summaries(collection, rows, job))
 
 
 def _result(
-    experiment: Experiment, params: CollectActivationsParams, finished: Sequence[int], summaries: list[CollectedLayer]
+    collection: Collection, params: CollectActivationsParams, finished: Sequence[int], summaries: list[CollectedLayer]
 ) -> CollectActivationsResult:
-    bench = experiment.bench
+    bench = collection.bench
     return CollectActivationsResult(
         model=bench.handle,
         site=params.site,
-        layers=experiment.layers,
-        shape=list(experiment.shape),
+        layers=collection.layers,
+        shape=list(collection.shape),
         pool=params.pool,
         groups=list(params.prompts),
-        interventions=list(experiment.work.plan.labels),
+        interventions=list(collection.work.plan.labels),
         prompts=[
             CollectedPrompt(group=group, text=prompt.text, tokens=len(prompt.ids))
-            for group, prompt in zip(experiment.groups, experiment.work.prompts, strict=True)
+            for group, prompt in zip(collection.groups, collection.work.prompts, strict=True)
         ],
-        rows=[_row(experiment, number) for number in sorted(finished)],
-        asked=len(experiment.rows),
-        bytes=experiment.bytes,
-        fitted=len(_fitted(len(experiment.rows))),
+        rows=[_row(collection, number) for number in sorted(finished)],
+        asked=len(collection.rows),
+        bytes=collection.bytes,
+        fitted=len(_fitted(len(collection.rows))),
         summaries=summaries,
     )
 
 
-def _row(experiment: Experiment, number: int) -> CollectedRow:
-    row = experiment.rows[number]
-    ids, at = experiment.work.prompts[row.prompt].ids, row.position
-    token = None if at is None else token_text(experiment.bench.model.tokenizer, ids[at])
+def _row(collection: Collection, number: int) -> CollectedRow:
+    row = collection.rows[number]
+    ids, at = collection.work.prompts[row.prompt].ids, row.position
+    token = None if at is None else token_text(collection.bench.model.tokenizer, ids[at])
     return CollectedRow(row=number, prompt=row.prompt, position=at, token=token)
 
 
@@ -93,46 +93,46 @@ def _fitted(rows: int) -> list[int]:
     return [at * rows // count for at in range(count)]
 
 
-def _summaries(experiment: Experiment, rows: Rows, job: Job) -> list[CollectedLayer]:
-    """How the states of each layer lie; heads are laid side by side."""
-    total = len(experiment.layers)
+def _summaries(collection: Collection, rows: Rows, job: Job) -> list[CollectedLayer]:
+    """Summarizes the states of each layer, heads concatenated."""
+    total = len(collection.layers)
     directions: list[Tensor | None] = []
     summaries: list[CollectedLayer] = []
-    fitted = _fitted(len(experiment.rows))
-    for place, layer in enumerate(experiment.layers):
+    fitted = _fitted(len(collection.rows))
+    for place, layer in enumerate(collection.layers):
         states = torch.from_numpy(rows.along(place)).flatten(1)
         found = principal_components(states[fitted], _COMPONENTS)
-        directions.append(None if found is None else found.directions.unflatten(1, experiment.shape))
-        summaries.append(_summary(experiment, layer, states, found))
+        directions.append(None if found is None else found.directions.unflatten(1, collection.shape))
+        summaries.append(_summary(collection, layer, states, found))
         job.progress(place + 1, total, "layers summed up")
-    _keep_components(experiment, directions, job)
+    _keep_components(collection, directions, job)
     return summaries
 
 
-def _keep_components(experiment: Experiment, directions: Sequence[Tensor | None], job: Job) -> None:
+def _keep_components(collection: Collection, directions: Sequence[Tensor | None], job: Job) -> None:
     """Keeps the principal components of each layer; those that a layer has not are not numbers (NaN)."""
     most = max((len(found) for found in directions if found is not None), default=0)
     if most == 0:
         return
-    kept = torch.full((len(directions), most, *experiment.shape), torch.nan)
+    kept = torch.full((len(directions), most, *collection.shape), torch.nan)
     for row, found in zip(kept, directions, strict=True):
         if found is not None:
             row[: len(found)] = found
-    _, layers, *state = experiment.axes.items()
+    _, layers, *state = collection.axes.items()
     job.keep("components", kept, dict([layers, ("component", range(1, most + 1)), *state]))
 
 
 def _summary(
-    experiment: Experiment, layer: int | None, states: Float[Tensor, "row width"], found: Components | None
+    collection: Collection, layer: int | None, states: Float[Tensor, "row width"], found: Components | None
 ) -> CollectedLayer:
-    by_group: dict[str, list[int]] = {name: [] for name in experiment.groups}
-    for number, row in enumerate(experiment.rows):
-        by_group[experiment.groups[row.prompt]].append(number)
+    by_group: dict[str, list[int]] = {name: [] for name in collection.groups}
+    for number, row in enumerate(collection.rows):
+        by_group[collection.groups[row.prompt]].append(number)
     long = {name: measure_norms(states[numbers]) for name, numbers in by_group.items()}
     return CollectedLayer(
         layer=layer,
         groups=[GroupLength(group=name, norm=found.mean, deviation=found.deviation) for name, found in long.items()],
-        pairs=[_apart(experiment, states, by_group, *pair) for pair in combinations(by_group, 2)]
+        pairs=[_apart(collection, states, by_group, *pair) for pair in combinations(by_group, 2)]
         if len(by_group) <= _COMPARED
         else [],
         explained=[] if found is None else found.explained.tolist(),
@@ -140,14 +140,14 @@ def _summary(
 
 
 def _apart(
-    experiment: Experiment, states: Tensor, by_group: dict[str, list[int]], first: str, second: str
+    collection: Collection, states: Tensor, by_group: dict[str, list[int]], first: str, second: str
 ) -> GroupsApart:
     one, other = by_group[first], by_group[second]
     found = compare_groups(
         states[one],
         states[other],
-        [experiment.rows[number].prompt for number in one],
-        [experiment.rows[number].prompt for number in other],
+        [collection.rows[number].prompt for number in one],
+        [collection.rows[number].prompt for number in other],
     )
     return GroupsApart(
         first=first,

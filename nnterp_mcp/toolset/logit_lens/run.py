@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
-    """Reads the lens batch by batch, and puts words to its tokens."""
+    """Reads the lens batch by batch, and decodes its tokens."""
     model = bench.model
     prompts = bench.encode(params.prompts)
     targets = follow_targets(params.targets, model)

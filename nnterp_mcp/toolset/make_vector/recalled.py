@@ -1,4 +1,4 @@
-"""What `make_vector` takes from a run of `collect_activations` instead of reading prompts."""
+"""States for `make_vector` from a run of `collect_activations`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.steering_vectors import States
+from nnterp_mcp.experiments.steering_vectors import MeanStates
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 
-def recall_states(bench: Bench, params: MakeVectorParams) -> tuple[list[States], list[str]]:
-    """The states of the groups that were asked for, a mean for each prompt; and what was in force when they were read.
+def recall_states(bench: Bench, params: MakeVectorParams) -> tuple[list[MeanStates], list[str]]:
+    """The mean states of the prompts of each chosen group, and the interventions under which they were read.
 
     Raises:
-        InvalidRequest: There is no such run, it belongs to other weights, kept another site or has no such group.
+        InvalidRequest: There is no such run, it belongs to other weights, recorded another site or has no such group.
     """
     assert params.run is not None
     kept = bench.find_states(params.run)
@@ -63,7 +63,7 @@ def _named(prompts: Sequence[Prompt], groups: Sequence[str], run_id: str) -> str
     return name
 
 
-def _states(kept: Collected, group: str, layers: Sequence[int]) -> States:
+def _states(kept: Collected, group: str, layers: Sequence[int]) -> MeanStates:
     prompts = np.array([row.prompt for row in kept.result.rows])
     chosen = [at for at in np.unique(prompts) if kept.result.prompts[at].group == group]
     if not chosen:
@@ -74,4 +74,4 @@ def _states(kept: Collected, group: str, layers: Sequence[int]) -> States:
         of_prompts = [states[prompts == at] for at in chosen]
         means.append(torch.stack([rows.mean(0) for rows in of_prompts]))
         lengths.append(torch.stack([rows.norm(dim=-1).mean() for rows in of_prompts]))
-    return States(list(layers), torch.stack(means, dim=1), torch.stack(lengths, dim=1))
+    return MeanStates(list(layers), torch.stack(means, dim=1), torch.stack(lengths, dim=1))

@@ -16,7 +16,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.steering_vectors import (
     Directions,
-    States,
+    MeanStates,
     activation,
     average_states,
     given_directions,
@@ -103,15 +103,15 @@ def _finite(values: Tensor | None, row: int) -> float | None:
     return float(values[row]) if values is not None and bool(values[row].isfinite()) else None
 
 
-def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[States], list[str]]:
-    """The states of the positive and of the negative prompts, where there are any; and what was in force."""
+def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[MeanStates], list[str]]:
+    """The states of the positive and of the negative prompts, and the interventions under which they were read."""
     if params.run is not None:
         return recall_states(bench, params)
     model = bench.model
     total = len(params.positive) + len(params.negative)
     bench.admit(total)
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
-    found: list[States] = []
+    found: list[MeanStates] = []
     for prompts in filter(None, (params.positive, params.negative)):
         before = sum(len(states.means) for states in found)
         work = Workload(

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Experiment:
-    """What is read of which prompts.
+    """A readout of some prompts.
 
     Attributes:
         bench: The model, and the limits.
         work: The prompts.
-        readout: How they are read.
+        readout: The kind of readout.
         layers: The layers to read.
         names: The categories.
         categories: For each prompt, the token ids of each category.
@@ -51,7 +51,7 @@ class _Experiment:
     categories: list[list[list[int]]]
 
     def read(self, group: Sequence[int]) -> list[PromptRow]:
-        """Reads some of the prompts, and puts words to their tokens."""
+        """Reads some of the prompts, and decodes their tokens."""
         work = self.work.some(group)
         followed = [self.categories[number] for number in group]
         ends = [[len(prompt.ids) - 1] for prompt in work.prompts]

@@ -36,7 +36,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is to be told apart.
+    """Classes of states to be told apart.
 
     Attributes:
         along: The states of every row after a layer.
@@ -47,7 +47,7 @@ class _Problem:
         prompts: The prompt of each row.
         texts: The number of each row's text; equal texts have the same.
         tokens: How many tokens each row's prompt has.
-        interventions: What was in force.
+        interventions: The interventions with which the states were read.
     """
 
     along: Callable[[int | None], Float[np.ndarray, "row ..."]]
@@ -112,7 +112,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
 def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
     """States that are read now."""
     assert params.prompts is not None
-    experiment = prepare(
+    collection = prepare(
         bench,
         params.prompts,
         params.site,
@@ -122,22 +122,22 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
         (),
         job,
     )
-    held = HeldRows(experiment.axes)
-    experiment.read(held, [])
+    held = HeldRows(collection.axes)
+    collection.read(held, [])
     return _problem(
-        along=lambda layer: held.along(experiment.layers.index(layer)),
-        layers=experiment.layers,
+        along=lambda layer: held.along(collection.layers.index(layer)),
+        layers=collection.layers,
         site=params.site,
-        names=experiment.groups,
-        texts=[prompt.text for prompt in experiment.work.prompts],
-        tokens=[len(prompt.ids) for prompt in experiment.work.prompts],
-        prompts=[row.prompt for row in experiment.rows],
+        names=collection.groups,
+        texts=[prompt.text for prompt in collection.work.prompts],
+        tokens=[len(prompt.ids) for prompt in collection.work.prompts],
+        prompts=[row.prompt for row in collection.rows],
         interventions=[],
     )
 
 
 def _recall(bench: Bench, params: TrainProbeParams) -> _Problem:
-    """States that an earlier run kept.
+    """States that an earlier run recorded.
 
     Raises:
         InvalidRequest: There is no such run, it belongs to other weights, or no probe fits its groups.
@@ -226,7 +226,7 @@ def _probe(
 
 
 def _by_length(problem: _Problem, folds: Sequence[Fold]) -> float:
-    """How well the length of prompts alone tells the groups apart."""
+    """The accuracy with which the length of prompts alone tells the groups apart."""
     lengths = problem.tokens[:, None].astype(np.float64)
     predicted = predict_held_out(lengths, problem.labels, folds, make_probe("logistic"))
     return float((predicted == problem.labels).mean())

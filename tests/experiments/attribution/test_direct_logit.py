@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, Part, attribute_directly
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, attribute_directly
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
@@ -109,9 +109,9 @@ class Written:
             self.metric += sign * total
         direction = matrix(head) @ (weights * self.logits / raw)
         self.along = lambda part: normed(part) @ direction
-        self.parts: dict[Part, Tensor] = {Part("token choice"): choice}
+        self.parts: dict[LogitPart, Tensor] = {LogitPart("token choice"): choice}
         if bool(bias.any()):
-            self.parts[Part("final norm bias")] = bias @ direction
+            self.parts[LogitPart("final norm bias")] = bias @ direction
 
     @torch.no_grad()
     def _run(self, ids: Sequence[int]) -> None:
@@ -380,5 +380,5 @@ def test_sublayers_add_what_they_add_as_edited(subject: Subject, site: str) -> N
     plan = subject.plan({"op": "zero", "site": site, "layers": 1})
     found = attribute_directly(subject.model, Workload(subject.prompts, plan), TARGETS, "sublayer")
     kind = "attention" if site == "attentions_output" else "mlp"
-    assert not found.values[:, found.parts.index(Part(kind, 1))].any()
-    assert found.values[:, found.parts.index(Part("rest", 1))].abs().max() < 1e-4
+    assert not found.values[:, found.parts.index(LogitPart(kind, 1))].any()
+    assert found.values[:, found.parts.index(LogitPart("rest", 1))].abs().max() < 1e-4
