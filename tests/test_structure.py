@@ -56,9 +56,6 @@ KNOWN: dict[str, frozenset[str]] = {
     "upwards": frozenset(
         {
             "nnterp_mcp.engine.executors.ndif.checks imports nnterp_mcp.experiments.attention_patterns",
-            "nnterp_mcp.engine.executors.ndif.patching imports nnterp_mcp.experiments.patching.activation_patching",
-            "nnterp_mcp.engine.executors.ndif.patchscope imports nnterp_mcp.experiments.patchscope",
-            "nnterp_mcp.engine.executors.ndif.steering imports nnterp_mcp.experiments.steering",
         }
     ),
     "circles": frozenset(),
@@ -67,7 +64,6 @@ KNOWN: dict[str, frozenset[str]] = {
     "twice": frozenset(
         {
             "Cell",
-            "LOGITS_AT_ONCE",
             "Prompt",
             "Report",
             "Row",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices, on_device
 from nnterp_mcp.engine.edits import Edit, StateEdit, States
-from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.hook_points import Place, by_position, in_order
-from nnterp_mcp.engine.interpreter import Data, apply
+from nnterp_mcp.engine.forward import NOTHING, Plan, step_at
+from nnterp_mcp.engine.hook_points import Place, in_order
+from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.token_spans import Reach, Window
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
@@ -92,7 +92,6 @@ class BranchPass:
     Attributes:
         places: The hook points in the order in which the model comes to them.
         first: The first position that is computed.
-        states: The states that were read.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class BranchPass:
         ends: Place | None = None,
     ) -> None:
         self.first = first
-        self.states: dict[Place, Float[Tensor, "joined position *head width"]] = {}
         self._length = len(base) if length is None else length
         self._base = base
         self._needs = base.plan.needs
@@ -117,6 +115,7 @@ class BranchPass:
         self._frozen = frozen
         self._reads = reads
         self._seen: Data = {}
+        self._captured: Data = {}
         self._window = cache(self._window_of_base)
         self._prompts = [EncodedPrompt(row, base.prompt.text, base.prompt.ids, base.prompt.spans) for row in rows]
         self._edits: dict[Place, list[StateEdit]] = {}
@@ -129,44 +128,60 @@ class BranchPass:
         at_end = [] if ends is None else [ends]
         self.places = in_order([*base.edits, *self._needs, *self._joins, *frozen, *reads, *self._edits, *at_end])
 
+    @property
+    def states(self) -> dict[Place, Float[Tensor, "joined position *head width"]]:
+        """The states that were read."""
+        return {place: self._captured[str(place)] for place in self._reads}
+
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """Makes the operations on the input, lets rows join, reads, freezes, and makes the rows' own edits."""
-        value = _edit(value, self._base.edits.get(place, ()), self._window(len(value)), self._seen)
-        joining = value[:1].expand(self._joins.get(place, 0), *value.shape[1:])
-        if place in self._reads:
-            columns = self._length - self.first
-            self.states[place] = by_position(torch.cat([value, joining]), place.site)[:, -columns:].clone()
-        if place in self._frozen:
-            value = value[:1].repeat(len(value), *[1] * (value.ndim - 1))
-        value = self._branch(place, value, joining)
-        if place in self._needs:
-            self._seen[str(place)] = by_position(value, place.site)
-        return value
+        return visit(value, self.step_at(place, value.shape, value.device), self._seen, self._captured)
 
-    def _branch(self, place: Place, value: Tensor, joining: Tensor) -> Tensor:
-        """The states of all rows, the joining ones last, with the edits of each."""
-        reached = self._reached.get(place, ())
-        present = [row for row in reached if row < len(value)]
-        if present:
-            at = indices(present, value.device)
-            value = value.index_copy(0, at, self._edit(place, value[at], present))
-        if len(joining):
-            if reached:
-                joining = self._edit(place, joining, range(len(value), len(value) + len(joining)))
-            value = torch.cat([value, joining])
-        return value
+    def step_at(self, place: Place, shape: Sequence[int], device: torch.device) -> Data:
+        """What the interpreter does at a hook point.
 
-    def _edit(self, place: Place, states: Tensor, rows: Sequence[int]) -> Tensor:
-        """The states of some rows with their own edits."""
+        Args:
+            place: The hook point.
+            shape: The shape of the states there, of the rows that have joined before.
+            device: Where they are.
+        """
+        count, joins, reached = shape[0], self._joins.get(place, 0), self._reached.get(place, ())
+        step = step_at(place, shape, device, self._window(count), Plan(self._base.edits))
+        present = [row for row in reached if row < count]
+        joining = range(count, count + joins) if reached else ()
+        branch = {
+            "join": joins,
+            "read": str(place) if place in self._reads else None,
+            "columns": self.columns,
+            "freeze": place in self._frozen,
+            "present": indices(present, device) if present else None,
+            "edits": self._resolve(place, present, shape, device),
+            "joining": self._resolve(place, joining, shape, device),
+            "heads_first": step["heads_first"],
+        }
+        return step | {"branch": branch, "needed": str(place) if place in self._needs else None}
+
+    @property
+    def columns(self) -> int:
+        """How many positions are computed."""
+        return self._length - self.first
+
+    def rows_at(self, place: Place, present: int) -> int:
+        """How many rows a hook point is reached by.
+
+        Args:
+            place: The hook point.
+            present: How many rows are there from the start.
+        """
+        return present + sum(count for other, count in self._joins.items() if other.turn < place.turn)
+
+    def _resolve(self, place: Place, rows: Sequence[int], shape: Sequence[int], device: torch.device) -> list[Data]:
+        """The edits of some rows, as if these were all there are."""
+        if not rows:
+            return []
         window = Window([self._prompts[row - 1] for row in rows], [0] * len(rows), self.first, self._length)
-        return _edit(states, self._edits[place], window, {})
+        edits = [edit.resolve(window, [len(rows), *shape[1:]], device) for edit in self._edits[place]]
+        return [edit for edit in edits if edit is not None]
 
     def _window_of_base(self, rows: int) -> Window:
         return Window([self._base.prompt] * rows, [0] * rows, self.first, self._length)
-
-
-def _edit(states: Tensor, edits: Sequence[Edit], window: Window, seen: Data) -> Tensor:
-    for edit in edits:
-        resolved = edit.resolve(window, states.shape, states.device)
-        states = states if resolved is None else apply(states, resolved, seen)
-    return states

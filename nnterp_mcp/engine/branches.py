@@ -7,11 +7,10 @@ where its first edit is, as a copy of the unedited row.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +20,13 @@ from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.edits import Patched, StateEdit, States
-from nnterp_mcp.engine.executors.execution import execute, last_column
-from nnterp_mcp.engine.forward import attention_for
+from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
-from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, known_sharing, recall_sharing
+from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.observation import Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
+from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -45,65 +44,6 @@ _ENOUGH = 128
 
 _IN_STREAM: frozenset[Site] = frozenset({"token_embeddings", "layers_input", "layers_output"})
 """Sites at which the residual stream is all that a row carries."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One run of an input without branches.
-
-    Attributes:
-        states: The states at each hook point that was asked for.
-        logits: The logits after the last token.
-        cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
-    """
-
-    states: dict[Place, Float[Tensor, "position *head width"]]
-    logits: Float[Tensor, " vocabulary"]
-    cache: SharedCache | None = None
-
-    def __len__(self) -> int:
-        """Its size in bytes."""
-        cached = [] if self.cache is None else [states for layer in self.cache for states in layer[:2]]
-        return sum(part.nbytes for part in (*self.states.values(), self.logits, *cached) if part is not None)
-
-
-@runs_elsewhere
-@torch.inference_mode()
-def observe(
-    model: StandardizedTransformer, given: Input, places: Sequence[Place], *, caching: bool = False
-) -> Observed:
-    """Runs an input once and returns its states at some hook points, and its logits.
-
-    Args:
-        model: The model.
-        given: The input.
-        places: The hook points.
-        caching: Return keys and values too, for branches of this input, once branches of the model were seen to share
-            them.
-    """
-    shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
-    cache = SharedCache(config=model.module.config) if shares else None
-    visitor = BranchPass(given, reads=places)
-    with attention_for(model, given.plan):
-        logits = _execute(model, _ids(model, given), visitor, cache, logits=True)
-    assert logits is not None
-    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache)
-
-
-def read_prefix(model: StandardizedTransformer, given: Input, length: int) -> SharedCache:
-    """Keys and values of the first tokens of an input.
-
-    Raises:
-        Unsupported: A layer carries something else from token to token, which rows cannot share.
-    """
-    cache = SharedCache(config=model.module.config)
-    if any(cache.is_linear):
-        raise Unsupported(f"layers of {model.name} carry a state from token to token, not keys and values")
-    if length:
-        last = Place("layers_output", model.anatomy.last.index)
-        visitor = BranchPass(given, length=length, ends=last)
-        _execute(model, _ids(model, given)[:, :length], visitor, cache, logits=False)
-    return cache
 
 
 class Replacement(NamedTuple):
@@ -161,6 +101,7 @@ class BranchBatch:
         states: The states at each hook point that was asked for, before anything was frozen or edited there by a row,
             from position `first` on. A row that had not joined yet is missing: it was still the unedited input.
         first: The first position that was computed.
+        numbers: What the logits were reduced to, where that was asked for: of the unedited input and the rows.
     """
 
     rows: list[int]
@@ -170,6 +111,7 @@ class BranchBatch:
     base_continuation: list[int]
     states: dict[Place, Float[Tensor, "joined position *head width"]]
     first: int
+    numbers: Data
 
 
 class Branches:
@@ -185,6 +127,9 @@ class Branches:
         frozen: Hook points at which every row has the states of the unedited input, but for its own edits there.
         reads: Hook points whose states are returned.
         logits: Compute logits; without them the pass ends at the last hook point.
+        reduction: Given the rows of a batch in their order, returns the reduction of all its logits, of which those of
+            the unedited input are the first.
+        reference: The run with which the reduction compares.
         max_new_tokens: How many tokens to generate.
         batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
             nothing is generated.
@@ -200,18 +145,22 @@ class Branches:
         frozen: Collection[Place] = (),
         reads: Sequence[Place] = (),
         logits: bool = True,
+        reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
+        reference: Reference | None = None,
         max_new_tokens: int = 0,
         batch_tokens: int = 4096,
         prefix: SharedCache | None = None,
     ) -> None:
-        self._model = model
-        self._base = base
-        self._edits = edits
+        self.model = model
+        self.base = base
+        self.edits = edits
+        self.reads = reads
+        self.reduction = reduction if logits else None
+        self.reference = reference
+        self.new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
         self._frozen = frozen
-        self._reads = reads
-        self._logits = logits
-        self._new_tokens = max_new_tokens
-        self._batch_tokens = batch_tokens
+        self.logits = logits
         self._prefix = prefix
         self._one_row = f"a prompt of {len(base)} tokens with one patched row"
         self._first: dict[int, int] = {}
@@ -233,55 +182,66 @@ class Branches:
         """
         if not self._first:
             return
-        if self._new_tokens:
-            self._model.require("causal")
+        if self.new_tokens:
+            self.model.require("causal")
+        yield from run_branches(self.model, self)
+
+    @property
+    def rows(self) -> Collection[int]:
+        """The rows that an edit reaches."""
+        return self._first.keys()
+
+    def compute(self) -> Iterator[BranchBatch]:
+        """Runs the rows on this machine."""
         sharing = self.sharing
-        batches = self._fill(sharing)
-        yield from run_halving(self._model, batches, lambda rows: self._compute(rows, sharing), self._one_row)
+        batches = self.fill(sharing)
+        yield from run_halving(self.model, batches, lambda rows: self._compute(rows, sharing), self._one_row)
 
     @cached_property
     def sharing(self) -> Sharing:
         """How much the rows share."""
-        late, length = max(self._first.values()), len(self._base)
-        kind = lengths_of(self._model.module).kind
-        sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self._edits))
+        late, length = max(self._first.values()), len(self.base)
+        kind = lengths_of(self.model.module).kind
+        sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self.edits))
         situation = (
-            self._model.attention,
+            self.model.attention,
             frozenset(sites),
             bool(self._frozen),
             late > 0,
             late < length - 1,
-            self._new_tokens > 1,
+            self.new_tokens > 1,
             kind(late) == kind(length),
-            self._base.operations,
+            self.base.operations,
         )
-        return recall_sharing(self._model.module, situation, length, lambda: self._try_sharing(sites, late))
+        return recall_sharing(self.model.module, situation, length, lambda: self._try_sharing(sites, late))
 
     @torch.inference_mode()
     def _try_sharing(self, sites: Sequence[Site], position: int) -> Sharing:
-        places = [place for site in sites for place in _spread(self._model, site)]
+        places = [place for site in sites for place in _spread(self.model, site)]
         edits = [StateEdit(place, Reach({row: [position]}), _Noise()) for row, place in enumerate(places)]
-        trial = Branches(self._model, self._base, edits, frozen=self._frozen, max_new_tokens=self._new_tokens)
-        return find_cheapest_sharing(self._model, range(len(places)), trial.logits_of, self._one_row)
+        trial = Branches(self.model, self.base, edits, frozen=self._frozen, max_new_tokens=self.new_tokens)
+        return find_cheapest_sharing(
+            self.model, range(len(places)), partial(try_branches, self.model, trial), self._one_row
+        )
 
     def logits_of(self, rows: Sequence[int], sharing: Sharing) -> Float[Tensor, "step row vocabulary"]:
         """The logits after the input and, where tokens are generated, after one more token."""
-        with attention_for(self._model, self._base.plan):
+        with attention_for(self.model, self.base.plan):
             order, logits, cache, _ = self._read(rows, sharing)
-            if self._new_tokens < 2:
+            if self.new_tokens < 2:
                 return logits[None]
-            said = torch.full((len(logits), 1), self._base.prompt.ids[0], device=logits.device)
+            said = torch.full((len(logits), 1), self.base.prompt.ids[0], device=logits.device)
             return torch.stack([logits, self._step(order, said, cache)])
 
-    def _fill(self, sharing: Sharing) -> Iterator[list[int]]:
+    def fill(self, sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
-        enough = _ENOUGH if self._model.device.type == "cpu" else self._batch_tokens
-        most = LOGITS_AT_ONCE // self._model.vocab_size
+        enough = _ENOUGH if self.model.device.type == "cpu" else self.batch_tokens
+        most = LOGITS_AT_ONCE // self.model.vocab_size
         batch: list[int] = []
         for row in sorted(self._first, key=lambda row: (self._first[row], self._entrance[row].turn)):
-            shared = self._first[batch[0]] if batch and sharing.prefix and not self._new_tokens else 0
-            width = len(self._base) - shared + shared // _SHARED_PER_TOKEN + self._new_tokens
-            full = len(batch) >= max(1, min(self._batch_tokens // width, most) - 1)
+            shared = self._first[batch[0]] if batch and sharing.prefix and not self.new_tokens else 0
+            width = len(self.base) - shared + shared // _SHARED_PER_TOKEN + self.new_tokens
+            full = len(batch) >= max(1, min(self.batch_tokens // width, most) - 1)
             shorter = sharing.prefix and bool(batch) and self._first[row] > self._first[batch[0]]
             if full or (shorter and len(batch) * width >= enough):
                 yield batch
@@ -291,40 +251,52 @@ class Branches:
             yield batch
 
     def _compute(self, rows: Sequence[int], sharing: Sharing) -> BranchBatch:
-        with attention_for(self._model, self._base.plan):
+        with attention_for(self.model, self.base.plan):
             order, logits, cache, visitor = self._read(rows, sharing)
+            numbers = {} if self.reduction is None else reduce_logits(self.reduction(order), logits, self.reference)
             said = self._continue(order, logits, cache)
         states = {place: value[1:] for place, value in visitor.states.items()}
-        return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first)
+        return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first, numbers)
 
     def _read(
         self, rows: Sequence[int], sharing: Sharing
     ) -> tuple[list[int], Float[Tensor, "row vocabulary"], SharedCache | None, BranchPass]:
         """Reads the input: the rows in their order in the batch, all logits, the unedited ones first, and a cache."""
+        order, visitor, present = self.lay_out(rows, sharing)
+        first = visitor.first
+        caching = sharing.prefix and (first > 0 or self.new_tokens > 1)
+        cache = self._prefix_until(first) if caching else None
+        ids = ids_of(self.model, self.base)[:, first:].repeat(present, 1)
+        logits = run_branch_pass(self.model, ids, visitor, cache, logits=self.logits)
+        return order, ids.new_empty((0, 0)) if logits is None else logits, cache, visitor
+
+    def lay_out(self, rows: Sequence[int], sharing: Sharing) -> tuple[list[int], BranchPass, int]:
+        """A batch of rows: their order, the pass over them, and how many rows it begins with.
+
+        Args:
+            rows: The rows.
+            sharing: How much they share.
+        """
         order = sorted(rows, key=lambda row: self._entrance[row].turn)
         first = min(self._first[row] for row in order) if sharing.prefix else 0
-        caching = sharing.prefix and (first > 0 or self._new_tokens > 1)
-        cache = self._prefix_until(first) if caching else None
         joins: dict[Place, int] = {}
         for row in order if sharing.layers else ():
             joins[self._entrance[row]] = joins.get(self._entrance[row], 0) + 1
         visitor = BranchPass(
-            self._base, self._edits, order, joins=joins, frozen=self._frozen, reads=self._reads, first=first
+            self.base, self.edits, order, joins=joins, frozen=self._frozen, reads=self.reads, first=first
         )
-        ids = _ids(self._model, self._base)[:, first:].repeat(1 if joins else 1 + len(order), 1)
-        logits = _execute(self._model, ids, visitor, cache, logits=self._logits)
-        return order, ids.new_empty((0, 0)) if logits is None else logits, cache, visitor
+        return order, visitor, 1 if joins else 1 + len(order)
 
     def _prefix_until(self, position: int) -> SharedCache:
         if self._prefix is None:
-            self._prefix = read_prefix(self._model, self._base, max(self._first.values()))
-        cache, surplus = self._prefix.fork(self._new_tokens > 1), self._prefix.get_seq_length() - position
+            self._prefix = read_prefix(self.model, self.base, max(self._first.values()))
+        cache, surplus = self._prefix.fork(self.new_tokens > 1), self._prefix.get_seq_length() - position
         if not surplus:
             return cache
         try:
             cache.crop(-surplus)
         except RuntimeError:  # a sliding window no longer has the earlier tokens
-            return read_prefix(self._model, self._base, position).fork(self._new_tokens > 1)
+            return read_prefix(self.model, self.base, position).fork(self.new_tokens > 1)
         return cache
 
     def _continue(
@@ -332,12 +304,12 @@ class Branches:
     ) -> list[list[int]]:
         """The tokens generated after each row, the unedited one first."""
         said = logits.new_empty((len(logits), 0), dtype=torch.long)
-        if not self._new_tokens:
+        if not self.new_tokens:
             return [[] for _ in range(1 + len(order))]
-        ends = torch.tensor(sorted(end_ids(self._model)), device=logits.device)
-        for step in range(self._new_tokens):
+        ends = torch.tensor(sorted(end_ids(self.model)), device=logits.device)
+        for step in range(self.new_tokens):
             said = torch.cat([said, logits.argmax(-1, keepdim=True)], dim=1)
-            if step + 1 == self._new_tokens or bool(torch.isin(said, ends).any(1).all()):
+            if step + 1 == self.new_tokens or bool(torch.isin(said, ends).any(1).all()):
                 break
             logits = self._step(order, said, cache)
         return [until_end(row, ends.tolist()) for row in said.tolist()]
@@ -346,18 +318,32 @@ class Branches:
         self, order: Sequence[int], said: Int[Tensor, "row token"], cache: SharedCache | None
     ) -> Float[Tensor, "row vocabulary"]:
         """The logits after the newest token: from the cache, or by reading everything again where there is none."""
-        kind = lengths_of(self._model.module).kind
-        length = len(self._base) + said.shape[1]
-        if cache is None or kind(len(self._base)) != kind(length):
-            ids = torch.cat([_ids(self._model, self._base).repeat(len(said), 1), said], dim=1)
-            visitor = BranchPass(self._base, self._edits, order, length=length)
+        kind = lengths_of(self.model.module).kind
+        length = len(self.base) + said.shape[1]
+        if cache is None or kind(len(self.base)) != kind(length):
+            ids = torch.cat([ids_of(self.model, self.base).repeat(len(said), 1), said], dim=1)
+            visitor = BranchPass(self.base, self.edits, order, length=length)
             cache = None
         else:
             ids = said[:, -1:]
-            visitor = BranchPass(self._base, self._edits, order, first=length - 1, length=length)
-        logits = _execute(self._model, ids, visitor, cache, logits=True)
+            visitor = BranchPass(self.base, self.edits, order, first=length - 1, length=length)
+        logits = run_branch_pass(self.model, ids, visitor, cache, logits=True)
         assert logits is not None
         return logits
+
+
+@runs_elsewhere
+def run_branches(model: StandardizedTransformer, branches: Branches) -> Iterator[BranchBatch]:
+    """Runs rows, in batches."""
+    return branches.compute()
+
+
+@runs_elsewhere
+def try_branches(
+    model: StandardizedTransformer, branches: Branches, rows: Sequence[int], sharing: Sharing
+) -> Float[Tensor, "step row vocabulary"]:
+    """The logits of rows, or enough of them to tell whether they are right."""
+    return branches.logits_of(rows, sharing)
 
 
 def _spread(model: StandardizedTransformer, site: Site) -> list[Place]:
@@ -383,17 +369,3 @@ class _Noise:
         """A state for each entry."""
         dice = [torch.Generator().manual_seed(hash(entry)) for entry in states.chosen.entries]
         return {"op": "replace", "value": torch.stack([torch.randn(states.shape[2:], generator=one) for one in dice])}
-
-
-def _ids(model: StandardizedTransformer, given: Input) -> Int[Tensor, "1 token"]:
-    return torch.tensor([given.prompt.ids], device=model.device)
-
-
-def _execute(
-    model: StandardizedTransformer, ids: Tensor, visitor: BranchPass, cache: SharedCache | None, *, logits: bool
-) -> Float[Tensor, "row vocabulary"] | None:
-    """Runs a pass, for the logits after the last token or only as far as the last hook point."""
-    inputs: dict[str, Any] = {"input_ids": ids, **cache_inputs(model.module, cache)}
-    if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    return execute(model, inputs, visitor, last_column if logits else None)

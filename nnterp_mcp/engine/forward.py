@@ -269,6 +269,7 @@ def step_at(
     edits = [edit.resolve(window, shape, device) for edit in plan.edits.get(place, ())]
     return {
         "edits": [edit for edit in edits if edit is not None],
+        "branch": None,
         "needed": str(place) if place in plan.needs else None,
         "heads_first": FACTS[place.site].heads_first,
         "captures": [

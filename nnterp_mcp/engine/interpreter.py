@@ -124,18 +124,50 @@ def mask_scores(
     return (kept * (share / torch.where(whole.abs() > tiny, whole, torch.inf))).to(edited)
 
 
+def branch_off(value: Tensor, step: Data, captured: Data) -> Tensor:
+    """Lets rows join a batch as copies of its first row, captures and freezes, and makes the edits of the rows.
+
+    Args:
+        value: The states of the rows that are there, in the model's own layout.
+        step: `join`, how many rows join; `read`, the name under which the states of all rows are captured before their
+            edits, or None; `columns`, how many of the last columns are captured; `freeze`, whether every row gets the
+            states of the first one; and the edits of rows that are there (`present`, with `edits` of these alone) and
+            of those that join (`joining`).
+        captured: Takes the states that are read.
+    """
+    joining = value[:1].expand(step["join"], *value.shape[1:])
+    if step["read"] is not None:
+        states = torch.cat([value, joining])
+        states = states.transpose(1, 2) if step["heads_first"] else states
+        captured[step["read"]] = states[:, -step["columns"] :].clone()
+    if step["freeze"]:
+        value = value[:1].repeat(len(value), *[1] * (value.ndim - 1))
+    if step["present"] is not None:
+        at = step["present"].to(value.device)
+        rows = value[at]
+        for edit in step["edits"]:
+            rows = apply(rows, edit, {})
+        value = value.index_copy(0, at, rows)
+    for edit in step["joining"]:
+        joining = apply(joining, edit, {})
+    return torch.cat([value, joining]) if step["join"] else value
+
+
 def visit(value: Tensor, step: Data, seen: Data, captured: Data) -> Tensor:
     """Makes the edits of a hook point, then its captures, and returns the states with which the model continues.
 
     Args:
         value: The states, in the model's own layout.
-        step: `edits`, resolved; `captures`, each a name, a reduction of the states (row, position, …), and its options;
-            `needed`, the name under which later edits take the states, or None; `heads_first`, as in an edit.
+        step: `edits`, resolved; `branch`, what `branch_off` is told, or None; `captures`, each a name, a reduction of
+            the states (row, position, …), and its options; `needed`, the name under which later edits take the states,
+            or None; `heads_first`, as in an edit.
         seen: States of earlier hook points by name; those of this one are added where they are needed.
         captured: Takes what the reductions return, by name.
     """
     for edit in step["edits"]:
         value = apply(value, edit, seen)
+    if step["branch"] is not None:
+        value = branch_off(value, step["branch"], captured)
     states = value.transpose(1, 2) if step["heads_first"] else value
     if step["needed"] is not None:
         seen[step["needed"]] = states

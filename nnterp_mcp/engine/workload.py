@@ -138,7 +138,7 @@ class Workload:
             check_cancelled()
             batch = self.batch(model, numbers)
             rows, columns = batch.inputs["input_ids"].shape
-            if of_pass(model, rows, columns, patterns) > free(model.device):
+            if not model.elsewhere and of_pass(model, rows, columns, patterns) > free(model.device):
                 raise torch.OutOfMemoryError("estimated to be too large")
             return numbers, compute(batch, numbers)
 

@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
-from nnterp_mcp.engine.forward import NOTHING, Plan
+from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import compare_with_first
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -68,7 +69,6 @@ class PatchscopeReadings:
     unpatched_continuation: list[int]
 
 
-@runs_elsewhere
 def read_patchscope(
     model: StandardizedTransformer,
     states: Float[Tensor, "source layer hidden"],
@@ -115,27 +115,40 @@ def read_patchscope(
         raise InvalidRequest(f"states of width {states.shape[-1]} do not fit: {model.name} has {model.hidden_size}.")
     sources = [source for source in range(len(states)) for _ in pairs]
     columns = [source_layers.index(layer) for _ in range(len(states)) for layer, _ in pairs]
-    followed = Categories.of(categories or [[]] * len(states), model.device)
+    followed = Categories.of(categories or [[]] * len(states), torch.device("cpu"))
+    every = torch.arange(len(states))
+
+    def read(order: Sequence[int]) -> LogitReduction:
+        """The unpatched distribution once for each source, whose categories differ, and that of each row."""
+        chosen = followed[torch.cat([every, torch.tensor(sources)[list(order)]])]
+        rows = torch.cat([torch.zeros_like(every), torch.arange(1, 1 + len(order))])
+        options = {"rows": rows, "ids": chosen.ids, "real": chosen.real, "top_k": top_k, "against": False}
+        return LogitReduction(compare_with_first, options)
+
     branches = patch_target(
         model,
         target,
         states[sources, columns],
         [layer for _ in range(len(states)) for _, layer in pairs],
         plan=plan,
+        reduction=read,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
     )
-    readout, of_row = ReadoutRows(len(sources)), torch.tensor(sources, device=model.device)
+    readout, unpatched = ReadoutRows(len(sources)), ReadoutRows(len(states))
     said: dict[int, list[int]] = {}
     batch: BranchBatch | None = None
     for batch in branches.run():
-        rows = torch.tensor(batch.rows, device=model.device)
-        readout.put(rows, read_distribution(batch.logits, top_k, followed[of_row[rows]]))
+        require_finite(batch.numbers.pop("total"), "logits")
+        device = batch.numbers["entropy"].device
+        for to, rows, part in (
+            (unpatched, every, slice(len(states))),
+            (readout, torch.tensor(batch.rows), slice(len(states), None)),
+        ):
+            to.put(rows.to(device), Readout(**{name: values[part] for name, values in batch.numbers.items()}))
         said |= zip(batch.rows, batch.continuations, strict=True)
         on_batch(len(said))
     assert batch is not None
-    unpatched, every = ReadoutRows(len(states)), torch.arange(len(states), device=model.device)
-    unpatched.put(every, read_distribution(batch.base_logits.expand(len(states), -1), top_k, followed))
     return PatchscopeReadings(
         pairs=list(pairs),
         patched=readout.read((len(states), len(pairs))),
@@ -154,6 +167,7 @@ def patch_target(
     layers: Sequence[int],
     *,
     plan: Plan = NOTHING,
+    reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
     max_new_tokens: int = 0,
     batch_tokens: int = 4096,
     prefix: SharedCache | None = None,
@@ -168,6 +182,7 @@ def patch_target(
         states: The state of each row.
         layers: The layer of each row.
         plan: The operations on the target prompt, planned for a request that it belongs to.
+        reduction: Given the rows of a batch in their order, returns the reduction of its logits.
         max_new_tokens: How many tokens to generate.
         batch_tokens: The most tokens of a batch.
         prefix: Keys and values of the tokens before the position, where a pass has read them.
@@ -177,7 +192,13 @@ def patch_target(
         Replacement(row, Place("layers_output", layer), [target.position], state) for row, layer, state in rows
     )
     return Branches(
-        model, target.base(plan), edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, prefix=prefix
+        model,
+        target.base(plan),
+        edits,
+        reduction=reduction,
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        prefix=prefix,
     )
 
 

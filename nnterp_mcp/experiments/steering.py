@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
-from nnterp_mcp.engine.forward import NOTHING, Plan, forward
+from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows, read_distribution
-from nnterp_mcp.engine.readouts.reductions import divergence, log_probabilities
+from nnterp_mcp.engine.interpreter import Data
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import compare_with_first
 from nnterp_mcp.engine.token_spans import Reach, goes_on
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.activations import read_states
@@ -102,7 +103,6 @@ def speaks(dose: Dose) -> bool:
     return dose.control in (None, 0)
 
 
-@runs_elsewhere
 @torch.inference_mode()
 def sweep(
     model: StandardizedTransformer,
@@ -160,7 +160,7 @@ def sweep(
     runs = SteeredRuns(prompts, needed, draw_directions(directions, controls, seed), positions, plan)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     stream = read_states(model, Workload(prompts, plan, batch_tokens), ends, layers).float().norm(dim=-1).cpu()
-    reader = _Reader(needed, top_k, list((targets or {}).values()))
+    reader, categories = _Reader(len(needed)), list((targets or {}).values())
 
     def so_far() -> Sweep:
         known = {needed[row] for row in reader.done}
@@ -168,11 +168,12 @@ def sweep(
         made = Sweep(needed, reader.readout, reader.kl, stream[begun], {}, plan.labels)
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
-    shared = runs.shared(generating=max_new_tokens > 0)
-    for rows, logits in _read(model, runs, shared, batch_tokens):
-        reader.take(rows, logits)
+    shared = bool(model.elsewhere) or runs.shared(generating=max_new_tokens > 0)
+    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, top_k, categories, batch_tokens):
+        reader.take(rows, numbers)
         offer(so_far)
         on_batch(len(reader.done))
+    shared = shared and not model.elsewhere
     texts = _generate(model, runs, shared, max_new_tokens, batch_tokens, on_token) if max_new_tokens else {}
     return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, plan.labels), doses)
 
@@ -270,18 +271,47 @@ class SteeredRuns:
         return StateEdit(Place("layers_output", layer), reach, change)
 
 
-def _read(
-    model: StandardizedTransformer, runs: SteeredRuns, shared: bool, batch_tokens: int
-) -> Iterator[tuple[list[int], Float[Tensor, "run vocabulary"]]]:
-    """Yields runs with the logits after their prompt; a prompt's baseline comes before its other runs."""
-    if shared:
-        for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-            new = [baseline]
-            for batch in Branches(model, base, edits, batch_tokens=batch_tokens).run():
-                yield [*new, *batch.rows], torch.cat([batch.base_logits[None][: len(new)], batch.logits])
-                new = []
-        return
+ReadRuns = Iterator[tuple[list[int], Data]]
+"""Runs with what `compare_with_first` makes of the logits after their prompt, against the prompt's baseline."""
+
+
+def _comparison(rows: Sequence[int], top_k: int, categories: Sequence[Sequence[int]]) -> LogitReduction:
+    """What is wanted of some rows of a batch.
+
+    Args:
+        rows: The rows; row 0 of the batch is the baseline.
+        top_k: How many of the likeliest tokens.
+        categories: The tokens to follow.
+    """
+    followed = Categories.of([categories] * len(rows), torch.device("cpu"))
+    options = {"rows": torch.tensor(rows), "ids": followed.ids, "real": followed.real}
+    return LogitReduction(compare_with_first, options | {"top_k": top_k, "against": True})
+
+
+def _read_branches(
+    model: StandardizedTransformer,
+    runs: SteeredRuns,
+    top_k: int,
+    categories: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> ReadRuns:
+    def compare(order: Sequence[int]) -> LogitReduction:
+        return _comparison(range(1 + len(order)), top_k, categories)
+
+    for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
+        for batch in Branches(model, base, edits, reduction=compare, batch_tokens=batch_tokens).run():
+            yield [baseline, *batch.rows], batch.numbers
+
+
+def _read_rows(
+    model: StandardizedTransformer,
+    runs: SteeredRuns,
+    top_k: int,
+    categories: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> ReadRuns:
     work = replace(runs.as_prompts(batch_tokens), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
+    baselines: dict[int, Tensor] = {}
 
     def end(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
@@ -289,8 +319,15 @@ def _read(
         assert logits is not None
         return logits
 
-    for rows, logits in work.run_batches(model, end):
-        yield list(rows), logits
+    for batch, logits in work.run_batches(model, end):
+        for prompt, group in groupby(enumerate(batch), lambda item: runs.doses[item[1]].prompt):
+            own, numbers = (list(column) for column in zip(*group, strict=True))
+            if prompt not in baselines:
+                # The next batch may go on with the last prompt's runs, and with no others.
+                baselines = {prompt: logits[own[0]].clone()}
+            asked = _comparison(range(1, 1 + len(own)), top_k, categories)
+            rows = torch.cat([baselines[prompt][None], logits[own]])
+            yield numbers, asked.reduce(rows, asked.options, slice(None))
 
 
 def _generate(
@@ -317,36 +354,27 @@ def _generate(
 
 
 class _Reader:
-    """Reduces the distributions of runs batch by batch, each against the baseline of its prompt.
+    """What is known of the runs so far, each against the baseline of its prompt.
 
     Attributes:
         done: The runs that were read.
         kl: KL(steered ‖ baseline) of each run, on the CPU.
     """
 
-    def __init__(self, doses: Sequence[Dose], top_k: int, categories: Sequence[Sequence[int]]) -> None:
-        self.done: list[int] = []
-        self.kl = torch.zeros(len(doses))
-        self._doses = doses
-        self._top_k = top_k
-        self._categories = list(categories)
-        self._baselines: dict[int, Float[Tensor, " vocabulary"]] = {}
-        self._rows = ReadoutRows(len(doses))
+    def __init__(self, count: int) -> None:
+        self.done: set[int] = set()
+        self.kl = torch.zeros(count)
+        self._count = count
+        self._rows = ReadoutRows(count)
 
     @property
     def readout(self) -> Readout:
         """The readout of every run; without meaning where it was not read."""
-        return self._rows.read((len(self._doses),))
+        return self._rows.read((self._count,))
 
-    def take(self, runs: Sequence[int], logits: Float[Tensor, "run vocabulary"]) -> None:
-        """Reads some runs; a prompt's baseline comes before its other runs."""
-        categories = Categories.of([self._categories] * len(runs), logits.device)
-        self._rows.put(torch.tensor(runs, device=logits.device), read_distribution(logits, self._top_k, categories))
-        log_probs = log_probabilities(logits)
-        for prompt, group in groupby(enumerate(runs), lambda item: self._doses[item[1]].prompt):
-            rows, numbers = (list(column) for column in zip(*group, strict=True))
-            if prompt not in self._baselines:
-                # The next batch may go on with the last prompt's runs, and with no others.
-                self._baselines = {prompt: log_probs[rows[0]].clone()}
-            self.kl[numbers] = divergence(log_probs[rows], self._baselines[prompt]).cpu()
-        self.done += runs
+    def take(self, runs: Sequence[int], numbers: Data) -> None:
+        """Takes what was read of some runs; of a baseline again with each batch of its prompt."""
+        require_finite(numbers.pop("total"), "logits")
+        self.kl[list(runs)] = numbers.pop("kl").cpu()
+        self._rows.put(torch.tensor(runs, device=numbers["entropy"].device), Readout(**numbers))
+        self.done |= set(runs)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from nnterp_mcp.engine.batching import attempt
-from nnterp_mcp.engine.branches import read_prefix
 from nnterp_mcp.engine.executors.execution import Reading, execute
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
+from nnterp_mcp.engine.observation import read_prefix
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.patchscope import Target, patch_target
 from nnterp_mcp.model.loading.load_checks import TOLERANCES

@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 
+from nnterp_mcp.engine.attention_edits import KnockedOut, KnockoutEdit, PatternEdit
 from nnterp_mcp.engine.edits import (
     Added,
     Averaged,
     Change,
     Edit,
-    KnockedOut,
-    KnockoutEdit,
     PassedOn,
     Patched,
     PatchedPatterns,
-    PatternEdit,
     Projected,
     Scaled,
     StateEdit,

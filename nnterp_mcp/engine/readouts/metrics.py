@@ -8,8 +8,9 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.readouts.next_token import normalize
-from nnterp_mcp.engine.readouts.reductions import measure
+from nnterp_mcp.engine.readouts.reductions import measure, measure_rows
 from nnterp_mcp.errors import InvalidRequest
 
 MetricName = Literal["logit_difference", "log_probability", "kl"]
@@ -43,11 +44,26 @@ def make_metric(
 
     Source: Heimersheim and Nanda, "How to use and interpret activation patching" (2024).
     """
+    _require_categories(name, targets)
+    reference = None if name != "kl" or clean is None else normalize(clean)
+    return lambda logits: measure(logits, name, targets, reference, normalize)
+
+
+def reduce_to_metric(name: MetricName, targets: Sequence[Sequence[int]]) -> LogitReduction:
+    """The same as a reduction next to the model; the clean run is the reference that goes with it.
+
+    Raises:
+        InvalidRequest: The metric needs more categories than there are.
+    """
+    _require_categories(name, targets)
+    options = {"metric": name, "targets": [list(tokens) for tokens in targets], "reference": None}
+    return LogitReduction(measure_rows, options)
+
+
+def _require_categories(name: MetricName, targets: Sequence[Sequence[int]]) -> None:
     needed = {"logit_difference": 2, "log_probability": 1, "kl": 0}[name]
     if len(targets) < needed:
         raise InvalidRequest(
             f"the metric {name} needs {needed} target categor{'y' if needed == 1 else 'ies'}, and {len(targets)} came.",
             'Give targets such as {"answer": "Paris", "wrong": "Madrid"}, the answer first.',
         )
-    reference = None if name != "kl" or clean is None else normalize(clean)
-    return lambda logits: measure(logits, name, targets, reference, normalize)

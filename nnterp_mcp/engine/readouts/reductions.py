@@ -116,6 +116,14 @@ def measure(
     return right - wrong
 
 
+def measure_rows(
+    logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Float[Tensor, " row"]]:
+    """The `value` of each row under a `metric`, with `targets` and `reference`; `total` is finite where logits are."""
+    value = measure(logits, options["metric"], options["targets"], options["reference"])
+    return {"value": value, "total": logits.float().logsumexp(-1)}
+
+
 def draw_tokens(
     logits: Float[Tensor, "row vocabulary"], top_p: float, top_k: int, draws: Float[Tensor, " row"]
 ) -> Int[Tensor, " row"]:
@@ -193,6 +201,38 @@ def summarize_lens(
             kl = divergence(last - last_total, log_probs)
             parts.append({**part, "kl": kl.flatten(), "total": (total + 0 * last_total).flatten()})
     return {name: value.unflatten(0, (-1, count)) for name, value in join(parts).items()}
+
+
+def compare_with_first(
+    logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Float[Tensor, "entry ..."]]:
+    """What comes after rows of one batch: the fields of a `Readout`; and `kl`, KL(row ‖ first row) in nats.
+
+    Args:
+        logits: The distributions.
+        options: `rows`, the row of each entry; `ids` and `real`, the tokens of its categories; `top_k`; and `against`,
+            whether the divergence is wanted.
+        at: All of the rows.
+
+    Returns:
+        Each of them by entry, and `total`, which is finite where all logits are.
+    """
+    first, parts = log_probabilities(logits[0]), []
+    ids, real, rows = (options[name].to(logits.device) for name in ("ids", "real", "rows"))
+    for some in torch.arange(len(rows), device=logits.device).split(rows_at_once(logits.shape[-1], logits.device)):
+        own = logits[rows[some]].float()
+        total = own.logsumexp(-1, keepdim=True)
+        part = summarize_distributions(own - total, options["top_k"], ids[some], real[some])
+        kl = {"kl": divergence(own - total, first)} if options["against"] else {}
+        parts.append({**part, **kl, "total": total[:, 0]})
+    return join(parts)
+
+
+def sample_logits(
+    logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
+) -> dict[str, Float[Tensor, "row token"]]:
+    """The logits of some tokens, evenly spaced over the vocabulary."""
+    return {"logits": logits[:, :: max(1, logits.shape[-1] // options["count"])].float()}
 
 
 def gather_log_probs(
@@ -285,11 +325,6 @@ def take_all(states: Tensor, options: dict[str, Any]) -> Tensor:
 def take_rows(states: Float[Tensor, "row position ..."], options: dict[str, Any]) -> Float[Tensor, "entry ..."]:
     """The states at some `rows` and `columns`."""
     return states[options["rows"].to(states.device), options["columns"].to(states.device)]
-
-
-def measure_rows(states: Float[Tensor, "row position hidden"], options: dict[str, Any]) -> Float[Tensor, " entry"]:
-    """The norms of the states at some `rows` and `columns`, in float32."""
-    return take_rows(states, options).float().norm(dim=-1)
 
 
 def average_rows(

@@ -15,10 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branches import Branches, Observed, Replacement, replace_states
+from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
 from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, require_place
-from nnterp_mcp.engine.readouts.metrics import Metric, MetricName, make_metric
+from nnterp_mcp.engine.observation import Observed, Reference
+from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
+from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
@@ -210,8 +213,6 @@ class Patcher:
         Source: Meng et al., "Locating and Editing Factual Associations in GPT" (2022); Heimersheim and Nanda, "How to
         use and interpret activation patching" (2024).
         """
-        if (own := self.model.elsewhere.get("patch")) is not None:
-            return own(self, runs, on_batch)
         runs = [[cell] for cell in self.grid.cells] if runs is None else runs
         runs = [self.grid.patched_with(run) for run in runs]
         places = list(dict.fromkeys(cell.place for run in runs for cell in run))
@@ -238,7 +239,8 @@ class Patcher:
         """The metric of the clean run, of the corrupted run, and of each patched run."""
         pair = self.pairs[index]
         patches_clean = self._patches_clean(pair)
-        found = self._runs.find(self.model, index, pair, places, patches_clean=patches_clean)
+        asked = reduce_to_metric(self.metric, self.targets[pair.index] if self.targets else ())
+        found = self._runs.find(self.model, index, pair, places, asked, patches_clean=patches_clean)
         clean, corrupted = found.clean, found.corrupted
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
@@ -247,10 +249,9 @@ class Patcher:
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
         )
-        measure = make_metric(self.metric, self.targets[pair.index] if self.targets else (), clean.logits)
-        values = self._measure(index, own, edits, measure, len(runs), on_batch)
-        good = float(measure(clean.logits[None])[0])
-        return good, good if corrupted is None else float(measure(corrupted.logits[None])[0]), values
+        values = self._measure(index, own, edits, asked, found.reference, len(runs), on_batch)
+        good = float(clean.numbers["value"])
+        return good, good if corrupted is None else float(corrupted.numbers["value"]), values
 
     def _patches_clean(self, pair: Pair) -> bool:
         return self.direction == "noising" or pair.corrupted is None
@@ -268,19 +269,29 @@ class Patcher:
         index: int,
         own: Observed,
         edits: Sequence[StateEdit],
-        measure: Metric,
+        asked: LogitReduction,
+        reference: Reference | None,
         runs: int,
         on_batch: Callable[[int], None],
     ) -> Float[Tensor, " run"]:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
         pair = self.pairs[index]
         base = pair.clean if self._patches_clean(pair) or pair.corrupted is None else pair.corrupted
-        values = measure(own.logits[None]).repeat(runs)
+        values = own.numbers["value"].repeat(runs)
         done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
         make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
-        branches = make(self.model, base, edits, batch_tokens=self.batch_tokens, prefix=own.cache)
+        branches = make(
+            self.model,
+            base,
+            edits,
+            reduction=lambda order: asked,
+            reference=reference,
+            batch_tokens=self.batch_tokens,
+            prefix=own.cache,
+        )
         for batch in branches.run():
-            values[batch.rows] = measure(batch.logits)
+            require_finite(batch.numbers["total"], "logits")
+            values[batch.rows] = batch.numbers["value"][1:]
             done += len(batch.rows)
             on_batch(min(done, (index + 1) * runs))
         return values.cpu()

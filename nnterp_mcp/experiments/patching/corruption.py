@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import observe
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.observation import observe
 from nnterp_mcp.engine.sampling import dice_of
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer

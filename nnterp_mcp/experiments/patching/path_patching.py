@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,10 @@ import torch
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
 from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, in_order, require_place
 from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.observation import Reference
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -44,6 +46,8 @@ class PathBranches:
         model: The model.
         base: The input that is patched.
         edits: The edits of all rows.
+        reduction: The reduction of the logits of a batch.
+        reference: The run with which it compares.
         batch_tokens: The most tokens of a batch over all its rows.
         prefix: Keys and values of the whole input, where a run of it returned them.
 
@@ -62,12 +66,16 @@ class PathBranches:
         base: Input,
         edits: Sequence[StateEdit],
         *,
+        reduction: Callable[[Sequence[int]], LogitReduction],
+        reference: Reference | None = None,
         batch_tokens: int = 4096,
         prefix: SharedCache | None = None,
     ) -> None:
         self._base = base
         self._receivers = receivers
-        self._branch = partial(Branches, model, base, batch_tokens=batch_tokens, prefix=prefix)
+        self._branch = partial(
+            Branches, model, base, reduction=reduction, reference=reference, batch_tokens=batch_tokens, prefix=prefix
+        )
         places = in_order(receiver.place for receiver in receivers)
         for place in places:
             require_place(model, place)

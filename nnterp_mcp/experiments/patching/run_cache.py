@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nnterp_mcp.engine.branches import Observed, observe
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.observation import Observed, Reference, observe
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import log_probabilities
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -16,10 +19,14 @@ _MOST = 2**28
 
 @dataclass(frozen=True)
 class PairRuns:
-    """Both runs of a pair, with nothing put in; the corrupted one is None where states are ablated."""
+    """Both runs of a pair, with nothing put in; the corrupted one is None where states are ablated.
+
+    The reference is the clean run, where the metric compares with it.
+    """
 
     clean: Observed
     corrupted: Observed | None
+    reference: Reference | None
 
     def __len__(self) -> int:
         """How many bytes they hold."""
@@ -33,14 +40,47 @@ class Observations:
     kept: dict[int, PairRuns] = field(default_factory=dict)
 
     def find(
-        self, model: StandardizedTransformer, index: int, pair: Pair, places: Sequence[Place], *, patches_clean: bool
+        self,
+        model: StandardizedTransformer,
+        index: int,
+        pair: Pair,
+        places: Sequence[Place],
+        asked: LogitReduction,
+        *,
+        patches_clean: bool,
     ) -> PairRuns:
-        """What is at some places of both runs of a pair, and the keys and values of the one that is patched."""
+        """The states at some places of both runs of a pair, and the keys and values of the one that is patched.
+
+        Args:
+            model: The model.
+            index: The pair's number.
+            pair: The pair.
+            places: The places.
+            asked: The metric; it is the same in all calls.
+            patches_clean: Whether the clean run is the one that is patched.
+        """
         found = self.kept.get(index)
         if found is None or not found.clean.states.keys() >= set(places):
-            clean = observe(model, pair.clean, places, caching=patches_clean)
-            other = pair.corrupted
-            found = PairRuns(clean, None if other is None else observe(model, other, places, caching=not patches_clean))
+            found = _run_pair(model, pair, places, asked, patches_clean)
             if sum(map(len, self.kept.values())) + len(found) <= _MOST:
                 self.kept[index] = found
         return found
+
+
+def _run_pair(
+    model: StandardizedTransformer, pair: Pair, places: Sequence[Place], asked: LogitReduction, patches_clean: bool
+) -> PairRuns:
+    compares = asked.options["metric"] == "kl"
+    itself = Reference(pair.clean, None) if compares else None
+    clean = observe(model, pair.clean, places, reduction=asked, reference=itself, caching=patches_clean)
+    corrupted, reference = None, itself
+    if compares and not model.elsewhere:
+        reference = Reference(pair.clean, log_probabilities(clean.logits))
+    if pair.corrupted is not None:
+        corrupted = observe(
+            model, pair.corrupted, places, reduction=asked, reference=reference, caching=not patches_clean
+        )
+    for run in (clean, corrupted):
+        if run is not None:
+            require_finite(run.numbers["total"], "logits")
+    return PairRuns(clean, corrupted, reference)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.metrics import reduce_to_metric
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
@@ -117,5 +118,6 @@ def test_a_model_that_mixes_positions_by_other_means_is_refused() -> None:
 
     model = StandardizedTransformer(tiny_model("falcon_h1"), tokenizer=tiny_tokenizer(), name="hybrid")
     prompts = [encode_prompts(model.tokenizer, [text], "it") for text in (CLEAN, CORRUPTED)]
+    measure = reduce_to_metric("kl", [])
     with pytest.raises(Unsupported, match=r"moves information between positions by model\.layers\.0\.mamba"):
-        PathBranches([], True, model, pair_prompts(*prompts)[0].clean, [])
+        PathBranches([], True, model, pair_prompts(*prompts)[0].clean, [], reduction=lambda order: measure)

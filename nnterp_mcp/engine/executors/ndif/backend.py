@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
-from nnterp_mcp.engine.executors.ndif.kernels import read_next, read_pass, read_replayed
+from nnterp_mcp.engine.executors.ndif.kernels import read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, places_at, steps_of
-from nnterp_mcp.engine.forward import Capture, Captured, Pass, Plan
+from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, steps_of
+from nnterp_mcp.engine.forward import Captured, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout
-from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import measure_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits that a pass may form at one time."""
 
 
 def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = False) -> Captured:
@@ -87,30 +80,6 @@ def inputs_of(batch: Batch, last: bool = False) -> Data:
     return {**batch.inputs, "use_cache": False} | ({"logits_to_keep": 1} if last else {})
 
 
-def in_requests(
-    model: ServedTransformer, passes: Sequence[Sequence[Data]], on_request: Callable[[int], None]
-) -> list[list[Data]]:
-    """Runs groups of passes that belong together, several groups in a request.
-
-    Args:
-        model: The model.
-        passes: The groups; a pass may use what an earlier one of its group, or of the request, carries.
-        on_request: Called after each request with the number of groups done; what it raises ends the work.
-    """
-    found: list[list[Data]] = []
-    waiting = list(passes)
-    while waiting:
-        taken, count = [waiting.pop(0)], 0
-        while waiting and sum(map(len, taken)) + len(waiting[0]) <= PASSES:
-            taken.append(waiting.pop(0))
-        readings = run_passes(model.connection, [one for group in taken for one in group])
-        for group in taken:
-            found.append(readings[count : count + len(group)])
-            count += len(group)
-        on_request(len(found))
-    return found
-
-
 def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, read: object, options: Data) -> Data:
     """A pass of one token a row, in which given states stand for what the last layer made.
 
@@ -129,77 +98,3 @@ def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, re
     steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
     inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
     return {"inputs": inputs, "steps": steps, "read": read, "options": options}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be known of the distribution after each of some rows.
-
-    Attributes:
-        top_k: How many of the likeliest tokens.
-        categories: The tokens to follow, row by row.
-    """
-
-    top_k: int
-    categories: Categories
-
-
-def next_pass(
-    model: ServedTransformer,
-    batch: Batch,
-    plan: Plan,
-    asked: Asked,
-    *,
-    lengths: Sequence[int] = (),
-    baselines: Sequence[int] = (),
-    against: Sequence[int] = (),
-) -> Data:
-    """A pass that reads what comes after each row of a batch.
-
-    Args:
-        model: The model.
-        batch: The rows.
-        plan: What is in force.
-        asked: What is to be known, of these rows.
-        lengths: Layers after which the length of each row's last state is wanted.
-        baselines: The names by which rows to come know these, where they are their baselines.
-        against: The name of each row's baseline.
-    """
-    window = Window.over(batch)
-    rows, columns = places_at(window, [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)])
-    options = {"rows": rows, "columns": columns}
-    captures = [Capture(Place("layers_output", layer), measure_rows, options) for layer in lengths]
-    last = batch.inputs["input_ids"].shape[1] - 1
-    at_end = bool((columns == last).all())
-    return {
-        "inputs": inputs_of(batch, at_end),
-        "steps": steps_of(model, window, plan, captures, (rows, columns)),
-        "read": read_next,
-        "options": {
-            "head": model.head,
-            "rows": rows,
-            "columns": torch.zeros_like(columns) if at_end else columns,
-            "top_k": asked.top_k,
-            "ids": asked.categories.ids,
-            "real": asked.categories.real,
-            "lengths": len(captures),
-            "baselines": list(baselines),
-            "against": list(against),
-        },
-    }
-
-
-def readout_of(found: Data) -> Readout:
-    """The readout in what a pass read.
-
-    Raises:
-        InvalidRequest: The logits were not finite.
-    """
-    require_finite(found["entropy"], "logits")
-    names = ("top_ids", "top_probs", "entropy", "target_probs", "target_ranks")
-    return Readout(**{name: found[name] for name in names})
-
-
-def logit_rows_at_once(model: ServedTransformer) -> int:
-    """How many rows' logits a pass may form."""
-    return max(1, LOGITS_AT_ONCE // model.vocab_size)

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.backend import run_served_pass
+from nnterp_mcp.engine.executors.ndif.backend import replayed, run_served_pass
+from nnterp_mcp.engine.executors.ndif.branches import observe_served, run_served_branches, try_served_branches
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
-from nnterp_mcp.engine.executors.ndif.kernels import read_rows
+from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest, read_rows
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.patching import observe_served, patch_served
-from nnterp_mcp.engine.executors.ndif.patchscope import likeliest_served_tokens, read_served_patchscope
-from nnterp_mcp.engine.executors.ndif.steering import sweep_served
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.planning.vectors import matrix_of
 from nnterp_mcp.errors import Internal, Unsupported
@@ -42,14 +41,19 @@ def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]
     return found["rows"]
 
 
+def likeliest_served_tokens(model: ServedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
+    """`lens.likeliest_tokens` on a served model."""
+    found = run_passes(model.connection, [replayed(model, len(states), states, read_likeliest, {})])
+    return found[-1]["tokens"].tolist()
+
+
 EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
     "generate": generate_served,
     "likeliest_tokens": likeliest_served_tokens,
     "observe": observe_served,
-    "patch": patch_served,
-    "read_patchscope": read_served_patchscope,
     "read_token_rows": read_served_token_rows,
     "run_pass": run_served_pass,
-    "sweep": sweep_served,
+    "run_branches": run_served_branches,
+    "try_branches": try_served_branches,
 }
 """By the name of the local function: what a served model runs instead."""

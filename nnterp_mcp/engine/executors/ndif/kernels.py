@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import (
     choose_tokens,
-    divergence,
     in_chunks,
     log_probabilities,
-    measure,
-    summarize_distributions,
     take_rows,
 )
 
@@ -108,6 +106,59 @@ def read_replayed(model: Any, captured: Data, options: Data, carried: Data) -> D
     return {"values": [], "numbers": on_cpu(numbers)}
 
 
+def read_branches(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """What is read of an input and its branches: states of all rows by hook point, and what their logits come to."""
+    numbers: Data = {}
+    if options["reduce"] is not None:
+        asked = options["options"] | ({"reference": carried["reference"]} if options["compares"] else {})
+        numbers = options["reduce"](end_logits(model, captured, options), asked, slice(None))
+    values = {name: captured[name] for name in options["reads"]}
+    return {"values": on_cpu(values), "numbers": on_cpu(numbers)}
+
+
+def read_reference(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """Carries the log-probabilities of a run with which those after it are compared."""
+    carried["reference"] = log_probabilities(end_logits(model, captured, options))[0]
+    return {}
+
+
+def inputs_of(one: Data, carried: Data, config: Any) -> Data:
+    """What the forward pass of a pass is given; with keys and values that it fills, or goes on from.
+
+    Args:
+        one: The pass. Its `cache`, if there is one, has the `name` of the model's argument, and the `length` of the
+            prefix that it goes on from; None where it fills one.
+        carried: Holds the prefix.
+        config: The model's configuration.
+    """
+    asked = one.get("cache")
+    if asked is None:
+        return one["inputs"]
+    cache = DynamicCache(config=config)
+    if asked["length"] is None:
+        carried["prefix"] = cache
+    else:
+        for number, layer in enumerate(carried["prefix"].layers):
+            if layer.keys.shape[2] < asked["length"]:
+                raise ValueError("a window has left the beginning of the prefix")
+            cache.update(layer.keys[:, :, : asked["length"]], layer.values[:, :, : asked["length"]], number)
+        for layer in cache.layers:
+            share_rows(layer)
+    return {**one["inputs"], "use_cache": True, asked["name"]: cache}
+
+
+def share_rows(layer: Any) -> None:
+    """Lets the one row of a layer's keys and values stand for as many rows as go on from it."""
+    update = layer.update
+
+    def widen(keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer.keys = layer.keys.expand(keys.shape[0], *layer.keys.shape[1:])
+        layer.values = layer.values.expand(keys.shape[0], *layer.values.shape[1:])
+        return update(keys, values, *args, **kwargs)
+
+    layer.update = widen
+
+
 def on_cpu(value: Any) -> Any:
     """The same with its tensors on the CPU."""
     if isinstance(value, dict):
@@ -115,48 +166,6 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, list):
         return [on_cpu(item) for item in value]
     return value.cpu() if isinstance(value, Tensor) else value
-
-
-def read_next(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """What comes after each row: the fields of a `Readout`; lengths that were kept; the KL to a row's baseline.
-
-    Where `baselines` names the rows, these are the baselines of rows to come; where `against` does, of those.
-    """
-    log_probs = log_probabilities(end_logits(model, kept, options))
-    ids, real = options["ids"].to(log_probs.device), options["real"].to(log_probs.device)
-    found = summarize_distributions(log_probs, options["top_k"], ids, real)
-    if options["lengths"]:
-        lengths = [kept[number].to(log_probs.device) for number in range(options["lengths"])]
-        found["lengths"] = torch.stack(lengths, dim=1)
-    for row, name in enumerate(options["baselines"]):
-        carried[f"baseline {name}"] = log_probs[row]
-    if options["against"]:
-        found["kl"] = divergence(log_probs, torch.stack([carried[f"baseline {name}"] for name in options["against"]]))
-    return {name: value.cpu() for name, value in found.items()}
-
-
-def read_metric(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """One number for each row."""
-    logits = end_logits(model, kept, options)
-    return {"value": measure(logits, options["metric"], options["targets"], carried["reference"]).cpu()}
-
-
-def read_patched_run(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """One of the two runs that are compared: its metric, and what was kept, for the passes to come.
-
-    The first is the clean one, with which `kl` compares. After the second, `differs` tells which of the states that
-    correspond are not equal: (pair of positions, head), a single head where there are none.
-    """
-    logits = end_logits(model, kept, options)
-    if options["clean"]:
-        carried["reference"] = log_probabilities(logits)[0]
-    carried.update({name: kept[number] for number, name in enumerate(options["names"])})
-    found: Data = {"value": measure(logits, options["metric"], options["targets"], carried["reference"]).cpu()}
-    for own, other in options["compared"]:
-        one, two = carried[own][options["into"]], carried[other][options["from"]]
-        unequal = (one != two).any(-1)
-        found[f"differs {own}"] = (unequal if unequal.ndim == 2 else unequal[:, None]).cpu()
-    return found
 
 
 def read_likeliest(model: Any, kept: Data, options: Data, carried: Data) -> Data:

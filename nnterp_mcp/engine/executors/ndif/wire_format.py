@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import BranchPass
 from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, step_at
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data
@@ -63,21 +64,49 @@ def steps_of(
         InvalidRequest: A vector or a neuron does not fit.
         Unsupported: A hook point cannot be reached there; by name.
     """
-    last = Place("layers_output", model.anatomy.last.index)
-    ending = end is not None and bool(model.head)
-    places = [*plan.edits, *plan.needs, *(capture.place for capture in captures), *([last] if ending else [])]
-    steps: list[Data] = []
-    for place in in_order(places):
-        step = step_at(place, _shape_at(model, place, window), _CPU, window, plan, captures)
-        if end is not None and ending and place == last:
-            step["captures"].append(("end", take_rows, {"rows": end[0], "columns": end[1]}))
-        steps.append({"spot": spot_of(model, place), **step})
-    return steps
-
-
-def _shape_at(model: ServedTransformer, place: Place, window: Window) -> list[int]:
-    """The shape of the states at a hook point, as edits there have to know it."""
     rows, columns = len(window.prompts), window.length - window.first
+    places = in_order([*plan.edits, *plan.needs, *(capture.place for capture in captures)])
+    steps = {
+        place: step_at(place, _shape_at(model, place, rows, columns), _CPU, window, plan, captures)
+        for place in with_end(model, places, end)
+    }
+    return send(model, steps, end)
+
+
+def with_end(model: ServedTransformer, places: Sequence[Place], end: tuple[Tensor, Tensor] | None) -> list[Place]:
+    """Hook points in order, with the one at which the head reads, where logits are wanted and the head is direct."""
+    ending = end is not None and bool(model.head)
+    return in_order([*places, *([Place("layers_output", model.anatomy.last.index)] if ending else [])])
+
+
+def send(model: ServedTransformer, steps: Mapping[Place, Data], end: tuple[Tensor, Tensor] | None) -> list[Data]:
+    """The steps with the spots where they are made, and with a capture of the states that the head reads."""
+    last = Place("layers_output", model.anatomy.last.index)
+    if end is not None and model.head:
+        steps[last]["captures"].append(("end", take_rows, {"rows": end[0], "columns": end[1]}))
+    return [{"spot": spot_of(model, place), **step} for place, step in steps.items()]
+
+
+def branch_steps(
+    model: ServedTransformer, branch: BranchPass, present: int, end: tuple[Tensor, Tensor] | None
+) -> list[Data]:
+    """The steps of a pass over an input and its branches.
+
+    Args:
+        model: The model.
+        branch: The pass.
+        present: How many rows are there from the start.
+        end: Rows and columns at which logits are wanted.
+    """
+    steps: dict[Place, Data] = {}
+    for place in with_end(model, branch.places, end):
+        shape = _shape_at(model, place, branch.rows_at(place, present), branch.columns)
+        steps[place] = branch.step_at(place, shape, _CPU)
+    return send(model, steps, end)
+
+
+def _shape_at(model: ServedTransformer, place: Place, rows: int, columns: int) -> list[int]:
+    """The shape of the states at a hook point, as edits there have to know it."""
     if place.site != "heads_output" or place.layer is None:
         return [rows, columns, model.hidden_size]
     return [rows, columns, model.anatomy.layers[place.layer].num_heads, model.width_at(place)]

@@ -33,9 +33,11 @@ from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_h
 from nnterp_mcp.experiments.logit_lens import likeliest_tokens, read_lens
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
+from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.patchscope import Target, read_patchscope
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.steering_vectors import average_states
+from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import Operation
 from tests.conftest import FAMILIES
@@ -318,7 +320,7 @@ def _same_as(pair: Pair, in_force: Plan, edits: Edits) -> None:
 
 def test_steering_beside_its_baseline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nnterp_mcp.engine.executors.ndif.steering.PASSES", 2
+        "nnterp_mcp.engine.executors.ndif.branches.PASSES", 2
     )  # several pieces, each with its own baseline
     prompts = pair.encode()
     directions = {layer: torch.linspace(-1, layer + 1, pair.served.hidden_size) for layer in (1, 2)}
@@ -465,6 +467,31 @@ def test_patching_against_noise_and_zeros(llama: Pair) -> None:
     logits = llama.plain.logits(clean.ids, {("layers_output", 1): replacing(torch.tensor(0.0), 2)})[-1].double()
     assert float(zeroed.values[0, 0]) == pytest.approx(_difference(logits), abs=1e-4)
     assert zeroed.corrupted is None
+
+
+def test_paths_and_means_are_those_of_the_local_model(llama: Pair) -> None:
+    clean, corrupted = _equally_long(llama)
+    local = StandardizedTransformer(llama.plain.model, tokenizer=llama.served.tokenizer, name="local")
+    pairs, targets = pair_prompts([clean], [corrupted]), [[[7, 9], [11]]]
+    several = ablate([clean, corrupted])
+
+    for receivers in ((), (Receiver(Place("mlps_output", 2)),)):
+        here, there = (
+            Patcher(
+                model, pairs, make_grid(model, pairs, ["heads_output"], layers=[0, 1], heads="all"),
+                targets=targets, receivers=receivers,
+            ).patch()
+            for model in (local, llama.served)
+        )  # fmt: skip
+        torch.testing.assert_close(there.values, here.values, rtol=1e-4, atol=1e-4)
+        assert here.values.std() > 0
+    here, there = (
+        Patcher(
+            model, several, make_grid(model, several, ["mlps_output"], layers=[1]), targets=targets * 2, ablation="mean"
+        ).patch()
+        for model in (local, llama.served)
+    )
+    torch.testing.assert_close(there.values, here.values, rtol=1e-4, atol=1e-4)
 
 
 def _difference(logits: Tensor) -> float:
