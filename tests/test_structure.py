@@ -53,11 +53,7 @@ MANY = frozenset({"run", "digest", "figure", "SPEC", "logger"})
 """Names that stand in several modules, each for the part that its module plays."""
 
 KNOWN: dict[str, frozenset[str]] = {
-    "upwards": frozenset(
-        {
-            "nnterp_mcp.engine.executors.ndif.checks imports nnterp_mcp.experiments.attention_patterns",
-        }
-    ),
+    "upwards": frozenset(),
     "circles": frozenset(),
     "between_tools": frozenset(),
     "heavy": frozenset(),
@@ -70,11 +66,8 @@ KNOWN: dict[str, frozenset[str]] = {
             "Run",
             "Site",
             "Span",
-            "States",
             "T",
             "Target",
-            "assign",
-            "fetch",
         }
     ),
     "long": frozenset(),

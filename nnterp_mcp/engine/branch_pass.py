@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices, on_device
-from nnterp_mcp.engine.edits import Edit, StateEdit, States
+from nnterp_mcp.engine.edits import Edit, Reached, StateEdit
 from nnterp_mcp.engine.forward import NOTHING, Plan, step_at
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data, visit
@@ -31,7 +31,7 @@ class AddedByEntry:
     vectors: Float[Tensor, "vector width"]
     choose: Callable[[int, int], int]
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The vector of each entry."""
         which = indices([self.choose(*entry) for entry in states.chosen.entries], states.device)
         return {"op": "add", "value": on_device(self.vectors, states.device)[which]}

@@ -19,7 +19,7 @@ from torch import Tensor
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
-from nnterp_mcp.engine.edits import Patched, StateEdit, States
+from nnterp_mcp.engine.edits import Patched, Reached, StateEdit
 from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
@@ -365,7 +365,7 @@ def _spread(model: StandardizedTransformer, site: Site) -> list[Place]:
 class _Noise:
     """Random states, the same ones for a row and position in every pass."""
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """A state for each entry."""
         dice = [torch.Generator().manual_seed(hash(entry)) for entry in states.chosen.entries]
         return {"op": "replace", "value": torch.stack([torch.randn(states.shape[2:], generator=one) for one in dice])}

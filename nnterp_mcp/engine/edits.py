@@ -49,7 +49,7 @@ class Edit(Protocol):
 
 
 @dataclass(frozen=True)
-class States:
+class Reached:
     """The states that an edit reaches in one pass.
 
     Attributes:
@@ -68,7 +68,7 @@ class States:
 class Change(Protocol):
     """Determines what the states that an edit reaches become."""
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The `op` of the interpreter, with what it needs."""
         ...
 
@@ -137,7 +137,7 @@ class StateEdit:
             "heads": None if self.heads is None else indices(self.heads, device),
             "neurons": None if neurons is None else indices(neurons, device),
             "heads_first": heads_first,
-            **self.change.resolve(States(chosen, window, shape, device)),
+            **self.change.resolve(Reached(chosen, window, shape, device)),
         }
 
 
@@ -149,7 +149,7 @@ class Added:
     label: str
     place: Place
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The vector."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
         return {"op": "add", "value": on_device(self.vector, states.device)}
@@ -161,7 +161,7 @@ class Scaled:
 
     factor: float
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The factor."""
         return {"op": "scale", "value": self.factor}
 
@@ -174,7 +174,7 @@ class Projected:
     label: str
     place: Place
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The vector."""
         require_width(self.vector, states.shape[-1], self.label, self.place)
         return {"op": "project_out", "value": on_device(self.vector, states.device)}
@@ -187,7 +187,7 @@ class Averaged:
     mean: Float[Tensor, "*head width"]
     heads: Sequence[int] | None = None
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The mean, of the heads that are replaced."""
         mean = on_device(self.mean, states.device)
         return {"op": "replace", "value": mean if self.heads is None else mean[indices(self.heads, states.device)]}
@@ -207,7 +207,7 @@ class Patched:
     index: Mapping[tuple[int, int], int]
     heads: Sequence[int] | None = None
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The other states, entry by entry."""
         taken = torch.stack([self.states[prompt][self.index[prompt, at]] for prompt, at in states.chosen.entries])
         return {"op": "replace", "value": taken if self.heads is None else taken[:, list(self.heads)]}
@@ -227,7 +227,7 @@ class PatchedPatterns:
     index: Mapping[tuple[int, int], int]
     heads: Sequence[int] | None = None
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The other attention, on the prompt's own columns."""
         window, (_, _, heads, keys) = states.window, states.shape
         heads = heads if self.heads is None else len(self.heads)
@@ -248,7 +248,7 @@ class PassedOn:
 
     entrance: Place
 
-    def resolve(self, states: States) -> Data:
+    def resolve(self, states: Reached) -> Data:
         """The same rows and columns of what came in."""
         rows, columns = states.chosen.on(states.device)
         return {"op": "take", "name": str(self.entrance), "index": None if rows is None else (rows, columns)}

@@ -13,14 +13,13 @@ from nnterp_mcp.engine.executors.ndif.kernels import compare_lens, compare_repla
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import places_at, steps_of
-from nnterp_mcp.engine.forward import Capture
+from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.readouts.reductions import take_rows
+from nnterp_mcp.engine.readouts.reductions import take_heads, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attention_patterns import HeadChoice, read_attention
 from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, pad_batch
 
@@ -120,11 +119,13 @@ def _check_attention(model: ServedTransformer) -> Check:
     if not readable:
         return Check("attention", False, "no layer returns its attention probabilities")
     layer = readable[len(readable) // 2]
-    chosen = [HeadChoice(layer, list(range(model.anatomy.layers[layer].num_heads)))]
-    found = _attempt(lambda: read_attention(model, Workload(_prompts(model)), chosen))
+    place, heads = Place("attention_probabilities", layer), [*range(model.anatomy.layers[layer].num_heads)]
+    (batch,) = Workload(_prompts(model), batch_tokens=1 << 20).batches(model)
+    found = _attempt(lambda: forward(model, batch, captures=[Capture(place, take_heads, {"heads": heads})]).values[0])
     if isinstance(found, str):
         return Check("attention", False, f"NDIF gives no attention probabilities: {found}")
-    sink = float(found.sink.nan_to_num(0).max())
+    real = batch.inputs["attention_mask"].bool()
+    sink = float((1 - found.sum(-1)).clamp_min(0).transpose(1, 2)[real].max())
     return Check("attention", True, "rows sum to 1" if sink < 1e-3 else f"an attention sink takes up to {sink:.2g}")
 
 

@@ -28,7 +28,7 @@ from nnterp_mcp.engine.readouts.reductions import (
 )
 
 
-def fetch(model: Any, spot: Data) -> Tensor:
+def read_spot(model: Any, spot: Data) -> Tensor:
     """The state at a spot."""
     envoy = model.get(spot["path"])
     if spot["side"] == "output":
@@ -40,7 +40,7 @@ def fetch(model: Any, spot: Data) -> Tensor:
     return state.unflatten(-1, (spot["heads"], -1)) if spot["heads"] else state
 
 
-def assign(model: Any, spot: Data, state: Tensor) -> None:
+def write_spot(model: Any, spot: Data, state: Tensor) -> None:
     """Lets the model go on with another state at a spot."""
     envoy, item = model.get(spot["path"]), spot["item"]
     state = state.flatten(-2) if spot["heads"] else state
@@ -63,10 +63,10 @@ def walk(model: Any, steps: list[Data], carried: Data) -> Data:
     """Visits the hook points in the order in which the model runs, and returns what is captured there."""
     captured: Data = {}
     for step in steps:
-        came = fetch(model, step["spot"])
+        came = read_spot(model, step["spot"])
         states = visit(came, step, carried, captured)
         if states is not came:
-            assign(model, step["spot"], states)
+            write_spot(model, step["spot"], states)
     return captured
 
 
@@ -122,7 +122,7 @@ def read_reference(model: Any, captured: Data, options: Data, carried: Data) -> 
     return {}
 
 
-def inputs_of(one: Data, carried: Data, config: Any) -> Data:
+def with_prefix(one: Data, carried: Data, config: Any) -> Data:
     """What the forward pass of a pass is given; with keys and values that it fills, or goes on from.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nnterp_mcp.engine.executors.ndif.client import Connection
-from nnterp_mcp.engine.executors.ndif.kernels import choose, inputs_of, step_inputs, walk
+from nnterp_mcp.engine.executors.ndif.kernels import choose, step_inputs, walk, with_prefix
 from nnterp_mcp.engine.interpreter import Data
 
 
@@ -31,7 +31,7 @@ def run_passes(connection: Connection, passes: Sequence[Data]) -> list[Data]:
         carried: Data = {}
         found: list[Data] = nnsight.save([])
         for one in passes:
-            with model.trace(**inputs_of(one, carried, model.config)):
+            with model.trace(**with_prefix(one, carried, model.config)):
                 kept = walk(model, one["steps"], carried)
                 reading = nnsight.save(one["read"](model, kept, one["options"], carried))
             found.append(reading)
