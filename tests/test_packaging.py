@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 WHOLE = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = WHOLE["project"]
-BY_OTHERS = {"accelerate", "gguf"}
-"""Imported by transformers where a model wants them."""
+BY_OTHERS = {"gguf"}
+"""Imported by transformers where a model wants it."""
 
 
 def canonical(name: str) -> str:

@@ -56,7 +56,7 @@ def test_what_is_too_large_is_left_out_and_named(recorded: Recorded, monkeypatch
     count = 1
     for size in card.shape:
         count *= size
-    monkeypatch.setattr(module, "LARGEST", count - 1)
+    monkeypatch.setattr(module, "LARGEST_ARRAYS", count - 1)
 
     data = snapshot(store, run_id)
 
