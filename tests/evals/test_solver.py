@@ -15,17 +15,24 @@ from evals.tools import Call, connected
 
 
 def test_calls_are_counted_as_they_were_sent_and_as_they_were_answered():
+    counted: list[str] = []
+
+    def count(text: object) -> int:
+        counted.append(str(text))
+        return len(counted[-1])
+
     async def ask() -> tuple[list[Call], dict[str, Any]]:
-        async with connected(len) as tools:
+        async with connected(count) as tools:
             told = await tools.call("session")
             return tools.take() + tools.take(), told
 
     calls, told = anyio.run(ask)
     (call,) = calls
-    text = "\n".join([told["finding"], *told["notes"]])
-    assert call.sent == len('{"name":"session","arguments":{}}')
-    assert call.text == len(text)
-    assert call.structured == len(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
+    sent, text, structured = counted
+    assert sent == '{"name":"session","arguments":{}}'
+    assert text.startswith(f"{told['finding']}\n")
+    assert structured == json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    assert (call.sent, call.text, call.structured) == tuple(map(len, counted))
 
 
 def test_an_answer_that_is_an_error_is_no_answer():
