@@ -176,7 +176,8 @@ def capture_stream(batch: Batch, positions: Sequence[Sequence[int]], layers: Seq
         layers: The layers.
     """
     wanted = [(row, batch.padding[row] + at) for row, here in enumerate(positions) for at in here]
-    rows, columns = torch.tensor(wanted, dtype=torch.long).reshape(-1, 2).T
+    # On the model's device from the start: each layer would otherwise wait for a copy of its own.
+    rows, columns = torch.tensor(wanted, dtype=torch.long, device=batch.inputs["input_ids"].device).reshape(-1, 2).T
     options = {"rows": rows, "columns": columns}
     return [Capture(Place("layers_output", layer), take_rows, options) for layer in layers]
 
