@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import uuid
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
@@ -89,6 +90,7 @@ def work() -> None:
     start = inbox.start.get()
     hide(start.settings.take_secrets())
     bench = Bench(start.handle, start.settings)
+    _reserve()
     while True:
         call, job = inbox.calls.get()
         outbox.send(_answer(bench, call, job))
@@ -121,13 +123,25 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     return answer.model_dump(mode="json")
 
 
+_RESERVE: list[bytearray] = []
+"""Memory in which the record of a call that ran out of it is written: pydantic hangs where it gets none."""
+
+
+def _reserve() -> None:
+    with suppress(MemoryError):
+        _RESERVE[:] = [bytearray(64 << 20)]  # zeros that nobody has touched take address space alone
+
+
 def _give_up(job: Job, error: BaseException) -> NnterpError:
     """The error for the caller, after the partial result was recorded."""
     known = error if isinstance(error, NnterpError) else _translate(error)
     if job.recorder is None:
         return known
+    if isinstance(known, OutOfMemory):
+        _RESERVE.clear()
     partial = _partial(job)
     job.recorder.fail(known, partial)
+    _reserve()
     if partial is None:
         return known
     return type(known)(known.message, f"{known.next_step} {_KEPT.format(job.recorder.run_id)}".strip())
