@@ -19,14 +19,14 @@ from nnterp_mcp.request.operations import Pattern
 
 @dataclass(frozen=True)
 class KnockoutEdit:
-    """What queries read from keys, cut.
+    """Removes the attention of queries to keys.
 
     Attributes:
         place: The layer's attention probabilities.
         queries: The queries.
-        keys: The keys that they do not read any more.
+        keys: The keys whose attention is removed.
         heads: The heads.
-        renormalise: Whether the other keys share what was cut.
+        renormalise: Whether the remaining keys of a row are renormalised.
         horizon: What the layer lets a query read.
         needs: Nothing.
     """

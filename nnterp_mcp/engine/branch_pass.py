@@ -52,7 +52,7 @@ class Input:
     plan: Plan = NOTHING
 
     def __len__(self) -> int:
-        """How many tokens the prompt has."""
+        """The number of tokens in the prompt."""
         return len(self.prompt.ids)
 
     @property
@@ -138,7 +138,7 @@ class BranchPass:
         return visit(value, self.step_at(place, value.shape, value.device), self._seen, self._captured)
 
     def step_at(self, place: Place, shape: Sequence[int], device: torch.device) -> Data:
-        """What the interpreter does at a hook point.
+        """The interpreter's step at a hook point.
 
         Args:
             place: The hook point.
@@ -163,15 +163,15 @@ class BranchPass:
 
     @property
     def columns(self) -> int:
-        """How many positions are computed."""
+        """The number of positions that the pass computes."""
         return self._length - self.first
 
     def rows_at(self, place: Place, present: int) -> int:
-        """How many rows a hook point is reached by.
+        """The number of rows in the batch at a hook point.
 
         Args:
             place: The hook point.
-            present: How many rows are there from the start.
+            present: The number of rows from the start.
         """
         return present + sum(count for other, count in self._joins.items() if other.turn < place.turn)
 

@@ -199,7 +199,7 @@ class Branches:
 
     @cached_property
     def sharing(self) -> Sharing:
-        """How much the rows share."""
+        """The largest share of the pass that rows can have in common exactly."""
         late, length = max(self._first.values()), len(self.base)
         kind = lengths_of(self.model.module).kind
         sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self.edits))

@@ -244,7 +244,7 @@ class PatchedPatterns:
 
 @dataclass(frozen=True)
 class PassedOn:
-    """What came into the layer in the place of what it made."""
+    """Replaces a layer's output with its input."""
 
     entrance: Place
 

@@ -110,9 +110,9 @@ def knock_out(
 def mask_scores(
     own: Float[Tensor, "*rows key"], edited: Float[Tensor, "*rows key"], masked: Bool[Tensor, "*rows key"]
 ) -> Float[Tensor, "*rows key"]:
-    """What masking scores would have left of edited rows; a row of which nothing is left reads nothing.
+    """The edited rows as masking their scores would leave them; a row with nothing left is zero.
 
-    Where the model's own row sums to less than one a sink takes the rest, and takes its part of what was cut.
+    Where the model's own row sums to less than one, a sink holds the rest and takes its share of the removed mass.
     """
     rounding = max(1e-5, 2 * torch.finfo(own.dtype).eps)
     total = own.float().sum(-1, keepdim=True)

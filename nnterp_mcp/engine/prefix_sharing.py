@@ -1,4 +1,4 @@
-"""How much of a forward pass rows of one prompt may share, found by trying it on the model."""
+"""The part of a forward pass that rows of one prompt can share exactly, found by trying it on the model."""
 
 from __future__ import annotations
 

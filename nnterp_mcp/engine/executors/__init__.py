@@ -1,1 +1,1 @@
-"""What runs a pass: hooks, traces, captured graphs, NDIF."""
+"""The executors of a pass: hooks, traces, captured graphs, NDIF."""

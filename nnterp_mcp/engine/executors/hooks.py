@@ -41,7 +41,7 @@ class Port:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What tells it from other ports."""
+        """Identifies the port."""
         return id(self.site.module), self.side
 
     def read(self, passed: Any) -> Tensor:
@@ -52,7 +52,7 @@ class Port:
         return states.unflatten(-1, (self.heads, -1)) if self.heads else states
 
     def write(self, passed: Any, states: Tensor) -> Any:
-        """What passes, with other states."""
+        """The module's inputs or output, with other states in them."""
         states = states.flatten(-2) if self.heads else states
         return self.site.write_input(passed, states) if self.side == "input" else self.site.write_output(passed, states)
 
@@ -71,7 +71,7 @@ class TappedPort:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What tells it from other ports."""
+        """Identifies the port."""
         return id(self.module), self.quantity
 
 
@@ -148,7 +148,7 @@ class _Hooks:
         return lambda: taps.pop(port.quantity, None)
 
     def _pass(self, place: Place, port: Port, passed: Any) -> Any:
-        """What passes with the visitor's changes; None where nothing changes."""
+        """The inputs or output with the visitor's changes; None where nothing changes."""
         if self._visiting or place not in self.waiting:
             return None
         came = port.read(passed)

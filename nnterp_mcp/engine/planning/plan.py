@@ -122,7 +122,7 @@ def check(
 
 
 def _knock_out_last(place: Place, listed: Sequence[Edit]) -> Sequence[Edit]:
-    """What is done at a place, with all that is knocked out there as one edit behind the rest."""
+    """The edits at a hook point, with all knockouts merged into one that comes last."""
     knockouts = [edit for edit in listed if isinstance(edit, KnockoutEdit)]
     others = [edit for edit in listed if not isinstance(edit, KnockoutEdit)]
     needs = [needed for edit in others for needed in edit.needs]

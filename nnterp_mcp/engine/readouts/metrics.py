@@ -19,7 +19,7 @@ Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
 
 
 def default_metric(categories: int) -> MetricName:
-    """What so many target categories allow: their difference, the one's log-probability, or else the divergence."""
+    """The default metric: logit difference of two categories, log-probability of one, divergence with none."""
     return "kl" if categories == 0 else "log_probability" if categories == 1 else "logit_difference"
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a next-token distribution: reduced beside the model, so that nothing of vocabulary size leaves it."""
+"""Next-token distributions reduced on the device, so that nothing of vocabulary size leaves it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnterp_mcp.engine.readouts.reductions import rows_at_once, summarize_distri
 
 @dataclass(frozen=True)
 class Readout:
-    """What is kept of some distributions.
+    """Distributions reduced to top tokens, entropy and target tokens.
 
     Attributes:
         top_ids: The likeliest tokens.

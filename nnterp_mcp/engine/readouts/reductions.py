@@ -1,4 +1,4 @@
-"""What large tensors are reduced to, in plain torch: the arithmetic of every reading, whichever machine it runs on.
+"""Reductions of large tensors in plain torch: the arithmetic of every reading, whichever machine it runs on.
 
 A model that another machine serves is sent these functions by their source, to run beside it. So they call only torch
 and one another, take and return tensors, numbers, lists and dictionaries, and raise nothing of ours: whoever calls them
@@ -165,7 +165,7 @@ def choose_tokens(
 
 
 def rows_at_once(width: int, device: torch.device) -> int:
-    """How many rows of so many numbers to reduce together: as many as a CPU's cache holds with what is made of them.
+    """The number of rows to reduce together: as many as fit a CPU's cache along with their intermediate results.
 
     An accelerator takes more, for each step costs a launch.
     """
@@ -175,7 +175,7 @@ def rows_at_once(width: int, device: torch.device) -> int:
 def summarize_lens(
     logits: Float[Tensor, "entry layer vocabulary"], options: dict[str, Any], at: slice
 ) -> dict[str, Tensor]:
-    """What each layer would say at each entry: the fields of a `Readout`, and `kl`, KL(last layer ‖ layer) in nats.
+    """The lens at each entry and layer: the fields of a `Readout`, and `kl`, KL(last layer ‖ layer) in nats.
 
     Args:
         logits: What norm and head make of each layer, the last layer of the model behind those that are asked for.
@@ -206,7 +206,7 @@ def summarize_lens(
 def compare_with_first(
     logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
 ) -> dict[str, Float[Tensor, "entry ..."]]:
-    """What comes after rows of one batch: the fields of a `Readout`; and `kl`, KL(row ‖ first row) in nats.
+    """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ first row) in nats.
 
     Args:
         logits: The distributions.
@@ -253,7 +253,7 @@ def take_heads(
 
 
 def summarize_heads(states: Float[Tensor, "row query head key"], options: dict[str, Any]) -> dict[str, Tensor]:
-    """What `summarize_patterns` makes of some `heads`, of `at_once` probabilities at a time.
+    """Runs `summarize_patterns` on some `heads`, `at_once` probabilities at a time.
 
     Args:
         states: Attention probabilities of one layer.

@@ -1,6 +1,6 @@
 """The language of interventions: what an operation on a running model says, before any model is known.
 
-Every tool that runs a forward pass takes a list of these, and so does the library (`interventions/plan.py` resolves
+Every tool that runs a forward pass takes a list of these, and so does the library (`engine/planning/plan.py` resolves
 them against a model). They act in the order in which the model runs; at one and the same place a skip first, knockouts
 last, and all others in the order listed.
 """

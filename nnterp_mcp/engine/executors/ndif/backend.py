@@ -71,7 +71,7 @@ def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
 
 
 def inputs_of(batch: Batch, last: bool = False) -> Data:
-    """What a forward pass over a batch is given.
+    """The arguments of a forward pass over a batch.
 
     Args:
         batch: The batch.

@@ -1,4 +1,4 @@
-"""What is verified when a served model is loaded: on the model itself, in a few short requests."""
+"""Checks of a served model at load, on the model itself, in a few short requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt, pad_batch
 
 Run = TypeVar("Run")
 _FAULTS = (Internal, InvalidRequest, Unsupported)
-"""What says something of the model; all else is of the way to it, and ends the load."""
+"""Errors that concern the model; any other concerns the connection, and ends the load."""
 
 
 def check_served(model: ServedTransformer) -> list[Check]:
@@ -130,7 +130,7 @@ def _check_attention(model: ServedTransformer) -> Check:
 
 
 def _attempt(run: Callable[[], Run]) -> Run | str:
-    """What came of a request, or what the served model said against it."""
+    """The result of a request, or the served model's refusal."""
     try:
         return run()
     except _FAULTS as error:

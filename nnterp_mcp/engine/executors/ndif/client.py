@@ -55,7 +55,7 @@ _MOST_BYTES = 1 << 30
 
 @dataclass
 class Traffic:
-    """What went over the wire.
+    """Requests and bytes on the connection.
 
     Attributes:
         requests: How many requests were answered.
@@ -95,7 +95,7 @@ class Connection:
     local: bool = False
 
     def backend(self) -> Backend:
-        """What runs a trace or a session there."""
+        """The nnsight backend that runs a trace or a session on the service."""
         if self.local:
             from nnsight.intervention.backends.local import LocalSimulationBackend
 
@@ -122,7 +122,7 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request says of its sender."""
+        """The headers of every request."""
         own = {
             "ndif-timestamp": repr(time.time()),
             "nnsight-version": version("nnsight"),
@@ -271,7 +271,7 @@ class _EnvelopeReader(pickle.Unpickler):
 
 
 class _Envelopes:
-    """What torch asks of a module that reads pickles."""
+    """The interface that torch asks of a module that reads pickles."""
 
     Unpickler = _EnvelopeReader
 

@@ -1,4 +1,4 @@
-"""What went wrong between a worker and an NDIF service, in our own words: the service's may quote the API key."""
+"""Faults between a worker and an NDIF service, in our own words: the service's may quote the API key."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _refused_key(host: str) -> Forbidden:
 
 
 def _detail(content: bytes) -> str:
-    """What a service says of a refusal."""
+    """The service's reason for a refusal."""
     try:
         body = json.loads(content)
     except ValueError:

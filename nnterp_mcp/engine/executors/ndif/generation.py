@@ -52,7 +52,7 @@ def generate_served(
 
 
 class _Text:
-    """What a batch of prompts has said so far.
+    """The tokens generated so far for a batch of prompts.
 
     Attributes:
         tokens: The tokens of each step, a row each.

@@ -1,4 +1,4 @@
-"""What runs next to a served model, inside a trace.
+"""Functions that run next to a served model, inside a trace.
 
 nnsight sends these functions by their source, with what they are handed. So they know only torch, the interpreter, the
 reductions that local passes use as well, and plain data; the model is what nnsight's wrapper is on the server's side.
@@ -85,7 +85,7 @@ def end_logits(model: Any, kept: Data, options: Data) -> Tensor:
 
 
 def read_pass(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """What `forward` returns of a pass; states that only the model's own tail can read are carried to the next one."""
+    """The captures and logits of a pass; states that need the model's own tail are carried to the next one."""
     values = [captured[number] for number in range(options["count"])]
     reduce, asked, width = options["reduce"], options["options"], options["width"]
     if options["of_captures"]:
@@ -107,7 +107,7 @@ def read_replayed(model: Any, captured: Data, options: Data, carried: Data) -> D
 
 
 def read_branches(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """What is read of an input and its branches: states of all rows by hook point, and what their logits come to."""
+    """The states of all rows of an input and its branches by hook point, and their reduced logits."""
     numbers: Data = {}
     if options["reduce"] is not None:
         asked = options["options"] | ({"reference": carried["reference"]} if options["compares"] else {})
@@ -123,7 +123,7 @@ def read_reference(model: Any, captured: Data, options: Data, carried: Data) -> 
 
 
 def with_prefix(one: Data, carried: Data, config: Any) -> Data:
-    """What the forward pass of a pass is given; with keys and values that it fills, or goes on from.
+    """The arguments of the model's forward pass, with a cache of keys and values to fill or to continue from.
 
     Args:
         one: The pass. Its `cache`, if there is one, has the `name` of the model's argument, and the `length` of the
@@ -179,7 +179,7 @@ def read_rows(model: Any, kept: Data, options: Data, carried: Data) -> Data:
 
 
 def step_inputs(ids: Tensor, mask: Tensor, cache: Any, number: int, options: Data) -> Data:
-    """What the forward pass of a step is given: all tokens, or with a cache after the first step the newest alone."""
+    """The arguments of a step's forward pass: all tokens, or with a cache only the newest after the first step."""
     first = 0 if cache is None or number == 0 else ids.shape[1] - 1
     given: Data = {"input_ids": ids[:, first:], "attention_mask": mask, "use_cache": cache is not None}
     if options["positions"]:

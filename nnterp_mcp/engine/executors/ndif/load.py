@@ -113,7 +113,7 @@ def _key(wire: Any, served: str) -> str:
 
 
 def _require_versions(connection: Connection) -> dict[str, str]:
-    """What the service computes with.
+    """The versions of the libraries that the service runs.
 
     Raises:
         Unsupported: It is of another generation than what is installed here.

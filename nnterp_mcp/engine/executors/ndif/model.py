@@ -60,7 +60,7 @@ class ServedTransformer(StandardizedTransformer):
 
     @property
     def computing_dtype(self) -> torch.dtype:
-        """What it computes in there."""
+        """The data type in which the service computes."""
         return self.dtype_served
 
     @property
@@ -70,7 +70,7 @@ class ServedTransformer(StandardizedTransformer):
 
     @property
     def fingerprint(self) -> str:
-        """What tells one served model from another; weights that are served are not hashed."""
+        """Identifies a served model; served weights are not hashed."""
         return hashlib.sha256(f"ndif {self.connection.key}".encode()).hexdigest()[:16]
 
     @contextmanager
