@@ -166,7 +166,7 @@ class Bench:
         Raises:
             Unsupported: It does; by name.
         """
-        if self._model is not None and self._model.elsewhere and not spec.served:
+        if self._model is not None and self._model.remote_calls and not spec.served:
             raise Unsupported(
                 f"{spec.name} is not offered for {self.handle}, which NDIF serves",
                 "Load the model with backend 'local' for it, if it fits this machine.",

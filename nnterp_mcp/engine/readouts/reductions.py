@@ -203,27 +203,29 @@ def summarize_lens(
     return {name: value.unflatten(0, (-1, count)) for name, value in join(parts).items()}
 
 
-def compare_with_first(
+def compare_rows(
     logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
 ) -> dict[str, Float[Tensor, "entry ..."]]:
-    """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ first row) in nats.
+    """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ its baseline) in nats.
 
     Args:
         logits: The distributions.
-        options: `rows`, the row of each entry; `ids` and `real`, the tokens of its categories; `top_k`; and `against`,
-            whether the divergence is wanted.
+        options: `rows`, the row of each entry; `ids` and `real`, the tokens of its categories; `top_k`; and
+            `baselines`, the row with which each entry is compared, or None for no divergence.
         at: All of the rows.
 
     Returns:
         Each of them by entry, and `total`, which is finite where all logits are.
     """
-    first, parts = log_probabilities(logits[0]), []
+    parts, baselines = [], options["baselines"]
     ids, real, rows = (options[name].to(logits.device) for name in ("ids", "real", "rows"))
+    compared, which = (rows[:0] if baselines is None else baselines.to(rows)).unique(return_inverse=True)
+    references = log_probabilities(logits[compared])
     for some in torch.arange(len(rows), device=logits.device).split(rows_at_once(logits.shape[-1], logits.device)):
         own = logits[rows[some]].float()
         total = own.logsumexp(-1, keepdim=True)
         part = summarize_distributions(own - total, options["top_k"], ids[some], real[some])
-        kl = {"kl": divergence(own - total, first)} if options["against"] else {}
+        kl = {} if baselines is None else {"kl": divergence(own - total, references[which[some]])}
         parts.append({**part, **kl, "total": total[:, 0]})
     return join(parts)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.observation import Observed, Reference, observe
+from nnterp_mcp.engine.observation import Observed, Reference, observe, reference_of
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import log_probabilities
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -73,9 +72,8 @@ def _run_pair(
     compares = asked.options["metric"] == "kl"
     itself = Reference(pair.clean, None) if compares else None
     clean = observe(model, pair.clean, places, reduction=asked, reference=itself, caching=patches_clean)
-    corrupted, reference = None, itself
-    if compares and not model.elsewhere:
-        reference = Reference(pair.clean, log_probabilities(clean.logits))
+    corrupted = None
+    reference = reference_of(pair.clean, clean) if compares else None
     if pair.corrupted is not None:
         corrupted = observe(
             model, pair.corrupted, places, reduction=asked, reference=reference, caching=not patches_clean
