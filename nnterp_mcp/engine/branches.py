@@ -7,7 +7,7 @@ where its first edit is, as a copy of the unedited row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache
-from nnterp_mcp.engine.observation import Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
+from nnterp_mcp.engine.observation import Observed, Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
 from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
@@ -53,15 +53,54 @@ class Replacement(NamedTuple):
         row: The row.
         place: The hook point.
         positions: The tokens.
-        states: The state of each of them; of the heads alone that are replaced, where heads are named.
+        states: The state of each of them, of the heads alone that are replaced, where heads are named; or where another
+            run, whose states stayed with a served model, has them.
         heads: The heads; None for all, or where there are none.
     """
 
     row: int
     place: Place
     positions: Sequence[int]
-    states: Float[Tensor, "position *head width"]
+    states: Float[Tensor, "position *head width"] | SourceStates
     heads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SourceStates:
+    """States of a run that makes them in the same request as the branches that take them.
+
+    Attributes:
+        run: The run; one for all branches of an input.
+        positions: The tokens.
+    """
+
+    run: Observed
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True)
+class TakenFromRun:
+    """States of another run in the states' place, which an executor knows by `source_name`.
+
+    Attributes:
+        run: The run.
+        place: The hook point.
+        positions: The run's position for each row and position.
+    """
+
+    run: Observed
+    place: Place
+    positions: Mapping[tuple[int, int], int]
+
+    def resolve(self, states: Reached) -> Data:
+        """The other states, entry by entry."""
+        columns = torch.tensor([self.positions[entry] for entry in states.chosen.entries])
+        return {"op": "take", "name": source_name(self.place), "index": (torch.zeros_like(columns), columns)}
+
+
+def source_name(place: Place) -> str:
+    """The name under which edits take the states of another run at a hook point."""
+    return f"source {place}"
 
 
 def replace_states(replacements: Iterable[Replacement]) -> list[StateEdit]:
@@ -79,13 +118,19 @@ def replace_states(replacements: Iterable[Replacement]) -> list[StateEdit]:
 def _replace(place: Place, heads: tuple[int, ...] | None, replacements: Sequence[Replacement]) -> StateEdit:
     states: dict[int, Tensor] = {}
     index: dict[int, dict[int, int]] = {}
+    run: Observed | None = None
     for row, _, positions, new, _ in replacements:
+        if isinstance(new, SourceStates):
+            run = new.run
+            index.setdefault(row, {}).update(zip(positions, new.positions, strict=True))
+            continue
         before = states.get(row)
         start = 0 if before is None else len(before)
         states[row] = new if before is None else torch.cat([before, new])
         index.setdefault(row, {}).update(zip(positions, range(start, start + len(new)), strict=True))
     flat = {(row, at): which for row, found in index.items() for at, which in found.items()}
-    return StateEdit(place, Reach({row: sorted(found) for row, found in index.items()}), Patched(states, flat), heads)
+    change = Patched(states, flat) if run is None else TakenFromRun(run, place, flat)
+    return StateEdit(place, Reach({row: sorted(found) for row, found in index.items()}), change, heads)
 
 
 @dataclass(frozen=True)
@@ -134,6 +179,7 @@ class Branches:
         batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
             nothing is generated.
         prefix: Keys and values of at least the tokens before the last position at which a row begins to differ.
+        own: The run of the input without branches, where there was one: its keys and values are the prefix.
     """
 
     def __init__(
@@ -150,6 +196,7 @@ class Branches:
         max_new_tokens: int = 0,
         batch_tokens: int = 4096,
         prefix: SharedCache | None = None,
+        own: Observed | None = None,
     ) -> None:
         self.model = model
         self.base = base
@@ -161,7 +208,8 @@ class Branches:
         self.batch_tokens = batch_tokens
         self._frozen = frozen
         self.logits = logits
-        self._prefix = prefix
+        self.own = own
+        self._prefix = prefix if own is None else own.cache
         self._one_row = f"a prompt of {len(base)} tokens with one patched row"
         self._first: dict[int, int] = {}
         self._entrance: dict[int, Place] = {}
