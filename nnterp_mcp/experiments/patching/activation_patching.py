@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branches import Branches, Replacement, SourceStates, replace_states
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.replacements import Replacement, SourceStates, replace_states
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
@@ -294,8 +295,10 @@ class Patcher:
             measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)
             done += len(batch.rows)
             on_batch(min(done, (index + 1) * runs))
-        unpatched = own.numbers["value"][0]
-        return torch.stack([measured.get(run, unpatched) for run in range(runs)]).cpu()
+        values = own.numbers["value"].repeat(runs)
+        if measured:
+            values[list(measured)] = torch.stack(list(measured.values()))
+        return values.cpu()
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from functools import partial
 import torch
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, in_order, require_place
 from nnterp_mcp.engine.observation import Observed, Reference
+from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 

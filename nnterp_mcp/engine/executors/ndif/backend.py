@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.executors.ndif.kernels import read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.refusals import refusal
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, steps_of
 from nnterp_mcp.engine.forward import Captured, LogitReduction, Pass, Plan
@@ -31,7 +31,7 @@ def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = Fals
         Unsupported: Gradients, or logits that are not reduced, are asked for.
     """
     if gradients:
-        raise refusal(model.name, "gradients")
+        raise not_offered(model.name, "gradients")
     require_reduced(model, work.logits is None or work.reduction is not None)
     asked, names = work.reduction, range(len(work.captures))
     of_captures = asked is not None and asked.of_captures
@@ -53,7 +53,7 @@ def require_reduced(model: ServedTransformer, reduced: bool) -> None:
         Unsupported: They are not.
     """
     if not reduced:
-        raise refusal(model.name, "whole logits")
+        raise not_offered(model.name, "whole logits")
 
 
 def pass_data(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches, TakenFromRun
+from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, pass_data, require_reduced
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
@@ -25,6 +25,7 @@ from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.reductions import sample_logits
+from nnterp_mcp.engine.replacements import TakenFromRun
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.structure.context_lengths import lengths_of
 

@@ -14,7 +14,7 @@ from nnterp_mcp.engine.executors.ndif.branches import observe_served, run_served
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest, read_rows
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
-from nnterp_mcp.engine.executors.ndif.refusals import refusal
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.planning.vectors import matrix_of
 from nnterp_mcp.errors import Internal
@@ -37,7 +37,7 @@ def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]
                 model.connection, [pass_data(model, inputs, []) | {"read": read_rows, "options": options}]
             )
         except Internal as error:
-            raise refusal(model.name, "weights, of which a difference of tokens is made") from error
+            raise not_offered(model.name, "weights, of which a difference of tokens is made") from error
         model.token_rows |= zip([(path, number) for number in missing], found["rows"], strict=True)
     return torch.stack([model.token_rows[path, number] for number in ids])
 
