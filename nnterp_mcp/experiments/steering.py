@@ -225,6 +225,11 @@ class SteeredRuns:
         everywhere = self._onward and (generating or not all(at[0] for at in self._where.values()))
         return not everywhere and any(dose.layer is not None for dose in self.doses)
 
+    @property
+    def first(self) -> int:
+        """The first position of any prompt at which a direction is added."""
+        return min(at[0] for at in self._where.values())
+
     def by_prompt(self, runs: Sequence[int]) -> Iterator[tuple[int, Input, list[StateEdit]]]:
         """The baseline of each prompt, its input, and the edits of its steered runs.
 
@@ -318,7 +323,8 @@ def _generate(
     def report(done: int, total: int | None = None, unit: str = "") -> None:
         runs.work.progress(len(runs.doses) + done, None, "runs read and steps generated")
 
-    if not shared:
+    if not shared or (len(runs.work.prompts) > 1 and runs.first < max_new_tokens):
+        # All prompts in one batch at each step, unless more tokens are shared than generated.
         work = replace(runs.as_prompts(), progress=report)
         found = generate(model, work.some(speaking), max_new_tokens=max_new_tokens)
         return {generation.prompt: generation.ids for generation in found}

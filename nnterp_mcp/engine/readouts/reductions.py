@@ -210,14 +210,13 @@ def compare_rows(
 
     Args:
         logits: The distributions.
-        options: `rows`, the row of each entry; `ids` and `real`, the tokens of its categories; `top_k`; and
-            `baselines`, the row with which each entry is compared, or None for no divergence.
+        options: By entry `rows`, `baselines` (None for no divergence), and `ids` and `real` of its categories; `top_k`.
         at: All of the rows.
 
     Returns:
         Each of them by entry, and `total`, which is finite where all logits are.
     """
-    parts, baselines = [], options["baselines"]
+    baselines, parts = options["baselines"], []
     ids, real, rows = (options[name].to(logits.device) for name in ("ids", "real", "rows"))
     compared, which = (rows[:0] if baselines is None else baselines.to(rows)).unique(return_inverse=True)
     references = log_probabilities(logits[compared])
@@ -268,11 +267,9 @@ def summarize_heads(states: Float[Tensor, "row query head key"], options: dict[s
 
 
 def join(parts: Sequence[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
-    """Parts put together on the device of the first, name by name; of single numbers the largest."""
+    """Parts concatenated on the device of the first, name by name; of single numbers the largest."""
     found = {name: [part[name].to(value.device) for part in parts] for name, value in parts[0].items()}
-    return {
-        name: torch.cat(values, dim) if values[0].ndim else torch.stack(values).amax() for name, values in found.items()
-    }
+    return {name: torch.cat(some, dim) if some[0].ndim else torch.stack(some).amax() for name, some in found.items()}
 
 
 def split_rows(found: dict[str, Tensor], counts: Sequence[int]) -> list[dict[str, Tensor]]:
