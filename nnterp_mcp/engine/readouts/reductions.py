@@ -361,6 +361,11 @@ def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row 
     return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
 
 
+def take_tokens(logits: Float[Tensor, "entry vocabulary"], options: dict[str, Any], at: slice) -> dict[str, Tensor]:
+    """The logits of some `tokens`."""
+    return {"logits": logits[..., options["tokens"]]}
+
+
 def take_strongest(values: Float[Tensor, "*rows item"], k: int) -> Any:
     """The k largest values and their places, the largest first, filled up with zeros."""
     found = values.topk(min(k, values.shape[-1]), dim=-1)
@@ -375,17 +380,14 @@ def in_chunks(
     options: dict[str, Any],
     width: int | None = None,
 ) -> dict[str, Tensor]:
-    """Reduces logits a part at a time, into memory that is set aside for all of them.
-
-    Parts kept as they come would lie between the large tensors that they are made of, and keep the memory of those from
-    being used again.
+    """Reduces logits a part at a time, into memory set aside for all parts, so that large tensors leave no gaps.
 
     Args:
         entries: States, or logits.
         project: Makes logits of states; None where these are logits.
         reduce: Given logits, the options and the slice of entries that these are, returns values of each entry by name.
         options: Its options.
-        width: How many logits an entry has, where entries are not to be taken all at once.
+        width: The number of logits of an entry, where entries are not to be taken all at once.
     """
     size, found = max(1, len(entries)), {}
     if width is not None:
