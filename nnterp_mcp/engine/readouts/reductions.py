@@ -1,8 +1,7 @@
 """Reductions of large tensors in plain torch: the arithmetic of every reading, whichever machine it runs on.
 
-A model that another machine serves is sent these functions by their source, to run beside it. So they call only torch
-and one another, take and return tensors, numbers, lists and dictionaries, and raise nothing of ours: whoever calls them
-judges whether the numbers are finite.
+A model that another machine serves is sent these functions by their source. So they call only torch and one another,
+take and return plain data, and raise nothing of ours: the caller judges whether numbers are finite.
 """
 
 from __future__ import annotations
@@ -334,8 +333,7 @@ def average_rows(
 
     Args:
         states: The states.
-        options: The `rows` and `columns` of the states, the number of the mean that each belongs to (`owners`), and how
-            many each mean has (`counts`).
+        options: `rows` and `columns` of the states, the mean of each (`owners`), and the size of each mean (`counts`).
     """
     taken, counts = take_rows(states, options).float(), options["counts"].to(states.device)
     if len(taken) == len(counts):
@@ -380,12 +378,12 @@ def in_chunks(
     options: dict[str, Any],
     width: int | None = None,
 ) -> dict[str, Tensor]:
-    """Reduces logits a part at a time, into memory set aside for all parts, so that large tensors leave no gaps.
+    """Reduces logits a part at a time, into memory that is set aside for all parts.
 
     Args:
         entries: States, or logits.
         project: Makes logits of states; None where these are logits.
-        reduce: Given logits, the options and the slice of entries that these are, returns values of each entry by name.
+        reduce: Given logits, `options` and the slice of entries that these are, returns values of each entry by name.
         options: Its options.
         width: The number of logits of an entry, where entries are not to be taken all at once.
     """
