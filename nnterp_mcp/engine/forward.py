@@ -59,12 +59,13 @@ class Capture:
 
     Attributes:
         place: Where.
-        reduce: Applied next to the model; what it returns should be small, and no view of what came.
+        reduce: Applied next to the model; what it returns should be small, and no view of what came. None for the very
+            tensor with which the model continues, in its own layout, whose gradient can be asked for.
         options: Its options.
     """
 
     place: Place
-    reduce: Reduction
+    reduce: Reduction | None
     options: Data = field(default_factory=dict)
 
 
