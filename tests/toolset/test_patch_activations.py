@@ -538,6 +538,7 @@ def test_both_channels_say_the_same() -> None:
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
+    assert answer.profile is not None
     tables = len(answer.table.rows) + len(answer.profile.rows)
     assert len(said.split("\n")) == 4 + tables + len(answer.notes)
 
@@ -561,7 +562,7 @@ def test_answers_are_small(smollm2_folder: Path, result: PatchActivationsResult)
     structured = json.dumps(rounded(answer.structured()), ensure_ascii=False)
 
     assert answer.truncated
-    assert 4 <= len(answer.table.rows) <= 6
+    assert 3 <= len(answer.table.rows) <= 6
     assert answer.profile is not None
     assert len(answer.profile.rows) == 32
     assert len(tokenizer(answer.text())["input_ids"]) <= 1000

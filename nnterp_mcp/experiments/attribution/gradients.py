@@ -17,7 +17,7 @@ from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.attribution.path_integral import Point, integrate
-from nnterp_mcp.experiments.attribution.recorded_pass import EMBEDDINGS, gradients, record
+from nnterp_mcp.experiments.attribution.recorded_pass import ENTRANCE, gradients, record
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 
@@ -123,6 +123,7 @@ def integrate_gradients(
     Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017), whose completeness says where steps
     are needed.
     """
+    model.require("gradients")
     if steps < 1:
         raise InvalidRequest(f"integrated gradients take at least 1 step, and steps {steps} came.")
     start = _baseline(model, baseline)
@@ -174,8 +175,8 @@ class _Path:
     @cached_property
     def _origin(self) -> Float[Tensor, "1 position hidden"]:
         """The embeddings that the model has, operations on them included."""
-        plan = Plan({EMBEDDINGS: self.work.plan.edits.get(EMBEDDINGS, ())})
-        captures = [Capture(EMBEDDINGS, take_all)]
+        plan = Plan({ENTRANCE: self.work.plan.edits.get(ENTRANCE, ())})
+        captures = [Capture(ENTRANCE, take_all)]
         return forward(self.model, self.work.batch(self.model, [0]), plan, captures).values[0].clone()
 
     def integrate(self, steps: int) -> TokenAttribution:
@@ -227,6 +228,6 @@ def _find_slopes(
     with gradients(model.module):
         found = record(model, batch, plan, embeddings=embeddings)
         metric = torch.cat([measure(found.logits[[row]]) for row, measure in enumerate(measures)])
-        entered = found.states[EMBEDDINGS]
+        entered = found.states[ENTRANCE]
         (gradient,) = torch.autograd.grad(metric.sum(), [entered])
     return _Slopes(metric.detach(), entered.detach(), gradient)

@@ -18,7 +18,7 @@ from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 
-EMBEDDINGS = Place("token_embeddings")
+ENTRANCE = Place("token_embeddings")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def record(
     rows, columns = batch.inputs["input_ids"].shape
     if of_pass(model, rows, columns, model.attention == "eager", model.num_layers) > free(model.device):
         raise torch.OutOfMemoryError("estimated to be too large")
-    tracked = [Track(EMBEDDINGS, leaf=True, value=embeddings), *(Track(at) for at in places if at != EMBEDDINGS)]
+    tracked = [Track(ENTRANCE, leaf=True, value=embeddings), *(Track(at) for at in places if at != ENTRANCE)]
     edits = {**plan.edits, **{edit.place: [*plan.edits.get(edit.place, ()), edit] for edit in tracked}}
     captures = [Capture(edit.place, None) for edit in tracked]
     ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]

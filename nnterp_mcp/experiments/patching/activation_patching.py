@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.replacements import Replacement, SourceStates, replace_states
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
@@ -255,12 +256,16 @@ class Patcher:
         clean, corrupted = found.clean, found.corrupted
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
-        states = other.states if other is not None else ablated or {}
-        exchange = _Exchange(own, states, self._corresponding(index), self.grid.by_head, self.receivers is not None)
+        exchange = _Exchange(
+            own, other, ablated or {}, self._corresponding(index), self.grid.by_head, self.receivers is not None
+        )
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
         )
         values = self._measure(index, own, edits, asked, found.reference, len(runs), work)
+        for run in (clean, corrupted):
+            if run is not None:
+                require_finite(run.numbers["total"], "logits")
         good = float(clean.numbers["value"])
         bad = good if corrupted is None else float(corrupted.numbers["value"])
         last = Place("layers_output", self.model.anatomy.last.index)
@@ -288,25 +293,26 @@ class Patcher:
         work: Workload,
     ) -> Float[Tensor, " run"]:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
-        pair = self.pairs[index]
-        base = pair.clean if self._patches_clean(pair) or pair.corrupted is None else pair.corrupted
-        values = own.numbers["value"].repeat(runs)
+        measured: dict[int, Tensor] = {}
         done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
         make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
         branches = make(
             self.model,
-            base,
+            own.given,
             edits,
             reduction=lambda order: asked,
             reference=reference,
             batch_tokens=work.batch_tokens,
-            prefix=own.cache,
+            own=own,
         )
         for batch in branches.run():
             require_finite(batch.numbers["total"], "logits")
-            values[batch.rows] = batch.numbers["value"][1:]
+            measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)
             done += len(batch.rows)
             work.progress(min(done, (index + 1) * runs), len(self.pairs) * runs, "runs")
+        values = own.numbers["value"].repeat(runs)
+        if measured:
+            values[list(measured)] = torch.stack(list(measured.values()))
         return values.cpu()
 
 
@@ -316,14 +322,16 @@ class _Exchange:
 
     Attributes:
         own: The run that is patched.
-        states: Those of the other run, by place; zeros where there are none.
+        other: The run from which states are taken; None where states are ablated.
+        means: The states that an ablation puts in, by place; zeros where there are none.
         spans: The positions of each span, with those that states are taken from.
         by_head: A cell's column is a head.
         along_paths: The rest of the run is frozen.
     """
 
     own: Observed
-    states: Mapping[Place, Tensor]
+    other: Observed | None
+    means: Mapping[Place, Tensor]
     spans: Sequence[Sequence[tuple[int, int]]]
     by_head: bool
     along_paths: bool
@@ -343,27 +351,39 @@ class _Exchange:
     def _decides(self, place: Place, covered: Collection[tuple[int, int]], last: Place) -> bool:
         if place.site not in _RESIDUAL:
             return False
-        own, other = self.own.states[place], self.states.get(place)
-        if place == last and (len(own) - 1, len(own if other is None else other) - 1) in covered:
+        length = len(self.own.given)
+        other = length if self.other is None else len(self.other.given)
+        if place == last and (length - 1, other - 1) in covered:
             return True
-        if self.along_paths or (other is not None and len(other) != len(own)):
+        if self.along_paths or other != length:
             return False
-        differ = own != (torch.zeros_like(own) if other is None else other)
-        return {(at, at) for at in differ.flatten(1).any(1).nonzero()[:, 0].tolist()} <= set(covered)
+        return all((at, at) in covered for at in range(length) if self._differs(place, at))
+
+    def _differs(self, place: Place, at: int) -> bool:
+        if self.other is not None and not self.other.states:
+            return not self.own.given.agrees(at, self.other.given, at)
+        own = self.own.states[place][at]
+        known = self.means if self.other is None else self.other.states
+        return bool((own != known[place][at]).any() if place in known else own.any())
 
     def _pairs(self, cell: Cell) -> Sequence[tuple[int, int]]:
         return sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
 
     def replacement(self, row: int, cell: Cell) -> Replacement | None:
         """The states of a cell that differ from the run's own; None if none do."""
-        pairs = self._pairs(cell)
+        pairs, other = self._pairs(cell), self.other
+        heads = (cell.column,) if self.by_head else None
+        if other is not None and not other.states:
+            pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
+            states = SourceStates(other, [source for _, source in pairs])
+            return Replacement(row, cell.place, [at for at, _ in pairs], states, heads) if pairs else None
         into, from_ = [at for at, _ in pairs], [at for _, at in pairs]
+        known = self.means if other is None else other.states
         own = self.own.states[cell.place][into]
-        states = self.states[cell.place][from_] if cell.place in self.states else torch.zeros_like(own)
+        states = known[cell.place][from_] if cell.place in known else torch.zeros_like(own)
         if self.by_head:
             own, states = own[:, [cell.column]], states[:, [cell.column]]
         differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         if not differing:
             return None
-        heads = (cell.column,) if self.by_head else None
         return Replacement(row, cell.place, [into[index] for index in differing], states[differing], heads)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.patching.activation_patching import Grid
+from nnterp_mcp.experiments.patching.activation_patching import Grid, Patching
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.formatting import seconds
 
@@ -14,15 +17,37 @@ _GROUP = 2**14
 """Tokens that the cells of a group compute, about: some seconds to a minute."""
 
 
+@dataclass(frozen=True)
+class CellRuns:
+    """The runs of one cell: the metric of each pair, patched and not."""
+
+    number: int
+    values: list[float]
+    clean: list[float]
+    corrupted: list[float] | None
+    by_construction: bool
+
+
+def collect(items: Sequence[CellRuns]) -> Patching:
+    """The runs of several cells in one value."""
+    first = items[0]
+    return Patching(
+        torch.tensor(first.clean),
+        None if first.corrupted is None else torch.tensor(first.corrupted),
+        torch.tensor([one.values for one in items]).T,
+        torch.tensor([one.by_construction for one in items]),
+    )
+
+
 def tokens_of(grid: Grid, pairs: Sequence[Pair]) -> list[int]:
     """The tokens that each cell computes, over all pairs: those from its first position on."""
-    firsts = [
-        [len(pair.clean) - min((span.clean or (0,))[0] for span in spans) for span in spans]
+    lengths = [
+        [len(pair.clean) - min(span.clean, default=0) for span in spans]
         for pair, spans in zip(pairs, grid.spans, strict=True)
     ]
     if grid.by_head:
-        return [sum(map(max, firsts))] * len(grid.cells)
-    by_span = [sum(lengths) for lengths in zip(*firsts, strict=True)]
+        return [sum(map(max, lengths))] * len(grid.cells)
+    by_span = [sum(found) for found in zip(*lengths, strict=True)]
     return [by_span[cell.column] for cell in grid.cells]
 
 

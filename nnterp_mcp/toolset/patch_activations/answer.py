@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -19,6 +19,9 @@ from nnterp_mcp.toolset.patch_activations.result import (
     PatchActivationsResult,
     PatchedCell,
     PatchedSet,
+    effect_name,
+    metric_column,
+    metric_name,
     name_cell,
     position_of,
 )
@@ -33,7 +36,10 @@ _TOKENS = 20
 """Characters of a span's tokens."""
 
 _NAMED = 6
-"""Cells of a set, and positions, that a sentence names."""
+"""Cells of a set that a sentence names."""
+
+_POSITIONS = 3
+"""Positions that a sentence names."""
 
 _ALIKE = 0.05
 """The share of the largest effect by which others may fall short of it and still count as equally large."""
@@ -56,7 +62,7 @@ def digest(result: PatchActivationsResult) -> PatchActivationsAnswer:
     """The baselines, then the largest effects and one number for every layer, or a set's measures."""
     order = [cell for cell in result.cells if cell.effect and not cell.by_construction]
     order.sort(key=lambda cell: -abs(cell.effect))
-    shown = order[: _ROWS - 2 * (result.clean.low is not None or len({cell.site for cell in result.cells}) > 1)]
+    shown = order[: _ROWS - 3 * (result.clean.low is not None or len({cell.site for cell in result.cells}) > 1)]
     hidden = len(result.cells) - len(shown)
     named = result.patched_set if result.patched_set and result.patched_set.named else None
     return PatchActivationsAnswer(
@@ -75,19 +81,6 @@ def digest(result: PatchActivationsResult) -> PatchActivationsAnswer:
 def measured(cell: PatchedCell | PatchedSet) -> Measured:
     """The number that an answer gives of a cell: recovery where it is defined, else the metric."""
     return cell.metric if cell.recovery is None else cell.recovery
-
-
-def effect_name(result: PatchActivationsResult) -> str:
-    """The name of that number."""
-    return "recovery" if result.recovers else metric_column(result)
-
-
-def metric_name(result: PatchActivationsResult) -> str:
-    """The metric, with its categories."""
-    names = [quoted(elided(name)) for name in result.categories][:2]
-    if result.metric == "logit_difference":
-        return f"logit difference ({' − '.join(names)})"
-    return f"log-probability of {names[0]}" if result.metric == "log_probability" else "KL(clean ‖ patched)"
 
 
 def _baselines(result: PatchActivationsResult) -> str:
@@ -136,8 +129,8 @@ def _carried_at(site: str, result: PatchActivationsResult) -> str:
             f"{put}: no single position carries the answer ({bar}); the largest effect is "
             f"{number(brief(measured(best).mean))}, {_where(best, result)}."
         )
-    if len(parts) > _NAMED:
-        parts[_NAMED:] = [f"{len(parts) - _NAMED} more"]
+    if len(parts) > _POSITIONS:
+        parts[_POSITIONS:] = [f"{len(parts) - _POSITIONS} more positions"]
     return f"{put}{_paths(result)}: {'needed' if noising else 'carried'} by {'; '.join(parts)} ({bar}{_mean(result)})."
 
 
@@ -269,11 +262,6 @@ def _tokens(column: GridColumn) -> Cell:
     return [clean, elided(column.corrupted, _TOKENS)]
 
 
-def metric_column(result: PatchActivationsResult) -> str:
-    """The metric as the head of a column; a divergence with its direction."""
-    return "KL(clean ‖ patched)" if result.metric == "kl" else result.metric
-
-
 def _largest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
     heads = result.by_head
     columns: list[Column[PatchedCell]] = [
@@ -340,27 +328,30 @@ def _profile(result: PatchActivationsResult) -> Table:
     of = {(cell.site, cell.column, cell.layer): cell for cell in result.cells}
     columns: list[Column[int]] = [Column("layer", lambda layer: layer)]
     if len(layers) * len(pairs) <= _NUMBERS:
-        columns += [
-            Column(
-                _head(site, at, sites, result), lambda layer, key=(site, at): _value(of.get((*key, layer))), Kind.BRIEF
-            )
-            for site, at in pairs
-        ]
+        columns += [_numbers(_head(site, at, sites, result), site, at, of) for site, at in pairs]
     elif 2 * len(layers) * len(sites) <= _NUMBERS:
-        columns += [Column(site, lambda layer, site=site: _peak(result, layer, [site])) for site in sites]
+        columns += [_peaks(site, [site], result) for site in sites]
     else:
-        columns.append(Column("any site", lambda layer: _peak(result, layer, sites)))
+        columns.append(_peaks("any site", sites, result))
     return tabulate(columns, layers)
+
+
+def _numbers(name: str, site: str, at: int, of: Mapping[tuple[str, int, int], PatchedCell]) -> Column[int]:
+    def value(layer: int) -> float | None:
+        cell = of.get((site, at, layer))
+        return None if cell is None else measured(cell).mean
+
+    return Column(name, value, Kind.BRIEF)
+
+
+def _peaks(name: str, sites: Sequence[str], result: PatchActivationsResult) -> Column[int]:
+    return Column(name, lambda layer: _peak(result, layer, sites))
 
 
 def _head(site: str, at: int, sites: Sequence[str], result: PatchActivationsResult) -> str:
     label = elided(result.columns[at].label, 12)
     column = f"H{label}" if result.by_head else f"@{label}"
     return column if len(sites) == 1 else f"{site} {column}"
-
-
-def _value(cell: PatchedCell | None) -> float | None:
-    return None if cell is None else measured(cell).mean
 
 
 def _peak(result: PatchActivationsResult, layer: int, sites: Sequence[str]) -> Cell:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Colours, Figure, Heatmap, Panel, visible
 from nnterp_mcp.formatting import elided, plural, quoted
-from nnterp_mcp.toolset.patch_activations.answer import metric_name
-from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, metric_name
 
 _SITES = 6
 """Sites that are drawn."""

@@ -214,8 +214,9 @@ class PatchActivationsParams(ModelParams):
         heads = self.heads
         if heads is None and any(cell.heads is not None for cell in self.cells):
             heads = "all"
-        named = tuple(dict.fromkeys(cell.site for cell in self.cells if cell.site is not None))
-        return self.sites or named or (("layers_output",) if heads is None else ("heads_output",)), heads
+        usual: Site = "layers_output" if heads is None else "heads_output"
+        named: dict[Site, None] = dict.fromkeys(cell.site for cell in self.cells if cell.site is not None)
+        return self.sites or tuple(named) or (usual,), heads
 
     @property
     def ends(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
+from nnterp_mcp.formatting import elided, quoted
 
 EVERYWHERE = "all"
 """The label of the span that an ablation takes where no positions are chosen."""
@@ -191,3 +192,21 @@ class PatchActivationsAnswer(ProfiledAnswer):
 
     clean: Annotated[float, Field(description="Metric of the clean run.")]
     corrupted: Annotated[float | None, Field(description="Metric of the corrupted run.")] = None
+
+
+def effect_name(result: PatchActivationsResult) -> str:
+    """The name of that number."""
+    return "recovery" if result.recovers else metric_column(result)
+
+
+def metric_name(result: PatchActivationsResult) -> str:
+    """The metric, with its categories."""
+    names = [quoted(elided(name)) for name in result.categories][:2]
+    if result.metric == "logit_difference":
+        return f"logit difference ({' − '.join(names)})"
+    return f"log-probability of {names[0]}" if result.metric == "log_probability" else "KL(clean ‖ patched)"
+
+
+def metric_column(result: PatchActivationsResult) -> str:
+    """The metric as the head of a column; a divergence with its direction."""
+    return "KL(clean ‖ patched)" if result.metric == "kl" else result.metric

@@ -24,7 +24,7 @@ from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
-from nnterp_mcp.experiments.patching.grid_work import Pace, group_cells, tokens_of
+from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, collect, group_cells, tokens_of
 from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
@@ -129,17 +129,6 @@ def _base(
     )
 
 
-@dataclass(frozen=True)
-class _CellRuns:
-    """The runs of one cell: the metric of each pair, patched and not."""
-
-    number: int
-    values: list[float]
-    clean: list[float]
-    corrupted: list[float] | None
-    by_construction: bool
-
-
 def _grid(
     bench: Bench,
     patcher: Patcher,
@@ -164,40 +153,30 @@ def _grid(
         left = pace.left(done, runs or total)
         work.progress(done, runs, f"{unit}, about {seconds(left)} left" if left >= 1 else unit)
 
-    def compute(group: Sequence[int]) -> list[_CellRuns]:
+    def compute(group: Sequence[int]) -> list[CellRuns]:
         pace.begin(groups.index(list(group)))
         found = patcher.patch([[cells[at]] for at in group], replace(work, progress=report))
         clean, corrupted = found.clean.tolist(), None if found.corrupted is None else found.corrupted.tolist()
         follows = found.by_construction.tolist()
         return [
-            _CellRuns(at, values, clean, corrupted, one)
+            CellRuns(at, values, clean, corrupted, one)
             for at, values, one in zip(group, found.values.T.tolist(), follows, strict=True)
         ]
 
-    def assemble(finished: Finished[_CellRuns]) -> PatchActivationsResult:
-        found = _patching(finished.items)
+    def assemble(finished: Finished[CellRuns]) -> PatchActivationsResult:
+        found = collect(finished.items)
         some = replace(patcher.grid, cells=[cells[one.number] for one in finished.items])
         summary = _Summary(patcher, found)
         _keep(job, some, found)
         return base.model_copy(update={**summary.baselines(), "cells": summary.cells(some, base.columns)})
 
-    whole = job.in_parts(groups, _CellRuns, compute, assemble, "cells")
+    whole = job.in_parts(groups, CellRuns, compute, assemble, "cells")
     if params.control:
         told = replace(
             work, progress=lambda done, runs, unit: job.progress(total + done, None, f"{unit}, with the control")
         )
         whole.patched_set = _control(patcher, whole, told)
     return whole
-
-
-def _patching(items: Sequence[_CellRuns]) -> Patching:
-    first = items[0]
-    return Patching(
-        torch.tensor(first.clean),
-        None if first.corrupted is None else torch.tensor(first.corrupted),
-        torch.tensor([one.values for one in items]).T,
-        torch.tensor([one.by_construction for one in items]),
-    )
 
 
 def _control(patcher: Patcher, result: PatchActivationsResult, work: Workload) -> PatchedSet | None:
