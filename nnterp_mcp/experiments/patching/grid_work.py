@@ -28,7 +28,7 @@ class CellRuns:
     by_construction: bool
 
 
-def collect(items: Sequence[CellRuns]) -> Patching:
+def join_runs(items: Sequence[CellRuns]) -> Patching:
     """The runs of several cells in one value."""
     first = items[0]
     return Patching(

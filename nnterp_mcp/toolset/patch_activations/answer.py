@@ -38,7 +38,7 @@ _TOKENS = 20
 _NAMED = 6
 """Cells of a set that a sentence names."""
 
-_POSITIONS = 3
+_POSITIONS = 2
 """Positions that a sentence names."""
 
 _ALIKE = 0.05
@@ -118,7 +118,11 @@ def _carried_at(site: str, result: PatchActivationsResult) -> str:
     parts: list[str] = []
     for at, column in enumerate(result.columns):
         own = [cell for cell in cells if cell.column == at and cell.recovery is not None]
-        strong = [cell for cell in own if cell.recovery and _carries(cell.recovery.mean, noising)]
+        strong = [
+            cell
+            for cell in own
+            if cell.recovery and (cell.recovery.mean <= _HALF if noising else cell.recovery.mean >= _HALF)
+        ]
         if any(not cell.by_construction for cell in strong):
             parts.append(f"{_spoken(column)} {_span([cell.layer for cell in strong], layers, noising)}")
     put = f"{_put(result)} at {site}{_about(result)}"
@@ -132,10 +136,6 @@ def _carried_at(site: str, result: PatchActivationsResult) -> str:
     if len(parts) > _POSITIONS:
         parts[_POSITIONS:] = [f"{len(parts) - _POSITIONS} more positions"]
     return f"{put}{_paths(result)}: {'needed' if noising else 'carried'} by {'; '.join(parts)} ({bar}{_mean(result)})."
-
-
-def _carries(recovery: float, noising: bool) -> bool:
-    return recovery <= _HALF if noising else recovery >= _HALF
 
 
 def _span(strong: Sequence[int], layers: Sequence[int], noising: bool) -> str:
@@ -263,13 +263,14 @@ def _tokens(column: GridColumn) -> Cell:
 
 
 def _largest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
-    heads = result.by_head
+    heads, sites = result.by_head, {cell.site for cell in result.cells}
+    long = len(sites) > 1 and result.clean.low is not None
     columns: list[Column[PatchedCell]] = [
-        Column("site", lambda cell: cell.site, shown=len({cell.site for cell in result.cells}) > 1),
+        Column("site", lambda cell: cell.site, shown=len(sites) > 1),
         Column("head", lambda cell: _where(cell, result), shown=heads),
         Column("layer", lambda cell: cell.layer, shown=not heads),
         Column("position", lambda cell: position_of(result.columns[cell.column].label), shown=not heads),
-        Column("tokens", lambda cell: _tokens(result.columns[cell.column]), Kind.EITHER, not heads),
+        Column("tokens", lambda cell: _tokens(result.columns[cell.column]), Kind.EITHER, not (heads or long)),
         Column(metric_column(result), lambda cell: cell.metric.mean, Kind.BRIEF),
         Column("recovery", lambda cell: measured(cell).mean, Kind.BRIEF, result.recovers),
         Column("95 %", measured, Kind.INTERVAL, result.clean.low is not None),
@@ -359,6 +360,8 @@ def _peak(result: PatchActivationsResult, layer: int, sites: Sequence[str]) -> C
     if not cells:
         return None
     cell = max(cells, key=lambda cell: abs(cell.effect))
+    if len(sites) > 1:
+        return brief(measured(cell).mean)
     label = elided(result.columns[cell.column].label, 12)
     return [brief(measured(cell).mean), f"H{label}" if result.by_head else f"@{label}"]
 

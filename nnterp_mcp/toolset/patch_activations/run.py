@@ -24,7 +24,7 @@ from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
-from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, collect, group_cells, tokens_of
+from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, group_cells, join_runs, tokens_of
 from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
@@ -164,7 +164,7 @@ def _grid(
         ]
 
     def assemble(finished: Finished[CellRuns]) -> PatchActivationsResult:
-        found = collect(finished.items)
+        found = join_runs(finished.items)
         some = replace(patcher.grid, cells=[cells[one.number] for one in finished.items])
         summary = _Summary(patcher, found)
         _keep(job, some, found)
