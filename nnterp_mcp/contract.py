@@ -18,7 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import on_one_line
+from nnterp_mcp.formatting import number, on_one_line
 from nnterp_mcp.request.arguments import Given, shown
 from nnterp_mcp.request.fields import ModelHandle
 from nnterp_mcp.table import Table, TableField
@@ -100,11 +100,18 @@ class ModelAnswer(Answer):
         model: The model's handle.
         total: How many there are in all.
         truncated: Whether some are left out.
+        by_layer: One number for every layer, by what it measures, where the tables show only some of the layers.
     """
 
     model: str
     total: int
     truncated: bool
+    by_layer: Annotated[dict[str, list[float]], Field(exclude_if=operator.not_)] = {}
+
+    def body(self) -> list[str]:
+        """The tables, then a line for each number that every layer has."""
+        lines = [f"{name}: {' '.join(map(number, values))}" for name, values in self.by_layer.items()]
+        return [*super().body(), *lines]
 
 
 class TableAnswer(ModelAnswer):
@@ -120,7 +127,8 @@ class ProfiledAnswer(TableAnswer):
 
     def body(self) -> list[str]:
         """The tables, the second under its name."""
-        return [self.table.text(), *([f"profile:\n{self.profile.text()}"] if self.profile else [])]
+        table, *others = super().body()
+        return [table, *(f"profile:\n{other}" if self.profile and not at else other for at, other in enumerate(others))]
 
 
 class Late(Answer):
@@ -238,7 +246,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-_KNOWN = {"notes", "model", "total", "truncated"}
+_KNOWN = {"notes", "model", "total", "truncated", "by_layer"}
 """Fields that answers of most tools have, and whose names say what they are."""
 
 

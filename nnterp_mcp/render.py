@@ -1,4 +1,4 @@
-"""Notes that answers share: interventions in force, target categories with a common token, and what is left out."""
+"""What answers share: the note on active interventions, shared target tokens, one number per layer, what is left out."""
 
 from __future__ import annotations
 
@@ -27,17 +27,32 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
-    """The note that names the interventions of a call: one short line, or none.
+    """The note that names the interventions of a call: one line, or none.
 
     Args:
-        interventions: Each in a few words.
+        interventions: Each with its operation, site, layers, heads, positions, steps and source.
         where: In which passes they act, if not in all of the call.
     """
     if not interventions:
         return []
-    named = "; ".join(elided(label, 80) for label in interventions[:_LABELS])
     others = len(interventions) - _LABELS
-    return [f"In force{where}: {named}; and {others} more." if others > 0 else f"In force{where}: {named}."]
+    more = f"; and {others} more (read_run part=record)" if others > 0 else ""
+    return [f"Active interventions{where}: {'; '.join(interventions[:_LABELS])}{more}."]
+
+
+def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """One number for each layer, under names that say for which layers.
+
+    Args:
+        layers: The layers, in ascending order.
+        numbers: For each name the numbers, in the order of the layers.
+    """
+    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    span = f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
+    return {
+        f"{elided(name, 40)}, {span}": [round(value, 3 if abs(value) < 1 else 2) for value in values]
+        for name, values in numbers.items()
+    }
 
 
 def left_out(count: int, noun: str, part: str, instead: str = "") -> list[str]:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Answer, Result
+from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import plural
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.results import read_result
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
+    EVERY_RUN,
     TableRow,
     as_table,
     columns_of,
     columns_of_array,
     facts_of,
     filter_rows,
+    name_parts,
     read_array,
     tables_of,
 )
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
-
-_FACTS = ("result", "record")
-"""Parts that every run has: what is no table in its result, and its record; one fact a row."""
-
 
 def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
     """Reads the requested part of a run on disk, whichever process wrote it.
@@ -74,14 +71,8 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     answer.run_id = record.id
     if record.partial and record.error is not None:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
-    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
+    answer.notes.append(name_parts(result, record.arrays))
     return answer
-
-
-def _parts(record: RunRecord, result: Result) -> list[str]:
-    tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
-    arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
-    return [*tables, *arrays, *_FACTS]
 
 
 def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[TableRow], list[str], int]:
@@ -102,6 +93,6 @@ def _table(store: RunStore, record: RunRecord, part: str) -> list[TableRow]:
     if part == "result":
         return facts_of(result.model_dump(mode="json", exclude=set(tables)))
     if part not in tables:
-        parts = ", ".join(["answer", *tables, *record.arrays, *_FACTS])
+        parts = ", ".join(["answer", *tables, *record.arrays, *EVERY_RUN])
         raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
     return tables[part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -151,3 +151,18 @@ Positions = Annotated[
         "Token (negative: from end), 'last', 'all', '2:5', {\"text\": \"France\"}, chat {\"turn\": 0} or list.",
     ),
 ]
+
+
+def goes_on(asked: Sequence[PositionSpec], last: bool = True) -> bool:
+    """True if positions reach on to new tokens: `all`, `last`, and ranges without an end, a negative start or a step.
+
+    Args:
+        asked: The positions as the request gave them.
+        last: `last` means the newest token, not the prompt's last one.
+    """
+    return any(spec == "all" or (spec == "last" and last) or _is_open(spec) for spec in asked)
+
+
+def _is_open(spec: PositionSpec) -> bool:
+    begin, *rest = spec.split(":") if isinstance(spec, str) else [""]
+    return len(rest) == 1 and not rest[0].strip() and not begin.strip().startswith("-")

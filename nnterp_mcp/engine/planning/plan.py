@@ -26,8 +26,9 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
 from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
-from nnterp_mcp.engine.token_spans import Reach, goes_on
+from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_span import Horizon
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -48,6 +49,7 @@ from nnterp_mcp.request.operations import (
     label_of,
     site_of,
 )
+from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
 from nnterp_mcp.request.sites import HEAD_SITES
 
@@ -216,7 +218,8 @@ class _Planner:
             yield lambda gathered, edit=edit: edit
 
     def _change_states(self, operation: StateOperation, place: Place, chosen: Sequence[EncodedPrompt]) -> Draft:
-        onward = not isinstance(operation, Patch) and goes_on(operation.positions)
+        by_position = isinstance(operation, Patch) or (isinstance(operation, Mean) and operation.over_positions is None)
+        onward = not by_position and goes_on(operation.positions)
         reach = self._reach(operation.positions, chosen, operation.steps, onward)
         heads = None if operation.heads is None else self._heads(operation.heads, place)
         if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
@@ -236,7 +239,7 @@ class _Planner:
             make = self._patch if operation.source.run is None else self._patch_from_run
             return make(operation, place, reach, chosen, heads)
         if isinstance(operation, Mean):
-            return self._average(operation, place, heads)
+            return self._average(operation, place, reach, chosen, heads)
         change = self._simple(operation, place)
         return lambda gathered: change
 
@@ -251,14 +254,45 @@ class _Planner:
             return Projected(vector, label_of(operation.vector), place)
         return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
 
-    def _average(self, operation: Mean, place: Place, heads: Sequence[int] | None) -> Callable[[Gathered], Change]:
-        over = self._prompts if operation.over is None else [self._encode(prompt) for prompt in operation.over]
+    def _average(
+        self,
+        operation: Mean,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        """A mean position by position, or one of several positions together."""
+        together = operation.over_positions is not None
+        asked = operation.positions if operation.over_positions is None else operation.over_positions
         requests = [
-            Request(prompt, place, resolve_positions(operation.over_positions, prompt), summed=True) for prompt in over
+            Request(prompt, place, resolve_positions(asked, prompt), summed=together)
+            for prompt in self._averaged_prompts(operation)
         ]
         self.requests += requests
-        count = sum(len(request.positions) for request in requests)
-        return lambda gathered: Averaged(torch.stack([gathered[request] for request in requests]).sum(0) / count, heads)
+        if together:
+            count = sum(len(request.positions) for request in requests)
+            return lambda gathered: Averaged(torch.stack([gathered[r] for r in requests]).sum(0) / count, heads)
+        counts = {len(request.positions) for request in requests}
+        for prompt in chosen:
+            if {len(reach.positions[prompt.index])} != counts:
+                raise InvalidRequest(
+                    f"a mean position by position needs as many positions in each prompt: prompt {prompt.index} has "
+                    f"{len(reach.positions[prompt.index])} of them, the prompts of over {ranges(sorted(counts))}.",
+                    "Name prompts of equal length, other positions, or over_positions to average several together.",
+                )
+        index = {(prompt.index, at): i for prompt in chosen for i, at in enumerate(reach.positions[prompt.index])}
+
+        def patched(gathered: Gathered) -> Patched:
+            mean = torch.stack([gathered[request].float() for request in requests]).mean(0)
+            return Patched({prompt.index: mean for prompt in chosen}, index, heads)
+
+        return patched
+
+    def _averaged_prompts(self, operation: Mean) -> list[EncodedPrompt]:
+        if operation.over == "all":
+            return list(self._prompts)
+        return [self._named_prompt(prompt) for prompt in operation.over if self._prompts or not isinstance(prompt, int)]
 
     def _patch(
         self,
@@ -341,9 +375,10 @@ class _Planner:
         return origin
 
     def _source_prompt(self, operation: Patch, prompt: EncodedPrompt) -> EncodedPrompt:
-        asked = operation.source.prompt
-        if asked is None:
-            return prompt
+        return prompt if operation.source.prompt is None else self._named_prompt(operation.source.prompt)
+
+    def _named_prompt(self, asked: Any) -> EncodedPrompt:
+        """A prompt of the request by its index, or another one."""
         if isinstance(asked, int):
             (index,) = resolve_indices(asked, len(self._prompts), "prompt", "the request")
             return self._prompts[index]

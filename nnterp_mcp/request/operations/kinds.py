@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from nnterp_mcp.request.arguments import Given
 from nnterp_mcp.request.operations.operands import (
     AttentionPattern,
+    Averaged,
     Heads,
     Neurons,
     PromptIndices,
@@ -17,7 +18,6 @@ from nnterp_mcp.request.operations.operands import (
     Vector,
 )
 from nnterp_mcp.request.positions import Layers, Positions
-from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.sites import HEAD_SITES, SITES, Site
 
 
@@ -80,16 +80,21 @@ class Zero(BaseStateOperation):
 
 
 class Mean(BaseStateOperation):
-    """Replaces the states by their mean over all positions of prompts: mean ablation.
+    """Replaces the states by their mean over the clean runs of named prompts: mean ablation.
+
+    The mean is taken position by position: the state at each of `positions` becomes the mean over the prompts of `over`
+    of the state at the position that the same words name there, so all of them have as many. It reaches positions of
+    the prompt only: new tokens of a generation have no counterpart.
 
     Attributes:
-        over: The prompts whose clean run is averaged; the request's own when left out.
-        over_positions: Their positions.
+        over: The prompts: others by their texts, those of the request by their indices, or `all` of the request.
+        over_positions: Averages over these positions of all those prompts together, for one state that goes to every
+            position, new tokens included.
     """
 
     op: Literal["mean"] = "mean"
-    over: Prompts | None = None
-    over_positions: Positions = ("all",)
+    over: Averaged
+    over_positions: Positions | None = None
 
 
 class Patch(BaseStateOperation):

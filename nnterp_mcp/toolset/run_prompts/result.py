@@ -12,13 +12,18 @@ from nnterp_mcp.table import TableField
 
 
 class PromptRow(ResultPart):
-    """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category."""
+    """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category.
+
+    Attributes:
+        leads_from: The first layer read from which on the top token is that of the last one; None where one is read.
+    """
 
     text: str
     tokens: int
     top: list[tuple[str, float]]
     probabilities: list[list[float]]
     ranks: list[list[int]]
+    leads_from: int | None = None
 
 
 class RunPromptsResult(Result):
@@ -49,6 +54,5 @@ class RunPromptsResult(Result):
 class RunPromptsAnswer(ModelAnswer):
     """What the prompts say together."""
 
-    categories: Annotated[TableField, Field(description="By category: probability, wins, ranks.")]
-    by_layer: Annotated[TableField | None, Field(description="Mean probability of each category by layer.")] = None
-    examples: Annotated[TableField, Field(description="The prompts on which the first category does worst.")]
+    categories: Annotated[TableField, Field(description="By category, at the last layer read.")]
+    examples: Annotated[TableField, Field(description="Prompts in which the first category is least likely.")]
