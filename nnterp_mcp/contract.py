@@ -62,9 +62,9 @@ class Answer(ResultPart):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
     out; the run that holds the rest. A picture stands beside both, as PNG."""
 
-    finding: Annotated[str, Field(description="The answer in words.")]
+    finding: str
     notes: list[str] = []
-    run_id: Annotated[str | None, Field(description="For read_run.")] = None
+    run_id: str | None = None
     picture: Annotated[SkipJsonSchema[bytes | None], Field(exclude=True, repr=False)] = None
 
     @property
@@ -206,8 +206,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
-        unsaid = _KNOWN if self.recorded and self.place == "worker" else _KNOWN | {"run_id"}
-        own = {name: _outline(field) for name, field in fields.items() if name not in unsaid}
+        own = {name: _outline(field) for name, field in fields.items() if name not in _COMMON}
         return {"type": "object", "properties": own}
 
     def parse(self, arguments: Mapping[str, Any]) -> _P:
@@ -246,7 +245,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-_KNOWN = {"notes", "model", "total", "truncated", "by_layer"}
+_COMMON = {"finding", "notes", "run_id", "model", "total", "truncated", "by_layer"}
 """Fields that answers of most tools have, and whose names say what they are."""
 
 

@@ -1,4 +1,4 @@
-"""What answers share: the note on active interventions, shared target tokens, one number per layer, what is left out."""
+"""What answers share: the note on active interventions, shared target tokens, a number per layer, what is left out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _SHARED = 3
 """Pairs of categories with a common first token that an answer names."""
+
+PER_LAYER = 5
+"""Tokens that a number of `by_layer` takes, about."""
 
 _LABELS = 4
 """Interventions that a note names one by one."""
@@ -50,7 +53,7 @@ def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> d
     whole = list(layers) == list(range(layers[0], layers[-1] + 1))
     span = f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
     return {
-        f"{elided(name, 40)}, {span}": [round(value, 3 if abs(value) < 1 else 2) for value in values]
+        f"{elided(name, 40)}, {span}": [round(value, 2 if abs(value) < 10 else 1) for value in values]
         for name, values in numbers.items()
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from nnterp_mcp.contract import Answer
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
@@ -25,6 +27,7 @@ from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
 
+
 def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
     """Reads the requested part of a run on disk, whichever process wrote it.
 
@@ -32,7 +35,8 @@ def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
         InvalidRequest: There is no such run or part, or what was kept is damaged.
         NnterpError: The run did not finish and kept nothing: what it raised.
     """
-    record = store.read(params.run_id)
+    (run_id,) = params.run_id
+    record = store.read(run_id)
     if params.part == "answer":
         answer = read_answer(store, record)
         if params.where or params.columns or params.offset:
@@ -73,6 +77,34 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
     answer.notes.append(name_parts(result, record.arrays))
     return answer
+
+
+def list_runs(store: RunStore, run_ids: Sequence[str], under_way: Mapping[str, str]) -> ReadRunResult:
+    """Several runs, each with its state and with what it found, or how far it is.
+
+    Args:
+        store: The runs on disk.
+        run_ids: The runs.
+        under_way: For those that have not ended, how far they are.
+
+    Raises:
+        InvalidRequest: There is no such run.
+    """
+    rows: list[TableRow] = []
+    for run_id in run_ids:
+        record = store.read(run_id)
+        said = under_way.get(run_id) or _found(store, record)
+        state = "running" if run_id in under_way else record.state
+        rows.append({"run": run_id, "tool": record.tool, "model": record.model, "state": state, "finding": said})
+    table = as_table(rows, columns_of(rows), None)
+    return ReadRunResult(run_id="", part="runs", table=table, offset=0, total=len(rows), format="table")
+
+
+def _found(store: RunStore, record: RunRecord) -> str:
+    try:
+        return read_answer(store, record).finding
+    except NnterpError as error:
+        return error.message
 
 
 def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[TableRow], list[str], int]:

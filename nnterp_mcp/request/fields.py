@@ -11,7 +11,10 @@ from nnterp_mcp.request.arguments import (
     LONGEST_STRING,
 )
 
-ModelHandle = Annotated[str | None, Field(max_length=LONGEST_STRING, description="Handle, if several.")]
-RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id of an answer.")]
-Plot = Annotated[bool, Field(description="Add a picture.")]
-TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]
+ModelHandle = Annotated[
+    str | None,
+    Field(max_length=LONGEST_STRING, description="Model handle; optional while one is loaded."),
+]
+RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
+Plot = Annotated[bool, Field(description="Adds a picture of the result.")]
+TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown for each distribution.")]

@@ -141,14 +141,15 @@ def _is_slice(value: str) -> bool:
 Layers = Annotated[
     LayerSpec,
     BeforeValidator(_as_layers),
-    schemas.as_schema(schemas.INDICES, "Layer, list, '4:20' (4 to 19) or 'all'; negative: from end."),
+    schemas.as_schema(schemas.INDICES, "One layer, a list, a range such as '4:20' (4 to 19) or 'all'; -1 is the last."),
 ]
 Positions = Annotated[
     tuple[PositionSpec, ...],
     BeforeValidator(_as_positions),
     schemas.as_schema(
         schemas.POSITIONS,
-        "Token (negative: from end), 'last', 'all', '2:5', {\"text\": \"France\"}, chat {\"turn\": 0} or list.",
+        "Tokens of each prompt: an index (-1 is the last), 'last', 'all', '2:5' (2 to 4), {\"text\": \"France\"}, "
+        'in a chat {"turn": 0}, or a list of these.',
     ),
 ]
 

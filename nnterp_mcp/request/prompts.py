@@ -188,10 +188,10 @@ def _is_chat(value: Any) -> bool:
 Prompts = Annotated[
     tuple[Prompt, ...],
     BeforeValidator(_as_prompts),
-    schemas.as_schema(schemas.PROMPTS, "Text, chat [{role, content}], or a list of them."),
+    schemas.as_schema(schemas.PROMPTS, "A text, a chat [{role, content}], or a list of these."),
 ]
 PromptGroups = Annotated[
     dict[str, tuple[Prompt, ...]],
     BeforeValidator(_as_groups),
-    schemas.as_schema(schemas.GROUPS, 'Groups {"positive": [...], "negative": [...]}, or one list.'),
+    schemas.as_schema(schemas.GROUPS, 'Prompts by group, {"positive": [...], "negative": [...]}, or one list.'),
 ]

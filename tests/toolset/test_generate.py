@@ -41,7 +41,9 @@ def test_edited_text_stands_beside_its_baseline(caller: Caller) -> None:
     assert rows[0]["text"] != rows[1]["text"]
     assert rows[1]["differs at"] == 0
     assert len(rows[0]["token log-probs"]) == 12
-    assert any("In force: add 20 × ' love' − ' hate' at layers_output of layer 15." in note for note in answer["notes"])
+    assert any(
+        "× ' love' − ' hate' at layers_output, layer 15, all positions, every step." in note for note in answer["notes"]
+    )
     assert "edited" in text(result)
 
 
@@ -60,7 +62,7 @@ def test_the_lens_reads_an_edited_model(caller: Caller) -> None:
     answer: Any = result.structured_content
     tops = [row[1] for row in answer["table"]["rows"]]
     assert tops[0] == tops[1] == tops[2]
-    assert "In force: skip of layers 20:." in text(result)
+    assert "Active interventions: skip, layers 20:, every step." in text(result)
 
 
 def test_what_cannot_be_is_refused_in_one_line(caller: Caller) -> None:

@@ -114,7 +114,7 @@ def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
     result = ask(bench, vector=INLINE, layers=1, factors=[-1, 0, 1], control=True, targets=TARGETS)
     answer, drawn = SPEC.digest(result), figure(result, {})
 
-    assert answer.finding.startswith("Of 3 cells, layer 1 with factor ")
+    assert answer.finding.startswith("Of 3 cells, the change exceeds that of 5 random directions")
     assert "factor 0 " not in answer.finding  # it alone passes its control where nothing else does
     assert (answer.total, [row[:4] for row in answer.table.rows][2]) == (3, [1, 0.0, 0.0, 0.0])
     for panel, measure in zip(drawn.panels, [lambda run: run.kl, lambda run: run.targets[0][0]], strict=False):
@@ -255,9 +255,11 @@ def test_an_effect_within_its_control_is_said_to_be_none() -> None:
     for run in result.runs:
         run.kl = 0.5 if run.control is None else 0.3 + 0.1 * run.control
 
-    assert "no further than random directions of equal norm do (0.5 ± 0.16 nats over 5 of them)" in (
-        SPEC.digest(result).finding
+    said = SPEC.digest(result).finding
+    assert said.startswith(
+        "The change of KL does not exceed that of 5 random directions of equal norm (2 sd): at layer 0"
     )
+    assert "is 0.5 nats (control 0.5 ± 0.16)" in said
 
 
 def test_both_channels_say_the_same() -> None:
@@ -316,4 +318,7 @@ def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_th
         runs=[run(None, None, 0.0, 0.01), *quiet, *loud],
     )
 
-    assert "layer 2 with factor 1 stands out most" in SPEC.digest(result).finding
+    assert SPEC.digest(result).finding.startswith(
+        "Of 2 cells, the change exceeds that of 5 random directions of equal norm (2 sd) "
+        'of p of "good" in none, of KL in 1; by KL the largest is at layer 2 with factor 1'
+    )

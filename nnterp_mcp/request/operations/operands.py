@@ -111,7 +111,7 @@ def _as_averaged(value: Any) -> Any:
         return _PROMPTS.validate_python(given)
     except ValidationError as error:
         raise ValueError(
-            f"over must name the prompts that are averaged: texts or chats, indices of prompts of the request, or 'all' "
+            "over must name the prompts that are averaged: texts or chats, indices of prompts of the request, or 'all' "
             f"of them ({error.errors()[0]['msg'].removeprefix('Value error, ')})"
         ) from None
 

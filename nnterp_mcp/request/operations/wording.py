@@ -1,4 +1,4 @@
-"""Operations in words: answers name every intervention by its operation, site, layers, heads, positions, steps and source.
+"""Operations in words: operation, site, layers, heads, positions, steps and source of every active intervention.
 
 Every part is bounded, so that no label needs to be cut.
 """
@@ -111,14 +111,11 @@ def _source(source: Source) -> str:
 
 def _averaged(operation: Mean) -> str:
     """The prompts and positions of a mean."""
-    over = operation.over
-    if over == "all":
+    if operation.over == "all":
         prompts = "all prompts of the call"
-    elif isinstance(over, tuple):
-        named = ", ".join(map(_prompt, over[:_NAMED])) + (", …" if len(over) > _NAMED else "")
-        prompts = f"{plural(len(over), 'prompt')} ({named})"
     else:
-        prompts = _prompt(over)
+        named = ", ".join(map(_prompt, operation.over[:_NAMED])) + (", …" if len(operation.over) > _NAMED else "")
+        prompts = f"{plural(len(operation.over), 'prompt')} ({named})"
     if operation.over_positions is None:
         return f"over {prompts} position by position, unedited"
     return f"over {prompts}, {_positions('position', operation.over_positions)} of them together, unedited"

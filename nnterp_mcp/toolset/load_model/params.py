@@ -34,22 +34,27 @@ class LoadModelParams(Params):
     revision: Annotated[
         str | None,
         AfterValidator(_check_revision),
-        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub."),
+        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub; the main branch by default."),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="auto: float32 on a CPU, the checkpoint's own on an accelerator."),
+        Field(description="Type of the weights; auto is float32 on a CPU, the checkpoint's own on an accelerator."),
     ] = "auto"
     device: Annotated[
         str,
         Field(
             max_length=LONGEST_NAME,
-            description="auto, cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.",
+            description="auto, cpu, cuda, cuda:1 or mps; auto takes an accelerator where there is one.",
         ),
     ] = "auto"
     attention: Annotated[
         Literal["auto", "sdpa", "eager"],
         Field(description="eager lets attention probabilities be read; auto switches when they are."),
     ] = "auto"
-    quantization: Annotated[Literal["8bit", "4bit"] | None, Field(description="Needs bitsandbytes.")] = None
-    backend: Annotated[Literal["local", "ndif"], Field(description="ndif: remote.")] = "local"
+    quantization: Annotated[
+        Literal["8bit", "4bit"] | None,
+        Field(description="Bits of the weights, with bitsandbytes on an NVIDIA card; none by default."),
+    ] = None
+    backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (
+        "local"
+    )

@@ -6,21 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
-from nnterp_mcp.render import by_layer, in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LensReading, LogitLensAnswer, LogitLensResult
 
 _SAYS: dict[Lens, str] = {"logit": "predicts", "inverse": "most strongly demotes"}
 _WOULD_SAY: dict[Lens, str] = {"logit": "would predict", "inverse": "would most strongly demote"}
 
-_BUDGET = 520
+_BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
-
-_CURVES = 2
-"""Target categories whose probability is shown at every layer."""
 
 _KL = "KL(last layer || layer)"
 
@@ -41,10 +38,11 @@ def digest(result: LogitLensResult) -> LogitLensAnswer:
 
 
 def _every_layer(reading: LensReading, result: LogitLensResult) -> dict[str, list[float]]:
-    """The divergence and the first categories' probabilities at every layer read."""
-    numbers = {_KL: [layer.kl for layer in reading.layers]}
-    for index, name in enumerate(list(result.categories)[:_CURVES]):
-        numbers[f"{elided(name)} p"] = [layer.targets[index][0] for layer in reading.layers]
+    """The first category's probability at every layer read; without targets, the divergence."""
+    if result.categories:
+        numbers = {f"{elided(next(iter(result.categories)))} p": [layer.targets[0][0] for layer in reading.layers]}
+    else:
+        numbers = {_KL: [layer.kl for layer in reading.layers]}
     return by_layer([layer.layer for layer in reading.layers], numbers)
 
 
@@ -110,7 +108,8 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
 
 def _rows(top: int, result: LogitLensResult) -> int:
     """Rows that the budget allows, a top token of a row counting 10 tokens, a category as much, the rest 20."""
-    return max(4, _BUDGET // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
+    room = _BUDGET - (PER_LAYER * len(result.readings[0].layers) if len(result.readings) == 1 else 0)
+    return max(4, room // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
 
 
 def _landmarks(reading: LensReading) -> list[int]:
@@ -146,5 +145,5 @@ def _summary(result: LogitLensResult) -> str:
     layers = result.readings[0].layers
     if not starts or len(layers) == 1:
         return f"{where}."
-    found = f"the top token of layer {layers[-1].layer} is on top from layer {starts[len(starts) // 2]} on in the median"
+    found = f"the top token of layer {layers[-1].layer} leads from layer {starts[len(starts) // 2]} on in the median"
     return f"{where}: {found} (earliest {starts[0]}, latest {starts[-1]})."

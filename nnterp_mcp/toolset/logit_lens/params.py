@@ -23,6 +23,8 @@ class LogitLensParams(ModelParams):
     positions: Positions = ("last",)
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    lens: Annotated[Lens, Field(description="inverse: negated logits, what a layer speaks against.")] = "logit"
+    lens: Annotated[Lens, Field(description="inverse reads negated logits: the tokens that a layer most demotes.")] = (
+        "logit"
+    )
     interventions: Interventions = ()
     plot: Plot = False

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, cell_text, tabulate
 from nnterp_mcp.toolset.patchscope.result import (
     Distribution,
@@ -43,7 +43,15 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
         total=sum(len(source.patches) for source in result.sources),
         truncated=hidden > 0,
         table=content,
+        by_layer=_every_layer(result.sources[0], result) if one and hidden and result.layout != "grid" else {},
     )
+
+
+def _every_layer(source: SourceReading, result: PatchscopeResult) -> dict[str, list[float]]:
+    """The probability of the first tracked category with the state of every source layer."""
+    names = short_names(source, result)[:1]
+    numbers = {f"{name} p": [patch.tracked[0][0] for patch in source.patches] for name in names}
+    return by_layer([patch.source_layer for patch in source.patches], numbers)
 
 
 def marked(result: PatchscopeResult) -> str:
@@ -216,7 +224,8 @@ def _landmarks(patches: Sequence[PatchReading]) -> list[int]:
 def _rows(said: Distribution, result: PatchscopeResult) -> int:
     """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 12."""
     main = 10 * len(said.top) if said.text is None else max(10, min(_TEXT_LIMIT, 4 * len(said.text)) // 3)
-    return max(4, _BUDGET // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
+    room = _BUDGET if result.layout == "grid" else _BUDGET - PER_LAYER * len(result.sources[0].patches)
+    return max(4, room // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
 
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:

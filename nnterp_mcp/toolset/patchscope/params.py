@@ -70,43 +70,50 @@ class PatchscopeParams(ModelParams):
         BeforeValidator(_as_vector_names),
         schemas.as_schema(
             schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_VECTOR, maxItems=_MOST_VECTORS),
-            "Instead of source_prompts: names from make_vector.",
+            "Names of vectors from make_vector, in place of source_prompts.",
         ),
     ] = None
-    factor: Annotated[float, Field(description="Scales source_vectors, often shorter than states.")] = 1.0
+    factor: Annotated[float, Field(description="Multiplies source_vectors, which are often shorter than states.")] = 1.0
     source_positions: Annotated[
         Positions,
-        schemas.as_schema(schemas.POSITIONS, "Like positions in other tools."),
+        schemas.as_schema(
+            schemas.POSITIONS,
+            "Tokens whose states are read: an index, 'last', 'all', a range or {\"text\": \"France\"}.",
+        ),
     ] = ("last",)
     source_layers: Annotated[
         Layers,
-        schemas.as_schema(schemas.INDICES, "Like layers in other tools."),
+        schemas.as_schema(schemas.INDICES, "Layers that are read: an index, a list, a range or 'all'."),
     ] = "all"
     target_prompt: Annotated[
         Prompt,
         BeforeValidator(_as_target),
         schemas.as_schema(
-            schemas.PROMPT, "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
+            schemas.PROMPT, "A text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
         ),
     ] = "repeat"
     target_position: Annotated[
         PositionSpec,
         BeforeValidator(_as_target_position),
-        schemas.as_schema(schemas.POSITION, "Token replaced, as one source position."),
+        schemas.as_schema(schemas.POSITION, 'Token that is replaced: an index, \'last\' or {"text": "x"}.'),
     ] = "last"
     target_layers: Annotated[
         LayerSpec,
         BeforeValidator(_as_target_layers),
         schemas.as_schema(
-            schemas.INDICES, "'same', one layer, a list paired with source_layers, a range or 'all' for a grid."
+            schemas.INDICES, "'same', one layer, a list paired with source_layers, or a range or 'all' for a grid."
         ),
     ] = "same"
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    max_new_tokens: Annotated[
+        int, Field(ge=0, le=256, description="Tokens generated for each patch; 0 reads the next token alone.")
+    ] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(schemas.OPERATION_LIST, "Edits in force, as in generate."),
+        schemas.as_schema(
+            schemas.OPERATION_LIST, 'Edits that are active in source and target, such as [{"op": "skip", "layers": 3}].'
+        ),
     ] = ()
     plot: Plot = False
 

@@ -12,7 +12,7 @@ from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, R
 _CATEGORIES = 8
 """Target categories that an answer shows."""
 
-_CURVES = 4
+_CURVES = 2
 """Target categories whose mean probability is shown at every layer."""
 
 _EXAMPLES = 5
@@ -45,8 +45,8 @@ def _finding(result: RunPromptsResult) -> str:
     most = "" if len(wins) == 1 else f" is the likeliest of {len(wins)} categories in {percent(wins[best])} of them,"
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
-        f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top token "
-        f"in {percent(on_top)}.{_depth(result)}"
+        f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top "
+        f"token in {percent(on_top)}.{_depth(result)}"
     )
 
 

@@ -19,10 +19,10 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.prompt_sets import PromptFile, PromptItem, read_prompt_file
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
 from nnterp_mcp.request.targets import TokenId
-from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
-from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
+from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsResult
 from nnterp_mcp.worker.job import Finished, Job
 
@@ -169,9 +169,7 @@ def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object)
     return {pair: list(tokens) for pair, tokens in shared.items()}
 
 
-def _row(
-    tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int, layers: Sequence[int]
-) -> PromptRow:
+def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int, layers: Sequence[int]) -> PromptRow:
     top = zip(readout.top_ids[index, -1].tolist(), readout.top_probs[index, -1].tolist(), strict=True)
     tops = readout.top_ids[index, :, 0].tolist()
     return PromptRow(

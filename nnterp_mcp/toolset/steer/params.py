@@ -33,15 +33,15 @@ Factors = Annotated[
     BeforeValidator(_as_factors),
     schemas.as_schema(
         schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
-        "What the vector is multiplied by: a number or a list.",
+        "Factors by which the vector is multiplied: a number or a list of up to 32.",
     ),
 ]
 SteeringVector = Annotated[
     Vector,
     schemas.as_schema(
         schemas.VECTOR,
-        'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; "of": "unembeddings") '
-        "or numbers.",
+        'A name from make_vector, {"positive": " love", "negative": " hate"} (difference of token embeddings; "of": '
+        '"unembeddings") or numbers.',
     ),
 ]
 
@@ -54,9 +54,11 @@ class SteerParams(ModelParams):
     layers: Layers
     factors: Factors
     positions: Positions = ("all",)
-    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    max_new_tokens: Annotated[
+        int, Field(ge=0, le=256, description="Tokens generated for each run; 0 reads the next token alone.")
+    ] = 0
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    control: Annotated[bool, Field(description="Add the control.")] = False
+    control: Annotated[bool, Field(description="Compare with 5 random directions of equal norm.")] = False
     interventions: Interventions = ()
     plot: Plot = False

@@ -18,6 +18,7 @@ class SteeredRun(ResultPart):
         top: The likeliest next tokens with their probabilities.
         targets: Probability and rank of each category.
         text: What was generated; None where nothing was.
+        perplexity: Of that text after the prompt, under the model without any intervention.
     """
 
     prompt: int
@@ -29,6 +30,7 @@ class SteeredRun(ResultPart):
     top: list[tuple[str, float]]
     targets: list[tuple[float, int]]
     text: str | None
+    perplexity: float | None = None
 
 
 class SteerResult(Result):

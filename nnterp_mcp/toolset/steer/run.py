@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.targets import follow_targets
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.steering import Dose, Sweep, sweep
+from nnterp_mcp.experiments.text_scores import perplexity, score_continuations
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.request.selectors import resolve_layers
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 _CONTROLS = 5
-"""Random directions beside the vector."""
+"""Random directions that the vector is compared with."""
 
 _MOST_RUNS = 20_000
 
@@ -37,7 +39,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     total = _count(params, len(directions), controls)
     targets = follow_targets(params.targets, model)
 
-    def result(found: Sweep) -> SteerResult:
+    def result(found: Sweep, perplexities: Mapping[int, float] = MappingProxyType({})) -> SteerResult:
         return SteerResult(
             model=bench.handle,
             vector=label_of(params.vector),
@@ -47,7 +49,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
             categories=targets.words,
             shared=targets.shared,
             in_force=list(found.labels),
-            runs=_runs(found, directions, model.tokenizer),
+            runs=_runs(found, directions, perplexities, model.tokenizer),
         )
 
     def offer(so_far: Callable[[], Sweep]) -> None:
@@ -73,7 +75,11 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         on_token=lambda done: job.progress(total + done, None, "runs read and steps generated"),
         offer=offer,
     )
-    return result(found)
+    texts = {row: ids for row, ids in found.texts.items() if ids}
+    numbers = {prompt.index: prompt for prompt in prompts}
+    whole = [(numbers[found.doses[row].prompt], ids) for row, ids in texts.items()]
+    scores = score_continuations(model, whole, bench.batch_tokens) if whole else []
+    return result(found, dict(zip(texts, map(perplexity, scores), strict=True)))
 
 
 def _count(params: SteerParams, layers: int, controls: int) -> int:
@@ -103,7 +109,9 @@ def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
     return found
 
 
-def _runs(found: Sweep, directions: Mapping[int, Tensor], tokenizer: Any) -> list[SteeredRun]:
+def _runs(
+    found: Sweep, directions: Mapping[int, Tensor], perplexities: Mapping[int, float], tokenizer: Any
+) -> list[SteeredRun]:
     order = sorted(directions)
     prompts = list(dict.fromkeys(dose.prompt for dose in found.doses))
     lengths = {
@@ -123,6 +131,7 @@ def _runs(found: Sweep, directions: Mapping[int, Tensor], tokenizer: Any) -> lis
             top=[(token_text(tokenizer, token), p) for token, p in zip(ids, probs, strict=True)],
             targets=list(zip(target_probs, ranks, strict=True)),
             text=_text(found.texts.get(row), tokenizer),
+            perplexity=perplexities.get(row),
         )
         for row, (dose, kl, ids, probs, target_probs, ranks) in enumerate(
             zip(
