@@ -9,36 +9,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.executors.ndif.backend import replayed, run_served_pass
+from nnterp_mcp.engine.executors.ndif.backend import pass_data, replayed, run_served_pass
 from nnterp_mcp.engine.executors.ndif.branches import observe_served, run_served_branches, try_served_branches
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest, read_rows
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.planning.vectors import matrix_of
-from nnterp_mcp.errors import Internal, Unsupported
+from nnterp_mcp.errors import Internal
 
 
 def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]) -> Tensor:
-    """`vectors.read_token_rows` on a served model.
+    """`vectors.read_token_rows` on a served model; a row that came once is remembered.
 
     Raises:
         Unsupported: The service lets no weights be read.
     """
     matrix = matrix_of(model, of)
     path = next(path for path, module in model.module.named_modules() if module is matrix)
-    inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "use_cache": False}
-    options = {"path": path, "ids": list(ids)}
-    try:
-        (found,) = run_passes(
-            model.connection, [{"inputs": inputs, "steps": [], "read": read_rows, "options": options}]
-        )
-    except Internal as error:
-        raise Unsupported(
-            f"NDIF at {model.connection.host} lets no weights be read, and a difference of tokens is made of them",
-            "Give the vector as numbers or as one made on a local copy of the model.",
-        ) from error
-    return found["rows"]
+    missing = [number for number in dict.fromkeys(ids) if (path, number) not in model.token_rows]
+    if missing:
+        options = {"path": path, "ids": missing}
+        inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "use_cache": False}
+        try:
+            (found,) = run_passes(
+                model.connection, [pass_data(model, inputs, []) | {"read": read_rows, "options": options}]
+            )
+        except Internal as error:
+            raise not_offered(model.name, "weights, of which a difference of tokens is made") from error
+        model.token_rows |= zip([(path, number) for number in missing], found["rows"], strict=True)
+    return torch.stack([model.token_rows[path, number] for number in ids])
 
 
 def likeliest_served_tokens(model: ServedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
