@@ -88,3 +88,17 @@ def test_an_answer_is_small_and_counts_what_it_leaves_out(prompts: int, logprobs
     shown = answer.text()
     assert len(shown) < 4200
     assert "not shown" in shown
+
+
+def test_no_new_tokens_scores_the_prompts(caller: Caller) -> None:
+    asked: dict[str, Any] = {"prompts": ["The capital of France is Paris", "Paris is capital France of the"]}
+    answer: Any = caller.call("generate", max_new_tokens=0, **asked).structured_content
+    likely, odd = (row[answer["table"]["columns"].index("perplexity")] for row in answer["table"]["rows"])
+    assert likely < odd / 4
+    assert answer["finding"].startswith("Mean log-probability of 10 tokens after the first: unedited ")
+
+    skipped = [{"op": "skip", "layers": "10:"}]
+    edited: Any = caller.call("generate", max_new_tokens=0, interventions=skipped, **asked).structured_content
+    by_run = {row[1]: row for row in edited["table"]["rows"][:2]}
+    perplexity = edited["table"]["columns"].index("perplexity")
+    assert by_run["baseline"][perplexity] == likely < by_run["edited"][perplexity]

@@ -322,3 +322,33 @@ def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_th
         "Of 2 cells, the change exceeds that of 5 random directions of equal norm (2 sd) "
         'of p of "good" in none, of KL in 1; by KL the largest is at layer 2 with factor 1'
     )
+
+
+def test_groups_of_prompts_are_a_vector_as_make_vector_makes_it(bench: Bench) -> None:
+    from nnterp_mcp.toolset.make_vector import SPEC as MAKE
+    from nnterp_mcp.toolset.make_vector.run import run
+
+    groups = {"positive": ["a b c", "Paris is"], "negative": ["the of", "and x"]}
+    make = MAKE.parse({"name": "contrast", "method": "mean_difference", **groups})
+    run(bench, make, Job(1, lambda progress: None))
+    named, given = ask(bench, vector="contrast"), ask(bench, vector=groups)
+
+    assert [run.kl for run in given.runs] == pytest.approx([run.kl for run in named.runs], abs=1e-6)
+    assert given.vector == "the mean state of 2 prompts − that of 2"
+
+
+def test_texts_are_scored_by_the_unedited_model(bench: Bench) -> None:
+    import torch
+
+    result = ask(bench, prompts="The capital", vector=INLINE, layers=1, factors=8, max_new_tokens=4)
+    model, tokenizer = bench.model.module, bench.model.tokenizer
+    for run in result.runs:
+        ids = [*tokenizer("The capital")["input_ids"], *tokenizer(run.text, add_special_tokens=False)["input_ids"]]
+        if tokenizer.decode(ids, skip_special_tokens=True) != f"The capital{run.text}":
+            continue
+        start = len(tokenizer("The capital")["input_ids"])
+        with torch.no_grad():
+            chosen = model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(start - 1, len(ids) - 1), ids[start:]]
+        if len(ids) == start + 4:
+            assert run.perplexity == pytest.approx(float((-chosen.mean()).exp()), rel=1e-4)
+    assert all(run.perplexity is not None and run.perplexity > 1 for run in result.runs)

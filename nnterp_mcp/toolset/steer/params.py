@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import decoded, shown
+from nnterp_mcp.request.arguments import Given, decoded, shown
 from nnterp_mcp.request.fields import Plot, TopK
-from nnterp_mcp.request.operations import Interventions, Vector
+from nnterp_mcp.request.operations import Interventions, TokenDifference, Vector
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import Targets
@@ -36,12 +36,32 @@ Factors = Annotated[
         "Factors by which the vector is multiplied: a number or a list of up to 32.",
     ),
 ]
+
+
+class PromptContrast(Given):
+    """The direction from one set of prompts to another: the difference of their mean states at the last token."""
+
+    positive: Prompts
+    negative: Prompts
+
+
+_VECTOR: TypeAdapter[str | TokenDifference | tuple[float, ...]] = TypeAdapter(Vector)
+
+
+def _as_steering_vector(value: Any) -> Any:
+    given = decoded(value)
+    if isinstance(given, dict) and isinstance(decoded(given.get("positive")), list | tuple):
+        return PromptContrast.model_validate(given)
+    return given if isinstance(given, PromptContrast) else _VECTOR.validate_python(given)
+
+
 SteeringVector = Annotated[
-    Vector,
+    str | TokenDifference | tuple[float, ...] | PromptContrast,
+    BeforeValidator(_as_steering_vector),
     schemas.as_schema(
         schemas.VECTOR,
         'A name from make_vector, {"positive": " love", "negative": " hate"} (difference of token embeddings; "of": '
-        '"unembeddings") or numbers.',
+        '"unembeddings"; of lists of prompts, the difference of mean states at the last token) or numbers.',
     ),
 ]
 

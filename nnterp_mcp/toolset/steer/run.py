@@ -11,13 +11,15 @@ from torch import Tensor
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.targets import follow_targets
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.steering import Dose, Sweep, sweep
+from nnterp_mcp.experiments.steering_vectors import average_states, mean_difference
 from nnterp_mcp.experiments.text_scores import perplexity, score_continuations
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.toolset.steer.params import SteerParams
+from nnterp_mcp.toolset.steer.params import PromptContrast, SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from nnterp_mcp.worker.job import Job
 
@@ -42,7 +44,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     def result(found: Sweep, perplexities: Mapping[int, float] = MappingProxyType({})) -> SteerResult:
         return SteerResult(
             model=bench.handle,
-            vector=label_of(params.vector),
+            vector=_label(params),
             norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
             prompts=[prompt.text for prompt in prompts],
             controls=controls,
@@ -93,6 +95,13 @@ def _count(params: SteerParams, layers: int, controls: int) -> int:
     return total
 
 
+def _label(params: SteerParams) -> str:
+    vector = params.vector
+    if isinstance(vector, PromptContrast):
+        return f"the mean state of {len(vector.positive)} prompts − that of {len(vector.negative)}"
+    return label_of(vector)
+
+
 def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
     """The vector's direction at each layer of the sweep."""
     model = bench.model
@@ -100,12 +109,19 @@ def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
     places = [Place("layers_output", layer) for layer in layers]
     for place in places:
         require_place(model, place)
-    found = {
-        layer: resolve_vector(model, params.vector, place, bench.find_vector)
-        for layer, place in zip(layers, places, strict=True)
-    }
+    if isinstance(params.vector, PromptContrast):
+        sides = [
+            average_states(model, Workload(bench.encode(prompts), batch_tokens=bench.batch_tokens), layers, ("last",))
+            for prompts in (params.vector.positive, params.vector.negative)
+        ]
+        found = dict(zip(layers, mean_difference(*sides).vectors.to(model.device), strict=True))
+    else:
+        found = {
+            layer: resolve_vector(model, params.vector, place, bench.find_vector)
+            for layer, place in zip(layers, places, strict=True)
+        }
     if not all(bool(direction.any()) for direction in found.values()):
-        raise InvalidRequest(f"{label_of(params.vector)} is zero, so it has no direction.")
+        raise InvalidRequest(f"{_label(params)} is zero, so it has no direction.")
     return found
 
 
