@@ -1,4 +1,4 @@
-"""What every tool shares: the spec of a tool, its parameters, its result and what an agent sees of it.
+"""The base of all tools: spec, parameters, result and the answer that an agent sees.
 
 A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
 and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
@@ -69,7 +69,7 @@ class Answer(ResultPart):
 
     @property
     def exact(self) -> bool:
-        """Whether its numbers are given with all their digits."""
+        """True if its numbers are given with all their digits."""
         return False
 
     @property
@@ -98,8 +98,8 @@ class ModelAnswer(Answer):
 
     Attributes:
         model: The model's handle.
-        total: How many there are in all.
-        truncated: Whether some are left out.
+        total: Their number in all.
+        truncated: True if some are left out.
         by_layer: One number for every layer, by what it measures, where the tables show only some of the layers.
     """
 
@@ -132,7 +132,7 @@ class ProfiledAnswer(TableAnswer):
 
 
 class Late(Answer):
-    """What an agent sees of a call that goes on: the answer comes later, from `read_run`."""
+    """The answer about a call that has not ended: `read_run` has the rest later."""
 
     state: Literal["queued", "running", "loading"]
     progress: str | None = None
@@ -150,7 +150,7 @@ class ToolSpec(Generic[_P, _R, _A]):
     Attributes:
         name: The tool's name, also its folder's.
         title: A short title for people.
-        description: What it measures and when to use it, at most 2 KB: some clients cut there.
+        description: When to use it and what it measures, at most 2 KB: some clients cut there.
         params: Its parameters.
         digest: Cuts a result down to an answer; its annotations say which classes these are.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
@@ -188,7 +188,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         return get_type_hints(self.digest)["return"]
 
     def summarize(self, result: _R) -> _A:
-        """What an agent sees of a result, the remarks on its input among the notes."""
+        """The answer to a result, with the remarks on its input among the notes."""
         answer = self.digest(result)
         answer.notes += result.remarks
         return answer
@@ -262,7 +262,6 @@ _UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
 
 
 def _goes_without_saying(key: str, value: Any) -> bool:
-    """Whether a caller expects it: nothing where a parameter is left out, and no names that no parameter has."""
     return (
         value is False
         if key == "additionalProperties"
@@ -278,7 +277,7 @@ def _compact(node: Any, named: bool = False) -> Any:
 
     Args:
         node: A part of the schema.
-        named: Whether the node maps names of our own, among which `title` is no keyword.
+        named: True if the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):
         return [_compact(item) for item in node]

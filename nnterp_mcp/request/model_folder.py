@@ -211,7 +211,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_numbers(file: Path) -> int:
-    """How many numbers a safetensors file has, by its header.
+    """The count of numbers in a safetensors file, by its header.
 
     Raises:
         UnknownModel: The file is cut short, or not what its name says.

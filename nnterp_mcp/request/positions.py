@@ -33,9 +33,9 @@ def parse_indices(
     """Indices of layers, heads and the like: one, a list, a range or a word.
 
     Args:
-        value: What came.
-        name: What the indices are of, for the error.
-        most: How many a list may have.
+        value: The value that came.
+        name: The name of the field, for the error.
+        most: The most indices of a list.
         example: A range.
         words: The words that are taken.
 

@@ -105,7 +105,7 @@ def read_prompt_file(path: Path, most: int | None = None) -> tuple[PromptItem, .
 
     Args:
         path: The file.
-        most: How many prompts it may hold; no more of it is read. Any number by default.
+        most: The most prompts that it may hold; no more of it is read. Any number by default.
 
     Raises:
         InvalidRequest: The file is empty, or not what its ending says.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -352,3 +355,37 @@ def test_texts_are_scored_by_the_unedited_model(bench: Bench) -> None:
         if len(ids) == start + 4:
             assert run.perplexity == pytest.approx(float((-chosen.mean()).exp()), rel=1e-4)
     assert all(run.perplexity is not None and run.perplexity > 1 for run in result.runs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_cell_of_the_finding_follows_from_the_runs_by_the_criterion_that_it_names(seed: int) -> None:
+    dice = random.Random(seed)
+    result = made_result(4, 3, controls=5, categories=seed % 3)
+    for run in result.runs:
+        scale = dice.choice([0.1, 1.0]) if run.control is None else 0.3
+        run.kl = 0.0 if run.layer is None else scale * dice.random()
+        run.targets = [(0.5 + 0.4 * scale * dice.uniform(-1, 1), 1) for _ in run.targets]
+    said = SPEC.digest(result).finding
+
+    def values(of: Callable[[SteeredRun], float]) -> dict[tuple[int, float], tuple[float, bool]]:
+        """The change in each cell, and whether it exceeds its control."""
+        cells: dict[tuple[int, float], tuple[float, bool]] = {}
+        for run in result.runs:
+            if run.layer is not None and run.control is None:
+                same = [
+                    of(other)
+                    for other in result.runs
+                    if (other.layer, other.factor) == (run.layer, run.factor) and other.control is not None
+                ]
+                exceeds = abs(of(run) - fmean(same)) > 2 * stdev(same)
+                cells[run.layer, run.factor] = (abs(of(run) - of(result.runs[0])), exceeds)
+        return cells
+
+    criteria = [values(lambda run: run.targets[0][0])] if result.categories else []
+    criteria.append(values(lambda run: run.kl))
+    counts = [sum(exceeds for _, exceeds in cells.values()) for cells in criteria]
+    chosen = next((cells for cells, count in zip(criteria, counts, strict=True) if count), criteria[0])
+    least = any(exceeds for _, exceeds in chosen.values())
+    best = max((cell for cell in chosen if chosen[cell][1] >= least), key=lambda cell: chosen[cell][0])
+    assert f"at layer {best[0]} with factor {best[1]:g}, " in said
+    assert f"of KL in {counts[-1] or 'none'};" in said

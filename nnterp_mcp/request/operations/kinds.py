@@ -22,7 +22,7 @@ from nnterp_mcp.request.sites import HEAD_SITES, SITES, Site
 
 
 class BaseOperation(Given):
-    """What all operations say.
+    """The fields of all operations.
 
     Attributes:
         layers: The layers that it acts on.
@@ -42,7 +42,7 @@ class BaseOperation(Given):
 
 
 class BaseStateOperation(BaseOperation):
-    """What operations on states say.
+    """The fields of operations on states.
 
     Attributes:
         site: Where in the layer; `heads_output` when heads are named.
@@ -128,7 +128,7 @@ class Knockout(BaseOperation):
         query_positions: The positions that read. They reach on to new tokens as `positions` do.
         key_positions: The positions that are not read any more. They reach on to new tokens as `positions` do, but for
             `last`, which is the prompt's last token.
-        renormalise: Whether the other keys share what was cut, as if the scores had been masked. Where none is left the
+        renormalise: True if the other keys share what was cut, as if the scores had been masked. Where none is left the
             query reads nothing.
     """
 
@@ -145,8 +145,9 @@ class SetAttention(BaseOperation):
     Attributes:
         heads: The heads.
         query_positions: The positions that read. They reach on to new tokens as `positions` do.
-        pattern: What each of them reads, of what its layer lets it read: all tokens up to itself evenly, the first, the
-            one before it (itself where it cannot read that), itself; or a matrix (query × key) over the prompt.
+        pattern: The tokens that each of them reads, of those that its layer lets it read: all tokens up to itself
+            evenly, the first, the one before it (itself where it cannot read that), itself; or a matrix (query × key)
+            over the prompt.
     """
 
     op: Literal["set_attention"] = "set_attention"
@@ -186,7 +187,6 @@ def site_of(operation: StateOperation) -> Site:
 
 
 def _check(operation: Operation) -> None:
-    """What no single field can tell."""
     site = site_of(operation) if isinstance(operation, StateOperation) else None
     if site == "token_embeddings" and operation.layers is not None:
         raise ValueError(f"{operation.op} takes no layers at token_embeddings, which come before the first layer")

@@ -11,7 +11,7 @@ from nnterp_mcp.request.operations import Interventions
 
 
 class EditModelParams(ModelParams):
-    """What is to be in force."""
+    """The edits that are to be active."""
 
     interventions: Annotated[
         Interventions,

@@ -10,7 +10,7 @@ from nnterp_mcp.contract import Answer, Result
 
 
 class EditModelResult(Result):
-    """What is in force now, in words."""
+    """The active edits, in words."""
 
     model: str
     in_force: list[str]

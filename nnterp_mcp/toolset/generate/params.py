@@ -13,7 +13,7 @@ from nnterp_mcp.request.prompts import Prompts
 
 
 class GenerateParams(ModelParams):
-    """What to continue, how to choose tokens, and what to change on the way."""
+    """The prompts, the sampling, and the interventions."""
 
     prompts: Prompts
     interventions: DescribedInterventions = ()

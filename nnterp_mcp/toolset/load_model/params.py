@@ -21,7 +21,7 @@ def _check_revision(revision: str | None) -> str | None:
 
 
 class LoadModelParams(Params):
-    """What to load, and how."""
+    """The model, its precision, device and backend."""
 
     model: Annotated[
         str,

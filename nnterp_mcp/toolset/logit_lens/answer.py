@@ -1,4 +1,4 @@
-"""How a lens is cut down to an answer: one reading by layer, or several by what they end in."""
+"""The answer to a lens: one reading by layer, or several by their last layer."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from nnterp_mcp.toolset.logit_lens.result import Lens
 
 
 class LogitLensParams(ModelParams):
-    """What to read, and where."""
+    """The prompts, and the layers and positions that are read."""
 
     prompts: Prompts
     layers: Layers = "all"

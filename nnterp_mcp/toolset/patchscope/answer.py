@@ -1,4 +1,4 @@
-"""What an agent sees of a patchscope: a finding in words, and a table by layer or by source."""
+"""The answer to a patchscope: a finding in words, and a table by layer or by source."""
 
 from __future__ import annotations
 
@@ -107,7 +107,6 @@ def _length_note(source: SourceReading) -> list[str]:
 
 
 def _lengths(source: SourceReading) -> tuple[str, str]:
-    """How long a vector is, and how long the states that it replaces are."""
     pairs = [patch.lengths for patch in source.patches if patch.lengths is not None]
     return _extent([own for own, _ in pairs]), _extent([replaced for _, replaced in pairs])
 

@@ -75,7 +75,6 @@ def _across(sources: Sequence[SourceReading], result: PatchscopeResult) -> Heatm
 
 
 def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
-    """What is tracked: the targets, or else the source's own token and the model's next one."""
     names = short_names(source, result)
     if result.categories:
         return [elided(name) for name in names]
@@ -84,7 +83,6 @@ def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
 
 
 def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> Curves:
-    """What is tracked, over the layers; of several sources the first category of each."""
     if len(sources) == 1:
         chosen = [(name, sources[0], index) for index, name in enumerate(_categories(sources[0], result)[:_CURVES])]
         title = "what is tracked"

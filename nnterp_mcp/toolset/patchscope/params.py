@@ -60,7 +60,7 @@ def _as_vector_names(value: Any) -> tuple[str, ...] | None:
 
 
 class PatchscopeParams(ModelParams):
-    """What is put where."""
+    """The source of the states, and the target that they are put into."""
 
     source_prompts: Annotated[
         Prompts | None, schemas.as_schema(schemas.PROMPTS, "Text, chat messages, or a list of these.")

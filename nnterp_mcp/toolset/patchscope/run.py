@@ -67,7 +67,7 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What is put into the target prompt.
+    """The states that are put into the target prompt.
 
     Attributes:
         states: The states, on the model's device.
@@ -249,12 +249,10 @@ class _Writer:
 
 
 def _is_word(words: Sequence[str]) -> bool:
-    """Whether there is anything to look for in a text: a comma stands in any."""
     return any(re.search(r"\w", word) for word in words)
 
 
 def _names(text: str, words: Sequence[str]) -> bool:
-    """Whether a text holds one of some strings as a word, whatever its case."""
     wanted = "|".join(re.escape(word.strip()) for word in words if re.search(r"\w", word))
     return re.search(rf"(?<!\w)(?:{wanted})(?!\w)", text, re.IGNORECASE) is not None
 

@@ -49,7 +49,6 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
 
 
 def _ended(result: ReadRunResult) -> str:
-    """How many of several runs have ended."""
     states = [row[result.table.columns.index("state")] for row in result.table.rows]
     ended = [row[0] for row, state in zip(result.table.rows, states, strict=True) if state != "running"]
     names = f": {', '.join(map(str, ended))}" if ended else ""

@@ -1,4 +1,4 @@
-"""How a prompt set is cut down to an answer: categories over all prompts, by layer, and the prompts that go worst."""
+"""The answer to a prompt set: categories over all prompts, by layer, and the prompts with the least likely target."""
 
 from __future__ import annotations
 

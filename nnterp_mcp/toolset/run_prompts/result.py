@@ -52,7 +52,7 @@ class RunPromptsResult(Result):
 
 
 class RunPromptsAnswer(ModelAnswer):
-    """What the prompts say together."""
+    """Statistics over the prompts."""
 
     categories: Annotated[TableField, Field(description="By category, at the last layer read.")]
     examples: Annotated[TableField, Field(description="Prompts in which the first category is least likely.")]

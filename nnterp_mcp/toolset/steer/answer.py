@@ -1,4 +1,4 @@
-"""How a sweep is cut down to an answer: cells of layer and factor, the effect beside its control."""
+"""The answer to a sweep: cells of layer and factor, each effect next to its control."""
 
 from __future__ import annotations
 
@@ -207,7 +207,6 @@ def _measured(values: tuple[float, float] | None) -> Cell:
 
 
 def _two_digits(value: float) -> Cell:
-    """A probability with two digits."""
     return probability(float(f"{value:.2g}"))
 
 

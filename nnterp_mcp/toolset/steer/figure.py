@@ -48,7 +48,7 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
 
 @dataclass(frozen=True)
 class _Measure:
-    """What is drawn of a run: its name, its unit, and how it is read."""
+    """A number of a run that is drawn, with its name and unit."""
 
     name: str
     unit: str
@@ -59,7 +59,7 @@ class _Sweep:
     """The runs by layer and factor.
 
     Attributes:
-        as_grid: Whether there are too many layers for a curve each, and several factors.
+        as_grid: True if there are too many layers for a curve each, and several factors.
     """
 
     def __init__(self, result: SteerResult) -> None:

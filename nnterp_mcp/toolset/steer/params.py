@@ -67,7 +67,7 @@ SteeringVector = Annotated[
 
 
 class SteerParams(ModelParams):
-    """What to add, where, and how much of it."""
+    """The vector, and the layers, positions and factors at which it is added."""
 
     prompts: Prompts
     vector: SteeringVector

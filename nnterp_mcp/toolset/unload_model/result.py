@@ -10,7 +10,7 @@ from nnterp_mcp.contract import Answer, Result
 
 
 class UnloadModelResult(Result):
-    """What was let go; memory in bytes."""
+    """The model that was unloaded; memory in bytes."""
 
     handle: str
     memory: int | None
