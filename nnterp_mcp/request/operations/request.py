@@ -90,7 +90,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('Edits that are active in the pass, such as [{"op": "skip", "layers": 3}]; generate lists the ops.'),
+    _schema('Edits of the pass, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]
 """The operations in force during a call."""
 

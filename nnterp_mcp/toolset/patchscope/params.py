@@ -78,7 +78,7 @@ class PatchscopeParams(ModelParams):
         Positions,
         schemas.as_schema(
             schemas.POSITIONS,
-            "Tokens whose states are read: an index, 'last', 'all', a range or {\"text\": \"France\"}.",
+            "Tokens whose states are read: an index, 'last', 'all', a range.",
         ),
     ] = ("last",)
     source_layers: Annotated[
@@ -111,9 +111,7 @@ class PatchscopeParams(ModelParams):
     ] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(
-            schemas.OPERATION_LIST, 'Edits that are active in source and target, such as [{"op": "skip", "layers": 3}].'
-        ),
+        schemas.as_schema(schemas.OPERATION_LIST, 'Edits of source and target, [{"op": "skip", "layers": 3}].'),
     ] = ()
     plot: Plot = False
 

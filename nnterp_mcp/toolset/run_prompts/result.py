@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import ModelAnswer, Result, ResultPart
 from nnterp_mcp.render import in_force
 from nnterp_mcp.table import TableField
@@ -54,5 +50,5 @@ class RunPromptsResult(Result):
 class RunPromptsAnswer(ModelAnswer):
     """Statistics over the prompts."""
 
-    categories: Annotated[TableField, Field(description="By category, at the last layer read.")]
-    examples: Annotated[TableField, Field(description="Prompts in which the first category is least likely.")]
+    categories: TableField
+    examples: TableField

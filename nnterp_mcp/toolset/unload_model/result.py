@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import Answer, Result
 
 
@@ -20,7 +16,7 @@ class UnloadModelResult(Result):
 class UnloadModelAnswer(Answer):
     """The same as an agent sees it."""
 
-    remaining: Annotated[list[str], Field(description="Handles of the models that are still loaded.")]
+    remaining: list[str]
 
     def body(self) -> list[str]:
         """The models that are left."""
