@@ -18,5 +18,4 @@ SPEC = ToolSpec(
     params=CollectActivationsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -18,5 +18,4 @@ SPEC = ToolSpec(
     ),
     params=GenerateParams,
     digest=digest,
-    served=True,
 )

@@ -20,5 +20,4 @@ SPEC = ToolSpec(
     params=LogitLensParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -20,5 +20,4 @@ SPEC = ToolSpec(
     params=PatchscopeParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     params=RunPromptsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

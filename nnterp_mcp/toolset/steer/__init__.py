@@ -21,5 +21,4 @@ SPEC = ToolSpec(
     params=SteerParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     params=TokenizeParams,
     digest=digest,
     recorded=False,
-    served=True,
 )

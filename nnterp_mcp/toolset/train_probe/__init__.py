@@ -20,5 +20,4 @@ SPEC = ToolSpec(
     figure=figure,
     read_only=False,
     destructive=True,
-    served=True,
 )

@@ -173,6 +173,24 @@ def read_likeliest(model: Any, kept: Data, options: Data, carried: Data) -> Data
     return {"tokens": model.output.logits[:, -1].argmax(-1).cpu()}
 
 
+def call_module(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """The output of a module for given states, computed where the last layer's output is."""
+    return {"states": project(model, options["states"].to(captured[0].device), [options["path"]]).cpu()}
+
+
+def read_head(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """The rows and the biases of some tokens in a head, from its outputs for unit vectors."""
+    like, tokens = captured[0][:1, 0], options["tokens"]
+    bias = project(model, torch.zeros_like(like), [options["path"]])[:, tokens].float()
+    columns, width = [], like.shape[-1]
+    for begin in range(0, width, 256):
+        at = torch.arange(begin, min(begin + 256, width))
+        unit = torch.zeros(len(at), width).to(like)
+        unit[at - begin, at] = 1
+        columns.append(project(model, unit, [options["path"]])[:, tokens].float() - bias)
+    return {"rows": torch.cat(columns).T.cpu(), "bias": bias[0].cpu()}
+
+
 def read_rows(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     """Some rows of a module's weight."""
     return {"rows": model.get(options["path"]).weight[options["ids"]].float().cpu()}
