@@ -25,7 +25,7 @@ def test_a_prompt_is_continued(caller: Caller) -> None:
     result = caller.call("generate", prompts="The capital of France is", max_new_tokens=8)
     assert not result.is_error
     answer: Any = result.structured_content
-    assert answer["table"]["columns"] == ["tokens", "stop", "mean log-prob", "text"]
+    assert answer["table"]["columns"] == ["tokens", "stop", "mean log-prob", "perplexity", "text"]
     assert answer["table"]["rows"][0][-1].startswith(" Paris.")
     assert '" Paris.' in text(result)
     assert "run_id" not in answer or answer["run_id"]

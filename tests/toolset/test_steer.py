@@ -117,7 +117,7 @@ def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
     result = ask(bench, vector=INLINE, layers=1, factors=[-1, 0, 1], control=True, targets=TARGETS)
     answer, drawn = SPEC.digest(result), figure(result, {})
 
-    assert answer.finding.startswith("Of 3 cells, the change exceeds that of 5 random directions")
+    assert answer.finding.startswith('p of "capital" changes more than with 5 random directions')
     assert "factor 0 " not in answer.finding  # it alone passes its control where nothing else does
     assert (answer.total, [row[:4] for row in answer.table.rows][2]) == (3, [1, 0.0, 0.0, 0.0])
     for panel, measure in zip(drawn.panels, [lambda run: run.kl, lambda run: run.targets[0][0]], strict=False):
@@ -259,9 +259,7 @@ def test_an_effect_within_its_control_is_said_to_be_none() -> None:
         run.kl = 0.5 if run.control is None else 0.3 + 0.1 * run.control
 
     said = SPEC.digest(result).finding
-    assert said.startswith(
-        "The change of KL does not exceed that of 5 random directions of equal norm (2 sd): at layer 0"
-    )
+    assert said.startswith("KL changes no more than with 5 random directions of equal norm (by 2 sd): at layer 0")
     assert "is 0.5 nats (control 0.5 ± 0.16)" in said
 
 
@@ -322,8 +320,8 @@ def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_th
     )
 
     assert SPEC.digest(result).finding.startswith(
-        "Of 2 cells, the change exceeds that of 5 random directions of equal norm (2 sd) "
-        'of p of "good" in none, of KL in 1; by KL the largest is at layer 2 with factor 1'
+        'p of "good" changes more than with 5 random directions of equal norm (by 2 sd) in none of 2 cells, KL in 1; '
+        "of these, KL changes most at layer 2 with factor 1"
     )
 
 
@@ -388,4 +386,5 @@ def test_the_cell_of_the_finding_follows_from_the_runs_by_the_criterion_that_it_
     least = any(exceeds for _, exceeds in chosen.values())
     best = max((cell for cell in chosen if chosen[cell][1] >= least), key=lambda cell: chosen[cell][0])
     assert f"at layer {best[0]} with factor {best[1]:g}, " in said
-    assert f"of KL in {counts[-1] or 'none'};" in said
+    assert f" in {counts[0] or 'none'} of 12 cells" in said
+    assert len(counts) == 1 or f", KL in {counts[1] or 'none'};" in said

@@ -234,16 +234,18 @@ def _finding(focus: Group | None, chosen: _Criterion, groups: Sequence[Group], r
 
 def _opening(cells: Sequence[Group], chosen: _Criterion, result: SteerResult) -> str:
     """The criterion by which the cell was chosen, and how many cells exceed their control."""
-    control = f"{result.controls} random directions of equal norm ({_CLEARLY:g} sd)"
+    control = f"{result.controls} random directions of equal norm (by {_CLEARLY:g} sd)"
     counts = {one.name: sum(map(one.exceeds, cells)) for one in _criteria(result)}
     if len(cells) == 1:
-        verdict = "exceeds" if counts[chosen.name] else "does not exceed"
-        return f"The change of {chosen.name} {verdict} that of {control}: at" if result.controls else "At"
+        verdict = "changes more" if counts[chosen.name] else "changes no more"
+        return f"{chosen.name} {verdict} than with {control}: at" if result.controls else "At"
     if not result.controls:
         return f"Of {len(cells)} cells, {chosen.name} changes most at"
-    exceeding = ", ".join(f"of {name} in {count or 'none'}" for name, count in counts.items())
-    largest = f"by {chosen.name} the largest" if counts[chosen.name] else f"the largest change of {chosen.name}"
-    return f"Of {len(cells)} cells, the change exceeds that of {control} {exceeding}; {largest} is at"
+    (first, count), *others = counts.items()
+    more = "".join(f", {name} in {number or 'none'}" for name, number in others)
+    among = "of these, " if counts[chosen.name] else ""
+    exceeding = f"{first} changes more than with {control} in {count or 'none'} of {len(cells)} cells{more}"
+    return f"{exceeding}; {among}{chosen.name} changes most at"
 
 
 def _control(values: tuple[float, float] | None) -> str:
