@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.request.selectors import SHARED_PAIRS
@@ -27,6 +27,20 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
         others = plural(len(shared) - _SHARED, "more pair")
         notes.append(f"{others} of categories share first tokens{', or more' if len(shared) >= SHARED_PAIRS else ''}.")
     return notes
+
+
+def on_categories(categories: Collection[str], shared: Mapping[str, Sequence[str]], shown: int, part: str) -> list[str]:
+    """The notes on target categories: which share a first token, and how many are not shown.
+
+    Args:
+        categories: The categories.
+        shared: The tokens that two categories share, under `a and b`.
+        shown: The most that are shown.
+        part: The part of the run that has all.
+    """
+    others, count = len(categories) - shown, len(categories)
+    more = [f"{others} of {count} target categories not shown: read_run part={part}."] if others > 0 else []
+    return [*shared_tokens(shared), *more]
 
 
 def in_force(interventions: Sequence[str], where: str = "") -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
-from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LensReading, LogitLensAnswer, LogitLensResult
 
@@ -48,10 +48,7 @@ def _every_layer(reading: LensReading, result: LogitLensResult) -> dict[str, lis
 
 def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
     notes = in_force(result.interventions)
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        others = len(result.categories) - _CATEGORIES
-        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "readings.layers")
     return notes + left_out(hidden, what, "readings.layers")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, median, median_low, pstdev
 
 from nnterp_mcp.formatting import elided, number, percent, plural, quoted
-from nnterp_mcp.render import by_layer, shared_tokens
+from nnterp_mcp.render import by_layer, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 
@@ -122,10 +122,7 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
     notes = result.in_force
     if result.taken:
         notes.append(f"{plural(result.taken, 'prompt')} taken over from an equal call that did not finish.")
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        others = len(result.categories) - _CATEGORIES
-        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "rows")
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
         speed = number(len(result.rows) / max(result.seconds, 1e-9))

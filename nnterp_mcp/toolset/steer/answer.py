@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.formatting import elided, number, probability, quoted, spread
-from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Cell, Column, Kind, cell_text, tabulate
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
@@ -284,9 +284,5 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
     if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
         notes.append("push > 1: more was added than was there; such texts often fall apart.")
     notes += in_force(result.in_force)
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        notes.append(
-            f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
-        )
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "runs")
     return notes + left_out(hidden, "row", "runs")
