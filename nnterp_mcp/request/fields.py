@@ -11,6 +11,7 @@ from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.sites import Site
+from nnterp_mcp.request.targets import Targets
 
 ModelHandle = Annotated[
     str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional while one is loaded.")
@@ -25,9 +26,14 @@ ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers: an 
 ProbedPositions = Annotated[
     Positions, schemas.as_schema(schemas.POSITIONS, "Tokens: an index, 'last', 'all', a range or {\"text\": \"is\"}.")
 ]
+BriefTargets = Annotated[
+    Targets,
+    schemas.as_schema(
+        schemas.TARGET_MAP,
+        'Strings to follow by category, each by its first token: {"capital": "Paris", "traps": ["London", "Rome"]}.',
+    ),
+]
 Edits = Annotated[
     Interventions,
-    schemas.as_schema(
-        schemas.OPERATION_LIST, 'Edits of the pass, [{"op": "skip", "layers": 3}]; generate lists the ops.'
-    ),
+    schemas.as_schema(schemas.OPERATION_LIST, 'Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]

@@ -1,7 +1,7 @@
 """JSON schemas of what callers write, in the dialect that every client's converter understands.
 
 A union is an `anyOf` of branches with one type each, a list says what its items are, an object that maps names of the
-caller's own is left open, and each limit of the code is written down, but for the length of a range.
+caller's own is left open, and each limit of the code is written down.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import WithJsonSchema
 
 from nnterp_mcp.request.arguments import (
     LONGEST_NAME,
+    LONGEST_RANGE,
     LONGEST_TEXT,
     MOST_CATEGORIES,
     MOST_GROUPS,
@@ -52,15 +53,16 @@ PROMPT = union(TEXT, array(OBJECT), maxLength=LONGEST_TEXT, maxItems=MOST_TURNS)
 PROMPTS = union(TEXT, array(TEXT), array(OBJECT), array(array(OBJECT)), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS)
 """One text, a list of texts, one chat or a list of chats."""
 
-INDICES = union(INTEGER, TEXT, array(INTEGER), maxItems=MOST_INDICES)
+INDICES = union(INTEGER, TEXT, array(INTEGER), maxLength=LONGEST_RANGE, maxItems=MOST_INDICES)
 """An index, a range, or a list of indices."""
 
-POSITION = union(INTEGER, TEXT, OBJECT)
+POSITION = union(INTEGER, TEXT, OBJECT, maxLength=LONGEST_RANGE)
 """One position."""
 
 POSITIONS = union(
     *POSITION["anyOf"],
     *(array(one) for one in POSITION["anyOf"]),
+    maxLength=LONGEST_RANGE,
     maxItems=MOST_POSITIONS,
 )
 """A position or a list of them."""

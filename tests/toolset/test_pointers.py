@@ -41,7 +41,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "vector": ("make_vector", {"name": "mood", "method": "mean_difference", **GROUPS}),
     "probe": ("train_probe", {"prompts": GROUPS, "folds": 3, "shuffles": 2}),
 }
-_POINTER = re.compile(r"(\d+) (?:more )?([a-z ]+?)s?(?: of text)? not shown: read_run part=([\w.]+)")
+_POINTER = re.compile(r"(\d+) (?:more )?([a-z ]+?)s?(?: of text)? not shown: read_run part=([\w.]*\w)")
 _PART = re.compile(r"([\w.]+) \((\d+) rows?: ([^()]+)\)")
 
 

@@ -146,7 +146,8 @@ def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> Non
 class TestParts:
     def test_the_answer_names_the_parts(self, client: Caller, run: str) -> None:
         assert read(client, run)["notes"][-1] == (
-            "Parts for read_run: readings (2 rows), readings.layers (8 rows), result, record."
+            "Parts for read_run: readings (2 rows: prompt, text, position, token, leads_from), "
+            "readings.layers (8 rows: those of readings, layer, top, entropy, kl, targets), result, record."
         )
 
     @pytest.mark.parametrize("form", ["table", "csv", "json"])
@@ -286,7 +287,7 @@ class TestAfterwards:
             rows = read(second, answer["run_id"], part="readings.layers")
             listed = second.call("session").structured_content["runs"]["rows"]
 
-        assert again["notes"].pop().startswith("Parts for read_run: ")
+        assert again["notes"][-1].startswith("Parts for read_run: ")
         assert again == answer
         assert rows["total"] == 8
         assert [row[:3] for row in listed] == [[answer["run_id"], "tiny-llama", "done"]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nnterp_mcp.engine.attention_edits import KnockedOut, KnockoutEdit, PatternEdit
+from nnterp_mcp.engine.attention_edits import KnockedOut, KnockoutEdit, PatternEdit, fitting_matrix
 from nnterp_mcp.engine.edits import (
     Added,
     Averaged,
@@ -212,7 +212,7 @@ class _Planner:
         pattern = operation.pattern
         onward = isinstance(pattern, str) and goes_on(operation.query_positions)
         queries = self._reach(operation.query_positions, chosen, operation.steps, onward)
-        content = pattern if isinstance(pattern, str) else _matrix(pattern, chosen)
+        content = pattern if isinstance(pattern, str) else fitting_matrix(pattern, chosen)
         for place in self._places(operation, "attention_probabilities"):
             edit = PatternEdit(place, queries, self._heads(operation.heads, place), content, self._horizon(place))
             yield lambda gathered, edit=edit: edit
@@ -262,37 +262,30 @@ class _Planner:
         chosen: Sequence[EncodedPrompt],
         heads: Sequence[int] | None,
     ) -> Callable[[Gathered], Change]:
-        """A mean position by position, or one of several positions together."""
         together = operation.over_positions is not None
-        asked = operation.positions if operation.over_positions is None else operation.over_positions
-        requests = [
-            Request(prompt, place, resolve_positions(asked, prompt), summed=together)
-            for prompt in self._averaged_prompts(operation)
-        ]
+        asked = operation.over_positions or operation.positions
+        over = range(len(self._prompts)) if operation.over == "all" else operation.over
+        named = [self._named_prompt(one) for one in over if self._prompts or not isinstance(one, int)]
+        requests = [Request(prompt, place, resolve_positions(asked, prompt), together) for prompt in named]
         self.requests += requests
         if together:
             count = sum(len(request.positions) for request in requests)
             return lambda gathered: Averaged(torch.stack([gathered[r] for r in requests]).sum(0) / count, heads)
         counts = {len(request.positions) for request in requests}
-        for prompt in chosen:
-            if {len(reach.positions[prompt.index])} != counts:
-                raise InvalidRequest(
-                    f"a mean position by position needs as many positions in each prompt: prompt {prompt.index} has "
-                    f"{len(reach.positions[prompt.index])} of them, the prompts of over {ranges(sorted(counts))}.",
-                    "Name prompts of equal length, other positions, or over_positions to average several together.",
-                )
+        odd = next((prompt.index for prompt in chosen if {len(reach.positions[prompt.index])} != counts), None)
+        if odd is not None:
+            raise InvalidRequest(
+                f"a mean position by position needs as many positions in each prompt: prompt {odd} has "
+                f"{len(reach.positions[odd])} of them, the prompts of over {ranges(sorted(counts))}.",
+                "Name prompts of equal length, other positions, or over_positions to average several together.",
+            )
         index = {(prompt.index, at): i for prompt in chosen for i, at in enumerate(reach.positions[prompt.index])}
 
         def patched(gathered: Gathered) -> Patched:
             mean = torch.stack([gathered[request].float() for request in requests]).mean(0)
-            return Patched({prompt.index: mean for prompt in chosen}, index, heads)
+            return Patched(dict.fromkeys((prompt.index for prompt in chosen), mean), index, heads)
 
         return patched
-
-    def _averaged_prompts(self, operation: Mean) -> list[EncodedPrompt]:
-        if operation.over == "all":
-            return list(self._prompts)
-        return [self._named_prompt(prompt) for prompt in operation.over if self._prompts or not isinstance(prompt, int)]
 
     def _patch(
         self,
@@ -391,18 +384,6 @@ class _Planner:
                 self._model.tokenizer, [prompt], self._model.name, self._model.context, self._model.embedded
             )
         return self._encoded[key]
-
-
-def _matrix(pattern: Sequence[Sequence[float]], chosen: Sequence[EncodedPrompt]) -> torch.Tensor:
-    widths = {len(row) for row in pattern}
-    for prompt in chosen:
-        length = len(prompt.ids)
-        if len(pattern) != length or widths != {length}:
-            raise InvalidRequest(
-                f"a pattern of {len(pattern)} rows of {' or '.join(map(str, sorted(widths)))} numbers does not fit "
-                f"prompt {prompt.index}, which has {length} tokens: it needs {length} rows of {length}."
-            )
-    return torch.tensor(pattern)
 
 
 def _require_match(

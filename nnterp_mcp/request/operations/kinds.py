@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from nnterp_mcp.request.arguments import Given
 from nnterp_mcp.request.operations.operands import (
     AttentionPattern,
-    Averaged,
+    AveragedPrompts,
     Heads,
     Neurons,
     PromptIndices,
@@ -93,7 +93,7 @@ class Mean(BaseStateOperation):
     """
 
     op: Literal["mean"] = "mean"
-    over: Averaged
+    over: AveragedPrompts
     over_positions: Positions | None = None
 
 

@@ -117,7 +117,7 @@ def _as_averaged(value: Any) -> Any:
 
 
 _PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
-Averaged = Annotated[Literal["all"] | tuple[int | Prompt, ...], BeforeValidator(_as_averaged)]
+AveragedPrompts = Annotated[Literal["all"] | tuple[int | Prompt, ...], BeforeValidator(_as_averaged)]
 """Prompts by their texts or by their indices in the request, or all prompts of the request."""
 
 

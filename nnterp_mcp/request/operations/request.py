@@ -90,7 +90,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('Edits of the pass, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
+    _schema('Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]
 """The operations in force during a call."""
 

@@ -11,8 +11,8 @@ SPEC = ToolSpec(
     title="Load a model",
     description=(
         "Call this first: loads an open-weight causal language model into a process of its own, where it "
-        "stays for every other tool and every client until unload_model, and checks that readings will be "
-        "exact. Answers at once if the model is loaded already. The answer names the model's handle."
+        "stays for every tool and client until unload_model, and checks that readings will be exact. The "
+        "answer names the model's handle."
     ),
     params=LoadModelParams,
     digest=digest,

@@ -48,9 +48,12 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
 
 
 def _every_layer(source: SourceReading, result: PatchscopeResult) -> dict[str, list[float]]:
-    """The probability of the first tracked category with the state of every source layer."""
-    names = short_names(source, result)[:1]
-    numbers = {f"{name} p": [patch.tracked[0][0] for patch in source.patches] for name in names}
+    """The probability of one tracked category, the one with the highest peak, with the state of every source layer."""
+    names = short_names(source, result)
+    if not names:
+        return {}
+    best = max(range(len(names)), key=lambda index: _peak(source.patches, index).tracked[index][0])
+    numbers = {f"{names[best]} p": [patch.tracked[best][0] for patch in source.patches]}
     return by_layer([patch.source_layer for patch in source.patches], numbers)
 
 

@@ -9,11 +9,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import decoded, require_at_most, shown
-from nnterp_mcp.request.fields import Plot, TopK
+from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, LayerSpec, Positions, PositionSpec, parse_indices
 from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
-from nnterp_mcp.request.targets import Targets
 from nnterp_mcp.request.vectors import LONGEST_VECTOR, check_name
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
@@ -105,7 +104,7 @@ class PatchscopeParams(ModelParams):
         ),
     ] = "same"
     top_k: TopK = 3
-    targets: Targets = Field(default_factory=dict)
+    targets: BriefTargets = Field(default_factory=dict)
     max_new_tokens: Annotated[
         int, Field(ge=0, le=256, description="Tokens generated for each patch; 0 reads the next token alone.")
     ] = 0

@@ -9,11 +9,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import Given, decoded, shown
-from nnterp_mcp.request.fields import Plot, TopK
+from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
 from nnterp_mcp.request.operations import Interventions, TokenDifference, Vector
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.prompts import Prompts
-from nnterp_mcp.request.targets import Targets
 
 _MOST_FACTORS = 32
 
@@ -78,7 +77,7 @@ class SteerParams(ModelParams):
         int, Field(ge=0, le=256, description="Tokens generated for each run; 0 reads the next token alone.")
     ] = 0
     top_k: TopK = 3
-    targets: Targets = Field(default_factory=dict)
+    targets: BriefTargets = Field(default_factory=dict)
     control: Annotated[bool, Field(description="Compare with 5 random directions of equal norm.")] = False
     interventions: Interventions = ()
     plot: Plot = False
