@@ -14,7 +14,7 @@ from nnterp_mcp.request.sites import Site
 from nnterp_mcp.request.targets import Targets
 
 ModelHandle = Annotated[
-    str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional while one is loaded.")
+    str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional if one is loaded.")
 ]
 RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
 Plot = Annotated[bool, Field(description="Adds a picture.")]

@@ -371,7 +371,6 @@ class _Planner:
         return prompt if operation.source.prompt is None else self._named_prompt(operation.source.prompt)
 
     def _named_prompt(self, asked: Any) -> EncodedPrompt:
-        """A prompt of the request by its index, or another one."""
         if isinstance(asked, int):
             (index,) = resolve_indices(asked, len(self._prompts), "prompt", "the request")
             return self._prompts[index]
