@@ -333,7 +333,7 @@ def test_a_target_longer_than_a_token_is_named(bench: Bench) -> None:
     with collect_remarks() as remarks:
         ask(bench, targets={"answer": ["Abracadabra", "a"]})
     assert any(
-        note.startswith('Longer than one token, so counted by the first token alone: "Abracadabra" by ')
+        note.startswith('Counted by the first token, with any other text that begins so: "Abracadabra" by ')
         for note in remarks
     )
     assert not any('"a" by' in note for note in remarks)

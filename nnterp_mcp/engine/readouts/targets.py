@@ -179,7 +179,7 @@ def follow_target_sets(
 def name_counted(
     sets: Sequence[Mapping[str, Sequence[int]]], asked: Sequence[Mapping[str, Sequence[Target]]], tokenizer: Any
 ) -> None:
-    """Says in remarks which tokens each category counts, and which strings are longer than the token that counts.
+    """Says in remarks which tokens each category counts, and which strings have tokens that are only their beginning.
 
     Args:
         sets: The token ids of each category, for all prompts or for each; of sets that differ, the first is listed.
@@ -207,13 +207,12 @@ def _name_cut(asked: Sequence[Mapping[str, Sequence[Target]]], tokenizer: Any) -
     for word in islice(dict.fromkeys(words), _MOST_COMPARED):
         check_cancelled()
         tokens = [token_text(tokenizer, token) for token in _first_tokens(word, tokenizer)]
-        if tokens and all(token.strip() != word.strip() for token in tokens):
-            cut.append(f"{quoted(elided(word))} by {' or '.join(map(quoted, map(elided, tokens)))}")
+        if beginnings := [token for token in tokens if token.strip() != word.strip()]:
+            cut.append(f"{quoted(elided(word))} by {' or '.join(map(quoted, map(elided, beginnings)))}")
     if cut:
         more = f"; and {len(cut) - _NAMED_TOKENS} more" if len(cut) > _NAMED_TOKENS else ""
         remark(
-            f"Longer than one token, so counted by the first token alone: {'; '.join(cut[:_NAMED_TOKENS])}{more}. "
-            "Any other text that begins with it counts as well."
+            f"Counted by the first token, with any other text that begins so: {'; '.join(cut[:_NAMED_TOKENS])}{more}."
         )
 
 
