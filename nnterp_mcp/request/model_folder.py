@@ -152,7 +152,7 @@ def refuse_encoder(origin: str, config: Mapping[str, Any]) -> None:
     if config.get("is_encoder_decoder") is True:
         raise Unsupported(
             f"{origin} is an encoder and a decoder (model_type {shown(config.get('model_type'))}): here a model reads "
-            "one text, and goes on with it",
+            "one text, and continues it",
             _DECODERS,
         )
 

@@ -92,7 +92,7 @@ Interventions = Annotated[
     BeforeValidator(_as_operations),
     _schema('Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]
-"""The operations in force during a call."""
+"""The interventions that are active during a call."""
 
 DescribedInterventions = Annotated[tuple[Operation, ...], BeforeValidator(_as_operations), _schema(_LANGUAGE)]
 """The same, for the one tool whose definition teaches the language: an agent pays for every definition."""

@@ -102,7 +102,7 @@ def _change(source: SourceReading, result: PatchscopeResult) -> str:
 
 
 def _length_note(source: SourceReading) -> list[str]:
-    """The note that says how long a vector is beside what it replaces: short ones are soon drowned."""
+    """The note that says how long a vector is compared with what it replaces: short ones are soon drowned."""
     if source.vector is None:
         return []
     own, replaced = _lengths(source)

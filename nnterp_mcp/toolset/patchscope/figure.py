@@ -12,10 +12,10 @@ from nnterp_mcp.toolset.patchscope.answer import marked, short_names
 from nnterp_mcp.toolset.patchscope.result import PatchReading, PatchscopeResult, SourceReading
 
 _SOURCES = 10
-"""Sources beside each other."""
+"""Sources side by side."""
 
 _RANKS = 6
-"""Tokens of a layer beside each other."""
+"""Tokens of a layer side by side."""
 
 _CURVES = 8
 

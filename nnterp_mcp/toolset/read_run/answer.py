@@ -35,7 +35,7 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
     shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else none
     content, same, cut = _fitted(result.table) if result.format == "table" else (result.table, {}, False)
     if cut:
-        notes.append("Cells that end in … go on; format='json' shows them whole, fewer rows more of them.")
+        notes.append("Cells that end in … are cut: format='json' shows them whole, fewer rows show more of each.")
     return ReadRunAnswer(
         finding=f"{result.part} of {result.run_id}: {shown}." if result.run_id else _ended(result),
         notes=notes,

@@ -26,7 +26,7 @@ class RunPromptsResult(Result):
     """Every prompt, at every layer read.
 
     `asked` counts the prompts of the request, `taken` the rows that an equal call had computed before it died;
-    `seconds` is the time beside the model, of both.
+    `seconds` is the computing time of both.
     """
 
     model: str

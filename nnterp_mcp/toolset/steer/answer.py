@@ -125,7 +125,7 @@ def _criteria(result: SteerResult) -> list[_Criterion]:
 
 
 def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> tuple[Group | None, _Criterion]:
-    """The cell that the finding speaks of, and the criterion that chose it.
+    """The cell that the finding names, and the criterion that chose it.
 
     It is the cell with the largest change among those that exceed their control by the first criterion that any cell
     exceeds; among all where there is none. Cells of factor zero are left aside, for they are the baseline.
