@@ -201,7 +201,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. A field that is null is left out of an answer; a call that has not ended answers with little but a finding.
+        hold. A field that is null is left out of an answer; a call that has not ended answers with a finding alone.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
         own = {name: _outline(field) for name, field in fields.items() if name not in _COMMON}
