@@ -22,7 +22,7 @@ TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]
 StateSite = Annotated[
     Site, WithJsonSchema({"type": "string", "description": "Hook point, such as mlps_output or heads_output."})
 ]
-ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers: an index, a list, a range or 'all'.")]
+ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")]
 ProbedPositions = Annotated[
     Positions, schemas.as_schema(schemas.POSITIONS, "Tokens: an index, 'last', 'all', a range or {\"text\": \"is\"}.")
 ]

@@ -19,9 +19,9 @@ class AttentionProbsParams(ModelParams):
 
     prompts: Prompts
     layers: Layers = "all"
-    heads: Annotated[
-        Heads, schemas.as_schema(schemas.INDICES, "Heads of each layer: an index, a list, a range or 'all'.")
-    ] = "all"
+    heads: Annotated[Heads, schemas.as_schema(schemas.INDICES, "A head of each layer, a list, a range or 'all'.")] = (
+        "all"
+    )
     query_positions: Annotated[
         Positions | None,
         schemas.as_schema(

@@ -11,10 +11,10 @@ SPEC = ToolSpec(
     name="attribute",
     title="Attribute an answer to parts",
     description=(
-        "Use this to find which parts of a model produce an answer: splits the answer's logit, or its "
-        "difference from a wrong answer's, among parts. direct: what layers, heads, MLPs or neurons write, "
-        "which adds up exactly. gradient (gradient × input) and integrated (integrated gradients): tokens. "
-        "patching: first-order estimates of all patches, the strongest of which are really made."
+        "Find which parts of a model produce an answer: splits the answer's logit, or its difference from a "
+        "wrong answer's, among parts. direct: what layers, heads, MLPs or neurons write, which adds up "
+        "exactly. gradient (gradient × input) and integrated (integrated gradients): tokens. patching: "
+        "first-order estimates of all patches, the strongest of which are really made."
     ),
     params=AttributeParams,
     digest=digest,

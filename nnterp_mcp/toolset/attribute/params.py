@@ -36,7 +36,7 @@ class AttributeParams(ModelParams):
         By | None,
         Field(description="Parts; by default head for direct, layer for patching, token for the others."),
     ] = None
-    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers: an index, a list, a range or 'all'.")] = "all"
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,
         schemas.as_schema(

@@ -34,11 +34,11 @@ class LoadModelParams(Params):
     revision: Annotated[
         str | None,
         AfterValidator(_check_revision),
-        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub; the main branch by default."),
+        Field(max_length=LONGEST_NAME, description="Branch, tag or commit on the Hub."),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="Type of the weights; auto is float32 on a CPU, the checkpoint's own on an accelerator."),
+        Field(description="auto is float32 on a CPU, the checkpoint's own on an accelerator."),
     ] = "auto"
     device: Annotated[
         str,
@@ -53,7 +53,7 @@ class LoadModelParams(Params):
     ] = "auto"
     quantization: Annotated[
         Literal["8bit", "4bit"] | None,
-        Field(description="Bits of the weights, with bitsandbytes on an NVIDIA card; none by default."),
+        Field(description="Quantized weights, with bitsandbytes."),
     ] = None
     backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (
         "local"

@@ -11,11 +11,10 @@ SPEC = ToolSpec(
     name="patchscope",
     title="Patchscope",
     description=(
-        "Use this to ask a model what one of its hidden states, or a vector, means: puts it into a target "
-        "prompt in place of one token's state, layer by layer, and compares what the model then says with the"
-        " unpatched target. The default target makes it repeat a token; 'Syria: a country\\nx' with "
-        'target_position {"text": "x"} and max_new_tokens makes it describe one. Silence does not prove that '
-        "information is absent."
+        "Ask a model what one of its hidden states, or a vector, means: puts it into a target prompt in place"
+        " of one token's state, layer by layer, and compares what the model then says with the unpatched "
+        "target. The default target makes it repeat a token; 'Syria: a country\\nx' with target_position "
+        '{"text": "x"} and max_new_tokens makes it describe one. Silence does not prove absence.'
     ),
     params=PatchscopeParams,
     digest=digest,

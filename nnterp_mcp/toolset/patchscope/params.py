@@ -77,12 +77,12 @@ class PatchscopeParams(ModelParams):
         Positions,
         schemas.as_schema(
             schemas.POSITIONS,
-            "Tokens whose states are read: an index, 'last', 'all', a range.",
+            "Tokens read: an index, 'last', 'all', a range.",
         ),
     ] = ("last",)
     source_layers: Annotated[
         Layers,
-        schemas.as_schema(schemas.INDICES, "Layers that are read: an index, a list, a range or 'all'."),
+        schemas.as_schema(schemas.INDICES, "Layers read: one, a list, a range or 'all'."),
     ] = "all"
     target_prompt: Annotated[
         Prompt,

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="read_run",
     title="Read a run",
     description=(
-        "Use this to wait for a run, or to read all that it holds: its answer, tables of every number (paged "
-        "and filtered), arrays, and the record of how it was made. Runs outlive the server."
+        "Wait for a run, or read all that it holds: its answer, tables of every number (paged and filtered), "
+        "arrays, and the record of how it was made. Runs outlive the server."
     ),
     params=ReadRunParams,
     digest=digest,

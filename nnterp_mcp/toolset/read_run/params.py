@@ -86,5 +86,5 @@ class ReadRunParams(Params):
     ] = "table"
     wait_seconds: Annotated[
         float,
-        Field(ge=0, le=600, description="Seconds to wait at most for a run under way; the server may allow fewer."),
+        Field(ge=0, le=600, description="Seconds to wait at most for a run under way."),
     ] = 45.0

@@ -11,10 +11,10 @@ SPEC = ToolSpec(
     name="run_prompts",
     title="Run a prompt set",
     description=(
-        "Use this for statistics over many prompts: the mean and standard deviation of the probability of "
-        "target strings as the next token, how often each category is the likeliest and the top token, the "
-        "layer from which on each prompt's final top token leads (readouts by layer), and the prompts in "
-        "which the first category is least likely."
+        "Get statistics over many prompts: mean and standard deviation of the probability of target strings "
+        "as the next token, how often each category is the likeliest and the top token, the layer from which "
+        "on each prompt's final top token leads (readouts by layer), and the prompts in which the first "
+        "category is least likely."
     ),
     params=RunPromptsParams,
     digest=digest,

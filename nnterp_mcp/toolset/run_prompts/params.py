@@ -25,7 +25,7 @@ class RunPromptsParams(ModelParams):
     layers: Layers = "all"
     batch_tokens: Annotated[
         int | None,
-        Field(ge=1, le=1 << 20, description="Padded tokens in a batch, at most; the server's own by default."),
+        Field(ge=1, le=1 << 20, description="Padded tokens in a batch, at most."),
     ] = None
     interventions: Interventions = ()
     plot: Plot = False

@@ -10,9 +10,8 @@ SPEC = ToolSpec(
     name="session",
     title="What is loaded",
     description=(
-        "Use this to find what there is to work with: lists the loaded models (handle, source, device, age, "
-        "memory in bytes), the latest runs for read_run, and the vectors that were saved. A vector fits only "
-        "the weights that it was made on."
+        "Find what there is to work with: lists the loaded models (handle, source, device, age, memory), the "
+        "latest runs for read_run, and the saved vectors. A vector fits only the weights that it was made on."
     ),
     params=SessionParams,
     digest=digest,

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="unload_model",
     title="Unload a model",
     description=(
-        "Use this to free memory: ends a model's process, which returns all of its memory. Calls that are "
-        "running on the model end with an error."
+        "Free memory: ends a model's process, which returns all of its memory. Calls that are running on the "
+        "model end with an error."
     ),
     params=UnloadModelParams,
     digest=digest,
