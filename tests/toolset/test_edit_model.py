@@ -102,7 +102,7 @@ def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: t
         one.call("edit_model", interventions=[])
     assert text(refused) == (
         "unsupported: make_vector takes no interventions, and tiny-llama has active edits: "
-        "zero at mlps_output of layer 1\nClear them with edit_model (interventions: []) first."
+        "zero at mlps_output, layer 1, all positions, every step\nClear them with edit_model (interventions: []) first."
     )
 
 

@@ -13,7 +13,7 @@ from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_catego
 from nnterp_mcp.table import Cell, Column, Kind, cell_text, tabulate
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
-_BUDGET = 700
+_BUDGET = 660
 """Tokens that the rows of an answer may take, about."""
 
 _CATEGORIES = 4
