@@ -168,16 +168,13 @@ def _set_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
     more = f" and {len(found.cells) - _NAMED} more" if len(found.cells) > _NAMED else ""
     if not found.named and not found.controls:
         return _NO_COMPARISON
+    aim = "restore the answer" if result.direction == "denoising" and result.corrupted else "break the answer"
     which = (
         f"the {plural(len(found.cells), 'named cell')}" if found.named else
-        f"the {plural(len(found.cells), 'cell')} with the largest effects that {_aim(result)}"
+        f"the {plural(len(found.cells), 'cell')} with the largest effects that {aim}"
     )  # fmt: skip
     value = f"{effect_name(result)} {number(brief(measured(found).mean))}{_mean(result) if found.named else ''}"
     return f"{_put(result)} at {which} together ({names}{more}){_paths(result)}: {value}. {_compared(found, result)}"
-
-
-def _aim(result: PatchActivationsResult) -> str:
-    return "restore the answer" if result.direction == "denoising" and result.corrupted else "break the answer"
 
 
 def exceeds(found: PatchedSet, result: PatchActivationsResult) -> int:
