@@ -367,7 +367,7 @@ def test_windows_and_edits_of_both_runs_are_named(bench: Bench) -> None:
     result = ask(bench, window=3, sites="mlps_output", interventions=[edit], control=True)
     plain = ask(bench, sites="mlps_output", control=True)
 
-    assert (result.window, result.in_force) == (3, ["zero at mlps_output of layer 0"])
+    assert (result.window, result.in_force) == (3, ["zero at mlps_output, layer 0, all positions, every step"])
     assert result.clean.mean != plain.clean.mean
     assert result.cells[0].metric.mean != plain.cells[0].metric.mean
     answer = SPEC.digest(result)
