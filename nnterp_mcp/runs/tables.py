@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
@@ -67,6 +68,24 @@ def _cell(value: Any) -> Any:
     if isinstance(value, dict):
         return [[key, _cell(part)] for key, part in value.items()]
     return value
+
+
+def name_parts(result: BaseModel, arrays: Mapping[str, ArrayCard]) -> str:
+    """The note that lists the parts of a run for `read_run`: tables with their columns, and arrays with their axes."""
+    found: dict[str, list[str]] = {}
+    parts: list[str] = []
+    for name, rows in tables_of(result).items():
+        found[name] = columns_of(rows)
+        above = found.get(name.rpartition(".")[0], [])
+        own = [column for column in found[name] if column not in above]
+        inherited = [f"those of {name.rpartition('.')[0]}"] if above else []
+        parts.append(f"{name} ({plural(len(rows), 'row')}: {', '.join([*inherited, *own])})")
+    parts += [f"{name} ({' × '.join(card.axes)})" for name, card in arrays.items()]
+    return f"Parts for read_run: {', '.join([*parts, *EVERY_RUN])}."
+
+
+EVERY_RUN = ("result", "record")
+"""Parts that every run has: what is no table in its result, and its record; one fact a row."""
 
 
 def facts_of(data: Any, path: str = "") -> list[TableRow]:

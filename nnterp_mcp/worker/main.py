@@ -22,6 +22,7 @@ from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import name_parts
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
@@ -119,7 +120,7 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
         return result.model_dump(mode="json")
     problems = job.recorder.finish(result)
     answer = specs()[call.tool].summarize(result)
-    answer.notes += problems
+    answer.notes += [*problems, name_parts(result, job.recorder.arrays)]
     return answer.model_dump(mode="json")
 
 

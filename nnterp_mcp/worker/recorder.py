@@ -30,6 +30,7 @@ class Recorder:
 
     Attributes:
         run_id: The run.
+        arrays: The cards of the arrays that were written, by name.
     """
 
     def __init__(self, store: RunStore, environment: Callable[[], RunEnvironment], recorded: Recorded) -> None:
@@ -37,7 +38,7 @@ class Recorder:
         self._environment = environment
         self.run_id = recorded.run
         self._queued = recorded.queued
-        self._arrays: dict[str, ArrayCard] = {}
+        self.arrays: dict[str, ArrayCard] = {}
         self._rows: dict[str, FileRows] = {}
         self._checkpoint: Checkpoint | None = None
         self._begun = time.monotonic()
@@ -50,7 +51,7 @@ class Recorder:
         host = array.detach().cpu()
         numbers = host.float() if host.dtype == torch.bfloat16 else host
         try:
-            self._arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
+            self.arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
         except OSError as error:
             self._lost[name] = _reason(error)
 
@@ -105,7 +106,7 @@ class Recorder:
         """Completes the record; returns the reason of a failure, or None."""
         try:
             self._close_rows(result is not None)
-            ended = self._end(error) | {"arrays": self._arrays, "environment": self._environment()}
+            ended = self._end(error) | {"arrays": self.arrays, "environment": self._environment()}
             if result is not None:
                 digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}
@@ -119,7 +120,7 @@ class Recorder:
         """Closes the arrays that are filled row by row; discards those of a run without a result."""
         for name, rows in self._rows.items():
             if wanted:
-                self._arrays[name] = rows.close()
+                self.arrays[name] = rows.close()
             else:
                 rows.abandon()
         self._rows.clear()
