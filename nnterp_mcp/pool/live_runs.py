@@ -19,6 +19,7 @@ from nnterp_mcp.pool.pool import Entry, Pool
 from nnterp_mcp.pool.process import Stop
 from nnterp_mcp.request.operations import Operation, describe
 from nnterp_mcp.runs.records import Owner, RunError, RunRecord
+from nnterp_mcp.runs.results import read_tables, stored_answer
 from nnterp_mcp.runs.store import Quota, RunStore, now
 
 logger = logging.getLogger(__name__)
@@ -292,7 +293,8 @@ class Runs:
         try:
             record = self.store.read(run_id)
             if record.state == "done":
-                return self._reread(spec, record)
+                found = stored_answer(read_tables(self.store, record, {spec.name: spec}), spec)
+                return None if found is None else found.model_dump(mode="json")
             if record.state in ("running", "interrupted"):
                 state = "cancelled" if isinstance(error, Cancelled) else "failed"
                 ended = {"state": state, "error": RunError.of(error), "ended": now()}
@@ -301,7 +303,3 @@ class Runs:
         except Exception as problem:  # whatever it is, the run ends
             logger.warning("the end of %s could not be recorded: %s", run_id, problem)
         return None
-
-    def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
-        result = spec.result.model_validate_json(self.store.read_result(record))
-        return spec.summarize(result).model_dump(mode="json")

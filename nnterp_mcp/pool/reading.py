@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Answer, Result
+from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import plural
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.results import read_result, read_tables, stored_answer
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
+    FACT_COLUMNS,
+    ResultTables,
     TableRow,
     as_table,
-    columns_of,
     columns_of_array,
     facts_of,
-    filter_rows,
+    filter_facts,
     read_array,
-    tables_of,
 )
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
@@ -69,19 +69,20 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
-    result = read_result(store, record, specs())
-    answer = specs()[record.tool].summarize(result)
+    tables = read_tables(store, record, specs())
+    spec = specs()[record.tool]
+    answer = stored_answer(tables, spec) or spec.summarize(read_result(store, record, specs()))
     answer.run_id = record.id
     if record.partial and record.error is not None:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
-    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
+    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, tables))}.")
     return answer
 
 
-def _parts(record: RunRecord, result: Result) -> list[str]:
-    tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
+def _parts(record: RunRecord, tables: ResultTables) -> list[str]:
+    rows = [f"{name} ({plural(count, 'row')})" for name, count in tables.counts.items()]
     arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
-    return [*tables, *arrays, *_FACTS]
+    return [*rows, *arrays, *_FACTS]
 
 
 def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[TableRow], list[str], int]:
@@ -91,17 +92,16 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
         card = record.arrays[part]
         rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
         return rows, columns_of_array(part, card), total
-    rows = facts_of(record.model_dump(mode="json")) if part == "record" else _table(store, record, part)
-    chosen = filter_rows(rows, params.where)
-    return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
-
-
-def _table(store: RunStore, record: RunRecord, part: str) -> list[TableRow]:
-    result = read_result(store, record, specs())
-    tables = tables_of(result)
-    if part == "result":
-        return facts_of(result.model_dump(mode="json", exclude=set(tables)))
-    if part not in tables:
-        parts = ", ".join(["answer", *tables, *record.arrays, *_FACTS])
-        raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
-    return tables[part]
+    if part == "record":
+        facts = facts_of(record.model_dump(mode="json"))
+    else:
+        tables = read_tables(store, record, specs())
+        if part in tables.counts:
+            rows, total = tables.page(part, params.where, params.offset, params.limit)
+            return rows, tables.columns(part), total
+        if part != "result":
+            parts = ", ".join(["answer", *tables.counts, *record.arrays, *_FACTS])
+            raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
+        facts = facts_of(tables.facts["result"])
+    chosen = filter_facts(facts, params.where)
+    return chosen[params.offset : params.offset + params.limit], FACT_COLUMNS, len(chosen)

@@ -1,7 +1,8 @@
 """The runs on disk: one folder each, shared by any number of processes, deleted by age and quota.
 
-A folder holds `run.json` (the record), `result.json` (the result, whole) and one safetensors file for each array;
-`figure.png` and `figure.html` once somebody has asked for the run's figure.
+A folder holds `run.json` (the record), `result.json` (the result, whole), `result.tables` (the same by columns, with
+the answer; made again where it is missing) and one safetensors file for each array; `figure.png` and `figure.html` once
+somebody has asked for the run's figure.
 `pinned` is an empty file: a run that has it is never deleted by the quota. Every file is written whole or not at all.
 """
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _DAY = 86400.0
+RESULT = "result.json"
+TABLES = "result.tables"
 _LEFTOVER = 7 * _DAY
 """Seconds after which checkpoints of unfinished calls are removed."""
 
@@ -133,7 +136,7 @@ class RunStore:
         Raises:
             OSError: It cannot be written.
         """
-        write_whole(self._path(run_id) / "result.json", result)
+        write_whole(self._path(run_id) / RESULT, result)
         return hashlib.sha256(result).hexdigest()
 
     def read_result(self, record: RunRecord) -> bytes:
@@ -145,7 +148,7 @@ class RunStore:
         if record.result_sha256 is None:
             raise without_result(record)
         try:
-            result = (self._path(record.id) / "result.json").read_bytes()
+            result = (self._path(record.id) / RESULT).read_bytes()
         except OSError:
             result = b""
         if hashlib.sha256(result).hexdigest() != record.result_sha256:
@@ -211,9 +214,21 @@ class RunStore:
         except OSError:
             return None
 
+    def result_stamp(self, run_id: str) -> list[int] | None:
+        """The size of a result's file and the time at which it was written; None if it is gone."""
+        try:
+            found = self.file_path(run_id, RESULT).stat()
+            return [found.st_size, found.st_mtime_ns]
+        except OSError:
+            return None
+
     def array_path(self, run_id: str, name: str) -> Path:
         """The path of an array."""
-        return self._path(run_id) / f"{name}.safetensors"
+        return self.file_path(run_id, f"{name}.safetensors")
+
+    def file_path(self, run_id: str, name: str) -> Path:
+        """The path of a file in a run's folder."""
+        return self._path(run_id) / name
 
     def empty(self, run_id: str) -> None:
         """Removes every file of a run but its record.

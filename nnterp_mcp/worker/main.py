@@ -117,9 +117,8 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     """Records a result; returns the answer, or the result of a call without a record."""
     if job.recorder is None:
         return result.model_dump(mode="json")
-    problems = job.recorder.finish(result)
     answer = specs()[call.tool].summarize(result)
-    answer.notes += problems
+    answer.notes += job.recorder.finish(result, answer)
     return answer.model_dump(mode="json")
 
 

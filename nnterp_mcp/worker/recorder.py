@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnterp_mcp.contract import Result
+from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
 from nnterp_mcp.pool.messages import Recorded
 from nnterp_mcp.runs.arrays import FileRows
 from nnterp_mcp.runs.atomic_files import as_json
 from nnterp_mcp.runs.records import ArrayCard, RunEnvironment, RunError
+from nnterp_mcp.runs.results import write_tables
 from nnterp_mcp.runs.store import RunStore, now
 from nnterp_mcp.worker.checkpoints import Checkpoint, key_of
 
@@ -82,26 +83,30 @@ class Recorder:
             self._checkpoint = Checkpoint(self._store.unfinished / key_of(facts))
         return self._checkpoint
 
-    def finish(self, result: Result) -> list[str]:
+    def finish(self, result: Result, answer: Answer | None = None) -> list[str]:
         """Writes the result and closes the record.
+
+        Args:
+            result: The result.
+            answer: The answer, stored with the tables of the result; without it they are made when they are asked for.
 
         Returns:
             Notes for the answer: the result or an array that could not be written, and why.
         """
         with WRITING:
-            problem = self._close(result, None)
+            problem = self._close(result, None, answer)
         if problem is not None:
             return [f"This answer could not be recorded ({problem}): read_run will not find it."]
         if self._checkpoint is not None:
             self._checkpoint.clear()
         return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
 
-    def fail(self, error: NnterpError, partial: Result | None) -> None:
-        """Closes the record of a call that raised, with its partial result."""
+    def fail(self, error: NnterpError, partial: Result | None, answer: Answer | None = None) -> None:
+        """Closes the record of a call that raised, with its partial result and the answer that this gives."""
         with WRITING:
-            self._close(partial, error)
+            self._close(partial, error, answer)
 
-    def _close(self, result: Result | None, error: NnterpError | None) -> str | None:
+    def _close(self, result: Result | None, error: NnterpError | None, answer: Answer | None) -> str | None:
         """Completes the record; returns the reason of a failure, or None."""
         try:
             self._close_rows(result is not None)
@@ -109,6 +114,8 @@ class Recorder:
             if result is not None:
                 digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}
+            if result is not None and answer is not None:
+                write_tables(self._store, self.run_id, result, answer)
             self._store.write(self._store.read(self.run_id).model_copy(update=ended))
         except (OSError, NnterpError) as problem:
             self._give_up(_reason(problem), error)
