@@ -17,6 +17,7 @@ from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.messages import Progress, Recorded
 from nnterp_mcp.pool.pool import Entry, Pool
 from nnterp_mcp.pool.process import Stop
+from nnterp_mcp.pool.queue import GiveWay
 from nnterp_mcp.request.operations import Operation, describe
 from nnterp_mcp.runs.records import Owner, RunError, RunRecord
 from nnterp_mcp.runs.results import read_tables, stored_answer
@@ -263,8 +264,8 @@ class Runs:
         """Runs the call in its turn; returns the answer, or the error that ended it."""
         try:
             with run.scope:
-                async with entry.turns.take(client, run.place):
-                    return await self._compute(run, entry), None
+                async with entry.turns.take(client, run.place) as give_way:
+                    return await self._compute(run, entry, give_way), None
             return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
         except NnterpError as error:
             return None, error
@@ -273,7 +274,7 @@ class Runs:
         except BaseException as error:  # it costs this run, and not the server
             return None, masked(error, run.id)
 
-    async def _compute(self, run: LiveRun, entry: Entry) -> dict[str, Any]:
+    async def _compute(self, run: LiveRun, entry: Entry, give_way: GiveWay) -> dict[str, Any]:
         worker = entry.worker
         assert worker is not None
 
@@ -281,7 +282,7 @@ class Runs:
             run.tell(progress)
 
         recorded = Recorded(run=run.id, queued=run.begin())
-        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop)
+        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop, None, give_way)
 
     def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
         """Completes the record of a run whose worker could not.

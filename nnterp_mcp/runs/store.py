@@ -15,6 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +84,7 @@ class RunStore:
             run_id = self._mint(tool)
             try:
                 record = describe(run_id)
-                self.write(record, sync=False)
+                self.write(record)
             except BaseException:
                 self.delete(run_id)
                 raise
@@ -91,13 +92,13 @@ class RunStore:
             raise unwritable(error) from error
         return record
 
-    def write(self, record: RunRecord, sync: bool = True) -> None:
+    def write(self, record: RunRecord) -> None:
         """Replaces a run's record.
 
         Raises:
             OSError: It cannot be written; the old record is still there.
         """
-        write_whole(self._path(record.id) / "run.json", redact(record.model_dump_json()).encode(), sync)
+        write_whole(self._path(record.id) / "run.json", redact(record.model_dump_json()).encode(), sync=False)
 
     def read(self, run_id: str) -> RunRecord:
         """A run's record.
@@ -136,7 +137,7 @@ class RunStore:
         Raises:
             OSError: It cannot be written.
         """
-        write_whole(self._path(run_id) / RESULT, result)
+        write_whole(self._path(run_id) / RESULT, result, sync=False)
         return hashlib.sha256(result).hexdigest()
 
     def read_result(self, record: RunRecord) -> bytes:
@@ -177,7 +178,7 @@ class RunStore:
         )
         # safetensors writes an array's memory in its own order.
         content = save({TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
-        write_whole(self.array_path(run_id, name), content)
+        write_whole(self.array_path(run_id, name), content, sync=False)
         return card
 
     def read_array(self, run_id: str, name: str, index: tuple[Any, ...]) -> Shaped[np.ndarray, ...]:
@@ -229,6 +230,16 @@ class RunStore:
     def file_path(self, run_id: str, name: str) -> Path:
         """The path of a file in a run's folder."""
         return self._path(run_id) / name
+
+    def sync(self, run_id: str) -> None:
+        """Waits until the files of a run are on the disk, so that they survive a loss of power."""
+        with suppress(OSError, NnterpError):  # another process may delete them meanwhile
+            for entry in os.scandir(self._path(run_id)):
+                descriptor = os.open(entry.path, os.O_RDWR)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def empty(self, run_id: str) -> None:
         """Removes every file of a run but its record.

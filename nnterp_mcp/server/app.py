@@ -211,7 +211,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
         return await _illustrated(request, run, answer) if getattr(params, "plot", False) else answer
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
-    reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
+    reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, waits=False)
     return spec.summarize(spec.result.model_validate(reply))
 
 

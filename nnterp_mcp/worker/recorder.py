@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Answer, Result
@@ -22,6 +23,8 @@ from nnterp_mcp.worker.checkpoints import Checkpoint, key_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nnterp_mcp.worker.model_files import ModelFiles
+
 WRITING = threading.Lock()
 """Locked while a record is being written: an exiting worker waits for it."""
 
@@ -31,6 +34,7 @@ class Recorder:
 
     Attributes:
         run_id: The run.
+        idle: Seconds in which the call gave way to others.
     """
 
     def __init__(self, store: RunStore, environment: Callable[[], RunEnvironment], recorded: Recorded) -> None:
@@ -43,6 +47,8 @@ class Recorder:
         self._checkpoint: Checkpoint | None = None
         self._begun = time.monotonic()
         self._lost: dict[str, str] = {}
+        self._unhashed = False
+        self.idle = 0.0
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
         """Writes an array of the run; an error of the disk is reported by `finish`, and the rest is kept."""
@@ -110,7 +116,9 @@ class Recorder:
         """Completes the record; returns the reason of a failure, or None."""
         try:
             self._close_rows(result is not None)
-            ended = self._end(error) | {"arrays": self._arrays, "environment": self._environment()}
+            environment = self._environment()
+            self._unhashed = error is None and any(card.sha256 is None for card in environment.files.values())
+            ended = self._end(error) | {"arrays": self._arrays, "environment": environment}
             if result is not None:
                 digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}
@@ -121,6 +129,22 @@ class Recorder:
             self._give_up(_reason(problem), error)
             return _reason(problem)
         return None
+
+    def settle(self, files: ModelFiles | None) -> None:
+        """Makes a closed record survive a loss of power, and completes it once the model's files are hashed.
+
+        Called after the answer was sent, which waits for neither.
+        """
+        threading.Thread(target=self._store.sync, args=(self.run_id,), daemon=True).start()
+        if files is not None and self._unhashed:
+            files.when_hashed(lambda: self._complete(files))
+
+    def _complete(self, files: ModelFiles) -> None:
+        with WRITING, suppress(OSError, NnterpError):
+            record = self._store.read(self.run_id)
+            if record.environment is not None:
+                environment = record.environment.model_copy(update={"files": files.cards()})
+                self._store.write(record.model_copy(update={"environment": environment}))
 
     def _close_rows(self, wanted: bool) -> None:
         """Closes the arrays that are filled row by row; discards those of a run without a result."""
@@ -146,7 +170,7 @@ class Recorder:
             "error": None if error is None else RunError.of(error),
             "ended": now(),
             "queue_seconds": self._queued,
-            "compute_seconds": time.monotonic() - self._begun,
+            "compute_seconds": time.monotonic() - self._begun - self.idle,
         }
 
 
