@@ -146,15 +146,25 @@ class RunStore:
         Raises:
             InvalidRequest: There is none, or it is damaged.
         """
+        return self.find_result(record).read_bytes()
+
+    def find_result(self, record: RunRecord) -> Path:
+        """The file of a run's result.
+
+        Raises:
+            InvalidRequest: There is none, or it is damaged.
+        """
         if record.result_sha256 is None:
             raise without_result(record)
+        path = self.file_path(record.id, RESULT)
         try:
-            result = (self._path(record.id) / RESULT).read_bytes()
+            with path.open("rb") as source:
+                intact = hashlib.file_digest(source, "sha256").hexdigest() == record.result_sha256
         except OSError:
-            result = b""
-        if hashlib.sha256(result).hexdigest() != record.result_sha256:
+            intact = False
+        if not intact:
             raise InvalidRequest(f"the result of {record.id} is damaged.", "Run the experiment again.")
-        return result
+        return path
 
     def write_array(
         self, run_id: str, name: str, array: Shaped[np.ndarray, ...], axes: Mapping[str, Sequence[int | str]]
