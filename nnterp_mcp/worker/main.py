@@ -39,6 +39,7 @@ from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
+from nnterp_mcp.worker.threads import Threads
 from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
@@ -106,6 +107,7 @@ class Desk:
         self._inbox = inbox
         self._outbox = outbox
         self._resumed: set[int] = set()
+        self._threads = Threads()
 
     def serve(self, paused: Job | None = None) -> None:
         """Runs calls one after another; those that come while a call gives way, until it is resumed."""
@@ -117,6 +119,7 @@ class Desk:
             call, job = message
             if call.recorded is not None:
                 job.give_way = partial(self._give_way, job)
+            self._threads.choose()
             self._send(job, _answer(self._bench, call, job))
             if job.recorder is not None:
                 job.recorder.settle(self._bench.files)
@@ -139,6 +142,7 @@ class Desk:
     def _give_way(self, job: Job) -> None:
         self._outbox.send(Pause(id=job.id))
         self.serve(paused=job)
+        self._threads.choose()
 
 
 def work() -> None:
