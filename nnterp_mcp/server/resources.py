@@ -37,7 +37,6 @@ from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
-from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.toolset import specs
 
 _Context = ServerRequestContext[Any]
@@ -122,7 +121,7 @@ class Resources:
 
     async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The documents, and the latest runs."""
-        first_page(params)
+        replies.first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
@@ -130,7 +129,7 @@ class Resources:
         self, context: _Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         """The addresses that every tool and every run has."""
-        first_page(params)
+        replies.first_page(params)
         return ListResourceTemplatesResult(
             resource_templates=[
                 *documents.TEMPLATES,

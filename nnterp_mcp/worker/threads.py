@@ -1,7 +1,7 @@
 """The number of CPU threads of a call: as many as other processes leave cores for.
 
 Threads of one pass wait for each other some thousand times. Where one of them gets no core, all wait for the next slice
-of the scheduler: with as many threads as cores, two busy processes made a lens four times slower, one thread only twice.
+of the scheduler: next to two busy processes, a lens took 3.5 times as long with two threads, and twice with one.
 """
 
 from __future__ import annotations
