@@ -208,3 +208,13 @@ def test_a_quick_run_measures_and_writes(tiny: Callable[..., Path], tmp_path: Pa
 def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--threads", "1", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_peer_that_is_named_and_not_there_is_told_how_to_make(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tools.benchmark import command, environments
+
+    monkeypatch.setattr(environments, "_BUILD", tmp_path)
+    with pytest.raises(SystemExit, match=r"no environment of nnterp below build/ yet: --peers makes it"):
+        command.main(["--by", "raw", "nnterp", "--jobs", "lens-1"])
