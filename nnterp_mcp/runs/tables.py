@@ -60,7 +60,7 @@ def encode_tables(result: BaseModel, facts: Mapping[str, Any]) -> bytes:
         if isinstance(value, list) and value and isinstance(value[0], BaseModel):
             _collect(name, value, _Columns(len(value)), found)
         elif isinstance(value, list) and value and isinstance(value[0], list):
-            own = {"index": range(len(value)), name: [_cell(item) for item in value]}
+            own: dict[str, Sequence[Any]] = {"index": range(len(value)), name: [_cell(item) for item in value]}
             found[name] = _Columns(len(value), own=own)
     rest = result.model_dump(exclude=set(found))
     tensors: dict[str, Shaped[np.ndarray, ...]] = {}
@@ -94,13 +94,13 @@ def _columns_of(found: Mapping[str, _Columns], path: str | None) -> list[str]:
     return [] if path is None else [*_columns_of(found, found[path].outer), *found[path].own]
 
 
-def _split(items: Sequence[BaseModel]) -> tuple[dict[str, list[Any]], dict[str, dict[int, list[BaseModel]]]]:
+def _split(items: Sequence[BaseModel]) -> tuple[dict[str, list[Any]], dict[str, dict[int, Any]]]:
     """The columns of some items, and by field the lists in them that are tables, by the item's number.
 
     The fields of a part become columns under dotted names, its mean under the part's own.
     """
     columns: dict[str, list[Any]] = {}
-    nested: dict[str, dict[int, list[BaseModel]]] = {}
+    nested: dict[str, dict[int, Any]] = {}
     for name in dict.fromkeys(name for kind in dict.fromkeys(map(type, items)) for name in kind.model_fields):
         values = [getattr(item, name, None) for item in items]
         if _SCALARS.issuperset(map(type, values)):
@@ -182,7 +182,7 @@ class _Column:
             yield from ((begin, min(begin + _DECODED, len(self.ends))) for begin in range(0, len(self.ends), _DECODED))
             return
         word = re.compile(re.escape(to_json(wanted)[1:-1]))
-        places = [found.start() for found in word.finditer(self.text)]  # pyright: ignore[reportArgumentType]
+        places = [found.start() for found in word.finditer(memoryview(self.text))]
         for cell in np.unique(np.searchsorted(self.ends, places, side="right")).tolist():
             yield cell, cell + 1
 

@@ -112,7 +112,12 @@ def test_what_waits_for_the_hashes_runs_once_they_are_there(late: bool, tmp_path
     done = threading.Event()
     if late:
         files.wait()
-    files.when_hashed(lambda: (found.extend(files.cards().values()), done.set()))
+
+    def look() -> None:
+        found.extend(files.cards().values())
+        done.set()
+
+    files.when_hashed(look)
 
     assert done.wait(60)
     assert [card.sha256 for card in found] == [sha256(bytes(100_000_000))]
