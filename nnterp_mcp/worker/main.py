@@ -1,4 +1,4 @@
-"""The worker's process: one model, one call at a time, on the main thread.
+"""The worker's process: one model, whose passes run on the main thread, those of one call at a time.
 
 It exits when its standard input closes, so that no worker outlives its server, however that ended.
 """

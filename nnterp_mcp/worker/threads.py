@@ -7,6 +7,7 @@ of the scheduler: next to two busy processes, a lens took 3.5 times as long with
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import psutil
@@ -26,9 +27,8 @@ class Threads:
 
     def choose(self) -> None:
         """Sets the threads of the passes that follow."""
-        import torch
-
-        if "OMP_NUM_THREADS" in os.environ:
+        torch = sys.modules.get("torch")  # a load imports it, and says so first
+        if torch is None or "OMP_NUM_THREADS" in os.environ:
             return
         self._most = self._most or torch.get_num_threads()
         wanted = threads_for(self._others, psutil.cpu_count() or 1, self._most)
