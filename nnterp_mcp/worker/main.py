@@ -45,6 +45,9 @@ from nnterp_mcp.worker.workbench import Bench
 _LAST_WRITE = 2.0
 """Seconds that the exit of a worker waits for a record that is being written."""
 
+_DEEPEST = 24
+"""Calls that may have given way at a time: each waits on the stack of the main thread."""
+
 _KEPT = "What was finished is kept: read_run shows it under {!r}."
 
 
@@ -107,6 +110,7 @@ class Desk:
         self._inbox = inbox
         self._outbox = outbox
         self._resumed: set[int] = set()
+        self._depth = 0
         self._threads = Threads()
 
     def serve(self, paused: Job | None = None) -> None:
@@ -117,7 +121,7 @@ class Desk:
                 self._resumed.add(message.id)
                 continue
             call, job = message
-            if call.recorded is not None:
+            if call.recorded is not None and self._depth < _DEEPEST:
                 job.give_way = partial(self._give_way, job)
             self._threads.choose()
             self._send(job, _answer(self._bench, call, job))
@@ -141,7 +145,9 @@ class Desk:
 
     def _give_way(self, job: Job) -> None:
         self._outbox.send(Pause(id=job.id))
+        self._depth += 1
         self.serve(paused=job)
+        self._depth -= 1
         self._threads.choose()
 
 
