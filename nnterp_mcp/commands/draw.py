@@ -15,8 +15,8 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
 
 
-def main(folder: str, run_id: str) -> int:
-    """Draws it and returns the exit code."""
+def write_picture(folder: str, run_id: str) -> int:
+    """Draws a run, writes the picture and returns the exit code."""
     store = RunStore(Path(folder))
     try:
         sys.stdout.buffer.write(draw_here(store, store.read(run_id), specs()))
@@ -27,4 +27,4 @@ def main(folder: str, run_id: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(write_picture(*sys.argv[1:]))
