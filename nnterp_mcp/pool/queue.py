@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ OnPlace = Callable[[int], None]
 """Called with the number of calls ahead of this one."""
 
 GiveWay = Callable[[], Awaitable[None]]
-"""Lends a turn to those who wait, one call of each client, and returns when it is back."""
+"""Lends a turn to one call of each other client that waits, and returns when it is back."""
 
 
 @dataclass(eq=False)
@@ -82,8 +82,12 @@ class Turns:
         self._tell()
 
     async def _lend(self, lender: _Ticket) -> None:
+        own, ticket = set[Hashable](), lender
+        while ticket is not None:
+            own.add(ticket.client)
+            ticket = ticket.lender
         for _ in range(len(self._waiting)):
-            guest = self._next()
+            guest = self._next(own)
             if guest is None:
                 return
             guest.lender, lender.back = lender, anyio.Event()
@@ -112,13 +116,14 @@ class Turns:
                 del self._waiting[ticket.client]
         self._tell()
 
-    def _next(self) -> _Ticket | None:
+    def _next(self, but: Collection[Hashable] = ()) -> _Ticket | None:
         """Takes the next client's first ticket out of the line, to the end of which the client goes."""
-        if not self._waiting:
+        free = [client for client in self._waiting if client not in but]
+        if not free:
             return None
-        client, queue = next(iter(self._waiting.items()))
+        client = free[0]
+        queue = self._waiting.pop(client)
         ticket = queue.popleft()
-        del self._waiting[client]
         if queue:
             self._waiting[client] = queue
         return ticket
