@@ -182,7 +182,7 @@ class _Column:
             yield from ((begin, min(begin + _DECODED, len(self.ends))) for begin in range(0, len(self.ends), _DECODED))
             return
         word = re.compile(re.escape(to_json(wanted)[1:-1]))
-        places = [found.start() for found in word.finditer(memoryview(self.text))]
+        places = [found.start() for found in word.finditer(self.text.data)]
         for cell in np.unique(np.searchsorted(self.ends, places, side="right")).tolist():
             yield cell, cell + 1
 

@@ -30,8 +30,8 @@ class Threads:
         torch = sys.modules.get("torch")  # a load imports it, and says so first
         if torch is None or "OMP_NUM_THREADS" in os.environ:
             return
-        self._most = self._most or torch.get_num_threads()
-        wanted = threads_for(self._others, psutil.cpu_count() or 1, self._most)
+        most = self._most = self._most or int(torch.get_num_threads())
+        wanted = threads_for(self._others, psutil.cpu_count() or 1, most)
         if wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
 
