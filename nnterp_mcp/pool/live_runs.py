@@ -115,7 +115,7 @@ def late(run: LiveRun) -> Late:
     state = "queued" if run.waits else "running"
     said = run.progress.message if run.progress else ""
     return Late(
-        finding=f"{run.record.tool} on {run.record.model} is {state} and goes on{f' ({said})' if said else ''}.",
+        finding=f"{run.record.tool} on {run.record.model} is {state}{f' ({said})' if said else ''}.",
         notes=["read_run with this run_id waits for the answer; cancel_run ends it."],
         run_id=run.id,
         state=state,
@@ -137,7 +137,7 @@ def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Para
         except InvalidRequest as error:
             reason = error.message.removesuffix(".")
     raise Unsupported(
-        f"{reason}, and {entry.handle} has edits in force: "
+        f"{reason}, and {entry.handle} has active edits: "
         + "; ".join(describe(operation) for operation in entry.edits[:3]),
         "Clear them with edit_model (interventions: []) first.",
     )

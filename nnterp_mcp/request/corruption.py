@@ -1,4 +1,4 @@
-"""What `patch_activations` takes as `corrupted`: other prompts, or how to make them."""
+"""Corrupted prompts for `patch_activations`: other prompts, or a way of making them."""
 
 from __future__ import annotations
 

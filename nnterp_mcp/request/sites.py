@@ -32,7 +32,7 @@ SITES: tuple[Site, ...] = get_args(Site)
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What is true of a site in every model that has it.
+    """The properties of a site in every model that has it.
 
     Attributes:
         by_head: It has heads to choose.

@@ -21,6 +21,7 @@ from pydantic_core import from_json, to_json
 from safetensors.numpy import save
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import ArrayCard
 from nnterp_mcp.runs.store import RunStore
@@ -283,6 +284,23 @@ class ResultTables:
         begin, end = card["data_offsets"]
         kind = np.dtype({"I64": "<i8", "F64": "<f8", "I32": "<i4", "U8": "u1"}[card["dtype"]])
         return np.frombuffer(self._content, kind, (end - begin) // kind.itemsize, self._begin + begin)
+
+
+def name_parts(tables: ResultTables, arrays: Mapping[str, ArrayCard]) -> str:
+    """The note that lists the parts of a run for `read_run`: tables with their columns, and arrays with their axes."""
+    parts: list[str] = []
+    for name, count in tables.counts.items():
+        outer = name.rpartition(".")[0]
+        above = tables.columns(outer) if outer else []
+        own = [column for column in tables.columns(name) if column not in above]
+        inherited = [f"those of {outer}"] if above else []
+        parts.append(f"{name} ({plural(count, 'row')}: {', '.join([*inherited, *own])})")
+    parts += [f"{name} ({' × '.join(card.axes)})" for name, card in arrays.items()]
+    return f"Parts for read_run: {', '.join([*parts, *EVERY_RUN])}."
+
+
+EVERY_RUN = ("result", "record")
+"""Parts that every run has: the fields of its result that are no tables, and its record; one fact a row."""
 
 
 def facts_of(data: Any, path: str = "") -> list[TableRow]:

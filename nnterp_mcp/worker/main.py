@@ -35,6 +35,7 @@ from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import name_parts
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
@@ -189,6 +190,8 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
         return result.model_dump(mode="json")
     answer = specs()[call.tool].summarize(result)
     answer.notes += job.recorder.finish(result, answer)
+    if job.recorder.tables is not None:
+        answer.notes.append(name_parts(job.recorder.tables, job.recorder.arrays))
     return answer.model_dump(mode="json")
 
 

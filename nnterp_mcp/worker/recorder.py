@@ -18,6 +18,7 @@ from nnterp_mcp.runs.atomic_files import as_json
 from nnterp_mcp.runs.records import ArrayCard, RunEnvironment, RunError
 from nnterp_mcp.runs.results import write_tables
 from nnterp_mcp.runs.store import RunStore, now
+from nnterp_mcp.runs.tables import ResultTables
 from nnterp_mcp.worker.checkpoints import Checkpoint, key_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Recorder:
 
     Attributes:
         run_id: The run.
+        arrays: The cards of the arrays that were written, by name.
+        tables: The tables of the result; None for one that was not recorded.
         idle: Seconds in which the call gave way to others.
     """
 
@@ -42,13 +45,14 @@ class Recorder:
         self._environment = environment
         self.run_id = recorded.run
         self._queued = recorded.queued
-        self._arrays: dict[str, ArrayCard] = {}
+        self.arrays: dict[str, ArrayCard] = {}
         self._rows: dict[str, FileRows] = {}
         self._checkpoint: Checkpoint | None = None
         self._begun = time.monotonic()
         self._lost: dict[str, str] = {}
         self._unhashed = False
         self.idle = 0.0
+        self.tables: ResultTables | None = None
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:
         """Writes an array of the run; an error of the disk is reported by `finish`, and the rest is kept."""
@@ -57,7 +61,7 @@ class Recorder:
         host = array.detach().cpu()
         numbers = host.float() if host.dtype == torch.bfloat16 else host
         try:
-            self._arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
+            self.arrays[name] = self._store.write_array(self.run_id, name, numbers.contiguous().numpy(), axes)
         except OSError as error:
             self._lost[name] = _reason(error)
 
@@ -116,15 +120,16 @@ class Recorder:
         """Completes the record; returns the reason of a failure, or None."""
         try:
             self._close_rows(result is not None)
-            environment = self._environment()
+            tables, environment = None, self._environment()
             self._unhashed = error is None and any(card.sha256 is None for card in environment.files.values())
-            ended = self._end(error) | {"arrays": self._arrays, "environment": environment}
+            ended = self._end(error) | {"arrays": self.arrays, "environment": environment}
             if result is not None:
                 digest = self._store.write_result(self.run_id, as_json(result))
                 ended |= {"result_sha256": digest, "partial": error is not None}
             if result is not None and answer is not None:
-                write_tables(self._store, self.run_id, result, answer)
+                tables = ResultTables(write_tables(self._store, self.run_id, result, answer))
             self._store.write(self._store.read(self.run_id).model_copy(update=ended))
+            self.tables = tables
         except (OSError, NnterpError) as problem:
             self._give_up(_reason(problem), error)
             return _reason(problem)
@@ -150,7 +155,7 @@ class Recorder:
         """Closes the arrays that are filled row by row; discards those of a run without a result."""
         for name, rows in self._rows.items():
             if wanted:
-                self._arrays[name] = rows.close()
+                self.arrays[name] = rows.close()
             else:
                 rows.abandon()
         self._rows.clear()

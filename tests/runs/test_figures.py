@@ -97,7 +97,7 @@ def test_the_lens_shows_each_readings_likeliest_tokens_and_the_mean_of_targets(r
     samples = [[reading["layers"][at]["targets"][1][0] for reading in readings] for at in range(len(rows))]
     assert targets.y == pytest.approx([fmean(values) for values in samples])
     assert targets.high == pytest.approx([min(1, fmean(values) + pstdev(values)) for values in samples])
-    assert any("In force" in note for note in figure.notes)
+    assert any("Active interventions" in note for note in figure.notes)
 
 
 def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(recorded: Recorded) -> None:

@@ -207,11 +207,11 @@ def test_windows_and_edits_of_both_runs_are_named(bench: Bench) -> None:
     result = ask(bench, window=3, sites="mlps_output", interventions=[edit], control=True)
     plain = ask(bench, sites="mlps_output", control=True)
 
-    assert (result.window, result.in_force) == (3, ["zero at mlps_output of layer 0"])
+    assert (result.window, result.in_force) == (3, ["zero at mlps_output, layer 0, all positions, every step"])
     assert result.clean.mean != plain.clean.mean
     assert result.cells[0].metric.mean != plain.cells[0].metric.mean
     answer = SPEC.digest(result)
-    assert "In force: zero at mlps_output of layer 0." in answer.notes
+    assert "Active interventions: zero at mlps_output, layer 0, all positions, every step." in answer.notes
     assert "A cell stands for 3 adjacent layers about its own, fewer at either end." in answer.notes
     assert "at mlps_output of 3 layers about layer " in answer.finding
     with pytest.raises(InvalidRequest, match="a window of 3 layers cannot be patched by head"):

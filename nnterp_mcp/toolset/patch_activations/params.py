@@ -10,9 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most, shown
-from nnterp_mcp.request.brief import Edits
 from nnterp_mcp.request.corruption import CorruptedField
-from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.fields import Edits, Plot
 from nnterp_mcp.request.operations import Heads
 from nnterp_mcp.request.positions import Layers, Positions, PositionSpec
 from nnterp_mcp.request.prompts import Prompts
