@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap
-from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.errors import NnterpError, Unsupported
+from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.figures import figure_of
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
@@ -235,3 +236,19 @@ def test_states_are_shown_by_length_and_by_how_far_groups_lie_apart(recorded: Re
     assert cosines.curves[0].y == [layer["pairs"][0]["cosine"] for layer in layers]
     assert cosines.curves[1].y == [layer["pairs"][0]["shuffled"] for layer in layers]
     assert cosines.curves[1].of == cosines.curves[0].name
+
+
+def test_a_large_result_is_drawn_in_another_process(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(name for name, (tool, _) in EXAMPLES.items() if tool == "logit_lens")
+    record = recorded.store.read(recorded.ids[name])
+    here = figures.draw_here(recorded.store, record, specs())
+    folder = recorded.settings.runs / record.id
+    for file in (figures.PICTURE, figures.PAGE):
+        (folder / file).unlink()
+    monkeypatch.setattr(figures, "_LARGE", 0)
+    assert figures.draw(recorded.store, record, specs()) == here == (folder / figures.PICTURE).read_bytes()
+    assert (folder / figures.PAGE).exists()
+
+    undrawn = recorded.store.read(recorded.ids["vector"])
+    with pytest.raises(Unsupported, match=r"has no picture: make_vector draws none"):
+        figures.draw(recorded.store, undrawn, specs())

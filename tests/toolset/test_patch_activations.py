@@ -167,17 +167,17 @@ def test_without_positions_a_part_is_ablated_as_a_whole_whatever_the_lengths(ben
 
 
 def test_cells_go_by_the_names_of_the_answer(bench: Bench) -> None:
-    from nnterp_mcp.runs.tables import tables_of
+    from nnterp_mcp.runs.tables import ResultTables, encode_tables
 
     result = ask(bench, layers=[1, 3], positions=[4, -1])
-    rows = tables_of(result)["cells"]
+    rows, _ = ResultTables(encode_tables(result, {})).page("cells", {})
     assert [(row["layer"], row["position"]) for row in rows] == [(1, 4), (1, 5), (3, 4), (3, 5)]
     assert [row["recovery"] for row in rows] == [cell.recovery and cell.recovery.mean for cell in result.cells]
     named = SPEC.digest(result).table
     assert {"layer", "position", "recovery"} <= set(named.columns) & set(rows[0])
     assert named.rows[0][named.columns.index("position")] in (4, 5)
 
-    heads = tables_of(ask(bench, layers=1, heads=[1, 3]))["cells"]
+    heads, _ = ResultTables(encode_tables(ask(bench, layers=1, heads=[1, 3]), {})).page("cells", {})
     assert [(row["position"], row["head"]) for row in heads] == [(None, 1), (None, 3)]
 
 
