@@ -103,7 +103,7 @@ def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 po
     return (ids % rows).unsqueeze(0).to(input_device(model))
 
 
-def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int) -> Int[Tensor, "*row position"]:
+def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int | slice) -> Int[Tensor, "*row position"]:
     """The same ids with another one at a position, unless the model knows a single one."""
     embedding: nn.Module = model.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
     changed = ids.clone()
