@@ -152,7 +152,6 @@ class ToolSpec(Generic[_P, _R, _A]):
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
         recorded: A call in a worker is an experiment, and kept as a run.
-        served: A call in a worker can be about a model that another machine serves.
     """
 
     name: str
@@ -167,7 +166,6 @@ class ToolSpec(Generic[_P, _R, _A]):
     idempotent: bool = True
     open_world: bool = False
     recorded: bool = True
-    served: bool = False
 
     @cached_property
     def result(self) -> type[_R]:

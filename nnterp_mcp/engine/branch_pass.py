@@ -55,6 +55,18 @@ class Input:
         """The number of tokens in the prompt."""
         return len(self.prompt.ids)
 
+    def agrees(self, position: int, other: Input, at: int) -> bool:
+        """Its states at a position are known to equal those of another run, for everything read until then is the same.
+
+        Args:
+            position: The position.
+            other: The input of the other run.
+            at: The position there.
+        """
+        same = position == at and self.prompt.ids[: at + 1] == other.prompt.ids[: at + 1]
+        noise = any(one.noise is not None and bool(one.noise[: at + 1].any()) for one in (self, other))
+        return same and not noise and not self.plan and not other.plan
+
     @property
     def operations(self) -> tuple[object, ...]:
         """Equal for inputs with the same operations."""

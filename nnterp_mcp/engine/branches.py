@@ -7,10 +7,9 @@ where its first edit is, as a copy of the unedited row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +18,13 @@ from torch import Tensor
 from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
-from nnterp_mcp.engine.edits import Patched, Reached, StateEdit
+from nnterp_mcp.engine.edits import Reached, StateEdit
 from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache
-from nnterp_mcp.engine.observation import Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
+from nnterp_mcp.engine.observation import Observed, Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
 from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import Unsupported
@@ -44,48 +43,6 @@ _ENOUGH = 128
 
 _IN_STREAM: frozenset[Site] = frozenset({"token_embeddings", "layers_input", "layers_output"})
 """Sites at which the residual stream is all that a row carries."""
-
-
-class Replacement(NamedTuple):
-    """States that one row continues with instead of its own.
-
-    Attributes:
-        row: The row.
-        place: The hook point.
-        positions: The tokens.
-        states: The state of each of them; of the heads alone that are replaced, where heads are named.
-        heads: The heads; None for all, or where there are none.
-    """
-
-    row: int
-    place: Place
-    positions: Sequence[int]
-    states: Float[Tensor, "position *head width"]
-    heads: tuple[int, ...] | None = None
-
-
-def replace_states(replacements: Iterable[Replacement]) -> list[StateEdit]:
-    """The edits of branches that continue with given states: one for each hook point and choice of heads.
-
-    Args:
-        replacements: The states; of two for one position of a row, the later one counts.
-    """
-    grouped: dict[tuple[Place, tuple[int, ...] | None], list[Replacement]] = {}
-    for one in replacements:
-        grouped.setdefault((one.place, one.heads), []).append(one)
-    return [_replace(place, heads, listed) for (place, heads), listed in grouped.items()]
-
-
-def _replace(place: Place, heads: tuple[int, ...] | None, replacements: Sequence[Replacement]) -> StateEdit:
-    states: dict[int, Tensor] = {}
-    index: dict[int, dict[int, int]] = {}
-    for row, _, positions, new, _ in replacements:
-        before = states.get(row)
-        start = 0 if before is None else len(before)
-        states[row] = new if before is None else torch.cat([before, new])
-        index.setdefault(row, {}).update(zip(positions, range(start, start + len(new)), strict=True))
-    flat = {(row, at): which for row, found in index.items() for at, which in found.items()}
-    return StateEdit(place, Reach({row: sorted(found) for row, found in index.items()}), Patched(states, flat), heads)
 
 
 @dataclass(frozen=True)
@@ -134,6 +91,7 @@ class Branches:
         batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
             nothing is generated.
         prefix: Keys and values of at least the tokens before the last position at which a row begins to differ.
+        own: The run of the input without branches, where there was one: its keys and values are the prefix.
     """
 
     def __init__(
@@ -150,6 +108,7 @@ class Branches:
         max_new_tokens: int = 0,
         batch_tokens: int = 4096,
         prefix: SharedCache | None = None,
+        own: Observed | None = None,
     ) -> None:
         self.model = model
         self.base = base
@@ -161,7 +120,8 @@ class Branches:
         self.batch_tokens = batch_tokens
         self._frozen = frozen
         self.logits = logits
-        self._prefix = prefix
+        self.own = own
+        self._prefix = prefix if own is None else own.cache
         self._one_row = f"a prompt of {len(base)} tokens with one patched row"
         self._first: dict[int, int] = {}
         self._entrance: dict[int, Place] = {}

@@ -124,7 +124,7 @@ def mask_scores(
     return (kept * (share / torch.where(whole.abs() > tiny, whole, torch.inf))).to(edited)
 
 
-def branch_off(value: Tensor, step: Data, captured: Data) -> Tensor:
+def branch_off(value: Tensor, step: Data, seen: Data, captured: Data) -> Tensor:
     """Lets rows join a batch as copies of its first row, captures and freezes, and makes the edits of the rows.
 
     Args:
@@ -146,10 +146,10 @@ def branch_off(value: Tensor, step: Data, captured: Data) -> Tensor:
         at = step["present"].to(value.device)
         rows = value[at]
         for edit in step["edits"]:
-            rows = apply(rows, edit, {})
+            rows = apply(rows, edit, seen)
         value = value.index_copy(0, at, rows)
     for edit in step["joining"]:
-        joining = apply(joining, edit, {})
+        joining = apply(joining, edit, seen)
     return torch.cat([value, joining]) if step["join"] else value
 
 
@@ -167,7 +167,7 @@ def visit(value: Tensor, step: Data, seen: Data, captured: Data) -> Tensor:
     for edit in step["edits"]:
         value = apply(value, edit, seen)
     if step["branch"] is not None:
-        value = branch_off(value, step["branch"], captured)
+        value = branch_off(value, step["branch"], seen, captured)
     states = value.transpose(1, 2) if step["heads_first"] else value
     if step["needed"] is not None:
         seen[step["needed"]] = states

@@ -29,12 +29,16 @@ class Observed:
     """One run of an input without branches.
 
     Attributes:
-        states: The states at each hook point that was asked for.
+        given: The input.
+        places: The hook points that were asked for.
+        states: The states at each of them; none of a served model that keeps them for the branches that take them.
         logits: The logits after the last token.
         cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
         numbers: What the logits were reduced to, where that was asked for.
     """
 
+    given: Input
+    places: Sequence[Place]
     states: dict[Place, Float[Tensor, "position *head width"]]
     logits: Float[Tensor, " vocabulary"]
     cache: SharedCache | None = None
@@ -70,6 +74,7 @@ def observe(
     reduction: LogitReduction | None = None,
     reference: Reference | None = None,
     caching: bool = False,
+    for_branches: bool = False,
 ) -> Observed:
     """Runs an input once and returns its states at some hook points, and its logits.
 
@@ -81,6 +86,7 @@ def observe(
         reference: The run with which it compares.
         caching: Return keys and values too, for branches of this input, once branches of the model were seen to share
             them.
+        for_branches: Only branches take the states: a served model runs the input in the same request as those.
     """
     shares = caching and any(sharing.prefix for sharing in known_sharing(model.module))
     cache = SharedCache(config=model.module.config) if shares else None
@@ -89,7 +95,8 @@ def observe(
         logits = run_branch_pass(model, ids_of(model, given), visitor, cache, logits=True)
     assert logits is not None
     numbers = {} if reduction is None else reduce_logits(reduction, logits, reference)
-    return Observed({place: value[0] for place, value in visitor.states.items()}, logits[0], cache, numbers)
+    states = {place: value[0] for place, value in visitor.states.items()}
+    return Observed(given, places, states, logits[0], cache, numbers)
 
 
 def reduce_logits(asked: LogitReduction, logits: Float[Tensor, "row vocabulary"], reference: Reference | None) -> Data:

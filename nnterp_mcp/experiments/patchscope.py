@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_with_first
+from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt

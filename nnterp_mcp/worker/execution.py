@@ -17,11 +17,10 @@ def run_tool(bench: Bench, spec: ToolSpec[Any, Any, Any], params: Params, job: J
     """Runs a tool, or the worker's part of a tool that runs in the server, and adds remarks on the input.
 
     Raises:
-        NnterpError: What the tool raises, or the model does not offer the tool.
+        NnterpError: What the tool raises.
     """
     package = "worker" if spec.place == "server" else f"toolset.{spec.name}"
     name = spec.name if spec.place == "server" else "run"
     module = importlib.import_module(f"nnterp_mcp.{package}.{name}")
-    bench.require_offered(spec)
     with bench.stopping(job.check, job.tell), collect_remarks() as job.remarks:
         return job.told(module.run(bench, params, job))

@@ -8,11 +8,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnterp_mcp.cancellation import cancellable
-from nnterp_mcp.contract import ToolSpec
-from nnterp_mcp.errors import LimitExceeded, NoModel, Unsupported
+from nnterp_mcp.errors import LimitExceeded, NoModel
 from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.vectors import ModelIdentity
@@ -159,18 +158,6 @@ class Bench:
         """
         with cancellable(check), nullcontext() if self._model is None else self._model.stopping(check, tell):
             yield
-
-    def require_offered(self, spec: ToolSpec[Any, Any, Any]) -> None:
-        """Refuses a tool that needs weights or activations which a served model does not give.
-
-        Raises:
-            Unsupported: It does; by name.
-        """
-        if self._model is not None and self._model.elsewhere and not spec.served:
-            raise Unsupported(
-                f"{spec.name} is not offered for {self.handle}, which NDIF serves",
-                "Load the model with backend 'local' for it, if it fits this machine.",
-            )
 
     def longest_prompt(self, new_tokens: int = 0) -> int:
         """Tokens that a prompt may have when so many are to follow it.

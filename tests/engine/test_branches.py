@@ -13,11 +13,12 @@ from torch import Tensor
 
 from nnterp_mcp.engine import prefix_sharing
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
-from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.prefix_sharing import Sharing
+from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import parse_operation

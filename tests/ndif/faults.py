@@ -159,7 +159,7 @@ def unknown_model(scene: Scene) -> Any:
 
 
 def refused_tool(scene: Scene) -> Any:
-    return scene.call("attribute", targets={"answer": "Paris"})
+    return scene.call("attribute", targets={"answer": "Paris"}, method="gradient")
 
 
 def refused_operation(scene: Scene) -> Any:
@@ -182,7 +182,7 @@ FAULTS: dict[str, Callable[[Scene], Any]] = {
     "the model's process is killed in the middle of a call": actor_killed,
     "a long call is cancelled": cancelled,
     "a folder that is not there": unknown_model,
-    "a tool that is not offered": refused_tool,
+    "a method that is not offered": refused_tool,
     "an intervention that cannot be sent": refused_operation,
 }
 

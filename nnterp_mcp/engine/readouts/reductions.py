@@ -1,8 +1,7 @@
 """Reductions of large tensors in plain torch: the arithmetic of every reading, whichever machine it runs on.
 
-A model that another machine serves is sent these functions by their source, to run beside it. So they call only torch
-and one another, take and return tensors, numbers, lists and dictionaries, and raise nothing of ours: whoever calls them
-judges whether the numbers are finite.
+A model that another machine serves is sent these functions by their source. So they call only torch and one another,
+take and return plain data, and raise nothing of ours: the caller judges whether numbers are finite.
 """
 
 from __future__ import annotations
@@ -334,8 +333,7 @@ def average_rows(
 
     Args:
         states: The states.
-        options: The `rows` and `columns` of the states, the number of the mean that each belongs to (`owners`), and how
-            many each mean has (`counts`).
+        options: `rows` and `columns` of the states, the mean of each (`owners`), and the size of each mean (`counts`).
     """
     taken, counts = take_rows(states, options).float(), options["counts"].to(states.device)
     if len(taken) == len(counts):
@@ -361,6 +359,11 @@ def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row 
     return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
 
 
+def take_tokens(logits: Float[Tensor, "entry vocabulary"], options: dict[str, Any], at: slice) -> dict[str, Tensor]:
+    """The logits of some `tokens`."""
+    return {"logits": logits[..., options["tokens"]]}
+
+
 def take_strongest(values: Float[Tensor, "*rows item"], k: int) -> Any:
     """The k largest values and their places, the largest first, filled up with zeros."""
     found = values.topk(min(k, values.shape[-1]), dim=-1)
@@ -375,17 +378,14 @@ def in_chunks(
     options: dict[str, Any],
     width: int | None = None,
 ) -> dict[str, Tensor]:
-    """Reduces logits a part at a time, into memory that is set aside for all of them.
-
-    Parts kept as they come would lie between the large tensors that they are made of, and keep the memory of those from
-    being used again.
+    """Reduces logits a part at a time, into memory that is set aside for all parts.
 
     Args:
         entries: States, or logits.
         project: Makes logits of states; None where these are logits.
-        reduce: Given logits, the options and the slice of entries that these are, returns values of each entry by name.
+        reduce: Given logits, `options` and the slice of entries that these are, returns values of each entry by name.
         options: Its options.
-        width: How many logits an entry has, where entries are not to be taken all at once.
+        width: The number of logits of an entry, where entries are not to be taken all at once.
     """
     size, found = max(1, len(entries)), {}
     if width is not None:

@@ -107,14 +107,18 @@ def attribute_directly(
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist, "interpreting
     GPT: the logit lens" (2020).
     """
+    if split in ("head", "neuron"):
+        model.require("weights")
     writes = {} if split == "layer" else _writes(model, resolve_layers(layers, model.num_layers, model.name))
     embedded = begins_with_embedding(model)
+    tokens = sorted({token for categories in targets for category in categories for token in category})
 
     def run(batch: Batch, numbers: Sequence[int]) -> list[_Found]:
         states = read_parts(
-            model, batch, work.plan, writes, heads=split == "head", neurons=split == "neuron", embedded=embedded
+            model, batch, work.plan, writes, tokens, heads=split == "head", neurons=split == "neuron", embedded=embedded
         )
-        direction = find_direction(model, states.last, states.logits, [targets[number] for number in numbers])
+        asked = [targets[number] for number in numbers]
+        direction = find_direction(model, states.last, states.logits, tokens, asked)
         found = _Sum(model, states, direction, writes, bool(work.plan)).parts
         parts = list(found)
         values = torch.stack([amount.to(direction.metric) for amount in found.values()], 1).cpu()

@@ -127,6 +127,7 @@ def integrate_gradients(
     Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017), whose completeness says where steps
     are needed.
     """
+    model.require("gradients")
     if steps < 1:
         raise InvalidRequest(f"integrated gradients take at least 1 step, and steps {steps} came.")
     start = _baseline(model, baseline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.forward import Capture, Plan, forward
+from nnterp_mcp.engine.forward import Capture, LogitReduction, Plan, forward
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.readouts.reductions import take_all, take_rows
+from nnterp_mcp.engine.readouts.reductions import take_all, take_rows, take_tokens
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
@@ -35,7 +35,7 @@ class PartStates:
         raw: What they computed, before a norm behind them, where heads or neurons are asked for.
         heads: What each head hands to the output projection, of the layers whose heads are asked for.
         neurons: What the MLP's last linear map reads, of the layers whose neurons are.
-        logits: The model's logits.
+        logits: The model's logits of some tokens.
     """
 
     embeddings: Float[Tensor, "row hidden"] | None
@@ -45,7 +45,7 @@ class PartStates:
     raw: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     heads: dict[int, Float[Tensor, "row head width"]]
     neurons: dict[int, Float[Tensor, "row neuron"]]
-    logits: Float[Tensor, "row vocabulary"]
+    logits: Float[Tensor, "row token"]
 
     @property
     def last(self) -> Float[Tensor, "row hidden"]:
@@ -58,6 +58,7 @@ def read_parts(
     batch: Batch,
     plan: Plan,
     writes: Mapping[int, LayerWrites],
+    tokens: Sequence[int],
     *,
     heads: bool,
     neurons: bool,
@@ -70,6 +71,7 @@ def read_parts(
         batch: The prompts.
         plan: The operations on the prompts.
         writes: How the layers that are split write.
+        tokens: The tokens whose logits are read.
         heads: Read their heads.
         neurons: Read their neurons.
         embedded: Separate the token's embedding from what is added to it.
@@ -106,9 +108,8 @@ def read_parts(
     }
     with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
         captures = [Capture(place, take_rows, {"rows": rows, "columns": columns}) for place in places]
-        result = forward(model, batch, plan, captures, ends)
+        result = forward(model, batch, plan, captures, ends, LogitReduction(take_tokens, {"tokens": list(tokens)}))
     found = {place: states.to(model.device) for place, states in zip(places, result.values, strict=True)}
-    assert result.logits is not None
     return PartStates(
         embeddings=found[places[0]].double() if embedded else None,
         entry=found[places[1]].double(),
@@ -117,7 +118,7 @@ def read_parts(
         raw={where: found[place] for where, place in raw.items()},
         heads={place.layer: found[place] for place in projected if place.layer is not None},
         neurons=inputs,
-        logits=result.logits,
+        logits=result.numbers["logits"],
     )
 
 

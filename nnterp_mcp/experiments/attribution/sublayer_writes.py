@@ -58,13 +58,23 @@ _known: WeakKeyDictionary[nn.Module, list[LayerWrites | None]] = WeakKeyDictiona
 def find_writes(model: StandardizedTransformer) -> list[LayerWrites | None]:
     """The writes of each layer's sublayers, found once for each model in two short passes.
 
+    Of a model whose weights are not here they are those that the structure shows; what does not add up is found later.
+
     Returns:
         One entry for each layer; None where input, sublayers and at most one other module do not make up the output,
         so that there is no telling what a sublayer adds.
     """
     if model.module not in _known:
-        _known[model.module] = _observe(model)
+        without_weights = all(weight.is_meta for weight in model.module.parameters())
+        _known[model.module] = _read_structure(model) if without_weights else _observe(model)
     return _known[model.module]
+
+
+def _read_structure(model: StandardizedTransformer) -> list[LayerWrites | None]:
+    return [
+        LayerWrites({name: Write() for name in sublayer_sites(layer)}, bool(layer.mixers)) if layer.runs else None
+        for layer in model.anatomy.layers
+    ]
 
 
 @torch.inference_mode()
@@ -83,10 +93,11 @@ def _observe(model: StandardizedTransformer) -> list[LayerWrites | None]:
 
 
 def _places(layer: LayerAnatomy) -> list[Place]:
-    return [Place(site, layer.index) for site in ("layers_input", *_sublayers(layer), "layers_output")]
+    return [Place(site, layer.index) for site in ("layers_input", *sublayer_sites(layer), "layers_output")]
 
 
-def _sublayers(layer: LayerAnatomy) -> dict[Sublayer, Site]:
+def sublayer_sites(layer: LayerAnatomy) -> dict[Sublayer, Site]:
+    """The modules whose outputs are what attention and MLP add to the residual stream, where a layer has them."""
     sites: dict[Sublayer, Site | None] = {
         "attentions_output": layer.attention_contribution,
         "mlps_output": layer.mlp_contribution,
@@ -108,7 +119,7 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
     factors, rest = found
     writes: dict[Sublayer, Write] = {
         name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor, tape, name)
-        for (name, site), factor in zip(_sublayers(layer).items(), factors, strict=True)
+        for (name, site), factor in zip(sublayer_sites(layer).items(), factors, strict=True)
     }
     return LayerWrites(writes, rest)
 

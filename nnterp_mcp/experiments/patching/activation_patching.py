@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.branches import Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.replacements import Replacement, SourceStates, replace_states
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
@@ -244,12 +245,14 @@ class Patcher:
         clean, corrupted = found.clean, found.corrupted
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
-        states = other.states if other is not None else ablated or {}
-        exchange = _Exchange(own, states, self._corresponding(index), self.grid.by_head)
+        exchange = _Exchange(own, other, ablated or {}, self._corresponding(index), self.grid.by_head)
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
         )
         values = self._measure(index, own, edits, asked, found.reference, len(runs), on_batch)
+        for run in (clean, corrupted):
+            if run is not None:
+                require_finite(run.numbers["total"], "logits")
         good = float(clean.numbers["value"])
         return good, good if corrupted is None else float(corrupted.numbers["value"]), values
 
@@ -275,25 +278,26 @@ class Patcher:
         on_batch: Callable[[int], None],
     ) -> Float[Tensor, " run"]:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
-        pair = self.pairs[index]
-        base = pair.clean if self._patches_clean(pair) or pair.corrupted is None else pair.corrupted
-        values = own.numbers["value"].repeat(runs)
+        measured: dict[int, Tensor] = {}
         done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
         make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
         branches = make(
             self.model,
-            base,
+            own.given,
             edits,
             reduction=lambda order: asked,
             reference=reference,
             batch_tokens=self.batch_tokens,
-            prefix=own.cache,
+            own=own,
         )
         for batch in branches.run():
             require_finite(batch.numbers["total"], "logits")
-            values[batch.rows] = batch.numbers["value"][1:]
+            measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)
             done += len(batch.rows)
             on_batch(min(done, (index + 1) * runs))
+        values = own.numbers["value"].repeat(runs)
+        if measured:
+            values[list(measured)] = torch.stack(list(measured.values()))
         return values.cpu()
 
 
@@ -303,26 +307,34 @@ class _Exchange:
 
     Attributes:
         own: The run that is patched.
-        states: What is put into it, by place; zeros where there is nothing.
+        other: The run from which states are taken; None where states are ablated.
+        means: The states that an ablation puts in, by place; zeros where there are none.
         spans: The positions of each span, with those that states are taken from.
         by_head: Whether a cell's column is a head.
     """
 
     own: Observed
-    states: Mapping[Place, Tensor]
+    other: Observed | None
+    means: Mapping[Place, Tensor]
     spans: Sequence[Sequence[tuple[int, int]]]
     by_head: bool
 
     def replacement(self, row: int, cell: Cell) -> Replacement | None:
         """The states of a cell that differ from the run's own; None if none do."""
         pairs = sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
+        heads = (cell.column,) if self.by_head else None
+        other = self.other
+        if other is not None and not other.states:
+            pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
+            states = SourceStates(other, [source for _, source in pairs])
+            return Replacement(row, cell.place, [at for at, _ in pairs], states, heads) if pairs else None
         into, from_ = [at for at, _ in pairs], [at for _, at in pairs]
+        known = self.means if other is None else other.states
         own = self.own.states[cell.place][into]
-        states = self.states[cell.place][from_] if cell.place in self.states else torch.zeros_like(own)
+        states = known[cell.place][from_] if cell.place in known else torch.zeros_like(own)
         if self.by_head:
             own, states = own[:, [cell.column]], states[:, [cell.column]]
         differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         if not differing:
             return None
-        heads = (cell.column,) if self.by_head else None
         return Replacement(row, cell.place, [into[index] for index in differing], states[differing], heads)

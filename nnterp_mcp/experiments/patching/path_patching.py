@@ -9,12 +9,12 @@ from functools import partial
 import torch
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches, Replacement, replace_states
+from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, in_order, require_place
-from nnterp_mcp.engine.kv_cache import SharedCache
-from nnterp_mcp.engine.observation import Reference
+from nnterp_mcp.engine.observation import Observed, Reference
+from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -49,7 +49,7 @@ class PathBranches:
         reduction: The reduction of the logits of a batch.
         reference: The run with which it compares.
         batch_tokens: The most tokens of a batch over all its rows.
-        prefix: Keys and values of the whole input, where a run of it returned them.
+        own: The run of the input without branches, where there was one.
 
     Raises:
         Unsupported: A layer moves information between positions by something else than attention.
@@ -69,12 +69,12 @@ class PathBranches:
         reduction: Callable[[Sequence[int]], LogitReduction],
         reference: Reference | None = None,
         batch_tokens: int = 4096,
-        prefix: SharedCache | None = None,
+        own: Observed | None = None,
     ) -> None:
         self._base = base
         self._receivers = receivers
         self._branch = partial(
-            Branches, model, base, reduction=reduction, reference=reference, batch_tokens=batch_tokens, prefix=prefix
+            Branches, model, base, reduction=reduction, reference=reference, batch_tokens=batch_tokens, own=own
         )
         places = in_order(receiver.place for receiver in receivers)
         for place in places:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.observation import Observed, Reference, observe
-from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import log_probabilities
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -60,7 +60,7 @@ class Observations:
             patches_clean: Whether the clean run is the one that is patched.
         """
         found = self.kept.get(index)
-        if found is None or not found.clean.states.keys() >= set(places):
+        if found is None or not set(found.clean.places) >= set(places):
             found = _run_pair(model, pair, places, asked, patches_clean)
             if sum(map(len, self.kept.values())) + len(found) <= _MOST:
                 self.kept[index] = found
@@ -72,15 +72,11 @@ def _run_pair(
 ) -> PairRuns:
     compares = asked.options["metric"] == "kl"
     itself = Reference(pair.clean, None) if compares else None
-    clean = observe(model, pair.clean, places, reduction=asked, reference=itself, caching=patches_clean)
+    run = partial(observe, model, places=places, reduction=asked, for_branches=pair.corrupted is not None)
+    clean = run(pair.clean, reference=itself, caching=patches_clean)
     corrupted, reference = None, itself
     if compares and not model.elsewhere:
         reference = Reference(pair.clean, log_probabilities(clean.logits))
     if pair.corrupted is not None:
-        corrupted = observe(
-            model, pair.corrupted, places, reduction=asked, reference=reference, caching=not patches_clean
-        )
-    for run in (clean, corrupted):
-        if run is not None:
-            require_finite(run.numbers["total"], "logits")
+        corrupted = run(pair.corrupted, reference=reference, caching=not patches_clean)
     return PairRuns(clean, corrupted, reference)

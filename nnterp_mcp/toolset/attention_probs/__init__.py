@@ -20,5 +20,4 @@ SPEC = ToolSpec(
     params=AttentionProbsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -17,5 +17,4 @@ SPEC = ToolSpec(
     params=CollectActivationsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

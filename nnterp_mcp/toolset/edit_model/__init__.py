@@ -17,5 +17,4 @@ SPEC = ToolSpec(
     digest=digest,
     place="server",
     read_only=False,
-    served=True,
 )

@@ -17,5 +17,4 @@ SPEC = ToolSpec(
     ),
     params=GenerateParams,
     digest=digest,
-    served=True,
 )

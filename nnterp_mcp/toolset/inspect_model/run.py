@@ -40,8 +40,10 @@ def run(bench: Bench, params: InspectModelParams, job: Job) -> InspectModelResul
         kind=type(module).__name__,
         home=type(module).__module__,
         parameters=sum(weight.numel() for weight in module.parameters()),
-        dtype=", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})),
-        device=", ".join(sorted({str(weight.device) for weight in weights})),
+        dtype=", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights if not weight.is_meta}))
+        or str(model.computing_dtype).removeprefix("torch."),
+        device=", ".join(sorted({str(weight.device) for weight in weights if not weight.is_meta}))
+        or " at ".join(model.computing_on),
         hidden_states=_describe_passage(model, path),
         tensors=outline.tensors(path),
         tree=list(outline.below(path)),

@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     place="server",
     read_only=False,
     open_world=True,
-    served=True,
 )

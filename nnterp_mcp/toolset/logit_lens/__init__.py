@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     params=LogitLensParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

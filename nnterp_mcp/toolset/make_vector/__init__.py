@@ -20,5 +20,4 @@ SPEC = ToolSpec(
     digest=digest,
     read_only=False,
     destructive=True,
-    served=True,
 )

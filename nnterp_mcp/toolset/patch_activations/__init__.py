@@ -17,5 +17,4 @@ SPEC = ToolSpec(
     params=PatchActivationsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

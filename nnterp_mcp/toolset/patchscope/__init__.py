@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     params=PatchscopeParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -18,5 +18,4 @@ SPEC = ToolSpec(
     params=RunPromptsParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -19,5 +19,4 @@ SPEC = ToolSpec(
     params=SteerParams,
     digest=digest,
     figure=figure,
-    served=True,
 )

@@ -18,5 +18,4 @@ SPEC = ToolSpec(
     params=TokenizeParams,
     digest=digest,
     recorded=False,
-    served=True,
 )

@@ -18,5 +18,4 @@ SPEC = ToolSpec(
     figure=figure,
     read_only=False,
     destructive=True,
-    served=True,
 )

@@ -1,59 +1,109 @@
-"""Passes on a served model, packed into few requests."""
+"""Passes on a served model, as the data that is sent."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnterp_mcp.engine.executors.ndif.kernels import read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, steps_of
-from nnterp_mcp.engine.forward import Captured, Pass, Plan
+from nnterp_mcp.engine.forward import Captured, LogitReduction, Pass, Plan
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 PASSES = 8
-"""Forward passes in one request: few enough that a call can be stopped, and its progress told, in between."""
+"""Forward passes in one request: few enough that a call can be stopped, and its progress reported, in between."""
 
 
 def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = False) -> Captured:
     """`forward.run_pass` on a served model.
 
     Raises:
-        Unsupported: Gradients, or logits that are not reduced, are not brought from there.
+        Unsupported: Gradients, or logits that are not reduced, are asked for.
     """
-    if gradients or (work.logits is not None and work.reduction is None):
-        what = "gradients" if gradients else "whole logits"
-        raise Unsupported(
-            f"{what} of {model.name} are not brought from NDIF, which serves it",
-            "Load the model with backend 'local' for it.",
-        )
-    asked = work.reduction
-    options: Data = {
-        "count": len(work.captures),
-        "head": model.head,
-        "reduce": None if asked is None else asked.reduce,
-        "options": {} if asked is None else asked.options,
-        "width": None if asked is None else asked.width,
-        "of_captures": asked is not None and asked.of_captures,
-    }
-    if work.ends is not None:
-        options |= {"rows": work.ends[0], "columns": work.ends[1]}
-    steps = steps_of(model, Window.over(work.batch), work.plan, work.captures, work.ends)
-    inputs = inputs_of(work.batch, last=work.ends is None or bool(model.head))
-    passes = [{"inputs": inputs, "steps": steps, "read": read_pass, "options": options}]
-    if options["of_captures"] and not model.head:
+    if gradients:
+        raise not_offered(model.name, "gradients")
+    require_reduced(model, work.logits is None or work.reduction is not None)
+    asked, names = work.reduction, range(len(work.captures))
+    of_captures = asked is not None and asked.of_captures
+    ends = None if of_captures else work.ends
+    steps = steps_of(model, Window.over(work.batch), work.plan, work.captures, ends)
+    passes = [pass_data(model, inputs_of(work.batch), steps, captures=names, ends=ends, reduction=asked)]
+    if of_captures and not model.head:
         rows = len(work.captures) * len(work.captures[0].options["rows"])
-        passes.append(replayed(model, rows, "states", read_replayed, options))
+        passes.append(replayed(model, rows, "states", read_replayed, passes[0]["options"]))
     with _attention_for(model, work):
         found = run_passes(model.connection, passes)[-1]
-    return Captured(found["values"], None, found["numbers"])
+    return Captured([found["values"][name] for name in names if not of_captures], None, found["numbers"])
+
+
+def require_reduced(model: ServedTransformer, reduced: bool) -> None:
+    """Refuses logits that are not reduced next to the model.
+
+    Raises:
+        Unsupported: They are not.
+    """
+    if not reduced:
+        raise not_offered(model.name, "whole logits")
+
+
+def pass_data(
+    model: ServedTransformer,
+    inputs: Data,
+    steps: Sequence[Data],
+    *,
+    captures: Sequence[Any] = (),
+    ends: tuple[Tensor, Tensor] | None = None,
+    reduction: LogitReduction | None = None,
+    compares: bool = False,
+    carries: Sequence[str] = (),
+    cache: Data | None = None,
+) -> Data:
+    """A pass with what is read of it.
+
+    Args:
+        model: The model.
+        inputs: The arguments of its forward pass.
+        steps: The steps of the interpreter.
+        captures: The names of the captures that are returned.
+        ends: Rows and columns at which logits are wanted; None for nowhere.
+        reduction: What the logits, or the captures, are reduced to.
+        compares: The reduction compares with the reference of the request.
+        carries: What later passes of the request take: `reference`, the log-probabilities of the first row; `source`,
+            the captures, which then are not returned.
+        cache: Keys and values that are filled or continued from, as in `kernels.with_prefix`.
+    """
+    of_captures = reduction is not None and reduction.of_captures
+    options: Data = {
+        "captures": list(captures),
+        "head": model.head,
+        "ends": ends is not None,
+        "reduce": None if reduction is None else reduction.reduce,
+        "options": {} if reduction is None else reduction.options,
+        "width": None if reduction is None else reduction.width,
+        "of_captures": of_captures,
+        "compares": compares,
+        "carries": list(carries),
+    }
+    if ends is not None:
+        options |= {"rows": ends[0], "columns": ends[1]}
+    return {
+        "inputs": inputs,
+        "cache": cache,
+        "steps": list(steps),
+        "read": read_pass,
+        "options": options,
+        "stops": bool(model.head) or ends is None,
+    }
 
 
 @contextmanager
@@ -70,25 +120,20 @@ def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
         model.set_attention("eager" if before == "eager" else "sdpa")
 
 
-def inputs_of(batch: Batch, last: bool = False) -> Data:
-    """The arguments of a forward pass over a batch.
-
-    Args:
-        batch: The batch.
-        last: Whether the model need not form logits but at the last column.
-    """
-    return {**batch.inputs, "use_cache": False} | ({"logits_to_keep": 1} if last else {})
+def inputs_of(batch: Batch) -> Data:
+    """The arguments of a forward pass over a batch."""
+    return {**batch.inputs, "use_cache": False}
 
 
-def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, read: object, options: Data) -> Data:
-    """A pass of one token a row, in which given states stand for what the last layer made.
+def replayed(model: ServedTransformer, rows: int, states: Tensor | str, read: object, options: Data) -> Data:
+    """A pass of one token a row, in which given states replace the last layer's output.
 
     Args:
         model: The model.
-        rows: How many states there are.
+        rows: The number of states.
         states: The states (row, hidden), or the name under which an earlier pass carries them (row, 1, hidden).
-        read: What is read of the pass.
-        options: What that is told.
+        read: The function that reads the pass.
+        options: Its options.
     """
     change: Data = {"op": "replace", "value": states}
     if isinstance(states, str):
@@ -97,4 +142,4 @@ def replayed(model: ServedTransformer, rows: int, states: torch.Tensor | str, re
     plan = Plan({last: [Resolved(last, edit_entries(range(rows), [0] * rows, **change))]})
     steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
     inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
-    return {"inputs": inputs, "steps": steps, "read": read, "options": options}
+    return {"inputs": inputs, "cache": None, "steps": steps, "read": read, "options": options, "stops": False}

@@ -1,9 +1,10 @@
-"""Branches on a served model: the shared prefix, then batches of rows, several in a request."""
+"""Branches on a served model: the runs that they take from, the shared prefix, then batches of rows, in one request."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,7 @@ from torch import Tensor
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns
-from nnterp_mcp.engine.executors.ndif.backend import PASSES
-from nnterp_mcp.engine.executors.ndif.kernels import read_branches, read_reference
+from nnterp_mcp.engine.executors.ndif.backend import PASSES, pass_data, require_reduced
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import branch_steps
@@ -25,11 +25,12 @@ from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.reductions import sample_logits
+from nnterp_mcp.engine.replacements import TakenFromRun
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.structure.context_lengths import lengths_of
 
 Reduce = Callable[[Sequence[int]], LogitReduction]
-"""Given the rows of a batch, what its logits are reduced to."""
+"""Given the rows of a batch, returns the reduction of its logits."""
 
 _SAMPLED = 512
 """Logits by which two ways to compute a row are compared."""
@@ -39,15 +40,12 @@ def run_served_branches(model: ServedTransformer, branches: Branches) -> Iterato
     """`branches.run_branches` on a served model.
 
     Raises:
-        Unsupported: Logits that are not reduced are not brought from there.
+        Unsupported: Logits that are not reduced are asked for.
     """
     texts = _write_texts(branches) if branches.new_tokens else {}
-    if branches.reduction is None and branches.logits and not texts:
-        raise Unsupported(
-            f"whole logits of {model.name} are not brought from NDIF, which serves it",
-            "Load the model with backend 'local' for it.",
-        )
-    if branches.reduction is None and branches.logits:
+    reduced = branches.reduction is not None or not branches.logits
+    require_reduced(model, reduced or bool(texts))
+    if not reduced:
         yield _batch([*branches.rows], texts, {"numbers": {}, "values": {}}, 0)
         return
     sharing = branches.sharing
@@ -69,8 +67,30 @@ def try_served_branches(
 
 def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first: int) -> BranchBatch:
     nothing = torch.empty(0, 0)
-    said = [texts.get(row, []) for row in order]
-    return BranchBatch(order, nothing, nothing, said, texts.get(-1, []), found["values"], first, found["numbers"])
+    written = [texts.get(row, []) for row in order]
+    return BranchBatch(order, nothing, nothing, written, texts.get(-1, []), found["values"], first, found["numbers"])
+
+
+class _Awaited(dict[Any, Any]):
+    """The reduced logits of a run that the next request on its branches makes; read before, it makes a request itself.
+
+    Attributes:
+        run: Makes the run in a request of its own.
+        reduction: The reduction.
+        compares: It compares with a reference.
+    """
+
+    def __init__(self, run: Callable[[], Observed], reduction: LogitReduction | None, compares: bool) -> None:
+        super().__init__()
+        self.run = run
+        self.reduction = reduction
+        self.compares = compares
+
+    def __missing__(self, name: Any) -> Any:
+        if self:
+            raise KeyError(name)
+        self.update(self.run().numbers)
+        return self[name]
 
 
 def observe_served(
@@ -81,14 +101,54 @@ def observe_served(
     reduction: LogitReduction | None = None,
     reference: Reference | None = None,
     caching: bool = False,
+    for_branches: bool = False,
 ) -> Observed:
-    """`branches.observe` on a served model: the states come here, and what the logits are reduced to."""
-    visitor = BranchPass(given, reads=places)
-    one = _pass(model, given, visitor, 1, 1, reduction, places, compares=reference is not None)
-    passes = [*_references(model, reference), one]
-    found = run_passes(model.connection, passes)[-1]
+    """`branches.observe` on a served model: the states are returned, unless only branches take them."""
+    if for_branches:
+
+        def run() -> Observed:
+            return observe_served(model, given, (), reduction=reduction, reference=reference)
+
+        numbers = _Awaited(run, reduction, reference is not None)
+        return Observed(given, places, {}, torch.empty(0), None, numbers)
+    passes: list[Data] = []
+    if reference is not None and reference.given is not given:
+        passes.append(_Run(reference.given, carries=["reference"]).data(model))
+    itself = reference is not None and reference.given is given
+    one = _Run(given, places, reduction, reference is not None, ["reference"] if itself else [])
+    found = run_passes(model.connection, [*passes, one.data(model)])[-1]
     states = {place: found["values"][str(place)][0] for place in places}
-    return Observed(states, torch.empty(0), None, found["numbers"])
+    return Observed(given, places, states, torch.empty(0), None, found["numbers"])
+
+
+@dataclass
+class _Run:
+    """A pass over an input without branches.
+
+    Attributes:
+        given: The input.
+        places: Hook points whose states are read.
+        reduction: What its logits are reduced to.
+        compares: The reduction compares with the reference.
+        carries: What later passes take of it: `reference`, `source`, `prefix`.
+        numbers: Takes what the logits are reduced to.
+        length: The tokens that are run; all by default.
+    """
+
+    given: Input
+    places: Sequence[Place] = ()
+    reduction: LogitReduction | None = None
+    compares: bool = False
+    carries: Sequence[str] = ()
+    numbers: Data | None = None
+    length: int | None = None
+
+    def data(self, model: ServedTransformer) -> Data:
+        """The pass."""
+        logits = self.reduction is not None or "reference" in self.carries
+        ends = Place("layers_output", model.anatomy.last.index)
+        visitor = BranchPass(self.given, length=self.length, reads=self.places, ends=ends)
+        return _pass(model, self, visitor, (1, 1), self.reduction, logits=logits)
 
 
 def _request(
@@ -100,86 +160,93 @@ def _request(
 ) -> Iterator[tuple[list[int], BranchPass, Data]]:
     """Some batches in one request: the order of their rows, their pass, and what was read."""
     laid = [branches.lay_out(rows, sharing) for rows in batches]
-    longest = max(visitor.first for _, visitor, _ in laid)
-    passes = _references(model, branches.reference)
-    passes += [_prefix(model, branches.base, longest)] if longest else []
+    runs = _runs(model, branches, max(visitor.first for _, visitor, _ in laid))
+    passes = [run.data(model) for run in runs]
     for order, visitor, present in laid:
-        asked, compares = None if reduction is None else reduction(order), branches.reference is not None
-        count = 1 + len(order)
-        passes.append(_pass(model, branches.base, visitor, present, count, asked, branches.reads, compares=compares))
-    found = run_passes(model.connection, passes)[-len(laid) :]
-    for (order, visitor, _), one in zip(laid, found, strict=True):
+        asked = None if reduction is None else reduction(order)
+        read = _Run(branches.base, branches.reads, compares=branches.reference is not None)
+        passes.append(_pass(model, read, visitor, (present, 1 + len(order)), asked, logits=asked is not None))
+    found = run_passes(model.connection, passes)
+    for run, one in zip(runs, found, strict=False):
+        if run.numbers is not None:
+            run.numbers |= one["numbers"]
+    for (order, visitor, _), one in zip(laid, found[len(runs) :], strict=True):
         values = {place: one["values"][str(place)][1:] for place in branches.reads}
         yield order, visitor, {"numbers": one["numbers"], "values": values}
 
 
-def _references(model: ServedTransformer, reference: Reference | None) -> list[Data]:
-    """The pass over the run with which others are compared."""
-    if reference is None:
-        return []
-    one = _pass(model, reference.given, BranchPass(reference.given), 1, 1, None, (), compares=False, ending=True)
-    return [one | {"read": read_reference}]
+def _runs(model: ServedTransformer, branches: Branches, prefix: int) -> list[_Run]:
+    """The runs of whole inputs that come before batches: of the reference, of a source of states, of the input itself.
+
+    One that is needed for several things is made once; of the input itself only the prefix is run where its logits are
+    known, or where keys and values of the whole input may have lost its beginning.
+    """
+    runs: dict[Input, _Run] = {}
+    if branches.reference is not None:
+        given = branches.reference.given
+        runs[given] = _Run(given, carries=["reference"])
+    taken = [edit.change for edit in branches.edits if isinstance(edit.change, TakenFromRun)]
+    if taken:
+        source = taken[0].run
+        run = _await(runs, source)
+        run.places, run.carries = list(dict.fromkeys(one.place for one in taken)), [*run.carries, "source"]
+    own = branches.own
+    if own is not None and isinstance(own.numbers, _Awaited) and not own.numbers:
+        run = _await(runs, own)
+        if prefix and not lengths_of(model.module).below(len(own.given)):
+            run.carries, prefix = [*run.carries, "prefix"], 0
+    beginning = [_Run(branches.base, carries=["prefix"], length=prefix)] if prefix else []
+    return [*runs.values(), *beginning]
 
 
-def _prefix(model: ServedTransformer, base: Input, length: int) -> Data:
-    """The pass whose keys and values those after it go on from."""
-    visitor = BranchPass(base, length=length, ends=Place("layers_output", model.anatomy.last.index))
-    return {
-        "inputs": {"input_ids": torch.tensor([base.prompt.ids[:length]]), "logits_to_keep": 1},
-        "cache": {"name": cache_name(model.module), "length": None},
-        "steps": branch_steps(model, visitor, 1, None),
-        "read": read_branches,
-        "options": {"reads": [], "reduce": None},
-    }
+def _await(runs: dict[Input, _Run], observed: Observed) -> _Run:
+    """The run of an input, whose logits are reduced to what is awaited of it."""
+    run = runs.setdefault(observed.given, _Run(observed.given))
+    numbers = observed.numbers
+    if isinstance(numbers, _Awaited) and not numbers:
+        run.reduction, run.compares, run.numbers = numbers.reduction, numbers.compares, numbers
+    return run
 
 
 def _pass(
     model: ServedTransformer,
-    base: Input,
+    run: _Run,
     visitor: BranchPass,
-    present: int,
-    count: int,
-    asked: LogitReduction | None,
-    reads: Sequence[Place],
+    rows: tuple[int, int],
+    reduction: LogitReduction | None,
     *,
-    compares: bool,
-    ending: bool = False,
+    logits: bool,
 ) -> Data:
     """A pass over an input and its branches.
 
     Args:
         model: The model.
-        base: The input.
+        run: The input, with what is read of it and carried on.
         visitor: The pass.
-        present: How many rows it begins with.
-        count: How many it ends with.
-        asked: What to reduce the logits of its rows to.
-        reads: Hook points whose states are read.
-        compares: Whether the reduction compares with the reference of the request.
-        ending: Whether logits are wanted in any case.
+        rows: How many rows it begins with, and with how many it ends.
+        reduction: What the logits of its rows are reduced to.
+        logits: Logits are wanted.
     """
-    ids = torch.tensor([base.prompt.ids]).repeat(present, 1)
-    inputs: Data = {"input_ids": ids[:, visitor.first :], "attention_mask": torch.ones_like(ids), "use_cache": False}
+    (present, count), first, columns = rows, visitor.first, visitor.columns
+    ids = torch.tensor([run.given.prompt.ids[: first + columns]]).repeat(present, 1)
+    inputs: Data = {"input_ids": ids[:, first:], "attention_mask": torch.ones_like(ids), "use_cache": False}
+    inputs |= {"logits_to_keep": 1}
     if model.takes_positions:
-        inputs["position_ids"] = torch.arange(visitor.first, ids.shape[1]).repeat(present, 1)
-    rows = torch.arange(count)
-    columns = torch.full_like(rows, visitor.columns - 1)
-    cached = {"name": cache_name(model.module), "length": visitor.first}
-    return {
-        "inputs": inputs | {"logits_to_keep": 1},
-        "cache": cached if visitor.first else None,
-        "steps": branch_steps(model, visitor, present, (rows, columns) if ending or asked is not None else None),
-        "read": read_branches,
-        "options": {
-            "reads": [str(place) for place in reads],
-            "head": model.head,
-            "rows": rows,
-            "columns": torch.zeros_like(columns),
-            "compares": compares,
-            "reduce": None if asked is None else asked.reduce,
-            "options": {} if asked is None else asked.options,
-        },
-    }
+        inputs["position_ids"] = torch.arange(first, first + columns).repeat(present, 1)
+    last = torch.arange(count)
+    captured = (last, torch.full_like(last, columns - 1)) if logits else None
+    cached = {"name": cache_name(model.module), "length": first if first else None}
+    return pass_data(
+        model,
+        inputs,
+        branch_steps(model, visitor, present, captured),
+        captures=[str(place) for place in run.places],
+        ends=(last, torch.zeros_like(last)) if logits else None,
+        reduction=reduction,
+        compares=run.compares,
+        carries=run.carries,
+        cache=cached if first or "prefix" in run.carries else None,
+    )
 
 
 def _write_texts(branches: Branches) -> dict[int, list[int]]:
@@ -193,6 +260,6 @@ def _write_texts(branches: Branches) -> dict[int, list[int]]:
     for edit in branches.edits:
         edits.setdefault(edit.place, []).append(edit)
     work = Workload(rows, Plan(edits), branches.batch_tokens)
-    said = generate(branches.model, work, max_new_tokens=branches.new_tokens)
-    texts = {prompt.index: generation.ids for prompt, generation in zip(rows, said, strict=True)}
+    written = generate(branches.model, work, max_new_tokens=branches.new_tokens)
+    texts = {prompt.index: generation.ids for prompt, generation in zip(rows, written, strict=True)}
     return texts | {-1: texts.pop(unedited)}

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnterp_mcp.engine.executors.ndif.backend import inputs_of, replayed
+from nnterp_mcp.engine.executors.ndif.backend import inputs_of, pass_data, replayed
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
 from nnterp_mcp.engine.executors.ndif.kernels import compare_lens, compare_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.refusals import lacking
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import places_at, steps_of
 from nnterp_mcp.engine.forward import Capture, forward
@@ -36,9 +37,7 @@ def check_served(model: ServedTransformer) -> list[Check]:
     if names.passed:
         checks += [*_check_lens(model), _check_cache(model), _check_attention(model)]
     refused = {check.name: f"{model.name}: {check.detail}" for check in checks if not check.passed}
-    for what in ("attention_edit", "queries", "keys", "values"):
-        refused[what] = f"{what.split('_')[0]} of {model.name} cannot be edited on NDIF: load it with backend 'local'"
-    model.refuse(refused)
+    model.refuse(refused | lacking(model.name))
     return checks
 
 
@@ -67,18 +66,9 @@ def _check_lens(model: ServedTransformer) -> list[Check]:
         window = Window.over(batch)
         rows, columns = places_at(window, ends)
         captures = [Capture(last, take_rows, {"rows": rows, "columns": columns})]
-        return {
-            "inputs": inputs_of(batch),
-            "steps": steps_of(model, window, captures=captures),
-            "read": compare_lens,
-            "options": {
-                "head": model.head,
-                "short": SHORT,
-                "compared": len(prompts) > 1,
-                "rows": rows,
-                "columns": columns,
-            },
-        }
+        one = pass_data(model, inputs_of(batch), steps_of(model, window, captures=captures), ends=(rows, columns))
+        own = {"short": SHORT, "compared": len(prompts) > 1}
+        return one | {"read": compare_lens, "options": one["options"] | own, "stops": False}
 
     passes = [compare([short]), compare([long, short])]
     if not model.head:

@@ -111,6 +111,7 @@ class _Text:
         model = self._model
         ends = [{"head": model.head, "rows": rows, "columns": at} for at in columns]
         return {
+            "head": model.head,
             "ends_of_passes": ends,
             "temperature": self._sampling.temperature,
             "top_p": self._sampling.top_p,

@@ -85,41 +85,41 @@ def end_logits(model: Any, kept: Data, options: Data) -> Tensor:
 
 
 def read_pass(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """The captures and logits of a pass; states that need the model's own tail are carried to the next one."""
-    values = [captured[number] for number in range(options["count"])]
-    reduce, asked, width = options["reduce"], options["options"], options["width"]
+    """The captures of a pass and its reduced logits; states that need the model's own tail are left to the next one."""
     if options["of_captures"]:
-        states = torch.stack([value.to(values[-1].device) for value in values], dim=1)
-        if options["head"]:
-            project_rows = lambda rows: project(model, rows, options["head"])  # noqa: E731 - sent with this function
-            return {"values": [], "numbers": on_cpu(in_chunks(states, project_rows, reduce, asked, width))}
+        return read_captures(model, captured, options, carried)
+    numbers: Data = {}
+    if options["ends"]:
+        logits = end_logits(model, captured, options)
+        if "reference" in options["carries"]:
+            carried["reference"] = log_probabilities(logits[:1])[0]
+        if options["reduce"] is not None:
+            asked = options["options"] | ({"reference": carried["reference"]} if options["compares"] else {})
+            numbers = in_chunks(logits, None, options["reduce"], asked, options["width"])
+    values = {name: captured[name] for name in options["captures"]}
+    if "source" in options["carries"]:
+        carried.update({f"source {name}": states for name, states in values.items()})
+        values = {}
+    return {"values": on_cpu(values), "numbers": on_cpu(numbers)}
+
+
+def read_captures(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """What the logits of captured states, each read as if it were the last layer's output, are reduced to."""
+    values = [captured[name] for name in options["captures"]]
+    states = torch.stack([value.to(values[-1].device) for value in values], dim=1)
+    if not options["head"]:
         carried["states"] = states.flatten(0, 1)[:, None]
         return {}
-    numbers = {} if reduce is None else in_chunks(end_logits(model, captured, options), None, reduce, asked, width)
-    return {"values": on_cpu(values), "numbers": on_cpu(numbers)}
+    project_rows = lambda rows: project(model, rows, options["head"])  # noqa: E731 - sent with this function
+    numbers = in_chunks(states, project_rows, options["reduce"], options["options"], options["width"])
+    return {"values": {}, "numbers": on_cpu(numbers)}
 
 
 def read_replayed(model: Any, captured: Data, options: Data, carried: Data) -> Data:
     """The same of a pass in which captured states went through the model's own tail, a row each."""
-    logits = model.output.logits[:, -1].unflatten(0, (-1, options["count"]))
+    logits = model.output.logits[:, -1].unflatten(0, (-1, len(options["captures"])))
     numbers = in_chunks(logits, None, options["reduce"], options["options"], options["width"])
-    return {"values": [], "numbers": on_cpu(numbers)}
-
-
-def read_branches(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """The states of all rows of an input and its branches by hook point, and their reduced logits."""
-    numbers: Data = {}
-    if options["reduce"] is not None:
-        asked = options["options"] | ({"reference": carried["reference"]} if options["compares"] else {})
-        numbers = options["reduce"](end_logits(model, captured, options), asked, slice(None))
-    values = {name: captured[name] for name in options["reads"]}
-    return {"values": on_cpu(values), "numbers": on_cpu(numbers)}
-
-
-def read_reference(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """Carries the log-probabilities of a run with which those after it are compared."""
-    carried["reference"] = log_probabilities(end_logits(model, captured, options))[0]
-    return {}
+    return {"values": {}, "numbers": on_cpu(numbers)}
 
 
 def with_prefix(one: Data, carried: Data, config: Any) -> Data:
@@ -131,15 +131,15 @@ def with_prefix(one: Data, carried: Data, config: Any) -> Data:
         carried: Holds the prefix.
         config: The model's configuration.
     """
-    asked = one.get("cache")
+    asked = one["cache"]
     if asked is None:
         return one["inputs"]
     cache = DynamicCache(config=config)
     if asked["length"] is None:
-        carried["prefix"] = cache
+        carried["prefix"], carried["tokens"] = cache, one["inputs"]["input_ids"].shape[1]
     else:
         for number, layer in enumerate(carried["prefix"].layers):
-            if layer.keys.shape[2] < asked["length"]:
+            if layer.keys.shape[2] < carried["tokens"]:
                 raise ValueError("a window has left the beginning of the prefix")
             cache.update(layer.keys[:, :, : asked["length"]], layer.values[:, :, : asked["length"]], number)
         for layer in cache.layers:
@@ -171,6 +171,24 @@ def on_cpu(value: Any) -> Any:
 def read_likeliest(model: Any, kept: Data, options: Data, carried: Data) -> Data:
     """The likeliest token of each row."""
     return {"tokens": model.output.logits[:, -1].argmax(-1).cpu()}
+
+
+def call_module(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """The output of a module for given states, computed where the last layer's output is."""
+    return {"states": project(model, options["states"].to(captured[0].device), [options["path"]]).cpu()}
+
+
+def read_head(model: Any, captured: Data, options: Data, carried: Data) -> Data:
+    """The rows and the biases of some tokens in a head, from its outputs for unit vectors."""
+    like, tokens = captured[0][:1, 0], options["tokens"]
+    bias = project(model, torch.zeros_like(like), [options["path"]])[:, tokens].float()
+    columns, width = [], like.shape[-1]
+    for begin in range(0, width, 256):
+        at = torch.arange(begin, min(begin + 256, width))
+        unit = torch.zeros(len(at), width).to(like)
+        unit[at - begin, at] = 1
+        columns.append(project(model, unit, [options["path"]])[:, tokens].float() - bias)
+    return {"rows": torch.cat(columns).T.cpu(), "bias": bias[0].cpu()}
 
 
 def read_rows(model: Any, kept: Data, options: Data, carried: Data) -> Data:

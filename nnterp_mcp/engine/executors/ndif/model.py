@@ -45,6 +45,7 @@ class ServedTransformer(StandardizedTransformer):
             super().__init__(outline, check_renaming=False, tokenizer=tokenizer, name=connection.name)
         self.connection = connection
         self.elsewhere = elsewhere
+        self.token_rows: dict[tuple[str, int], Tensor] = {}
         cores = {layer.index: layer.core.module for layer in self.anatomy.layers if layer.core is not None}
         self.patterns = find_patterns(self.module, cores, {i: self.anatomy.layers[i].num_heads for i in cores})
 

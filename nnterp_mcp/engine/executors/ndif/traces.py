@@ -31,9 +31,11 @@ def run_passes(connection: Connection, passes: Sequence[Data]) -> list[Data]:
         carried: Data = {}
         found: list[Data] = nnsight.save([])
         for one in passes:
-            with model.trace(**with_prefix(one, carried, model.config)):
+            with model.trace(**with_prefix(one, carried, model.config)) as tracer:
                 kept = walk(model, one["steps"], carried)
                 reading = nnsight.save(one["read"](model, kept, one["options"], carried))
+                if one["stops"]:
+                    tracer.stop()
             found.append(reading)
             del reading
     return found
@@ -67,8 +69,10 @@ def write_tokens(
         said = nnsight.save(written)
         for number, listed in enumerate(steps):
             given = step_inputs(ids, mask, cache, number, options)
-            with model.trace(**given):
+            with model.trace(**given) as tracer:
                 chosen = nnsight.save(choose(model, walk(model, listed, {}), options, number))
+                if options["head"]:
+                    tracer.stop()
             said["tokens"].append(chosen["tokens"])
             said["log_probs"].append(chosen["log_probs"])
             ended = ended | torch.isin(chosen["tokens"], options["ends"])

@@ -36,6 +36,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "steer": {"prompts": CLEAN, "vector": [0.1] * 64, "layers": "1:3", "factors": [-2, 2], "targets": TARGETS},
     "patch_activations": {"clean": CLEAN, "corrupted": CORRUPTED, "targets": TARGETS},
     "generate": {"prompts": [CLEAN, CORRUPTED], "max_new_tokens": 6},
+    "attribute": {"prompts": [CLEAN, CORRUPTED], "targets": TARGETS, "by": "sublayer"},
     "edit_model": {"interventions": [{"op": "zero", "layers": [1], "site": "mlps_output"}]},
 }
 
@@ -100,8 +101,26 @@ def test_an_edit_that_cannot_be_sent_is_refused_when_it_is_made(benches: tuple[B
         call(benches[1], "edit_model", {"interventions": [{"op": "zero", "layers": [1], "site": site}]})
 
 
-@pytest.mark.parametrize("tool", ["attribute", "inspect_model"])
-def test_a_tool_that_needs_weights_is_refused_by_name(benches: tuple[Bench, Bench], tool: str) -> None:
-    arguments = {"prompts": CLEAN, "targets": TARGETS} if tool == "attribute" else {}
-    with pytest.raises(Unsupported, match=f"{tool} is not offered"):
-        call(benches[1], tool, arguments)
+def test_the_modules_of_a_served_model_are_those_of_the_local_one(benches: tuple[Bench, Bench]) -> None:
+    here, there = (call(bench, "inspect_model", {"path": "model.layers.1", "source": True}) for bench in benches)
+
+    assert there.pop("device") == "ndif at simulated"
+    assert list(there.pop("refused")) == ["attention_edit"]
+    assert there == {name: value for name, value in here.items() if name not in ("device", "refused")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "subject"),
+    [
+        ({"by": "head"}, "the weights by which heads"),
+        ({"by": "neuron"}, "the weights by which heads"),
+        ({"method": "gradient"}, "gradients"),
+        ({"method": "integrated"}, "gradients"),
+        ({"method": "patching", "corrupted": CORRUPTED}, "gradients"),
+    ],
+)
+def test_attribution_that_needs_weights_or_gradients_is_refused_by_name(
+    benches: tuple[Bench, Bench], arguments: dict[str, Any], subject: str
+) -> None:
+    with pytest.raises(Unsupported, match=f"which NDIF serves, offers no {subject}"):
+        call(benches[1], "attribute", {"prompts": CLEAN, "targets": TARGETS, **arguments})
