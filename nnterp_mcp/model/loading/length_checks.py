@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.model.loading.verdicts import Check, attempt, difference, tolerance
+from nnterp_mcp.model.loading.verdicts import Check, difference, run_or_reason, tolerance
 from nnterp_mcp.model.structure.call_recorder import PROBE_TOKENS, other_ids, probe_ids
 from nnterp_mcp.model.structure.context_lengths import Lengths, Mark, is_affordable, lengths_of
 from nnterp_mcp.model.traced import TracedModel
@@ -49,7 +49,7 @@ def _judge_length(model: TracedModel, mark: Mark, lengths: Lengths) -> Iterator[
     length = mark.length + BEYOND
     fewer = (PROBE_TOKENS, length - 1) if model.can("batch") else ()
     kept = next((at for at in fewer if lengths.share(at, length)), length)
-    found = attempt(lambda: _run_long(model, length, kept))
+    found = run_or_reason(lambda: _run_long(model, length, kept))
     if isinstance(found, str):
         yield Check("batch", False, f"beyond {mark}: {found}")
         return

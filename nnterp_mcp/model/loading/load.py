@@ -27,7 +27,7 @@ from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
 from nnterp_mcp.model.loading.locations import Located, Report
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
-from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import refuse_encoder
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.model.loading.length_checks import check_lengths
-from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check, attempt, difference, tolerance
+from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check, difference, run_or_reason, tolerance
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy
 from nnterp_mcp.model.structure.attention_backend import probe_eagerly
@@ -50,9 +50,9 @@ def check_model(model: TracedModel, tape: Tape | None = None) -> list[Check]:
     checks = [_check_names(model)]
     if checks[0].passed:
         with model.standing_down():
-            alone = tape or attempt(lambda: probe_eagerly(model.module))
-        padded = attempt(lambda: _run_padded(model))
-        edited = alone if isinstance(alone, str) else attempt(lambda tape=alone: _edit_middle(model, tape))
+            alone = tape or run_or_reason(lambda: probe_eagerly(model.module))
+        padded = run_or_reason(lambda: _run_padded(model))
+        edited = alone if isinstance(alone, str) else run_or_reason(lambda tape=alone: _edit_middle(model, tape))
         checks += [
             _judge("lens", lambda: _check_lens(padded)),
             batch := _judge("batch", lambda: _check_batch(padded, alone, model)),
@@ -77,7 +77,7 @@ def check_attention(model: TracedModel, layer: int) -> list[Check]:
     Returns:
         An entry for reading them, and one for editing them.
     """
-    edited = attempt(lambda: _edit_layer(model, layer))
+    edited = run_or_reason(lambda: _edit_layer(model, layer))
     return [
         _judge("attention", lambda: _check_attention(edited, model)),
         _judge("attention_edit", lambda: _check_edit(edited)),
@@ -205,7 +205,7 @@ def _plainly(model: TracedModel) -> _Padded | str:
         return _Padded(torch.cat([whole[:, :SHORT], begun]), begun, slice(None))
 
     with model.standing_down():
-        return attempt(run)
+        return run_or_reason(run)
 
 
 def _edit_layer(model: TracedModel, layer: int) -> _Edited:
@@ -256,7 +256,7 @@ def _check_batch(padded: _Padded | str, tape: Tape | str, model: TracedModel) ->
     detail = f"a prompt padded on the left differs from the prompt alone by at most {apart:.1g} in its logits"
     if apart <= tolerance(alone):
         return Check("batch", True, detail)
-    right = attempt(lambda: _run_padded(model, RIGHT))
+    right = run_or_reason(lambda: _run_padded(model, RIGHT))
     if not isinstance(right, str) and difference(right.short, alone) <= tolerance(alone):
         model.pad_on("right")
         detail += "; padded on the right it gives the same, and text is padded there"

@@ -14,7 +14,7 @@ from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
 from nnterp_mcp.model.loading.load import read_config
 from nnterp_mcp.model.loading.locate import convert_once, locate
-from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
 from nnterp_mcp.settings import Settings
 
 

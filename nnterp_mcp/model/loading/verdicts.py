@@ -44,7 +44,7 @@ def tolerance(logits: Tensor) -> float:
     return TOLERANCES.get(logits.dtype, 1e-1) * max(float(logits.float().abs().max()), 1.0)
 
 
-def attempt(run: Callable[[], Run]) -> Run | str:
+def run_or_reason(run: Callable[[], Run]) -> Run | str:
     """What a pass gives, or the reason why it does not run.
 
     Raises:

@@ -48,7 +48,7 @@ def find_contributions(
 
 def output_site(call: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]) -> Site | None:
     """The module whose output is what a sublayer computes, also where the sublayer adds the residual stream itself."""
-    site = site_of(call, hidden, paths)
+    site = inner_site(call, hidden, paths)
     if call is None or site is None:
         return site
     maps = [inner for inner in calls if inner.within(call.module) and inner is not call and inner.is_linear]
@@ -63,7 +63,7 @@ def output_site(call: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor
         if inner.start > maps[-1].end and inner.within(call.module) and inner.tensors
     ]
     if hidden.device.type != "meta" and any(_is_sum(total, added, state) for total in sums for state in states):
-        return site_of(maps[-1], hidden, paths)
+        return inner_site(maps[-1], hidden, paths)
     return site
 
 
@@ -81,7 +81,7 @@ def _norm_behind(site: Site, calls: list[ModuleCall], hidden: Tensor, paths: dic
     output = first_state(norm.output)[1]
     if output is None or any(other.start > norm.end and _reads(other, output) for other in calls):
         return None
-    return site_of(norm, hidden, paths)
+    return inner_site(norm, hidden, paths)
 
 
 def _reads(call: ModuleCall, state: Tensor) -> bool:
@@ -133,7 +133,7 @@ def _is_additive(layer: LayerAnatomy, call: ModuleCall, tape: Tape, added: list[
     return bool((missing.abs() <= 1e-2 * output.float().abs() + 1e-3 * float(output.abs().max())).all())
 
 
-def site_of(call: ModuleCall | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
+def inner_site(call: ModuleCall | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
     """The site of a module inside a layer, None for none."""
     if call is None:
         return None

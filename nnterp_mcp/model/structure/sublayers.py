@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state
-from nnterp_mcp.model.structure.contributions import find_contributions, is_norm, output_site, site_of
+from nnterp_mcp.model.structure.contributions import find_contributions, inner_site, is_norm, output_site
 from nnterp_mcp.model.structure.rename import Names, RenameConfig, find_named
 
 
@@ -48,21 +48,27 @@ def resolve_sublayers(
         _note("MLP", mlps, paths) if mlp is None else "",
     ]
     raw = [
-        site_of(_named(call, calls, name), hidden, paths) or output_site(part, calls, hidden, paths)
+        inner_site(_named(call, calls, name), hidden, paths) or output_site(part, calls, hidden, paths)
         for name, part in ((names.attn_output_source, attention), (names.mlp_output_source, mlp))
     ]
     added, additive = find_contributions(
-        layer, call, tape, raw, [site_of(inner, hidden, paths) for inner in others if inner is not mlp], hidden, paths
+        layer,
+        call,
+        tape,
+        raw,
+        [inner_site(inner, hidden, paths) for inner in others if inner is not mlp],
+        hidden,
+        paths,
     )
     return replace(
         layer,
-        attention=site_of(attention, hidden, paths),
+        attention=inner_site(attention, hidden, paths),
         attention_raw=raw[0],
         attention_contribution=added[0],
-        core=site_of(core, hidden, paths),
+        core=inner_site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
         **({} if core is None else _heads(core, hidden)),
-        mlp=site_of(mlp, hidden, paths),
+        mlp=inner_site(mlp, hidden, paths),
         mlp_raw=raw[1],
         mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
