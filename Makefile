@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test test-all test-versions lint format bundle bench setup clean
+.PHONY: demo test test-all test-versions lint format bundle bench gpu setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -32,6 +32,9 @@ bundle: setup ## Pack the bundle for Claude Desktop; needs Node.
 
 bench: setup ## Measure beside raw transformers and the peers, in environments made below build/; ARGS="--quick" and the like.
 	$(BIN)/python tools/bench.py --peers $(ARGS)
+
+gpu: ## Test and measure on an accelerator with the torch and transformers of PYTHON, offline too; ARGS="--wheels FOLDER" and the like.
+	$(PYTHON) tools/gpu.py $(ARGS)
 
 setup: $(READY)
 

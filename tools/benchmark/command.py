@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = as_data(setting, about, measured, grown)
         Path(options.json).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     if options.write:
-        write(tables(about, setting, measured, grown))
+        write(tables(about, setting, measured, grown), options.device)
     print(f"done in {about['seconds']:.0f} s")
     return int(any(found.faults for found in measured))
 

@@ -12,7 +12,6 @@ from .players import TOOLS, Setting
 from .spread import Spread
 
 PAGE = TOOLS.parent / "docs" / "performance.md"
-_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 TITLES = {
     "raw": "raw",
@@ -141,13 +140,14 @@ def _growth_data(grown: Grown) -> dict[str, Any]:
     }
 
 
-def write(content: str, page: Path = PAGE) -> None:
-    """Puts the tables between the page's markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-    _, marker, after = rest.partition(_END)
+def write(content: str, device: str, page: Path = PAGE) -> None:
+    """Puts the tables between the page's markers for a kind of device."""
+    begin, end = (f"<!-- bench {device.partition(':')[0]}: {mark} -->" for mark in ("begin", "end"))
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, marker, after = rest.partition(end)
     if not marker:
-        raise LookupError(f"{page.name} has no place for the tables: put {_BEGIN} and {_END} where they belong.")
-    page.write_text(f"{before}{_BEGIN}\n{content}\n{_END}{after}", encoding="utf-8")
+        raise LookupError(f"{page.name} has no place for the tables: put {begin} and {end} where they belong.")
+    page.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
 
 
 def tables(about: Mapping[str, Any], setting: Setting, jobs: Sequence[Measured], growths: Sequence[Grown]) -> str:

@@ -46,6 +46,11 @@ class Stage:
         self.device = device
         self.dtype = dtype
 
+    @property
+    def exact(self) -> bool:
+        """Texts can be compared token by token: at reduced precision near ties fall one way or the other."""
+        return self.dtype == "float32"
+
     def warm(self) -> None:
         """Loads the model and reads all of its weights once, so that neither counts as a job's."""
 

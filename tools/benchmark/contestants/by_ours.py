@@ -15,7 +15,7 @@ from nnterp_mcp import Laboratory, Prompt, encode_prompts, parse_operation, patc
 from nnterp_mcp.engine import workload
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.generation import Generation, generate
 from nnterp_mcp.experiments.attention_patterns import AttentionReadings, choose_heads, read_attention
 from nnterp_mcp.experiments.attribution.gradients import multiply_gradients
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
@@ -95,12 +95,15 @@ class Contestant(Stage):
             }
         )
 
-        def work() -> list[int]:
+        def work() -> Generation:
             prompts = self._encode(load)
             edits = plan(self.model, [add], prompts)
-            return generate(self.model, self._work(prompts, edits), max_new_tokens=load.new_tokens)[0].ids
+            return generate(self.model, self._work(prompts, edits), max_new_tokens=load.new_tokens)[0]
 
-        return Play(work, lambda ids: [float(token) for token in ids])
+        def numbers(said: Generation) -> Numbers:
+            return [float(token) for token in said.ids] if self.exact else said.log_probs[:1]
+
+        return Play(work, numbers)
 
     def attention(self, load: Workload) -> Play:
         """`read_attention` of all heads."""

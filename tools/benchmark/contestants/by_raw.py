@@ -154,16 +154,26 @@ class Contestant(Stage):
         plus, minus = (self._embed(token) for token in STEERING)
         vector = plus - minus
 
+        steered = [(self.layers[len(self.layers) // 2], _changer(lambda states: states + vector))]
+
         @torch.inference_mode()
         def work() -> list[int]:
             inputs = self._encode(load.prompts)
-            with _hooked([(self.layers[len(self.layers) // 2], _changer(lambda states: states + vector))]):
+            with _hooked(steered):
                 said = self.model.generate(
                     **inputs, do_sample=False, max_new_tokens=load.new_tokens, pad_token_id=self.tokenizer.pad_token_id
                 )
             return said[0, inputs["input_ids"].shape[1] :].tolist()
 
-        return Play(work, lambda ids: [float(token) for token in ids])
+        @torch.inference_mode()
+        def numbers(ids: list[int]) -> Numbers:
+            if self.exact:
+                return [float(token) for token in ids]
+            with _hooked(steered):
+                logits = self.model(**self._encode(load.prompts), use_cache=False).logits[0, -1]
+            return [float(logits.float().log_softmax(-1)[ids[0]])]
+
+        return Play(work, numbers)
 
     def attention(self, load: Workload) -> Play:
         """The full eager pass with all attention probabilities."""
