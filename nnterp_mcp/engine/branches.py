@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.batching import run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.edits import Reached, StateEdit
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
@@ -292,13 +292,13 @@ class Branches:
         return logits
 
 
-@runs_elsewhere
+@executed_remotely
 def run_branches(model: StandardizedTransformer, branches: Branches) -> Iterator[BranchBatch]:
     """Runs rows, in batches."""
     return branches.compute()
 
 
-@runs_elsewhere
+@executed_remotely
 def try_branches(
     model: StandardizedTransformer, branches: Branches, rows: Sequence[int], sharing: Sharing
 ) -> Float[Tensor, "step row vocabulary"]:

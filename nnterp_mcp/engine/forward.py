@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.execution import execute
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
@@ -160,7 +161,7 @@ def forward(
     return run_pass(model, Pass(batch, plan, captures, logits, reduction), gradients)
 
 
-@runs_elsewhere
+@executed_remotely
 def run_pass(model: StandardizedTransformer, work: Pass, gradients: bool = False) -> Captured:
     """Runs a pass with hooks, or in a trace where hooks do not reach."""
     inputs = {**work.batch.inputs, "use_cache": False}
@@ -176,6 +177,12 @@ def run_pass(model: StandardizedTransformer, work: Pass, gradients: bool = False
         assert found.logits is not None
         numbers = in_chunks(found.logits, None, asked.reduce, asked.options, asked.width)
         return Captured(found.values, None, numbers)
+
+
+@executed_remotely
+def most_returned(model: StandardizedTransformer) -> float:
+    """The most numbers that passes should return unreduced; without a limit where the model computes here."""
+    return math.inf
 
 
 @contextmanager

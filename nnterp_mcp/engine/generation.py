@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nnterp_mcp.cancellation import check_cancelled
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.executors.graphs import (
     WORTHWHILE,
     StaticSteps,
@@ -29,6 +28,7 @@ from nnterp_mcp.engine.executors.graphs import (
     captures_steps,
     takes_static_steps,
 )
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
@@ -60,7 +60,7 @@ class Generation:
     ended: bool = False
 
 
-@runs_elsewhere
+@executed_remotely
 def generate(
     model: StandardizedTransformer,
     work: Workload,

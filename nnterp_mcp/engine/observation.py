@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.executors.execution import execute, last_column
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
@@ -32,7 +32,7 @@ class Observed:
         given: The input.
         places: The hook points that were asked for.
         states: The states at each of them; none of a served model that keeps them for the branches that take them.
-        logits: The logits after the last token.
+        logits: The logits after the last token; empty where the model is served.
         cache: The keys and values of all its tokens; None where they were not asked for, or rows cannot share them.
         numbers: What the logits were reduced to, where that was asked for.
     """
@@ -64,7 +64,12 @@ class Reference:
     log_probs: Float[Tensor, " vocabulary"] | None
 
 
-@runs_elsewhere
+def reference_of(run: Observed) -> Reference:
+    """A run with which others are compared."""
+    return Reference(run.given, log_probabilities(run.logits) if run.logits.numel() else None)
+
+
+@executed_remotely
 @torch.inference_mode()
 def observe(
     model: StandardizedTransformer,

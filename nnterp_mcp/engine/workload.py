@@ -14,6 +14,7 @@ import torch
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -138,8 +139,7 @@ class Workload:
             check_cancelled()
             batch = self.batch(model, numbers)
             rows, columns = batch.inputs["input_ids"].shape
-            if not model.elsewhere and of_pass(model, rows, columns, patterns) > free(model.device):
-                raise torch.OutOfMemoryError("estimated to be too large")
+            check_memory(model, rows, columns, patterns)
             return numbers, compute(batch, numbers)
 
         def name(number: int) -> str:
@@ -150,3 +150,20 @@ class Workload:
             yield numbers, found
             done += len(numbers)
             self.progress(done, len(self.prompts), unit)
+
+
+@executed_remotely
+def check_memory(model: StandardizedTransformer, rows: int, columns: int, patterns: bool) -> None:
+    """Raises before a pass for which the memory is estimated not to suffice.
+
+    Args:
+        model: The model.
+        rows: Prompts in the batch.
+        columns: Tokens of each.
+        patterns: True if attention probabilities are formed.
+
+    Raises:
+        torch.OutOfMemoryError: The pass is estimated to need more than is free.
+    """
+    if of_pass(model, rows, columns, patterns) > free(model.device):
+        raise torch.OutOfMemoryError("estimated to be too large")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.forward import Capture, forward
+from nnterp_mcp.engine.forward import Capture, forward, most_returned
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
@@ -35,9 +35,6 @@ _AT_ONCE = 1 << 24
 
 _TOGETHER = 1 << 21
 """The most attention probabilities of a pass that stay in memory until it ends, to be reduced together."""
-
-_SENT = 1 << 18
-"""Attention probabilities that a served model sends whole, over all prompts of a call: a megabyte."""
 
 
 class HeadChoice(NamedTuple):
@@ -172,7 +169,7 @@ def read_attention(
     asked = [[*range(1, len(prompt.ids))] for prompt in prompts] if queries is None else list(map(sorted, queries))
     one_by_one = [[]] * len(prompts) if queries is None else asked
     probabilities = sum(len(prompt.ids) ** 2 for prompt in prompts) * sum(len(heads) for _, heads in chosen)
-    hands_over = on_pattern is not None and (probabilities <= _SENT or not model.elsewhere)
+    hands_over = on_pattern is not None and probabilities <= most_returned(model)
     found: dict[int, AttentionNumbers] = {}
 
     def so_far() -> AttentionReadings:
@@ -231,7 +228,7 @@ def capture_heads(
     """Captures of the chosen heads in a pass over a batch.
 
     Small patterns are reduced together at the end of the pass, for a step takes no longer over all heads of a short
-    prompt than over those of one layer. Large ones, and those of a served model, are reduced layer by layer.
+    prompt than over those of one layer. Large ones are reduced layer by layer.
 
     Args:
         model: The model.
@@ -243,7 +240,8 @@ def capture_heads(
     """
     asked = _masks(batch, queries, one_by_one)
     ids = batch.inputs["input_ids"]
-    small = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1] <= _TOGETHER and not model.elsewhere
+    probabilities = sum(len(heads) for _, heads in chosen) * ids.numel() * ids.shape[1]
+    small = probabilities <= min(_TOGETHER, most_returned(model))
 
     def number(found: Sequence[Any]) -> AttentionNumbers:
         if small:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
@@ -100,7 +100,7 @@ def read_lens(
     )
 
 
-@runs_elsewhere
+@executed_remotely
 @torch.inference_mode()
 def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
     """The token that comes most probably of each state after the last layer."""

@@ -17,7 +17,7 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import compare_with_first
+from nnterp_mcp.engine.readouts.reductions import compare_rows
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -123,8 +123,8 @@ def read_patchscope(
         """The unpatched distribution once for each source, whose categories differ, and that of each row."""
         chosen = followed[torch.cat([every, torch.tensor(sources)[list(order)]])]
         rows = torch.cat([torch.zeros_like(every), torch.arange(1, 1 + len(order))])
-        options = {"rows": rows, "ids": chosen.ids, "real": chosen.real, "top_k": top_k, "against": False}
-        return LogitReduction(compare_with_first, options)
+        options = {"rows": rows, "ids": chosen.ids, "real": chosen.real, "top_k": top_k, "baselines": None}
+        return LogitReduction(compare_rows, options)
 
     branches = patch_target(
         model,

@@ -13,20 +13,20 @@ from torch import Tensor
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
-from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan, forward
+from nnterp_mcp.engine.forward import LogitReduction, Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import compare_with_first
+from nnterp_mcp.engine.readouts.reductions import compare_rows
 from nnterp_mcp.engine.token_spans import Reach, goes_on
-from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.engine.workload import Workload, ignore_progress
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.positions import PositionSpec
 
 
@@ -106,20 +106,16 @@ def speaks(dose: Dose) -> bool:
 @torch.inference_mode()
 def sweep(
     model: StandardizedTransformer,
-    prompts: Sequence[EncodedPrompt],
+    work: Workload,
     directions: Mapping[int, Float[Tensor, " hidden"]],
     factors: Sequence[float],
     *,
     positions: Sequence[PositionSpec] = ("all",),
-    plan: Plan = NOTHING,
     controls: int = 0,
     seed: int = 0,
     top_k: int = 3,
     targets: Mapping[str, Sequence[int]] | None = None,
     max_new_tokens: int = 0,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda runs_done: None,
-    on_token: Callable[[int], None] = lambda steps_done: None,
     offer: Callable[[Callable[[], Sweep]], None] = lambda so_far: None,
 ) -> Sweep:
     """Adds `factor` times a direction to the residual stream after one layer, for every layer and factor.
@@ -133,19 +129,16 @@ def sweep(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        work: The prompts; its operations act in every run, the baseline included. Progress is reported in runs that
+            were read, then in steps of the generation on top of these.
         directions: What to add after each layer of the sweep.
         factors: What to multiply it by; zero gives the baseline, which always runs.
         positions: The positions of each prompt at which to add.
-        plan: Other interventions, planned for these prompts; they act in every run, the baseline included.
         controls: How many random directions to add in its place, each as long as the direction of its layer.
         seed: The seed of the first of them; the next ones follow.
         top_k: How many of the likeliest tokens to keep.
         targets: Token ids by category, whose probability and rank to follow.
         max_new_tokens: How many tokens to generate, greedily; of the controls only the first one generates.
-        batch_tokens: Padded tokens in a forward pass, at most.
-        on_batch: Called after each forward pass with the number of runs read; what it raises ends the sweep.
-        on_token: Called after each step of the generation with the number of steps done; likewise.
         offer: Handed, once the first runs are read, what makes a sweep of those that are read so far, without texts.
 
     Raises:
@@ -154,28 +147,28 @@ def sweep(
 
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
-    layers = sorted(directions)
+    prompts, layers = work.prompts, sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
     needed = runs_of(doses)
-    runs = SteeredRuns(prompts, needed, draw_directions(directions, controls, seed), positions, plan)
+    runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed), positions)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
-    stream = read_states(model, Workload(prompts, plan, batch_tokens), ends, layers).float().norm(dim=-1).cpu()
+    quiet = replace(work, progress=ignore_progress)
+    stream = read_states(model, quiet, ends, layers).float().norm(dim=-1).cpu()
     reader, categories = _Reader(len(needed)), list((targets or {}).values())
 
     def so_far() -> Sweep:
         known = {needed[row] for row in reader.done}
         begun = [row for row, prompt in enumerate(prompts) if any(dose.prompt == prompt.index for dose in known)]
-        made = Sweep(needed, reader.readout, reader.kl, stream[begun], {}, plan.labels)
+        made = Sweep(needed, reader.readout, reader.kl, stream[begun], {}, work.plan.labels)
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
-    shared = bool(model.elsewhere) or runs.shared(generating=max_new_tokens > 0)
-    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, top_k, categories, batch_tokens):
+    shared = runs.shared(generating=max_new_tokens > 0)
+    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, top_k, categories):
         reader.take(rows, numbers)
         offer(so_far)
-        on_batch(len(reader.done))
-    shared = shared and not model.elsewhere
-    texts = _generate(model, runs, shared, max_new_tokens, batch_tokens, on_token) if max_new_tokens else {}
-    return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, plan.labels), doses)
+        work.progress(len(reader.done), None if max_new_tokens else len(needed), "runs read")
+    texts = _generate(model, runs, shared, max_new_tokens) if max_new_tokens else {}
+    return spread_over_doses(Sweep(needed, reader.readout, reader.kl, stream, texts, work.plan.labels), doses)
 
 
 Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
@@ -196,15 +189,14 @@ class SteeredRuns:
     """The runs of a sweep, numbered in the order of their doses, and the edits that steer them.
 
     Args:
-        prompts: The prompts.
+        work: The prompts, with other operations on them.
         doses: The dose of each run; those of a prompt follow one another, its baseline first.
         drawn: The directions.
         positions: The positions of each prompt at which to add.
-        plan: Other operations, planned for the prompts.
 
     Attributes:
+        work: The prompts.
         doses: The dose of each run.
-        plan: The other operations.
 
     Raises:
         InvalidRequest: A position does not exist.
@@ -212,16 +204,15 @@ class SteeredRuns:
 
     def __init__(
         self,
-        prompts: Sequence[EncodedPrompt],
+        work: Workload,
         doses: Sequence[Dose],
         drawn: Drawn,
         positions: Sequence[PositionSpec],
-        plan: Plan,
     ) -> None:
+        self.work = work
         self.doses = doses
-        self.plan = plan
-        self._prompts = {prompt.index: prompt for prompt in prompts}
-        self._where = {prompt.index: resolve_positions(positions, prompt) for prompt in prompts}
+        self._prompts = {prompt.index: prompt for prompt in work.prompts}
+        self._where = {prompt.index: resolve_positions(positions, prompt) for prompt in work.prompts}
         self._onward = goes_on(positions)
         self._drawn = drawn
 
@@ -234,6 +225,11 @@ class SteeredRuns:
         everywhere = self._onward and (generating or not all(at[0] for at in self._where.values()))
         return not everywhere and any(dose.layer is not None for dose in self.doses)
 
+    @property
+    def first(self) -> int:
+        """The first position of any prompt at which a direction is added."""
+        return min(at[0] for at in self._where.values())
+
     def by_prompt(self, runs: Sequence[int]) -> Iterator[tuple[int, Input, list[StateEdit]]]:
         """The baseline of each prompt, its input, and the edits of its steered runs.
 
@@ -242,18 +238,19 @@ class SteeredRuns:
         """
         for prompt, group in groupby(runs, lambda run: self.doses[run].prompt):
             baseline, *steered = group
-            yield baseline, Input(self._prompts[prompt], plan=self.plan), self._edits(steered)
+            yield baseline, Input(self._prompts[prompt], plan=self.work.plan), self._edits(steered)
 
-    def as_prompts(self, batch_tokens: int) -> Workload:
+    def as_prompts(self) -> Workload:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
         rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
         edits: dict[Place, list[Edit]] = {
-            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.plan.edits.items()
+            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.work.plan.edits.items()
         }
         for edit in self._edits(range(len(rows))):
             edits.setdefault(edit.place, []).append(edit)
-        return Workload(rows, Plan(edits, self.plan.labels), batch_tokens)
+        plan = Plan(edits, self.work.plan.labels)
+        return replace(self.work, prompts=rows, plan=plan, progress=ignore_progress)
 
     def _edits(self, runs: Sequence[int]) -> list[StateEdit]:
         """One edit for each layer, whatever the number of its runs."""
@@ -271,85 +268,72 @@ class SteeredRuns:
         return StateEdit(Place("layers_output", layer), reach, change)
 
 
-ReadRuns = Iterator[tuple[list[int], Data]]
-"""Runs with what `compare_with_first` makes of the logits after their prompt, against the prompt's baseline."""
+ReadRuns = Iterator[tuple[Sequence[int], Data]]
+"""Runs with their readings by `compare_rows`, each compared with the baseline of its prompt."""
 
 
-def _comparison(rows: Sequence[int], top_k: int, categories: Sequence[Sequence[int]]) -> LogitReduction:
-    """What is wanted of some rows of a batch.
+def _comparison(baselines: Sequence[int], top_k: int, categories: Sequence[Sequence[int]]) -> LogitReduction:
+    """Reads all rows of a batch.
 
     Args:
-        rows: The rows; row 0 of the batch is the baseline.
-        top_k: How many of the likeliest tokens.
+        baselines: The row with which each row is compared.
+        top_k: How many of the likeliest tokens to keep.
         categories: The tokens to follow.
     """
-    followed = Categories.of([categories] * len(rows), torch.device("cpu"))
-    options = {"rows": torch.tensor(rows), "ids": followed.ids, "real": followed.real}
-    return LogitReduction(compare_with_first, options | {"top_k": top_k, "against": True})
+    followed = Categories.of([categories] * len(baselines), torch.device("cpu"))
+    options = {"rows": torch.arange(len(baselines)), "baselines": torch.tensor(baselines), "top_k": top_k}
+    return LogitReduction(compare_rows, options | {"ids": followed.ids, "real": followed.real})
 
 
 def _read_branches(
-    model: StandardizedTransformer,
-    runs: SteeredRuns,
-    top_k: int,
-    categories: Sequence[Sequence[int]],
-    batch_tokens: int,
+    model: StandardizedTransformer, runs: SteeredRuns, top_k: int, categories: Sequence[Sequence[int]]
 ) -> ReadRuns:
     def compare(order: Sequence[int]) -> LogitReduction:
-        return _comparison(range(1 + len(order)), top_k, categories)
+        return _comparison([0] * (1 + len(order)), top_k, categories)
 
     for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-        for batch in Branches(model, base, edits, reduction=compare, batch_tokens=batch_tokens).run():
+        branches = Branches(model, base, edits, reduction=compare, batch_tokens=runs.work.batch_tokens)
+        for batch in branches.run():
             yield [baseline, *batch.rows], batch.numbers
 
 
 def _read_rows(
-    model: StandardizedTransformer,
-    runs: SteeredRuns,
-    top_k: int,
-    categories: Sequence[Sequence[int]],
-    batch_tokens: int,
+    model: StandardizedTransformer, runs: SteeredRuns, top_k: int, categories: Sequence[Sequence[int]]
 ) -> ReadRuns:
-    work = replace(runs.as_prompts(batch_tokens), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
-    baselines: dict[int, Tensor] = {}
+    work = replace(runs.as_prompts(), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
+    first: dict[int, int] = {}
+    baselines = [first.setdefault(dose.prompt, run) for run, dose in enumerate(runs.doses)]
 
-    def end(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
+    def read(batch: Batch, numbers: Sequence[int]) -> tuple[list[int], Data]:
+        rows = sorted({*numbers, *(baselines[number] for number in numbers)})
+        batch = work.batch(model, rows)  # a batch that begins amid a prompt's runs needs its baseline too
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-        logits = forward(model, batch, work.plan, logits=ends).logits
-        assert logits is not None
-        return logits
+        asked = _comparison([rows.index(baselines[run]) for run in rows], top_k, categories)
+        return rows, forward(model, batch, work.plan, logits=ends, reduction=asked).numbers
 
-    for batch, logits in work.run_batches(model, end):
-        for prompt, group in groupby(enumerate(batch), lambda item: runs.doses[item[1]].prompt):
-            own, numbers = (list(column) for column in zip(*group, strict=True))
-            if prompt not in baselines:
-                # The next batch may go on with the last prompt's runs, and with no others.
-                baselines = {prompt: logits[own[0]].clone()}
-            asked = _comparison(range(1, 1 + len(own)), top_k, categories)
-            rows = torch.cat([baselines[prompt][None], logits[own]])
-            yield numbers, asked.reduce(rows, asked.options, slice(None))
+    return (found for _, found in work.run_batches(model, read))
 
 
 def _generate(
-    model: StandardizedTransformer,
-    runs: SteeredRuns,
-    shared: bool,
-    max_new_tokens: int,
-    batch_tokens: int,
-    on_token: Callable[[int], None],
+    model: StandardizedTransformer, runs: SteeredRuns, shared: bool, max_new_tokens: int
 ) -> dict[int, list[int]]:
     """The greedy continuations of the runs that speak."""
     speaking = [run for run, dose in enumerate(runs.doses) if speaks(dose)]
-    if not shared:
-        work = replace(runs.as_prompts(batch_tokens), progress=lambda done, total, unit: on_token(done))
+
+    def report(done: int, total: int | None = None, unit: str = "") -> None:
+        runs.work.progress(len(runs.doses) + done, None, "runs read and steps generated")
+
+    if not shared or (len(runs.work.prompts) > 1 and runs.first < max_new_tokens):
+        # All prompts in one batch at each step, unless more tokens are shared than generated.
+        work = replace(runs.as_prompts(), progress=report)
         found = generate(model, work.some(speaking), max_new_tokens=max_new_tokens)
         return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
     for baseline, base, edits in runs.by_prompt(speaking):
-        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=runs.work.batch_tokens)
         for batch in branches.run():
             said |= zip([baseline, *batch.rows], [batch.base_continuation, *batch.continuations], strict=True)
-            on_token(len(said))
+            report(len(said))
     return said
 
 

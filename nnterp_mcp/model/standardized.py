@@ -88,8 +88,8 @@ class StandardizedTransformer(TracedModel):
     """
 
     checks: list[Check]
-    elsewhere: Mapping[str, Callable[..., Any]] = MappingProxyType({})
-    """Experiments that another machine runs for this model, by name; none."""
+    remote_calls: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    """Functions of the engine that a served model replaces, by name; none for a local model."""
 
     def __init__(
         self,

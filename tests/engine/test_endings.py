@@ -36,7 +36,7 @@ def texts_of(model: StandardizedTransformer, prompts: list[EncodedPrompt]) -> di
     zeros = torch.zeros(model.hidden_size)
     found = {"generate": [one.ids for one in generate(model, Workload(prompts), max_new_tokens=NEW)]}
     for positions in ("all", "last", -1, 0):
-        swept = sweep(model, prompts, {1: zeros}, (1.0,), positions=(positions,), max_new_tokens=NEW)
+        swept = sweep(model, Workload(prompts), {1: zeros}, (1.0,), positions=(positions,), max_new_tokens=NEW)
         found[f"steer at {positions}: baseline"] = [swept.texts[row] for row in (0, 2)]
         found[f"steer at {positions}"] = [swept.texts[row] for row in (1, 3)]
     readings = [

@@ -77,7 +77,12 @@ def encoded(model: StandardizedTransformer) -> list[EncodedPrompt]:
 def steer(model: StandardizedTransformer, *positions: Any) -> Any:
     direction = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1))
     found = sweep(
-        model, encoded(model), {0: direction, 2: direction}, (-1.0, 1.0), positions=positions, max_new_tokens=3
+        model,
+        Workload(encoded(model)),
+        {0: direction, 2: direction},
+        (-1.0, 1.0),
+        positions=positions,
+        max_new_tokens=3,
     )
     return found.readout.top_probs, found.texts
 

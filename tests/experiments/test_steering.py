@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnterp_mcp.engine.planning.plan import plan
+from nnterp_mcp.engine.workload import ReportProgress, Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.steering import Dose, Sweep, doses_of, runs_of, sweep
 from nnterp_mcp.experiments.steering_vectors import random_direction
@@ -44,8 +45,9 @@ class Subject:
     def sweep(self, prompts: Sequence[EncodedPrompt] | None = None, **options: Any) -> Sweep:
         factors = options.pop("factors", FACTORS)
         chosen = prompts or self.prompts
-        in_force = plan(self.model, options.pop("operations", ()), chosen)
-        return sweep(self.model, chosen, self.directions, factors, plan=in_force, **options)
+        planned = plan(self.model, options.pop("operations", ()), chosen)
+        limits = {name: options.pop(name) for name in ("batch_tokens", "progress") if name in options}
+        return sweep(self.model, Workload(chosen, planned, **limits), self.directions, factors, **options)
 
     def added(self, dose: Dose) -> Tensor:
         assert dose.layer is not None
@@ -131,7 +133,12 @@ def test_a_factor_of_zero_is_a_cell_that_shows_the_baseline(
     subject: Subject, positions: Sequence[PositionSpec]
 ) -> None:
     read: list[int] = []
-    found = subject.sweep(factors=(0.0, 1.0), positions=positions, controls=2, max_new_tokens=2, on_batch=read.append)
+
+    def report(done: int, total: int | None, unit: str) -> None:
+        if unit == "runs read":
+            read.append(done)
+
+    found = subject.sweep(factors=(0.0, 1.0), positions=positions, controls=2, max_new_tokens=2, progress=report)
     baselines = {dose.prompt: row for row, dose in enumerate(found.doses) if dose.layer is None}
     zeros = [row for row, dose in enumerate(found.doses) if dose.layer is not None and dose.factor == 0]
     plain = [subject.logits(subject.prompts[found.doses[row].prompt].ids, Dose(0), lambda at: False) for row in zeros]
@@ -171,8 +178,8 @@ def test_every_source_is_read_once(tiny: Callable[..., Path]) -> None:
             "prompts": [0, 2],
         },
     ]
-    in_force = plan(model, [parse_operation(one) for one in listed], prompts)
-    sweep(model, prompts, {0: torch.ones(model.hidden_size)}, (0.5, 1.0), plan=in_force)
+    planned = plan(model, [parse_operation(one) for one in listed], prompts)
+    sweep(model, Workload(prompts, planned), {0: torch.ones(model.hidden_size)}, (0.5, 1.0))
 
     assert read.pop(source) == 1
     # Once for the mean, once for the lengths of its states, and as the baseline and with either factor.
@@ -190,11 +197,11 @@ def test_a_vanishing_factor_changes_nothing(subject: Subject) -> None:
 
 def test_each_prompt_alone_and_small_batches_give_the_same(subject: Subject) -> None:
     whole = subject.sweep(controls=1, top_k=4)
-    done: list[int] = []
-    small = subject.sweep(controls=1, top_k=4, batch_tokens=40, on_batch=done.append)
+    told: list[tuple[int, int | None, str]] = []
+    small = subject.sweep(controls=1, top_k=4, batch_tokens=40, progress=lambda *what: told.append(what))
 
-    assert len(done) > 3
-    assert done[-1] == len(runs_of(whole.doses))
+    assert len(told) > 3
+    assert told[-1] == (len(runs_of(whole.doses)), len(runs_of(whole.doses)), "runs read")
     assert small.doses == whole.doses
     assert (small.readout.top_probs - whole.readout.top_probs).abs().max() < 1e-5
     assert (small.kl - whole.kl).abs().max() < 1e-4 * max(1.0, float(whole.kl.max()))
@@ -261,13 +268,17 @@ def test_what_a_batch_raises_ends_the_sweep(subject: Subject) -> None:
     class Enough(Exception):
         pass
 
-    def stop(done: int) -> None:
-        raise Enough
+    def stop_at(unit: str) -> ReportProgress:
+        def stop(done: int, total: int | None, told: str) -> None:
+            if told == unit:
+                raise Enough
+
+        return stop
 
     with pytest.raises(Enough):
-        subject.sweep(on_batch=stop)
+        subject.sweep(progress=stop_at("runs read"))
     with pytest.raises(Enough):
-        subject.sweep(factors=(1.0,), max_new_tokens=2, on_token=stop)
+        subject.sweep(factors=(1.0,), max_new_tokens=2, progress=stop_at("runs read and steps generated"))
     assert subject.sweep(factors=(1.0,)).kl.shape == (12,)
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.backend import runs_elsewhere
 from nnterp_mcp.engine.edits import require_width
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -80,7 +80,7 @@ def _mean_row(model: StandardizedTransformer, of: str, text: str) -> Tensor:
     return read_token_rows(model, of, ids).mean(0)
 
 
-@runs_elsewhere
+@executed_remotely
 def read_token_rows(model: StandardizedTransformer, of: str, ids: Sequence[int]) -> Float[Tensor, "token width"]:
     """The rows of tokens in the matrix of `embeddings` or `unembeddings`.
 

@@ -202,27 +202,28 @@ def summarize_lens(
     return {name: value.unflatten(0, (-1, count)) for name, value in join(parts).items()}
 
 
-def compare_with_first(
+def compare_rows(
     logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
 ) -> dict[str, Float[Tensor, "entry ..."]]:
-    """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ first row) in nats.
+    """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ its baseline) in nats.
 
     Args:
         logits: The distributions.
-        options: `rows`, the row of each entry; `ids` and `real`, the tokens of its categories; `top_k`; and `against`,
-            whether the divergence is wanted.
+        options: By entry `rows`, `baselines` (None for no divergence), and `ids` and `real` of its categories; `top_k`.
         at: All of the rows.
 
     Returns:
         Each of them by entry, and `total`, which is finite where all logits are.
     """
-    first, parts = log_probabilities(logits[0]), []
+    baselines, parts = options["baselines"], []
     ids, real, rows = (options[name].to(logits.device) for name in ("ids", "real", "rows"))
+    compared, which = (rows[:0] if baselines is None else baselines.to(rows)).unique(return_inverse=True)
+    references = log_probabilities(logits[compared])
     for some in torch.arange(len(rows), device=logits.device).split(rows_at_once(logits.shape[-1], logits.device)):
         own = logits[rows[some]].float()
         total = own.logsumexp(-1, keepdim=True)
         part = summarize_distributions(own - total, options["top_k"], ids[some], real[some])
-        kl = {"kl": divergence(own - total, first)} if options["against"] else {}
+        kl = {} if baselines is None else {"kl": divergence(own - total, references[which[some]])}
         parts.append({**part, **kl, "total": total[:, 0]})
     return join(parts)
 
@@ -265,11 +266,9 @@ def summarize_heads(states: Float[Tensor, "row query head key"], options: dict[s
 
 
 def join(parts: Sequence[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
-    """Parts put together on the device of the first, name by name; of single numbers the largest."""
+    """Parts concatenated on the device of the first, name by name; of single numbers the largest."""
     found = {name: [part[name].to(value.device) for part in parts] for name, value in parts[0].items()}
-    return {
-        name: torch.cat(values, dim) if values[0].ndim else torch.stack(values).amax() for name, values in found.items()
-    }
+    return {name: torch.cat(some, dim) if some[0].ndim else torch.stack(some).amax() for name, some in found.items()}
 
 
 def split_rows(found: dict[str, Tensor], counts: Sequence[int]) -> list[dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnterp_mcp.engine.backend import runs_elsewhere
+from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.attribution.linearize import freeze_norm, offset, pull_back
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -48,7 +48,7 @@ class TokenHead(nn.Module):
         return self.head(states)[..., self.tokens]
 
 
-@runs_elsewhere
+@executed_remotely
 def find_final_modules(model: StandardizedTransformer, tokens: Sequence[int]) -> tuple[nn.Module | None, nn.Module]:
     """Returns the final norm, where the model has one, and the head for some tokens.
 

@@ -8,8 +8,7 @@ from functools import partial
 
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.observation import Observed, Reference, observe
-from nnterp_mcp.engine.readouts.reductions import log_probabilities
+from nnterp_mcp.engine.observation import Observed, Reference, observe, reference_of
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -74,9 +73,7 @@ def _run_pair(
     itself = Reference(pair.clean, None) if compares else None
     run = partial(observe, model, places=places, reduction=asked, for_branches=pair.corrupted is not None)
     clean = run(pair.clean, reference=itself, caching=patches_clean)
-    corrupted, reference = None, itself
-    if compares and not model.elsewhere:
-        reference = Reference(pair.clean, log_probabilities(clean.logits))
+    corrupted, reference = None, reference_of(clean) if compares else None
     if pair.corrupted is not None:
         corrupted = run(pair.corrupted, reference=reference, caching=not patches_clean)
     return PairRuns(clean, corrupted, reference)

@@ -34,7 +34,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     prompts = bench.encode(params.prompts, params.max_new_tokens)
     directions = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
-    total = _count(params, len(directions), controls)
+    _require_few(params, len(directions), controls)
     targets = follow_targets(params.targets, model)
 
     def result(found: Sweep) -> SteerResult:
@@ -59,24 +59,20 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
 
     found = sweep(
         model,
-        prompts,
+        bench.workload(prompts, params.interventions, job),
         directions,
         params.factors,
         positions=params.positions,
-        plan=bench.plan(params.interventions, prompts),
         controls=controls,
         top_k=params.top_k,
         targets=targets.ids,
         max_new_tokens=params.max_new_tokens,
-        batch_tokens=bench.batch_tokens,
-        on_batch=lambda done: job.progress(done, None if params.max_new_tokens else total, "runs read"),
-        on_token=lambda done: job.progress(total + done, None, "runs read and steps generated"),
         offer=offer,
     )
     return result(found)
 
 
-def _count(params: SteerParams, layers: int, controls: int) -> int:
+def _require_few(params: SteerParams, layers: int, controls: int) -> None:
     factors = sum(factor != 0 for factor in params.factors)
     total = len(params.prompts) * (1 + layers * factors * (1 + controls))
     if total > _MOST_RUNS:
@@ -84,7 +80,6 @@ def _count(params: SteerParams, layers: int, controls: int) -> int:
             f"{total} runs (prompts × layers × factors × directions), and at most {_MOST_RUNS} are made in a call.",
             "Give fewer layers, factors or prompts.",
         )
-    return total
 
 
 def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:

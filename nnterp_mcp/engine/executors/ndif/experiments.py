@@ -88,10 +88,15 @@ def _call_there(model: ServedTransformer, read: Callable[..., Data], **options: 
     return found
 
 
+MOST_SENT = 1 << 18
+"""Numbers that the passes of a call send whole: a megabyte."""
+
 EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
+    "check_memory": lambda model, rows, columns, patterns: None,
     "find_final_modules": find_served_final_modules,
     "generate": generate_served,
     "likeliest_tokens": likeliest_served_tokens,
+    "most_returned": lambda model: MOST_SENT,
     "observe": observe_served,
     "read_token_rows": read_served_token_rows,
     "run_pass": run_served_pass,

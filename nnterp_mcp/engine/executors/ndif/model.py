@@ -24,27 +24,27 @@ _REFUSED = "Load the model with backend 'local' for it, or use one of the tools 
 class ServedTransformer(StandardizedTransformer):
     """The outline of a served model, and the way to it.
 
-    Nothing runs on the outline: an experiment goes through `elsewhere`, and a trace is refused.
+    Nothing runs on the outline: an experiment goes through `remote_calls`, and a trace is refused.
 
     Attributes:
         connection: The way to the model.
-        elsewhere: The experiments that are sent, by name.
+        remote_calls: What is sent, by the name of the local function.
         patterns: Which element of what a layer's attention returns is its probabilities.
         cached: Whether a text can be written on cached keys and values there.
         dtype_served: The dtype of its logits there.
     """
 
     connection: Connection
-    elsewhere: Mapping[str, Callable[..., Any]]
+    remote_calls: Mapping[str, Callable[..., Any]]
     patterns: dict[int, int]
     cached: bool = True
     dtype_served: torch.dtype = torch.float32
 
-    def __init__(self, outline: Any, tokenizer: Any, connection: Connection, elsewhere: Mapping[str, Any]) -> None:
+    def __init__(self, outline: Any, tokenizer: Any, connection: Connection, remote_calls: Mapping[str, Any]) -> None:
         with without_numbers():
             super().__init__(outline, check_renaming=False, tokenizer=tokenizer, name=connection.name)
         self.connection = connection
-        self.elsewhere = elsewhere
+        self.remote_calls = remote_calls
         self.token_rows: dict[tuple[str, int], Tensor] = {}
         cores = {layer.index: layer.core.module for layer in self.anatomy.layers if layer.core is not None}
         self.patterns = find_patterns(self.module, cores, {i: self.anatomy.layers[i].num_heads for i in cores})

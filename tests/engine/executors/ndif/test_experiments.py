@@ -326,7 +326,13 @@ def test_steering_beside_its_baseline(pair: Pair, monkeypatch: pytest.MonkeyPatc
     directions = {layer: torch.linspace(-1, layer + 1, pair.served.hidden_size) for layer in (1, 2)}
 
     found = sweep(
-        pair.served, prompts, directions, [0.5, -1.0, 0.0], top_k=3, targets={"a": [7]}, controls=1, batch_tokens=24
+        pair.served,
+        Workload(prompts, batch_tokens=24),
+        directions,
+        [0.5, -1.0, 0.0],
+        top_k=3,
+        targets={"a": [7]},
+        controls=1,
     )
 
     clean = [pair.probabilities(prompt) for prompt in prompts]
@@ -553,7 +559,7 @@ def test_nothing_as_wide_as_the_vocabulary_comes_back(llama: Pair, monkeypatch: 
     prompts = llama.encode()
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     watch(lambda: read_lens(llama.served, Workload(prompts), ends, [0, 3]))
-    watch(lambda: sweep(llama.served, prompts, {1: torch.ones(llama.served.hidden_size)}, [1.0]))
+    watch(lambda: sweep(llama.served, Workload(prompts), {1: torch.ones(llama.served.hidden_size)}, [1.0]))
 
     assert widths
     assert max(widths) < llama.served.vocab_size
