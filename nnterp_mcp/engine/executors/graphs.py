@@ -23,7 +23,7 @@ from nnterp_mcp.engine.forward import NOTHING, Plan, PlannedPass
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import STOPS
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
