@@ -1,4 +1,4 @@
-"""What every tool shares: the spec of a tool, its parameters, its result and what an agent sees of it.
+"""The base of all tools: spec, parameters, result and the answer that an agent sees.
 
 A tool is one `ToolSpec` value. Its parameters are validated by the server, its result comes from a worker whole,
 and `digest` cuts it down to an `Answer` that an agent can afford. The text and the structured content of a reply
@@ -18,7 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import on_one_line
+from nnterp_mcp.formatting import number, on_one_line
 from nnterp_mcp.request.arguments import Given, shown
 from nnterp_mcp.request.fields import ModelHandle
 from nnterp_mcp.table import Table, TableField
@@ -60,16 +60,16 @@ class Result(ResultPart):
 
 class Answer(ResultPart):
     """Base of what an agent sees, the same in both channels: what was found, in words; warnings, and what was left
-    out; the run that holds the rest. A picture stands beside both, as PNG."""
+    out; the run that holds the rest. A picture comes with both, as PNG."""
 
-    finding: Annotated[str, Field(description="The answer in words.")]
+    finding: str
     notes: list[str] = []
-    run_id: Annotated[str | None, Field(description="For read_run.")] = None
+    run_id: str | None = None
     picture: Annotated[SkipJsonSchema[bytes | None], Field(exclude=True, repr=False)] = None
 
     @property
     def exact(self) -> bool:
-        """Whether its numbers are given with all their digits."""
+        """True if its numbers are given with all their digits."""
         return False
 
     @property
@@ -98,13 +98,20 @@ class ModelAnswer(Answer):
 
     Attributes:
         model: The model's handle.
-        total: How many there are in all.
-        truncated: Whether some are left out.
+        total: Their number in all.
+        truncated: True if some are left out.
+        by_layer: One number for every layer, by what it measures, where the tables show only some of the layers.
     """
 
     model: str
     total: int
     truncated: bool
+    by_layer: Annotated[dict[str, list[float]], Field(exclude_if=operator.not_)] = {}
+
+    def body(self) -> list[str]:
+        """The tables, then a line for each number that every layer has."""
+        lines = [f"{name}: {' '.join(map(number, values))}" for name, values in self.by_layer.items()]
+        return [*super().body(), *lines]
 
 
 class TableAnswer(ModelAnswer):
@@ -120,11 +127,12 @@ class ProfiledAnswer(TableAnswer):
 
     def body(self) -> list[str]:
         """The tables, the second under its name."""
-        return [self.table.text(), *([f"profile:\n{self.profile.text()}"] if self.profile else [])]
+        table, *others = super().body()
+        return [table, *(f"profile:\n{other}" if self.profile and not at else other for at, other in enumerate(others))]
 
 
 class Late(Answer):
-    """What an agent sees of a call that goes on: the answer comes later, from `read_run`."""
+    """The answer about a call that has not ended: `read_run` has the rest later."""
 
     state: Literal["queued", "running", "loading"]
     progress: str | None = None
@@ -142,7 +150,7 @@ class ToolSpec(Generic[_P, _R, _A]):
     Attributes:
         name: The tool's name, also its folder's.
         title: A short title for people.
-        description: What it measures and when to use it, at most 2 KB: some clients cut there.
+        description: When to use it and what it measures, at most 2 KB: some clients cut there.
         params: Its parameters.
         digest: Cuts a result down to an answer; its annotations say which classes these are.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
@@ -178,7 +186,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         return get_type_hints(self.digest)["return"]
 
     def summarize(self, result: _R) -> _A:
-        """What an agent sees of a result, the remarks on its input among the notes."""
+        """The answer to a result, with the remarks on its input among the notes."""
         answer = self.digest(result)
         answer.notes += result.remarks
         return answer
@@ -193,11 +201,10 @@ class ToolSpec(Generic[_P, _R, _A]):
         """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
         No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. A field that is null is left out of an answer, and a call that goes on answers with little but a finding.
+        hold. A field that is null is left out of an answer; a call that has not ended answers with a finding alone.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
-        unsaid = _KNOWN if self.recorded and self.place == "worker" else _KNOWN | {"run_id"}
-        own = {name: _outline(field) for name, field in fields.items() if name not in unsaid}
+        own = {name: _outline(field) for name, field in fields.items() if name not in _COMMON}
         return {"type": "object", "properties": own}
 
     def parse(self, arguments: Mapping[str, Any]) -> _P:
@@ -236,7 +243,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-_KNOWN = {"notes", "model", "total", "truncated"}
+_COMMON = {"finding", "notes", "run_id", "model", "total", "truncated", "by_layer"}
 """Fields that answers of most tools have, and whose names say what they are."""
 
 
@@ -253,7 +260,6 @@ _UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
 
 
 def _goes_without_saying(key: str, value: Any) -> bool:
-    """Whether a caller expects it: nothing where a parameter is left out, and no names that no parameter has."""
     return (
         value is False
         if key == "additionalProperties"
@@ -269,7 +275,7 @@ def _compact(node: Any, named: bool = False) -> Any:
 
     Args:
         node: A part of the schema.
-        named: Whether the node maps names of our own, among which `title` is no keyword.
+        named: True if the node maps names of our own, among which `title` is no keyword.
     """
     if isinstance(node, list):
         return [_compact(item) for item in node]

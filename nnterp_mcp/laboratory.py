@@ -60,8 +60,8 @@ class Laboratory:
     out. Nothing is recorded, but named vectors are kept where the server keeps them.
 
     Attributes:
-        card: What was loaded.
-        arrays: What the last call kept beside its result, on the CPU: attention patterns, patching grids, states.
+        card: The card of the loaded model.
+        arrays: The arrays of the last call, on the CPU: attention patterns, patching grids, states.
         bench: The model with its limits and vectors, as the tools see it.
     """
 
@@ -80,7 +80,7 @@ class Laboratory:
             model: A built-in name, a Hub id, a local folder or a `.gguf` file.
             settings: Limits, and where things are kept; from the environment by default. Without `folders`, files may
                 be read from anywhere.
-            handle: What results call the model; made from its name by default.
+            handle: The model's name in results; made from its source by default.
             on_progress: Told how far each call is.
             **loading: The other parameters of `load_model`.
 
@@ -103,7 +103,7 @@ class Laboratory:
 
         Raises:
             InvalidRequest: There is no such tool here, or an argument is wrong.
-            NnterpError: What the tool raises.
+            NnterpError: The tool raises it.
         """
         if tool not in _tools():
             raise InvalidRequest(f"a laboratory has no tool {shown(tool)}: it has {', '.join(_tools())}.")
@@ -115,10 +115,10 @@ class Laboratory:
         return escaped(spec.summarize(result).text())
 
     def figure(self, result: Result) -> Figure:
-        """What a tool's `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.
+        """The figure that `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.
 
         Args:
-            result: What a call gave; the last one, where a figure shows arrays, such as attention patterns.
+            result: The result of a call; the last one, where a figure shows arrays, such as attention patterns.
 
         Raises:
             Unsupported: The tool has no figure, or this result nothing that can be drawn.

@@ -1,14 +1,17 @@
-"""Notes that answers share: interventions in force, target categories with a common token, and what is left out."""
+"""What answers share: the note on active interventions, shared target tokens, a number per layer, what is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _SHARED = 3
 """Pairs of categories with a common first token that an answer names."""
+
+PER_LAYER = 5
+"""Tokens that a number of `by_layer` takes, about."""
 
 _LABELS = 4
 """Interventions that a note names one by one."""
@@ -26,18 +29,47 @@ def shared_tokens(shared: Mapping[str, Sequence[str]]) -> list[str]:
     return notes
 
 
-def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
-    """The note that names the interventions of a call: one short line, or none.
+def on_categories(categories: Collection[str], shared: Mapping[str, Sequence[str]], shown: int, part: str) -> list[str]:
+    """The notes on target categories: which share a first token, and how many are not shown.
 
     Args:
-        interventions: Each in a few words.
+        categories: The categories.
+        shared: The tokens that two categories share, under `a and b`.
+        shown: The most that are shown.
+        part: The part of the run that has all.
+    """
+    others, count = len(categories) - shown, len(categories)
+    more = [f"{others} of {count} target categories not shown: read_run part={part}."] if others > 0 else []
+    return [*shared_tokens(shared), *more]
+
+
+def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
+    """The note that names the interventions of a call: one line, or none.
+
+    Args:
+        interventions: Each with its operation, site, layers, heads, positions, steps and source.
         where: In which passes they act, if not in all of the call.
     """
     if not interventions:
         return []
-    named = "; ".join(elided(label, 80) for label in interventions[:_LABELS])
     others = len(interventions) - _LABELS
-    return [f"In force{where}: {named}; and {others} more." if others > 0 else f"In force{where}: {named}."]
+    more = f"; and {others} more (read_run part=record)" if others > 0 else ""
+    return [f"Active interventions{where}: {'; '.join(interventions[:_LABELS])}{more}."]
+
+
+def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """One number for each layer, under names that say for which layers.
+
+    Args:
+        layers: The layers, in ascending order.
+        numbers: For each name the numbers, in the order of the layers.
+    """
+    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    span = f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
+    return {
+        f"{elided(name, 40)}, {span}": [round(value, 2 if abs(value) < 10 else 1) for value in values]
+        for name, values in numbers.items()
+    }
 
 
 def left_out(count: int, noun: str, part: str, instead: str = "") -> list[str]:

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     """Folders below which a call may name files and models; none by default. In the environment a JSON list."""
 
     trust_remote_code: bool = False
-    """Whether code from a model's repository may run."""
+    """True if code from a model's repository may run."""
 
     ndif_host: str | None = None
     """Address of the NDIF service that models may be loaded from (`backend="ndif"`); none by default, for what is sent

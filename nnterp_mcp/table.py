@@ -175,7 +175,7 @@ def compact_json(value: object) -> str:
 
 TableField = Annotated[
     Table,
-    WithJsonSchema({"type": "object", "required": ["columns", "rows"], "description": "Columns and rows."}),
+    WithJsonSchema({"type": "object", "required": ["columns", "rows"]}),
 ]
 """A table in an answer; its cells' types are not spelled out, since an agent pays for every definition."""
 

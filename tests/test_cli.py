@@ -106,7 +106,7 @@ def test_demo(transport: str, smollm2_folder: object) -> None:
 
     assert done.returncode == 0, done.stderr
     assert f"connected over {transport}: " in done.stdout
-    assert 'After " is" (position 4), smollm2-135m says " Paris" (0.77' in done.stdout
+    assert 'After " is" (position 4), smollm2-135m predicts " Paris" (0.77' in done.stdout
     assert "still loaded: nothing" in done.stdout
 
 

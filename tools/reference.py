@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nnterp_mcp.server.reference import reference
+from nnterp_mcp.server.documents import reference
 
 TARGET = Path(__file__).parent.parent / "docs" / "tools.md"
 

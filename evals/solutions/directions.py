@@ -18,7 +18,7 @@ async def _sweep(tools: Tools, factors: tuple[int, ...]) -> list[Row]:
 async def steering_growth(tools: Tools) -> float:
     """Two factors in one sweep."""
     _, low, high = await _sweep(tools, (4, 8))
-    return high["KL"] / low["KL"]
+    return high["KL(steered || baseline)"] / low["KL(steered || baseline)"]
 
 
 async def flipping_factor(tools: Tools) -> int:
@@ -33,7 +33,7 @@ async def mood_divergence(tools: Tools) -> float:
         "make_vector", name=_MOOD, method="mean_difference", positive=list(GLAD), negative=list(SAD), layers=MOOD
     )
     answer = await tools.call("steer", prompts=OPINION, vector=_MOOD, layers=MOOD, factors=MOOD_FACTOR)
-    return rows(answer)[-1]["KL"]
+    return rows(answer)[-1]["KL(steered || baseline)"]
 
 
 async def probed_layer(tools: Tools) -> int:

@@ -13,7 +13,9 @@ from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Reach, Window
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.structure.attention_span import EVERYTHING, Horizon
+from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import Pattern
 
 
@@ -122,6 +124,23 @@ class PatternEdit:
             return (key == self.horizon.first(query)).float()
         before = query - self.horizon.reaches(query, query - 1).long()
         return (key == (before if self.pattern == "previous" else query)).float()
+
+
+def fitting_matrix(pattern: Sequence[Sequence[float]], prompts: Sequence[EncodedPrompt]) -> Float[Tensor, "query key"]:
+    """A pattern that a request gives as numbers.
+
+    Raises:
+        InvalidRequest: It does not have a row and a column for each token of every prompt.
+    """
+    widths = {len(row) for row in pattern}
+    for prompt in prompts:
+        length = len(prompt.ids)
+        if len(pattern) != length or widths != {length}:
+            raise InvalidRequest(
+                f"a pattern of {len(pattern)} rows of {' or '.join(map(str, sorted(widths)))} numbers does not fit "
+                f"prompt {prompt.index}, which has {length} tokens: it needs {length} rows of {length}."
+            )
+    return torch.tensor(pattern)
 
 
 def _query_and_key(

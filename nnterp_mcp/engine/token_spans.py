@@ -45,21 +45,6 @@ class Reach:
             yield from (at for at in range(max(new, begin), end) if self.in_step(at - new + 1))
 
 
-def goes_on(asked: Sequence[PositionSpec], last: bool = True) -> bool:
-    """Whether positions that were asked for reach on to new tokens: `all`, `last`, and ranges without an end.
-
-    Args:
-        asked: The positions as the request gave them.
-        last: Whether `last` means the newest token, not the prompt's last one.
-    """
-    return any(spec == "all" or (spec == "last" and last) or _is_open(spec) for spec in asked)
-
-
-def _is_open(spec: PositionSpec) -> bool:
-    parts = spec.split(":") if isinstance(spec, str) else []
-    return len(parts) >= 2 and not parts[1].strip() and not parts[0].strip().startswith("-") and len(parts) == 2
-
-
 def reach(
     asked: Sequence[PositionSpec],
     prompts: Sequence[EncodedPrompt],

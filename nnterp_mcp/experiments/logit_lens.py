@@ -105,3 +105,13 @@ def read_lens(
 def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
     """The token that comes most probably of each state after the last layer."""
     return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
+
+
+def leading_from(tops: Sequence[int]) -> int:
+    """The index from which on every top token is the last one: the depth at which the answer appears, and stays.
+
+    Args:
+        tops: The top token of each layer, in ascending order of the layers.
+    """
+    others = [index for index, top in enumerate(tops) if top != tops[-1]]
+    return others[-1] + 1 if others else 0

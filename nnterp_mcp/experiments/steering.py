@@ -20,14 +20,14 @@ from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_rows
-from nnterp_mcp.engine.token_spans import Reach, goes_on
+from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload, ignore_progress
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch
-from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.positions import PositionSpec, goes_on
 
 
 @dataclass(frozen=True)

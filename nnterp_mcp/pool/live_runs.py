@@ -17,8 +17,10 @@ from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.messages import Progress, Recorded
 from nnterp_mcp.pool.pool import Entry, Pool
 from nnterp_mcp.pool.process import Stop
+from nnterp_mcp.pool.queue import GiveWay
 from nnterp_mcp.request.operations import Operation, describe
 from nnterp_mcp.runs.records import Owner, RunError, RunRecord
+from nnterp_mcp.runs.results import read_tables, stored_answer
 from nnterp_mcp.runs.store import Quota, RunStore, now
 
 logger = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ def late(run: LiveRun) -> Late:
     state = "queued" if run.waits else "running"
     said = run.progress.message if run.progress else ""
     return Late(
-        finding=f"{run.record.tool} on {run.record.model} is {state} and goes on{f' ({said})' if said else ''}.",
+        finding=f"{run.record.tool} on {run.record.model} is {state}{f' ({said})' if said else ''}.",
         notes=["read_run with this run_id waits for the answer; cancel_run ends it."],
         run_id=run.id,
         state=state,
@@ -135,7 +137,7 @@ def _edited(spec: ToolSpec[Any, Any, Any], params: Params, entry: Entry) -> Para
         except InvalidRequest as error:
             reason = error.message.removesuffix(".")
     raise Unsupported(
-        f"{reason}, and {entry.handle} has edits in force: "
+        f"{reason}, and {entry.handle} has active edits: "
         + "; ".join(describe(operation) for operation in entry.edits[:3]),
         "Clear them with edit_model (interventions: []) first.",
     )
@@ -262,8 +264,8 @@ class Runs:
         """Runs the call in its turn; returns the answer, or the error that ended it."""
         try:
             with run.scope:
-                async with entry.turns.take(client, run.place):
-                    return await self._compute(run, entry), None
+                async with entry.turns.take(client, run.place) as give_way:
+                    return await self._compute(run, entry, give_way), None
             return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
         except NnterpError as error:
             return None, error
@@ -272,7 +274,7 @@ class Runs:
         except BaseException as error:  # it costs this run, and not the server
             return None, masked(error, run.id)
 
-    async def _compute(self, run: LiveRun, entry: Entry) -> dict[str, Any]:
+    async def _compute(self, run: LiveRun, entry: Entry, give_way: GiveWay) -> dict[str, Any]:
         worker = entry.worker
         assert worker is not None
 
@@ -280,7 +282,7 @@ class Runs:
             run.tell(progress)
 
         recorded = Recorded(run=run.id, queued=run.begin())
-        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop)
+        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop, None, give_way)
 
     def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
         """Completes the record of a run whose worker could not.
@@ -292,7 +294,8 @@ class Runs:
         try:
             record = self.store.read(run_id)
             if record.state == "done":
-                return self._reread(spec, record)
+                found = stored_answer(read_tables(self.store, record, {spec.name: spec}), spec)
+                return None if found is None else found.model_dump(mode="json")
             if record.state in ("running", "interrupted"):
                 state = "cancelled" if isinstance(error, Cancelled) else "failed"
                 ended = {"state": state, "error": RunError.of(error), "ended": now()}
@@ -301,7 +304,3 @@ class Runs:
         except Exception as problem:  # whatever it is, the run ends
             logger.warning("the end of %s could not be recorded: %s", run_id, problem)
         return None
-
-    def _reread(self, spec: ToolSpec[Any, Any, Any], record: RunRecord) -> dict[str, Any]:
-        result = spec.result.model_validate_json(self.store.read_result(record))
-        return spec.summarize(result).model_dump(mode="json")

@@ -49,6 +49,13 @@ class Cancel(_Message):
     error: RunError
 
 
+class Resume(_Message):
+    """Lets a call continue that gave way to others."""
+
+    kind: Literal["resume"] = "resume"
+    id: int
+
+
 class Ping(_Message):
     """Checks that the process responds; answered at once, even during a computation."""
 
@@ -69,6 +76,13 @@ class Progress(_Message):
     done: float
     total: float | None = None
     message: str = ""
+
+
+class Pause(_Message):
+    """A call has finished a group of its items and gives way to calls that wait, until it is resumed."""
+
+    kind: Literal["pause"] = "pause"
+    id: int
 
 
 class Reply(_Message):
@@ -93,8 +107,8 @@ class Failure(_Message):
     error: RunError
 
 
-ToWorker = Start | Call | Cancel | Ping
-FromWorker = Progress | Reply | Failure | Pong
+ToWorker = Start | Call | Cancel | Resume | Ping
+FromWorker = Progress | Pause | Reply | Failure | Pong
 
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -132,9 +131,16 @@ class Pool:
         return entry.card, known
 
     async def call(
-        self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress, client: Hashable = None
+        self, handle: str | None, tool: str, params: dict[str, Any], on_progress: OnProgress, waits: bool = True
     ) -> dict[str, Any]:
-        """Runs a tool on a model in its turn, without a record, and returns the data of its result.
+        """Runs a tool on a model without a record, and returns the data of its result.
+
+        Args:
+            handle: The model.
+            tool: The tool's name.
+            params: Its parameters.
+            on_progress: Called with the call's progress.
+            waits: Wait for the model's turn; a tool that runs no pass need not.
 
         Raises:
             NoModel: No model is loaded, or several are and none was named.
@@ -143,7 +149,9 @@ class Pool:
         """
         entry = self.find(handle)
         assert entry.worker is not None
-        async with entry.turns.take(client, lambda ahead: None):
+        if not waits:
+            return await entry.worker.call(tool, params, on_progress)
+        async with entry.turns.take(None, lambda ahead: None):
             return await entry.worker.call(tool, params, on_progress)
 
     async def unload(self, handle: str | None) -> Entry:

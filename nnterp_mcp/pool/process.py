@@ -26,16 +26,19 @@ from nnterp_mcp.pool.messages import (
     Cancel,
     Failure,
     FromWorker,
+    Pause,
     Ping,
     Pong,
     Progress,
     Recorded,
     Reply,
+    Resume,
     Start,
     ToWorker,
     from_worker,
     to_line,
 )
+from nnterp_mcp.pool.queue import GiveWay
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.settings import Settings
 
@@ -87,6 +90,7 @@ class WorkerProcess:
         self._calls: dict[int, MemoryObjectSendStream[FromWorker]] = {}
         self._ids = itertools.count(1)
         self._writing = anyio.Lock()
+        self._paused: set[int] = set()
 
     @classmethod
     async def spawn(cls, handle: str, settings: Settings) -> WorkerProcess:
@@ -157,6 +161,7 @@ class WorkerProcess:
         recorded: Recorded | None = None,
         stop: Stop | None = None,
         limit: float | None = None,
+        give_way: GiveWay | None = None,
     ) -> dict[str, Any]:
         """Runs a tool in the worker and returns what it replies.
 
@@ -167,6 +172,7 @@ class WorkerProcess:
             recorded: The run that records the call.
             stop: Ends the call before its next batch. A worker that does not stop is ended itself.
             limit: Seconds that the call may take; the server's `call_timeout` by default.
+            give_way: Lends the call's turn to others; without it the call keeps its turn.
 
         Raises:
             NnterpError: What the tool raised.
@@ -185,7 +191,7 @@ class WorkerProcess:
                 tasks.start_soon(self._end_on, stop, call, limit or self._settings.call_timeout)
                 tasks.start_soon(self._watch)
                 with send, receive:
-                    outcome = await self._exchange(call, receive, on_progress)
+                    outcome = await self._exchange(call, receive, on_progress, give_way)
                 tasks.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_GRACE, shield=True):
@@ -200,7 +206,11 @@ class WorkerProcess:
         return outcome
 
     async def _exchange(
-        self, call: Call, inbox: MemoryObjectReceiveStream[FromWorker], on_progress: OnProgress
+        self,
+        call: Call,
+        inbox: MemoryObjectReceiveStream[FromWorker],
+        on_progress: OnProgress,
+        give_way: GiveWay | None,
     ) -> dict[str, Any] | NnterpError | None:
         """Sends a call and waits for its end; None when the process ended before."""
         try:
@@ -215,19 +225,38 @@ class WorkerProcess:
                 return message.error.error()
             if isinstance(message, Progress):
                 await on_progress(message)
+            if isinstance(message, Pause):
+                await self._pause(call, give_way)
         return None
+
+    async def _pause(self, call: Call, give_way: GiveWay | None) -> None:
+        self._paused.add(call.id)
+        try:
+            if give_way is not None:
+                await give_way()
+        finally:
+            self._paused.discard(call.id)
+            with anyio.move_on_after(_GRACE, shield=True), suppress(WorkerLost):
+                await self._send(Resume(id=call.id))
 
     async def _end_on(self, stop: Stop, call: Call, limit: float) -> None:
         """Ends a call on request or after its time limit, and the process if the call does not stop."""
-        with anyio.move_on_after(limit):
-            await stop.asked.wait()
+        await self._wait(stop.asked, call, limit)
         if stop.error is None:
             stop.now(TimedOut(f"{call.tool} did not finish within {limit:g} s and was stopped", _SMALLER))
         assert stop.error is not None
         with anyio.move_on_after(self._settings.stop_timeout):  # a process that hears nothing may not even take it
             await self._cancel(call, stop.error)
-            await anyio.sleep_forever()
+        await self._wait(anyio.Event(), call, self._settings.stop_timeout)
         await self.stop(f"{call.tool} did not stop within {self._settings.stop_timeout:g} s of being told to")
+
+    async def _wait(self, event: anyio.Event, call: Call, seconds: float) -> None:
+        """Waits for an event, or until the call has had so many seconds in which it did not give way to others."""
+        while seconds > 0 and not event.is_set():
+            step = min(seconds, 1.0)
+            with anyio.move_on_after(step):
+                await event.wait()
+            seconds -= 0.0 if call.id in self._paused else step
 
     async def _cancel(self, call: Call, error: NnterpError) -> None:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, zip_longest
 
 import anyio
@@ -15,6 +16,9 @@ from nnterp_mcp.errors import LimitExceeded
 OnPlace = Callable[[int], None]
 """Called with the number of calls ahead of this one."""
 
+GiveWay = Callable[[], Awaitable[None]]
+"""Lends a turn to one call of each other client that waits, and returns when it is back."""
+
 
 @dataclass(eq=False)
 class _Ticket:
@@ -22,6 +26,8 @@ class _Ticket:
     on_place: OnPlace
     place: int = 0
     ready: anyio.Event = field(default_factory=anyio.Event)
+    lender: _Ticket | None = None
+    back: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Turns:
@@ -43,8 +49,10 @@ class Turns:
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
-    async def take(self, client: Hashable, on_place: OnPlace) -> AsyncGenerator[None]:
+    async def take(self, client: Hashable, on_place: OnPlace) -> AsyncGenerator[GiveWay]:
         """Waits for a turn and keeps it for the body. Of two waiting clients, neither gets two turns before the other.
+
+        The body may call what it gets, to lend its turn.
 
         Args:
             client: The caller.
@@ -57,7 +65,7 @@ class Turns:
         self._join(ticket)
         try:
             await ticket.ready.wait()
-            yield
+            yield partial(self._lend, ticket)
         finally:
             self._leave(ticket)
 
@@ -73,10 +81,34 @@ class Turns:
         self._waiting.setdefault(ticket.client, deque()).append(ticket)
         self._tell()
 
+    async def _lend(self, lender: _Ticket) -> None:
+        own, ticket = set[Hashable](), lender
+        while ticket is not None:
+            own.add(ticket.client)
+            ticket = ticket.lender
+        for _ in range(len(self._waiting)):
+            guest = self._next(own)
+            if guest is None:
+                return
+            guest.lender, lender.back = lender, anyio.Event()
+            self._give(guest)
+            self._tell()
+            await lender.back.wait()
+
     def _leave(self, ticket: _Ticket) -> None:
-        if ticket is self._current:
+        if ticket is self._current and ticket.lender is not None:
+            self._current = ticket.lender
+            ticket.lender.back.set()
+        elif ticket is self._current:
             self._current = None
-            self._advance()
+            if (following := self._next()) is not None:
+                self._give(following)
+        elif ticket.ready.is_set():  # it ended while its turn was lent
+            guest = self._current
+            while guest is not None and guest.lender is not ticket:
+                guest = guest.lender
+            if guest is not None:
+                guest.lender = ticket.lender
         else:
             queue = self._waiting[ticket.client]
             queue.remove(ticket)
@@ -84,16 +116,17 @@ class Turns:
                 del self._waiting[ticket.client]
         self._tell()
 
-    def _advance(self) -> None:
-        """The next client's first ticket has its turn, and the client goes to the end of the line."""
-        if not self._waiting:
-            return
-        client, queue = next(iter(self._waiting.items()))
+    def _next(self, but: Collection[Hashable] = ()) -> _Ticket | None:
+        """Takes the next client's first ticket out of the line, to the end of which the client goes."""
+        free = [client for client in self._waiting if client not in but]
+        if not free:
+            return None
+        client = free[0]
+        queue = self._waiting.pop(client)
         ticket = queue.popleft()
-        del self._waiting[client]
         if queue:
             self._waiting[client] = queue
-        self._give(ticket)
+        return ticket
 
     def _give(self, ticket: _Ticket) -> None:
         self._current = ticket

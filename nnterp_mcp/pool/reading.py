@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Answer, Result
-from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import plural
+from collections.abc import Mapping, Sequence
+
+from nnterp_mcp.contract import Answer
+from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.results import read_result, read_tables, stored_answer
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
+    EVERY_RUN,
+    FACT_COLUMNS,
     TableRow,
     as_table,
-    columns_of,
     columns_of_array,
     facts_of,
-    filter_rows,
+    filter_facts,
+    name_parts,
     read_array,
-    tables_of,
 )
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.read_run.params import ReadRunParams
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
-
-_FACTS = ("result", "record")
-"""Parts that every run has: what is no table in its result, and its record; one fact a row."""
 
 
 def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
@@ -35,7 +34,8 @@ def read(store: RunStore, params: ReadRunParams) -> ReadRunResult | Answer:
         InvalidRequest: There is no such run or part, or what was kept is damaged.
         NnterpError: The run did not finish and kept nothing: what it raised.
     """
-    record = store.read(params.run_id)
+    (run_id,) = params.run_id
+    record = store.read(run_id)
     if params.part == "answer":
         answer = read_answer(store, record)
         if params.where or params.columns or params.offset:
@@ -69,19 +69,42 @@ def read_answer(store: RunStore, record: RunRecord) -> Answer:
     """
     if record.result_sha256 is None and record.error is not None:
         raise record.error.error()
-    result = read_result(store, record, specs())
-    answer = specs()[record.tool].summarize(result)
+    tables = read_tables(store, record, specs())
+    spec = specs()[record.tool]
+    answer = stored_answer(tables, spec) or spec.summarize(read_result(store, record, specs()))
     answer.run_id = record.id
     if record.partial and record.error is not None:
         answer.notes.append(f"Partial, for the run did not finish ({record.error.code}): {record.error.message}.")
-    answer.notes.append(f"Parts for read_run: {', '.join(_parts(record, result))}.")
+    answer.notes.append(name_parts(tables, record.arrays))
     return answer
 
 
-def _parts(record: RunRecord, result: Result) -> list[str]:
-    tables = [f"{name} ({plural(len(rows), 'row')})" for name, rows in tables_of(result).items()]
-    arrays = [f"{name} ({' × '.join(card.axes)})" for name, card in record.arrays.items()]
-    return [*tables, *arrays, *_FACTS]
+def list_runs(store: RunStore, run_ids: Sequence[str], under_way: Mapping[str, str]) -> ReadRunResult:
+    """Several runs, each with its state and with what it found, or how far it is.
+
+    Args:
+        store: The runs on disk.
+        run_ids: The runs.
+        under_way: For those that have not ended, how far they are.
+
+    Raises:
+        InvalidRequest: There is no such run.
+    """
+    rows: list[TableRow] = []
+    for run_id in run_ids:
+        record = store.read(run_id)
+        said = under_way.get(run_id) or _found(store, record)
+        state = "running" if run_id in under_way else record.state
+        rows.append({"run": run_id, "tool": record.tool, "model": record.model, "state": state, "finding": said})
+    table = as_table(rows, list(rows[0]))
+    return ReadRunResult(run_id="", part="runs", table=table, offset=0, total=len(rows), format="table")
+
+
+def _found(store: RunStore, record: RunRecord) -> str:
+    try:
+        return read_answer(store, record).finding
+    except NnterpError as error:
+        return error.message
 
 
 def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[list[TableRow], list[str], int]:
@@ -91,17 +114,16 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
         card = record.arrays[part]
         rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
         return rows, columns_of_array(part, card), total
-    rows = facts_of(record.model_dump(mode="json")) if part == "record" else _table(store, record, part)
-    chosen = filter_rows(rows, params.where)
-    return chosen[params.offset : params.offset + params.limit], columns_of(rows), len(chosen)
-
-
-def _table(store: RunStore, record: RunRecord, part: str) -> list[TableRow]:
-    result = read_result(store, record, specs())
-    tables = tables_of(result)
-    if part == "result":
-        return facts_of(result.model_dump(mode="json", exclude=set(tables)))
-    if part not in tables:
-        parts = ", ".join(["answer", *tables, *record.arrays, *_FACTS])
-        raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
-    return tables[part]
+    if part == "record":
+        facts = facts_of(record.model_dump(mode="json"))
+    else:
+        tables = read_tables(store, record, specs())
+        if part in tables.counts:
+            rows, total = tables.page(part, params.where, params.offset, params.limit)
+            return rows, tables.columns(part), total
+        if part != "result":
+            parts = ", ".join(["answer", *tables.counts, *record.arrays, *EVERY_RUN])
+            raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {parts}.")
+        facts = facts_of(tables.facts["result"])
+    chosen = filter_facts(facts, params.where)
+    return chosen[params.offset : params.offset + params.limit], FACT_COLUMNS, len(chosen)

@@ -1,1 +1,1 @@
-"""What a caller writes: field types, operations, selectors. Imports no torch."""
+"""The language of requests: field types, operations, selectors. Imports no torch."""

@@ -88,7 +88,7 @@ def decoded(given: Any, begins: str = "[{") -> Any:
     """The list or the object that a text holds as JSON; anything else as it is.
 
     Args:
-        given: What came.
+        given: The value that came.
         begins: The characters with which JSON may begin, digits among them where a number may come as text.
     """
     if not isinstance(given, str) or given.lstrip()[:1] not in (*begins,):
@@ -105,7 +105,7 @@ def whole(given: Any) -> Any:
 
 
 def is_whole(given: Any) -> bool:
-    """Whether the value is an integer; booleans do not count."""
+    """True if the value is an integer; booleans do not count."""
     return isinstance(given, int) and not isinstance(given, bool)
 
 

@@ -1,17 +1,39 @@
-"""Fields that tools share and that need no parsing of their own."""
+"""Fields that tools share, some with a shorter description than the tool that explains them: every one costs tokens."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from nnterp_mcp.request.arguments import (
-    LONGEST_NAME,
-    LONGEST_STRING,
-)
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.operations import Interventions
+from nnterp_mcp.request.positions import Layers, Positions
+from nnterp_mcp.request.sites import Site
+from nnterp_mcp.request.targets import Targets
 
-ModelHandle = Annotated[str | None, Field(max_length=LONGEST_STRING, description="Handle, if several.")]
-RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id of an answer.")]
-Plot = Annotated[bool, Field(description="Add a picture.")]
+ModelHandle = Annotated[
+    str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional if one is loaded.")
+]
+RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
+Plot = Annotated[bool, Field(description="Adds a picture.")]
 TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]
+StateSite = Annotated[
+    Site, WithJsonSchema({"type": "string", "description": "Hook point, such as mlps_output or heads_output."})
+]
+ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")]
+ProbedPositions = Annotated[
+    Positions, schemas.as_schema(schemas.POSITIONS, "Tokens: an index, 'last', 'all', a range or {\"text\": \"is\"}.")
+]
+BriefTargets = Annotated[
+    Targets,
+    schemas.as_schema(
+        schemas.TARGET_MAP,
+        'Strings to follow by category, each by its first token: {"capital": "Paris", "traps": ["London", "Rome"]}.',
+    ),
+]
+Edits = Annotated[
+    Interventions,
+    schemas.as_schema(schemas.OPERATION_LIST, 'Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
+]

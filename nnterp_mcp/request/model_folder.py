@@ -152,7 +152,7 @@ def refuse_encoder(origin: str, config: Mapping[str, Any]) -> None:
     if config.get("is_encoder_decoder") is True:
         raise Unsupported(
             f"{origin} is an encoder and a decoder (model_type {shown(config.get('model_type'))}): here a model reads "
-            "one text, and goes on with it",
+            "one text, and continues it",
             _DECODERS,
         )
 
@@ -211,7 +211,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_numbers(file: Path) -> int:
-    """How many numbers a safetensors file has, by its header.
+    """The count of numbers in a safetensors file, by its header.
 
     Raises:
         UnknownModel: The file is cut short, or not what its name says.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -33,9 +33,9 @@ def parse_indices(
     """Indices of layers, heads and the like: one, a list, a range or a word.
 
     Args:
-        value: What came.
-        name: What the indices are of, for the error.
-        most: How many a list may have.
+        value: The value that came.
+        name: The name of the field, for the error.
+        most: The most indices of a list.
         example: A range.
         words: The words that are taken.
 
@@ -141,13 +141,29 @@ def _is_slice(value: str) -> bool:
 Layers = Annotated[
     LayerSpec,
     BeforeValidator(_as_layers),
-    schemas.as_schema(schemas.INDICES, "Layer, list, '4:20' (4 to 19) or 'all'; negative: from end."),
+    schemas.as_schema(schemas.INDICES, "A layer, a list, '4:20' (4 to 19) or 'all'; -1 is the last."),
 ]
 Positions = Annotated[
     tuple[PositionSpec, ...],
     BeforeValidator(_as_positions),
     schemas.as_schema(
         schemas.POSITIONS,
-        "Token (negative: from end), 'last', 'all', '2:5', {\"text\": \"France\"}, chat {\"turn\": 0} or list.",
+        "Tokens: an index (-1 is the last), 'last', 'all', '2:5' (2 to 4), {\"text\": \"France\"}, "
+        'in a chat {"turn": 0}, or a list of these.',
     ),
 ]
+
+
+def goes_on(asked: Sequence[PositionSpec], last: bool = True) -> bool:
+    """True if positions reach on to new tokens: `all`, `last`, and ranges without an end, a negative start or a step.
+
+    Args:
+        asked: The positions as the request gave them.
+        last: `last` means the newest token, not the prompt's last one.
+    """
+    return any(spec == "all" or (spec == "last" and last) or _is_open(spec) for spec in asked)
+
+
+def _is_open(spec: PositionSpec) -> bool:
+    begin, *rest = spec.split(":") if isinstance(spec, str) else [""]
+    return len(rest) == 1 and not rest[0].strip() and not begin.strip().startswith("-")

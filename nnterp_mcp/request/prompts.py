@@ -42,7 +42,7 @@ class Message(Given):
     Attributes:
         role: Whose turn.
         content: Its text.
-        closed: Whether the turn is over, if it is the assistant's and the last: otherwise it is continued.
+        closed: True if the turn is over, if it is the assistant's and the last: otherwise it is continued.
     """
 
     role: Annotated[str, Field(max_length=LONGEST_NAME)]
@@ -62,7 +62,6 @@ def require_messages(value: Any) -> Any:
 
 
 def _fault(error: ValidationError) -> str:
-    """What is wrong with a message."""
     detail = error.errors()[0]
     field = ".".join(map(str, detail["loc"]))
     if detail["type"] == "missing":
@@ -122,8 +121,8 @@ def read_text(value: Any, holds: Callable[[Any], bool]) -> Any:
     A text that is no JSON, or JSON of another kind, is a prompt as it stands; in a list every text stands for itself.
 
     Args:
-        value: What came.
-        holds: Whether a list or an object is of the kind that is taken.
+        value: The value that came.
+        holds: True if a list or an object is of the kind that is taken.
     """
     found = decoded(value)
     return found if found is not value and holds(found) else value
@@ -141,7 +140,7 @@ def as_prompt(value: Any) -> Prompt:
 
 
 def holds_prompts(found: Any) -> bool:
-    """Whether a list from JSON is one of prompts, or a chat; a lone message is refused, not taken for a text."""
+    """True if a list from JSON is one of prompts, or a chat; a lone message is refused, not taken for a text."""
     if isinstance(found, Mapping):
         return _is_message(found)
     return all(isinstance(item, str) or _is_message(item) or _is_chat(item) for item in found)
@@ -172,7 +171,6 @@ def _as_groups(value: Any) -> dict[str, tuple[Prompt, ...]]:
 
 
 def _reason(error: ValidationError) -> str | None:
-    """What one of our own validators says of a value; None where it was refused by its type alone."""
     detail = error.errors()[0]
     return detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
 
@@ -188,10 +186,10 @@ def _is_chat(value: Any) -> bool:
 Prompts = Annotated[
     tuple[Prompt, ...],
     BeforeValidator(_as_prompts),
-    schemas.as_schema(schemas.PROMPTS, "Text, chat [{role, content}], or a list of them."),
+    schemas.as_schema(schemas.PROMPTS, "A text, a chat [{role, content}], or a list of these."),
 ]
 PromptGroups = Annotated[
     dict[str, tuple[Prompt, ...]],
     BeforeValidator(_as_groups),
-    schemas.as_schema(schemas.GROUPS, 'Groups {"positive": [...], "negative": [...]}, or one list.'),
+    schemas.as_schema(schemas.GROUPS, 'Prompts by group, {"positive": [...], "negative": [...]}, or one list.'),
 ]

@@ -28,9 +28,9 @@ def resolve_indices(asked: str | int | Sequence[int], count: int, noun: str, own
 
     Args:
         asked: As the caller wrote it; negative numbers count from the end.
-        count: How many there are.
-        noun: What they are, for the error.
-        owner: What has them, for the error.
+        count: Their number.
+        noun: Their name, for the error.
+        owner: Their owner, for the error.
 
     Returns:
         Indices from 0 to `count - 1`, in ascending order, each once.

@@ -86,8 +86,8 @@ Targets = Annotated[
     BeforeValidator(_as_targets),
     schemas.as_schema(
         schemas.TARGET_MAP,
-        'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}: their first tokens, with '
-        'and without leading space. {"id": 8083}: that token alone.',
+        'Strings to follow by category, {"capital": "Paris", "traps": ["London", "Rome"]}, each by its first token '
+        '(with and without a leading space); {"id": 8083} is that token.',
     ),
 ]
 _TARGETS: TypeAdapter[dict[str, tuple[Target, ...]]] = TypeAdapter(Targets)

@@ -18,7 +18,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def is_name(text: str) -> bool:
-    """Whether a text has the letters that a vector's name may have."""
+    """True if a text has the letters that a vector's name may have."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -71,7 +71,7 @@ class VectorCard(BaseModel):
         name: Its name, unique for a model.
         model: The handle of the model at the time.
         identity: The model's weights.
-        method: How it was made.
+        method: The method that made it.
         tool: The tool that made it.
         layers: The layers that have a direction each; empty where one direction serves at any layer.
         norms: The length of each direction.

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.display.figure import Array, Figure
 from nnterp_mcp.errors import Internal, NnterpError, Unsupported
-from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.records import RunError, RunRecord
+from nnterp_mcp.runs.results import Tools, read_result
 from nnterp_mcp.runs.store import RunStore
 
 logger = logging.getLogger(__name__)
 
-Tools = Mapping[str, ToolSpec[Any, Any, Any]]
-"""The tools by name."""
+REFUSED = 3
+"""The exit code of a drawing process that writes an error."""
+
+_LARGE = 2_000_000
+"""Bytes of a result that a process of its own reads and draws: parsing it would hold this one up."""
 
 PICTURE = "figure.png"
 PAGE = "figure.html"
@@ -47,8 +51,9 @@ def draw(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
     kept = store.read_file(record.id, PICTURE)
     if kept is not None and store.read_file(record.id, PAGE) is not None:
         return kept
+    stamp = store.result_stamp(record.id)
     try:
-        return _drawn(store, record, tools)
+        return _draw_apart(store, record) if stamp and stamp[0] > _LARGE else draw_here(store, record, tools)
     except NnterpError:
         raise
     except Exception as error:  # whatever a result holds, its numbers are not lost with its picture
@@ -86,7 +91,22 @@ def where(record: RunRecord) -> str:
     return f"Picture: run://{record.id}/{PICTURE}; interactive: run://{record.id}/{PAGE}, also in the run's folder."
 
 
-def _drawn(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
+def _draw_apart(store: RunStore, record: RunRecord) -> bytes:
+    command = [sys.executable, "-m", "nnterp_mcp.commands.draw", str(store.folder), record.id]
+    drawn = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    if drawn.returncode == REFUSED:
+        raise RunError.model_validate_json(drawn.stdout).error()
+    drawn.check_returncode()
+    return drawn.stdout
+
+
+def draw_here(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
+    """Draws a run's picture and page in this process; returns the picture.
+
+    Raises:
+        Unsupported: The run has no picture.
+        InvalidRequest: The run has no result that can be read.
+    """
     from nnterp_mcp.display.html import write_html  # matplotlib and plotly take a second to import
     from nnterp_mcp.display.png import draw_png
 

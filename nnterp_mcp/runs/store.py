@@ -1,7 +1,8 @@
 """The runs on disk: one folder each, shared by any number of processes, deleted by age and quota.
 
-A folder holds `run.json` (the record), `result.json` (the result, whole) and one safetensors file for each array;
-`figure.png` and `figure.html` once somebody has asked for the run's figure.
+A folder holds `run.json` (the record), `result.json` (the result, whole), `result.tables` (the same by columns, with
+the answer; made again where it is missing) and one safetensors file for each array; `figure.png` and `figure.html` once
+somebody has asked for the run's figure.
 `pinned` is an empty file: a run that has it is never deleted by the quota. Every file is written whole or not at all.
 """
 
@@ -14,6 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _DAY = 86400.0
+RESULT = "result.json"
+TABLES = "result.tables"
 _LEFTOVER = 7 * _DAY
 """Seconds after which checkpoints of unfinished calls are removed."""
 
@@ -80,7 +84,7 @@ class RunStore:
             run_id = self._mint(tool)
             try:
                 record = describe(run_id)
-                self.write(record, sync=False)
+                self.write(record)
             except BaseException:
                 self.delete(run_id)
                 raise
@@ -88,13 +92,13 @@ class RunStore:
             raise unwritable(error) from error
         return record
 
-    def write(self, record: RunRecord, sync: bool = True) -> None:
+    def write(self, record: RunRecord) -> None:
         """Replaces a run's record.
 
         Raises:
             OSError: It cannot be written; the old record is still there.
         """
-        write_whole(self._path(record.id) / "run.json", redact(record.model_dump_json()).encode(), sync)
+        write_whole(self._path(record.id) / "run.json", redact(record.model_dump_json()).encode(), sync=False)
 
     def read(self, run_id: str) -> RunRecord:
         """A run's record.
@@ -133,7 +137,7 @@ class RunStore:
         Raises:
             OSError: It cannot be written.
         """
-        write_whole(self._path(run_id) / "result.json", result)
+        write_whole(self._path(run_id) / RESULT, result, sync=False)
         return hashlib.sha256(result).hexdigest()
 
     def read_result(self, record: RunRecord) -> bytes:
@@ -142,15 +146,25 @@ class RunStore:
         Raises:
             InvalidRequest: There is none, or it is damaged.
         """
+        return self.find_result(record).read_bytes()
+
+    def find_result(self, record: RunRecord) -> Path:
+        """The file of a run's result.
+
+        Raises:
+            InvalidRequest: There is none, or it is damaged.
+        """
         if record.result_sha256 is None:
             raise without_result(record)
+        path = self.file_path(record.id, RESULT)
         try:
-            result = (self._path(record.id) / "result.json").read_bytes()
+            with path.open("rb") as source:
+                intact = hashlib.file_digest(source, "sha256").hexdigest() == record.result_sha256
         except OSError:
-            result = b""
-        if hashlib.sha256(result).hexdigest() != record.result_sha256:
+            intact = False
+        if not intact:
             raise InvalidRequest(f"the result of {record.id} is damaged.", "Run the experiment again.")
-        return result
+        return path
 
     def write_array(
         self, run_id: str, name: str, array: Shaped[np.ndarray, ...], axes: Mapping[str, Sequence[int | str]]
@@ -174,7 +188,7 @@ class RunStore:
         )
         # safetensors writes an array's memory in its own order.
         content = save({TENSOR: np.asarray(array, order="C")}, {"axes": json.dumps(card.axes)})
-        write_whole(self.array_path(run_id, name), content)
+        write_whole(self.array_path(run_id, name), content, sync=False)
         return card
 
     def read_array(self, run_id: str, name: str, index: tuple[Any, ...]) -> Shaped[np.ndarray, ...]:
@@ -211,9 +225,31 @@ class RunStore:
         except OSError:
             return None
 
+    def result_stamp(self, run_id: str) -> list[int] | None:
+        """The size of a result's file and the time at which it was written; None if it is gone."""
+        try:
+            found = self.file_path(run_id, RESULT).stat()
+            return [found.st_size, found.st_mtime_ns]
+        except OSError:
+            return None
+
     def array_path(self, run_id: str, name: str) -> Path:
         """The path of an array."""
-        return self._path(run_id) / f"{name}.safetensors"
+        return self.file_path(run_id, f"{name}.safetensors")
+
+    def file_path(self, run_id: str, name: str) -> Path:
+        """The path of a file in a run's folder."""
+        return self._path(run_id) / name
+
+    def sync(self, run_id: str) -> None:
+        """Waits until the files of a run are on the disk, so that they survive a loss of power."""
+        with suppress(OSError, NnterpError):  # another process may delete them meanwhile
+            for entry in os.scandir(self._path(run_id)):
+                descriptor = os.open(entry.path, os.O_RDWR)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def empty(self, run_id: str) -> None:
         """Removes every file of a run but its record.

@@ -39,7 +39,6 @@ from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
-from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.prompts import PromptHandlers
 from nnterp_mcp.server.resources import Resources
 from nnterp_mcp.server.values import require_few_values
@@ -78,7 +77,7 @@ def build(session: Session) -> Server[Any]:
     resources, prompts = Resources(session), PromptHandlers(session)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
-        first_page(params)
+        replies.first_page(params)
         return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
 
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
@@ -211,7 +210,7 @@ async def _answer(request: _Request, params: Params) -> Answer:
         return await _illustrated(request, run, answer) if getattr(params, "plot", False) else answer
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
-    reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, request.client)
+    reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, waits=False)
     return spec.summarize(spec.result.model_validate(reply))
 
 

@@ -23,7 +23,6 @@ from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
-from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.server.recipes import RECIPES, Recipe
 
 _Context = ServerRequestContext[Any]
@@ -41,7 +40,7 @@ class PromptHandlers:
 
     async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
         """Every recipe, and what it asks for."""
-        first_page(params)
+        replies.first_page(params)
         return ListPromptsResult(prompts=[_listed(recipe) for recipe in RECIPES.values()])
 
     async def get(self, context: _Context, params: GetPromptRequestParams) -> GetPromptResult:

@@ -1,15 +1,24 @@
-"""The one place where answers and errors become MCP results."""
+"""The one place where answers and errors become MCP results; every list of this server is one page."""
 
 from __future__ import annotations
 
 import base64
 
-from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolResult,
+    ContentBlock,
+    ImageContent,
+    PaginatedRequestParams,
+    TextContent,
+)
 
 from nnterp_mcp.contract import Answer
 from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.formatting import escaped, escaped_data, rounded
 from nnterp_mcp.redaction import redact
+from nnterp_mcp.request.arguments import shown
 
 _LONGEST_ERROR = 2000
 """Characters of an error, which may quote a long argument."""
@@ -42,3 +51,13 @@ def worded(error: NnterpError) -> str:
     if len(text) > _LONGEST_ERROR:
         text = text[: _LONGEST_ERROR - 1] + "…"
     return escaped(f"{text}\n{error.next_step}" if error.next_step else text)
+
+
+def first_page(params: PaginatedRequestParams | None) -> None:
+    """Refuses pagination cursors: no list of this server returns one.
+
+    Raises:
+        MCPError: There is a cursor.
+    """
+    if params is not None and params.cursor is not None:
+        raise MCPError(INVALID_PARAMS, f"There is no cursor {shown(params.cursor)}: this list has one page.")

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -36,7 +37,6 @@ from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.server import apps, documents, replies
-from nnterp_mcp.server.pages import first_page
 from nnterp_mcp.toolset import specs
 
 _Context = ServerRequestContext[Any]
@@ -121,7 +121,7 @@ class Resources:
 
     async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         """The documents, and the latest runs."""
-        first_page(params)
+        replies.first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
         return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
 
@@ -129,7 +129,7 @@ class Resources:
         self, context: _Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         """The addresses that every tool and every run has."""
-        first_page(params)
+        replies.first_page(params)
         return ListResourceTemplatesResult(
             resource_templates=[
                 *documents.TEMPLATES,
@@ -198,7 +198,7 @@ def _read_part(store: RunStore, record: RunRecord, address: str, part: str, piec
         raise InvalidRequest(f"there is no {address}: the part has {plural(count, 'piece')}, from 1.")
     begin = ((piece or 1) - 1) * PIECE
     if content.kind.startswith(("text/", "application/json")):
-        return _text(address, content.text(begin, begin + PIECE), content.kind)
+        return _text(address, escaped(content.text(begin, begin + PIECE)), content.kind)
     return _blob(address, content.read(begin, begin + PIECE), content.kind)
 
 
@@ -228,27 +228,31 @@ class _Part:
 
 def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
     if part == "record":
-        return _held(escaped(record.model_dump_json(indent=2)).encode(), "application/json")
+        return _held(record.model_dump_json(indent=2).encode(), "application/json")
     if part == "result":
-        return _held(escaped(store.read_result(record).decode()).encode(), "application/json")
+        return _stored(store.find_result(record), "application/json")
     if part in _FIGURES:
         content = figures.read_figure(store, record, part, specs())
         return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])
         raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {names}.")
-    path = store.array_path(record.id, part)
+    try:
+        return _stored(store.array_path(record.id, part), "application/octet-stream")
+    except OSError:
+        raise InvalidRequest(f"the array {part!r} of {record.id} is gone.", "Run the experiment again.") from None
+
+
+def _stored(path: Path, kind: str) -> _Part:
+    """A part that lies in a file, of which only the piece that is asked for is read."""
 
     def read(begin: int, end: int) -> bytes:
         with path.open("rb") as source:
             source.seek(begin)
             return source.read(end - begin)
 
-    try:
-        read(0, 1)
-        return _Part("application/octet-stream", path.stat().st_size, read)
-    except OSError:
-        raise InvalidRequest(f"the array {part!r} of {record.id} is gone.", "Run the experiment again.") from None
+    read(0, 1)
+    return _Part(kind, path.stat().st_size, read)
 
 
 def _held(content: bytes, kind: str) -> _Part:

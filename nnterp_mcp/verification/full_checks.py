@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.errors import NnterpError, Unsupported
-from nnterp_mcp.model.loading.load_checks import TOLERANCES, Check, check_model
+from nnterp_mcp.model.loading.load_checks import check_model
+from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import other_ids, probe_ids
 from nnterp_mcp.verification import reference
@@ -85,20 +86,11 @@ def check_thoroughly(model: StandardizedTransformer) -> Report:
     begun = time.monotonic()
     check_model(model)
     bench = _Bench(model)
-    checks: list[Check] = []
-    wrong: list[str] = []
-    for capability, measure in bench.measures():
-        check, is_wrong = measure_once(capability, measure)
-        checks.append(check)
-        wrong += [capability] if is_wrong else []
-    return Report(
-        model.name,
-        type(model.module).__name__,
-        tuple(checks),
-        tuple(wrong),
-        bench.lens_difference,
-        time.monotonic() - begun,
-    )
+    found = [measure_once(capability, measure) for capability, measure in bench.measures()]
+    checks = tuple(check for check, _ in found)
+    wrong = tuple(check.name for check, is_wrong in found if is_wrong)
+    seconds = time.monotonic() - begun
+    return Report(model.name, type(model.module).__name__, checks, wrong, bench.lens_difference, seconds)
 
 
 def measure_once(capability: str, measure: Callable[[], str]) -> tuple[Check, bool]:
@@ -122,25 +114,13 @@ class _Bench:
         self.lens_difference: float | None = None
 
     def measures(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        yield "names", self.names
-        yield "lens", self.lens
-        yield "attention", self.eagerly(self.attention)
-        yield "attention_edit", self.eagerly(self.attention_edit)
-        yield "heads", self.heads
-        yield "skip", self.skip
-        yield "batch_left", self.batch_left
-        yield "batch_right", self.batch_right
-        yield from self.on_long_texts()
-
-    def on_long_texts(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """The measures that go beyond the lengths at which the model changes."""
+        """Each capability, with the method of its name that measures it, here or on long texts."""
         from nnterp_mcp.verification.long_texts import LongTexts  # imported late: it uses this module's checks
 
         texts = LongTexts(self.model)
-        yield "causal", self.causal
-        yield "lengths", texts.lengths
-        yield "generation", texts.generation
-        yield "as_generate", texts.as_generate
+        for name in CAPABILITIES:
+            measure = getattr(self if hasattr(self, name) else texts, name)
+            yield name, self.eagerly(measure) if name.startswith("attention") else measure
 
     @property
     def layers(self) -> list[int]:

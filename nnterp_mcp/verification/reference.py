@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 Ids = Int[Tensor, "batch position"]
 Stream = Float[Tensor, "batch position hidden"]
@@ -27,7 +28,14 @@ def run_plain(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: An
 
 
 @contextmanager
-def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> Generator[None]:
+def _removed_after(handle: RemovableHandle) -> Generator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> AbstractContextManager[None]:
     """A forward hook that changes the hidden states that a module returns."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -36,16 +44,12 @@ def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> G
         place = next(i for i, item in enumerate(output) if isinstance(item, Tensor) and item.is_floating_point())
         return type(output)([*output[:place], change(output[place]), *output[place + 1 :]])
 
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _removed_after(module.register_forward_hook(hook))
 
 
 @contextmanager
 def capturing_output(modules: Sequence[nn.Module], into: dict[int, Stream]) -> Generator[None]:
-    """Forward hooks that keep a copy of the hidden states that modules return, by their place in the list."""
+    """Forward hooks that copy the hidden states that modules return, by their place in the list."""
     with ExitStack() as stack:
         for index, module in enumerate(modules):
 
@@ -57,18 +61,9 @@ def capturing_output(modules: Sequence[nn.Module], into: dict[int, Stream]) -> G
         yield
 
 
-@contextmanager
-def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Generator[None]:
+def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
     """A forward pre-hook that changes the first positional input of a module."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _removed_after(module.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:])))
 
 
 @contextmanager

@@ -8,17 +8,9 @@ from typing import Any
 from nnterp_mcp.formatting import escaped_data, finite, plural, rounded
 from nnterp_mcp.pool.reading import read_answer
 from nnterp_mcp.runs.records import ArrayCard, RunRecord
-from nnterp_mcp.runs.results import read_result
+from nnterp_mcp.runs.results import read_tables
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.runs.tables import (
-    TableRow,
-    as_table,
-    columns_of,
-    columns_of_array,
-    facts_of,
-    read_array,
-    tables_of,
-)
+from nnterp_mcp.runs.tables import FACT_COLUMNS, as_table, columns_of_array, facts_of, read_array
 from nnterp_mcp.table import Table
 from nnterp_mcp.toolset import specs
 
@@ -46,11 +38,10 @@ def snapshot(store: RunStore, run_id: str) -> dict[str, Any]:
 
 
 def _tables(store: RunStore, record: RunRecord) -> dict[str, Table]:
-    result = read_result(store, record, specs())
-    tables: dict[str, list[TableRow]] = tables_of(result)
-    rest = result.model_dump(mode="json", exclude=set(tables))
-    tables |= {"result": facts_of(rest), "record": facts_of(record.model_dump(mode="json"))}
-    return {name: as_table(rows, columns_of(rows), None) for name, rows in tables.items()}
+    stored = read_tables(store, record, specs())
+    tables = {name: as_table(stored.page(name, {})[0], stored.columns(name)) for name in stored.counts}
+    facts = {"result": stored.facts["result"], "record": record.model_dump(mode="json")}
+    return tables | {name: as_table(facts_of(data), FACT_COLUMNS) for name, data in facts.items()}
 
 
 def _chosen(record: RunRecord) -> tuple[dict[str, ArrayCard], list[str]]:
@@ -70,7 +61,7 @@ def _chosen(record: RunRecord) -> tuple[dict[str, ArrayCard], list[str]]:
 
 def _array(store: RunStore, run_id: str, name: str, card: ArrayCard) -> Table:
     rows, _ = read_array(store, run_id, name, card, {}, 0, math.prod(card.shape))
-    return as_table(rows, columns_of_array(name, card), None)
+    return as_table(rows, columns_of_array(name, card))
 
 
 def short(value: Any) -> Any:

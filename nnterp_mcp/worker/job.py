@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from nnterp_mcp.worker.recorder import Recorder
 
+_TURN = 0.1
+"""Seconds that a call computes, at least, before it gives way to others."""
+
 _M = TypeVar("_M")
 _R = TypeVar("_R", bound=Result)
 
@@ -57,6 +60,7 @@ class Job:
         recorder: Writes the results of the call to disk; None for a call that is not recorded.
         partial: Makes a result of what is computed so far; None before anything is.
         remarks: Notes on how the input was read.
+        give_way: Runs calls that wait for the model, while this one has no pass under way; None where none can.
     """
 
     id: int
@@ -64,9 +68,11 @@ class Job:
     recorder: Recorder | None = None
     partial: Callable[[], Result | None] | None = None
     remarks: Mapping[str, None] = field(default_factory=dict[str, None])
+    give_way: Callable[[], None] | None = None
     _stopped: list[NnterpError] = field(default_factory=list)
     _group: _Group | None = None
     _last: tuple[float, float | None] = (0.0, None)
+    _paused: bool = False
 
     def stop(self, error: NnterpError) -> None:
         """Asks the call to stop before its next step, with this error."""
@@ -111,7 +117,7 @@ class Job:
         Raises:
             NnterpError: The call was cancelled, or ran past its time.
         """
-        if self._stopped:
+        if self._stopped and not self._paused:  # its hooks stay on the model while another call runs
             raise self._stopped[0]
 
     def told(self, result: _R) -> _R:
@@ -143,6 +149,14 @@ class Job:
         """
         return HeldRows(axes) if self.recorder is None else self.recorder.keep_rows(name, axes)
 
+    def _pause(self, give_way: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        self._paused = True
+        give_way()
+        self._paused = False
+        if self.recorder is not None:
+            self.recorder.idle += time.monotonic() - begun
+
     def in_parts(
         self,
         groups: Sequence[Sequence[int]],
@@ -153,8 +167,8 @@ class Job:
     ) -> _R:
         """Computes items group by group, so that finished groups survive a later failure.
 
-        A stopped call leaves the result of its finished groups as a partial one. If the process dies, the next equal
-        call resumes after the last finished group.
+        Between groups it gives way to other calls. A stopped call leaves the result of its finished groups as a partial
+        one. If the process dies, the next equal call resumes after the last finished group.
 
         Args:
             groups: The items that are computed together, as indices into the request.
@@ -174,6 +188,7 @@ class Job:
             return Finished([found[number] for number in sorted(found)], taken, seconds)
 
         self.partial = lambda: assemble(finished()) if found else None
+        turn = time.monotonic()
         for name, group in enumerate(groups):
             self.check()
             part = checkpoint.take(str(name), tuple[list[kind], float])
@@ -189,4 +204,7 @@ class Job:
             found |= zip(group, part[0], strict=True)
             seconds += part[1]
             self.progress(len(found), total, unit)
+            if self.give_way is not None and len(found) < total and time.monotonic() - turn > _TURN:
+                self._pause(self.give_way)
+                turn = time.monotonic()
         return assemble(finished())

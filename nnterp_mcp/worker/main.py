@@ -1,4 +1,4 @@
-"""The worker's process: one model, one call at a time, on the main thread.
+"""The worker's process: one model, whose passes run on the main thread, those of one call at a time.
 
 It exits when its standard input closes, so that no worker outlives its server, however that ended.
 """
@@ -13,23 +13,41 @@ import threading
 import traceback
 import uuid
 from contextlib import suppress
+from functools import partial
 from typing import Any, BinaryIO
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
-from nnterp_mcp.pool.messages import Call, Failure, FromWorker, Ping, Pong, Reply, Start, to_line, to_worker
+from nnterp_mcp.pool.messages import (
+    Call,
+    Failure,
+    FromWorker,
+    Pause,
+    Ping,
+    Pong,
+    Reply,
+    Resume,
+    Start,
+    to_line,
+    to_worker,
+)
 from nnterp_mcp.redaction import hide, redact
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.runs.tables import name_parts
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.worker.execution import run_tool
+from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
+from nnterp_mcp.worker.threads import Threads
 from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
 """Seconds that the exit of a worker waits for a record that is being written."""
+
+_DEEPEST = 24
+"""Calls that may have given way at a time: each waits on the stack of the main thread."""
 
 _KEPT = "What was finished is kept: read_run shows it under {!r}."
 
@@ -38,11 +56,12 @@ class Inbox:
     """Reads the server's messages on its own thread, so that a cancellation arrives during a computation."""
 
     def __init__(self, source: BinaryIO, outbox: Outbox) -> None:
-        self.calls: queue.Queue[tuple[Call, Job]] = queue.Queue()
+        self.calls: queue.Queue[tuple[Call, Job] | Resume] = queue.Queue()
         self.start: queue.Queue[Start] = queue.Queue()
         self._source = source
         self._outbox = outbox
         self._jobs: dict[int, Job] = {}
+        self.looks: queue.Queue[tuple[Call, Job]] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def finish(self, job: Job) -> None:
@@ -57,11 +76,15 @@ class Inbox:
             elif isinstance(message, Call):
                 job = Job(message.id, self._outbox.send)
                 self._jobs[message.id] = job
-                self.calls.put((message, job))
+                passes = runs_passes(specs()[message.tool])
+                (self.calls if passes else self.looks).put((message, job))
+            elif isinstance(message, Resume):
+                self.calls.put(message)
             elif isinstance(message, Ping):
                 self._outbox.send(Pong())
             elif (job := self._jobs.get(message.id)) is not None:
                 job.stop(message.error.error())
+                self.calls.put(Resume(id=message.id))  # a call that gave way ends too
         WRITING.acquire(timeout=_LAST_WRITE)
         os._exit(0)
 
@@ -80,6 +103,55 @@ class Outbox:
             self._sink.flush()
 
 
+class Desk:
+    """Serves the calls of one model: passes on the main thread, calls that run none next to them."""
+
+    def __init__(self, bench: Bench, inbox: Inbox, outbox: Outbox) -> None:
+        self._bench = bench
+        self._inbox = inbox
+        self._outbox = outbox
+        self._resumed: set[int] = set()
+        self._depth = 0
+        self._threads = Threads()
+
+    def serve(self, paused: Job | None = None) -> None:
+        """Runs calls one after another; those that come while a call gives way, until it is resumed."""
+        while paused is None or paused.id not in self._resumed:
+            message = self._inbox.calls.get()
+            if isinstance(message, Resume):
+                self._resumed.add(message.id)
+                continue
+            call, job = message
+            if call.recorded is not None and self._depth < _DEEPEST:
+                job.give_way = partial(self._give_way, job)
+            self._threads.choose()
+            self._send(job, _answer(self._bench, call, job))
+            if job.recorder is not None:
+                job.recorder.settle(self._bench.files)
+        self._resumed.discard(paused.id)
+
+    def look(self) -> None:
+        """Runs calls that run no pass, while a pass may be under way."""
+        while True:
+            call, job = self._inbox.looks.get()
+            answer = _answer(self._bench, call, job)
+            if isinstance(answer, Failure) and answer.error.code == Internal.code:
+                self._inbox.calls.put((call, job))  # a tokenizer refuses two threads at once: once more, alone
+            else:
+                self._send(job, answer)
+
+    def _send(self, job: Job, answer: Reply | Failure) -> None:
+        self._outbox.send(answer)
+        self._inbox.finish(job)
+
+    def _give_way(self, job: Job) -> None:
+        self._outbox.send(Pause(id=job.id))
+        self._depth += 1
+        self.serve(paused=job)
+        self._depth -= 1
+        self._threads.choose()
+
+
 def work() -> None:
     """Serves calls from standard input until it closes."""
     source, sink = _claim_pipes()
@@ -91,10 +163,9 @@ def work() -> None:
     hide(start.settings.take_secrets())
     bench = Bench(start.handle, start.settings)
     _reserve()
-    while True:
-        call, job = inbox.calls.get()
-        outbox.send(_answer(bench, call, job))
-        inbox.finish(job)
+    desk = Desk(bench, inbox, outbox)
+    threading.Thread(target=desk.look, daemon=True).start()
+    desk.serve()
 
 
 def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
@@ -117,9 +188,10 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
     """Records a result; returns the answer, or the result of a call without a record."""
     if job.recorder is None:
         return result.model_dump(mode="json")
-    problems = job.recorder.finish(result)
     answer = specs()[call.tool].summarize(result)
-    answer.notes += problems
+    answer.notes += job.recorder.finish(result, answer)
+    if job.recorder.tables is not None:
+        answer.notes.append(name_parts(job.recorder.tables, job.recorder.arrays))
     return answer.model_dump(mode="json")
 
 

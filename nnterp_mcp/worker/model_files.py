@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,24 +38,39 @@ class ModelFiles:
         names = [gguf] if gguf else sorted(path.name for path in folder.iterdir() if path.suffix in _READ)
         self._paths = [folder / name for name in names]
         self._hashes: dict[str, str] = {}
+        self._waiting: list[Callable[[], None]] | None = []
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._hash, daemon=True)
         self._thread.start()
 
-    def cards(self, wait: float) -> dict[str, FileCard]:
-        """Each file's size and hash; a hash that is not there after `wait` seconds is left open."""
-        self._thread.join(wait)
+    def cards(self) -> dict[str, FileCard]:
+        """Each file's size, and its hash unless that is still being computed."""
         return {
             path.name: FileCard(bytes=path.stat().st_size, sha256=self._hashes.get(path.name))
             for path in self._paths
             if path.exists()
         }
 
+    def wait(self) -> None:
+        """Waits for the hashes."""
+        self._thread.join()
+
+    def when_hashed(self, action: Callable[[], None]) -> None:
+        """Runs an action as soon as all hashes are there: now, or on the background thread."""
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.append(action)
+                return
+        action()
+
     def _hash(self) -> None:
         for path in self._paths:
-            try:
+            with suppress(OSError):
                 self._hashes[path.name] = _sha256(path)
-            except OSError:
-                continue
+        with self._lock:
+            waiting, self._waiting = self._waiting or [], None
+        for action in waiting:
+            action()
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.model_files import ModelOrigin
+from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 _CPU_TOKENS = 1024
 """Tokens with which a CPU is at its fastest already."""
-
-_HASHING = 0.2
-"""Seconds that the end of a run waits for the hashes of the model's files."""
 
 
 @cache
@@ -100,9 +97,14 @@ class Bench:
             source=origin.source,
             revision=origin.revision,
             fingerprint=self.identity.fingerprint,
-            files=origin.files.cards(_HASHING) if origin.files else {},
+            files=origin.files.cards() if origin.files else {},
             threads=torch.get_num_threads(),
         )
+
+    @property
+    def files(self) -> ModelFiles | None:
+        """The files of the loaded model; None where it was not read from files."""
+        return self._origin.files
 
     @property
     def vectors(self) -> VectorStore:

@@ -173,6 +173,17 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
     def average_over(states: Tensor, layer: int, prompt: int) -> None:
         states[-1] = source[layer][1:].mean(0)
 
+    def average_by_position(states: Tensor, layer: int, prompt: int) -> None:
+        for at in (0, -1):
+            mean = torch.stack([clean[layer][0][at], clean[layer][2][at]]).mean(0)
+            if heads is None:
+                states[at] = mean
+            else:
+                states[at, heads] = mean[heads]
+
+    def copy_source(states: Tensor, layer: int, prompt: int) -> None:
+        states[-1] = source[layer][-1]
+
     def some_neurons(states: Tensor, layer: int, prompt: int) -> None:
         states[..., [0, 5]] = 0
 
@@ -183,8 +194,10 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
     numbers = vector.tolist()
     case("add", add, vector=numbers, factor=1.5, positions=[0, -2], **chosen)
     case("project_out", project_out, vector=numbers)
-    case("mean", average, **chosen)
+    case("mean", average, over="all", over_positions="all", **chosen)
     case("mean", average_over, over=[SOURCE], over_positions="1:", positions="last")
+    case("mean", average_by_position, over=[0, 2], positions=[0, -1], **chosen)
+    case("mean", copy_source, over=[SOURCE], positions="last")
     case("zero", some_neurons, neurons=[0, 5])
     case("zero", one_prompt, prompts=2)
     case("patch", patch_last, positions="last", **{"from": {"prompt": SOURCE, "position": 1}})
@@ -326,7 +339,7 @@ def test_the_order_of_the_list_does_not_matter_across_places(subject: Subject) -
         {"op": "scale", "site": "layers_output", "layers": 2, "factor": 2},
         {"op": "zero", "site": "token_embeddings", "positions": 1},
         {"op": "knockout", "layers": 1, "key_positions": 0},
-        {"op": "mean", "layers": [0, 3], "heads": 1},
+        {"op": "mean", "layers": [0, 3], "heads": 1, "over": "all", "over_positions": "all"},
         {"op": "skip", "layers": 1},
     ]
     forth, back = (subject.probabilities(subject.plan(*listed)) for listed in (operations, operations[::-1]))
@@ -466,6 +479,6 @@ def test_a_cancelled_plan_stops_before_its_sources_run(subject: Subject) -> None
     def stop() -> None:
         raise Cancelled("stop")
 
-    operations: list[Operation] = [parse_operation({"op": "mean", "layers": 1, "heads": 0})]
+    operations: list[Operation] = [parse_operation({"op": "mean", "layers": 1, "heads": 0, "over": 1, "prompts": 1})]
     with cancellable(stop), pytest.raises(Cancelled):
         plan(subject.model, operations, subject.prompts)

@@ -347,7 +347,7 @@ def test_edits_can_be_checked_before_there_is_a_prompt() -> None:
         model,
         operations(
             {"op": "zero", "site": "mlps_output", "layers": 1, "prompts": 1, "positions": 40},
-            {"op": "mean", "layers": 1, "heads": 0},
+            {"op": "mean", "layers": 1, "heads": 0, "over": "all"},
             {"op": "patch", "layers": 1, "from": {"prompt": 3, "position": 7}},
             {"op": "set_attention", "layers": 1, "pattern": [[1.0, 0.0], [0.5, 0.5]]},
         ),

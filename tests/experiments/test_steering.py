@@ -168,7 +168,7 @@ def test_every_source_is_read_once(tiny: Callable[..., Path]) -> None:
 
     model.module.register_forward_pre_hook(count, with_kwargs=True)
     listed = [
-        {"op": "mean", "site": "layers_output", "layers": 1, "positions": "last", "over_positions": "last"},
+        {"op": "mean", "site": "layers_output", "layers": 1, "positions": "last", "over": "all"},
         {
             "op": "patch",
             "site": "layers_output",

@@ -282,6 +282,8 @@ class Cases:
             made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
         if op == "mean" and self.dice.random() < 0.5:
             made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
+        elif op == "mean":
+            made |= {"over": self.dice.choice(("all", 0)), "positions": self.dice.choice(("last", [0, -1], 0))}
         if op == "patch":
             made["from"] = self._source(site, texts)
             if self.dice.random() < 0.2:

@@ -143,9 +143,10 @@ class _Request:
         return [at for at in [*self.prompt.at(asked), *new] if max(0, at - old + 1) in acting]
 
     def _change(self, operation: Operation, place: Place) -> Edit:
-        patches = operation["op"] == "patch"
-        at = self._reach(operation, operation.get("positions", "all"), False if patches else None)
-        new = self._patch(operation, place, at) if patches else self._new(operation, place)
+        op = operation["op"]
+        ends = op == "patch" or (op == "mean" and "over_positions" not in operation)
+        at = self._reach(operation, operation.get("positions", "all"), False if ends else None)
+        new = self._patch(operation, place, at) if op == "patch" else self._new(operation, place, at)
 
         def edit(states: Tensor, seen: States) -> Tensor:
             block = states[at]
@@ -158,14 +159,14 @@ class _Request:
 
         return edit
 
-    def _new(self, operation: Operation, place: Place) -> Callable[[Tensor], Tensor]:
+    def _new(self, operation: Operation, place: Place, at: Sequence[int]) -> Callable[[Tensor], Tensor]:
         op = operation["op"]
         if op == "zero":
             return torch.zeros_like
         if op == "scale":
             return lambda block: block * operation["factor"]
         if op == "mean":
-            mean = self._mean(operation, place)
+            mean = self._mean(operation, place, at)
             return lambda block: mean.expand_as(block)
         vector = self.by.vector(operation["vector"], place[1])
         if op == "add":
@@ -173,11 +174,16 @@ class _Request:
         unit = vector / vector.norm()
         return lambda block: block - (block * unit).sum(-1, keepdim=True) * unit
 
-    def _mean(self, operation: Operation, place: Place) -> Tensor:
-        over = operation.get("over")
-        texts = self.prompts if over is None else [self.by.read(text) for text in as_list(over)]
-        taken = [self.by.clean(text)[place][text.at(operation.get("over_positions", "all"))] for text in texts]
-        return torch.cat(taken).mean(0)
+    def _mean(self, operation: Operation, place: Place, at: Sequence[int]) -> Tensor:
+        """The mean of all those positions together, or for each of the positions that are reached."""
+        over = range(len(self.prompts)) if operation["over"] == "all" else as_list(operation["over"])
+        texts = [self.prompts[one] if isinstance(one, int) else self.by.read(one) for one in over]
+        asked = operation.get("positions", "all")
+        taken = [self.by.clean(text)[place][text.at(operation.get("over_positions", asked))] for text in texts]
+        if "over_positions" in operation:
+            return torch.cat(taken).mean(0)
+        into = self.prompt.at(asked)
+        return torch.stack(taken).mean(0)[[into.index(one) for one in at]]
 
     def _patch(self, operation: Operation, place: Place, at: Sequence[int]) -> Callable[[Tensor], Tensor]:
         source, asked = operation["from"], operation.get("positions", "all")

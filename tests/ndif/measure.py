@@ -1,9 +1,11 @@
-"""Every served tool over MCP, on a real NDIF and on this machine: how far the answers differ, what came back, how long.
+"""Every served tool on NDIF and on this machine: how far the answers differ, bytes sent and received, and time.
 
     python -m tests.ndif.measure FOLDER [ADDRESS]
+    python -m tests.ndif.measure simulated
 
 FOLDER holds the environment that `tests.ndif.deployment install` made. With an address, the NDIF that runs there is
-used; else one is started.
+used; else one is started, and both are called over MCP. `simulated` takes nnsight's simulation in this process instead,
+whose bytes are counted as they would be sent.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,28 @@ CALLS: dict[str, tuple[str, dict[str, Any], int]] = {
         (2 + LAYERS * 5) * LOGITS,
     ),
     "generate": ("generate", {"prompts": [FRANCE, ITALY], "max_new_tokens": 24}, 2 * 24 * LOGITS),
+    "attribute": ("attribute", {"prompts": [FRANCE, ITALY], "targets": CAPITALS, "by": "sublayer"}, 2 * LOGITS),
+    "collect_activations": ("collect_activations", {"prompts": {"one": [FRANCE], "other": [ITALY]}}, 0),
+    "train_probe": (
+        "train_probe",
+        {"prompts": {"near": [f"{name} is in Europe" for name in ("France", "Italy", "Spain", "Norway")],
+                     "far": [f"{name} is in Asia" for name in ("Japan", "India", "China", "Nepal")]}},
+        0,
+    ),
+    "make_vector": (
+        "make_vector",
+        {"name": "far", "method": "mean_difference", "positive": [FRANCE], "negative": [ITALY], "layers": "5:25"},
+        0,
+    ),
+    "inspect_model": ("inspect_model", {}, 0),
 }  # fmt: skip
 """For each row the tool, its arguments, and the bytes of the whole distributions (or patterns) that nnterp would hand
-back: of every layer, prompt, run or cell."""
+back: of every layer, prompt, run or cell; 0 where there are none."""
+
+HEAD = (
+    "| call | largest difference | other differences | bytes sent | bytes back | whole tensors | local, s | NDIF, s | "
+    "ratio |\n|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def main(folder: Path, address: str | None) -> None:
@@ -63,7 +84,7 @@ def main(folder: Path, address: str | None) -> None:
 
 
 def _measure(way: Gateway, data: Path) -> None:
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 
@@ -74,8 +95,7 @@ def _measure(way: Gateway, data: Path) -> None:
         begun, before = time.monotonic(), way.received
         there = _handle(client.call("load_model", model=source, backend="ndif"))
         print(f"load: {time.monotonic() - begun:.1f} s, {way.received - before:,} bytes back\n")
-        print("| call | largest difference | other differences | bytes back | whole tensors | local, s | NDIF, s |")
-        print("|---|---|---|---|---|---|---|")
+        print(HEAD)
         for name, (tool, arguments, whole) in CALLS.items():
             _row(client, way, name, tool, arguments, whole, (here, there), data / "runs")
 
@@ -97,20 +117,68 @@ def _row(
 ) -> None:
     results: list[Any] = []
     seconds: list[float] = []
-    before = way.received
+    before = way.sent, way.received
     for handle in handles:
         client.call(tool, model=handle, **arguments)  # the first call of a kind compiles its traces
-        before, begun = way.received, time.monotonic()
+        client.call(tool, model=handle, **arguments)
+        before, begun = (way.sent, way.received), time.monotonic()
         answer = client.call(tool, model=handle, **arguments)
         seconds.append(time.monotonic() - begun)
         assert not answer.is_error, answer.content[0].text
-        results.append(_result(runs, answer.structured_content["run_id"]))
-    back = way.received - before
+        run = answer.structured_content.get("run_id")
+        results.append(_result(runs, run) if run else answer.structured_content)
+    _print(name, results, (way.sent - before[0], way.received - before[1]), whole, seconds)
+
+
+def _print(name: str, results: Sequence[Any], traffic: tuple[int, int], whole: int, seconds: Sequence[float]) -> None:
     numbers, others = _compare(*results)
+    local, there = seconds
+    sizes = " | ".join(f"{size:,}" for size in (*traffic, whole))
     print(
-        f"| {name} | {numbers:.1e} | {others} | {back:,} | {whole:,} | {seconds[0]:.2f} | {seconds[1]:.2f} |",
-        flush=True,
+        f"| {name} | {numbers:.1e} | {others} | {sizes} | {local:.2f} | {there:.2f} | {there / local:.2f} |", flush=True
     )
+
+
+def simulate() -> None:
+    """Prints the table of nnsight's simulation."""
+    from transformers import AutoModelForCausalLM
+
+    from nnterp_mcp.engine.executors.ndif.checks import check_served
+    from nnterp_mcp.engine.executors.ndif.client import Traffic
+    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locations import BUILTIN
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+    from nnterp_mcp.settings import Settings
+    from nnterp_mcp.worker.workbench import Bench
+    from tests.engine.executors.ndif.simulated import SimulatedConnection, serve
+    from tests.engine.executors.ndif.test_tools import call
+
+    folder = locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
+    served = serve(folder)
+    weights = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+    local = StandardizedTransformer(weights, tokenizer=served.tokenizer)
+    check_served(served)
+    connection = served.connection
+    assert isinstance(connection, SimulatedConnection)
+    print(HEAD)
+    with tempfile.TemporaryDirectory() as data:
+        benches = [
+            Bench("model", Settings(data=Path(data) / name, folders=(folder,)), model)
+            for name, model in (("here", local), ("there", served))
+        ]
+        for name, (tool, arguments, whole) in CALLS.items():
+            results: list[Any] = []
+            seconds: list[float] = []
+            for bench in benches:
+                call(bench, tool, arguments)
+                begun = time.monotonic()
+                call(bench, tool, arguments)
+                seconds.append(time.monotonic() - begun)
+                connection.traffic, connection.counts = Traffic(), True
+                found = call(bench, tool, arguments)
+                connection.counts = False
+                results.append({field: value for field, value in found.items() if field not in ("model", "seconds")})
+            _print(name, results, (connection.traffic.sent, connection.traffic.received), whole, seconds)
 
 
 def _result(runs: Path, run: str) -> Any:
@@ -142,4 +210,7 @@ def _pairs(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+    if sys.argv[1] == "simulated":
+        simulate()
+    else:
+        main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)

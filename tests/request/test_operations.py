@@ -104,7 +104,7 @@ def test_operations_have_short_names(snapshot: SnapshotAssertion) -> None:
 
 def test_the_schema_is_small_and_names_every_op_and_site() -> None:
     schema = json.dumps(TypeAdapter(DescribedInterventions).json_schema(), ensure_ascii=False)
-    assert len(schema) < 600
+    assert len(schema) < 800
     assert all(op in schema for op in OPERATIONS)
     assert all(site in schema or site.removesuffix("output") in schema for site in SITES)
 

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap
-from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.errors import NnterpError, Unsupported
+from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.figures import figure_of
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
@@ -96,7 +97,7 @@ def test_the_lens_shows_each_readings_likeliest_tokens_and_the_mean_of_targets(r
     samples = [[reading["layers"][at]["targets"][1][0] for reading in readings] for at in range(len(rows))]
     assert targets.y == pytest.approx([fmean(values) for values in samples])
     assert targets.high == pytest.approx([min(1, fmean(values) + pstdev(values)) for values in samples])
-    assert any("In force" in note for note in figure.notes)
+    assert any("Active interventions" in note for note in figure.notes)
 
 
 def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(recorded: Recorded) -> None:
@@ -146,7 +147,7 @@ def test_a_patching_grid_shows_every_cell_and_its_control(recorded: Recorded) ->
         value = heatmap.values[heatmap.rows.index(str(layer))][column]
         assert value == (cell["effect"] if cell["recovery"] is None else cell["recovery"]["mean"])
     bars = panel(figure, Bars).bars
-    together = result["together"]
+    together = result["patched_set"]
     assert bars[0].value == (together["recovery"] or together["metric"])["mean"]
     random = together["control_recoveries"] if together["recovery"] else together["controls"]
     assert [bar.value for bar in bars if bar.role == "control"] == random
@@ -235,3 +236,19 @@ def test_states_are_shown_by_length_and_by_how_far_groups_lie_apart(recorded: Re
     assert cosines.curves[0].y == [layer["pairs"][0]["cosine"] for layer in layers]
     assert cosines.curves[1].y == [layer["pairs"][0]["shuffled"] for layer in layers]
     assert cosines.curves[1].of == cosines.curves[0].name
+
+
+def test_a_large_result_is_drawn_in_another_process(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(name for name, (tool, _) in EXAMPLES.items() if tool == "logit_lens")
+    record = recorded.store.read(recorded.ids[name])
+    here = figures.draw_here(recorded.store, record, specs())
+    folder = recorded.settings.runs / record.id
+    for file in (figures.PICTURE, figures.PAGE):
+        (folder / file).unlink()
+    monkeypatch.setattr(figures, "_LARGE", 0)
+    assert figures.draw(recorded.store, record, specs()) == here == (folder / figures.PICTURE).read_bytes()
+    assert (folder / figures.PAGE).exists()
+
+    undrawn = recorded.store.read(recorded.ids["vector"])
+    with pytest.raises(Unsupported, match=r"has no picture: make_vector draws none"):
+        figures.draw(recorded.store, undrawn, specs())

@@ -20,13 +20,14 @@ from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import (
+    FACT_COLUMNS,
+    ResultTables,
     as_table,
-    columns_of,
     columns_of_array,
+    encode_tables,
     facts_of,
-    filter_rows,
+    filter_facts,
     read_array,
-    tables_of,
 )
 from nnterp_mcp.toolset.read_run.answer import digest
 from nnterp_mcp.toolset.read_run.result import ReadRunResult
@@ -48,6 +49,20 @@ class Readings(Result):
     model: str
     categories: dict[str, list[str]]
     readings: list[Reading]
+
+
+class Row(BaseModel):
+    layer: int
+    token: str
+    p: float | None
+    top: list[tuple[str, float]]
+
+
+class Rows(Result):
+    rows: list[Row]
+
+
+COLUMNS = list(Row.model_fields)
 
 
 TOP = st.lists(st.tuples(st.text(max_size=3), st.floats(0, 1)), max_size=3)
@@ -73,7 +88,8 @@ ROWS = st.lists(
 
 @given(RESULT)
 def test_every_item_is_a_row_beside_what_it_stands_in(result: Readings) -> None:
-    tables = tables_of(result)
+    stored = ResultTables(encode_tables(result, {}))
+    tables = {name: stored.page(name, {})[0] for name in stored.counts}
     layers = [(reading, layer) for reading in result.readings for layer in reading.layers]
 
     assert set(tables) == ({"readings"} if result.readings else set()) | ({"readings.layers"} if layers else set())
@@ -91,34 +107,74 @@ def test_every_item_is_a_row_beside_what_it_stands_in(result: Readings) -> None:
     ]
 
 
+def stored(rows: list[dict[str, Any]]) -> ResultTables:
+    return ResultTables(encode_tables(Rows.model_validate({"rows": rows}), {"said": "so"}))
+
+
 @given(ROWS.filter(bool), st.integers(1, 7))
 def test_the_pages_hold_every_row_once(rows: list[dict[str, Any]], limit: int) -> None:
-    columns = columns_of(rows)
-    pages = [as_table(rows[offset : offset + limit], columns, None) for offset in range(0, len(rows), limit)]
+    tables = stored(rows)
+    pages = [tables.page("rows", {}, offset, limit) for offset in range(0, len(rows), limit)]
 
-    assert [dict(zip(page.columns, row, strict=True)) for page in pages for row in page.rows] == rows
+    assert [row for page, _ in pages for row in page] == rows
+    assert {total for _, total in pages} == {tables.counts["rows"]} == {len(rows)}
+    assert tables.columns("rows") == COLUMNS
+    assert tables.facts == {"said": "so", "result": {}}
 
 
 @given(ROWS.filter(bool), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.text("ab ", max_size=2))
 def test_the_rows_that_are_asked_for_and_no_others(rows: list[dict[str, Any]], layers: list[int], part: str) -> None:
-    expected = [row for row in rows if row["layer"] in layers]
+    tables = stored(rows)
 
-    assert filter_rows(rows, {"layer": layers}) == expected
-    assert filter_rows(rows, {"layer": [str(layer) for layer in layers]}) == expected, "numbers may come as text"
-    assert filter_rows(rows, {"layer": layers, "token": part}) == [row for row in expected if part in row["token"]]
-    assert filter_rows(rows, {"top": part}) == [row for row in rows if any(part in text for text, _ in row["top"])]
-    assert filter_rows(rows, {"p": None}) == [row for row in rows if row["p"] is None]
-    assert filter_rows(rows, {}) == rows
+    def asked(**where: Any) -> list[dict[str, Any]]:
+        found, total = tables.page("rows", where)
+        assert total == len(found)
+        return found
+
+    expected = [row for row in rows if row["layer"] in layers]
+    assert asked(layer=layers) == expected
+    assert asked(layer=[str(layer) for layer in layers]) == expected, "numbers may come as text"
+    assert asked(layer=layers, token=part) == [row for row in expected if part in row["token"]]
+    assert asked(top=part) == [row for row in rows if any(part in text for text, _ in row["top"])]
+    assert asked(p=None) == [row for row in rows if row["p"] is None]
+    for row in rows:
+        assert row in asked(p=row["p"])
+        assert row in asked(top=[name for name, _ in row["top"]] or [""]) or not row["top"]
+    assert asked() == rows
+
+
+def test_columns_around_a_table_choose_its_rows_too() -> None:
+    layers = [Layer(layer=layer, top=[('"', 0.5), ("a,b", 1e-7)]) for layer in range(3)]
+    readings = [Reading(token=f"t{number}", leads_from=number or None, layers=layers) for number in range(4)]
+    tables = ResultTables(encode_tables(Readings(model="m", categories={}, readings=readings), {}))
+
+    found, total = tables.page("readings.layers", {"token": ["t1", "t3"], "layer": 2})
+    assert total == 2
+    assert [(row["token"], row["leads_from"], row["layer"]) for row in found] == [("t1", 1, 2), ("t3", 3, 2)]
+    assert tables.page("readings.layers", {"leads_from": None}, limit=1)[1] == 3
+    for part in ('"', "a,b", ",", "1e-07"):
+        assert tables.page("readings.layers", {"top": part})[1] == (0 if part == "" else 12)
+    assert tables.page("readings.layers", {"top": '",'})[1] == 0, "a piece of JSON is no piece of a cell"
+
+
+def test_what_is_no_file_of_tables_is_refused() -> None:
+    content = encode_tables(Readings(model="m", categories={}, readings=[]), {})
+    assert ResultTables(content).counts == {}
+    for broken in (b"", content[:20], b"x" * 100, content.replace(b"format", b"former")):
+        with pytest.raises(ValueError, match=r"Expecting value|another version|Unterminated"):
+            ResultTables(broken)
 
 
 @pytest.mark.parametrize("name", ["layers", "", "tokén", "readings.layers"])
 def test_a_column_that_does_not_exist_is_told_with_those_that_do(name: str) -> None:
-    rows = [{"layer": 1, "token": "a"}]
-    message = "there is no column '.*': the columns are layer, token"
+    tables = stored([{"layer": 1, "token": "a", "p": None, "top": []}])
+    message = "there is no column '.*': the columns are layer, token, p, top"
     with pytest.raises(InvalidRequest, match=message):
-        filter_rows(rows, {name: 1})
+        tables.page("rows", {name: 1})
     with pytest.raises(InvalidRequest, match=message):
-        as_table([], columns_of(rows), [name])
+        as_table([], COLUMNS, [name])
+    with pytest.raises(InvalidRequest, match="the columns are field, value"):
+        filter_facts([], {name: 1})
 
 
 @given(PARAMS)
@@ -126,7 +182,8 @@ def test_facts_are_the_leaves_and_each_has_a_name(data: dict[str, Any]) -> None:
     def leaves(value: Any) -> int:
         return sum(map(leaves, value.values())) if isinstance(value, dict) else 1
 
-    facts = facts_of(data)
+    facts = filter_facts(facts_of(data), {})
+    assert all(list(fact) == FACT_COLUMNS for fact in facts)
     assert len(facts) == leaves(data)
     for name, value in data.items():
         if isinstance(value, str | int | float | bool | None):
@@ -184,7 +241,7 @@ def page(rows: list[dict[str, Any]], form: str, total: int | None = None) -> Rea
     return ReadRunResult(
         run_id="steer-abcdef",
         part="runs",
-        table=as_table(rows, columns_of(rows), None),
+        table=as_table(rows, COLUMNS if "p" in rows[0] else list(rows[0])),
         offset=0,
         total=len(rows) if total is None else total,
         format=form,  # pyright: ignore[reportArgumentType] - parametrized
@@ -228,7 +285,7 @@ def test_what_a_page_leaves_out_is_said() -> None:
 
     assert answer.truncated
     assert "70 rows follow: offset=20." in said
-    assert "Cells that end in … go on; format='json' shows them whole, fewer rows more of them." in said
+    assert "Cells that end in … are cut: format='json' shows them whole, fewer rows show more of each." in said
     assert "… 492 more" in said
     assert not digest(page(long, "json")).truncated
     assert "… 372 more" in digest(page(long[:1], "table")).text()

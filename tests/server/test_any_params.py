@@ -43,7 +43,7 @@ OPERATIONS: list[dict[str, Any]] = [
     {"op": "add", "layers": 0, "vector": {"positive": " a", "negative": " b"}, "factor": -1},
     {"op": "scale", "layers": "all", "factor": 0.5, "site": "mlps_output", "neurons": [0, 1]},
     {"op": "zero", "layers": [2], "heads": [1, -1], "site": "heads_output", "steps": 0},
-    {"op": "mean", "layers": "0:2", "site": "attentions_output", "prompts": ["a b", "c d"]},
+    {"op": "mean", "layers": "0:2", "site": "attentions_output", "prompts": ["a b", "c d"], "over": "all"},
     {"op": "patch", "layers": [1], "positions": [2], "from": {"prompt": "one two", "position": 1, "layer": 1}},
     {"op": "project_out", "layers": [3], "vector": "vector"},
     {"op": "skip", "layers": "1:3"},
@@ -51,7 +51,7 @@ OPERATIONS: list[dict[str, Any]] = [
     {"op": "set_attention", "layers": [0], "heads": "all", "pattern": "uniform"},
 ]
 MEAN_AND_SCALE: list[dict[str, Any]] = [
-    {"op": "mean", "site": "keys", "layers": 1, "steps": [1, 2], "prompts": "all"},
+    {"op": "mean", "site": "keys", "layers": 1, "steps": [1, 2], "over": [0, 1], "over_positions": "1:"},
     {"op": "scale", "site": "keys", "layers": 1, "factor": 0.5, "prompts": "all"},
 ]
 NAMES = sorted({name for operation in OPERATIONS for name in operation} | {"renormalise", "of", "seed"})

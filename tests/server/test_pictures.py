@@ -119,7 +119,7 @@ def test_a_late_run_gives_its_picture_when_it_is_read(tiny: Callable[..., Path])
         late = caller.call("logit_lens", prompts=[f"a b {number}" for number in range(150)], plot=True)
         run_id = late.structured_content["run_id"]
         read = until(
-            lambda: "goes on" not in said(found := caller.call("read_run", run_id=run_id, format="picture")) and found
+            lambda: "waits for" not in said(found := caller.call("read_run", run_id=run_id, format="picture")) and found
         )
 
     assert late.structured_content["state"] == "running"

@@ -161,7 +161,7 @@ def test_a_run_under_way_is_not_waited_for(recorded: Recorded) -> None:
     no_result = refusal(lambda: caller.read(f"{found[0].uri}/result"))
 
     assert not ending.done()
-    assert re.match(r"generate on tiny-llama is (queued|running) and goes on", said)
+    assert re.match(r"generate on tiny-llama is (queued|running)", said)
     assert record["state"] == "running"
     assert no_result.startswith(f"invalid_request: {record['id']} has no result: it is running.")
     ending.cancel()

@@ -215,6 +215,16 @@ def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def test_a_peer_that_is_named_and_not_there_is_told_how_to_make(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tools.benchmark import command, environments
+
+    monkeypatch.setattr(environments, "_BUILD", tmp_path)
+    with pytest.raises(SystemExit, match=r"no environment of nnterp below build/ yet: --peers makes it"):
+        command.main(["--by", "raw", "nnterp", "--jobs", "lens-1"])
+
+
 @pytest.mark.slow
 def test_the_accelerator_s_command_runs_on_a_small_model() -> None:
     ran = subprocess.run(

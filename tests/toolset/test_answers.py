@@ -103,7 +103,8 @@ def test_the_lens_finds_paris(client: Caller) -> None:
     rows = result.structured_content["table"]["rows"]
     last = rows[-1]
 
-    assert result.structured_content["finding"].startswith('After " is" (position 4), smollm2-135m says " Paris" (0.77')
+    said = 'After " is" (position 4), smollm2-135m predicts " Paris" (0.77'
+    assert result.structured_content["finding"].startswith(said)
     assert result.structured_content["table"]["columns"][-2:] == ["capital p, rank", "traps p, rank"]
     assert (last[0], last[1][0][0], last[3], last[4][1]) == (29, " Paris", 0, 1)
     assert last[1][0][1] == pytest.approx(0.77, abs=0.01)

@@ -33,23 +33,26 @@ def test_an_edit_acts_in_every_call_of_every_client_until_it_is_cleared(callers:
 
     edited = one.call("edit_model", interventions=[EDIT])
     assert text(edited) == (
-        "1 edit in force on tiny-llama, for every call of every client until cleared.\nzero at mlps_output of layer 1"
+        "1 edit active on tiny-llama, in every call of every client until cleared.\n"
+        "zero at mlps_output, layer 1, all positions, every step"
     )
     for caller in callers:
         found = lens(caller)
         assert found["table"] == once["table"]
         assert found["notes"] == once["notes"]
-        assert any("zero at mlps_output of layer 1" in note for note in found["notes"])
-    assert "In force on tiny-llama in every call: zero at mlps_output of layer 1." in text(other.call("session"))
+        assert any("zero at mlps_output, layer 1, all positions, every step" in note for note in found["notes"])
+    assert "Active on tiny-llama in every call: zero at mlps_output, layer 1, all positions, every step." in text(
+        other.call("session")
+    )
 
     twice = lens(other, interventions=[{"op": "skip", "layers": 2}])
     record = other.call("read_run", run_id=twice["run_id"], part="record", where={"field": "interventions"}, limit=50)
     assert "mlps_output" in text(record)
     assert "skip" in text(record)
 
-    assert text(other.call("edit_model", interventions=[])) == "tiny-llama is as it was loaded."
+    assert text(other.call("edit_model", interventions=[])) == "No edits are active on tiny-llama."
     assert lens(one)["table"] == plain["table"]
-    assert "In force" not in text(one.call("session"))
+    assert "Active on" not in text(one.call("session"))
 
 
 def test_an_edit_that_the_model_cannot_take_is_refused_and_changes_nothing(callers: tuple[Caller, Caller]) -> None:
@@ -98,8 +101,8 @@ def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: t
     finally:
         one.call("edit_model", interventions=[])
     assert text(refused) == (
-        "unsupported: make_vector takes no interventions, and tiny-llama has edits in force: "
-        "zero at mlps_output of layer 1\nClear them with edit_model (interventions: []) first."
+        "unsupported: make_vector takes no interventions, and tiny-llama has active edits: "
+        "zero at mlps_output, layer 1, all positions, every step\nClear them with edit_model (interventions: []) first."
     )
 
 
@@ -113,7 +116,8 @@ def test_a_method_that_takes_none_names_the_edits_that_nobody_sent(callers: tupl
         one.call("edit_model", interventions=[])
     assert text(refused) == (
         "unsupported: method patching takes no interventions: direct, gradient and integrated do, and tiny-llama has "
-        "edits in force: zero at mlps_output of layer 1\nClear them with edit_model (interventions: []) first."
+        "active edits: zero at mlps_output, layer 1, all positions, every step\n"
+        "Clear them with edit_model (interventions: []) first."
     )
     assert "invalid_request" in text(one.call("attribute", **asked, interventions=[EDIT])), "its own are another matter"
 

@@ -25,7 +25,7 @@ def test_a_prompt_is_continued(caller: Caller) -> None:
     result = caller.call("generate", prompts="The capital of France is", max_new_tokens=8)
     assert not result.is_error
     answer: Any = result.structured_content
-    assert answer["table"]["columns"] == ["tokens", "stop", "mean log-prob", "text"]
+    assert answer["table"]["columns"] == ["tokens", "stop", "mean log-prob", "perplexity", "text"]
     assert answer["table"]["rows"][0][-1].startswith(" Paris.")
     assert '" Paris.' in text(result)
     assert "run_id" not in answer or answer["run_id"]
@@ -41,7 +41,9 @@ def test_edited_text_stands_beside_its_baseline(caller: Caller) -> None:
     assert rows[0]["text"] != rows[1]["text"]
     assert rows[1]["differs at"] == 0
     assert len(rows[0]["token log-probs"]) == 12
-    assert any("In force: add 20 × ' love' − ' hate' at layers_output of layer 15." in note for note in answer["notes"])
+    assert any(
+        "× ' love' − ' hate' at layers_output, layer 15, all positions, every step." in note for note in answer["notes"]
+    )
     assert "edited" in text(result)
 
 
@@ -60,7 +62,7 @@ def test_the_lens_reads_an_edited_model(caller: Caller) -> None:
     answer: Any = result.structured_content
     tops = [row[1] for row in answer["table"]["rows"]]
     assert tops[0] == tops[1] == tops[2]
-    assert "In force: skip of layers 20:." in text(result)
+    assert "Active interventions: skip, layers 20:, every step." in text(result)
 
 
 def test_what_cannot_be_is_refused_in_one_line(caller: Caller) -> None:
@@ -86,3 +88,17 @@ def test_an_answer_is_small_and_counts_what_it_leaves_out(prompts: int, logprobs
     shown = answer.text()
     assert len(shown) < 4200
     assert "not shown" in shown
+
+
+def test_no_new_tokens_scores_the_prompts(caller: Caller) -> None:
+    asked: dict[str, Any] = {"prompts": ["The capital of France is Paris", "Paris is capital France of the"]}
+    answer: Any = caller.call("generate", max_new_tokens=0, **asked).structured_content
+    likely, odd = (row[answer["table"]["columns"].index("perplexity")] for row in answer["table"]["rows"])
+    assert likely < odd / 4
+    assert answer["finding"].startswith("Mean log-probability of 10 tokens after the first: unedited ")
+
+    skipped = [{"op": "skip", "layers": "10:"}]
+    edited: Any = caller.call("generate", max_new_tokens=0, interventions=skipped, **asked).structured_content
+    by_run = {row[1]: row for row in edited["table"]["rows"][:2]}
+    perplexity = edited["table"]["columns"].index("perplexity")
+    assert by_run["baseline"][perplexity] == likely < by_run["edited"][perplexity]

@@ -49,7 +49,7 @@ def lens(client: Caller, **arguments: Any) -> dict[str, Any]:
     return result.structured_content
 
 
-def read(client: Caller, run_id: str, **arguments: Any) -> dict[str, Any]:
+def read(client: Caller, run_id: str | list[str], **arguments: Any) -> dict[str, Any]:
     result = client.call("read_run", run_id=run_id, **arguments)
     assert not result.is_error, text(result)
     assert result.structured_content is not None
@@ -63,7 +63,7 @@ def run(client: Caller) -> str:
     return begun
 
 
-def refusal(client: Caller, run_id: str, **arguments: Any) -> str:
+def refusal(client: Caller, run_id: str | list[str], **arguments: Any) -> str:
     result = client.call("read_run", run_id=run_id, **arguments)
     assert result.is_error, text(result)
     return text(result)
@@ -85,7 +85,7 @@ class TestLate:
             load(patient, tiny)
             at_once = lens(patient, prompts=prompts)
         assert waited["run_id"] == late["run_id"]
-        assert waited["notes"].pop().startswith("Parts for read_run: ")
+        assert waited["notes"][-1].startswith("Parts for read_run: ")
         assert {**waited, "run_id": None} == {**at_once, "run_id": None}
 
     def test_who_does_not_want_to_wait_is_told_at_once(self, client: Caller) -> None:
@@ -97,6 +97,21 @@ class TestLate:
         assert again["state"] == "running"
         assert record["table"]["rows"] == [["state", "running"]]
         assert client.call("cancel_run", run_id=late["run_id"]).structured_content["state"] == "cancelled"
+
+    def test_waiting_for_several_ends_with_the_first_of_them(self, client: Caller) -> None:
+        first, second = (lens(client, **LONG)["run_id"] for _ in range(2))
+        listed = read(client, [first, second], wait_seconds=0)
+        assert listed["finding"] == "0 of 2 runs ended."
+        cancelled = client.begin("read_run", run_id=[first, second])
+        client.call("cancel_run", run_id=first)
+        listed = cancelled.result(60).structured_content
+        if "1 of 2" not in listed["finding"]:  # the wait ended by itself before the run did
+            listed = read(client, [first, second])
+        assert listed["finding"] == f"1 of 2 runs ended: {first}."
+        table = listed["table"]
+        assert [row[table["columns"].index("state")] for row in table["rows"]] == ["cancelled", "running"]
+        assert "Name one run" in refusal(client, [first, second], part="record")
+        client.call("cancel_run", run_id=second)
 
     def test_progress_is_told_while_one_waits(self, client: Caller) -> None:
         late = lens(client, **LONG)
@@ -131,7 +146,8 @@ def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> Non
 class TestParts:
     def test_the_answer_names_the_parts(self, client: Caller, run: str) -> None:
         assert read(client, run)["notes"][-1] == (
-            "Parts for read_run: readings (2 rows), readings.layers (8 rows), result, record."
+            "Parts for read_run: readings (2 rows: prompt, text, position, token, leads_from), "
+            "readings.layers (8 rows: those of readings, layer, top, entropy, kl, targets), result, record."
         )
 
     @pytest.mark.parametrize("form", ["table", "csv", "json"])
@@ -271,7 +287,7 @@ class TestAfterwards:
             rows = read(second, answer["run_id"], part="readings.layers")
             listed = second.call("session").structured_content["runs"]["rows"]
 
-        assert again["notes"].pop().startswith("Parts for read_run: ")
+        assert again["notes"][-1].startswith("Parts for read_run: ")
         assert again == answer
         assert rows["total"] == 8
         assert [row[:3] for row in listed] == [[answer["run_id"], "tiny-llama", "done"]]

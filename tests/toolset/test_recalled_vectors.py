@@ -49,7 +49,7 @@ def test_what_was_in_force_in_the_run_is_told(bench: Bench) -> None:
     run_id, _ = collect(bench, prompts=JOY, pool="mean", positions="all", interventions=[edit])
     made = ask(bench, name="edited", method="activation", run=run_id)
 
-    assert "In force: zero at mlps_output of layer 1." in SPEC.digest(made).notes
+    assert "Active interventions: zero at mlps_output, layer 1, all positions, every step." in SPEC.digest(made).notes
     assert made.card.norms != ask(bench, name="plain", method="activation", positive=JOY, positions="all").card.norms
 
 

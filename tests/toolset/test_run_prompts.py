@@ -101,7 +101,7 @@ def test_interventions_are_in_force(bench: Bench) -> None:
 
     changed = [abs(one.top[0][1] - other.top[0][1]) > 1e-4 for one, other in zip(plain.rows, edited.rows, strict=True)]
     assert changed == [False, True, False, False]
-    assert any(note.startswith("In force:") for note in SPEC.digest(edited).notes)
+    assert any(note.startswith("Active interventions:") for note in SPEC.digest(edited).notes)
 
 
 def test_a_patchscope_s_target_prompt_runs_without_interventions(bench: Bench) -> None:
@@ -133,10 +133,15 @@ def test_a_patchscope_s_target_prompt_runs_without_interventions(bench: Bench) -
         patch.remove()
         for index, words in enumerate(TARGETS.values()):
             assert abs(row.probabilities[0][index] - float(expected[first_tokens(bench, words)].sum())) < 1e-5
-    said = "In force in the prompts, not in the target prompt: scale by 3 at layers_output of layer 1."
+    said = (
+        "Active interventions in the prompts, not in the target prompt: "
+        "scale by 3 at layers_output, layer 1, all positions, every step."
+    )
     assert said in SPEC.digest(result).notes
     assert said in figure(result, {}).notes
-    assert any(note.startswith("In force: ") for note in SPEC.digest(ask(bench, interventions=tripled)).notes)
+    assert any(
+        note.startswith("Active interventions: ") for note in SPEC.digest(ask(bench, interventions=tripled)).notes
+    )
 
 
 def test_the_summary_counts_what_the_rows_say(bench: Bench) -> None:
@@ -193,7 +198,7 @@ def test_files(bench: Bench, tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_no_prompt_sets(tmp_path: Path, name: str, content: str, reason: str) -> None:
-    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+    from nnterp_mcp.request.prompt_sets import read_prompt_file
 
     (tmp_path / name).write_text(content)
     with pytest.raises(InvalidRequest) as caught:
@@ -202,7 +207,7 @@ def test_files_that_are_no_prompt_sets(tmp_path: Path, name: str, content: str, 
 
 
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
-    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+    from nnterp_mcp.request.prompt_sets import read_prompt_file
 
     texts = ["a\u2028b", "c\u0085d", "e\x1ff"]
     (tmp_path / "set.jsonl").write_text(
@@ -224,7 +229,7 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_of_a_file_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
-    from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
+    from nnterp_mcp.request.prompt_sets import read_prompt_file
 
     (tmp_path / "set.jsonl").write_text('"a"\n' * 3 + "[" * 1000)
     with pytest.raises(LimitExceeded, match="holds more than the 2 prompts"):
@@ -292,3 +297,43 @@ def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None
     answer: Answer = SPEC.digest(result)
     assert count_tokens(answer.text()) <= 2000
     assert count_tokens(rounded(answer.model_dump(mode="json"))) <= 2000
+
+
+def test_a_prompt_gets_the_same_whatever_else_is_in_the_call(bench: Bench) -> None:
+    mean = {"op": "mean", "site": "mlps_output", "layers": 1, "positions": "last", "over": PROMPTS[:2]}
+    whole, alone = ask(bench, interventions=[mean]), ask(bench, prompts=PROMPTS[-1:], interventions=[mean])
+
+    assert whole.rows[-1].probabilities[0] == pytest.approx(alone.rows[0].probabilities[0], abs=1e-6)
+    assert whole.rows[-1].probabilities != ask(bench).rows[-1].probabilities
+
+
+def test_a_mean_names_its_prompts(bench: Bench) -> None:
+    mean: dict[str, Any] = {"op": "mean", "site": "mlps_output", "layers": 1}
+    with pytest.raises(InvalidRequest, match="mean needs the field 'over'"):
+        ask(bench, interventions=[mean])
+    with pytest.raises(InvalidRequest, match="as many positions in each prompt"):
+        ask(bench, prompts=["a", "a b c d e"], interventions=[mean | {"over": "all"}])
+
+
+def test_the_depth_at_which_an_answer_appears(bench: Bench) -> None:
+    from nnterp_mcp.toolset.logit_lens import SPEC as LENS
+    from nnterp_mcp.toolset.logit_lens.run import run
+
+    lens = run(bench, LENS.parse({"prompts": PROMPTS}), Job(1, lambda progress: None))
+    result = ask(bench, readout="logit_lens")
+    table = SPEC.digest(result).examples
+
+    assert [row.leads_from for row in result.rows] == [reading.leads_from for reading in lens.readings]
+    shown = {row[0]: row[table.columns.index("on top from layer")] for row in table.rows}
+    assert shown == {number: result.rows[number].leads_from for number in shown}
+    assert "on top from layer" not in SPEC.digest(ask(bench)).examples.columns
+
+
+def test_a_target_longer_than_a_token_is_named(bench: Bench) -> None:
+    with collect_remarks() as remarks:
+        ask(bench, targets={"answer": ["Abracadabra", "a"]})
+    assert any(
+        note.startswith('Counted by the first token, with any other text that begins so: "Abracadabra" by ')
+        for note in remarks
+    )
+    assert not any('"a" by' in note for note in remarks)

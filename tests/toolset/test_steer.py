@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -114,7 +117,7 @@ def test_a_factor_of_zero_is_counted_and_shown(bench: Bench) -> None:
     result = ask(bench, vector=INLINE, layers=1, factors=[-1, 0, 1], control=True, targets=TARGETS)
     answer, drawn = SPEC.digest(result), figure(result, {})
 
-    assert answer.finding.startswith("Of 3 cells, layer 1 with factor ")
+    assert answer.finding.startswith('p of "capital" changes more than with 5 random directions')
     assert "factor 0 " not in answer.finding  # it alone passes its control where nothing else does
     assert (answer.total, [row[:4] for row in answer.table.rows][2]) == (3, [1, 0.0, 0.0, 0.0])
     for panel, measure in zip(drawn.panels, [lambda run: run.kl, lambda run: run.targets[0][0]], strict=False):
@@ -255,9 +258,9 @@ def test_an_effect_within_its_control_is_said_to_be_none() -> None:
     for run in result.runs:
         run.kl = 0.5 if run.control is None else 0.3 + 0.1 * run.control
 
-    assert "no further than random directions of equal norm do (0.5 ± 0.16 nats over 5 of them)" in (
-        SPEC.digest(result).finding
-    )
+    said = SPEC.digest(result).finding
+    assert said.startswith("KL changes no more than with 5 random directions of equal norm (by 2 sd): at layer 0")
+    assert "is 0.5 nats (control 0.5 ± 0.16)" in said
 
 
 def test_both_channels_say_the_same() -> None:
@@ -316,4 +319,72 @@ def test_the_finding_speaks_of_the_distribution_where_no_target_moves_further_th
         runs=[run(None, None, 0.0, 0.01), *quiet, *loud],
     )
 
-    assert "layer 2 with factor 1 stands out most" in SPEC.digest(result).finding
+    assert SPEC.digest(result).finding.startswith(
+        'p of "good" changes more than with 5 random directions of equal norm (by 2 sd) in none of 2 cells, KL in 1; '
+        "of these, KL changes most at layer 2 with factor 1"
+    )
+
+
+def test_groups_of_prompts_are_a_vector_as_make_vector_makes_it(bench: Bench) -> None:
+    from nnterp_mcp.toolset.make_vector import SPEC as MAKE
+    from nnterp_mcp.toolset.make_vector.run import run
+
+    groups = {"positive": ["a b c", "Paris is"], "negative": ["the of", "and x"]}
+    make = MAKE.parse({"name": "contrast", "method": "mean_difference", **groups})
+    run(bench, make, Job(1, lambda progress: None))
+    named, given = ask(bench, vector="contrast"), ask(bench, vector=groups)
+
+    assert [run.kl for run in given.runs] == pytest.approx([run.kl for run in named.runs], abs=1e-6)
+    assert given.vector == "the mean state of 2 prompts − that of 2"
+
+
+def test_texts_are_scored_by_the_unedited_model(bench: Bench) -> None:
+    import torch
+
+    result = ask(bench, prompts="The capital", vector=INLINE, layers=1, factors=8, max_new_tokens=4)
+    model, tokenizer = bench.model.module, bench.model.tokenizer
+    for run in result.runs:
+        ids = [*tokenizer("The capital")["input_ids"], *tokenizer(run.text, add_special_tokens=False)["input_ids"]]
+        if tokenizer.decode(ids, skip_special_tokens=True) != f"The capital{run.text}":
+            continue
+        start = len(tokenizer("The capital")["input_ids"])
+        with torch.no_grad():
+            chosen = model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(start - 1, len(ids) - 1), ids[start:]]
+        if len(ids) == start + 4:
+            assert run.perplexity == pytest.approx(float((-chosen.mean()).exp()), rel=1e-4)
+    assert all(run.perplexity is not None and run.perplexity > 1 for run in result.runs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_cell_of_the_finding_follows_from_the_runs_by_the_criterion_that_it_names(seed: int) -> None:
+    dice = random.Random(seed)
+    result = made_result(4, 3, controls=5, categories=seed % 3)
+    for run in result.runs:
+        scale = dice.choice([0.1, 1.0]) if run.control is None else 0.3
+        run.kl = 0.0 if run.layer is None else scale * dice.random()
+        run.targets = [(0.5 + 0.4 * scale * dice.uniform(-1, 1), 1) for _ in run.targets]
+    said = SPEC.digest(result).finding
+
+    def values(of: Callable[[SteeredRun], float]) -> dict[tuple[int, float], tuple[float, bool]]:
+        """The change in each cell, and whether it exceeds its control."""
+        cells: dict[tuple[int, float], tuple[float, bool]] = {}
+        for run in result.runs:
+            if run.layer is not None and run.control is None:
+                same = [
+                    of(other)
+                    for other in result.runs
+                    if (other.layer, other.factor) == (run.layer, run.factor) and other.control is not None
+                ]
+                exceeds = abs(of(run) - fmean(same)) > 2 * stdev(same)
+                cells[run.layer, run.factor] = (abs(of(run) - of(result.runs[0])), exceeds)
+        return cells
+
+    criteria = [values(lambda run: run.targets[0][0])] if result.categories else []
+    criteria.append(values(lambda run: run.kl))
+    counts = [sum(exceeds for _, exceeds in cells.values()) for cells in criteria]
+    chosen = next((cells for cells, count in zip(criteria, counts, strict=True) if count), criteria[0])
+    least = any(exceeds for _, exceeds in chosen.values())
+    best = max((cell for cell in chosen if chosen[cell][1] >= least), key=lambda cell: chosen[cell][0])
+    assert f"at layer {best[0]} with factor {best[1]:g}, " in said
+    assert f" in {counts[0] or 'none'} of 12 cells" in said
+    assert len(counts) == 1 or f", KL in {counts[1] or 'none'};" in said

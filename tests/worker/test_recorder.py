@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import resource
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,13 @@ from pydantic import BaseModel
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, OutOfMemory
+from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.pool.messages import Recorded
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.main import _give_up  # pyright: ignore[reportPrivateUsage] - as the loop of a worker calls it
+from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 from nnterp_mcp.worker.recorder import Recorder
 from nnterp_mcp.worker.workbench import Bench
 from tests.recorded_runs import opened
@@ -46,8 +49,6 @@ SMALL = Numbers(numbers=[1 / 3, 2.0], text="ä")
 
 @pytest.fixture(scope="module")
 def bench(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
-
     made = Bench("tiny", Settings(runs=tmp_path_factory.mktemp("runs")))
     made.place(StandardizedTransformer(str(tiny("llama"))))
     return made
@@ -187,6 +188,28 @@ def test_an_array_that_the_disk_refuses_costs_no_more_than_itself(bench: Bench, 
     assert Numbers.model_validate_json(store.read_result(record)) == SMALL
 
 
+def test_a_record_is_completed_when_the_files_of_the_model_are_hashed(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    bench = Bench("tiny", Settings(runs=tmp_path / "runs"))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    with (folder / "large.safetensors").open("wb") as sink:
+        sink.truncate(500_000_000)
+    files = ModelFiles(folder)
+    bench.place(StandardizedTransformer(str(tiny("llama"))), ModelOrigin("here", files=files))
+    run = recorder(bench)
+    assert run.finish(SMALL) == []
+    run.settle(files)
+    files.wait()
+    record = RunStore(bench.settings.runs).read(run.run_id)
+
+    assert record.environment is not None
+    assert record.state == "done"
+    assert record.environment.files["large.safetensors"].sha256 == hashlib.sha256(bytes(500_000_000)).hexdigest()
+    assert all(card.sha256 for card in record.environment.files.values())
+
+
 def test_a_run_that_was_deleted_under_its_worker_costs_no_answer(bench: Bench, store: RunStore) -> None:
     run = recorder(bench)
     store.delete(run.run_id)
@@ -228,8 +251,6 @@ class TestCheckpoint:
         assert recorder(bench, **facts).checkpoint().take("0", Part) is None
 
     def test_a_call_on_other_weights_takes_nothing(self, bench: Bench, tiny: Callable[..., Path]) -> None:
-        from nnterp_mcp.model.standardized import StandardizedTransformer
-
         other = Bench("tiny", bench.settings)
         other.place(StandardizedTransformer(str(tiny("llama", seed=1))))
         recorder(bench, params={"prompts": ["c"]}).checkpoint().put("0", Part(number=0.5))

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, and returns the exit code: 1 if a contestant of ours failed or said other numbers than raw."""
     begun, load = time.monotonic(), environments.load()
     options = _parse(arguments)
-    names = [*options.by] if options.by else [*_OWN, *_peers(options.peers)]
+    names = _contestants(options.by, options.peers)
     setting = _set(options, names)
     if load > _QUIET:
         print(f"this machine is busy (load {load:.1f}): ratios will be noisy, and times too long")
@@ -69,11 +69,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _peers(wanted: bool) -> list[str]:
-    """The peers whose environments are there; all of them if they are wanted."""
-    for peer in environments.PEERS if wanted else ():
-        environments.make(peer)
-    return [peer for peer in environments.PEERS if environments.is_ready(peer)]
+def _contestants(named: Sequence[str] | None, make: bool) -> list[str]:
+    """Those that are named, or ours and the peers whose environments are there; peers are made if that is asked for."""
+    wanted = named or [*_OWN, *environments.PEERS]
+    for name in wanted if make else ():
+        environments.make(name)
+    ready = [name for name in wanted if environments.is_ready(name)]
+    if named and len(ready) < len(named):
+        raise SystemExit(f"no environment of {', '.join({*named} - {*ready})} below build/ yet: --peers makes it")
+    return ready
 
 
 def _set(options: argparse.Namespace, names: Sequence[str]) -> Setting:
@@ -91,7 +95,7 @@ def _find(model: str) -> Path:
     """The folder of a model's files, downloaded or converted if need be."""
     if Path(model).is_dir():
         return Path(model)
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.settings import Settings
 
     return locate(model, None, Settings().cache, False, print).folder

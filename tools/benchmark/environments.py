@@ -28,7 +28,7 @@ def python_of(contestant: str) -> str:
 
 
 def is_ready(contestant: str) -> bool:
-    """Whether a contestant's environment is there, whole."""
+    """True if a contestant's environment is there, whole."""
     return contestant not in PEERS or _mark(contestant).exists()
 
 

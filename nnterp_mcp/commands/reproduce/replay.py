@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.laboratory import Laboratory, TellProgress
-from nnterp_mcp.runs.records import RunEnvironment
+from nnterp_mcp.runs.records import RunEnvironment, RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
@@ -25,6 +26,8 @@ _INCIDENTAL = ("seconds", "taken", "made", "replaced", "versions")
 """Fields of results that vary between equal calls."""
 
 _HASH = " sha256"
+_HASHING = 120.0
+"""Seconds that a replay waits for the hashes of the model's files."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,13 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: TellP
         NnterpError: The model cannot be loaded, or the call fails now.
     """
     store = RunStore(settings.runs)
-    rerun = prepare_rerun(store.read(run_id), VectorStore(settings.data / "vectors"))
+    rerun = prepare_rerun(_hashed(store, run_id), VectorStore(settings.data / "vectors"))
     before = _read(rerun, store)
     with _apart(rerun, settings) as own:
         lab = Laboratory(**rerun.loading, settings=own, handle=rerun.record.model, on_progress=on_progress)
         after = lab.call(rerun.record.tool, **rerun.arguments)
+        if lab.bench.files is not None:
+            lab.bench.files.wait()
     return Replay(
         run_id=run_id,
         fields=[
@@ -81,6 +86,18 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: TellP
         replaced=rerun.replaced,
         tolerance=tolerance,
     )
+
+
+def _hashed(store: RunStore, run_id: str) -> RunRecord:
+    """A run's record; one whose worker still hashes the model's files is waited for."""
+    end = time.monotonic() + _HASHING
+    while True:
+        record = store.read(run_id)
+        files = record.environment.files.values() if record.environment is not None else ()
+        complete = all(card.sha256 is not None for card in files)
+        if complete or not record.owner.lives() or time.monotonic() > end:
+            return record
+        time.sleep(0.1)
 
 
 def _read(rerun: Rerun, store: RunStore) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nnterp_mcp.engine.attention_edits import KnockedOut, KnockoutEdit, PatternEdit
+from nnterp_mcp.engine.attention_edits import KnockedOut, KnockoutEdit, PatternEdit, fitting_matrix
 from nnterp_mcp.engine.edits import (
     Added,
     Averaged,
@@ -26,8 +26,9 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
 from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
-from nnterp_mcp.engine.token_spans import Reach, goes_on
+from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_span import Horizon
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -48,6 +49,7 @@ from nnterp_mcp.request.operations import (
     label_of,
     site_of,
 )
+from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
 from nnterp_mcp.request.sites import HEAD_SITES
 
@@ -210,13 +212,14 @@ class _Planner:
         pattern = operation.pattern
         onward = isinstance(pattern, str) and goes_on(operation.query_positions)
         queries = self._reach(operation.query_positions, chosen, operation.steps, onward)
-        content = pattern if isinstance(pattern, str) else _matrix(pattern, chosen)
+        content = pattern if isinstance(pattern, str) else fitting_matrix(pattern, chosen)
         for place in self._places(operation, "attention_probabilities"):
             edit = PatternEdit(place, queries, self._heads(operation.heads, place), content, self._horizon(place))
             yield lambda gathered, edit=edit: edit
 
     def _change_states(self, operation: StateOperation, place: Place, chosen: Sequence[EncodedPrompt]) -> Draft:
-        onward = not isinstance(operation, Patch) and goes_on(operation.positions)
+        by_position = isinstance(operation, Patch) or (isinstance(operation, Mean) and operation.over_positions is None)
+        onward = not by_position and goes_on(operation.positions)
         reach = self._reach(operation.positions, chosen, operation.steps, onward)
         heads = None if operation.heads is None else self._heads(operation.heads, place)
         if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
@@ -236,7 +239,7 @@ class _Planner:
             make = self._patch if operation.source.run is None else self._patch_from_run
             return make(operation, place, reach, chosen, heads)
         if isinstance(operation, Mean):
-            return self._average(operation, place, heads)
+            return self._average(operation, place, reach, chosen, heads)
         change = self._simple(operation, place)
         return lambda gathered: change
 
@@ -251,14 +254,38 @@ class _Planner:
             return Projected(vector, label_of(operation.vector), place)
         return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
 
-    def _average(self, operation: Mean, place: Place, heads: Sequence[int] | None) -> Callable[[Gathered], Change]:
-        over = self._prompts if operation.over is None else [self._encode(prompt) for prompt in operation.over]
-        requests = [
-            Request(prompt, place, resolve_positions(operation.over_positions, prompt), summed=True) for prompt in over
-        ]
+    def _average(
+        self,
+        operation: Mean,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        together = operation.over_positions is not None
+        asked = operation.over_positions or operation.positions
+        over = range(len(self._prompts)) if operation.over == "all" else operation.over
+        named = [self._named_prompt(one) for one in over if self._prompts or not isinstance(one, int)]
+        requests = [Request(prompt, place, resolve_positions(asked, prompt), together) for prompt in named]
         self.requests += requests
-        count = sum(len(request.positions) for request in requests)
-        return lambda gathered: Averaged(torch.stack([gathered[request] for request in requests]).sum(0) / count, heads)
+        if together:
+            count = sum(len(request.positions) for request in requests)
+            return lambda gathered: Averaged(torch.stack([gathered[r] for r in requests]).sum(0) / count, heads)
+        counts = {len(request.positions) for request in requests}
+        odd = next((prompt.index for prompt in chosen if {len(reach.positions[prompt.index])} != counts), None)
+        if odd is not None:
+            raise InvalidRequest(
+                f"a mean position by position needs as many positions in each prompt: prompt {odd} has "
+                f"{len(reach.positions[odd])} of them, the prompts of over {ranges(sorted(counts))}.",
+                "Name prompts of equal length, other positions, or over_positions to average several together.",
+            )
+        index = {(prompt.index, at): i for prompt in chosen for i, at in enumerate(reach.positions[prompt.index])}
+
+        def patched(gathered: Gathered) -> Patched:
+            mean = torch.stack([gathered[request].float() for request in requests]).mean(0)
+            return Patched(dict.fromkeys((prompt.index for prompt in chosen), mean), index, heads)
+
+        return patched
 
     def _patch(
         self,
@@ -341,9 +368,9 @@ class _Planner:
         return origin
 
     def _source_prompt(self, operation: Patch, prompt: EncodedPrompt) -> EncodedPrompt:
-        asked = operation.source.prompt
-        if asked is None:
-            return prompt
+        return prompt if operation.source.prompt is None else self._named_prompt(operation.source.prompt)
+
+    def _named_prompt(self, asked: Any) -> EncodedPrompt:
         if isinstance(asked, int):
             (index,) = resolve_indices(asked, len(self._prompts), "prompt", "the request")
             return self._prompts[index]
@@ -356,18 +383,6 @@ class _Planner:
                 self._model.tokenizer, [prompt], self._model.name, self._model.context, self._model.embedded
             )
         return self._encoded[key]
-
-
-def _matrix(pattern: Sequence[Sequence[float]], chosen: Sequence[EncodedPrompt]) -> torch.Tensor:
-    widths = {len(row) for row in pattern}
-    for prompt in chosen:
-        length = len(prompt.ids)
-        if len(pattern) != length or widths != {length}:
-            raise InvalidRequest(
-                f"a pattern of {len(pattern)} rows of {' or '.join(map(str, sorted(widths)))} numbers does not fit "
-                f"prompt {prompt.index}, which has {length} tokens: it needs {length} rows of {length}."
-            )
-    return torch.tensor(pattern)
 
 
 def _require_match(

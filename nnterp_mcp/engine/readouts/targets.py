@@ -18,6 +18,9 @@ from nnterp_mcp.request.targets import Target, TokenId
 _NAMED_CATEGORIES = 8
 """Categories whose tokens a remark lists."""
 
+_MOST_COMPARED = 256
+"""Strings that are compared with their first tokens."""
+
 _NAMED_TOKENS = 6
 """Tokens of a category that a remark lists; up to so many of all categories together with their texts."""
 
@@ -144,7 +147,7 @@ def follow_targets(targets: Mapping[str, Sequence[Target]], model: Any) -> Follo
         InvalidRequest: A string has no token, or a token does not exist.
     """
     found = _follow(targets, model)
-    name_counted([found.ids], getattr(model, "tokenizer", model))
+    name_counted([found.ids], [targets], getattr(model, "tokenizer", model))
     return found
 
 
@@ -169,12 +172,20 @@ def follow_target_sets(
             "Give one mapping for all, or one for each.",
         )
     found = [_follow(one, model) for one in targets]
-    name_counted([one.ids for one in found], getattr(model, "tokenizer", model))
+    name_counted([one.ids for one in found], targets, getattr(model, "tokenizer", model))
     return found * prompts if len(found) == 1 else found
 
 
-def name_counted(sets: Sequence[Mapping[str, Sequence[int]]], tokenizer: Any) -> None:
-    """Says in a remark which tokens each category counts; of sets that differ by prompt, those of the first."""
+def name_counted(
+    sets: Sequence[Mapping[str, Sequence[int]]], asked: Sequence[Mapping[str, Sequence[Target]]], tokenizer: Any
+) -> None:
+    """Says in remarks which tokens each category counts, and which strings have tokens that are only their beginning.
+
+    Args:
+        sets: The token ids of each category, for all prompts or for each; of sets that differ, the first is listed.
+        asked: The strings that they come from.
+        tokenizer: The tokenizer.
+    """
     first = dict(list(sets[0].items())[:_NAMED_CATEGORIES]) if sets else {}
     if not first:
         return
@@ -186,6 +197,23 @@ def name_counted(sets: Sequence[Mapping[str, Sequence[int]]], tokenizer: Any) ->
     )
     alike = all(one == sets[0] for one in sets)
     remark(f"Tokens counted{'' if alike else ' in prompt 0'}: {listed}.")
+    _name_cut(asked, tokenizer)
+
+
+def _name_cut(asked: Sequence[Mapping[str, Sequence[Target]]], tokenizer: Any) -> None:
+    """Says in a remark which strings are only represented by their beginning."""
+    words = (word for one in asked for listed in one.values() for word in listed if isinstance(word, str))
+    cut: list[str] = []
+    for word in islice(dict.fromkeys(words), _MOST_COMPARED):
+        check_cancelled()
+        tokens = [token_text(tokenizer, token) for token in _first_tokens(word, tokenizer)]
+        if beginnings := [token for token in tokens if token.strip() != word.strip()]:
+            cut.append(f"{quoted(elided(word))} by {' or '.join(map(quoted, map(elided, beginnings)))}")
+    if cut:
+        more = f"; and {len(cut) - _NAMED_TOKENS} more" if len(cut) > _NAMED_TOKENS else ""
+        remark(
+            f"Counted by the first token, with any other text that begins so: {'; '.join(cut[:_NAMED_TOKENS])}{more}."
+        )
 
 
 def _counted(token: int, short: bool, tokenizer: Any) -> str:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from nnterp_mcp.request.arguments import Given
 from nnterp_mcp.request.operations.operands import (
     AttentionPattern,
+    AveragedPrompts,
     Heads,
     Neurons,
     PromptIndices,
@@ -17,12 +18,11 @@ from nnterp_mcp.request.operations.operands import (
     Vector,
 )
 from nnterp_mcp.request.positions import Layers, Positions
-from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.sites import HEAD_SITES, SITES, Site
 
 
 class BaseOperation(Given):
-    """What all operations say.
+    """The fields of all operations.
 
     Attributes:
         layers: The layers that it acts on.
@@ -42,7 +42,7 @@ class BaseOperation(Given):
 
 
 class BaseStateOperation(BaseOperation):
-    """What operations on states say.
+    """The fields of operations on states.
 
     Attributes:
         site: Where in the layer; `heads_output` when heads are named.
@@ -80,16 +80,21 @@ class Zero(BaseStateOperation):
 
 
 class Mean(BaseStateOperation):
-    """Replaces the states by their mean over all positions of prompts: mean ablation.
+    """Replaces the states by their mean over the clean runs of named prompts: mean ablation.
+
+    The mean is taken position by position: the state at each of `positions` becomes the mean over the prompts of `over`
+    of the state at the position that the same words name there, so all of them have as many. It reaches positions of
+    the prompt only: new tokens of a generation have no counterpart.
 
     Attributes:
-        over: The prompts whose clean run is averaged; the request's own when left out.
-        over_positions: Their positions.
+        over: The prompts: others by their texts, those of the request by their indices, or `all` of the request.
+        over_positions: Averages over these positions of all those prompts together, for one state that goes to every
+            position, new tokens included.
     """
 
     op: Literal["mean"] = "mean"
-    over: Prompts | None = None
-    over_positions: Positions = ("all",)
+    over: AveragedPrompts
+    over_positions: Positions | None = None
 
 
 class Patch(BaseStateOperation):
@@ -123,7 +128,7 @@ class Knockout(BaseOperation):
         query_positions: The positions that read. They reach on to new tokens as `positions` do.
         key_positions: The positions that are not read any more. They reach on to new tokens as `positions` do, but for
             `last`, which is the prompt's last token.
-        renormalise: Whether the other keys share what was cut, as if the scores had been masked. Where none is left the
+        renormalise: True if the other keys share what was cut, as if the scores had been masked. Where none is left the
             query reads nothing.
     """
 
@@ -140,8 +145,9 @@ class SetAttention(BaseOperation):
     Attributes:
         heads: The heads.
         query_positions: The positions that read. They reach on to new tokens as `positions` do.
-        pattern: What each of them reads, of what its layer lets it read: all tokens up to itself evenly, the first, the
-            one before it (itself where it cannot read that), itself; or a matrix (query × key) over the prompt.
+        pattern: The tokens that each of them reads, of those that its layer lets it read: all tokens up to itself
+            evenly, the first, the one before it (itself where it cannot read that), itself; or a matrix (query × key)
+            over the prompt.
     """
 
     op: Literal["set_attention"] = "set_attention"
@@ -181,7 +187,6 @@ def site_of(operation: StateOperation) -> Site:
 
 
 def _check(operation: Operation) -> None:
-    """What no single field can tell."""
     site = site_of(operation) if isinstance(operation, StateOperation) else None
     if site == "token_embeddings" and operation.layers is not None:
         raise ValueError(f"{operation.op} takes no layers at token_embeddings, which come before the first layer")

@@ -21,7 +21,7 @@ from nnterp_mcp.request.arguments import (
     whole,
 )
 from nnterp_mcp.request.positions import LayerSpec, Positions, parse_indices
-from nnterp_mcp.request.prompts import Prompt, as_prompt, require_messages
+from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
 
 IndexSpec = LayerSpec
 
@@ -101,8 +101,28 @@ def _as_source_prompt(value: Any) -> Any:
         ) from None
 
 
+def _as_averaged(value: Any) -> Any:
+    given = whole(decoded(value))
+    items = given if isinstance(given, list | tuple) else [given]
+    if given == "all" or (items and all(is_whole(whole(item)) for item in items)):
+        require_at_most(MOST_PROMPTS, items, "over", "prompts")
+        return "all" if given == "all" else tuple(dict.fromkeys(whole(item) for item in items))
+    try:
+        return _PROMPTS.validate_python(given)
+    except ValidationError as error:
+        raise ValueError(
+            "over must name the prompts that are averaged: texts or chats, indices of prompts of the request, or 'all' "
+            f"of them ({error.errors()[0]['msg'].removeprefix('Value error, ')})"
+        ) from None
+
+
+_PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
+AveragedPrompts = Annotated[Literal["all"] | tuple[int | Prompt, ...], BeforeValidator(_as_averaged)]
+"""Prompts by their texts or by their indices in the request, or all prompts of the request."""
+
+
 class Source(Given):
-    """Where a patch comes from: a clean pass with no intervention in force, or the states that an earlier run kept.
+    """Where a patch comes from: a clean pass, without any intervention, or the states that an earlier run kept.
 
     Attributes:
         prompt: A prompt of the request by its index, or another one; each prompt itself when left out. With `run`, a

@@ -74,11 +74,12 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 
 _LANGUAGE = (
-    "Edits, each {op, layers, …}. op: add (vector: name, numbers or "
-    '{"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean, patch (from: {prompt, '
-    "position, layer, run}), project_out (vector), all with site, positions, heads; skip; knockout (heads, "
-    "query_positions, key_positions); set_attention (pattern). site: token_embeddings, layers_input, "
-    "layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/heads_output, queries, keys, values, attention_probabilities"
+    'Edits of the pass, such as [{"op": "zero", "site": "mlps_output", "layers": 3, "positions": "last"}]. The ops '
+    'add (vector: a name, numbers or {"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean '
+    "(over: prompts or 'all', position by position; over_positions: those together), patch (from: {prompt, position, "
+    "layer, run}) and project_out (vector) take site, positions, heads; skip; knockout (heads, query_positions, "
+    "key_positions); set_attention (pattern). Sites: token_embeddings, layers_input, layers_/attentions_/"
+    "attentions_raw_/mlps_/mlps_raw_/heads_output, queries, keys, values, attention_probabilities."
 )
 
 
@@ -89,9 +90,9 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('Edits as in generate: [{"op": "skip", "layers": 3}].'),
+    _schema('Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]
-"""The operations in force during a call."""
+"""The interventions that are active during a call."""
 
 DescribedInterventions = Annotated[tuple[Operation, ...], BeforeValidator(_as_operations), _schema(_LANGUAGE)]
 """The same, for the one tool whose definition teaches the language: an agent pays for every definition."""

@@ -1,13 +1,19 @@
-"""Operations in words, as answers name what was in force."""
+"""Operations in words: operation, site, layers, heads, positions, steps and source of every active intervention.
+
+Every part is bounded, so that no label needs to be cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from nnterp_mcp.formatting import elided, plural, quoted, ranges
 from nnterp_mcp.request.operations.kinds import (
     Add,
     Knockout,
+    Mean,
     Operation,
+    Patch,
     ProjectOut,
     Scale,
     SetAttention,
@@ -15,37 +21,22 @@ from nnterp_mcp.request.operations.kinds import (
     StateOperation,
     site_of,
 )
-from nnterp_mcp.request.operations.operands import IndexSpec, TokenDifference
-from nnterp_mcp.request.positions import PositionSpec
+from nnterp_mcp.request.operations.operands import IndexSpec, Source, TokenDifference
+from nnterp_mcp.request.positions import PositionSpec, TextPosition, goes_on
+from nnterp_mcp.request.prompts import Prompt
+from nnterp_mcp.request.sites import HEAD_SITES
+
+_NAMED = 3
+"""Prompts, and positions of a list, that a label names one by one."""
 
 
 def describe(operation: Operation) -> str:
-    """An operation in a few words, as answers name what was in force."""
-    parts = [operation.op]
-    if isinstance(operation, Scale):
-        parts.append(f"by {operation.factor:g}")
-    if isinstance(operation, Add):
-        parts.append(f"{operation.factor:g} ×")
-    if isinstance(operation, Add | ProjectOut):
-        parts.append(label_of(operation.vector))
-    if isinstance(operation, SetAttention):
-        parts.append(operation.pattern if isinstance(operation.pattern, str) else "to a matrix")
-    if isinstance(operation, StateOperation):
-        parts.append(f"at {site_of(operation)}")
-    if operation.layers is not None:
-        parts.append(f"of {_listed('layer', operation.layers)}")
-    heads = None if isinstance(operation, Skip) else operation.heads
-    if heads is not None and heads != "all":
-        parts.append(_listed("head", heads))
-    if isinstance(operation, Knockout | SetAttention) and operation.query_positions != ("all",):
-        parts.append(f"from {_places(operation.query_positions)}")
-    if isinstance(operation, Knockout) and operation.key_positions != ("all",):
-        parts.append(f"to {_places(operation.key_positions)}")
-    return " ".join(parts)
+    """An operation with everything that determines what it does, as answers name active interventions."""
+    return ", ".join([_opening(operation), *_parts(operation)])
 
 
 def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
-    """How answers and errors name a vector."""
+    """The name of a vector in answers and errors."""
     if isinstance(vector, str):
         return f"the vector {vector!r}"
     if isinstance(vector, TokenDifference):
@@ -53,14 +44,115 @@ def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
     return "the vector given"
 
 
-def _places(positions: Sequence[PositionSpec]) -> str:
+def _opening(operation: Operation) -> str:
+    """The operation with its operand and site."""
+    if isinstance(operation, Skip):
+        return "skip"
+    if isinstance(operation, SetAttention):
+        return f"set_attention to {operation.pattern if isinstance(operation.pattern, str) else 'a matrix'}"
+    if isinstance(operation, Knockout):
+        return "knockout" if operation.renormalise else "knockout without renormalising"
+    operand = ""
+    if isinstance(operation, Scale):
+        operand = f" by {operation.factor:g}"
+    elif isinstance(operation, Add):
+        operand = f" {operation.factor:g} × {label_of(operation.vector)}"
+    elif isinstance(operation, ProjectOut):
+        operand = f" {label_of(operation.vector)}"
+    return f"{operation.op}{operand} at {site_of(operation)}"
+
+
+def _parts(operation: Operation) -> Iterator[str]:
+    if operation.layers is not None:
+        yield _indices("layer", operation.layers)
+    if not isinstance(operation, Skip):
+        by_head = not isinstance(operation, StateOperation) or site_of(operation) in HEAD_SITES
+        if by_head:
+            yield _indices("head", "all" if operation.heads is None else operation.heads)
+    if isinstance(operation, StateOperation):
+        if operation.neurons is not None:
+            yield _indices("neuron", operation.neurons)
+        yield _positions("position", operation.positions)
+    elif not isinstance(operation, Skip):
+        yield _positions("query", operation.query_positions)
+    if isinstance(operation, Knockout):
+        yield _positions("key", operation.key_positions)
+    if operation.prompts != "all":
+        yield f"only {_indices('prompt', operation.prompts)}"
+    yield _steps(operation)
+    if isinstance(operation, Patch):
+        yield _source(operation.source)
+    if isinstance(operation, Mean):
+        yield _averaged(operation)
+
+
+def _steps(operation: Operation) -> str:
+    """The decode steps; an operation whose positions end with the prompt never reaches a new token."""
+    onward = isinstance(operation, Skip) or (
+        goes_on(operation.positions if isinstance(operation, StateOperation) else operation.query_positions)
+        and not isinstance(operation, Patch)
+        and not (isinstance(operation, Mean) and operation.over_positions is None)
+        and not (isinstance(operation, SetAttention) and not isinstance(operation.pattern, str))
+    )
+    steps = "every step" if operation.steps == "all" else _indices("step", operation.steps)
+    return steps if onward else "prompt tokens only" + ("" if operation.steps == "all" else f", {steps}")
+
+
+def _source(source: Source) -> str:
+    """The origin of a patch; what is left out is the same as where the patch goes."""
+    position = "the same positions" if source.position is None else _positions("position", source.position)
+    layer = "the same layer" if source.layer is None else f"layer {source.layer}"
+    if source.run is not None:
+        prompt = "the prompt of the same index" if source.prompt is None else f"prompt {source.prompt}"
+        return f"from {position} of {layer} of {prompt} in {source.run}"
+    prompt = "the same prompt" if source.prompt is None else _prompt(source.prompt)
+    return f"from {position} of {layer} of {prompt}, unedited"
+
+
+def _averaged(operation: Mean) -> str:
+    """The prompts and positions of a mean."""
+    if operation.over == "all":
+        prompts = "all prompts of the call"
+    else:
+        named = ", ".join(map(_prompt, operation.over[:_NAMED])) + (", …" if len(operation.over) > _NAMED else "")
+        prompts = f"{plural(len(operation.over), 'prompt')} ({named})"
+    if operation.over_positions is None:
+        return f"over {prompts} position by position, unedited"
+    return f"over {prompts}, {_positions('position', operation.over_positions)} of them together, unedited"
+
+
+def _prompt(prompt: int | Prompt) -> str:
+    if isinstance(prompt, int):
+        return f"prompt {prompt}"
+    return quoted(elided(prompt if isinstance(prompt, str) else prompt[-1].content))
+
+
+_PLURALS = {"query": "queries"}
+
+
+def _positions(noun: str, positions: Sequence[PositionSpec]) -> str:
     """Positions as they were asked for."""
-    named = [str(at) if isinstance(at, int | str) else at.model_dump_json(exclude_defaults=True) for at in positions]
-    return ", ".join(named)
+    many = _PLURALS.get(noun, f"{noun}s")
+    if tuple(positions) == ("all",):
+        return f"all {many}"
+    named = [_position(at) for at in positions[:_NAMED]]
+    more = [f"… ({len(positions)})"] if len(positions) > _NAMED else []
+    several = len(positions) > 1 or ":" in str(positions[0])
+    return f"{many if several else noun} {', '.join([*named, *more])}"
 
 
-def _listed(noun: str, asked: IndexSpec) -> str:
+def _position(at: PositionSpec) -> str:
+    if isinstance(at, int | str):
+        return str(at)
+    if isinstance(at, TextPosition) and not at.occurrence:
+        return quoted(elided(at.text))
+    return elided(at.model_dump_json(exclude_defaults=True), 80)
+
+
+def _indices(noun: str, asked: IndexSpec) -> str:
     if asked == "all":
         return f"all {noun}s"
-    numbers = asked if isinstance(asked, tuple) else (asked,)
-    return f"{noun}{'s' if len(numbers) > 1 or isinstance(asked, str) else ''} {', '.join(map(str, numbers))}"
+    if isinstance(asked, str):
+        return f"{noun}s {asked}"
+    numbers = [asked] if isinstance(asked, int) else sorted(set(asked))
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"

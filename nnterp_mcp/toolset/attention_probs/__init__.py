@@ -11,11 +11,11 @@ SPEC = ToolSpec(
     name="attention_probs",
     title="Attention probabilities",
     description=(
-        "Where heads look: entropy (nats), attention to the first, previous and same token, to earlier tokens equal "
-        "to the query (duplicate) and to what followed those (induction), strongest pairs; with query_positions what "
-        "these tokens read. Heads are also scored on repeated random tokens, with the probability of copying: knock "
-        "heads out by interventions to see what they carry. Attention is where information could be read, not what "
-        "was done with it; what goes to the first token counts as `first` only."
+        "See which tokens heads read: by head the entropy (nats), attention to the first, previous and same "
+        "token, to earlier tokens equal to the query (duplicate) and to what followed those (induction), and "
+        "the strongest pairs; with query_positions, what these tokens read. Heads are also scored on repeated"
+        " random tokens. Attention shows where information could be read, not what was done with it; what "
+        "goes to the first token counts as `first` only."
     ),
     params=AttentionProbsParams,
     digest=digest,

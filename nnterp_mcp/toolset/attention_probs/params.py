@@ -19,17 +19,20 @@ class AttentionProbsParams(ModelParams):
 
     prompts: Prompts
     layers: Layers = "all"
-    heads: Annotated[Heads, schemas.as_schema(schemas.INDICES, "Of each layer, given alike.")] = "all"
+    heads: Annotated[Heads, schemas.as_schema(schemas.INDICES, "A head of each layer, a list, a range or 'all'.")] = (
+        "all"
+    )
     query_positions: Annotated[
         Positions | None,
         schemas.as_schema(
-            schemas.POSITIONS, "Tokens whose reading to show one by one; given like positions in other tools."
+            schemas.POSITIONS,
+            'Tokens whose reading is shown one by one: an index, \'last\', a range or {"text": "is"}.',
         ),
     ] = None
-    top_k: Annotated[int, Field(ge=1, le=20, description="Keys shown per head and query.")] = 3
+    top_k: Annotated[int, Field(ge=1, le=20, description="Keys shown for each head and query.")] = 3
     interventions: Interventions = ()
     kinds: Annotated[
         bool | None,
-        Field(description="Score kinds of heads on repeated random tokens; default: unless query_positions is given."),
+        Field(description="Score heads on repeated random tokens; by default unless query_positions is given."),
     ] = None
     plot: Plot = False

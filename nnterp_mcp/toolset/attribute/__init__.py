@@ -11,9 +11,10 @@ SPEC = ToolSpec(
     name="attribute",
     title="Attribute an answer to parts",
     description=(
-        "What gives an answer: its logit over another's (or alone), by parts. direct: what layers, heads, MLPs or "
-        "neurons write; adds up exactly. gradient (× input), integrated: tokens. patching: first-order estimates of "
-        "all patches, the strongest really made."
+        "Find which parts of a model produce an answer: splits the answer's logit, or its difference from a "
+        "wrong answer's, among parts. direct: what layers, heads, MLPs or neurons write, which adds up "
+        "exactly. gradient (gradient × input) and integrated (integrated gradients): tokens. patching: "
+        "first-order estimates of all patches, the strongest of which are really made."
     ),
     params=AttributeParams,
     digest=digest,

@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.brief import Edits
 from nnterp_mcp.request.corruption import Ablated, CorruptedField
-from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.fields import Edits, Plot
 from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
@@ -30,17 +29,23 @@ OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
 class AttributeParams(ModelParams):
     """What is attributed, how, and to what."""
 
-    prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
+    prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "A text, a chat or a list of these.")]
     targets: TargetSets
-    method: Annotated[AttributionMethod, Field(description="How.")] = "direct"
-    by: Annotated[By | None, Field(description="To what.")] = None
-    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
+    method: Annotated[AttributionMethod, Field(description="Method, as described above.")] = "direct"
+    by: Annotated[
+        By | None,
+        Field(description="Parts; by default head for direct, layer for patching, token for the others."),
+    ] = None
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,
-        schemas.as_schema(schemas.PROMPTS_OR_OBJECT, "For patching."),
+        schemas.as_schema(
+            schemas.PROMPTS_OR_OBJECT,
+            'For method patching: corrupted prompts, or {"replace": "France", "with": "Spain"}.',
+        ),
     ] = None
-    steps: Annotated[int, Field(ge=1, le=1024, description="Of integrated.")] = 128
-    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown.")] = 10
+    steps: Annotated[int, Field(ge=1, le=1024, description="Steps of the path, for integrated.")] = 128
+    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most.")] = 10
     interventions: Edits = ()
     plot: Plot = False
 

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="cancel_run",
     title="End a run",
     description=(
-        "Ends a run under way before its next batch, and answers once the model is free. What it had is kept, marked "
-        "partial."
+        "Stop a run that takes too long: ends it before its next batch and answers once the model is free. "
+        "What the run had finished is kept, marked partial."
     ),
     params=CancelRunParams,
     digest=digest,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import Answer, Result
 
 
@@ -21,4 +17,4 @@ class CancelRunResult(Result):
 class CancelRunAnswer(Answer):
     """The same as an agent sees it."""
 
-    state: Annotated[str, Field(description="Of the run.")]
+    state: str

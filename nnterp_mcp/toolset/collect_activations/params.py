@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request.brief import Edits, ProbedLayers, ProbedPositions, StateSite
-from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.fields import Edits, Plot, ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.request.prompts import PromptGroups
 
-Pooling = Annotated[Literal["none", "mean", "last"], Field(description="Of positions.")]
+Pooling = Annotated[
+    Literal["none", "mean", "last"], Field(description="Keep all positions (none), their mean, or the last.")
+]
 
 
 class CollectActivationsParams(ModelParams):

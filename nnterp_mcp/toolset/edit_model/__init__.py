@@ -8,10 +8,11 @@ from nnterp_mcp.toolset.edit_model.params import EditModelParams
 
 SPEC = ToolSpec(
     name="edit_model",
-    title="Keep edits in force",
+    title="Keep edits active",
     description=(
-        "Puts interventions in force for every later call on a model, named in its answers and recorded in its runs, "
-        "until they are cleared or the model is unloaded. generate's baseline stays unedited."
+        "Keep interventions active in every later call on a model, whichever client makes it, until they are "
+        "cleared or the model is unloaded. Answers name them and runs record them; generate's baseline stays "
+        "unedited."
     ),
     params=EditModelParams,
     digest=digest,

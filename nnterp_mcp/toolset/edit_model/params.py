@@ -11,6 +11,9 @@ from nnterp_mcp.request.operations import Interventions
 
 
 class EditModelParams(ModelParams):
-    """What is to be in force."""
+    """The edits that are to be active."""
 
-    interventions: Annotated[Interventions, Field(description="As in generate, in place of those before; [] clears.")]
+    interventions: Annotated[
+        Interventions,
+        Field(description='The edits, in place of those before: [{"op": "skip", "layers": 3}]; [] clears them.'),
+    ]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import Answer, Result
 
 
 class EditModelResult(Result):
-    """What is in force now, in words."""
+    """The active edits, in words."""
 
     model: str
     in_force: list[str]
@@ -20,7 +16,7 @@ class EditModelAnswer(Answer):
     """The same as an agent sees it."""
 
     model: str
-    in_force: Annotated[list[str], Field(description="Each edit.")]
+    in_force: list[str]
 
     def body(self) -> list[str]:
         """The edits, one a line."""

@@ -11,7 +11,7 @@ from nnterp_mcp.toolset.edit_model.result import EditModelResult
 
 
 async def run(session: Session, params: EditModelParams, on_progress: OnProgress) -> EditModelResult:
-    """Has the worker try the edits, then puts them in force in place of those before."""
+    """Has the worker try the edits, then makes them active in place of those before."""
     entry = session.pool.find(params.model)
     await session.pool.call(entry.handle, SPEC.name, params.model_dump(mode="json"), on_progress)
     entry.edits = params.interventions

@@ -10,10 +10,11 @@ SPEC = ToolSpec(
     name="generate",
     title="Generate text",
     description=(
-        "Continues prompts, and with interventions shows the edited text beside its baseline (same seed). They act at "
-        "every new token where positions say 'all', 'last' or an open range such as '1:'; steps (0: the prompt) says "
-        "otherwise. Log-probabilities in nats are of the model that chose the tokens, before temperature: a "
-        "damaged model can be confident."
+        "Read what a model writes, or with max_new_tokens 0 score given texts; with interventions, the "
+        "unedited baseline and the edited model from the same seed. Interventions act at new tokens too where"
+        " positions are 'all', 'last' or an open range such as '1:', unless steps says otherwise (0 is the "
+        "prompt, 1 the first new token). Log-probabilities, in nats, are those of the model that wrote the "
+        "text, before temperature."
     ),
     params=GenerateParams,
     digest=digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, median_low
 
@@ -49,13 +50,15 @@ _Run = tuple[Continued, str, Continuation]
 
 def _table(runs: Sequence[_Run], result: GenerateResult, limit: int, listed: int) -> Table:
     edited = bool(result.interventions)
+    writes = edited and not result.scored
     columns: list[Column[_Run]] = [
         Column("prompt", lambda run: run[0].index, shown=len(result.texts) > 1),
         Column("run", lambda run: run[1], shown=edited),
         Column("tokens", lambda run: len(run[2].tokens)),
-        Column("stop", lambda run: "end" if run[2].ended else "length"),
-        Column("mean log-prob", lambda run: fmean(run[2].log_probs)),
-        Column("differs at", lambda run: run[0].differs_at if run[1] == "edited" else None, shown=edited),
+        Column("stop", lambda run: "end" if run[2].ended else "length", shown=not result.scored),
+        Column("mean log-prob", lambda run: _mean(run[2])),
+        Column("perplexity", lambda run: None if (mean := _mean(run[2])) is None else math.exp(min(-mean, 700))),
+        Column("differs at", lambda run: run[0].differs_at if run[1] == "edited" else None, shown=writes),
         Column("text", lambda run: elided(run[2].text, limit), Kind.TEXT),
         Column("token log-probs", lambda run: _log_probs(run[2], listed), Kind.TOKENS, result.logprobs),
     ]
@@ -71,11 +74,32 @@ def _left_out(rows: int, characters: int, tokens: int) -> list[str]:
     if characters:
         notes.append(f"{plural(characters, 'character')} of text not shown: read_run part=texts.")
     if tokens:
-        notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown.")
+        notes.append(f"Log-probabilities of {plural(tokens, 'token')} not shown: read_run part=texts.")
     return notes
 
 
+def _mean(text: Continuation) -> float | None:
+    """The mean log-probability of a token; None for a text without any."""
+    return fmean(text.log_probs) if text.log_probs else None
+
+
+def _score(result: GenerateResult) -> str:
+    """Mean log-probabilities of the prompts' own tokens."""
+    runs = [("unedited", [one.baseline for one in result.texts])]
+    runs += [("edited", [one.edited for one in result.texts if one.edited])] if result.interventions else []
+    parts: list[str] = []
+    for name, texts in runs:
+        values = [value for text in texts for value in text.log_probs]
+        if values:
+            mean = fmean(values)
+            parts.append(f"{name} {number(mean)} nats a token (perplexity {number(math.exp(min(-mean, 700)))})")
+    scored = sum(len(one.baseline.tokens) for one in result.texts)
+    return f"Mean log-probability of {plural(scored, 'token')} after the first: {', '.join(parts) or 'none to score'}."
+
+
 def _finding(result: GenerateResult) -> str:
+    if result.scored:
+        return _score(result)
     count = plural(len(result.texts), "prompt")
     if not result.interventions:
         tokens = sum(len(one.baseline.tokens) for one in result.texts)
@@ -85,6 +109,6 @@ def _finding(result: GenerateResult) -> str:
     if not changed:
         return f"The interventions change nothing in the text after {count}."
     if len(result.texts) == 1:
-        return f"With the interventions the text differs from token {changed[0]} on."
+        return f"With the interventions the text differs from new token {changed[0]} on."
     changes = f"The interventions change {len(changed)} of {len(result.texts)} texts"
     return f"{changes}, in the median from token {median_low(changed)} on."

@@ -13,18 +13,24 @@ from nnterp_mcp.request.prompts import Prompts
 
 
 class GenerateParams(ModelParams):
-    """What to continue, how to choose tokens, and what to change on the way."""
+    """The prompts, the sampling, and the interventions."""
 
     prompts: Prompts
     interventions: DescribedInterventions = ()
-    max_new_tokens: Annotated[int, Field(ge=1, le=2048, description="Tokens to write at most.")] = 32
-    temperature: Annotated[float, Field(ge=0, le=100, description="0: greedy.")] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=1_000_000, description="0: all tokens.")] = 0
+    max_new_tokens: Annotated[
+        int,
+        Field(ge=0, le=2048, description="Tokens written at most; 0 scores the prompts instead."),
+    ] = 32
+    temperature: Annotated[float, Field(ge=0, le=100, description="Sampling temperature; 0 takes the top token.")] = 0.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="Nucleus sampling: probability mass to sample from; 1 is all.")
+    ] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000, description="Tokens to sample from; 0 is all.")] = 0
     seed: Annotated[
-        int, Field(ge=0, le=LARGEST_SEED, description="Of sampling: one prompt with one seed gives one text.")
+        int,
+        Field(ge=0, le=LARGEST_SEED, description="Seed of sampling: a prompt with a seed always gives the same text."),
     ] = 0
     chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
         False
     )
-    logprobs: Annotated[bool, Field(description="Show the log-probability of each token.")] = False
+    logprobs: Annotated[bool, Field(description="Show the log-probability of each token, in nats.")] = False

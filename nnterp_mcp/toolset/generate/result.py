@@ -15,7 +15,18 @@ class Continuation(ResultPart):
 
 
 class Continued(ResultPart):
-    """One prompt, continued by the model as it is and, if there are interventions, with them in force."""
+    """One prompt, continued by the unedited model and, if there are interventions, by the edited one.
+
+    Where nothing is generated, tokens and log-probabilities are those of the prompt itself from its second token on.
+
+    Attributes:
+        index: The prompt's index.
+        prompt: Its text.
+        prompt_tokens: Its length.
+        baseline: By the unedited model.
+        edited: By the edited model; None without interventions.
+        differs_at: The first new token that differs, from 0; None where none does.
+    """
 
     index: int
     prompt: str
@@ -31,6 +42,7 @@ class GenerateResult(Result):
     model: str
     interventions: list[str]
     logprobs: bool
+    scored: bool = False
     texts: list[Continued]
 
 

@@ -10,6 +10,7 @@ from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.generation import Generation, generate
 from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.text_scores import score_texts
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, as_chats
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.generate.params import GenerateParams
@@ -26,16 +27,21 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
     work = replace(bench.workload(prompts, params.interventions, job), new_tokens=params.max_new_tokens)
     plans = [NOTHING, work.plan] if work.plan else [NOTHING]
+    compute = _generate if params.max_new_tokens else _score
 
     def write(group: Sequence[int]) -> list[Continued]:
         part = work.some(group)
-        baseline, *rest = [_generate(bench, params, part, plans, at, job) for at in range(len(plans))]
+        baseline, *rest = [compute(bench, params, part, plans, at, job) for at in range(len(plans))]
         edited = rest[0] if rest else [None] * len(group)
         return [_continued(*texts, model.tokenizer) for texts in zip(part.prompts, baseline, edited, strict=True)]
 
     def assemble(done: Finished[Continued]) -> GenerateResult:
         return GenerateResult(
-            model=bench.handle, interventions=list(work.plan.labels), logprobs=params.logprobs, texts=done.items
+            model=bench.handle,
+            interventions=list(work.plan.labels),
+            logprobs=params.logprobs,
+            scored=not params.max_new_tokens,
+            texts=done.items,
         )
 
     return job.in_parts(work.split(model), Continued, write, assemble)
@@ -54,6 +60,17 @@ def _generate(
         max_new_tokens=params.max_new_tokens,
         sampling=Sampling(params.temperature, params.top_p, params.top_k, params.seed),
     )
+
+
+def _score(
+    bench: Bench, params: GenerateParams, work: Workload, plans: Sequence[Plan], at: int, job: Job
+) -> list[Generation]:
+    """The prompts themselves from their second token on, with the log-probabilities that one model gives them."""
+    scores = score_texts(bench.model, replace(work, plan=plans[at]))
+    return [
+        Generation(prompt.index, list(prompt.ids[1:]), found)
+        for prompt, found in zip(work.prompts, scores, strict=True)
+    ]
 
 
 def _continued(prompt: EncodedPrompt, plain: Generation, other: Generation | None, tokenizer: Any) -> Continued:

@@ -10,9 +10,10 @@ SPEC = ToolSpec(
     name="inspect_model",
     title="Modules and code of a model",
     description=(
-        "The model's modules under their standard names and transformers' own, with classes and shapes (layers alike "
-        "in one line; names that begin with a dot go on from the group above); which sites each kind of layer "
-        "offers to interventions; a module's forward code; where attention probabilities are used."
+        "Look up names and code: the model's modules under standard names and transformers' own, with classes"
+        " and shapes (layers alike in one line; names that begin with a dot continue the group above), the "
+        "sites that each kind of layer offers to interventions, a module's forward code, and where attention "
+        "probabilities are used."
     ),
     params=InspectModelParams,
     digest=digest,

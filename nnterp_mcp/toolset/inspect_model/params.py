@@ -14,9 +14,7 @@ class InspectModelParams(ModelParams):
 
     path: Annotated[
         Annotated[str, StringConstraints(min_length=1, max_length=300)] | None,
-        Field(
-            description="A module by either name: layers[3].self_attn, model.layers.3.mlp. Left out: the whole model."
-        ),
+        Field(description="A module, layers[3].self_attn or model.layers.3.mlp; by default the whole model."),
     ] = None
     source: Annotated[
         bool, Field(description="Show the module's forward code; without path, where attention probabilities are used.")

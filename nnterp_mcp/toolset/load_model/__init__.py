@@ -10,9 +10,9 @@ SPEC = ToolSpec(
     name="load_model",
     title="Load a model",
     description=(
-        "Loads an open-weight causal language model into a process of its own, where it stays warm for every other "
-        "tool and every client until unload_model. Checks that readings will be exact. Loading what is loaded "
-        "answers at once. The handle in the answer lives until then or until the server ends."
+        "Call this first: loads an open-weight causal language model into a process of its own, where it "
+        "stays for every tool and client until unload_model, and checks that readings will be exact. The "
+        "answer names the model's handle."
     ),
     params=LoadModelParams,
     digest=digest,

@@ -21,7 +21,7 @@ def _check_revision(revision: str | None) -> str | None:
 
 
 class LoadModelParams(Params):
-    """What to load, and how."""
+    """The model, its precision, device and backend."""
 
     model: Annotated[
         str,
@@ -38,18 +38,23 @@ class LoadModelParams(Params):
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="auto: float32 on a CPU, the checkpoint's own on an accelerator."),
+        Field(description="auto is float32 on a CPU, the checkpoint's own on an accelerator."),
     ] = "auto"
     device: Annotated[
         str,
         Field(
             max_length=LONGEST_NAME,
-            description="auto, cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.",
+            description="auto, cpu, cuda, cuda:1 or mps; auto takes an accelerator where there is one.",
         ),
     ] = "auto"
     attention: Annotated[
         Literal["auto", "sdpa", "eager"],
         Field(description="eager lets attention probabilities be read; auto switches when they are."),
     ] = "auto"
-    quantization: Annotated[Literal["8bit", "4bit"] | None, Field(description="Needs bitsandbytes.")] = None
-    backend: Annotated[Literal["local", "ndif"], Field(description="ndif: remote.")] = "local"
+    quantization: Annotated[
+        Literal["8bit", "4bit"] | None,
+        Field(description="Quantized weights, with bitsandbytes."),
+    ] = None
+    backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (
+        "local"
+    )

@@ -45,13 +45,8 @@ class LoadModelAnswer(Answer):
     """The card as an agent sees it."""
 
     model: Annotated[str, Field(description="The handle for later calls.")]
-    card: Annotated[
-        dict[str, str | int | float | None],
-        WithJsonSchema(
-            {"type": "object", "description": "Architecture, sizes, dtype, device, bytes, seconds, source."}
-        ),
-    ]
-    checks: Annotated[list[str], Field(description="Each check: passed or FAILED, and what was measured.")]
+    card: Annotated[dict[str, str | int | float | None], WithJsonSchema({"type": "object"})]
+    checks: list[str]
 
     def body(self) -> list[str]:
         """The card, then the checks."""

@@ -11,10 +11,11 @@ SPEC = ToolSpec(
     name="logit_lens",
     title="Logit lens",
     description=(
-        "What each layer would predict next if the model ended there: likeliest tokens, entropy, KL(last layer || "
-        "layer), and the probability and rank of target strings; in nats. At the last layer it is the model's own "
-        "output, exactly. Early layers may hold information in a basis that the lens cannot read, so a flat "
-        "distribution there proves nothing."
+        "See at which depth a model settles on its next token: reads the residual stream after each layer "
+        "through the final norm and the head. Gives top tokens, entropy and KL(last layer || layer) in nats, "
+        "and the probability and rank of target strings. At the last layer it is the model's own output, "
+        "exactly. Early layers may write in a basis that the lens cannot read, so a flat distribution there "
+        "proves nothing."
     ),
     params=LogitLensParams,
     digest=digest,

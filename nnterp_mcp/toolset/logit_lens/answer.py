@@ -1,4 +1,4 @@
-"""How a lens is cut down to an answer: one reading by layer, or several by what they end in."""
+"""The answer to a lens: one reading by layer, or several by their last layer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
-from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LensReading, LogitLensAnswer, LogitLensResult
 
-_SAYS: dict[Lens, str] = {"logit": "says", "inverse": "speaks most against"}
-_WOULD_SAY: dict[Lens, str] = {"logit": "would say", "inverse": "would speak most against"}
+_SAYS: dict[Lens, str] = {"logit": "predicts", "inverse": "most strongly demotes"}
+_WOULD_SAY: dict[Lens, str] = {"logit": "would predict", "inverse": "would most strongly demote"}
 
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
+
+_KL = "KL(last layer || layer)"
 
 
 def digest(result: LogitLensResult) -> LogitLensAnswer:
@@ -31,15 +33,22 @@ def digest(result: LogitLensResult) -> LogitLensAnswer:
         total=len(result.readings),
         truncated=hidden > 0 or len(result.categories) > _CATEGORIES,
         table=content,
+        by_layer=_every_layer(result.readings[0], result) if one and hidden else {},
     )
+
+
+def _every_layer(reading: LensReading, result: LogitLensResult) -> dict[str, list[float]]:
+    """The first category's probability at every layer read; without targets, the divergence."""
+    if result.categories:
+        numbers = {f"{elided(next(iter(result.categories)))} p": [layer.targets[0][0] for layer in reading.layers]}
+    else:
+        numbers = {_KL: [layer.kl for layer in reading.layers]}
+    return by_layer([layer.layer for layer in reading.layers], numbers)
 
 
 def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
     notes = in_force(result.interventions)
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        others = len(result.categories) - _CATEGORIES
-        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "readings.layers")
     return notes + left_out(hidden, what, "readings.layers")
 
 
@@ -62,18 +71,22 @@ def _finding(reading: LensReading, result: LogitLensResult) -> str:
         says = f"{_WOULD_SAY[result.lens]} {quoted(elided(top))}"
         return f"After {where}, layer {last.layer} of {result.model} {says} ({number(p)})."
     answer, p = last.top[0]
-    return (
-        f"After {where}, {result.model} {_SAYS[result.lens]} {quoted(elided(answer))} ({number(p)}); {_leads(reading)}."
-    )
+    says = f"After {where}, {result.model} {_SAYS[result.lens]} {quoted(elided(answer))} ({number(p)})"
+    return f"{says}{_leads(reading)}."
 
 
 def _leads(reading: LensReading) -> str:
-    """From where on the answer is on top, with what was on top just before."""
+    """The layer from which on the answer is the top token, and the top token just before; nothing for one layer."""
     start = reading.leads_from
-    if start is None or start == reading.layers[0].layer:
-        return "it leads at every layer read"
+    if start is None or len(reading.layers) == 1:
+        return ""
+    if start == reading.layers[0].layer:
+        return f", the top token at all {len(reading.layers)} layers read"
     before = next(layer for layer in reversed(reading.layers) if layer.layer < start)
-    return f"it leads from layer {start} on (layer {before.layer}: {quoted(elided(before.top[0][0]))})"
+    top = quoted(elided(before.top[0][0]))
+    if start == reading.layers[-1].layer:
+        return f", the top token at no earlier layer read (layer {before.layer}: {top})"
+    return f", the top token at every layer read from {start} on (layer {before.layer}: {top})"
 
 
 def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
@@ -84,7 +97,7 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
         Column("layer", lambda layer: layer.layer),
         Column("top tokens", lambda layer: layer.top, Kind.TOP),
         Column("entropy", lambda layer: layer.entropy),
-        Column("KL to last", lambda layer: layer.kl),
+        Column(_KL, lambda layer: layer.kl),
         *_targets(result),
     ]
     return tabulate(columns, (layer for layer in reading.layers if layer.layer in shown)), len(layers) - len(shown)
@@ -92,7 +105,8 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
 
 def _rows(top: int, result: LogitLensResult) -> int:
     """Rows that the budget allows, a top token of a row counting 10 tokens, a category as much, the rest 20."""
-    return max(4, _BUDGET // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
+    room = _BUDGET - (PER_LAYER * len(result.readings[0].layers) if len(result.readings) == 1 else 0)
+    return max(4, room // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
 
 
 def _landmarks(reading: LensReading) -> list[int]:
@@ -125,6 +139,8 @@ def _summary(result: LogitLensResult) -> str:
     starts = sorted(reading.leads_from for reading in result.readings if reading.leads_from is not None)
     prompts = len({reading.prompt for reading in result.readings})
     where = f"{plural(len(result.readings), 'reading')} of {plural(prompts, 'prompt')} in {result.model}"
-    layer = result.readings[0].layers[-1].layer
-    found = f"the answer of layer {layer} leads from layer {starts[len(starts) // 2]} on in the median"
-    return f"{where}: {found} (layers {starts[0]} to {starts[-1]})." if starts else f"{where}."
+    layers = result.readings[0].layers
+    if not starts or len(layers) == 1:
+        return f"{where}."
+    found = f"the top token of layer {layers[-1].layer} leads from layer {starts[len(starts) // 2]} on in the median"
+    return f"{where}: {found} (earliest {starts[0]}, latest {starts[-1]})."

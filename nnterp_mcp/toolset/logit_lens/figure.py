@@ -11,10 +11,10 @@ from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.logit_lens.result import LensReading, LogitLensResult
 
 _READINGS = 12
-"""Readings beside each other."""
+"""Readings side by side."""
 
 _RANKS = 6
-"""Tokens of a layer beside each other."""
+"""Tokens of a layer side by side."""
 
 _CATEGORIES = 8
 """Target categories that are drawn."""

@@ -16,13 +16,15 @@ from nnterp_mcp.toolset.logit_lens.result import Lens
 
 
 class LogitLensParams(ModelParams):
-    """What to read, and where."""
+    """The prompts, and the layers and positions that are read."""
 
     prompts: Prompts
     layers: Layers = "all"
     positions: Positions = ("last",)
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    lens: Annotated[Lens, Field(description="inverse: negated logits, what a layer speaks against.")] = "logit"
+    lens: Annotated[Lens, Field(description="inverse reads negated logits: the tokens that a layer most demotes.")] = (
+        "logit"
+    )
     interventions: Interventions = ()
     plot: Plot = False

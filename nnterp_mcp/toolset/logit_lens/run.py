@@ -7,7 +7,7 @@ from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.engine.readouts.targets import follow_targets
-from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
+from nnterp_mcp.experiments.logit_lens import LensReadings, leading_from, read_lens
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
@@ -73,7 +73,7 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
         text=prompt.text,
         position=position,
         token=token_text(tokenizer, prompt.ids[position]),
-        leads_from=_leads_from(readings.layers, readings.readout.top_ids[index, :, 0].tolist()),
+        leads_from=readings.layers[leading_from(readings.readout.top_ids[index, :, 0].tolist())],
         layers=[
             LayerReading(
                 layer=layer,
@@ -85,11 +85,3 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
             for layer, ids, probs, entropy, kl, target_probs, target_ranks in columns
         ],
     )
-
-
-def _leads_from(layers: Sequence[int], tops: Sequence[int]) -> int:
-    """The first layer from which on the top token is the one of the last layer read."""
-    start = len(tops) - 1
-    while start > 0 and tops[start - 1] == tops[-1]:
-        start -= 1
-    return layers[start]

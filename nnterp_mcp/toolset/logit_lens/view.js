@@ -48,7 +48,7 @@ async function drawPrompt(run, body, names, readings) {
     modes: [...options.modes, ...modes(names, "targets").slice(options.modes.length), { name: "KL to the last layer (nats)", of: ({ kl }) => kl }],
     says: (item) => says(item, readings, names),
     details: ({ top, entropy, kl, targets: values }) =>
-      predictions(top, [["entropy", `${number(entropy)} nats`], ["KL to last", `${number(kl)} nats`], ...targets(names, values)]),
+      predictions(top, [["entropy", `${number(entropy)} nats`], ["KL(last || layer)", `${number(kl)} nats`], ...targets(names, values)]),
   });
   body.replaceChildren(map.node);
   await map.draw(layers.length - 1, options.columns.length > 1 && readings.length > 1 ? readings.length - 1 : 0);

@@ -10,11 +10,11 @@ SPEC = ToolSpec(
     name="make_vector",
     title="Make a steering vector",
     description=(
-        "Makes a named direction of the residual stream for steer and interventions, kept until deleted. "
-        "mean_difference: mean state after each layer over `positive` minus `negative`; "
-        "principal_component: of the differences of pairs; activation: of one prompt; (un)embedding_difference: "
-        "between tokens; random: given norm and seed; file: numbers. Reports how well unseen "
-        "prompts are told apart: match the sets in all else."
+        "Make a named direction of the residual stream for steer and interventions. mean_difference: mean "
+        "state after each layer over `positive` minus that over `negative`; principal_component: of the "
+        "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random: "
+        "given norm and seed; file: given numbers. Reports how well unseen prompts are told apart, so match "
+        "the sets in all else."
     ),
     params=MakeVectorParams,
     digest=digest,

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
-from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions
+from nnterp_mcp.request.fields import ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, Prompts
 from nnterp_mcp.request.vectors import VectorName
 
@@ -60,21 +60,30 @@ _PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), With
 class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
-    name: Annotated[VectorName, Field(description="Letters, digits, . _ -")]
-    method: Annotated[VectorMethod, Field(description="See above.")]
-    positive: Annotated[_PromptSet, Field(description="Prompts to point towards; (un)embedding_: one text.")] = ()
-    negative: Annotated[_PromptSet, Field(description="Prompts to point away from; principal_component: as many.")] = ()
+    name: Annotated[VectorName, Field(description="Name to keep it by: letters, digits, . _ -")]
+    method: Annotated[VectorMethod, Field(description="Method, as described above; delete removes the vector.")]
+    positive: Annotated[
+        _PromptSet, Field(description="Prompts to point towards; one text for (un)embedding_difference.")
+    ] = ()
+    negative: Annotated[
+        _PromptSet, Field(description="Prompts to point away from; as many for principal_component.")
+    ] = ()
     run: Annotated[
-        str | None, Field(max_length=LONGEST_NAME, description="A collect_activations; positive, negative: its groups.")
+        str | None,
+        Field(
+            max_length=LONGEST_NAME, description="A run of collect_activations whose groups are positive and negative."
+        ),
     ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    norm: Annotated[float | None, Field(gt=0, description="Length to scale to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of random.")] = 0
+    norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of random.")] = 0
     file: Annotated[
         str | None,
         Field(
-            min_length=1, max_length=LONGEST_STRING, description="JSON or safetensors: one direction, or one per layer."
+            min_length=1,
+            max_length=LONGEST_STRING,
+            description="JSON or safetensors file of one direction, or one per layer.",
         ),
     ] = None
 

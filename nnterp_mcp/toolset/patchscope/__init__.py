@@ -11,10 +11,10 @@ SPEC = ToolSpec(
     name="patchscope",
     title="Patchscope",
     description=(
-        "What a hidden state, or a vector, means to the model: puts it into a target prompt, layer by layer, and reads "
-        "what the model says there, beside the unpatched target. The default target makes it repeat a token; 'Syria: a "
-        'country\\nx\' with target_position {"text": "x"} and max_new_tokens makes it describe one. Silence proves no '
-        "absence."
+        "Ask a model what one of its hidden states, or a vector, means: puts it into a target prompt in place"
+        " of one token's state, layer by layer, and compares what the model then says with the unpatched "
+        "target. The default target makes it repeat a token; 'Syria: a country\\nx' with target_position "
+        '{"text": "x"} and max_new_tokens makes it describe one. Silence does not prove absence.'
     ),
     params=PatchscopeParams,
     digest=digest,

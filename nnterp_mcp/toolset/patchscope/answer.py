@@ -1,4 +1,4 @@
-"""What an agent sees of a patchscope: a finding in words, and a table by layer or by source."""
+"""The answer to a patchscope: a finding in words, and a table by layer or by source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
-from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, cell_text, tabulate
 from nnterp_mcp.toolset.patchscope.result import (
     Distribution,
@@ -43,7 +43,18 @@ def digest(result: PatchscopeResult) -> PatchscopeAnswer:
         total=sum(len(source.patches) for source in result.sources),
         truncated=hidden > 0,
         table=content,
+        by_layer=_every_layer(result.sources[0], result) if one and hidden and result.layout != "grid" else {},
     )
+
+
+def _every_layer(source: SourceReading, result: PatchscopeResult) -> dict[str, list[float]]:
+    """The probability of one tracked category, the one with the highest peak, with the state of every source layer."""
+    names = short_names(source, result)
+    if not names:
+        return {}
+    best = max(range(len(names)), key=lambda index: _peak(source.patches, index).tracked[index][0])
+    numbers = {f"{names[best]} p": [patch.tracked[best][0] for patch in source.patches]}
+    return by_layer([patch.source_layer for patch in source.patches], numbers)
 
 
 def marked(result: PatchscopeResult) -> str:
@@ -91,7 +102,7 @@ def _change(source: SourceReading, result: PatchscopeResult) -> str:
 
 
 def _length_note(source: SourceReading) -> list[str]:
-    """The note that says how long a vector is beside what it replaces: short ones are soon drowned."""
+    """The note that says how long a vector is compared with what it replaces: short ones are soon drowned."""
     if source.vector is None:
         return []
     own, replaced = _lengths(source)
@@ -99,7 +110,6 @@ def _length_note(source: SourceReading) -> list[str]:
 
 
 def _lengths(source: SourceReading) -> tuple[str, str]:
-    """How long a vector is, and how long the states that it replaces are."""
     pairs = [patch.lengths for patch in source.patches if patch.lengths is not None]
     return _extent([own for own, _ in pairs]), _extent([replaced for _, replaced in pairs])
 
@@ -216,7 +226,8 @@ def _landmarks(patches: Sequence[PatchReading]) -> list[int]:
 def _rows(said: Distribution, result: PatchscopeResult) -> int:
     """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 12."""
     main = 10 * len(said.top) if said.text is None else max(10, min(_TEXT_LIMIT, 4 * len(said.text)) // 3)
-    return max(4, _BUDGET // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
+    room = _BUDGET if result.layout == "grid" else _BUDGET - PER_LAYER * len(result.sources[0].patches)
+    return max(4, room // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
 
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:

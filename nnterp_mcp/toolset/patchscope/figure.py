@@ -12,10 +12,10 @@ from nnterp_mcp.toolset.patchscope.answer import marked, short_names
 from nnterp_mcp.toolset.patchscope.result import PatchReading, PatchscopeResult, SourceReading
 
 _SOURCES = 10
-"""Sources beside each other."""
+"""Sources side by side."""
 
 _RANKS = 6
-"""Tokens of a layer beside each other."""
+"""Tokens of a layer side by side."""
 
 _CURVES = 8
 
@@ -75,7 +75,6 @@ def _across(sources: Sequence[SourceReading], result: PatchscopeResult) -> Heatm
 
 
 def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
-    """What is tracked: the targets, or else the source's own token and the model's next one."""
     names = short_names(source, result)
     if result.categories:
         return [elided(name) for name in names]
@@ -84,7 +83,6 @@ def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
 
 
 def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> Curves:
-    """What is tracked, over the layers; of several sources the first category of each."""
     if len(sources) == 1:
         chosen = [(name, sources[0], index) for index, name in enumerate(_categories(sources[0], result)[:_CURVES])]
         title = "what is tracked"

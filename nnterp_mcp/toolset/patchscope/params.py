@@ -9,11 +9,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import decoded, require_at_most, shown
-from nnterp_mcp.request.fields import Plot, TopK
+from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, LayerSpec, Positions, PositionSpec, parse_indices
 from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
-from nnterp_mcp.request.targets import Targets
 from nnterp_mcp.request.vectors import LONGEST_VECTOR, check_name
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
@@ -60,7 +59,7 @@ def _as_vector_names(value: Any) -> tuple[str, ...] | None:
 
 
 class PatchscopeParams(ModelParams):
-    """What is put where."""
+    """The source of the states, and the target that they are put into."""
 
     source_prompts: Annotated[
         Prompts | None, schemas.as_schema(schemas.PROMPTS, "Text, chat messages, or a list of these.")
@@ -70,43 +69,48 @@ class PatchscopeParams(ModelParams):
         BeforeValidator(_as_vector_names),
         schemas.as_schema(
             schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_VECTOR, maxItems=_MOST_VECTORS),
-            "Instead of source_prompts: names from make_vector.",
+            "Names of vectors from make_vector, in place of source_prompts.",
         ),
     ] = None
-    factor: Annotated[float, Field(description="Scales source_vectors, often shorter than states.")] = 1.0
+    factor: Annotated[float, Field(description="Multiplies source_vectors, which are often shorter than states.")] = 1.0
     source_positions: Annotated[
         Positions,
-        schemas.as_schema(schemas.POSITIONS, "Like positions in other tools."),
+        schemas.as_schema(
+            schemas.POSITIONS,
+            "Tokens read: an index, 'last', 'all', a range.",
+        ),
     ] = ("last",)
     source_layers: Annotated[
         Layers,
-        schemas.as_schema(schemas.INDICES, "Like layers in other tools."),
+        schemas.as_schema(schemas.INDICES, "Layers read: one, a list, a range or 'all'."),
     ] = "all"
     target_prompt: Annotated[
         Prompt,
         BeforeValidator(_as_target),
         schemas.as_schema(
-            schemas.PROMPT, "Text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
+            schemas.PROMPT, "A text or chat; 'repeat' (\"hello hello\\n?\", the paper's) or 'repeat_chat'."
         ),
     ] = "repeat"
     target_position: Annotated[
         PositionSpec,
         BeforeValidator(_as_target_position),
-        schemas.as_schema(schemas.POSITION, "Token replaced, as one source position."),
+        schemas.as_schema(schemas.POSITION, 'Token that is replaced: an index, \'last\' or {"text": "x"}.'),
     ] = "last"
     target_layers: Annotated[
         LayerSpec,
         BeforeValidator(_as_target_layers),
         schemas.as_schema(
-            schemas.INDICES, "'same', one layer, a list paired with source_layers, a range or 'all' for a grid."
+            schemas.INDICES, "'same', one layer, a list paired with source_layers, or a range or 'all' for a grid."
         ),
     ] = "same"
     top_k: TopK = 3
-    targets: Targets = Field(default_factory=dict)
-    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    targets: BriefTargets = Field(default_factory=dict)
+    max_new_tokens: Annotated[
+        int, Field(ge=0, le=256, description="Tokens generated for each patch; 0 reads the next token alone.")
+    ] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(schemas.OPERATION_LIST, "Edits in force, as in generate."),
+        schemas.as_schema(schemas.OPERATION_LIST, 'Edits of source and target, [{"op": "skip", "layers": 3}].'),
     ] = ()
     plot: Plot = False
 

@@ -11,13 +11,13 @@ from nnterp_mcp.formatting import quoted
 
 
 class Distribution(ResultPart):
-    """What the target prompt says: probabilities from 0 to 1, entropy in nats.
+    """The next token of the target prompt: probabilities from 0 to 1, entropy in nats.
 
     Attributes:
         top: The likeliest tokens.
         entropy: Entropy of the distribution.
         tracked: Probability and rank of each tracked category; rank 0 where it has no token.
-        text: What is generated; None where nothing was asked for.
+        text: The generated text; None where none was asked for.
         says: For each tracked category, whether it is what is said: on top, or a word of the text.
     """
 
@@ -29,10 +29,10 @@ class Distribution(ResultPart):
 
 
 class PatchReading(Distribution):
-    """What it says with a state of `source_layer` put in as the output of `target_layer`.
+    """The next token with a state of `source_layer` put in as the output of `target_layer`.
 
     Attributes:
-        lengths: How long a vector is, and how long the state that it replaces.
+        lengths: The norms of a vector and of the state that it replaces.
     """
 
     source_layer: int
@@ -73,7 +73,7 @@ class PatchscopeResult(Result):
         layout: `same` or `pairs`: one target layer for each source layer; `grid`: several.
         categories: The targets' tokens; without targets, what is tracked is a prompt's own token and answer.
         shared: Tokens that count for two categories.
-        interventions: What was in force, one line each.
+        interventions: The active interventions, one line each.
         sources: The sources.
     """
 

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="read_run",
     title="Read a run",
     description=(
-        "The answer of a run, waited for if it is under way, or all that the run holds: tables of every number, paged "
-        "and filtered, arrays, and the record. Runs outlive the server."
+        "Wait for a run, or read all that it holds: its answer, tables of every number (paged and filtered), "
+        "arrays, and the record of how it was made. Runs outlive the server."
     ),
     params=ReadRunParams,
     digest=digest,

@@ -8,9 +8,6 @@ from nnterp_mcp.formatting import elided, plural
 from nnterp_mcp.table import Cell, Kind, Table, compact_json
 from nnterp_mcp.toolset.read_run.result import ReadRunAnswer, ReadRunResult
 
-_LONGEST = 80
-"""Characters of a text in a row of a table."""
-
 _LARGEST = 300_000
 """Characters of the rows of a page of CSV or JSON."""
 
@@ -19,6 +16,9 @@ _PLAIN = re.compile(r"[A-Za-z_/][\w./:+-]*", re.ASCII)
 
 _PARTS = 128
 """Parts of the cells in a column of a table, so that fewer rows show more of each."""
+
+_CHARACTERS = 10
+"""Characters of a text for each part that a list would show."""
 
 _NARROWEST = 8
 """Parts that a cell shows however many rows there are."""
@@ -35,17 +35,24 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
     shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else none
     content, same, cut = _fitted(result.table) if result.format == "table" else (result.table, {}, False)
     if cut:
-        notes.append("Cells that end in … go on; format='json' shows them whole, fewer rows more of them.")
+        notes.append("Cells that end in … are cut: format='json' shows them whole, fewer rows show more of each.")
     return ReadRunAnswer(
-        finding=f"{result.part} of {result.run_id}: {shown}.",
+        finding=f"{result.part} of {result.run_id}: {shown}." if result.run_id else _ended(result),
         notes=notes,
-        run_id=result.run_id,
+        run_id=result.run_id or None,
         table=content,
         same=same,
         total=result.total,
         truncated=left > 0 or cut,
         format=result.format,
     )
+
+
+def _ended(result: ReadRunResult) -> str:
+    states = [row[result.table.columns.index("state")] for row in result.table.rows]
+    ended = [row[0] for row, state in zip(result.table.rows, states, strict=True) if state != "running"]
+    names = f": {', '.join(map(str, ended))}" if ended else ""
+    return f"{len(ended)} of {plural(len(states), 'run')} ended{names}."
 
 
 def _sized(content: Table) -> Table:
@@ -77,4 +84,4 @@ def _short(value: Cell, width: int) -> Cell:
     if isinstance(value, list):
         more = [f"… {len(value) - width} more"] if len(value) > width else []
         return [*(_short(part, width) for part in value[:width]), *more]
-    return elided(value, _LONGEST) if isinstance(value, str) else value
+    return elided(value, _CHARACTERS * width) if isinstance(value, str) else value

@@ -9,9 +9,11 @@ from pydantic import BeforeValidator, Field
 from nnterp_mcp.contract import Params
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, MOST_WORDS, decoded, require_at_most, shown
-from nnterp_mcp.request.fields import RunId
 
 Format = Literal["table", "csv", "json", "picture"]
+
+_MOST_RUNS = 64
+"""Runs that a call may wait for."""
 
 _MOST_COLUMNS = 256
 """Columns that a call may name."""
@@ -33,16 +35,33 @@ def _as_columns(value: Any) -> Any:
     return given
 
 
+def _as_run_ids(value: Any) -> Any:
+    given = decoded(value)
+    require_at_most(_MOST_RUNS, given if isinstance(given, list) else (), "run_id", "ids")
+    return [given] if isinstance(given, str) else given
+
+
+RunIds = Annotated[
+    tuple[Annotated[str, Field(max_length=LONGEST_NAME)], ...],
+    BeforeValidator(_as_run_ids),
+    Field(min_length=1),
+    schemas.as_schema(
+        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_NAME, maxItems=_MOST_RUNS),
+        "The run_id of an answer; of a list, waits until the first run has ended and lists all.",
+    ),
+]
+
+
 class ReadRunParams(Params):
     """Which run, and what of it."""
 
-    run_id: RunId
+    run_id: RunIds
     part: Annotated[
         str,
         Field(
             max_length=LONGEST_NAME,
-            description="'answer' (as the tool gave it, with the names of the other parts), a table or an array of the "
-            "run, 'result' (what is no table), 'record' (parameters, versions, hashes, times).",
+            description="'answer' (as the tool gave it), a table or an array that the answer names as a part, 'result' "
+            "(the fields that are no tables) or 'record' (parameters, versions, hashes, times).",
         ),
     ] = "answer"
     where: Annotated[
@@ -56,13 +75,16 @@ class ReadRunParams(Params):
     columns: Annotated[
         tuple[Annotated[str, Field(max_length=LONGEST_NAME)], ...] | None,
         BeforeValidator(_as_columns),
-        schemas.as_schema({**schemas.array(schemas.TEXT), "maxItems": _MOST_COLUMNS}, "Columns to show (all)."),
+        schemas.as_schema(
+            {**schemas.array(schemas.TEXT), "maxItems": _MOST_COLUMNS}, "Columns to show; all by default."
+        ),
     ] = None
-    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to pass over.")] = 0
-    limit: Annotated[int, Field(ge=1, le=500, description="Rows to show.")] = 20
+    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to skip.")] = 0
+    limit: Annotated[int, Field(ge=1, le=500, description="Rows to show at most.")] = 20
     format: Annotated[
-        Format, Field(description="Of the rows; csv and json give every digit. picture draws the run.")
+        Format, Field(description="Format of the rows; csv and json give every digit. picture draws the whole run.")
     ] = "table"
     wait_seconds: Annotated[
-        float, Field(ge=0, le=600, description="To wait at most for a run under way (45 or the server's).")
+        float,
+        Field(ge=0, le=600, description="Seconds to wait at most for a run under way."),
     ] = 45.0

@@ -29,7 +29,7 @@ class ReadRunAnswer(Answer):
     same: Annotated[dict[str, Any], Field(description="Columns that are equal in all rows.")]
     total: int
     truncated: bool
-    format: Annotated[Format, Field(description="Of the table.")]
+    format: Format
 
     @property
     def exact(self) -> bool:

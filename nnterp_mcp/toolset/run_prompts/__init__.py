@@ -11,9 +11,10 @@ SPEC = ToolSpec(
     name="run_prompts",
     title="Run a prompt set",
     description=(
-        "Runs many prompts and follows target strings in their next token: by category the mean probability and its "
-        "spread, how often it is the likeliest category and the top token, and the prompts that go worst. Only first "
-        "tokens count (with and without a leading space), so strings that begin alike cannot be told apart."
+        "Get statistics over many prompts: mean and standard deviation of the probability of target strings "
+        "as the next token, how often each category is the likeliest and the top token, the layer from which "
+        "on each prompt's final top token leads (readouts by layer), and the prompts in which the first "
+        "category is least likely."
     ),
     params=RunPromptsParams,
     digest=digest,

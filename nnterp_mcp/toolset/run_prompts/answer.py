@@ -1,19 +1,19 @@
-"""How a prompt set is cut down to an answer: categories over all prompts, by layer, and the prompts that go worst."""
+"""The answer to a prompt set: categories over all prompts, by layer, and the prompts with the least likely target."""
 
 from __future__ import annotations
 
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, median_low, pstdev
 
-from nnterp_mcp.formatting import elided, number, percent, plural, quoted, spread
-from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.formatting import elided, number, percent, plural, quoted
+from nnterp_mcp.render import by_layer, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
 
-_LAYERS = 12
-"""Layers that an answer shows."""
+_CURVES = 2
+"""Target categories whose mean probability is shown at every layer."""
 
 _EXAMPLES = 5
 """Prompts that an answer shows."""
@@ -29,7 +29,7 @@ def digest(result: RunPromptsResult) -> RunPromptsAnswer:
         total=result.asked,
         truncated=len(examples.rows) < result.asked,
         categories=_categories(result),
-        by_layer=_by_layer(result) if len(result.layers) > 1 and result.categories else None,
+        by_layer=_by_layer(result),
         examples=examples,
     )
 
@@ -39,13 +39,24 @@ def _finding(result: RunPromptsResult) -> str:
     if not result.categories:
         return f"{count} run on {result.model} ({result.readout}); no targets to follow."
     wins = _wins(result)
-    best = max(range(len(result.categories)), key=lambda index: wins[index])
+    best = max(range(len(wins)), key=wins.__getitem__)
     mean = fmean(row.probabilities[-1][best] for row in result.rows)
+    on_top = fmean(row.ranks[-1][best] == 1 for row in result.rows)
+    most = "" if len(wins) == 1 else f" is the likeliest of {len(wins)} categories in {percent(wins[best])} of them,"
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
-        f"{quoted(elided(result.categories[best]))} is the likeliest category in {percent(wins[best])} of them, "
-        f"with a mean probability of {number(mean)}."
+        f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top "
+        f"token in {percent(on_top)}.{_depth(result)}"
     )
+
+
+def _depth(result: RunPromptsResult) -> str:
+    """The layer from which on the prompts' top token is the final one."""
+    depths = sorted(row.leads_from for row in result.rows if row.leads_from is not None)
+    if not depths:
+        return ""
+    span = f"earliest {depths[0]}, latest {depths[-1]}"
+    return f" A prompt's final top token is on top from layer {median_low(depths)} on in the median ({span})."
 
 
 def _wins(result: RunPromptsResult) -> list[float]:
@@ -67,27 +78,22 @@ def _categories(result: RunPromptsResult) -> Table:
         Column("category", lambda index: elided(result.categories[index])),
         Column("mean p", lambda index: fmean(values(index))),
         Column("sd", lambda index: pstdev(values(index))),
-        Column("likeliest category", lambda index: wins[index], Kind.PERCENT),
+        Column("likeliest category", lambda index: wins[index], Kind.PERCENT, len(wins) > 1),
         Column("top token", lambda index: fmean(rank == 1 for rank in ranks(index)), Kind.PERCENT),
         Column("median rank", lambda index: median(ranks(index))),
     ]
     return tabulate(columns, range(min(len(result.categories), _CATEGORIES)))
 
 
-def _by_layer(result: RunPromptsResult) -> Table:
-    """Mean probabilities; the rows are places among the layers."""
-
-    def mean(place: int, index: int) -> float:
-        return fmean(row.probabilities[place][index] for row in result.rows)
-
-    columns: list[Column[int]] = [
-        Column("layer", lambda place: result.layers[place]),
-        *(
-            Column(elided(name), lambda place, index=index: mean(place, index), Kind.PROBABILITY)
-            for index, name in enumerate(result.categories[:_CATEGORIES])
-        ),
-    ]
-    return tabulate(columns, spread(range(len(result.layers)), [0, len(result.layers) - 1], _LAYERS))
+def _by_layer(result: RunPromptsResult) -> dict[str, list[float]]:
+    """The mean probability of the categories at every layer read."""
+    means = {
+        f"mean p of {elided(name)}": [
+            fmean(row.probabilities[at][index] for row in result.rows) for at in range(len(result.layers))
+        ]
+        for index, name in enumerate(result.categories[:_CURVES])
+    }
+    return by_layer(result.layers, means) if len(result.layers) > 1 else {}
 
 
 def _examples(result: RunPromptsResult) -> Table:
@@ -100,6 +106,7 @@ def _examples(result: RunPromptsResult) -> Table:
         Column("text", lambda row: elided(row[1].text, 40), Kind.TEXT),
         Column("top token", lambda row: row[1].top[0][0], Kind.TOKEN),
         Column("p", lambda row: row[1].top[0][1]),
+        Column("on top from layer", lambda row: row[1].leads_from, shown=len(result.layers) > 1),
         Column(
             f"{elided([*result.categories, ''][0])} p",
             lambda row: row[1].probabilities[-1][0],
@@ -115,13 +122,9 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
     notes = result.in_force
     if result.taken:
         notes.append(f"{plural(result.taken, 'prompt')} taken over from an equal call that did not finish.")
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        others = len(result.categories) - _CATEGORIES
-        notes.append(f"Target categories not shown: {others} of {len(result.categories)}; ask for fewer at once.")
-    notes += left_out(len(result.layers) - _LAYERS, "layer", "rows")
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "rows")
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
         speed = number(len(result.rows) / max(result.seconds, 1e-9))
-        notes.append(f"{hidden} not listed (read_run part=rows); {speed} prompts a second.")
+        notes.append(f"{hidden} not shown: read_run part=rows; {speed} prompts a second.")
     return notes

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import ModelAnswer, Result, ResultPart
 from nnterp_mcp.render import in_force
 from nnterp_mcp.table import TableField
 
 
 class PromptRow(ResultPart):
-    """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category."""
+    """One prompt: probabilities from 0 to 1 and ranks from 1, by layer and category.
+
+    Attributes:
+        leads_from: The first layer read from which on the top token is that of the last one; None where one is read.
+    """
 
     text: str
     tokens: int
     top: list[tuple[str, float]]
     probabilities: list[list[float]]
     ranks: list[list[int]]
+    leads_from: int | None = None
 
 
 class RunPromptsResult(Result):
     """Every prompt, at every layer read.
 
     `asked` counts the prompts of the request, `taken` the rows that an equal call had computed before it died;
-    `seconds` is the time beside the model, of both.
+    `seconds` is the computing time of both.
     """
 
     model: str
@@ -47,8 +48,7 @@ class RunPromptsResult(Result):
 
 
 class RunPromptsAnswer(ModelAnswer):
-    """What the prompts say together."""
+    """Statistics over the prompts."""
 
-    categories: Annotated[TableField, Field(description="By category: probability, wins, ranks.")]
-    by_layer: Annotated[TableField | None, Field(description="Mean probability of each category by layer.")] = None
-    examples: Annotated[TableField, Field(description="The prompts on which the first category does worst.")]
+    categories: TableField
+    examples: TableField

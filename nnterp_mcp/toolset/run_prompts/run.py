@@ -12,17 +12,17 @@ from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tok
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
-from nnterp_mcp.experiments.logit_lens import read_lens
+from nnterp_mcp.experiments.logit_lens import leading_from, read_lens
 from nnterp_mcp.experiments.patchscope import Target, pair_layers, read_patchscope, resolve_target
 from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.prompt_sets import PromptFile, PromptItem, read_prompt_file
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
 from nnterp_mcp.request.targets import TokenId
-from nnterp_mcp.toolset.run_prompts.files import read_prompt_file
-from nnterp_mcp.toolset.run_prompts.params import PromptFile, PromptItem, RunPromptsParams
+from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsResult
 from nnterp_mcp.worker.job import Finished, Job
 
@@ -56,7 +56,8 @@ class _Experiment:
         followed = [self.categories[number] for number in group]
         ends = [[len(prompt.ids) - 1] for prompt in work.prompts]
         readout = (_read_patchscope if self.readout == "patchscope" else _read_lens)(self, work, ends, followed)
-        return [_row(self.bench.model.tokenizer, prompt, readout, row) for row, prompt in enumerate(work.prompts)]
+        tokenizer = self.bench.model.tokenizer
+        return [_row(tokenizer, prompt, readout, row, self.layers) for row, prompt in enumerate(work.prompts)]
 
 
 def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
@@ -121,7 +122,7 @@ def _targets(
         if strings not in known:
             known[strings] = get_first_tokens(strings, model)
     ids = [{name: known[own[name]] for name in names} for own in words]
-    name_counted(ids, model.tokenizer)
+    name_counted(ids, words, model.tokenizer)
     return names, [list(one.values()) for one in ids]
 
 
@@ -168,12 +169,14 @@ def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object)
     return {pair: list(tokens) for pair, tokens in shared.items()}
 
 
-def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int) -> PromptRow:
+def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int, layers: Sequence[int]) -> PromptRow:
     top = zip(readout.top_ids[index, -1].tolist(), readout.top_probs[index, -1].tolist(), strict=True)
+    tops = readout.top_ids[index, :, 0].tolist()
     return PromptRow(
         text=prompt.text,
         tokens=len(prompt.ids),
         top=[(token_text(tokenizer, token), p) for token, p in top],
         probabilities=readout.target_probs[index].tolist(),
         ranks=readout.target_ranks[index].tolist(),
+        leads_from=layers[leading_from(tops)] if len(tops) > 1 else None,
     )

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="session",
     title="What is loaded",
     description=(
-        "Lists the loaded models (handle, source, device, since when, the memory that each holds), the latest runs "
-        "(for read_run) and the vectors that make_vector kept; a vector serves only the weights that it was made on."
+        "Find what there is to work with: lists the loaded models (handle, source, device, age, memory), the "
+        "latest runs for read_run, and the saved vectors. A vector fits only the weights that it was made on."
     ),
     params=SessionParams,
     digest=digest,

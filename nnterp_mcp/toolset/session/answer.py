@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.formatting import elided, number, plural, seconds, size
+from nnterp_mcp.formatting import number, plural, seconds, size
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult
@@ -37,9 +37,9 @@ def _notes(result: SessionResult) -> list[str]:
 def _edits(model: LoadedModel) -> list[str]:
     if not model.edits:
         return []
-    named = "; ".join(elided(label, 80) for label in model.edits[:_EDITS])
+    named = "; ".join(model.edits[:_EDITS])
     more = f"; and {len(model.edits) - _EDITS} more" if len(model.edits) > _EDITS else ""
-    return [f"In force on {model.handle} in every call: {named}{more}."]
+    return [f"Active on {model.handle} in every call: {named}{more}."]
 
 
 def _memory(count: int | None) -> str | None:

@@ -43,7 +43,7 @@ class SessionResult(Result):
     gone: dict[str, str]
     free_memory: int
     ndif: str | None = None
-    """What the NDIF service serves that this server may use."""
+    """The models that the NDIF service serves to this server."""
 
 
 class SessionAnswer(Answer):

@@ -11,10 +11,11 @@ SPEC = ToolSpec(
     name="steer",
     title="Steer with a vector",
     description=(
-        "Adds factor × vector to the residual stream after one layer at a time and shows what the model then says "
-        "beside its baseline, over a sweep of layers and factors: next-token distributions, KL(steered || baseline) "
-        "in nats, and generated text (steered at every token). Any large push moves a model: control=true adds random "
-        "directions of equal norm, beside which an effect counts. `push` is the length added over the state's own."
+        "Test whether a direction changes what a model says: adds factor × vector to the residual stream "
+        "after one layer at a time, for each layer and factor, and compares the next-token distribution with "
+        "the baseline: KL(steered || baseline) in nats, targets, and generated text (steered at every token) "
+        "with its perplexity under the unedited model. `push` is the length added divided by the state's. Any"
+        " large addition moves a model, so control=true repeats all with 5 random directions of equal norm."
     ),
     params=SteerParams,
     digest=digest,

@@ -1,19 +1,19 @@
-"""How a sweep is cut down to an answer: cells of layer and factor, the effect beside its control."""
+"""The answer to a sweep: cells of layer and factor, each effect next to its control."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.formatting import elided, number, probability, quoted, spread
-from nnterp_mcp.render import in_force, left_out, shared_tokens
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Cell, Column, Kind, cell_text, tabulate
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
-_BUDGET = 720
+_BUDGET = 660
 """Tokens that the rows of an answer may take, about."""
 
 _CATEGORIES = 4
@@ -22,8 +22,10 @@ _CATEGORIES = 4
 _TEXT = 160
 """Characters of a generated text that an answer shows."""
 
+_KL = "KL(steered || baseline)"
+
 _CLEARLY = 2.0
-"""Standard deviations by which an effect must pass its control to count as more."""
+"""Standard deviations by which an effect must lie beyond its control's mean to exceed it."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,20 @@ def digest(result: SteerResult) -> SteerAnswer:
     """The baseline and the cells of the sweep; where they are too many, the ends, the strongest and some between."""
     groups = _groups(result)
     cells = [group for group in groups if group.layer is not None]
-    focus = _focus(cells, groups, result)
+    focus, chosen = _focus(cells, groups, result)
     columns, room = _fitting(result, len(groups))
     marks = [groups.index(group) for group in groups if group.layer is None][: room // 2]
     marks += [groups.index(focus)] if focus else []
     shown = [groups[index] for index in spread(range(len(groups)), marks, room)]
     hidden = len(groups) - len(shown)
     return SteerAnswer(
-        finding=_finding(focus, groups, result),
+        finding=_finding(focus, chosen, groups, result),
         notes=_notes(result, focus, hidden),
         model=result.model,
         total=len(cells),
         truncated=hidden > 0 or len(result.categories) > _CATEGORIES,
         table=tabulate(columns, shown),
+        by_layer=_every_layer(cells, focus, chosen) if hidden else {},
     )
 
 
@@ -92,24 +95,50 @@ def _groups(result: SteerResult) -> list[Group]:
     return [Group(*key, runs) for key, runs in found.items()]
 
 
-def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> Group | None:
-    """The cell that the finding speaks of: where the effect passes its control by most.
+@dataclass(frozen=True)
+class _Criterion:
+    """The number by which the cell of the finding is chosen.
 
-    Cells of factor zero are left aside: they have no effect, and would come first where no other passes its control.
+    Attributes:
+        name: Its name.
+        of: Its value in a group.
+        control: Its mean and standard deviation under the random directions.
+    """
+
+    name: str
+    of: Callable[[Group], float]
+    control: Callable[[Group], tuple[float, float] | None]
+
+    def exceeds(self, group: Group) -> bool:
+        """True if it lies further from the control's mean than the spread over random directions allows."""
+        control = self.control(group)
+        return control is not None and abs(self.of(group) - control[0]) > _CLEARLY * control[1]
+
+
+def _criteria(result: SteerResult) -> list[_Criterion]:
+    """The probability of the first category, where there is one, and the divergence."""
+    targets = [
+        _Criterion(f"p of {quoted(elided(name))}", lambda group: group.target(0), lambda group: group.control_target(0))
+        for name in list(result.categories)[:1]
+    ]
+    return [*targets, _Criterion("KL", lambda group: group.kl, lambda group: group.control)]
+
+
+def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> tuple[Group | None, _Criterion]:
+    """The cell that the finding names, and the criterion that chose it.
+
+    It is the cell with the largest change among those that exceed their control by the first criterion that any cell
+    exceeds; among all where there is none. Cells of factor zero are left aside, for they are the baseline.
     """
     pushed = [group for group in cells if group.factor]
-    return max(pushed, key=lambda group: _excess(group, groups, result), default=None)
+    criteria = _criteria(result)
+    chosen = next((one for one in criteria if any(map(one.exceeds, pushed))), criteria[0])
+    exceeding = [group for group in pushed if chosen.exceeds(group)]
 
+    def change(group: Group) -> float:
+        return abs(chosen.of(group) - chosen.of(_baseline(group, groups)))
 
-def _excess(group: Group, groups: Sequence[Group], result: SteerResult) -> tuple[float, float]:
-    """By how much the effect on the first category, and then that on the distribution, passes what random directions
-    do; a category that is moved no further than by chance decides nothing."""
-    mean, deviation = group.control or (0.0, 0.0)
-    whole = abs(group.kl - mean) - _CLEARLY * deviation
-    if not result.categories:
-        return 0.0, whole
-    mean, deviation = group.control_target(0) or (_baseline(group, groups).target(0), 0.0)
-    return max(0.0, abs(group.target(0) - mean) - _CLEARLY * deviation), whole
+    return max(exceeding or pushed, key=change, default=None), chosen
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group:
@@ -124,7 +153,7 @@ def _columns_of(result: SteerResult, tokens: int) -> list[Column[Group]]:
         Column("layer", lambda group: "baseline" if group.layer is None else group.layer, cost=4),
         Column("factor", lambda group: group.factor, cost=4),
         Column("push", _push, cost=6),
-        Column("KL", lambda group: group.kl, cost=6),
+        Column(_KL, lambda group: group.kl, cost=6),
         Column("KL sd", lambda group: pstdev(run.kl for run in group.own), shown=several and not texts, cost=6),
         Column("top changed", lambda group: _changed(group, result), shown=several and not texts, cost=6),
         Column("control KL", lambda group: _measured(group.control), shown=bool(result.controls), cost=11),
@@ -133,6 +162,7 @@ def _columns_of(result: SteerResult, tokens: int) -> list[Column[Group]]:
         columns += _target_columns(index, f"{elided(name)} p", bool(result.controls))
     last: list[Column[Group]] = [
         Column("text", lambda group: elided(group.own[0].text or "", _TEXT), Kind.TEXT, texts, 36),
+        Column("perplexity unedited", lambda group: group.own[0].perplexity, shown=texts, cost=6),
         Column("text of a control", _control_text, Kind.TEXT, texts and bool(result.controls), 36),
         Column("top tokens", lambda group: _top(group, tokens), Kind.TOKENS, not texts and not several, 14 * tokens),
     ]
@@ -149,7 +179,8 @@ def _target_columns(index: int, name: str, controls: bool) -> list[Column[Group]
 def _fitting(result: SteerResult, rows: int) -> tuple[list[Column[Group]], int]:
     """The columns and the rows that the budget allows; fewer top tokens before fewer rows."""
     choices = [_columns_of(result, tokens) for tokens in range(len(result.runs[0].top), 0, -1)]
-    rooms = [max(3, _BUDGET // sum(column.cost for column in columns)) for columns in choices]
+    budget = _BUDGET - PER_LAYER * len({run.layer for run in result.runs})
+    rooms = [max(3, budget // sum(column.cost for column in columns)) for columns in choices]
     fitting = (index for index, room in enumerate(rooms) if room >= rows)
     chosen = next(fitting, len(choices) - 1)
     return choices[chosen], rooms[chosen]
@@ -176,7 +207,6 @@ def _measured(values: tuple[float, float] | None) -> Cell:
 
 
 def _two_digits(value: float) -> Cell:
-    """A probability with two digits."""
     return probability(float(f"{value:.2g}"))
 
 
@@ -189,50 +219,70 @@ def _top(group: Group, count: int) -> Cell:
     return [[token, _two_digits(p)] for token, p in group.own[0].top[:count]]
 
 
-def _finding(focus: Group | None, groups: Sequence[Group], result: SteerResult) -> str:
-    cells = sum(group.layer is not None for group in groups)
+def _finding(focus: Group | None, chosen: _Criterion, groups: Sequence[Group], result: SteerResult) -> str:
+    cells = [group for group in groups if group.layer is not None]
     if focus is None:
-        every = "the one cell is" if cells == 1 else f"all {cells} cells are"
+        every = "the one cell is" if len(cells) == 1 else f"all {len(cells)} cells are"
         return f"{result.model} was not steered: a factor of 0 adds nothing, and {every} the baseline."
     where = f"layer {focus.layer} with factor {number(focus.factor)}"
-    opening = f"Of {cells} cells, {where} stands out most: there" if cells > 1 else f"At {where},"
-    mean = "" if len(focus.own) == 1 else f" in the mean of {len(focus.own)} prompts"
     prompt = "" if focus.prompt is None else f" after prompt {focus.prompt}"
-    moved = f"{result.vector} moves the next token's distribution{prompt} by {number(focus.kl)} nats{mean}"
-    return f"{opening} {moved}{_beside_control(focus, result)}.{_targets_moved(focus, groups, result)}"
+    mean = "" if len(focus.own) == 1 else f" in the mean of {len(focus.own)} prompts"
+    moved = f"KL(steered || baseline) of the next token is {number(focus.kl)} nats{mean}{_control(focus.control)}"
+    targets = "".join(f"; {part}" for part in _targets_moved(focus, groups, result))
+    return f"{_opening(cells, chosen, result)} {where}{prompt}, {result.vector}: {moved}{targets}."
 
 
-def _beside_control(focus: Group, result: SteerResult) -> str:
-    if focus.control is None:
-        return ""
-    mean, deviation = focus.control
-    seen = f"{cell_text(_measured(focus.control))} nats over {result.controls} of them"
-    if focus.kl > mean + _CLEARLY * deviation:
-        return f", further than random directions of equal norm ({seen})"
-    return f", no further than random directions of equal norm do ({seen})"
+def _opening(cells: Sequence[Group], chosen: _Criterion, result: SteerResult) -> str:
+    """The criterion by which the cell was chosen, and how many cells exceed their control."""
+    control = f"{result.controls} random directions of equal norm (by {_CLEARLY:g} sd)"
+    counts = {one.name: sum(map(one.exceeds, cells)) for one in _criteria(result)}
+    if len(cells) == 1:
+        verdict = "changes more" if counts[chosen.name] else "changes no more"
+        return f"{chosen.name} {verdict} than with {control}: at" if result.controls else "At"
+    if not result.controls:
+        return f"Of {len(cells)} cells, {chosen.name} changes most at"
+    (first, count), *others = counts.items()
+    more = "".join(f", {name} in {number or 'none'}" for name, number in others)
+    among = "of these, " if counts[chosen.name] else ""
+    exceeding = f"{first} changes more than with {control} in {count or 'none'} of {len(cells)} cells{more}"
+    return f"{exceeding}; {among}{chosen.name} changes most at"
 
 
-def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -> str:
-    parts: list[str] = []
+def _control(values: tuple[float, float] | None) -> str:
+    return "" if values is None else f" (control {cell_text(_measured(values))})"
+
+
+def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -> Iterator[str]:
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
         before, after = _baseline(focus, groups).target(index), focus.target(index)
-        control = focus.control_target(index)
-        beside = "" if control is None else f" (random: {cell_text(_measured(control))})"
-        moved = f"from {cell_text(_two_digits(before))} to {cell_text(_two_digits(after))}"
-        parts.append(f"{quoted(elided(name))} goes {moved}{beside}")
-    return f" The probability of {'; of '.join(parts)}." if parts else ""
+        first, last = (cell_text(_two_digits(value)) for value in (before, after))
+        odds = ""
+        if first == last and 0 < before < 1 and 0 < after < 1:
+            odds = f", in log-odds from {number(_log_odds(before))} to {number(_log_odds(after))}"
+        control = _control(focus.control_target(index))
+        yield f"the probability of {quoted(elided(name))} goes from {first} to {last}{odds}{control}"
+
+
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _every_layer(cells: Sequence[Group], focus: Group | None, chosen: _Criterion) -> dict[str, list[float]]:
+    """The number that chose the cell of the finding, after every layer of the sweep with that cell's factor."""
+    if focus is None:
+        return {}
+    row = [group for group in cells if (group.factor, group.prompt) == (focus.factor, focus.prompt)]
+    layers = [group.layer for group in row if group.layer is not None]
+    name = _KL if chosen.name == "KL" else chosen.name
+    return by_layer(layers, {f"{name}, factor {number(focus.factor)}": [chosen.of(group) for group in row]})
 
 
 def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
     notes: list[str] = []
     if focus is not None and not result.controls:
-        notes.append("Any push of this length moves a model: control=true shows what random directions do.")
+        notes.append("Any addition of this length moves a model: control=true shows what random directions do.")
     if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
         notes.append("push > 1: more was added than was there; such texts often fall apart.")
     notes += in_force(result.in_force)
-    notes += shared_tokens(result.shared)
-    if len(result.categories) > _CATEGORIES:
-        notes.append(
-            f"Target categories not shown: {len(result.categories) - _CATEGORIES} of {len(result.categories)}."
-        )
+    notes += on_categories(result.categories, result.shared, _CATEGORIES, "runs")
     return notes + left_out(hidden, "row", "runs")

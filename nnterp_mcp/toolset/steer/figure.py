@@ -1,4 +1,4 @@
-"""A steering sweep as a picture: the effect over factors or layers beside that of random directions."""
+"""A steering sweep as a picture: the effect over factors or layers, next to that of random directions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
 
 @dataclass(frozen=True)
 class _Measure:
-    """What is drawn of a run: its name, its unit, and how it is read."""
+    """A number of a run that is drawn, with its name and unit."""
 
     name: str
     unit: str
@@ -59,7 +59,7 @@ class _Sweep:
     """The runs by layer and factor.
 
     Attributes:
-        as_grid: Whether there are too many layers for a curve each, and several factors.
+        as_grid: True if there are too many layers for a curve each, and several factors.
     """
 
     def __init__(self, result: SteerResult) -> None:
@@ -71,7 +71,7 @@ class _Sweep:
         self.as_grid = len(self._layers) > _CURVES and len(self._factors) > 1
 
     def panels(self, measure: _Measure) -> list[Panel]:
-        """One panel of curves; or a grid, and that of the controls beside."""
+        """One panel of curves; or a grid, with that of the controls."""
         if not self.as_grid:
             over_layers = len(self._layers) > 1 and len(self._factors) == 1
             return [self._over_layers(measure) if over_layers else self._over_factors(measure)]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import decoded, shown
-from nnterp_mcp.request.fields import Plot, TopK
-from nnterp_mcp.request.operations import Interventions, Vector
+from nnterp_mcp.request.arguments import Given, decoded, shown
+from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
+from nnterp_mcp.request.operations import Interventions, TokenDifference, Vector
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.prompts import Prompts
-from nnterp_mcp.request.targets import Targets
 
 _MOST_FACTORS = 32
 
@@ -33,30 +32,52 @@ Factors = Annotated[
     BeforeValidator(_as_factors),
     schemas.as_schema(
         schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
-        "What the vector is multiplied by: a number or a list.",
+        "Factors by which the vector is multiplied: a number or a list of up to 32.",
     ),
 ]
+
+
+class PromptContrast(Given):
+    """The direction from one set of prompts to another: the difference of their mean states at the last token."""
+
+    positive: Prompts
+    negative: Prompts
+
+
+_VECTOR: TypeAdapter[str | TokenDifference | tuple[float, ...]] = TypeAdapter(Vector)
+
+
+def _as_steering_vector(value: Any) -> Any:
+    given = decoded(value)
+    if isinstance(given, dict) and isinstance(decoded(given.get("positive")), list | tuple):
+        return PromptContrast.model_validate(given)
+    return given if isinstance(given, PromptContrast) else _VECTOR.validate_python(given)
+
+
 SteeringVector = Annotated[
-    Vector,
+    str | TokenDifference | tuple[float, ...] | PromptContrast,
+    BeforeValidator(_as_steering_vector),
     schemas.as_schema(
         schemas.VECTOR,
-        'Name from make_vector, {"positive": " love", "negative": " hate"} (token embeddings; "of": "unembeddings") '
-        "or numbers.",
+        'A name from make_vector, {"positive": " love", "negative": " hate"} (difference of token embeddings; "of": '
+        '"unembeddings"; of lists of prompts, the difference of mean states at the last token) or numbers.',
     ),
 ]
 
 
 class SteerParams(ModelParams):
-    """What to add, where, and how much of it."""
+    """The vector, and the layers, positions and factors at which it is added."""
 
     prompts: Prompts
     vector: SteeringVector
     layers: Layers
     factors: Factors
     positions: Positions = ("all",)
-    max_new_tokens: Annotated[int, Field(ge=0, le=256, description="0: next token only.")] = 0
+    max_new_tokens: Annotated[
+        int, Field(ge=0, le=256, description="Tokens generated for each run; 0 reads the next token alone.")
+    ] = 0
     top_k: TopK = 3
-    targets: Targets = Field(default_factory=dict)
-    control: Annotated[bool, Field(description="Add the control.")] = False
+    targets: BriefTargets = Field(default_factory=dict)
+    control: Annotated[bool, Field(description="Compare with 5 random directions of equal norm.")] = False
     interventions: Interventions = ()
     plot: Plot = False

@@ -11,13 +11,14 @@ class SteeredRun(ResultPart):
     Attributes:
         prompt: The prompt's index.
         layer: The layer; None for the baseline.
-        factor: What the direction was multiplied by.
+        factor: The factor of the direction.
         control: Which random direction it was; None for the vector itself.
         push: Length of what was added over the length of the unsteered state at the last token after that layer.
         kl: KL(steered ‖ baseline) of the next token's distribution, in nats.
         top: The likeliest next tokens with their probabilities.
         targets: Probability and rank of each category.
-        text: What was generated; None where nothing was.
+        text: The generated text; None where none was asked for.
+        perplexity: Of that text after the prompt, under the model without any intervention.
     """
 
     prompt: int
@@ -29,6 +30,7 @@ class SteeredRun(ResultPart):
     top: list[tuple[str, float]]
     targets: list[tuple[float, int]]
     text: str | None
+    perplexity: float | None = None
 
 
 class SteerResult(Result):

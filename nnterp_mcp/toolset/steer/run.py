@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,12 +11,15 @@ from torch import Tensor
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.targets import follow_targets
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.steering import Dose, Sweep, sweep
+from nnterp_mcp.experiments.steering_vectors import average_states, mean_difference
+from nnterp_mcp.experiments.text_scores import perplexity, score_continuations
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.toolset.steer.params import SteerParams
+from nnterp_mcp.toolset.steer.params import PromptContrast, SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from nnterp_mcp.worker.job import Job
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 _CONTROLS = 5
-"""Random directions beside the vector."""
+"""Random directions that the vector is compared with."""
 
 _MOST_RUNS = 20_000
 
@@ -37,17 +41,17 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     _require_few(params, len(directions), controls)
     targets = follow_targets(params.targets, model)
 
-    def result(found: Sweep) -> SteerResult:
+    def result(found: Sweep, perplexities: Mapping[int, float] = MappingProxyType({})) -> SteerResult:
         return SteerResult(
             model=bench.handle,
-            vector=label_of(params.vector),
+            vector=_label(params),
             norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
             prompts=[prompt.text for prompt in prompts],
             controls=controls,
             categories=targets.words,
             shared=targets.shared,
             in_force=list(found.labels),
-            runs=_runs(found, directions, model.tokenizer),
+            runs=_runs(found, directions, perplexities, model.tokenizer),
         )
 
     def offer(so_far: Callable[[], Sweep]) -> None:
@@ -69,7 +73,11 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         max_new_tokens=params.max_new_tokens,
         offer=offer,
     )
-    return result(found)
+    texts = {row: ids for row, ids in found.texts.items() if ids}
+    numbers = {prompt.index: prompt for prompt in prompts}
+    whole = [(numbers[found.doses[row].prompt], ids) for row, ids in texts.items()]
+    scores = score_continuations(model, whole, bench.batch_tokens) if whole else []
+    return result(found, dict(zip(texts, map(perplexity, scores), strict=True)))
 
 
 def _require_few(params: SteerParams, layers: int, controls: int) -> None:
@@ -82,6 +90,13 @@ def _require_few(params: SteerParams, layers: int, controls: int) -> None:
         )
 
 
+def _label(params: SteerParams) -> str:
+    vector = params.vector
+    if isinstance(vector, PromptContrast):
+        return f"the mean state of {len(vector.positive)} prompts − that of {len(vector.negative)}"
+    return label_of(vector)
+
+
 def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
     """The vector's direction at each layer of the sweep."""
     model = bench.model
@@ -89,16 +104,25 @@ def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
     places = [Place("layers_output", layer) for layer in layers]
     for place in places:
         require_place(model, place)
-    found = {
-        layer: resolve_vector(model, params.vector, place, bench.find_vector)
-        for layer, place in zip(layers, places, strict=True)
-    }
+    if isinstance(params.vector, PromptContrast):
+        sides = [
+            average_states(model, Workload(bench.encode(prompts), batch_tokens=bench.batch_tokens), layers, ("last",))
+            for prompts in (params.vector.positive, params.vector.negative)
+        ]
+        found = dict(zip(layers, mean_difference(*sides).vectors.to(model.device), strict=True))
+    else:
+        found = {
+            layer: resolve_vector(model, params.vector, place, bench.find_vector)
+            for layer, place in zip(layers, places, strict=True)
+        }
     if not all(bool(direction.any()) for direction in found.values()):
-        raise InvalidRequest(f"{label_of(params.vector)} is zero, so it has no direction.")
+        raise InvalidRequest(f"{_label(params)} is zero, so it has no direction.")
     return found
 
 
-def _runs(found: Sweep, directions: Mapping[int, Tensor], tokenizer: Any) -> list[SteeredRun]:
+def _runs(
+    found: Sweep, directions: Mapping[int, Tensor], perplexities: Mapping[int, float], tokenizer: Any
+) -> list[SteeredRun]:
     order = sorted(directions)
     prompts = list(dict.fromkeys(dose.prompt for dose in found.doses))
     lengths = {
@@ -118,6 +142,7 @@ def _runs(found: Sweep, directions: Mapping[int, Tensor], tokenizer: Any) -> lis
             top=[(token_text(tokenizer, token), p) for token, p in zip(ids, probs, strict=True)],
             targets=list(zip(target_probs, ranks, strict=True)),
             text=_text(found.texts.get(row), tokenizer),
+            perplexity=perplexities.get(row),
         )
         for row, (dose, kl, ids, probs, target_probs, ranks) in enumerate(
             zip(

@@ -10,10 +10,10 @@ SPEC = ToolSpec(
     name="tokenize",
     title="Show tokens and positions",
     description=(
-        "Splits prompts into the model's tokens, with the ids and positions that other tools refer to. In a chat, the "
-        'position {"turn": 0} means the content of a message (with "role" among those of that role, with "text" a '
-        'piece of it), and with "part": "after" what the template writes behind it. A chat that ends with the '
-        """assistant's message is continued, unless that has "closed": true."""
+        "Find positions: splits prompts into the model's tokens, with their ids and positions. In a chat, "
+        '{"turn": 0} is the content of a message (with "role", among those of that role; with "text", a piece'
+        ' of it), and with "part": "after" what the template writes after it. A chat that ends with the '
+        'assistant\'s message is continued, unless that has "closed": true.'
     ),
     params=TokenizeParams,
     digest=digest,

@@ -11,7 +11,7 @@ from nnterp_mcp.request.prompts import Prompts
 
 
 class TokenizeParams(ModelParams):
-    """What to split into tokens."""
+    """The prompts that are split into tokens."""
 
     prompts: Prompts
     chat: Annotated[

@@ -11,7 +11,9 @@ SPEC = ToolSpec(
     name="train_probe",
     title="Train a probe",
     description=(
-        "Linear probes by layer: cross-validated accuracy beside shuffled labels. save_as keeps directions for steer."
+        "Ask whether hidden states hold a distinction that a linear probe can read: cross-validated accuracy "
+        "by layer, next to shuffled labels, the largest class and prompt length. A probe that reads it does "
+        "not show that the model uses it. save_as keeps the directions for steer."
     ),
     params=TrainProbeParams,
     digest=digest,

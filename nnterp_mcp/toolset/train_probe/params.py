@@ -9,14 +9,15 @@ from pydantic import Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
-from nnterp_mcp.request.brief import ProbedLayers, ProbedPositions, StateSite
-from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.request.prompts import PromptGroups
 from nnterp_mcp.request.vectors import VectorName
 
 _Groups = Annotated[
     PromptGroups,
-    schemas.as_schema({**schemas.OBJECT, "maxProperties": MOST_GROUPS}, '{"positive": [...], "negative": [...]}.'),
+    schemas.as_schema(
+        {**schemas.OBJECT, "maxProperties": MOST_GROUPS}, 'Prompts by class: {"positive": [...], "negative": [...]}.'
+    ),
 ]
 
 
@@ -24,14 +25,18 @@ class TrainProbeParams(ModelParams):
     """What to tell apart, by which probes: prompts at a site, or what a run kept, pooled or edited."""
 
     prompts: _Groups | None = None
-    run: Annotated[str | None, Field(max_length=LONGEST_NAME, description="Or a collect_activations.")] = None
+    run: Annotated[
+        str | None, Field(max_length=LONGEST_NAME, description="A run of collect_activations, in place of prompts.")
+    ] = None
     site: StateSite = "layers_output"
-    method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind.")] = "logistic"
+    method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind of probe.")] = (
+        "logistic"
+    )
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    folds: Annotated[int, Field(ge=2, le=20, description="Folds.")] = 5
-    shuffles: Annotated[int, Field(ge=1, le=100, description="Of labels.")] = 5
-    save_as: Annotated[VectorName | None, Field(description="Vector's name.")] = None
+    folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation.")] = 5
+    shuffles: Annotated[int, Field(ge=1, le=100, description="Times that labels are shuffled.")] = 5
+    save_as: Annotated[VectorName | None, Field(description="Name to keep the directions by.")] = None
     plot: Plot = False
 
     @model_validator(mode="after")

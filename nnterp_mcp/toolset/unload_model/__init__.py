@@ -9,7 +9,10 @@ from nnterp_mcp.toolset.unload_model.params import UnloadModelParams
 SPEC = ToolSpec(
     name="unload_model",
     title="Unload a model",
-    description="Ends a model's process and gives all of its memory back. Calls that run on it end with an error.",
+    description=(
+        "Free memory: ends a model's process, which returns all of its memory. Calls that are running on the "
+        "model end with an error."
+    ),
     params=UnloadModelParams,
     digest=digest,
     place="server",

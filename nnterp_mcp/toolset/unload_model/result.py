@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from nnterp_mcp.contract import Answer, Result
 
 
 class UnloadModelResult(Result):
-    """What was let go; memory in bytes."""
+    """The model that was unloaded; memory in bytes."""
 
     handle: str
     memory: int | None
@@ -20,7 +16,7 @@ class UnloadModelResult(Result):
 class UnloadModelAnswer(Answer):
     """The same as an agent sees it."""
 
-    remaining: Annotated[list[str], Field(description="Handles of the models that are still loaded.")]
+    remaining: list[str]
 
     def body(self) -> list[str]:
         """The models that are left."""

@@ -214,4 +214,4 @@ def test_a_run_of_a_real_model_is_replayed_and_exported(
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == text(said).splitlines()[:-1]
-    assert 'smollm2-135m says " Paris" (0.773)' in done.stdout
+    assert 'smollm2-135m predicts " Paris" (0.773)' in done.stdout

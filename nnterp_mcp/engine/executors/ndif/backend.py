@@ -13,12 +13,11 @@ from nnterp_mcp.engine.executors.ndif.kernels import read_pass, read_replayed
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import Resolved, edit_entries, steps_of
-from nnterp_mcp.engine.forward import Captured, LogitReduction, Pass, Plan
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.executors.ndif.wire_format import spot_of, steps_of
+from nnterp_mcp.engine.forward import Captured, LogitReduction, Pass
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 PASSES = 8
 """Forward passes in one request: few enough that a call can be stopped, and its progress reported, in between."""
@@ -135,11 +134,13 @@ def replayed(model: ServedTransformer, rows: int, states: Tensor | str, read: ob
         read: The function that reads the pass.
         options: Its options.
     """
+    at = torch.arange(rows)
+    entries: Data = {"rows": at, "columns": torch.zeros_like(at), "heads": None, "neurons": None, "heads_first": False}
     change: Data = {"op": "replace", "value": states}
     if isinstance(states, str):
-        change = {"op": "take", "name": states, "index": (torch.arange(rows), torch.zeros(rows, dtype=torch.long))}
-    last = Place("layers_output", model.anatomy.last.index)
-    plan = Plan({last: [Resolved(last, edit_entries(range(rows), [0] * rows, **change))]})
-    steps = steps_of(model, Window([EncodedPrompt(0, "", [1], [])] * rows, [0] * rows, 0, 1), plan)
+        change = {"op": "take", "name": states, "index": (at, torch.zeros_like(at))}
+    step: Data = {"edits": [entries | change], "branch": None, "needed": None, "heads_first": False, "captures": []}
+    spot = spot_of(model, model.last_output)
     inputs = {"input_ids": torch.ones(rows, 1, dtype=torch.long), "use_cache": False}
+    steps = [step | {"spot": spot}]
     return {"inputs": inputs, "cache": None, "steps": steps, "read": read, "options": options, "stops": False}

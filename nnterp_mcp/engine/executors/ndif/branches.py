@@ -146,7 +146,7 @@ class _Run:
     def data(self, model: ServedTransformer) -> Data:
         """The pass."""
         logits = self.reduction is not None or "reference" in self.carries
-        ends = Place("layers_output", model.anatomy.last.index)
+        ends = model.last_output
         visitor = BranchPass(self.given, length=self.length, reads=self.places, ends=ends)
         return _pass(model, self, visitor, (1, 1), self.reduction, logits=logits)
 

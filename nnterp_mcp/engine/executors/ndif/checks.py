@@ -13,15 +13,16 @@ from nnterp_mcp.engine.executors.ndif.kernels import compare_lens, compare_repla
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.refusals import lacking
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
-from nnterp_mcp.engine.executors.ndif.wire_format import places_at, steps_of
-from nnterp_mcp.engine.forward import Capture, forward
+from nnterp_mcp.engine.executors.ndif.wire_format import steps_of
+from nnterp_mcp.engine.forward import Capture, Pass, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.reductions import take_heads, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
-from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
+from nnterp_mcp.model.loading.load_checks import LONG, SHORT
+from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, pad_batch
 
 Run = TypeVar("Run")
@@ -57,15 +58,15 @@ def _check_names(model: ServedTransformer) -> Check:
 def _check_lens(model: ServedTransformer) -> list[Check]:
     """Whether the last layer's lens is the logits, and whether a padded prompt gives what it gives alone."""
     long, short = _prompts(model)
-    last = Place("layers_output", model.anatomy.last.index)
 
     def compare(prompts: list[EncodedPrompt]) -> Data:
         batch = pad_batch(prompts, model.pad_id, model.device)
         ends = [(row, at) for row, prompt in enumerate(batch.prompts) for at in range(len(prompt.ids))]
-        window = Window.over(batch)
-        rows, columns = places_at(window, ends)
-        captures = [Capture(last, take_rows, {"rows": rows, "columns": columns})]
-        one = pass_data(model, inputs_of(batch), steps_of(model, window, captures=captures), ends=(rows, columns))
+        at = Pass(batch, logits=ends).ends
+        assert at is not None
+        captures = [Capture(model.last_output, take_rows, {"rows": at[0], "columns": at[1]})]
+        steps = steps_of(model, Window.over(batch), captures=captures)
+        one = pass_data(model, inputs_of(batch), steps, ends=at)
         own = {"short": SHORT, "compared": len(prompts) > 1}
         return one | {"read": compare_lens, "options": one["options"] | own, "stops": False}
 

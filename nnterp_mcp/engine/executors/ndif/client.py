@@ -81,7 +81,6 @@ class Connection:
         check: Raises what the call in hand is to end with.
         say: Told what the service says of the request in hand.
         traffic: What went over the wire since it was last set.
-        local: Run traces in this process, on a model with weights, through the same serialization; for tests.
     """
 
     host: str
@@ -92,14 +91,9 @@ class Connection:
     check: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda message: None
     traffic: Traffic = field(default_factory=Traffic)
-    local: bool = False
 
     def backend(self) -> Backend:
         """The nnsight backend that runs a trace or a session on the service."""
-        if self.local:
-            from nnsight.intervention.backends.local import LocalSimulationBackend
-
-            return LocalSimulationBackend(self.model)
         return _Request(self)
 
     def environment(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import steps_of
 from nnterp_mcp.engine.forward import Capture
-from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.planning.vectors import matrix_of
 from nnterp_mcp.engine.readouts.reductions import take_all
@@ -82,7 +81,7 @@ def find_served_final_modules(model: ServedTransformer, tokens: Sequence[int]) -
 def _call_there(model: ServedTransformer, read: Callable[..., Data], **options: Any) -> Data:
     """What is read in a pass of one token, whose last state is the first capture."""
     window = Window([EncodedPrompt(0, "", [1], [])], [0], 0, 1)
-    steps = steps_of(model, window, captures=[Capture(Place("layers_output", model.anatomy.last.index), take_all)])
+    steps = steps_of(model, window, captures=[Capture(model.last_output, take_all)])
     inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "use_cache": False}
     (found,) = run_passes(model.connection, [pass_data(model, inputs, steps) | {"read": read, "options": options}])
     return found

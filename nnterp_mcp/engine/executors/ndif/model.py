@@ -14,11 +14,9 @@ from torch import Tensor
 
 from nnterp_mcp.engine.executors.ndif.client import Connection
 from nnterp_mcp.engine.executors.ndif.meta_model import find_patterns, without_numbers
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
-
-_REFUSED = "Load the model with backend 'local' for it, or use one of the tools that a served model has."
 
 
 class ServedTransformer(StandardizedTransformer):
@@ -92,6 +90,11 @@ class ServedTransformer(StandardizedTransformer):
         return [site.path for site in sites if site is not None] if self.anatomy.head_is_direct else []
 
     @property
+    def last_output(self) -> Place:
+        """The output of the last layer."""
+        return Place("layers_output", self.anatomy.last.index)
+
+    @property
     def takes_positions(self) -> bool:
         """Whether its forward pass is told where in the text its tokens are."""
         return "position_ids" in inspect.signature(self.module.forward).parameters
@@ -113,24 +116,21 @@ class ServedTransformer(StandardizedTransformer):
         projection: Any = None if facts.output_projection is None else facts.output_projection.module
         weight = getattr(projection, "weight", None)
         if not isinstance(weight, Tensor):
-            raise Unsupported(f"the width of a head at {place} of {self.name} is not known here")
+            raise not_offered(self.name, f"{place}: the width of a head there is not known here")
         inner = weight.shape[1] if isinstance(projection, torch.nn.Linear) else weight.shape[0]
         return inner // facts.num_heads
 
     def project_on_vocab(self, hidden_state: Tensor) -> Tensor:
         """Refused: the head is not here."""
-        raise self._refusal("what was asked for")
+        raise not_offered(self.name, "such pass")
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: nothing runs on an outline."""
-        raise self._refusal("what was asked for")
+        raise not_offered(self.name, "such pass")
 
     def session(self, *args: Any, **kwargs: Any) -> Any:
         """Refused likewise."""
-        raise self._refusal("what was asked for")
-
-    def _refusal(self, what: str) -> Unsupported:
-        return Unsupported(f"{what} is not offered for {self.name}, which NDIF serves", _REFUSED)
+        raise not_offered(self.name, "such pass")
 
 
 def wrap_for_wire(source: str, tokenizer: Any, revision: str | None, code: bool) -> TransformersModel:

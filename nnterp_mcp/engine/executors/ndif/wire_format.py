@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import BranchPass
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, step_at
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.structure.anatomy import Site
 
 if TYPE_CHECKING:
     from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 
-_LOCALLY = "Load the model with backend 'local' for it."
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """An edit that is plain data already.
-
-    Attributes:
-        place: Where it acts.
-        data: The data, of one pass.
-        needs: Nothing.
-    """
-
-    place: Place
-    data: Data
-    needs: Sequence[Place] = ()
-
-    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
-        """The data."""
-        return self.data
 
 
 def steps_of(
@@ -65,26 +44,11 @@ def steps_of(
         Unsupported: A hook point cannot be reached there; by name.
     """
     rows, columns = len(window.prompts), window.length - window.first
-    places = in_order([*plan.edits, *plan.needs, *(capture.place for capture in captures)])
-    steps = {
-        place: step_at(place, _shape_at(model, place, rows, columns), _CPU, window, plan, captures)
-        for place in with_end(model, places, end)
-    }
-    return send(model, steps, end)
 
+    def step(place: Place) -> Data:
+        return step_at(place, _shape_at(model, place, rows, columns), _CPU, window, plan, captures)
 
-def with_end(model: ServedTransformer, places: Sequence[Place], end: tuple[Tensor, Tensor] | None) -> list[Place]:
-    """Hook points in order, with the one at which the head reads, where logits are wanted and the head is direct."""
-    ending = end is not None and bool(model.head)
-    return in_order([*places, *([Place("layers_output", model.anatomy.last.index)] if ending else [])])
-
-
-def send(model: ServedTransformer, steps: Mapping[Place, Data], end: tuple[Tensor, Tensor] | None) -> list[Data]:
-    """The steps with the spots where they are made, and with a capture of the states that the head reads."""
-    last = Place("layers_output", model.anatomy.last.index)
-    if end is not None and model.head:
-        steps[last]["captures"].append(("end", take_rows, {"rows": end[0], "columns": end[1]}))
-    return [{"spot": spot_of(model, place), **step} for place, step in steps.items()]
+    return _send(model, [*plan.edits, *plan.needs, *(capture.place for capture in captures)], step, end)
 
 
 def branch_steps(
@@ -95,14 +59,26 @@ def branch_steps(
     Args:
         model: The model.
         branch: The pass.
-        present: How many rows are there from the start.
+        present: The number of rows from the start.
         end: Rows and columns at which logits are wanted.
     """
-    steps: dict[Place, Data] = {}
-    for place in with_end(model, branch.places, end):
+
+    def step(place: Place) -> Data:
         shape = _shape_at(model, place, branch.rows_at(place, present), branch.columns)
-        steps[place] = branch.step_at(place, shape, _CPU)
-    return send(model, steps, end)
+        return branch.step_at(place, shape, _CPU)
+
+    return _send(model, branch.places, step, end)
+
+
+def _send(
+    model: ServedTransformer, places: Iterable[Place], step: Callable[[Place], Data], end: tuple[Tensor, Tensor] | None
+) -> list[Data]:
+    """The steps in order, each with its spot, and a capture of the states that the head reads, where it is direct."""
+    ending = end is not None and bool(model.head)
+    steps = {place: step(place) for place in in_order([*places, *([model.last_output] if ending else [])])}
+    if end is not None and ending:
+        steps[model.last_output]["captures"].append(("end", take_rows, {"rows": end[0], "columns": end[1]}))
+    return [{"spot": spot_of(model, place), **found} for place, found in steps.items()]
 
 
 def _shape_at(model: ServedTransformer, place: Place, rows: int, columns: int) -> list[int]:
@@ -124,11 +100,7 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
         return {"path": path, "side": "input", "item": entry, "heads": facts.num_heads}
     if place.site == "attention_probabilities":
         if facts.core is None or place.layer not in model.patterns:
-            raise Unsupported(
-                f"layer {place.layer} of {model.name} does not return its attention probabilities, so NDIF cannot read "
-                "them",
-                _LOCALLY,
-            )
+            raise not_offered(model.name, f"attention of layer {place.layer}: its module does not return probabilities")
         return {"path": facts.core.path, "side": "output", "item": model.patterns[place.layer], "heads": 0}
     site = {
         "layers_output": facts.block,
@@ -138,37 +110,9 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
         "mlps_output": facts.mlp_contribution,
     }.get(place.site)
     if site is None or site.factor != 1:
-        raise Unsupported(f"the {place} of {model.name} cannot be reached on NDIF", _LOCALLY)
+        raise not_offered(model.name, str(place))
     return _output(site)
 
 
 def _output(site: Site) -> Data:
     return {"path": site.path, "side": "output", "item": site.exit, "heads": 0}
-
-
-def places_at(window: Window, wanted: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of (row, position in the unpadded prompt) pairs."""
-    pairs = [(row, window.padding[row] + at - window.first) for row, at in wanted]
-    rows, columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return rows, columns
-
-
-def edit_entries(
-    rows: Sequence[int], columns: Sequence[int], heads: Sequence[int] | None = None, **change: Any
-) -> Data:
-    """A resolved edit of some entries of states.
-
-    Args:
-        rows: The row of each entry.
-        columns: Its column.
-        heads: The heads; None for all.
-        change: The `op`, with what it needs.
-    """
-    return {
-        "rows": torch.tensor(rows, dtype=torch.long),
-        "columns": torch.tensor(columns, dtype=torch.long),
-        "heads": None if heads is None else torch.tensor(heads, dtype=torch.long),
-        "neurons": None,
-        "heads_first": False,
-        **change,
-    }

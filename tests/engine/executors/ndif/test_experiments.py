@@ -265,7 +265,15 @@ def test_states_of_other_runs_put_in(pair: Pair) -> None:
     source, other = pair.encode()
     in_force = pair.plan(
         {"op": "patch", "layers": [1], "positions": [1], "from": {"prompt": PROMPTS[0], "position": 3}},
-        {"op": "mean", "site": "heads_output", "layers": [2], "heads": [1], "positions": "last"},
+        {
+            "op": "mean",
+            "site": "heads_output",
+            "layers": [2],
+            "heads": [1],
+            "positions": "last",
+            "over": "all",
+            "over_positions": "all",
+        },
     )
     state = pair.plain.read(source.ids, "layers_output", 1)[3]
     heads = torch.cat([pair.plain.read(prompt.ids, "heads_output", 2)[:, 1] for prompt in (source, other)])
@@ -419,9 +427,9 @@ def test_patching(pair: Pair, site: Any, direction: Any) -> None:
     grid = make_grid(pair.served, pair_prompts([clean], [corrupted]), [site], layers=[0, 2])
     targets = [[[7, 9], [11]]]
 
-    found = Patcher(
-        pair.served, pair_prompts([clean], [corrupted]), grid, direction, targets=targets, batch_tokens=20
-    ).patch()
+    found = Patcher(pair.served, pair_prompts([clean], [corrupted]), grid, direction, targets=targets).patch(
+        work=Workload((), batch_tokens=20)
+    )
 
     own, other = (clean, corrupted) if direction == "noising" else (corrupted, clean)
     for cell, value in zip(grid.cells, found.values[0].tolist(), strict=True):
@@ -520,7 +528,7 @@ def test_rows_of_the_unembedding(llama: Pair) -> None:
     ("operation", "said"),
     [
         ({"op": "knockout", "layers": [1], "heads": [0]}, "attention"),
-        ({"op": "mean", "site": "queries", "layers": [1]}, "queries"),
+        ({"op": "mean", "site": "queries", "layers": [1], "over": 0, "prompts": 0}, "queries"),
         ({"op": "zero", "site": "values", "layers": [1]}, "values"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nnterp_mcp.engine.executors.ndif.client import Traffic
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.pool.messages import Recorded
 from nnterp_mcp.runs.store import RunStore
@@ -124,3 +125,16 @@ def test_attribution_that_needs_weights_or_gradients_is_refused_by_name(
 ) -> None:
     with pytest.raises(Unsupported, match=f"which NDIF serves, offers no {subject}"):
         call(benches[1], "attribute", {"prompts": CLEAN, "targets": TARGETS, **arguments})
+
+
+def test_patching_sends_no_states(benches: tuple[Bench, Bench]) -> None:
+    connection = benches[1].model.connection
+    call(benches[1], "patch_activations", CALLS["patch_activations"])  # finds what rows may share
+    connection.traffic, connection.counts = Traffic(), True
+
+    call(benches[1], "patch_activations", CALLS["patch_activations"])
+
+    connection.counts = False
+    assert connection.traffic.requests == 1
+    assert connection.traffic.sent < 30_000
+    assert connection.traffic.received < 3_000

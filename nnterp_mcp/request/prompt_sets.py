@@ -1,27 +1,100 @@
-"""Prompt sets on disk: JSONL and CSV."""
+"""Prompt sets: prompts with targets of their own, as a call writes them or as JSONL and CSV files hold them."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
 
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import plural
-from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, shown, without_nulls
+from nnterp_mcp.request.prompts import Prompt, holds_prompts, read_text, require_short_prompt
 from nnterp_mcp.request.remarks import remark
-from nnterp_mcp.toolset.run_prompts.params import PromptItem, as_prompt_set
+from nnterp_mcp.request.targets import Targets, require_few_targets
 
 _LONGEST_LINE = 1 << 22
 """Characters of a line, which is read whole."""
 
 _NAMELESS = re.compile(r"\s*|Unnamed: \d+(_level_\d+)?(\.\d+)?")
 """The header of a column that pandas wrote for the index of its rows, and what it calls it after reading it again."""
+
+
+class PromptItem(Given):
+    """A prompt with targets of its own."""
+
+    prompt: Prompt
+    targets: Targets = Field(default_factory=dict)
+
+
+class PromptFile(Given):
+    """A JSONL or CSV file of prompts in a folder that the server allows."""
+
+    path: Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]
+
+
+PromptSet = PromptFile | tuple[PromptItem, ...]
+
+
+def as_prompt_set(value: Any) -> PromptSet:
+    """Parses a prompt set: strings, objects with their own targets, or a file.
+
+    Raises:
+        ValueError: It is none of these, or empty.
+    """
+    value = without_nulls(value)
+    if isinstance(value, dict) and "path" in value:
+        return PromptFile.model_validate(value)
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise ValueError("prompts is empty: give at least one prompt")
+    return tuple(_as_item(index, item) for index, item in enumerate(items))
+
+
+def _as_given(value: Any) -> PromptSet:
+    value = read_text(value, _holds_prompt_set)
+    if isinstance(value, list | tuple):
+        require_at_most(MOST_PROMPTS, value, "prompts", "prompts")
+        require_few_targets(item.get("targets") for item in value if isinstance(item, dict))
+    return as_prompt_set(value)
+
+
+def _holds_prompt_set(found: Any) -> bool:
+    if isinstance(found, dict):
+        return "path" in found or "prompt" in found or holds_prompts(found)
+    return holds_prompts([item["prompt"] if isinstance(item, dict) and "prompt" in item else item for item in found])
+
+
+def _as_item(index: int, value: Any) -> PromptItem:
+    given = value if isinstance(value, PromptItem | dict) else {"prompt": value}
+    require_short_prompt(given.get("prompt") if isinstance(given, dict) else given.prompt, index)
+    try:
+        item = PromptItem.model_validate(given)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        raise ValueError(
+            f"prompt {index} must be text, chat messages or {{prompt, targets}}, not {shown(value)} "
+            f"({reason['msg'].removeprefix('Value error, ')})"
+        ) from None
+    return item
+
+
+PromptSetField = Annotated[
+    PromptSet,
+    BeforeValidator(_as_given),
+    schemas.as_schema(
+        schemas.PROMPTS_OR_OBJECT,
+        'Strings that share `targets`, objects {"prompt", "targets"} with their own, or {"path": FILE}: JSONL of '
+        "these, or CSV with a prompt column and a column per category.",
+    ),
+]
 
 
 def read_prompt_file(path: Path, most: int | None = None) -> tuple[PromptItem, ...]:
@@ -32,13 +105,13 @@ def read_prompt_file(path: Path, most: int | None = None) -> tuple[PromptItem, .
 
     Args:
         path: The file.
-        most: How many prompts it may hold; no more of it is read. Any number by default.
+        most: The most prompts that it may hold; no more of it is read. Any number by default.
 
     Raises:
         InvalidRequest: The file is empty, or not what its ending says.
         LimitExceeded: It holds more prompts.
     """
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    readers: dict[str, Callable[[Iterator[str]], Iterator[Any]]] = {".jsonl": _read_jsonl, ".csv": _read_csv}
     if path.suffix not in readers:
         raise InvalidRequest(f"{path.name} is no prompt file: give a .jsonl or .csv file.")
     try:
