@@ -95,9 +95,8 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
         "each text once. A probe shows what can be read, not what the model uses: steer with control=true."
     )
     if hidden:
-        notes.append(
-            f"Accuracy at every layer, in order: {' '.join(number(layer.accuracy) for layer in result.layers)}."
-        )
+        accuracies = " ".join(f"{100 * layer.accuracy:.0f}" for layer in result.layers)
+        notes.append(f"Accuracy at every layer in per cent, in order: {accuracies}.")
     notes += _warnings(result)
     if result.vector is not None:
         replaced = f" (it replaces one made {result.replaced})" if result.replaced else ""
