@@ -264,8 +264,9 @@ def is_skipped(listed: Sequence[Edit], window: Window) -> bool:
     first = listed[0] if listed else None
     if isinstance(first, EditOfRuns):
         return is_skipped([first.edit], window.of_owners(first.owners))
-    passed_on = isinstance(first, StateEdit) and isinstance(first.change, PassedOn)
-    return passed_on and window.select(first.reach, window.length - window.first).whole
+    if not isinstance(first, StateEdit) or not isinstance(first.change, PassedOn):
+        return False
+    return window.select(first.reach, window.length - window.first).whole
 
 
 def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
