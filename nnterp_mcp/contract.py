@@ -127,8 +127,11 @@ class ProfiledAnswer(TableAnswer):
 
     def body(self) -> list[str]:
         """The tables, the second under its name."""
-        table, *others = super().body()
-        return [table, *(f"profile:\n{other}" if self.profile and not at else other for at, other in enumerate(others))]
+        lines = super().body()
+        if self.profile and self.profile.rows:
+            at = 1 if self.table.rows else 0
+            lines[at] = f"profile:\n{lines[at]}"
+        return lines
 
 
 class Late(Answer):

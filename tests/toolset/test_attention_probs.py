@@ -210,7 +210,7 @@ def test_interventions_reach_the_random_tokens_too(llama: Bench):
     assert cut.copying is not None
     assert cut.copying.log_probability != plain.copying.log_probability
     assert all(head.kinds is not None and head.kinds.previous == 0 for head in cut.heads)
-    assert cut.interventions == ["knockout of all layers"]
+    assert cut.interventions == ["knockout, all layers, all heads, all queries, all keys, every step"]
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ def _on_kinds(result: AttentionProbsResult) -> list[str]:
         return []
     named = "; ".join(f"{words} {_strongest(result.heads, kind)}" for kind, words in _KINDS.items())
     return [
-        f"On repeated random tokens the strongest heads are: {named}. There the right next token has probability "
-        f"{number(round(copying.probability, 3))} (log {number(copying.log_probability)} nats)."
+        f"On repeated random tokens the strongest of the {plural(len(result.heads), 'head')} read: {named}. There the "
+        "right next token has a mean probability of "
+        f"{number(round(copying.probability, 3))} (mean log-probability {number(copying.log_probability)} nats)."
     ]
 
 

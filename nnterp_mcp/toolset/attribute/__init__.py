@@ -14,7 +14,7 @@ SPEC = ToolSpec(
         "Find which parts of a model produce an answer: splits the answer's logit, or its difference from a "
         "wrong answer's, among parts. direct: what layers, heads, MLPs or neurons write, which adds up "
         "exactly. gradient (gradient × input) and integrated (integrated gradients): tokens. patching: "
-        "first-order estimates of all patches, the strongest of which are really made."
+        "first-order estimates of all patches, the strongest of which are made."
     ),
     params=AttributeParams,
     digest=digest,

@@ -31,20 +31,20 @@ class AttributeParams(ModelParams):
 
     prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "A text, a chat or a list of these.")]
     targets: TargetSets
-    method: Annotated[AttributionMethod, Field(description="Method, as described above.")] = "direct"
+    method: Annotated[AttributionMethod, Field(description="See above.")] = "direct"
     by: Annotated[
         By | None,
-        Field(description="Parts; by default head for direct, layer for patching, token for the others."),
+        Field(description="Parts; default head, layer (patching) or token."),
     ] = None
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,
         schemas.as_schema(
             schemas.PROMPTS_OR_OBJECT,
-            'For method patching: corrupted prompts, or {"replace": "France", "with": "Spain"}.',
+            'For patching: prompts, or {"replace": "France", "with": "Spain"}.',
         ),
     ] = None
-    steps: Annotated[int, Field(ge=1, le=1024, description="Steps of the path, for integrated.")] = 128
+    steps: Annotated[int, Field(ge=1, le=1024, description="Steps of integrated.")] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most.")] = 10
     interventions: Edits = ()
     plot: Plot = False

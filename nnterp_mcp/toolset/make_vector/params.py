@@ -60,8 +60,8 @@ _PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), With
 class MakeVectorParams(ModelParams):
     """What to make, and of what."""
 
-    name: Annotated[VectorName, Field(description="Name to keep it by: letters, digits, . _ -")]
-    method: Annotated[VectorMethod, Field(description="Method, as described above; delete removes the vector.")]
+    name: Annotated[VectorName, Field(description="Its name: letters, digits, . _ -")]
+    method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]
     positive: Annotated[
         _PromptSet, Field(description="Prompts to point towards; one text for (un)embedding_difference.")
     ] = ()
@@ -70,9 +70,7 @@ class MakeVectorParams(ModelParams):
     ] = ()
     run: Annotated[
         str | None,
-        Field(
-            max_length=LONGEST_NAME, description="A run of collect_activations whose groups are positive and negative."
-        ),
+        Field(max_length=LONGEST_NAME, description="A collect_activations run with groups positive and negative."),
     ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)

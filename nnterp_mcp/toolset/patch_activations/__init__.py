@@ -12,7 +12,7 @@ SPEC = ToolSpec(
     title="Patch activations",
     description=(
         "Activation and path patching: clean states replace those of corrupted runs (denoising: what suffices) or the "
-        "reverse (noising: what is needed), one cell of a layer × position or head grid at a time, or a named set."
+        "reverse (noising: what is needed), cell by cell of a grid, or a named set."
     ),
     params=PatchActivationsParams,
     digest=digest,

@@ -172,7 +172,7 @@ _Receivers = Annotated[
     BeforeValidator(_as_receivers),
     schemas.as_schema(
         schemas.union(schemas.TEXT, schemas.OBJECT, schemas.array(schemas.OBJECT), maxItems=_MOST_RECEIVERS),
-        'Path patching, only to {"site": "queries", "layers": 9, "heads": 6} or logits.',
+        'Path patching, to {"site": "queries", "layers": 9, "heads": 6} or logits.',
     ),
 ]
 _Cells = Annotated[
@@ -180,8 +180,7 @@ _Cells = Annotated[
     BeforeValidator(_as_cells),
     schemas.as_schema(
         schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=_MOST_CELLS),
-        'Instead of each cell alone, these together beside random sets: ["L23H4", {"site": "mlps_output", "layers": 3, '
-        '"positions": 4}].',
+        'Patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
     ),
 ]
 
@@ -202,7 +201,7 @@ class PatchActivationsParams(ModelParams):
     paths: Annotated[_Paths, Field(description="To receivers; direct: MLPs recomputed; residual: no MLPs.")] = "direct"
     cells: _Cells = ()
     complement: Annotated[bool, Field(description="Faithfulness, completeness, minimality of cells.")] = False
-    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1
+    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers together.")] = 1
     interventions: Edits = ()
     control: Annotated[bool, Field(description="Compare the strongest cells with 20 random sets.")] = False
     plot: Plot = False

@@ -72,7 +72,7 @@ class PatchscopeParams(ModelParams):
             "Names of vectors from make_vector, in place of source_prompts.",
         ),
     ] = None
-    factor: Annotated[float, Field(description="Multiplies source_vectors, which are often shorter than states.")] = 1.0
+    factor: Annotated[float, Field(description="Multiplies source_vectors.")] = 1.0
     source_positions: Annotated[
         Positions,
         schemas.as_schema(
@@ -106,7 +106,7 @@ class PatchscopeParams(ModelParams):
     top_k: TopK = 3
     targets: BriefTargets = Field(default_factory=dict)
     max_new_tokens: Annotated[
-        int, Field(ge=0, le=256, description="Tokens generated for each patch; 0 reads the next token alone.")
+        int, Field(ge=0, le=256, description="Tokens generated per patch; 0 reads the next token alone.")
     ] = 0
     interventions: Annotated[
         Interventions,

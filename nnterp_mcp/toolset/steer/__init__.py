@@ -14,8 +14,7 @@ SPEC = ToolSpec(
         "Test whether a direction changes what a model says: adds factor × vector to the residual stream "
         "after one layer at a time, for each layer and factor, and compares the next-token distribution with "
         "the baseline: KL(steered || baseline) in nats, targets, and generated text (steered at every token) "
-        "with its perplexity under the unedited model. `push` is the length added divided by the state's. Any"
-        " large addition moves a model, so control=true repeats all with 5 random directions of equal norm."
+        "with its perplexity under the unedited model. `push` is the length added divided by the state's."
     ),
     params=SteerParams,
     digest=digest,

@@ -74,10 +74,10 @@ class SteerParams(ModelParams):
     factors: Factors
     positions: Positions = ("all",)
     max_new_tokens: Annotated[
-        int, Field(ge=0, le=256, description="Tokens generated for each run; 0 reads the next token alone.")
+        int, Field(ge=0, le=256, description="Tokens generated per run; 0 reads the next token alone.")
     ] = 0
     top_k: TopK = 3
     targets: BriefTargets = Field(default_factory=dict)
-    control: Annotated[bool, Field(description="Compare with 5 random directions of equal norm.")] = False
+    control: Annotated[bool, Field(description="Repeat with 5 random directions of equal norm.")] = False
     interventions: Interventions = ()
     plot: Plot = False
