@@ -18,7 +18,7 @@ def model_folder() -> Path:
 
     To find, download or convert the files is all that the eval takes from the package in order to know what is right.
     """
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 

@@ -18,7 +18,7 @@ import torch
 from client import answer, ask, laboratory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nnterp_mcp.model.loading.load import locate
+from nnterp_mcp.model.loading.locate import locate
 from nnterp_mcp.settings import Settings
 
 PROMPT = "The capital of {} is"

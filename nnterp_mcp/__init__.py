@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out, probe_direction
     from nnterp_mcp.experiments.target_prompts import TargetPrompt, it_repeat_prompt, repeat_prompt
     from nnterp_mcp.laboratory import Laboratory
-    from nnterp_mcp.model.loading.load_checks import Check, check_model
+    from nnterp_mcp.model.loading.load_checks import check_model
+    from nnterp_mcp.model.loading.verdicts import Check
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.structure.modules import ModuleAccessor
     from nnterp_mcp.model.structure.rename import RenameConfig, get_rename_dict
@@ -87,10 +88,8 @@ _NAMES = {
         "repeat_prompt",
     ),
     "laboratory": ("Laboratory",),
-    "model.loading.load_checks": (
-        "Check",
-        "check_model",
-    ),
+    "model.loading.load_checks": ("check_model",),
+    "model.loading.verdicts": ("Check",),
     "model.standardized": ("StandardizedTransformer",),
     "model.structure.modules": ("ModuleAccessor",),
     "model.structure.rename": (

@@ -167,7 +167,7 @@ def _check_all_types(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.settings import Settings
 
     located = locate(

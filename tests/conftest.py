@@ -58,7 +58,7 @@ def recorded(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The default model, converted; no test is skipped for want of it, since it is part of the setup."""
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 

@@ -76,7 +76,7 @@ def counter() -> Callable[[object], int]:
     """Counts the tokens of a text, or of data as compact JSON."""
     from transformers import AutoTokenizer
 
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 

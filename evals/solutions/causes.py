@@ -45,7 +45,7 @@ async def ablated_divergence(tools: Tools) -> float:
         sites="mlps_output",
         layers=ABLATED,
     )
-    return rows(answer)[0]["kl"]
+    return rows(answer)[0]["KL(clean ‖ patched)"]
 
 
 async def _parts(tools: Tools, kind: str) -> dict[int, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices, on_device
 from nnterp_mcp.engine.edits import Edit, Reached, StateEdit
-from nnterp_mcp.engine.forward import NOTHING, Plan, step_at
+from nnterp_mcp.engine.forward import NOTHING, Plan, skipped_layers, step_at
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.token_spans import Reach, Window
@@ -144,6 +144,11 @@ class BranchPass:
     def states(self) -> dict[Place, Float[Tensor, "joined position *head width"]]:
         """The states that were read."""
         return {place: self._captured[str(place)] for place in self._reads}
+
+    @property
+    def skipped(self) -> list[int]:
+        """Layers that operations on the input skip at all positions of the pass."""
+        return skipped_layers(self._base.edits, self._window(1))
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """Makes the operations on the input, lets rows join, reads, freezes, and makes the rows' own edits."""

@@ -254,6 +254,21 @@ class PassedOn:
         return {"op": "take", "name": str(self.entrance), "index": None if rows is None else (rows, columns)}
 
 
+def is_skipped(listed: Sequence[Edit], window: Window) -> bool:
+    """Returns True where the first edit of a layer's output replaces all of it with the layer's input.
+
+    Args:
+        listed: The edits of the layer's output, in their order.
+        window: The columns that the pass computes.
+    """
+    first = listed[0] if listed else None
+    if isinstance(first, EditOfRuns):
+        return is_skipped([first.edit], window.of_owners(first.owners))
+    if not isinstance(first, StateEdit) or not isinstance(first.change, PassedOn):
+        return False
+    return window.select(first.reach, window.length - window.first).whole
+
+
 def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
     """Refuses a vector that does not fit the states.
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.edits import Edit
+from nnterp_mcp.engine.edits import Edit, is_skipped
 from nnterp_mcp.engine.executors.execution import execute
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.hook_points import Place, in_order
@@ -60,12 +60,13 @@ class Capture:
 
     Attributes:
         place: Where.
-        reduce: Applied next to the model; what it returns should be small, and no view of what came.
+        reduce: Applied next to the model; what it returns should be small, and no view of what came. None for the very
+            tensor with which the model continues, in its own layout, whose gradient can be asked for.
         options: Its options.
     """
 
     place: Place
-    reduce: Reduction
+    reduce: Reduction | None
     options: Data = field(default_factory=dict)
 
 
@@ -233,6 +234,15 @@ def run(
     return Captured(visitor.values, whole)
 
 
+def skipped_layers(edits: Mapping[Place, Sequence[Edit]], window: Window) -> list[int]:
+    """Layers whose output all rows of a pass replace with the layer's input."""
+    return [
+        place.layer
+        for place, listed in edits.items()
+        if place.layer is not None and place.site == "layers_output" and is_skipped(listed, window)
+    ]
+
+
 class PlannedPass:
     """Visits the hook points of a pass: resolves the edits there, and has the interpreter apply and capture."""
 
@@ -243,6 +253,11 @@ class PlannedPass:
         self._captures = captures
         self._seen: Data = {}
         self._captured: Data = {}
+
+    @property
+    def skipped(self) -> list[int]:
+        """Layers that operations skip at all positions of the pass."""
+        return skipped_layers(self._plan.edits, self.window)
 
     @property
     def values(self) -> list[Any]:

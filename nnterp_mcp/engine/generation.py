@@ -34,7 +34,7 @@ from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.engine.workload import Workload, ignore_progress
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids

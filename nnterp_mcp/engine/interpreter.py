@@ -11,7 +11,8 @@ A *resolved edit* is a dictionary, made by an edit of `engine.edits` for one bat
 - Of attention probabilities: `op` is `set_pattern`, with masks of `queries` and `heads` and the `pattern` (row, query,
   key); or `knock_out`, with the `cuts` (masks of `queries`, `keys` and `heads`, and `renormalise`), the keys that each
   query can read (`readable`), and the `others`, edits that are made before.
-- `call`, with a `function` of the states: for autograd on this machine alone.
+- For autograd, on this machine alone: `leaf`, where its graph begins, with a `value` in place of the states or None;
+  and `view`, after which the states are a tensor of their own, whose gradient can be asked for.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def apply(value: Tensor, edit: Data, seen: Data) -> Tensor:
     if op == "set_pattern":
         chosen = edit["queries"].to(value.device)[:, None, :, None] & edit["heads"].to(value.device)[:, None, None]
         return torch.where(chosen, edit["pattern"].to(value)[:, None], value)
-    if op == "call":
-        return edit["function"](value)
+    if op == "leaf":
+        return (value if edit["value"] is None else edit["value"].to(value)).detach().clone().requires_grad_()
+    if op == "view":
+        return value.view_as(value)
     return change_states(value, edit, seen)
 
 
@@ -159,8 +162,8 @@ def visit(value: Tensor, step: Data, seen: Data, captured: Data) -> Tensor:
     Args:
         value: The states, in the model's own layout.
         step: `edits`, resolved; `branch`, what `branch_off` is told, or None; `captures`, each a name, a reduction of
-            the states (row, position, …), and its options; `needed`, the name under which later edits take the states,
-            or None; `heads_first`, as in an edit.
+            the states (row, position, …) or None for the tensor itself, and its options; `needed`, the name under which
+            later edits take the states, or None; `heads_first`, as in an edit.
         seen: States of earlier hook points by name; those of this one are added where they are needed.
         captured: Takes what the reductions return, by name.
     """
@@ -172,5 +175,5 @@ def visit(value: Tensor, step: Data, seen: Data, captured: Data) -> Tensor:
     if step["needed"] is not None:
         seen[step["needed"]] = states
     for name, reduction, options in step["captures"]:
-        captured[name] = reduction(states, options)
+        captured[name] = value if reduction is None else reduction(states, options)
     return value

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.batching import run_halving
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 

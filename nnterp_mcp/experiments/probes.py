@@ -1,4 +1,4 @@
-"""Linear probes: whether, and along which direction, states tell groups of prompts apart.
+"""Linear probes: how well, and along which direction, states tell groups of prompts apart.
 
 A probe shows that something can be read from states linearly, not that the model uses it.
 """
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestCentroid
@@ -49,6 +51,30 @@ def make_probe(method: ProbeMethod, regularization: float = 1.0) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularization, max_iter=_STEPS))
 
 
+def join_pairs(labels: Int[np.ndarray, " prompt"], texts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " prompt"]:
+    """Numbers for prompts that belong into one fold: equal texts, and the i-th prompts of all classes.
+
+    The i-th prompts of classes of equal size are often minimal pairs. A probe that has learnt from one of a pair takes
+    the other, which differs in a word, for the same class, and falls below chance.
+
+    Args:
+        labels: The class of each prompt.
+        texts: The text of each prompt, by number.
+
+    Returns:
+        The same number for prompts that stay together; the texts themselves where the classes differ in size, or
+        where pairs that share texts would leave a single fold.
+    """
+    if len(set(np.bincount(labels))) > 1:
+        return texts
+    place = np.empty_like(texts)
+    for label in np.unique(labels):
+        place[labels == label] = np.arange((labels == label).sum())
+    links = coo_array((np.ones(len(texts)), (texts, texts.max() + 1 + place)), shape=(2 * len(texts), 2 * len(texts)))
+    together = connected_components(links, directed=False)[1][texts]
+    return together if len(np.unique(together)) > 1 else texts
+
+
 def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], folds: int, seed: int) -> list[Fold]:
     """Deals rows into folds of like shares of each class, all rows of one text into one fold.
 
@@ -56,7 +82,7 @@ def deal_folds(labels: Int[np.ndarray, " row"], texts: Int[np.ndarray, " row"], 
 
     Args:
         labels: The class of each row.
-        texts: The text of each row, by number.
+        texts: The text of each row, or the texts that stay together, by number.
         folds: How many folds; fewer where a class has fewer texts.
         seed: By which they are dealt.
 

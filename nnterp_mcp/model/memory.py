@@ -58,24 +58,25 @@ class Sized(Protocol):
         ...
 
 
-def of_pass(model: Sized, rows: int, columns: int, patterns: bool) -> int:
+def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int = 1) -> int:
     """An upper bound, from shapes alone, of the bytes that a forward pass needs in addition to the weights.
 
-    It covers the widest point of one layer, the attention mask, and one layer's attention scores and probabilities
-    where they are formed.
+    It covers the widest point of a layer, the attention mask, and a layer's attention scores and probabilities where
+    they are formed.
 
     Args:
         model: The model.
         rows: Prompts in the batch.
         columns: Tokens of each.
         patterns: True if attention probabilities are formed.
+        layers: Layers whose activations exist at a time: 1, or all where autograd keeps them for the backward pass.
     """
     size = model.module.dtype.itemsize
     config = model.module.config.get_text_config()
     widest = max(_largest(getattr(config, "intermediate_size", None)), 4 * model.hidden_size)
     states = rows * columns * size * (_STATES * model.hidden_size + 3 * widest)
-    squares = rows * columns**2 * (size + (_PATTERNS * model.num_heads * max(size, 4) if patterns else 0))
-    return states + squares
+    formed = _PATTERNS * model.num_heads * max(size, 4) * layers if patterns else 0
+    return states * layers + rows * columns**2 * (size + formed)
 
 
 def _largest(size: Any) -> int:

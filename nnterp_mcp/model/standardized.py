@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.attention import AttentionProbabilities
 from nnterp_mcp.model.loading.finite_weights import first_pass
-from nnterp_mcp.model.loading.load_checks import Check, check_attention, check_model
+from nnterp_mcp.model.loading.load_checks import check_attention, check_model
 from nnterp_mcp.model.loading.sources import load_both
+from nnterp_mcp.model.loading.verdicts import Check
 from nnterp_mcp.model.structure.attention_taps import watch
 from nnterp_mcp.model.structure.context_lengths import forget_longest
 from nnterp_mcp.model.structure.names import bind_names
@@ -128,7 +129,8 @@ class StandardizedTransformer(TracedModel):
             )
         forget_longest(loaded)
         self.name = name or _name_of(model) or type(loaded).__name__
-        self.anatomy = resolve(loaded, first_pass(loaded, self.name), rename_config)
+        tape = first_pass(loaded, self.name)
+        self.anatomy = resolve(loaded, tape, rename_config)
         self.checks = []
         self._refusals = {}
         self.rename_config = rename_config
@@ -147,7 +149,7 @@ class StandardizedTransformer(TracedModel):
         if enable_attention_probs:
             self.set_attention("eager")
         if check_renaming:
-            self.checks = check_model(self)
+            self.checks = check_model(self, tape)
 
     @property
     def attention_probabilities(self) -> CheckedProbabilities:

@@ -18,7 +18,7 @@ from nnterp_mcp.model.structure.attention_backend import current_attention, swit
 from nnterp_mcp.model.structure.call_recorder import input_device
 from nnterp_mcp.model.structure.context_lengths import stretch_of, table_length
 from nnterp_mcp.model.structure.rename import RenameConfig
-from nnterp_mcp.model.text.padding import embedded_ids
+from nnterp_mcp.model.text.tokens import embedded_ids
 
 _BOUNDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 """Fields of a configuration that say how many tokens a model reads."""

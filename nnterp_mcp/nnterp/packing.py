@@ -21,7 +21,7 @@ from nnterp_mcp.engine.kv_cache import SharedCache, cache_inputs
 from nnterp_mcp.engine.observation import read_prefix
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.patchscope import Target, patch_target
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_STRING, Given, shown
@@ -38,9 +38,21 @@ class Noise(_Kind):
 
 
 class Ablated(_Kind):
-    """No other run: zeros, means over the clean prompts, or states of another clean prompt drawn at random."""
+    """No other run: zeros, position-wise means over prompts, or states of another clean prompt drawn at random.
+
+    Attributes:
+        ablate: The states.
+        over: The prompts of the means; the clean ones by default.
+    """
 
     ablate: Literal["zero", "mean", "resample"]
+    over: Prompts | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Ablated:
+        if self.over is not None and self.ablate != "mean":
+            raise ValueError('over goes with {"ablate": "mean"}')
+        return self
 
 
 _KINDS: dict[str, type[_Kind]] = {"replace": Replaced, "noise": Noise, "ablate": Ablated}

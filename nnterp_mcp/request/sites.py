@@ -38,6 +38,7 @@ class SiteFacts:
         by_head: It has heads to choose.
         heads_first: Its states are (batch, head, position, width); others have the position before the head.
         whole_sequence: It holds every token so far, those from a cache of keys and values included.
+        grows: Its states have another shape, or lie in other columns, at every step of a generation.
         in_stream: Its states are as wide as the residual stream.
         patched: `patch_activations` patches it.
         receives: Paths of `patch_activations` can end there.
@@ -46,6 +47,7 @@ class SiteFacts:
     by_head: bool = False
     heads_first: bool = False
     whole_sequence: bool = False
+    grows: bool = False
     in_stream: bool = False
     patched: bool = True
     receives: bool = False
@@ -55,9 +57,9 @@ FACTS: dict[Site, SiteFacts] = {
     "token_embeddings": SiteFacts(patched=False),
     "layers_input": SiteFacts(in_stream=True),
     "queries": SiteFacts(by_head=True, heads_first=True, receives=True),
-    "keys": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, receives=True),
-    "values": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, receives=True),
-    "attention_probabilities": SiteFacts(by_head=True, heads_first=True, patched=False),
+    "keys": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, grows=True, receives=True),
+    "values": SiteFacts(by_head=True, heads_first=True, whole_sequence=True, grows=True, receives=True),
+    "attention_probabilities": SiteFacts(by_head=True, heads_first=True, grows=True, patched=False),
     "heads_output": SiteFacts(by_head=True, receives=True),
     "attentions_raw_output": SiteFacts(in_stream=True),
     "attentions_output": SiteFacts(in_stream=True, receives=True),

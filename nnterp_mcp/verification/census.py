@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model.loading.load_checks import Check
+from nnterp_mcp.model.loading.verdicts import Check
 from nnterp_mcp.verification.full_checks import CAPABILITIES, Report, check_thoroughly, measure_once
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.errors import NnterpError, Unsupported
-from nnterp_mcp.model.loading.load_checks import TOLERANCES, Check, check_model
+from nnterp_mcp.model.loading.load_checks import check_model
+from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import other_ids, probe_ids
 from nnterp_mcp.verification import reference

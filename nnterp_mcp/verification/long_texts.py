@@ -14,7 +14,7 @@ from nnterp_mcp.engine.forward import forward
 from nnterp_mcp.engine.generation import Generation, end_ids, generate
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.structure.context_lengths import Mark, is_affordable, lengths_of

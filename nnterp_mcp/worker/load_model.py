@@ -63,14 +63,16 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
 
 def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:
     """Reads a model onto this machine."""
-    from nnterp_mcp.model.loading.load import Precision, locate, read_model
+    from nnterp_mcp.model.loading.load import Precision, read_model
+    from nnterp_mcp.model.loading.locate import convert_once, locate
     from nnterp_mcp.model.standardized import StandardizedTransformer
 
     settings = bench.settings
     code = settings.trust_remote_code
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
     precision = Precision(params.dtype, params.quantization)
-    weights, tokenizer = read_model(located, precision, params.device, params.attention, code, report)
+    converted = convert_once(located, settings.cache, report)
+    weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report)
     report("checking the model")
     model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
     # Hashed after the checks, from which it would take a core.

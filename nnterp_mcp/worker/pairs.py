@@ -35,7 +35,10 @@ def make_pairs(
     if isinstance(corrupted, Ablated):
         if corrupted.ablate == "resample":
             return resample(prompts), "another clean prompt"
-        return ablate(prompts), {"zero": "Zeros", "mean": "Means over the prompts"}[corrupted.ablate]
+        if corrupted.ablate == "zero":
+            return ablate(prompts), "Zeros"
+        over = f"the {len(prompts)} clean prompts" if corrupted.over is None else f"{len(corrupted.over)} other prompts"
+        return ablate(prompts), f"Position-wise means over {over}"
     if isinstance(corrupted, Replaced):
         replaced = [replace_text(prompt, corrupted.replace, corrupted.by) for prompt in clean]
         return pair_prompts(prompts, bench.encode(replaced)), f"{corrupted.by!r} for {corrupted.replace!r}"

@@ -209,3 +209,36 @@ def test_a_batch_with_operations_that_does_not_fit_the_memory_is_halved(subject:
     finally:
         hook.remove()
     assert max(sizes) > 6
+
+
+@families
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("positions", [[0], [4, 8]], ids=["nothing shared", "a prefix shared"])
+def test_a_skipped_layer_does_not_run(subject: Subject, layer: int, positions: list[int]) -> None:
+    skip = parse_operation({"op": "skip", "layers": layer})
+    prompt = prompt_of()
+    base = Input(prompt, plan=plan(subject.model, [skip], [prompt]))
+    pool = replacements(subject, positions, ["layers_output"])
+    rows = [one._replace(row=row) for row, one in enumerate(one for one in pool if one.place.layer == 3)]
+    branches = Branches(subject.model, base, replace_states(rows))
+    entered: Tensor = torch.empty(0)
+
+    def enter(states: Tensor) -> None:
+        nonlocal entered
+        entered = states.clone()
+
+    def leave(states: Tensor) -> None:
+        states.copy_(entered)
+
+    shared = branches.sharing.prefix and positions[0] > 0
+    mlp, ran = subject.model.anatomy.layers[layer].mlp, list[int]()
+    assert mlp is not None
+    hook = mlp.module.register_forward_hook(lambda module, args, output: ran.append(1))
+    try:
+        assert_plain(
+            subject, branches, rows, prompt.ids, {("layers_input", layer): enter, ("layers_output", layer): leave}
+        )
+    finally:
+        hook.remove()
+
+    assert len(ran) == shared  # while the keys and values of the shared tokens are read

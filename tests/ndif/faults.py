@@ -226,7 +226,7 @@ def _said(true: bool) -> str:
 
 @contextmanager
 def _scene(service: Deployment) -> Generator[Scene]:
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 

@@ -84,7 +84,7 @@ def main(folder: Path, address: str | None) -> None:
 
 
 def _measure(way: Gateway, data: Path) -> None:
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.settings import Settings
 

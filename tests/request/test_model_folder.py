@@ -16,7 +16,7 @@ import pytest
 from transformers import BartConfig, T5Config, WhisperConfig
 
 from nnterp_mcp.errors import Forbidden, NnterpError, UnknownModel, Unsupported
-from nnterp_mcp.model.loading.load import locate
+from nnterp_mcp.model.loading.locate import locate
 from nnterp_mcp.request.access import admit_model
 
 DEEP = 100_000

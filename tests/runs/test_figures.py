@@ -147,7 +147,7 @@ def test_a_patching_grid_shows_every_cell_and_its_control(recorded: Recorded) ->
         value = heatmap.values[heatmap.rows.index(str(layer))][column]
         assert value == (cell["effect"] if cell["recovery"] is None else cell["recovery"]["mean"])
     bars = panel(figure, Bars).bars
-    together = result["together"]
+    together = result["patched_set"]
     assert bars[0].value == (together["recovery"] or together["metric"])["mean"]
     random = together["control_recoveries"] if together["recovery"] else together["controls"]
     assert [bar.value for bar in bars if bar.role == "control"] == random

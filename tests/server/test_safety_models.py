@@ -163,7 +163,8 @@ def test_no_pickle_is_opened(
     crater: Path,
     unpickled: list[str],
 ) -> None:
-    from nnterp_mcp.model.loading.load import Precision, locate, read_model
+    from nnterp_mcp.model.loading.load import Precision, read_model
+    from nnterp_mcp.model.loading.locate import locate
 
     model = arrange(folder, crater)
     with pytest.raises(error) as caught:
@@ -293,7 +294,7 @@ def test_by_default_no_local_model_is_loaded(tiny: Callable[..., Path]) -> None:
 def test_the_servers_working_folder_is_nobodys_business(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
 
     monkeypatch.chdir(tiny("llama").parent)
     assert locate("tiny-llama", None, tmp_path, False, print).folder == Path("tiny-llama")

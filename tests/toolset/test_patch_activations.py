@@ -15,7 +15,7 @@ from nnterp_mcp.errors import Cancelled, InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import rounded
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.toolset.patch_activations import SPEC
-from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, Together
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, PatchedSet
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_make_vector import make_bench
@@ -192,14 +192,174 @@ def test_paths_end_at_the_receivers(bench: Bench) -> None:
     assert any(abs(cell.effect) > 1e-5 for cell in through.cells if cell.layer < 2)
 
 
-def test_the_control_is_the_strongest_cells_together_beside_random_ones(bench: Bench) -> None:
+def test_the_control_is_the_strongest_cells_of_one_sign_and_twenty_random_sets(bench: Bench) -> None:
     result = ask(bench, heads="all", control=True)
 
-    assert result.together is not None
-    assert result.together.cells == 5
-    assert len(result.together.controls) == len(result.together.control_recoveries) == 10
-    assert len(set(result.together.controls)) > 5
-    assert ask(bench, positions="last", layers=3, control=True).together is None
+    found = result.patched_set
+    assert found is not None
+    assert not found.named
+    assert len(found.controls) == len(found.control_recoveries) == 20
+    assert len(set(found.controls)) > 10
+    assert result.corrupted is not None
+    restoring = 1 if result.clean.mean > result.corrupted.mean else -1
+    order = sorted((cell for cell in result.cells if cell.effect * restoring > 0), key=lambda cell: -abs(cell.effect))
+    assert found.cells == [f"L{cell.layer}H{cell.head}" for cell in order[: len(found.cells)]]
+    few = ask(bench, positions=[4, -1], layers=[1, 2], control=True).patched_set
+    assert few is not None
+    assert few.controls == []
+    assert ask(bench, positions="last", layers=3, control=True).patched_set is None
+
+
+def test_what_follows_by_construction_is_marked(bench: Bench) -> None:
+    result = ask(bench, sites=["layers_input", "layers_output", "mlps_output"])
+    marked = {(cell.site, cell.layer, cell.column) for cell in result.cells if cell.by_construction and cell.effect}
+
+    assert marked == {("layers_input", 0, 4), ("layers_output", 3, 5)}
+    together = ask(bench, positions={"all": "4:"}, sites="layers_output")
+    assert all(cell.by_construction for cell in together.cells)
+    assert "Every effect follows by construction" in SPEC.digest(together).finding
+
+
+@pytest.mark.parametrize("kind", ["denoising", "noising", "zero", "mean"])
+def test_a_named_set_is_measured_as_a_circuit(bench: Bench, kind: str) -> None:
+    targets = [TARGETS, {"answer": "Madrid", "wrong": "Paris"}]
+    more: dict[str, Any] = {"clean": [CLEAN, CORRUPTED], "targets": targets, "layers": [1, 2]}
+    if kind in ("zero", "mean"):
+        more["corrupted"] = {"ablate": kind}
+    else:
+        more |= {"corrupted": [CORRUPTED, CLEAN], "direction": kind}
+    named = ["L1H0", {"site": "heads_output", "layers": 2, "heads": [1, 3]}]
+    result = ask(bench, cells=named, complement=True, **more)
+
+    found = result.patched_set
+    assert found is not None
+    assert found.named
+    assert found.cells == ["L1H0", "L2H1", "L2H3"]
+    assert result.cells == []
+    circuit = found.circuit
+    assert circuit is not None
+    assert circuit.total == 8
+
+    def metric(heads: dict[int, list[int]]) -> float:
+        """The metric with some heads intact, by plain hooks."""
+        return mean_metric(bench, kind, heads)
+
+    every: dict[int, list[int]] = {1: [0, 1, 2, 3], 2: [0, 1, 2, 3]}
+    intact, none = metric(every), metric({1: [], 2: []})
+    assert [circuit.intact.mean, circuit.none.mean] == pytest.approx([intact, none], abs=1e-4)
+
+    def share(heads: dict[int, list[int]]) -> float:
+        return (metric(heads) - none) / (intact - none)
+
+    whole = share({1: [0], 2: [1, 3]})
+    assert circuit.faithfulness.mean == pytest.approx(whole, abs=2e-3)
+    assert circuit.completeness.mean == pytest.approx(share({1: [1, 2, 3], 2: [0, 2]}), abs=2e-3)
+    without = [share({1: [], 2: [1, 3]}), share({1: [0], 2: [3]}), share({1: [0], 2: [1]})]
+    assert [member.loss.mean for member in circuit.members] == pytest.approx([whole - one for one in without], abs=3e-3)
+    text = SPEC.digest(result).text()
+    assert "Faithfulness" in text
+    assert "Minimality" in text
+
+
+def mean_metric(bench: Bench, kind: str, intact: dict[int, list[int]]) -> float:
+    """The mean logit difference of both prompts with some heads of two layers intact and all others replaced."""
+    import torch
+
+    model: Any = bench.model.module
+    ids = [torch.tensor([bench.model.tokenizer(text)["input_ids"]]) for text in (CLEAN, CORRUPTED)]
+    first: Any = lambda word: bench.model.tokenizer(word, add_special_tokens=False)["input_ids"][0]  # noqa: E731
+    answers = [[first(name), first(f" {name}")] for name in TARGETS.values()]
+
+    def run(given: Any, change: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
+        seen: dict[int, Any] = {}
+
+        def hook(layer: int) -> Any:
+            def edit(module: Any, args: Any) -> Any:
+                seen[layer] = args[0].clone()
+                return None if layer not in change else (change[layer](args[0].clone()),)
+
+            return model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(edit)
+
+        hooks = [hook(layer) for layer in (1, 2)]
+        with torch.no_grad():
+            logits = model(given).logits[0, -1]
+        for one in hooks:
+            one.remove()
+        return logits, seen
+
+    states = [run(given, {})[1] for given in ids]
+    width = states[0][1].shape[-1] // 4
+    values: list[float] = []
+    for at in (0, 1):
+        base, other = (1 - at, at) if kind == "denoising" else (at, 1 - at)
+
+        def change(layer: int, other: int = other) -> Any:
+            def edit(own: Any) -> Any:
+                means = (states[0][layer] + states[1][layer]) / 2
+                new = {"zero": torch.zeros_like(own), "mean": means}.get(kind, states[other][layer])
+                for head in range(4):
+                    if (head in intact[layer]) == (kind == "denoising"):
+                        own[..., head * width : (head + 1) * width] = new[..., head * width : (head + 1) * width]
+                return own
+
+            return edit
+
+        logits, _ = run(ids[base], {layer: change(layer) for layer in (1, 2)})
+        answer, wrong = answers if at == 0 else answers[::-1]
+        values.append(float(logits[answer].logsumexp(0) - logits[wrong].logsumexp(0)))
+    return sum(values) / 2
+
+
+def test_cells_outside_the_grid_are_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match=r"not all in the grid"):
+        ask(bench, cells=["L1H9"])
+    with pytest.raises(InvalidRequest, match=r"complement goes with cells"):
+        ask(bench, complement=True)
+    with pytest.raises(InvalidRequest, match=r'a cell is a head such as "L23H4"'):
+        ask(bench, cells=["H4"])
+
+
+def test_paths_through_mlps_and_the_residual_stream_alone_are_told_apart(bench: Bench) -> None:
+    direct = ask(bench, heads="all", receivers="logits")
+    residual = ask(bench, heads="all", receivers="logits", paths="residual")
+
+    assert [cell.effect for cell in direct.cells] != [cell.effect for cell in residual.cells]
+    assert "through direct paths to the logits (attention frozen, MLPs recomputed)" in SPEC.digest(direct).finding
+    assert "the residual stream alone to the logits (attention and MLPs frozen)" in SPEC.digest(residual).finding
+
+
+def test_means_may_be_over_other_prompts(bench: Bench) -> None:
+    over = [CORRUPTED, CORRUPTED]
+    found = ask(bench, corrupted={"ablate": "mean", "over": over}, sites="mlps_output", layers=[1])
+
+    assert found.corruption == "Position-wise means over 2 other prompts"
+    assert found.cells[0].effect
+    with pytest.raises(InvalidRequest, match="over goes with"):
+        ask(bench, corrupted={"ablate": "zero", "over": over})
+
+
+def test_a_long_grid_is_refused_by_its_time_and_resumed_by_groups(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnterp_mcp.experiments.patching import grid_work
+
+    whole = ask(bench)
+    monkeypatch.setattr(grid_work, "_GROUP", 8)
+    for cell, other in zip(ask(bench).cells, whole.cells, strict=True):
+        assert cell.metric.mean == pytest.approx(other.metric.mean, abs=1e-5)
+    job = Job(1, lambda progress: None)
+    now = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(grid_work.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(grid_work.Pace.__init__, "__defaults__", (grid_work.time.monotonic,))
+    with pytest.raises(LimitExceeded, match="the rest of this grid would take about"):
+        ask(bench, job)
+    assert job.partial is not None
+    partial = job.partial()
+    assert isinstance(partial, PatchActivationsResult)
+    assert 0 < len(partial.cells) < len(whole.cells)
+    known = {(cell.layer, cell.column): cell.metric.mean for cell in whole.cells}
+    for cell in partial.cells:
+        assert cell.metric.mean == pytest.approx(known[cell.layer, cell.column], abs=1e-5)
 
 
 def test_windows_and_edits_of_both_runs_are_named(bench: Bench) -> None:
@@ -326,12 +486,14 @@ def made_result(
         categories={"answer": [" Paris"], "wrong": [" Madrid"]},
         shared={},
         cells=cells,
-        together=Together(
-            cells=5,
-            metric=measured(5.0),
+        patched_set=PatchedSet(
+            named=False,
+            cells=["L0H3", "L2H2", "L1H2", "L0H2", "L2H1"],
+            metric=measured(-5.0 if ablated else 5.0),
             recovery=None if ablated else measured(0.87),
-            controls=[0.1 * i for i in range(10)],
-            control_recoveries=[] if ablated else [0.01 * i for i in range(10)],
+            matched=True,
+            controls=[(6.0 if ablated else -3.0) + 0.01 * i for i in range(20)],
+            control_recoveries=[] if ablated else [0.01 * i for i in range(20)],
         )
         if control
         else None,
@@ -355,10 +517,10 @@ def test_says(snapshot: SnapshotAssertion, case: str) -> None:
 
 def test_an_effect_within_its_control_is_said_to_be_none() -> None:
     result = made_result(3, 4, by_head=True, control=True)
-    assert result.together is not None
-    result.together.recovery = Measured(mean=0.06)
+    assert result.patched_set is not None
+    result.patched_set.metric = Measured(mean=-2.9)
 
-    assert "no further than as many random cells" in SPEC.digest(result).finding
+    assert "It does not exceed its control: 10 of 20 random sets" in SPEC.digest(result).finding
 
 
 def test_a_small_gap_and_a_wrong_sign_are_said() -> None:
@@ -376,6 +538,7 @@ def test_both_channels_say_the_same() -> None:
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
+    assert answer.profile is not None
     tables = len(answer.table.rows) + len(answer.profile.rows)
     assert len(said.split("\n")) == 4 + tables + len(answer.notes)
 
@@ -399,6 +562,8 @@ def test_answers_are_small(smollm2_folder: Path, result: PatchActivationsResult)
     structured = json.dumps(rounded(answer.structured()), ensure_ascii=False)
 
     assert answer.truncated
-    assert len(answer.table.rows) == 8
+    assert 3 <= len(answer.table.rows) <= 6
+    assert answer.profile is not None
+    assert len(answer.profile.rows) == 32
     assert len(tokenizer(answer.text())["input_ids"]) <= 1000
     assert len(tokenizer(structured)["input_ids"]) <= 1000

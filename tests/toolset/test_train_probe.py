@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
 from nnterp_mcp.errors import InvalidRequest
@@ -83,6 +85,7 @@ def test_accuracies_are_those_of_scikit_learn(bench: Bench, plain: Any, method: 
     from sklearn.model_selection import StratifiedGroupKFold
 
     result = train(bench, method=method, positions=positions, layers=[0, 3])
+    assert result.paired
     prompts, names = [*CITIES, *COUNTS], np.repeat([0, 1], 6)
 
     assert result.majority == pytest.approx(0.5, abs=0.05)
@@ -90,10 +93,11 @@ def test_accuracies_are_those_of_scikit_learn(bench: Bench, plain: Any, method: 
         taken = states_of(bench, plain, prompts, layer.layer or 0, -1 if positions == "last" else -2)
         owner = np.repeat(range(12), [len(states) for states in taken])
         states, labels = np.concatenate(taken), names[owner]
-        folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(states, labels, owner)
+        pair = owner % 6
+        folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(states, labels, pair)
         right = 0
         for learned, held in folds:
-            assert not set(owner[learned]) & set(owner[held])
+            assert not set(pair[learned]) & set(pair[held])
             if method == "difference_of_means":
                 means = [states[learned][labels[learned] == label].mean(0) for label in (0, 1)]
                 distances = np.stack([np.linalg.norm(states[held] - mean, axis=1) for mean in means])
@@ -161,7 +165,7 @@ def test_any_site_is_probed_as_scikit_learn_does(bench: Bench, plain: Any, site:
     ids = [bench.model.tokenizer(text)["input_ids"] for text in texts]
     at = -1 if site == "token_embeddings" else 2
     states = np.stack([plain.read(one, site, at)[-1].flatten().numpy() for one in ids])
-    folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(states, labels, np.arange(12))
+    folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(states, labels, np.arange(12) % 6)
     right = [
         sklearn_probe("logistic").fit(states[learned], labels[learned]).predict(states[held]) == labels[held]
         for learned, held in folds
@@ -192,6 +196,39 @@ def test_repeated_texts_do_not_leak(bench: Bench) -> None:
 
     assert result.texts == 12
     assert result.layers[0].accuracy == train(bench, layers=[2]).layers[0].accuracy
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=8), min_size=2, max_size=4))
+def test_pairs_and_equal_texts_stay_together(groups: list[list[int]]) -> None:
+    from nnterp_mcp.experiments.probes import join_pairs
+
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    texts = np.concatenate(groups)
+    number_of = {text: at for at, text in enumerate(texts)}
+    together = join_pairs(labels, np.array([number_of[text] for text in texts]))
+
+    for text in set(texts):
+        assert len(set(together[texts == text])) == 1
+    if len({len(group) for group in groups}) == 1 and len(set(together)) < len(set(texts)):
+        pairs = together.reshape(len(groups), -1)
+        assert (pairs == pairs[0]).all()
+
+
+def test_minimal_pairs_that_are_split_fall_below_chance() -> None:
+    from nnterp_mcp.experiments.probes import deal_folds, join_pairs, make_probe, predict_held_out
+
+    generator = np.random.default_rng(0)
+    pairs = generator.normal(size=(40, 60))
+    states = np.concatenate([pairs, pairs + 0.01 * generator.normal(size=pairs.shape)])
+    labels, texts = np.repeat([0, 1], 40), np.arange(80)
+    split, together = (
+        (predict_held_out(states, labels, deal_folds(labels, units, 5, 0), make_probe("logistic")) == labels).mean()
+        for units in (texts, join_pairs(labels, texts))
+    )
+
+    assert split < 0.3
+    assert together == 0.5
 
 
 def test_shuffled_labels_stay_with_their_prompt() -> None:
@@ -281,16 +318,22 @@ def made_result(count: int = 32, **changes: Any) -> TrainProbeResult:
     return TrainProbeResult.model_validate(fields | changes)
 
 
-@pytest.mark.parametrize("case", ["saved", "warned", "chance"])
+@pytest.mark.parametrize("case", ["saved", "warned", "chance", "reversed"])
 def test_says(snapshot: SnapshotAssertion, case: str) -> None:
     unlike = [
         ProbedGroup(name="positive", prompts=30, rows=60, tokens=9.5),
         ProbedGroup(name="negative", prompts=10, rows=20, tokens=6.25),
     ]
     chance = [ProbedLayer(layer=None, accuracy=0.525, low=0.37, high=0.67, shuffled=[0.5, 0.6])]
+    reversed_ = ProbedLayer(layer=0, accuracy=0.3, low=0.18, high=0.45, shuffled=[0.5, 0.6])
     changes: dict[str, dict[str, Any]] = {
         "saved": {"replaced": "2025-01-01T00:00:00.000+00:00"},
         "warned": {"groups": unlike, "majority": 0.75, "vector": None},
+        "reversed": {
+            "layers": [reversed_.model_copy(update={"layer": layer}) for layer in (0, 1, 2, 5)],
+            "vector": None,
+            "paired": True,
+        },
         "chance": {"layers": chance, "vector": None, "site": "token_embeddings", "texts": 600},
     }
     assert SPEC.digest(made_result(**changes[case])).text() == snapshot

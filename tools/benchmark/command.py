@@ -95,7 +95,7 @@ def _find(model: str) -> Path:
     """The folder of a model's files, downloaded or converted if need be."""
     if Path(model).is_dir():
         return Path(model)
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.settings import Settings
 
     return locate(model, None, Settings().cache, False, print).folder

@@ -7,15 +7,16 @@ What a visitor sees and changes is the same under both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import nnsight
 from nnsight.modeling.processing import ROW_FIELDS, supply_position_ids
 from torch import Tensor, nn
+from transformers import Cache
 
-from nnterp_mcp.engine.executors.hooks import PassEnded, Port, TappedPort, find_port, hooked
+from nnterp_mcp.engine.executors.hooks import PassEnded, Port, TappedPort, find_port, hooked, replaced_layers
 from nnterp_mcp.engine.hook_points import Place, assign, fetch, in_order
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
@@ -29,6 +30,11 @@ class Visitor(Protocol):
     @property
     def places(self) -> Sequence[Place]:
         """The places, in the order in which the model comes to them."""
+        ...
+
+    @property
+    def skipped(self) -> Collection[int]:
+        """Layers whose output is their input, whatever they compute."""
         ...
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
@@ -45,6 +51,8 @@ class Reading:
     Attributes:
         taken: What was made of them.
     """
+
+    skipped: Collection[int] = ()
 
     def __init__(self, reads: Mapping[Place, Callable[[Tensor], Any]]) -> None:
         self.places = in_order(reads)
@@ -107,10 +115,26 @@ def run_hooked(
     pick: PickLogits | None,
 ) -> Tensor | None:
     """`execute` by hooks on the modules of these ports."""
-    with hooked(ports, visitor.visit, stop=pick is None), suppress(PassEnded), _contiguous_head(model):
+    resting = layers_to_rest(model, inputs, visitor)
+    hooks = hooked(ports, visitor.visit, stop=pick is None)
+    with replaced_layers(model, resting), hooks, suppress(PassEnded), _contiguous_head(model):
         output = model.module(**_positioned(model, inputs))
         return None if pick is None else pick(output.logits)
     return None
+
+
+def layers_to_rest(model: StandardizedTransformer, inputs: Mapping[str, Any], visitor: Visitor) -> list[int]:
+    """The skipped layers that need not run.
+
+    A layer runs where something inside it is read or edited, where later layers need more of it than its states, and
+    where later passes go on from its keys and values.
+    """
+    cache = next((value for value in inputs.values() if isinstance(value, Cache)), None)
+    if cache is not None and getattr(cache, "goes_on", True):
+        return []
+    inside = {place.layer for place in visitor.places if place.site not in ("layers_input", "layers_output")}
+    layers = [model.anatomy.layers[index] for index in sorted(set(visitor.skipped) - inside)]
+    return [layer.index for layer in layers if layer.runs and not layer.block.carries]
 
 
 def run_traced(

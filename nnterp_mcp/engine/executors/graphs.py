@@ -23,12 +23,12 @@ from nnterp_mcp.engine.forward import NOTHING, Plan, PlannedPass
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import STOPS
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.request.sites import Site
+from nnterp_mcp.request.sites import FACTS
 
 WORTHWHILE = 8
 """New tokens from which on a capture pays."""
@@ -38,9 +38,6 @@ _BUCKET = 64
 
 _GRAPHS_KEPT = 4
 """Ways in which operations reach a step that are captured; more run uncaptured."""
-
-_MOVING: frozenset[Site] = frozenset({"keys", "values", "attention_probabilities"})
-"""Sites whose states are another shape, or in other columns, at every step."""
 
 
 class StaticSteps:
@@ -204,7 +201,7 @@ def _state_edits(plan: Plan) -> list[StateEdit]:
 def are_steady(plan: Plan) -> bool:
     """Whether operations do the same at every step that they reach alike, whatever the position."""
     edits = [edit for listed in plan.edits.values() for edit in listed]
-    return all(isinstance(edit, StateEdit) and edit.place.site not in _MOVING for edit in edits)
+    return all(isinstance(edit, StateEdit) and not FACTS[edit.place.site].grows for edit in edits)
 
 
 _TAKEN: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +117,34 @@ def hooked(ports: Mapping[Place, Port | TappedPort], visit: Visit, *, stop: bool
     if hooks.waiting:
         missing = ", ".join(map(str, sorted(hooks.waiting, key=lambda place: place.turn)))
         raise Unsupported(f"nothing passed at the {missing} in this forward pass: the module did not run.")
+
+
+@contextmanager
+def replaced_layers(model: StandardizedTransformer, layers: Iterable[int]) -> Generator[None]:
+    """While this lasts, layers return their input and compute nothing.
+
+    Args:
+        model: The model.
+        layers: The layers; none whose other outputs are needed.
+    """
+
+    def return_input(block: Site) -> Callable[..., Any]:
+        return lambda *args, **kwargs: block.make_output(block.read_input((args, kwargs)))
+
+    with ExitStack() as stack:
+        for layer in layers:
+            block = model.anatomy.layers[layer].block
+            before = vars(block.module).get("forward")
+            block.module.forward = return_input(block)
+            stack.callback(_restore_forward, block.module, before)
+        yield
+
+
+def _restore_forward(module: nn.Module, before: Callable[..., Any] | None) -> None:
+    if before is None:
+        del module.forward
+    else:
+        module.forward = before
 
 
 class _Hooks:

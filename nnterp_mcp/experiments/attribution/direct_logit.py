@@ -16,7 +16,7 @@ from nnterp_mcp.experiments.attribution.linearize import freeze_norm, offset, pu
 from nnterp_mcp.experiments.attribution.logit_direction import LogitDirection, find_direction
 from nnterp_mcp.experiments.attribution.residual_decomposition import PartStates, begins_with_embedding, read_parts
 from nnterp_mcp.experiments.attribution.sublayer_writes import LayerWrites, Sublayer, Write, find_writes
-from nnterp_mcp.model.loading.load_checks import TOLERANCES
+from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.selectors import resolve_layers

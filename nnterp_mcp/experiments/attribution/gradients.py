@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnterp_mcp.engine.forward import Plan, forward
-from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.interpreter import Data
+from nnterp_mcp.engine.forward import Capture, Plan, forward
 from nnterp_mcp.engine.readouts.metrics import MetricName, make_metric
-from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.readouts.reductions import take_all
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.attribution.path_integral import Point, integrate
+from nnterp_mcp.experiments.attribution.recorded_pass import ENTRANCE, gradients, record
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 
 Baseline = Literal["zero", "mean"]
 Embeddings = Float[Tensor, "row position hidden"]
 
-_EMBEDDINGS = Place("token_embeddings")
 _AT_ONCE = 4096
 """Embeddings that are averaged at once."""
 
@@ -85,8 +82,7 @@ def multiply_gradients(
     measures = [_measure(metric, categories) for categories in targets]
 
     def run(batch: Batch, numbers: Sequence[int]) -> list[TokenAttribution]:
-        entrance = _Entrance(lambda embeddings: embeddings)
-        slopes = _slopes(model, batch, work.plan, entrance, [measures[number] for number in numbers])
+        slopes = _find_slopes(model, batch, work.plan, [measures[number] for number in numbers])
         products = (slopes.gradient.float() * slopes.embeddings.float()).sum(-1).cpu()
         rows = zip(products, batch.padding, slopes.metric.tolist(), strict=True)
         return [TokenAttribution(values[padding:], metric) for values, padding, metric in rows]
@@ -169,15 +165,22 @@ def _baseline(model: StandardizedTransformer, kind: Baseline) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class _Path:
-    """The straight way from a baseline to the embeddings of one prompt, which is the workload."""
+    """The straight line from a baseline to the embeddings of one prompt, which is the workload."""
 
     model: StandardizedTransformer
     work: Workload
     measure: Measure
     start: Float[Tensor, " hidden"]
 
+    @cached_property
+    def _origin(self) -> Float[Tensor, "1 position hidden"]:
+        """The embeddings that the model has, operations on them included."""
+        plan = Plan({ENTRANCE: self.work.plan.edits.get(ENTRANCE, ())})
+        captures = [Capture(ENTRANCE, take_all)]
+        return forward(self.model, self.work.batch(self.model, [0]), plan, captures).values[0].clone()
+
     def integrate(self, steps: int) -> TokenAttribution:
-        """The integral of the slopes, with the metric at both ends of the way."""
+        """The integral of the slopes, with the metric at both ends."""
         (prompt,) = self.work.prompts
         before = 0
 
@@ -194,90 +197,37 @@ class _Path:
         return TokenAttribution(found.values.float(), found.last, found.first, found.missed, found.points)
 
     def _points(self, shares: Sequence[float], batch: Batch, numbers: Sequence[int]) -> list[Point]:
-        """Some points on the way."""
-        singular = not self.start.any()  # norms of zeros
         chosen = [shares[number] for number in numbers]
-        entrance = self._entrance(torch.tensor(chosen))
-        slopes = _slopes(self.model, batch, self.work.plan, entrance, [self.measure] * len(chosen))
-        way = slopes.origin - self.start.to(slopes.origin)
-        products = (slopes.gradient.double() * way.double()).sum(-1).cpu()
-        rows = zip(chosen, slopes.metric.tolist(), products, strict=True)
+        start = self.start.to(self._origin)
+        along = torch.tensor(chosen).to(start)[:, None, None]
+        embeddings = start + along * (self._origin - start)
+        found = _find_slopes(self.model, batch, self.work.plan, [self.measure] * len(chosen), embeddings)
+        products = (found.gradient.double() * (self._origin - start).double()).sum(-1).cpu()
+        singular = not self.start.any()  # norms of zeros
+        rows = zip(chosen, found.metric.tolist(), products, strict=True)
         return [Point(at, metric, row if at or not singular else None) for at, metric, row in rows]
-
-    def _entrance(self, shares: Float[Tensor, " row"]) -> _Entrance:
-        def go(embeddings: Embeddings) -> Embeddings:
-            start = self.start.to(embeddings)
-            return start + shares.to(embeddings)[:, None, None] * (embeddings - start)
-
-        return _Entrance(go)
-
-
-@dataclass(frozen=True)
-class _Entrance:
-    """An edit by which embeddings enter the model as the tensor whose gradient is asked for.
-
-    Attributes:
-        make: What enters in the place of the embeddings.
-        kept: The embeddings, and what entered.
-    """
-
-    make: Callable[[Embeddings], Embeddings]
-    kept: list[Tensor] = field(default_factory=list)
-    place: Place = _EMBEDDINGS
-    needs: Sequence[Place] = ()
-
-    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
-        """The edit, for the interpreter."""
-        return {"op": "call", "function": self._enter}
-
-    def _enter(self, value: Embeddings) -> Embeddings:
-        origin = value.detach()
-        entering = self.make(origin).clone().requires_grad_()
-        self.kept[:] = [origin, entering]
-        return entering
 
 
 @dataclass(frozen=True)
 class _Slopes:
-    """The slopes of a batch.
-
-    Attributes:
-        metric: The metric of each row.
-        origin: The embeddings that the model has.
-        embeddings: Those that entered in their place.
-        gradient: The metric's slope along these.
-    """
+    """The metric of each row of a batch, the embeddings that entered, and the metric's slope along them."""
 
     metric: Float[Tensor, " row"]
-    origin: Embeddings
     embeddings: Embeddings
     gradient: Embeddings
 
 
-def _slopes(
-    model: StandardizedTransformer, batch: Batch, plan: Plan, entrance: _Entrance, measures: Sequence[Measure]
+def _find_slopes(
+    model: StandardizedTransformer,
+    batch: Batch,
+    plan: Plan,
+    measures: Sequence[Measure],
+    embeddings: Embeddings | None = None,
 ) -> _Slopes:
     """Runs a batch forward and backward."""
-    edits = dict(plan.edits)
-    edits[_EMBEDDINGS] = [*edits.get(_EMBEDDINGS, ()), entrance]
-    ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-    with torch.enable_grad(), frozen_weights(model.module):
-        logits = forward(model, batch, Plan(edits, plan.labels), logits=ends, gradients=True).logits
-        assert logits is not None
-        metric = torch.cat([measure(logits[[row]]) for row, measure in enumerate(measures)])
-        origin, embeddings = entrance.kept
-        (gradient,) = torch.autograd.grad(metric.sum(), [embeddings])
-    return _Slopes(metric.detach(), origin, embeddings.detach(), gradient)
-
-
-@contextmanager
-def frozen_weights(module: nn.Module) -> Generator[None]:
-    """Within it, no gradient of a weight is computed, and no activation saved for one."""
-    learning = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in learning:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learning:
-            weight.requires_grad_(True)
+    with gradients(model.module):
+        found = record(model, batch, plan, embeddings=embeddings)
+        metric = torch.cat([measure(found.logits[[row]]) for row, measure in enumerate(measures)])
+        entered = found.states[ENTRANCE]
+        (gradient,) = torch.autograd.grad(metric.sum(), [entered])
+    return _Slopes(metric.detach(), entered.detach(), gradient)

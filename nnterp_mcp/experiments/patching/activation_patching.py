@@ -1,20 +1,21 @@
-"""Activation patching: states of one run put into another, cell by cell of a grid.
+"""Activation patching: states of one run replace those of another, cell by cell of a grid.
 
-What comes back when a clean state is put into a corrupted run (denoising) is enough to carry the answer there; what
-breaks when a corrupted state is put into a clean run (noising) is needed there. The two need not be the same cells.
+A clean state that brings the answer back in a corrupted run (denoising) suffices; a corrupted state that breaks it in a
+clean run (noising) was needed. The two need not be the same cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
 from nnterp_mcp.engine.forward import LogitReduction
@@ -23,6 +24,7 @@ from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.replacements import Replacement, SourceStates, replace_states
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
@@ -35,6 +37,9 @@ from nnterp_mcp.request.sites import HEAD_SITES, Site
 
 Direction = Literal["denoising", "noising"]
 Ablation = Literal["zero", "mean"]
+
+_WORK = Workload(())
+_RESIDUAL: frozenset[Site] = frozenset({"layers_input", "layers_output", "token_embeddings"})
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is patched.
+    """The cells to patch.
 
     Attributes:
         cells: The cells: by site, then layer, then column.
         spans: The spans of each pair.
-        by_head: Whether columns are heads, patched at all spans together; else they are spans.
+        by_head: Columns are heads, patched at all spans together; else they are spans.
         windows: Where several adjacent layers are patched together, those of each cell, itself included.
     """
 
@@ -74,23 +79,26 @@ class Grid:
     windows: Mapping[Cell, Sequence[Cell]] = field(default_factory=dict)
 
     def patched_with(self, cells: Sequence[Cell]) -> list[Cell]:
-        """All that is patched for some cells: themselves, or their windows."""
+        """The cells themselves, or their windows."""
         return list(dict.fromkeys(part for cell in cells for part in self.windows.get(cell, (cell,))))
 
 
 @dataclass(frozen=True)
 class Patching:
-    """What patching did to the metric, on the CPU.
+    """The metric of clean, corrupted and patched runs, on the CPU.
 
     Attributes:
         clean: The metric of each clean run.
         corrupted: That of each corrupted run; None where states were ablated.
         values: That of each patched run.
+        by_construction: Patched runs whose metric follows from what is replaced: the residual stream wherever the two
+            runs differ, or at the last position after the last layer.
     """
 
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"] | None
     values: Float[Tensor, "pair run"]
+    by_construction: Bool[Tensor, " run"]
 
 
 def make_grid(
@@ -103,12 +111,12 @@ def make_grid(
     heads: str | int | Sequence[int] | None = None,
     window: int = 1,
 ) -> Grid:
-    """Resolves what is to be patched.
+    """Resolves sites, layers, positions and heads to cells.
 
     Args:
         model: The model.
         pairs: The pairs of inputs.
-        sites: Where.
+        sites: The sites.
         layers: The layers; of `all`, those that have the site.
         positions: The tokens, each patched by itself, or labelled spans; with heads, all of them together.
         heads: The heads that make the columns, each patched by itself; None for a grid of layers and positions, in
@@ -175,13 +183,14 @@ class Patcher:
         model: The model.
         pairs: The pairs of inputs.
         grid: The grid.
-        direction: Which run is patched: the corrupted one with clean states (denoising), or the clean one.
-        metric: What is measured.
+        direction: The run that is patched: the corrupted one with clean states (denoising), or the clean one.
+        metric: The metric after the last token.
         targets: Token ids for each prompt of the request: of the answer, then of the wrong answer.
-        ablation: What is put into the clean run where there is no corrupted one.
-        receivers: Where set, an effect counts only along direct paths to these; empty for the logits themselves.
-        through_mlps: Whether such a path may go through MLPs.
-        batch_tokens: Tokens in a batch, at most, over all its rows.
+        ablation: Replaces states of the clean run where there is no corrupted one.
+        mean_over: The inputs whose position-wise mean a mean ablation takes; the clean ones by default.
+        receivers: Where set, an effect counts only along paths to these; empty for the logits themselves.
+        through_mlps: MLPs on such a path are recomputed; else they are frozen too, so that the path is the residual
+            stream alone.
     """
 
     model: StandardizedTransformer
@@ -191,22 +200,20 @@ class Patcher:
     metric: MetricName = "logit_difference"
     targets: Sequence[Sequence[Sequence[int]]] = ()
     ablation: Ablation | None = None
+    mean_over: Sequence[Input] = ()
     receivers: Sequence[Receiver] | None = None
     through_mlps: bool = True
-    batch_tokens: int = 4096
     _runs: Observations = field(default_factory=Observations, init=False, repr=False, compare=False)
 
     @torch.inference_mode()
-    def patch(
-        self, runs: Sequence[Sequence[Cell]] | None = None, on_batch: Callable[[int], None] = lambda runs_done: None
-    ) -> Patching:
-        """Runs each pair once for every combination of cells, all of whose states are put in together.
+    def patch(self, runs: Sequence[Sequence[Cell]] | None = None, work: Workload = _WORK) -> Patching:
+        """Runs each pair once for every combination of cells, all of whose states are replaced together.
 
         A combination of which every state equals the run's own is not run: it is the unpatched run.
 
         Args:
             runs: The combinations; each cell by itself by default. Cells stand for their windows.
-            on_batch: Called after each batch with the number of runs done, over all pairs; what it raises ends it.
+            work: The size of batches, and where progress is reported, in runs over all pairs.
 
         Raises:
             Unsupported: The model cannot do it; by name.
@@ -218,16 +225,20 @@ class Patcher:
         runs = [self.grid.patched_with(run) for run in runs]
         places = list(dict.fromkeys(cell.place for run in runs for cell in run))
         ablated = self._ablated(places)
-        found = [self._patch_pair(index, runs, places, ablated, on_batch) for index in range(len(self.pairs))]
-        corrupted = None if ablated is not None else torch.tensor([bad for _, bad, _ in found])
-        clean = torch.tensor([good for good, _, _ in found])
-        return Patching(clean, corrupted, torch.stack([values for *_, values in found]))
+        found = [self._patch_pair(index, runs, places, ablated, work) for index in range(len(self.pairs))]
+        clean, corrupted, values, follows = zip(*found, strict=True)
+        return Patching(
+            torch.tensor(clean),
+            None if ablated is not None else torch.tensor(corrupted),
+            torch.stack(values),
+            torch.tensor(follows).all(0),
+        )
 
     def _ablated(self, places: Sequence[Place]) -> Mapping[Place, Tensor] | None:
-        """What an ablation puts in; zeros are made to measure."""
-        if self.ablation is None:
-            return None
-        return observe_mean(self.model, [pair.clean for pair in self.pairs], places) if self.ablation == "mean" else {}
+        """The states that an ablation puts in; none for zeros."""
+        if self.ablation != "mean":
+            return None if self.ablation is None else {}
+        return observe_mean(self.model, self.mean_over or [pair.clean for pair in self.pairs], places)
 
     def _patch_pair(
         self,
@@ -235,9 +246,9 @@ class Patcher:
         runs: Sequence[Sequence[Cell]],
         places: Sequence[Place],
         ablated: Mapping[Place, Tensor] | None,
-        on_batch: Callable[[int], None],
-    ) -> tuple[float, float, Tensor]:
-        """The metric of the clean run, of the corrupted run, and of each patched run."""
+        work: Workload,
+    ) -> tuple[float, float, Tensor, list[bool]]:
+        """The metric of the clean, the corrupted and each patched run; which of these follow by construction."""
         pair = self.pairs[index]
         patches_clean = self._patches_clean(pair)
         asked = reduce_to_metric(self.metric, self.targets[pair.index] if self.targets else ())
@@ -245,16 +256,20 @@ class Patcher:
         clean, corrupted = found.clean, found.corrupted
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
-        exchange = _Exchange(own, other, ablated or {}, self._corresponding(index), self.grid.by_head)
+        exchange = _Exchange(
+            own, other, ablated or {}, self._corresponding(index), self.grid.by_head, self.receivers is not None
+        )
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
         )
-        values = self._measure(index, own, edits, asked, found.reference, len(runs), on_batch)
+        values = self._measure(index, own, edits, asked, found.reference, len(runs), work)
         for run in (clean, corrupted):
             if run is not None:
                 require_finite(run.numbers["total"], "logits")
         good = float(clean.numbers["value"])
-        return good, good if corrupted is None else float(corrupted.numbers["value"]), values
+        bad = good if corrupted is None else float(corrupted.numbers["value"])
+        last = Place("layers_output", self.model.anatomy.last.index)
+        return good, bad, values, [exchange.decides(run, last) for run in runs]
 
     def _patches_clean(self, pair: Pair) -> bool:
         return self.direction == "noising" or pair.corrupted is None
@@ -275,7 +290,7 @@ class Patcher:
         asked: LogitReduction,
         reference: Reference | None,
         runs: int,
-        on_batch: Callable[[int], None],
+        work: Workload,
     ) -> Float[Tensor, " run"]:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
         measured: dict[int, Tensor] = {}
@@ -287,14 +302,14 @@ class Patcher:
             edits,
             reduction=lambda order: asked,
             reference=reference,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=work.batch_tokens,
             own=own,
         )
         for batch in branches.run():
             require_finite(batch.numbers["total"], "logits")
             measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)
             done += len(batch.rows)
-            on_batch(min(done, (index + 1) * runs))
+            work.progress(min(done, (index + 1) * runs), len(self.pairs) * runs, "runs")
         values = own.numbers["value"].repeat(runs)
         if measured:
             values[list(measured)] = torch.stack(list(measured.values()))
@@ -310,7 +325,8 @@ class _Exchange:
         other: The run from which states are taken; None where states are ablated.
         means: The states that an ablation puts in, by place; zeros where there are none.
         spans: The positions of each span, with those that states are taken from.
-        by_head: Whether a cell's column is a head.
+        by_head: A cell's column is a head.
+        along_paths: The rest of the run is frozen.
     """
 
     own: Observed
@@ -318,12 +334,45 @@ class _Exchange:
     means: Mapping[Place, Tensor]
     spans: Sequence[Sequence[tuple[int, int]]]
     by_head: bool
+    along_paths: bool
+
+    def decides(self, run: Sequence[Cell], last: Place) -> bool:
+        """Checks that the metric follows from a run's cells, whatever the model computes between them and the logits.
+
+        Args:
+            run: The cells.
+            last: The output of the last layer.
+        """
+        return any(
+            self._decides(place, {at for cell in run if cell.place == place for at in self._pairs(cell)}, last)
+            for place in {cell.place for cell in run}
+        )
+
+    def _decides(self, place: Place, covered: Collection[tuple[int, int]], last: Place) -> bool:
+        if place.site not in _RESIDUAL:
+            return False
+        length = len(self.own.given)
+        other = length if self.other is None else len(self.other.given)
+        if place == last and (length - 1, other - 1) in covered:
+            return True
+        if self.along_paths or other != length:
+            return False
+        return all((at, at) in covered for at in range(length) if self._differs(place, at))
+
+    def _differs(self, place: Place, at: int) -> bool:
+        if self.other is not None and not self.other.states:
+            return not self.own.given.agrees(at, self.other.given, at)
+        own = self.own.states[place][at]
+        known = self.means if self.other is None else self.other.states
+        return bool((own != known[place][at]).any() if place in known else own.any())
+
+    def _pairs(self, cell: Cell) -> Sequence[tuple[int, int]]:
+        return sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
 
     def replacement(self, row: int, cell: Cell) -> Replacement | None:
         """The states of a cell that differ from the run's own; None if none do."""
-        pairs = sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
+        pairs, other = self._pairs(cell), self.other
         heads = (cell.column,) if self.by_head else None
-        other = self.other
         if other is not None and not other.states:
             pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
             states = SourceStates(other, [source for _, source in pairs])

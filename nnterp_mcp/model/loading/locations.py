@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nnterp_mcp.errors import Forbidden, NnterpError, UnknownModel
+from nnterp_mcp.formatting import size
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, require_safetensors
 
@@ -64,8 +69,6 @@ def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, w
         RevisionNotFoundError,
     )
 
-    from nnterp_mcp.model.loading.download import reporting_bar
-
     # The bases are the errors of the HTTP library that the Hub's client uses; which one depends on its version.
     unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
     patterns: dict[str, Any] = {
@@ -110,3 +113,24 @@ def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, w
         if weights:
             require_safetensors(name, os.listdir(folder))  # noqa: PTH208 - names only
         return Located(Path(folder), f"the Hub's {name} (cached)", revision=Path(folder).name)
+
+
+def reporting_bar(report: Callable[[str], None]) -> type[Any]:
+    """A `tqdm` class for `snapshot_download` whose bars call `report` about once a second."""
+
+    class ReportingBar(tqdm):  # generic in its stubs only
+        _told = 0.0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **(kwargs | {"file": io.StringIO(), "mininterval": 0.5, "disable": False}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            now = time.monotonic()
+            if self.unit == "B" and self.total and now - ReportingBar._told > 1:
+                ReportingBar._told = now
+                report(f"downloaded {size(self.n)} of {size(self.total)}")
+            return shown
+
+    return ReportingBar

@@ -1,4 +1,4 @@
-"""Where a model that the library wraps comes from: memory, or any name that `load.locate` knows."""
+"""Where a model that the library wraps comes from: memory, or any name that `locate` knows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
-from nnterp_mcp.model.loading.load import locate, read_config
-from nnterp_mcp.model.text.padding import embedded_ids, fill_padding
+from nnterp_mcp.model.loading.load import read_config
+from nnterp_mcp.model.loading.locate import convert_once, locate
+from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
 from nnterp_mcp.settings import Settings
 
 
@@ -52,7 +53,9 @@ def load_both(
         fill_padding(found, embedded_ids(model))
         return model.eval(), found
     options.pop("dispatch", None)  # nnsight's: to read the weights at once, as happens here
-    located = locate(str(model), options.pop("revision", None), Settings().cache, trust_remote_code, lambda _: None)
+    cache = Settings().cache
+    located = locate(str(model), options.pop("revision", None), cache, trust_remote_code, lambda _: None)
+    located = convert_once(located, cache, lambda _: None)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if located.gguf is not None:
         common["gguf_file"] = located.gguf

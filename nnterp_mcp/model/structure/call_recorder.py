@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import CodeType
 from typing import Any
 
@@ -62,6 +63,22 @@ class ModuleCall:
         """The first product directly inside it that weighs values by attention."""
         return next((seen for seen in self.products if seen.product.attends), None)
 
+    @cached_property
+    def has_matrices(self) -> bool:
+        """True if a weight of the module, or of one inside it, has several dimensions."""
+        return any(weight.ndim > 1 for weight in self.module.parameters())
+
+    @cached_property
+    def tensors(self) -> list[tuple[int | str, Tensor]]:
+        """Its floating-point inputs, each with its position or keyword."""
+        items: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        return [(place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()]
+
+    @property
+    def is_linear(self) -> bool:
+        """True for a matrix without modules inside, applied to one tensor."""
+        return self.has_matrices and not any(True for _ in self.module.children()) and len(self.tensors) == 1
+
     def within(self, module: nn.Module) -> bool:
         """True if this is a call of `module` or ran inside one."""
         return any(call.module is module for call in self.lineage())
@@ -86,7 +103,11 @@ class Tape:
 
     def of(self, module: nn.Module) -> ModuleCall | None:
         """The last call of a module, or None where it did not run."""
-        return next((call for call in reversed(self.calls) if call.module is module), None)
+        return self._last.get(id(module))
+
+    @cached_property
+    def _last(self) -> dict[int, ModuleCall]:
+        return {id(call.module): call for call in self.calls}
 
     def inside(self, outer: ModuleCall) -> list[ModuleCall]:
         """The calls made while `outer` ran, in the order in which they began."""
@@ -103,7 +124,7 @@ def probe_ids(model: nn.Module, length: int = PROBE_TOKENS) -> Int[Tensor, "1 po
     return (ids % rows).unsqueeze(0).to(input_device(model))
 
 
-def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int) -> Int[Tensor, "*row position"]:
+def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int | slice) -> Int[Tensor, "*row position"]:
     """The same ids with another one at a position, unless the model knows a single one."""
     embedding: nn.Module = model.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
     changed = ids.clone()

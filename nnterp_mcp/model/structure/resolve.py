@@ -20,8 +20,9 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
 from nnterp_mcp.model.structure.attention_span import find_horizon
 from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state, probe
+from nnterp_mcp.model.structure.contributions import is_norm
 from nnterp_mcp.model.structure.rename import Names, RenameConfig, find_named
-from nnterp_mcp.model.structure.sublayers import is_norm, resolve_sublayers
+from nnterp_mcp.model.structure.sublayers import resolve_sublayers
 
 
 def resolve(model: nn.Module, tape: Tape | None = None, names: RenameConfig | None = None) -> Anatomy:
@@ -179,7 +180,7 @@ def _carries(call: ModuleCall) -> bool:
         hidden is not None
         and _has_hidden(call.output)
         and _hidden(call.output)[1].shape == hidden.shape
-        and any(weight.ndim > 1 for weight in call.module.parameters())
+        and call.has_matrices
     )
 
 
@@ -213,7 +214,11 @@ def _head_is_direct(tape: Tape, last: ModuleCall, norm: ModuleCall | None, head:
         if not isinstance(call.output, Tensor) or not _is_same(hidden_input(call), state):
             return False
         state = call.output
-    return _is_same(tape.logits, state) and torch.equal(_recompute(last, norm, head), tape.logits)
+    if not _is_same(tape.logits, state):
+        return False
+    plain = type(head.module) is nn.Linear and all(_is_untouched(call) for call in (norm, head) if call is not None)
+    # To compute a linear map again would take as long as several layers do.
+    return plain or torch.equal(_recompute(last, norm, head), tape.logits)
 
 
 def _is_same(one: Tensor | None, other: Tensor) -> bool:
@@ -222,6 +227,11 @@ def _is_same(one: Tensor | None, other: Tensor) -> bool:
     if one.is_meta:  # which has no address
         return one.untyped_storage()._cdata == other.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
     return one.data_ptr() == other.data_ptr()
+
+
+def _is_untouched(call: ModuleCall) -> bool:
+    """True for a module of one input whose output nothing wrote to."""
+    return len(call.args) + len(call.kwargs) == 1 and not call.mutated
 
 
 @torch.no_grad()

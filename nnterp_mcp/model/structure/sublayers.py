@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
-from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape
+from nnterp_mcp.model.structure.call_recorder import ModuleCall, Tape, first_state
+from nnterp_mcp.model.structure.contributions import find_contributions, inner_site, is_norm, output_site
 from nnterp_mcp.model.structure.rename import Names, RenameConfig, find_named
 
 
@@ -49,30 +48,32 @@ def resolve_sublayers(
         _note("MLP", mlps, paths) if mlp is None else "",
     ]
     raw = [
-        _site(_named(call, calls, name), hidden, paths) or _without_stream(part, calls, hidden, paths)
+        inner_site(_named(call, calls, name), hidden, paths) or output_site(part, calls, hidden, paths)
         for name, part in ((names.attn_output_source, attention), (names.mlp_output_source, mlp))
     ]
-    written = [site for site in [*raw, *(_site(other, hidden, paths) for other in others if other is not mlp)] if site]
-    normed = [_norm_behind(site, calls, hidden, paths) or site for site in written]
-    factors = dict(zip((site.path for site in written), _multipliers(layer, call, tape, normed), strict=True))
-    added = [
-        None if site is None else replace(_norm_behind(site, calls, hidden, paths) or site, factor=factors[site.path])
-        for site in raw
-    ]
+    added, additive = find_contributions(
+        layer,
+        call,
+        tape,
+        raw,
+        [inner_site(inner, hidden, paths) for inner in others if inner is not mlp],
+        hidden,
+        paths,
+    )
     return replace(
         layer,
-        attention=_site(attention, hidden, paths),
+        attention=inner_site(attention, hidden, paths),
         attention_raw=raw[0],
         attention_contribution=added[0],
-        core=_site(core, hidden, paths),
+        core=inner_site(core, hidden, paths),
         output_projection=None if core is None else _output_projection(core, attention, calls, hidden, paths),
         **({} if core is None else _heads(core, hidden)),
-        mlp=_site(mlp, hidden, paths),
+        mlp=inner_site(mlp, hidden, paths),
         mlp_raw=raw[1],
         mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
         kind=layer.kind or _kind(attention, mixers),
-        additive=_is_additive(layer, call, tape, [site for site in added if site is not None]),
+        additive=additive,
         note="; ".join(note for note in notes if note),
     )
 
@@ -84,68 +85,6 @@ def _note(part: str, found: list[ModuleCall], paths: dict[int, str]) -> str:
         paths[id(inner.module)].rsplit(".", 1)[-1] if part == "MLP" else paths[id(inner.module)] for inner in found
     )
     return f"it has {len(found)} {part} modules: {listed}"
-
-
-def _is_additive(layer: LayerAnatomy, call: ModuleCall, tape: Tape, added: list[Site]) -> bool:
-    change = _changes(layer, call, tape, added)
-    if change is None:
-        return False
-    output = layer.block.read_output(call.output)
-    missing = change[0] - sum(change[1:], torch.zeros_like(change[0]))
-    return bool((missing.abs() <= 1e-2 * output.float().abs() + 1e-3 * float(output.abs().max())).all())
-
-
-def _changes(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[Tensor] | None:
-    """The change that a layer makes to the residual stream, then the outputs of some sites; None where unknown."""
-    before, after = layer.block.read_input((call.args, call.kwargs)), layer.block.read_output(call.output)
-    states: list[Tensor] = []
-    for site in written:
-        part = tape.of(site.module)
-        if part is None or part.mutated or site.read_output(part.output).shape != before.shape:
-            return None
-        states.append(site.read_output(part.output).float())
-    return None if after.device.type == "meta" else [after.float() - before.float(), *states]
-
-
-def _multipliers(layer: LayerAnatomy, call: ModuleCall, tape: Tape, written: list[Site]) -> list[float]:
-    """The multipliers that a layer applies to its contributions to the residual stream; 1 where it has none.
-
-    On the meta device, where nothing can be computed, a multiplier is recognised by its name.
-    """
-    given = {name: value for name, value in vars(call.module).items() if isinstance(value, float) and value}
-    if tape.logits.device.type == "meta":
-        return [next((value for name, value in given.items() if name.startswith("residual_")), 1.0)] * len(written)
-    plain, found = [1.0] * len(written), _changes(layer, call, tape, written)
-    if not given or not written or found is None:
-        return plain
-    change, *states = found
-
-    def miss(factors: Sequence[float]) -> float:
-        parts = (factor * state for factor, state in zip(factors, states, strict=True))
-        return float((change - sum(parts, torch.zeros_like(change))).abs().mean())
-
-    size, most = float(change.abs().mean()), miss(plain)
-    if most <= 1e-3 * size:
-        return plain
-    best = min(product([1.0, *dict.fromkeys(given.values())], repeat=len(states)), key=miss)
-    return list(best) if miss(best) < min(0.05 * size, 0.5 * most) else plain
-
-
-def _norm_behind(site: Site, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]) -> Site | None:
-    """The norm that follows a sublayer: it reads the sublayer's output, and no other module reads its own."""
-    call = next(call for call in reversed(calls) if call.module is site.module)
-    state = site.read_output(call.output)
-    norm = next((other for other in calls if other.start > call.end and _reads(other, state)), None)
-    if norm is None or not is_norm(norm.module) or len(_tensors(norm)) > 1:
-        return None
-    output = _first_tensor(norm.output)
-    if output is None or any(other.start > norm.end and _reads(other, output) for other in calls):
-        return None
-    return _site(norm, hidden, paths)
-
-
-def _reads(call: ModuleCall, state: Tensor) -> bool:
-    return any(value is state for _, value in _tensors(call))
 
 
 def _named(block: ModuleCall, calls: list[ModuleCall], names: Names) -> ModuleCall | None:
@@ -185,7 +124,7 @@ def _projects_after(outer: ModuleCall, core: ModuleCall, calls: list[ModuleCall]
     That product runs directly inside the core, so an output projection inside the core comes after the projections
     of the layer's input: it is the last one, and its input is another tensor.
     """
-    maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
+    maps = [call for call in calls if call.within(outer.module) and call.is_linear]
     if not maps:
         return False
     last = maps[-1]
@@ -216,7 +155,7 @@ def _outermost(
     found: list[ModuleCall] = []
     for call in calls:
         inside = any(outer in found or outer.module in norms for outer in call.lineage())
-        transforms = _has_matrices(call.module) and not _is_linear(call)
+        transforms = call.has_matrices and not call.is_linear
         if not inside and call not in around and _maps_hidden(call, hidden) and transforms:
             found.append(call)
     return found
@@ -224,8 +163,8 @@ def _outermost(
 
 def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
     """True if a module has one input per position and returns hidden states."""
-    first = next((value for _, value in _tensors(call)), None)
-    output = _first_tensor(call.output)
+    first = next((value for _, value in call.tensors), None)
+    output = first_state(call.output)[1]
     return (
         first is not None
         and first.shape[:-1] == hidden.shape[:-1]
@@ -235,36 +174,9 @@ def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
 
 
 def _maps_hidden(call: ModuleCall, hidden: Tensor) -> bool:
-    first = next((value for _, value in _tensors(call)), None)
-    output = _first_tensor(call.output)
+    first = next((value for _, value in call.tensors), None)
+    output = first_state(call.output)[1]
     return first is not None and output is not None and first.shape == hidden.shape and output.shape == hidden.shape
-
-
-def _tensors(call: ModuleCall) -> list[tuple[int | str, Tensor]]:
-    items: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
-    return [(place, value) for place, value in items if isinstance(value, Tensor) and value.is_floating_point()]
-
-
-def _first_tensor(output: Any) -> Tensor | None:
-    items = output if isinstance(output, tuple | list) else [output]
-    return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """True for norms: all weights are vectors, or the class name says so (some have gates inside)."""
-    if "norm" in type(module).__name__.lower():
-        return True
-    weights = list(module.parameters())
-    return bool(weights) and all(weight.ndim <= 1 for weight in weights)
-
-
-def _has_matrices(module: nn.Module) -> bool:
-    return any(weight.ndim > 1 for weight in module.parameters())
-
-
-def _is_linear(call: ModuleCall) -> bool:
-    module = call.module
-    return _has_matrices(module) and not any(True for _ in module.children()) and len(_tensors(call)) == 1
 
 
 @torch.no_grad()
@@ -277,7 +189,7 @@ def _mixes_positions(call: ModuleCall, tape: Tape) -> bool:
 
 
 def _depends_on_earlier(call: ModuleCall) -> bool:
-    place, state = _tensors(call)[0]
+    place, state = call.tensors[0]
     if state.device.type == "meta" or state.ndim < 3:
         return False
     changed = state.clone()
@@ -289,62 +201,16 @@ def _depends_on_earlier(call: ModuleCall) -> bool:
 def _run_again(call: ModuleCall, place: int | str, state: Tensor) -> Tensor:
     args = tuple(state if index == place else value for index, value in enumerate(call.args))
     kwargs = {name: state if name == place else value for name, value in call.kwargs.items()}
-    output = _first_tensor(call.module(*args, **kwargs))
+    output = first_state(call.module(*args, **kwargs))[1]
     assert output is not None
     return output
-
-
-def _site(call: ModuleCall | None, hidden: Tensor, paths: dict[int, str]) -> Site | None:
-    if call is None:
-        return None
-    entry = next((place for place, value in _tensors(call) if value.shape[:-1] == hidden.shape[:-1]), None)
-    exit_: int | None = None
-    width = 1
-    if isinstance(call.output, tuple | list):
-        width = len(call.output)
-        exit_ = next(
-            (
-                place
-                for place, item in enumerate(call.output)
-                if isinstance(item, Tensor) and item.shape == hidden.shape
-            ),
-            0,
-        )
-    return Site(call.module, paths[id(call.module)], entry, exit_, width, mutated=call.mutated)
-
-
-def _without_stream(
-    call: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]
-) -> Site | None:
-    """The module whose output is what a sublayer computes, also where the sublayer adds the residual stream itself."""
-    site = _site(call, hidden, paths)
-    if call is None or site is None:
-        return site
-    maps = [inner for inner in calls if inner.within(call.module) and inner is not call and _is_linear(inner)]
-    states = [value for _, value in _tensors(call) if value.shape == hidden.shape]
-    if not maps or not isinstance(maps[-1].output, Tensor) or maps[-1].output.shape != hidden.shape:
-        return site
-    added = maps[-1].output
-    sums = [site.read_output(call.output)]
-    sums += [
-        _tensors(inner)[0][1]
-        for inner in calls
-        if inner.start > maps[-1].end and inner.within(call.module) and _tensors(inner)
-    ]
-    if hidden.device.type != "meta" and any(_is_sum(total, added, state) for total in sums for state in states):
-        return _site(maps[-1], hidden, paths)
-    return site
-
-
-def _is_sum(total: Tensor, one: Tensor, other: Tensor) -> bool:
-    return total.shape == one.shape and torch.allclose(total - one, other, rtol=1e-2, atol=1e-4)
 
 
 def _output_projection(
     core: ModuleCall, attention: ModuleCall | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]
 ) -> Site | None:
     outer = attention or core
-    maps = [call for call in calls if call.within(outer.module) and _is_linear(call)]
+    maps = [call for call in calls if call.within(outer.module) and call.is_linear]
     if not maps or not isinstance(maps[-1].output, Tensor) or maps[-1].output.shape != hidden.shape:
         return None
     return Site(maps[-1].module, paths[id(maps[-1].module)])

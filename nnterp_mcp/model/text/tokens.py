@@ -1,4 +1,4 @@
-"""The tokens of a text, and unique names of tokens."""
+"""The tokens of a text, unique names of tokens, and the token that pads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.errors import InvalidRequest, is_panic
@@ -158,3 +160,24 @@ def span_text(tokenizer: Any, tokens: Sequence[int]) -> str:
     text = str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
     piece = tokenizer.convert_ids_to_tokens(tokens[0]) if tokens else None
     return f" {text}" if str(piece).startswith(_SPACE) and not text.startswith(" ") else text
+
+
+def embedded_ids(model: nn.Module) -> int | None:
+    """How many token ids a model embeds; None where it has no table of them."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)  # pyright: ignore[reportCallIssue]
+    return None if weight is None else int(weight.shape[0])
+
+
+def fill_padding(tokenizer: Any, embedded: int | None) -> None:
+    """Gives a tokenizer a padding token that the model embeds, where its own is missing or is not embedded.
+
+    Args:
+        tokenizer: The tokenizer; it is changed.
+        embedded: How many token ids the model embeds, if that is known.
+    """
+    most = len(tokenizer) if embedded is None else embedded
+    if tokenizer.pad_token_id is not None and 0 <= tokenizer.pad_token_id < most:
+        return
+    others = [tokenizer.eos_token, *map(tokenizer.convert_ids_to_tokens, range(min(most, len(tokenizer))))]
+    ids = [(tokenizer.convert_tokens_to_ids(token), token) for token in others if token is not None]
+    tokenizer.pad_token = next((token for index, token in ids if index is not None and 0 <= index < most), None)

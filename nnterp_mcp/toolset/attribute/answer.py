@@ -244,7 +244,8 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
 
 
 _READING = {
-    "direct": "Direct paths only, the norms' scales held: what acts through later layers counts where they write.",
+    "direct": "Through the residual stream alone to the logits, norms' scales frozen: an effect through a later layer "
+    "counts as that layer's. Sorted by size.",
     "gradient": "First order: a slope says little where the model saturates; integrated gradients go the whole way.",
     "integrated": "Against the mean embedding: another baseline gives other numbers.",
     "patching": "estimate: (clean − corrupted) · slope in the corrupted run; patched: done. profile: strongest cell.",

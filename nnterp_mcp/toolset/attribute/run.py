@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -222,15 +223,12 @@ def _patching(
         grid,
         metric=default_metric(len(params.targets[0])),
         targets=_ids(targets),
-        batch_tokens=bench.batch_tokens,
     )
-    found = estimate_effects(patcher, lambda done: job.progress(done, None, "pairs estimated"))
-    compared = compare_with_patches(
-        patcher,
-        found,
-        _CHECKED,
-        on_batch=lambda done: job.progress(len(pairs) + done, None, "pairs estimated and patches made"),
-    )
+    work = bench.workload(prompts, (), job)
+    found = estimate_effects(patcher, work)
+    both = "pairs estimated and patches made"
+    checked = replace(work, progress=lambda done, total, unit: job.progress(len(pairs) + done, None, both))
+    compared = compare_with_patches(patcher, found, checked, _CHECKED)
     numbers = [pair.index for pair in pairs]
     parts = _cells(grid, average_draws(found.effects, numbers), pairs[0].clean.prompt, bench)
     for at, effect in _patched(compared):

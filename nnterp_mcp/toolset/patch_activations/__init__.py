@@ -11,8 +11,8 @@ SPEC = ToolSpec(
     name="patch_activations",
     title="Patch activations",
     description=(
-        "Activation patching: clean states put into corrupted runs (denoising: what suffices) or the reverse (noising: "
-        "what is needed), each cell of a layer × position or head grid alone. Recovery: 0 corrupted, 1 clean."
+        "Activation and path patching: clean states replace those of corrupted runs (denoising: what suffices) or the "
+        "reverse (noising: what is needed), one cell of a layer × position or head grid at a time, or a named set."
     ),
     params=PatchActivationsParams,
     digest=digest,

@@ -1,71 +1,238 @@
-"""How a patching grid is cut down to an answer: its strongest cells, and where they are by layer."""
+"""How a patching grid is cut down to an answer: its largest effects and every layer; or the measures of a set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.contract import Measured
-from nnterp_mcp.formatting import LayerSpan, brief, elided, layer_groups, number, plural, quoted
+from nnterp_mcp.formatting import brief, elided, number, plural, quoted, ranges
 from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
+    CircuitScores,
     GridColumn,
+    MemberLoss,
     PatchActivationsAnswer,
     PatchActivationsResult,
     PatchedCell,
+    PatchedSet,
+    effect_name,
+    metric_column,
+    metric_name,
+    name_cell,
     position_of,
 )
 
-_ROWS = 8
-"""Strongest cells that an answer shows."""
+_ROWS = 6
+"""Cells in the table; fewer where rows are long."""
 
-_PROFILE = 70
-"""Cells of the profile, over all its sites, about."""
+_NUMBERS = 80
+"""Numbers of the profile, about."""
 
 _TOKENS = 20
 """Characters of a span's tokens."""
 
-_CLEARLY = 2.0
-"""Standard deviations by which an effect must pass its control to count as more."""
+_NAMED = 6
+"""Cells of a set that a sentence names."""
+
+_POSITIONS = 2
+"""Positions that a sentence names."""
+
+_ALIKE = 0.05
+"""The share of the largest effect by which others may fall short of it and still count as equally large."""
+
+_HALF = 0.5
+"""The recovery at which a position counts as carrying the answer."""
 
 _SMALL = 0.1
 """A gap between clean and corrupted, in nats, below which recovery divides by next to nothing."""
 
+_SATURATED = -0.05
+"""A log-probability, in nats, above which it hardly moves."""
+
+_NO_COMPARISON = "No control: there are too few other cells for 20 different random sets."
+
+_RESIDUAL = ("layers_input", "layers_output")
+
 
 def digest(result: PatchActivationsResult) -> PatchActivationsAnswer:
-    """The baselines, the strongest cells and the strongest of each few layers."""
-    order = sorted(result.cells, key=lambda cell: -abs(cell.effect))
-    order = [cell for cell in order if cell.effect]
-    hidden = len(result.cells) - len(order[:_ROWS])
+    """The baselines, then the largest effects and one number for every layer, or a set's measures."""
+    order = [cell for cell in result.cells if cell.effect and not cell.by_construction]
+    order.sort(key=lambda cell: -abs(cell.effect))
+    shown = order[: _ROWS - 3 * (result.clean.low is not None or len({cell.site for cell in result.cells}) > 1)]
+    hidden = len(result.cells) - len(shown)
+    named = result.patched_set if result.patched_set and result.patched_set.named else None
     return PatchActivationsAnswer(
-        finding=_finding(order, result),
-        notes=_notes(order, hidden, result),
+        finding=f"{result.model}: {_baselines(result)}. {_finding(order, result)}",
+        notes=_notes(hidden, result),
         model=result.model,
         clean=result.clean.mean,
         corrupted=None if result.corrupted is None else result.corrupted.mean,
         total=len(result.cells),
         truncated=hidden > 0,
-        table=_strongest(order[:_ROWS], result),
-        profile=_profile(result),
+        table=_largest(shown, result) if named is None else _measures(named, result),
+        profile=_profile(result) if named is None else _members(named.circuit),
     )
 
 
-def _unpatched(result: PatchActivationsResult) -> Measured:
-    """The metric of the run into which states were put."""
-    denoising = result.direction == "denoising" and result.corrupted is not None
-    return result.corrupted if denoising and result.corrupted is not None else result.clean
-
-
-def _told(cell: PatchedCell) -> Measured:
-    """What an answer says of a cell: recovery where it is defined, else the metric."""
+def measured(cell: PatchedCell | PatchedSet) -> Measured:
+    """The number that an answer gives of a cell: recovery where it is defined, else the metric."""
     return cell.metric if cell.recovery is None else cell.recovery
 
 
-def effect_name(result: PatchActivationsResult) -> str:
-    """What an answer says of a cell: recovery where it is defined, else the metric."""
-    return "recovery" if result.corrupted is not None and result.cells and result.cells[0].recovery else "metric"
+def _baselines(result: PatchActivationsResult) -> str:
+    clean = f"clean runs have a {metric_name(result)} of {number(brief(result.clean.mean))}"
+    if result.corrupted is None:
+        return clean
+    return f"{clean}, those with {result.corruption} {number(brief(result.corrupted.mean))}"
+
+
+def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> str:
+    found = result.patched_set
+    if found is not None and found.named:
+        return _set_sentence(found, result) + ("" if found.circuit is None else _circuit_sentence(found.circuit))
+    if not order and not any(cell.effect for cell in result.cells):
+        return "No cell changes anything: the two runs have the same states there."
+    carried = [] if result.by_head or not result.recovers else _carried(result)
+    left = [cell for cell in order if not (carried and cell.site in _RESIDUAL)]
+    sentences = [*carried, *([_largest_sentence(left, result)] if left else [])]
+    if not sentences:
+        sentences = ["Every effect follows by construction: the patch makes the run the other run."]
+    return " ".join(sentences) + ("" if found is None else f" {_set_sentence(found, result)}")
+
+
+def _carried(result: PatchActivationsResult) -> list[str]:
+    """For each site in the residual stream, the layers at which each position carries the answer."""
+    sites = [site for site in dict.fromkeys(cell.site for cell in result.cells) if site in _RESIDUAL]
+    free = {cell.site for cell in result.cells if cell.effect and not cell.by_construction}
+    return [_carried_at(site, result) for site in sites if site in free]
+
+
+def _carried_at(site: str, result: PatchActivationsResult) -> str:
+    noising = result.direction == "noising"
+    cells = [cell for cell in result.cells if cell.site == site]
+    layers = sorted({cell.layer for cell in cells})
+    parts: list[str] = []
+    for at, column in enumerate(result.columns):
+        own = [cell for cell in cells if cell.column == at and cell.recovery is not None]
+        strong = [
+            cell
+            for cell in own
+            if cell.recovery and (cell.recovery.mean <= _HALF if noising else cell.recovery.mean >= _HALF)
+        ]
+        if any(not cell.by_construction for cell in strong):
+            parts.append(f"{_spoken(column)} {_span([cell.layer for cell in strong], layers, noising)}")
+    put = f"{_put(result)} at {site}{_about(result)}"
+    bar = "leaving at most half the recovery" if noising else "with a recovery of at least half"
+    if not parts:
+        best = max(cells, key=lambda cell: abs(cell.effect) * (not cell.by_construction))
+        return (
+            f"{put}: no single position carries the answer ({bar}); the largest effect is "
+            f"{number(brief(measured(best).mean))}, {_where(best, result)}."
+        )
+    if len(parts) > _POSITIONS:
+        parts[_POSITIONS:] = [f"{len(parts) - _POSITIONS} more positions"]
+    return f"{put}{_paths(result)}: {'needed' if noising else 'carried'} by {'; '.join(parts)} ({bar}{_mean(result)})."
+
+
+def _span(strong: Sequence[int], layers: Sequence[int], noising: bool) -> str:
+    """Layers as a part of those that were patched: to layer 19, from layer 23."""
+    if list(strong) == list(layers):
+        return f"in {'all ' if len(layers) > 1 else ''}{plural(len(layers), 'layer')} patched"
+    if len(strong) > 1 and list(strong) == list(layers[: len(strong)]):
+        return f"to layer {strong[-1]} ({'above' if noising else 'below'} half at {layers[len(strong)]})"
+    if len(strong) > 1 and list(strong) == list(layers[-len(strong) :]):
+        return f"from layer {strong[0]}"
+    return f"in {'layer' if len(strong) == 1 else 'layers'} {ranges(list(strong))}"
+
+
+def _largest_sentence(order: Sequence[PatchedCell], result: PatchActivationsResult) -> str:
+    """The cell with the largest effect, and those that equal it."""
+    first = order[0]
+    value = f"{effect_name(result)} {number(brief(measured(first).mean))}"
+    cells = [cell for cell in result.cells if not cell.by_construction]
+    of = f"The largest effect of {plural(len(cells), 'cell')}" if len(cells) > 1 else "The effect"
+    put = f"{_put(result).lower()} at {first.site} of {_where(first, result)}"
+    said = f"{of}: {put}{_paths(result)}, {value}{_mean(result)}"
+    alike = [cell for cell in order[1:] if abs(cell.effect) >= (1 - _ALIKE) * abs(first.effect)]
+    if alike:
+        said += f"; {plural(len(alike), 'other')} within {_ALIKE:.0%} of it, so that it is no peak"
+    return f"{said}."
+
+
+def _set_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
+    names = ", ".join(found.cells[:_NAMED])
+    more = f" and {len(found.cells) - _NAMED} more" if len(found.cells) > _NAMED else ""
+    if not found.named and not found.controls:
+        return _NO_COMPARISON
+    aim = "restore the answer" if result.direction == "denoising" and result.corrupted else "break the answer"
+    which = (
+        f"the {plural(len(found.cells), 'named cell')}" if found.named else
+        f"the {plural(len(found.cells), 'cell')} with the largest effects that {aim}"
+    )  # fmt: skip
+    value = f"{effect_name(result)} {number(brief(measured(found).mean))}{_mean(result) if found.named else ''}"
+    return f"{_put(result)} at {which} together ({names}{more}){_paths(result)}: {value}. {_compared(found, result)}"
+
+
+def exceeds(found: PatchedSet, result: PatchActivationsResult) -> int:
+    """The number of random sets whose effect, in the direction of the set's own, is at least as large."""
+    base = result.unpatched.mean
+    effect = found.metric.mean - base
+    sign = 1 if effect > 0 else -1
+    return sum(sign * (value - base) >= abs(effect) for value in found.controls)
+
+
+def _compared(found: PatchedSet, result: PatchActivationsResult) -> str:
+    if not found.controls:
+        return _NO_COMPARISON
+    values = found.control_recoveries if found.recovery is not None else found.controls
+    spread = f"mean {number(brief(fmean(values)))}, sd {number(brief(stdev(values)))}"
+    layer = "layer" if found.matched else "nearest layer"
+    sets = f"{len(values)} random sets of as many cells, matched by site and {layer}"
+    reaching = exceeds(found, result)
+    if not reaching:
+        return f"None of {sets}, has as large an effect ({spread})."
+    return f"It does not exceed its control: {reaching} of {sets}, have as large an effect ({spread})."
+
+
+def _circuit_sentence(found: CircuitScores) -> str:
+    least = min(found.members, key=lambda member: member.loss.mean)
+    randoms = ""
+    if found.random_faithfulness:
+        randoms = f"; random sets have {_range(found.random_faithfulness)} and {_range(found.random_completeness)}"
+    whole, completeness = number(brief(found.faithfulness.mean)), number(brief(found.completeness.mean))
+    return (
+        f" Faithfulness {whole}: the share of the metric between none of the {found.total} cells intact "
+        f"({number(brief(found.none.mean))}) and all ({number(brief(found.intact.mean))}) that the set alone gives. "
+        f"Completeness {completeness}: the share that all others give without it, 0 if complete{randoms}. Minimality: "
+        f"without {least.cell}, the set's least cell, faithfulness falls by {number(brief(least.loss.mean))}."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{number(brief(min(values)))} to {number(brief(max(values)))}"
+
+
+def _put(result: PatchActivationsResult) -> str:
+    """The replacement, as a subject."""
+    if result.corrupted is None:
+        return result.corruption
+    return "Clean states in corrupted runs" if result.direction == "denoising" else "Corrupted states in clean runs"
+
+
+def _paths(result: PatchActivationsResult) -> str:
+    return f", {result.paths}" if result.paths else ""
+
+
+def _mean(result: PatchActivationsResult) -> str:
+    return "" if result.prompts == 1 else f" in the mean of {result.prompts} prompts"
+
+
+def _about(result: PatchActivationsResult) -> str:
+    return f" of {result.window} layers about each" if result.window > 1 else ""
 
 
 def _where(cell: PatchedCell, result: PatchActivationsResult) -> str:
@@ -79,12 +246,9 @@ def _where(cell: PatchedCell, result: PatchActivationsResult) -> str:
 def _spoken(column: GridColumn) -> str:
     """A column in words: its position or label, with its tokens."""
     if column.label == EVERYWHERE:
-        return "all positions"
-    return f"{_position(column)} ({Kind.EITHER.text(_tokens(column))})"
-
-
-def _position(column: GridColumn) -> str:
-    return f"position {column.label}" if column.label.isdigit() else quoted(elided(column.label))
+        return "all positions together"
+    position = f"position {column.label}" if column.label.isdigit() else quoted(elided(column.label))
+    return f"{position} ({Kind.EITHER.text(_tokens(column))})"
 
 
 def _tokens(column: GridColumn) -> Cell:
@@ -95,101 +259,117 @@ def _tokens(column: GridColumn) -> Cell:
     return [clean, elided(column.corrupted, _TOKENS)]
 
 
-def _strongest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
-    heads = result.by_head
+def _largest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Table:
+    heads, sites = result.by_head, {cell.site for cell in result.cells}
+    long = len(sites) > 1 and result.clean.low is not None
     columns: list[Column[PatchedCell]] = [
-        Column("site", lambda cell: cell.site, shown=len({cell.site for cell in result.cells}) > 1),
+        Column("site", lambda cell: cell.site, shown=len(sites) > 1),
         Column("head", lambda cell: _where(cell, result), shown=heads),
         Column("layer", lambda cell: cell.layer, shown=not heads),
         Column("position", lambda cell: position_of(result.columns[cell.column].label), shown=not heads),
-        Column("tokens", lambda cell: _tokens(result.columns[cell.column]), Kind.EITHER, not heads),
-        Column(result.metric, lambda cell: cell.metric.mean, Kind.BRIEF),
-        Column("recovery", lambda cell: _told(cell).mean, Kind.BRIEF, effect_name(result) == "recovery"),
-        Column("95 %", _told, Kind.INTERVAL, result.clean.low is not None),
+        Column("tokens", lambda cell: _tokens(result.columns[cell.column]), Kind.EITHER, not (heads or long)),
+        Column(metric_column(result), lambda cell: cell.metric.mean, Kind.BRIEF),
+        Column("recovery", lambda cell: measured(cell).mean, Kind.BRIEF, result.recovers),
+        Column("95 %", measured, Kind.INTERVAL, result.clean.low is not None),
     ]
     return tabulate(columns, cells)
 
 
-def _profile(result: PatchActivationsResult) -> Table:
-    """For each few layers and each site, the strongest cell: what it does, and its column."""
-    sites = list(dict.fromkeys(cell.site for cell in result.cells))
-    layers = sorted({cell.layer for cell in result.cells})
-    columns: list[Column[LayerSpan]] = [
-        Column("layers", lambda group: group[0]),
-        *(Column(site, lambda group, site=site: _peak(result, site, group[1])) for site in sites),
+@dataclass(frozen=True)
+class _Measure:
+    """A row of a set's table."""
+
+    name: str
+    value: Measured
+    randoms: Sequence[float]
+
+
+def _measures(found: PatchedSet, result: PatchActivationsResult) -> Table:
+    rows = [_Measure(metric_column(result), found.metric, found.controls)]
+    if found.recovery is not None:
+        rows.append(_Measure("recovery", found.recovery, found.control_recoveries))
+    if found.circuit is not None:
+        one = found.circuit
+        rows.append(_Measure("faithfulness", one.faithfulness, one.random_faithfulness))
+        rows.append(_Measure("completeness", one.completeness, one.random_completeness))
+        rows.append(_Measure("minimality", min(one.members, key=lambda member: member.loss.mean).loss, ()))
+    columns: list[Column[_Measure]] = [
+        Column("of the set", lambda row: row.name),
+        Column("value", lambda row: row.value.mean, Kind.BRIEF),
+        Column("95 %", lambda row: row.value, Kind.INTERVAL, found.metric.low is not None),
+        Column(
+            f"{len(found.controls)} random sets",
+            lambda row: [brief(min(row.randoms)), "to", brief(max(row.randoms))] if row.randoms else None,
+            shown=bool(found.controls),
+        ),
     ]
-    return tabulate(columns, layer_groups(layers, max(3, min(10, _PROFILE // (3 + 4 * len(sites))))))
+    return tabulate(columns, rows)
 
 
-def _peak(result: PatchActivationsResult, site: str, layers: Sequence[int]) -> Cell:
-    cells = [cell for cell in result.cells if cell.site == site and cell.layer in layers]
+def _members(circuit: CircuitScores | None) -> Table | None:
+    if circuit is None:
+        return None
+    columns: list[Column[MemberLoss]] = [
+        Column("without", lambda member: member.cell),
+        Column("faithfulness lost", lambda member: member.loss.mean, Kind.BRIEF),
+        Column("95 %", lambda member: member.loss, Kind.INTERVAL, circuit.faithfulness.low is not None),
+    ]
+    return tabulate(columns, sorted(circuit.members, key=lambda member: -member.loss.mean)[:20])
+
+
+def _profile(result: PatchActivationsResult) -> Table:
+    """Every layer: a number for each column where there is room, else each site's or all cells' largest effect."""
+    layers = sorted({cell.layer for cell in result.cells})
+    sites = list(dict.fromkeys(cell.site for cell in result.cells))
+    moved = {(cell.site, cell.column) for cell in result.cells if cell.effect}
+    pairs = [pair for site in sites for at in range(len(result.columns)) if (pair := (site, at)) in moved]
+    of = {(cell.site, cell.column, cell.layer): cell for cell in result.cells}
+    columns: list[Column[int]] = [Column("layer", lambda layer: layer)]
+    if len(layers) * len(pairs) <= _NUMBERS:
+        columns += [_numbers(_head(site, at, sites, result), site, at, of) for site, at in pairs]
+    elif 2 * len(layers) * len(sites) <= _NUMBERS:
+        columns += [_peaks(site, [site], result) for site in sites]
+    else:
+        columns.append(_peaks("any site", sites, result))
+    return tabulate(columns, layers)
+
+
+def _numbers(name: str, site: str, at: int, of: Mapping[tuple[str, int, int], PatchedCell]) -> Column[int]:
+    def value(layer: int) -> float | None:
+        cell = of.get((site, at, layer))
+        return None if cell is None else measured(cell).mean
+
+    return Column(name, value, Kind.BRIEF)
+
+
+def _peaks(name: str, sites: Sequence[str], result: PatchActivationsResult) -> Column[int]:
+    return Column(name, lambda layer: _peak(result, layer, sites))
+
+
+def _head(site: str, at: int, sites: Sequence[str], result: PatchActivationsResult) -> str:
+    label = elided(result.columns[at].label, 12)
+    column = f"H{label}" if result.by_head else f"@{label}"
+    return column if len(sites) == 1 else f"{site} {column}"
+
+
+def _peak(result: PatchActivationsResult, layer: int, sites: Sequence[str]) -> Cell:
+    cells = [cell for cell in result.cells if cell.site in sites and cell.layer == layer]
     if not cells:
         return None
     cell = max(cells, key=lambda cell: abs(cell.effect))
+    if len(sites) > 1:
+        return brief(measured(cell).mean)
     label = elided(result.columns[cell.column].label, 12)
-    return [brief(_told(cell).mean), f"H{label}" if result.by_head else f"@{label}"]
+    return [brief(measured(cell).mean), f"H{label}" if result.by_head else f"@{label}"]
 
 
-def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> str:
-    opening = f"{result.model}: {_baselines(result)}."
-    if not order:
-        return f"{opening} No cell changes anything: the two runs have the same states there."
-    first = order[0]
-    means = "" if result.prompts == 1 else f" in the mean of {result.prompts} prompts"
-    told = f"{number(brief(first.metric.mean))}{means}"
-    if first.recovery is not None:
-        told = f"a recovery of {number(brief(first.recovery.mean))}{means}"
-    paths = "" if result.receivers is None else f", along direct paths to {result.receivers} alone,"
-    put, verb = _deed(result, first)
-    return f"{opening} {put} at {first.site} of {_where(first, result)}{paths} {verb} {told}.{_control(result)}"
-
-
-def _deed(result: PatchActivationsResult, cell: PatchedCell) -> tuple[str, str]:
-    """What was done, and what it does, as subject and verb."""
-    if result.corrupted is None:
-        return f"{result.corruption} put in", "make it"
-    put = "Clean states put in" if result.direction == "denoising" else "Corrupted states put in"
-    return put, "make it" if cell.recovery is None else "bring" if result.direction == "denoising" else "leave"
-
-
-def _baselines(result: PatchActivationsResult) -> str:
-    clean = f"clean runs have a {metric_name(result)} of {number(brief(result.clean.mean))}"
-    if result.corrupted is None:
-        return clean
-    return f"{clean}, those with {result.corruption} {number(brief(result.corrupted.mean))}"
-
-
-def metric_name(result: PatchActivationsResult) -> str:
-    """The metric, with its categories."""
-    names = [quoted(elided(name)) for name in result.categories][:2]
-    if result.metric == "logit_difference":
-        return f"logit difference ({' − '.join(names)})"
-    return f"log-probability of {names[0]}" if result.metric == "log_probability" else "KL from the clean run"
-
-
-def _control(result: PatchActivationsResult) -> str:
-    found = result.together
-    if found is None:
-        return ""
-    together = found.metric if found.recovery is None else found.recovery
-    controls = found.controls if found.recovery is None else found.control_recoveries
-    mean, deviation = fmean(controls), stdev(controls) if len(controls) > 1 else 0.0
-    spread = f" ± {number(brief(deviation))}" if len(controls) > 1 else ""
-    base = _unpatched(result).mean if found.recovery is None else float(result.direction == "noising")
-    clear = abs(together.mean - mean) > _CLEARLY * deviation and abs(together.mean - base) > abs(mean - base)
-    beside = "further than" if clear else "no further than"
-    return (
-        f" The {plural(found.cells, 'strongest cell')} together give {number(brief(together.mean))}, {beside} as many "
-        f"random cells of the same sites and layers: {number(brief(mean))}{spread} over "
-        f"{plural(len(controls), 'draw')}."
-    )
-
-
-def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsResult) -> list[str]:
-    notes = [_reading(result)]
+def _notes(hidden: int, result: PatchActivationsResult) -> list[str]:
+    notes = _reading(result)
     gap = None if result.corrupted is None else abs(result.clean.mean - result.corrupted.mean)
     if gap is not None and gap < _SMALL:
         notes.append(f"Clean and corrupted differ by {number(brief(gap))} only: recovery divides by next to nothing.")
+    if result.metric == "log_probability" and result.clean.mean > _SATURATED:
+        notes.append("The log-probability is saturated (probability near 1): a second category gives log-odds instead.")
     if result.metric != "kl" and result.corrupted is not None and result.clean.mean < result.corrupted.mean:
         notes.append("The clean runs favour the answer less than the corrupted ones: check prompts and targets.")
     if result.clean.low is not None:
@@ -199,15 +379,22 @@ def _notes(order: Sequence[PatchedCell], hidden: int, result: PatchActivationsRe
         notes.append(f"A cell stands for {result.window} adjacent layers about its own, fewer at either end.")
     if [column.label for column in result.columns] == [EVERYWHERE]:
         notes.append('Ablated at all positions together: positions="0:" takes them one by one.')
+    trivial = [name_cell(cell.site, cell.layer, result.columns[cell.column].label, result.by_head)
+               for cell in result.cells if cell.by_construction]  # fmt: skip
+    if trivial:
+        named = ", ".join(trivial[:2]) + (f" and {len(trivial) - 2} more" if len(trivial) > 2 else "")
+        notes.append(f"Not counted as findings, since they follow by construction: {named}.")
     notes += in_force(result.in_force)
-    if order and result.together is None:
-        notes.append("The strongest of many cells stands out by chance too: control=true compares it with random ones.")
+    if result.cells and result.patched_set is None:
+        notes.append("No control ran: control=true patches the strongest cells together, and 20 random sets.")
     notes += shared_tokens(result.shared)
     return notes + left_out(hidden, "cell", "cells")
 
 
-def _reading(result: PatchActivationsResult) -> str:
-    peak = "profile: the strongest cell of these layers, with its " + ("head." if result.by_head else "column.")
-    if effect_name(result) == "recovery":
-        return f"recovery: 0 as corrupted, 1 as clean. {peak}"
-    return f"Numbers are the metric of the patched run. {peak}"
+def _reading(result: PatchActivationsResult) -> list[str]:
+    scale = (
+        "Recovery is 0 as in corrupted runs, 1 as in clean." if result.recovers else "Numbers are the patched metric."
+    )
+    if not result.cells:
+        return [scale]
+    return [f"{scale} Table: by size of effect. Profile: every layer, the largest effect where a column is not named."]

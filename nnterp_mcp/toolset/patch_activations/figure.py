@@ -1,11 +1,10 @@
-"""A patching grid as a picture: a heatmap for each site, and the control beside."""
+"""A patching grid as a picture: a heatmap for each site, and the control."""
 
 from __future__ import annotations
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Colours, Figure, Heatmap, Panel, visible
 from nnterp_mcp.formatting import elided, plural, quoted
-from nnterp_mcp.toolset.patch_activations.answer import effect_name, metric_name
-from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell
+from nnterp_mcp.toolset.patch_activations.result import GridColumn, PatchActivationsResult, PatchedCell, metric_name
 
 _SITES = 6
 """Sites that are drawn."""
@@ -15,10 +14,10 @@ def figure(result: PatchActivationsResult, arrays: Arrays) -> Figure:
     """Layers upwards, positions or heads across; white is a cell that changes nothing."""
     sites = list(dict.fromkeys(cell.site for cell in result.cells))
     panels: list[Panel] = [_grid(site, result) for site in sites[:_SITES]]
-    if result.together is not None:
+    if result.patched_set is not None:
         panels.append(_control(result))
     windows = f" · windows of {result.window} layers" if result.window > 1 else ""
-    paths = "" if result.receivers is None else f" · direct paths to {result.receivers}"
+    paths = f" · {result.paths}" if result.paths else ""
     return Figure(
         title=f"Activation patching ({result.direction}) · {result.model}",
         subtitle=f"{_prompts(result)}{paths}{windows}",
@@ -39,7 +38,7 @@ def _prompts(result: PatchActivationsResult) -> str:
 
 
 def _reading(result: PatchActivationsResult) -> str:
-    if effect_name(result) == "recovery":
+    if result.recovers:
         return "Recovery: 0 as corrupted, 1 as clean; white is the run that is patched."
     return "Colours: by how much a patch moves the metric."
 
@@ -51,7 +50,7 @@ def _value(cell: PatchedCell) -> float:
 def _grid(site: str, result: PatchActivationsResult) -> Heatmap:
     layers = sorted({cell.layer for cell in result.cells}, reverse=True)
     cells = {(cell.layer, cell.column): _value(cell) for cell in result.cells if cell.site == site}
-    recovers = effect_name(result) == "recovery"
+    recovers = result.recovers
     centre = 1.0 if recovers and result.direction == "noising" else 0.0
     name = "recovery" if recovers else "change of the metric (nats)"
     return Heatmap(
@@ -76,12 +75,19 @@ def _column(column: GridColumn, head: bool) -> str:
 
 
 def _control(result: PatchActivationsResult) -> Bars:
-    """The strongest cells together, and each draw of random cells in their place."""
-    found = result.together
+    """The set of cells, and each random set."""
+    found = result.patched_set
     assert found is not None
     recovers = found.recovery is not None
     together = found.recovery or found.metric
     controls = found.control_recoveries if recovers else found.controls
-    bars = [Bar(f"{plural(found.cells, 'strongest cell')}", together.mean, together.low, together.high)]
-    bars += [Bar(f"random cells {number + 1}", value, role="control") for number, value in enumerate(controls)]
+    bars = [
+        Bar(
+            f"{plural(len(found.cells), 'named cell' if found.named else 'strongest cell')}",
+            together.mean,
+            together.low,
+            together.high,
+        )
+    ]
+    bars += [Bar(f"random set {number + 1}", value, role="control") for number, value in enumerate(controls)]
     return Bars("patched together", "recovery" if recovers else metric_name(result), bars)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
@@ -20,6 +21,7 @@ from nnterp_mcp.request.targets import TargetSets
 
 _SITES = tuple(site for site, facts in FACTS.items() if facts.patched)
 _Direction = Literal["denoising", "noising"]
+_Paths = Literal["direct", "residual"]
 MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
 _MOST_SPANS = 256
 _MOST_RECEIVERS = 64
@@ -68,12 +70,32 @@ def _as_receiving_site(site: Site) -> Site:
     return site
 
 
+def _as_patched_site(site: Site | None) -> Site | None:
+    if site is not None and site not in _SITES:
+        raise ValueError(f"cells have one of the sites {', '.join(_SITES)}, not {site}")
+    return site
+
+
+def _as_tuple(value: Any) -> Any:
+    return value if value is None or isinstance(value, list | tuple) else (value,)
+
+
 class GivenReceiver(Given):
-    """Where paths end."""
+    """The end of paths."""
 
     site: Annotated[Site, AfterValidator(_as_receiving_site)]
     layers: Layers
     heads: Heads | None = None
+
+    @property
+    def words(self) -> str:
+        """The end in words."""
+        heads = "" if self.heads is None else f", heads {_plain(self.heads)}"
+        return f"{self.site} of layers {_plain(self.layers)}{heads}"
+
+
+def _plain(asked: Any) -> str:
+    return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
 
 
 def _as_receivers(value: Any) -> Any:
@@ -82,6 +104,46 @@ def _as_receivers(value: Any) -> Any:
         require_at_most(_MOST_RECEIVERS, given, "receivers")
         return given
     return () if given == "logits" else (given,)
+
+
+_HEAD = re.compile(r"L(\d+)H(\d+)")
+_MOST_CELLS = 1000
+
+
+class GivenCell(Given):
+    """Cells of the grid: of a site and layers, some heads, or some positions or labels of `positions`."""
+
+    site: Annotated[Site | None, AfterValidator(_as_patched_site)] = None
+    layers: Layers
+    heads: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = None
+    positions: Annotated[tuple[int | str, ...] | None, BeforeValidator(_as_tuple)] = None
+
+    @property
+    def columns(self) -> list[str] | None:
+        """Labels of columns; None for all."""
+        given = self.positions if self.heads is None else self.heads
+        return None if given is None else [str(one) for one in given]
+
+    @property
+    def shown(self) -> str:
+        """As it was given."""
+        return shown(self.model_dump(mode="json", exclude_none=True))
+
+
+def _as_cells(value: Any) -> Any:
+    given = decoded(value)
+    listed = given if isinstance(given, list | tuple) else [given]
+    require_at_most(_MOST_CELLS, listed, "cells")
+    return [_as_cell(one) for one in listed]
+
+
+def _as_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = _HEAD.fullmatch(value)
+    if found is None:
+        raise ValueError(f'a cell is a head such as "L23H4" or an object with layers, not {shown(value)}')
+    return {"site": "heads_output", "layers": int(found[1]), "heads": int(found[2])}
 
 
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
@@ -103,20 +165,29 @@ _Spans = Annotated[
 ]
 _HeadColumns = Annotated[
     Heads | None,
-    schemas.as_schema(schemas.INDICES, "By head."),
+    schemas.as_schema(schemas.INDICES, "Patch heads one by one."),
 ]
 _Receivers = Annotated[
     tuple[GivenReceiver, ...] | None,
     BeforeValidator(_as_receivers),
     schemas.as_schema(
         schemas.union(schemas.TEXT, schemas.OBJECT, schemas.array(schemas.OBJECT), maxItems=_MOST_RECEIVERS),
-        'Path patching: {"site": "queries", "layers": 9, "heads": 6} or logits.',
+        'Path patching, only to {"site": "queries", "layers": 9, "heads": 6} or logits.',
+    ),
+]
+_Cells = Annotated[
+    tuple[GivenCell, ...],
+    BeforeValidator(_as_cells),
+    schemas.as_schema(
+        schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=_MOST_CELLS),
+        'Instead of each cell alone, these together beside random sets: ["L23H4", {"site": "mlps_output", "layers": 3, '
+        '"positions": 4}].',
     ),
 ]
 
 
 class PatchActivationsParams(ModelParams):
-    """Two runs, what is put from one into the other, and what is measured."""
+    """Two runs, the states of one that replace those of the other, and the metric."""
 
     clean: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
     corrupted: CorruptedField
@@ -125,10 +196,38 @@ class PatchActivationsParams(ModelParams):
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
-    direction: Annotated[_Direction, Field(description="Run patched.")] = "denoising"
-    metric: Annotated[MetricChoice, Field(description="By targets.")] = "auto"
+    direction: Annotated[_Direction, Field(description="Corrupted or clean run patched.")] = "denoising"
+    metric: Annotated[MetricChoice, Field(description="kl: KL(clean ‖ patched).")] = "auto"
     receivers: _Receivers = None
+    paths: Annotated[_Paths, Field(description="To receivers; direct: MLPs recomputed; residual: no MLPs.")] = "direct"
+    cells: _Cells = ()
+    complement: Annotated[bool, Field(description="Faithfulness, completeness, minimality of cells.")] = False
     window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1
     interventions: Edits = ()
-    control: Annotated[bool, Field(description="Random cells beside.")] = False
+    control: Annotated[bool, Field(description="Compare the strongest cells with 20 random sets.")] = False
     plot: Plot = False
+
+    @property
+    def columns(self) -> tuple[Sequence[Site], Any]:
+        """The sites of the grid, and its heads where it is by head."""
+        heads = self.heads
+        if heads is None and any(cell.heads is not None for cell in self.cells):
+            heads = "all"
+        usual: Site = "layers_output" if heads is None else "heads_output"
+        named: dict[Site, None] = dict.fromkeys(cell.site for cell in self.cells if cell.site is not None)
+        return self.sites or tuple(named) or (usual,), heads
+
+    @property
+    def ends(self) -> str | None:
+        """The receivers in words; None without any."""
+        if self.receivers is None:
+            return None
+        return "; ".join(receiver.words for receiver in self.receivers) or "the logits"
+
+    @model_validator(mode="after")
+    def _fits(self) -> PatchActivationsParams:
+        if self.complement and not self.cells:
+            raise ValueError('complement goes with cells, such as ["L23H4"]')
+        if self.cells and (self.control or self.window > 1):
+            raise ValueError("cells are compared with random sets in any case, and take no control and no window")
+        return self

@@ -1,15 +1,15 @@
-"""How probes are cut down to an answer: the best layer beside its baselines, and what speaks against it."""
+"""The answer of `train_probe`: the best layer with its controls, and the reasons to doubt it."""
 
 from __future__ import annotations
 
 from statistics import fmean, pstdev
 
-from nnterp_mcp.formatting import elided, number, plural, quoted, spread
+from nnterp_mcp.formatting import elided, number, plural, quoted, ranges, spread
 from nnterp_mcp.render import in_force, left_out
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
-_LAYERS = 12
+_LAYERS = 8
 """Layers that an answer shows."""
 
 _UNBALANCED = 0.6
@@ -59,15 +59,26 @@ def _finding(result: TrainProbeResult, best: ProbedLayer) -> str:
     chance = best_shuffled(result)
     several = len(result.layers) > 1
     where = "on the embeddings" if best.layer is None else f"at layer {best.layer}"
-    clear = best.accuracy > max(*chance, result.majority, result.length)
-    opening = f"{result.method} probes ({result.site} of {result.model}) tell {names}"
     control = "the best layer gives" if several else "it is"
     return (
-        f"{opening} {where} with a held-out accuracy of {number(best.accuracy)} "
-        f"(95 %: {number(best.low)} to {number(best.high)}){', the best layer' if several else ''}; with shuffled "
-        f"labels {control} {number(fmean(chance))}, at most {number(max(chance))} over "
-        f"{plural(len(chance), 'shuffle')}; the largest class alone {number(result.majority)}, prompt length alone "
-        f"{number(result.length)}. {'It passes all of these.' if clear else 'It does not pass all of these.'}"
+        f"{result.method} probes ({result.site} of {result.model}) tell {names} apart {where} with a held-out accuracy "
+        f"of {number(best.accuracy)} (95 %: {number(best.low)} to {number(best.high)})"
+        f"{', the best layer' if several else ''}; with shuffled labels {control} {number(fmean(chance))}, at most "
+        f"{number(max(chance))} over {plural(len(chance), 'shuffle')}; the largest class alone gives "
+        f"{number(result.majority)}, prompt length alone {number(result.length)}. {_verdict(result, best)}"
+    )
+
+
+def _verdict(result: TrainProbeResult, best: ProbedLayer) -> str:
+    """The controls that lie below the whole interval, and those that do not."""
+    controls = {
+        "every shuffle": max(best_shuffled(result)),
+        "the largest class": result.majority,
+        "prompt length": result.length,
+    }
+    failed = [name for name, accuracy in controls.items() if best.low <= accuracy]
+    return (
+        f"The interval is not above {' or '.join(failed)}." if failed else "The interval is above all three controls."
     )
 
 
@@ -76,23 +87,35 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
     rows = sum(group.rows for group in result.groups)
     prompts = sum(group.prompts for group in result.groups)
     per_prompt = "" if rows == prompts else f", {rows} rows; all rows of a text are in one fold"
+    per_prompt += (
+        "; the first prompts of all groups are in one fold, the second ones, and so on" if result.paired else ""
+    )
     notes.append(
         f"{plural(result.folds, 'fold')} over {plural(result.texts, 'distinct text')}{per_prompt}; intervals count "
         "each text once. A probe shows what can be read, not what the model uses: steer with control=true."
     )
+    if hidden:
+        accuracies = " ".join(f"{100 * layer.accuracy:.0f}" for layer in result.layers)
+        notes.append(f"Accuracy at every layer in per cent, in order: {accuracies}.")
     notes += _warnings(result)
     if result.vector is not None:
         replaced = f" (it replaces one made {result.replaced})" if result.replaced else ""
         notes.append(
-            f"Kept as the vector {result.vector.name}{replaced}: by layer, towards "
+            f"Saved as the vector {result.vector.name}{replaced}: one for each layer, pointing towards "
             f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it."
         )
     return notes + left_out(hidden, "layer", "layers")
 
 
 def _warnings(result: TrainProbeResult) -> list[str]:
-    """What makes an accuracy mean less than it seems to."""
+    """Reasons for which an accuracy means less than it seems to."""
     notes: list[str] = []
+    below = [layer.layer for layer in result.layers if layer.layer is not None and layer.high < 1 / len(result.groups)]
+    if below:
+        notes.append(
+            f"The whole interval is below chance at layers {ranges(below)}: what the probe learns points the other way "
+            "on held-out texts, as where minimal pairs are split over folds."
+        )
     if result.texts < result.width:
         notes.append(
             f"{result.texts} texts in {result.width} dimensions: any labels can be separated on the texts that a probe "

@@ -20,10 +20,10 @@ class ProbedLayer(ResultPart):
 
     Attributes:
         layer: The layer; None for the embeddings.
-        accuracy: The share of held-out rows that are classified rightly.
+        accuracy: The share of held-out rows that are classified correctly.
         low: The lower end of its 95 % interval (Wilson), in which each distinct text counts once.
         high: The upper end.
-        shuffled: The same accuracy with the labels dealt anew among the prompts, once for each shuffle.
+        shuffled: The same accuracy with the labels permuted among the prompts, one for each shuffle.
     """
 
     layer: int | None
@@ -34,7 +34,7 @@ class ProbedLayer(ResultPart):
 
 
 class TrainProbeResult(Result):
-    """Held-out accuracies by layer, and what they are to be judged by.
+    """Held-out accuracies by layer, and the controls by which to judge them.
 
     Attributes:
         model: The model's handle.
@@ -44,12 +44,13 @@ class TrainProbeResult(Result):
         texts: How many distinct texts the prompts are.
         width: The width of a state; heads are laid side by side.
         folds: Folds of the cross-validation.
+        paired: The i-th prompts of all groups are in one fold.
         majority: The accuracy of always saying the largest class.
         length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has.
         layers: By layer.
-        interventions: What was in force.
+        interventions: The interventions with which the states were read.
         run: The run that the states were taken from; None where they were read now.
-        vector: What was kept under a name; None for nothing.
+        vector: The direction that was saved; None for none.
         replaced: When the vector was made that had that name before.
     """
 
@@ -60,6 +61,7 @@ class TrainProbeResult(Result):
     texts: int
     width: int
     folds: int
+    paired: bool = False
     majority: float
     length: float
     layers: list[ProbedLayer]
@@ -70,4 +72,4 @@ class TrainProbeResult(Result):
 
 
 class TrainProbeAnswer(TableAnswer):
-    """Accuracies by layer beside their baselines."""
+    """Accuracies by layer with their controls."""

@@ -15,6 +15,7 @@ from nnterp_mcp.experiments.probes import (
     Fold,
     deal_folds,
     fewest_texts,
+    join_pairs,
     make_probe,
     predict_held_out,
     probe_direction,
@@ -46,6 +47,7 @@ class _Problem:
         labels: The class of each row.
         prompts: The prompt of each row.
         texts: The number of each row's text; equal texts have the same.
+        together: The same number for rows that stay in one fold.
         tokens: How many tokens each row's prompt has.
         interventions: The interventions with which the states were read.
     """
@@ -57,6 +59,7 @@ class _Problem:
     labels: Int[np.ndarray, " row"]
     prompts: Int[np.ndarray, " row"]
     texts: Int[np.ndarray, " row"]
+    together: Int[np.ndarray, " row"]
     tokens: Int[np.ndarray, " row"]
     interventions: list[str]
 
@@ -90,6 +93,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
             texts=len(np.unique(problem.texts)),
             width=width,
             folds=len(trials[0][1]),
+            paired=not np.array_equal(problem.together, problem.texts),
             majority=float(counts.max() / counts.sum()),
             length=_by_length(problem, trials[0][1]),
             layers=layers,
@@ -176,15 +180,19 @@ def _problem(
     interventions: list[str],
 ) -> _Problem:
     """Numbers for what is known of each prompt, row by row."""
-    groups, numbers, rows = list(dict.fromkeys(names)), {text: at for at, text in enumerate(texts)}, np.array(prompts)
+    groups, rows = list(dict.fromkeys(names)), np.array(prompts)
+    labels = np.array([groups.index(name) for name in names])
+    number_of = {text: at for at, text in enumerate(texts)}
+    numbers = np.array([number_of[text] for text in texts])
     return _Problem(
         along=along,
         layers=list(layers),
         site=site,
         groups=groups,
-        labels=np.array([groups.index(name) for name in names])[rows],
+        labels=labels[rows],
         prompts=rows,
-        texts=np.array([numbers[text] for text in texts])[rows],
+        texts=numbers[rows],
+        together=join_pairs(labels, numbers)[rows],
         tokens=np.array(tokens)[rows],
         interventions=interventions,
     )
@@ -192,19 +200,19 @@ def _problem(
 
 def _trials(problem: _Problem, params: TrainProbeParams) -> list[tuple[Int[np.ndarray, " row"], list[Fold]]]:
     """The true labels, then shuffled ones, each with folds dealt for them; the same at every layer."""
-    true = deal_folds(problem.labels, problem.texts, params.folds, _SEED)
+    true = deal_folds(problem.labels, problem.together, params.folds, _SEED)
     generator = np.random.default_rng(_SEED)
     shuffled = [_shuffled(problem, generator) for _ in range(params.shuffles)]
-    dealt = [(labels, deal_folds(labels, problem.texts, params.folds, _SEED)) for labels in shuffled]
+    dealt = [(labels, deal_folds(labels, problem.together, params.folds, _SEED)) for labels in shuffled]
     return [(problem.labels, true), *dealt]
 
 
 def _shuffled(problem: _Problem, generator: np.random.Generator) -> Int[np.ndarray, " row"]:
-    """Labels dealt anew, with two different texts or more in each class, as the true ones have."""
+    """Permuted labels, with two texts or more in each class that need not share a fold, as the true ones have."""
     while True:
         check_cancelled()
         labels = shuffle_labels(problem.labels, problem.prompts, generator)
-        if fewest_texts(labels, problem.texts) > 1:
+        if fewest_texts(labels, problem.together) > 1:
             return labels
 
 

@@ -15,12 +15,8 @@ from torch import Tensor
 from nnterp_mcp.engine.readouts.metrics import MetricName
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.attribution.gradients import (
-    TokenAttribution,
-    frozen_weights,
-    integrate_gradients,
-    multiply_gradients,
-)
+from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
+from nnterp_mcp.experiments.attribution.recorded_pass import gradients
 from tests.engine.plain import FAMILIES
 from tests.engine.test_executors import Subject, build
 
@@ -185,7 +181,7 @@ def test_weights_get_no_gradients_and_may_learn_again_after(subject: Subject) ->
 
     assert all(weight.requires_grad and weight.grad is None for weight in weights)
     weights[0].requires_grad_(False)
-    with frozen_weights(subject.model.module):
+    with gradients(subject.model.module):
         assert not any(weight.requires_grad for weight in weights)
     assert [weight.requires_grad for weight in weights] == [False] + [True] * (len(weights) - 1)
     weights[0].requires_grad_(True)

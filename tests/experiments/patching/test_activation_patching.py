@@ -17,6 +17,7 @@ from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.metrics import make_metric
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, OutOfMemory, Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import Pair, ablate, add_noise, pair_prompts
@@ -177,13 +178,14 @@ def test_every_way_of_sharing_gives_the_same(
 ) -> None:
     pair = pair_of(subject)
     grid = make_grid(subject.model, [pair], ["layers_output", "keys"])
-    patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]], batch_tokens=200)
+    patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]])
     prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
-    found = patcher.patch().values
+    work = Workload((), batch_tokens=200)
+    found = patcher.patch(work=work).values
     assert set(prefix_sharing.known_sharing(subject.model.module)) == {Sharing(True, True)}
     monkeypatch.setattr(Branches, "sharing", sharing)
 
-    assert float((patcher.patch().values - found).abs().max()) <= 2e-5
+    assert float((patcher.patch(work=work).values - found).abs().max()) <= 2e-5
 
 
 @one_family
@@ -300,8 +302,8 @@ def test_any_cells_in_any_batches_are_those_of_one_row(subject: Subject, data: s
     grid = make_grid(subject.model, [pair], ["layers_output", "values", "attentions_output"])
     chosen = data.draw(st.lists(st.lists(st.sampled_from(grid.cells), min_size=1, max_size=3), max_size=4))
     batch_tokens = data.draw(st.integers(1, 200))
-    patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]], batch_tokens=batch_tokens)
-    together = patcher.patch(chosen).values[0].tolist()
+    patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]])
+    together = patcher.patch(chosen, Workload((), batch_tokens=batch_tokens)).values[0].tolist()
 
     alone = [float(patcher.patch([run]).values) for run in chosen]
     assert together == pytest.approx(alone, abs=2e-5)

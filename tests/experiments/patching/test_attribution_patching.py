@@ -114,7 +114,7 @@ def test_the_comparison_is_with_real_patches(subject: Subject) -> None:
     grid = make_grid(subject.model, [pair], ["layers_output", "mlps_output"])
     patcher = Patcher(subject.model, [pair], grid, targets=TARGETS)
     estimates = estimate_effects(patcher)
-    found = compare_with_patches(patcher, estimates, 5)
+    found = compare_with_patches(patcher, estimates, count=5)
 
     assert found is not None
     assert found.strongest == 5

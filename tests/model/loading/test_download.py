@@ -25,7 +25,7 @@ LOCATE = """
 import json, sys
 from pathlib import Path
 from nnterp_mcp.errors import NnterpError
-from nnterp_mcp.model.loading.load import locate
+from nnterp_mcp.model.loading.locate import locate
 answers = []
 for name, revision in json.loads(sys.argv[1]):
     said = []

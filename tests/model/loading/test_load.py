@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, NnterpError, OutOfMemory, UnknownModel, Unsupported
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.loading import load, weights
-from nnterp_mcp.model.loading.load import Precision, locate, place, read_model
+from nnterp_mcp.model.loading import locate as locate_module
+from nnterp_mcp.model.loading import weights
+from nnterp_mcp.model.loading.load import Precision, place, read_model
+from nnterp_mcp.model.loading.locate import convert_once, locate
 from nnterp_mcp.model.loading.locations import BUILTIN, Located
 from nnterp_mcp.settings import Settings
 from tests.conftest import FAMILIES
@@ -262,7 +265,7 @@ def test_the_built_in_model_is_converted_once(tmp_path: Path) -> None:
     """From the packaged GGUF to safetensors: the weights are those that gguf itself reads."""
     said: list[str] = []
     located = locate(BUILTIN, None, tmp_path, False, said.append)
-    package = load._builtin_package()
+    package = locate_module._builtin_package()
     assert package is not None
     tensors = {tensor.name: tensor for tensor in GGUFReader(package[0]).tensors}
     converted = load_file(located.folder / "model.safetensors")
@@ -285,10 +288,50 @@ def test_the_built_in_model_is_converted_once(tmp_path: Path) -> None:
     assert said == []
 
 
+@pytest.mark.slow
+def test_any_gguf_is_converted_once(tmp_path: Path) -> None:
+    package = locate_module._builtin_package()
+    assert package is not None
+    file, cache, said = tmp_path / "own.gguf", tmp_path / "cache", list[str]()
+    file.symlink_to(package[0])
+    located = locate(str(file), None, cache, False, quiet)
+    converted = convert_once(located, cache, said.append)
+
+    assert said[0] == "converting the GGUF weights, once"
+    assert (converted.origin, converted.gguf) == (str(file), None)
+    builtin = locate(BUILTIN, None, Settings().cache, False, quiet)
+    ours, known = (load_file(at.folder / "model.safetensors") for at in (converted, builtin))
+    assert ours.keys() == known.keys()
+    assert all(torch.equal(ours[name], known[name]) for name in ours)
+
+    said.clear()
+    assert convert_once(located, cache, said.append) == converted
+    assert said == []
+
+
+def test_a_copy_belongs_to_one_gguf_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.gguf"
+    found: list[str] = []
+    for content, configuration in ((b"a" * 70000, None), (b"a" * 69999 + b"b", None), (b"a" * 70000, "{}")):
+        file.write_bytes(content)
+        os.utime(file, (1, 1))
+        if configuration is not None:
+            (tmp_path / "tokenizer_config.json").write_text(configuration)
+        found.append(locate_module._identity(file))
+    os.utime(file, (2, 2))
+    assert len({*found, locate_module._identity(file)}) == 4
+
+
+def test_a_gguf_is_read_itself_where_the_cache_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"GGUF")
+    located = Located(tmp_path, "own", gguf="file")
+    assert convert_once(located, tmp_path / "file", quiet) == located
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     ready = read_model(locate(BUILTIN, None, Settings().cache, False, quiet), Precision(), "cpu", "auto", False, quiet)
-    monkeypatch.setattr(load, "read_model", lambda *args: ready)
+    monkeypatch.setattr(locate_module, "read_model", lambda *args: ready)
 
     with pytest.raises(UnknownModel, match=r"the converted weights could not be written to .*: Not a directory"):
         locate(BUILTIN, None, tmp_path / "file", False, quiet)

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from nnterp_mcp.engine.generation import end_ids
 from nnterp_mcp.errors import InvalidRequest, UnknownModel
 from nnterp_mcp.model import memory
-from nnterp_mcp.model.loading.load import Precision, locate, read_model
+from nnterp_mcp.model.loading.load import Precision, read_model
+from nnterp_mcp.model.loading.locate import locate
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp.activations import get_token_activations
 from nnterp_mcp.settings import Settings

@@ -70,7 +70,8 @@ class Contestant(Stage):
             clean, corrupted = self._encode(load)
             pairs = [Pair(Input(clean), Input(corrupted))]
             grid = make_grid(self.model, pairs, ["layers_output"])
-            return Patcher(self.model, pairs, grid, metric="kl", batch_tokens=self._batch_tokens).patch().values[0]
+            work = workload.Workload((), batch_tokens=self._batch_tokens)
+            return Patcher(self.model, pairs, grid, metric="kl").patch(work=work).values[0]
 
         return Play(work, Tensor.tolist)
 

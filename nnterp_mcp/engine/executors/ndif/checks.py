@@ -21,7 +21,8 @@ from nnterp_mcp.engine.readouts.reductions import take_heads, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Internal, InvalidRequest, Unsupported
-from nnterp_mcp.model.loading.load_checks import LONG, SHORT, TOLERANCES, Check
+from nnterp_mcp.model.loading.load_checks import LONG, SHORT
+from nnterp_mcp.model.loading.verdicts import TOLERANCES, Check
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, pad_batch
 
 Run = TypeVar("Run")

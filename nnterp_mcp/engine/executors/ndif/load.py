@@ -14,9 +14,10 @@ from nnterp_mcp.engine.executors.ndif.experiments import EXPERIMENTS
 from nnterp_mcp.engine.executors.ndif.meta_model import build_outline
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer, wrap_for_wire
 from nnterp_mcp.errors import UnknownModel, Unsupported
-from nnterp_mcp.model.loading.load import BUILTIN_HUB_ID, locate_builtin, read_config
+from nnterp_mcp.model.loading.load import read_config
+from nnterp_mcp.model.loading.locate import BUILTIN_HUB_ID, locate_builtin
 from nnterp_mcp.model.loading.locations import BUILTIN, Located, Report, locate_local, locate_on_hub
-from nnterp_mcp.model.text.padding import fill_padding
+from nnterp_mcp.model.text.tokens import fill_padding
 from nnterp_mcp.request.model_folder import require_readable
 
 _FITTING = ("nnsight",)

@@ -427,9 +427,9 @@ def test_patching(pair: Pair, site: Any, direction: Any) -> None:
     grid = make_grid(pair.served, pair_prompts([clean], [corrupted]), [site], layers=[0, 2])
     targets = [[[7, 9], [11]]]
 
-    found = Patcher(
-        pair.served, pair_prompts([clean], [corrupted]), grid, direction, targets=targets, batch_tokens=20
-    ).patch()
+    found = Patcher(pair.served, pair_prompts([clean], [corrupted]), grid, direction, targets=targets).patch(
+        work=Workload((), batch_tokens=20)
+    )
 
     own, other = (clean, corrupted) if direction == "noising" else (corrupted, clean)
     for cell, value in zip(grid.cells, found.values[0].tolist(), strict=True):
