@@ -265,7 +265,9 @@ class Runs:
         try:
             with run.scope:
                 async with entry.turns.take(client, run.place) as give_way:
-                    return await self._compute(run, entry, give_way), None
+                    # A service runs one request of a connection at a time, and tells its progress to the latest.
+                    served = entry.request.get("backend") == "ndif"
+                    return await self._compute(run, entry, None if served else give_way), None
             return None, run.stop.error or Cancelled(f"{run.id} was cancelled")
         except NnterpError as error:
             return None, error
@@ -274,7 +276,7 @@ class Runs:
         except BaseException as error:  # it costs this run, and not the server
             return None, masked(error, run.id)
 
-    async def _compute(self, run: LiveRun, entry: Entry, give_way: GiveWay) -> dict[str, Any]:
+    async def _compute(self, run: LiveRun, entry: Entry, give_way: GiveWay | None) -> dict[str, Any]:
         worker = entry.worker
         assert worker is not None
 

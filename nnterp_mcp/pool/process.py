@@ -172,7 +172,7 @@ class WorkerProcess:
             recorded: The run that records the call.
             stop: Ends the call before its next batch. A worker that does not stop is ended itself.
             limit: Seconds that the call may take; the server's `call_timeout` by default.
-            give_way: Lends the call's turn to others; without it the call keeps its turn.
+            give_way: Gives the call's turn up for a while; without it the call keeps its turn.
 
         Raises:
             NnterpError: What the tool raised.
@@ -191,7 +191,7 @@ class WorkerProcess:
                 tasks.start_soon(self._end_on, stop, call, limit or self._settings.call_timeout)
                 tasks.start_soon(self._watch)
                 with send, receive:
-                    outcome = await self._exchange(call, receive, on_progress, give_way)
+                    outcome = await self._exchange(call, receive, on_progress, give_way, stop)
                 tasks.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_GRACE, shield=True):
@@ -199,6 +199,7 @@ class WorkerProcess:
             raise
         finally:
             self._calls.pop(call.id, None)
+            self._paused.discard(call.id)
         if isinstance(outcome, NnterpError):
             raise outcome
         if outcome is None:
@@ -211,6 +212,7 @@ class WorkerProcess:
         inbox: MemoryObjectReceiveStream[FromWorker],
         on_progress: OnProgress,
         give_way: GiveWay | None,
+        stop: Stop,
     ) -> dict[str, Any] | NnterpError | None:
         """Sends a call and waits for its end; None when the process ended before."""
         try:
@@ -226,18 +228,19 @@ class WorkerProcess:
             if isinstance(message, Progress):
                 await on_progress(message)
             if isinstance(message, Pause):
-                await self._pause(call, give_way)
+                await self._pause(call, give_way, stop)
         return None
 
-    async def _pause(self, call: Call, give_way: GiveWay | None) -> None:
+    async def _pause(self, call: Call, give_way: GiveWay | None, stop: Stop) -> None:
+        """Gives the call's turn up; one that is to end resumes at once, for the worker then ends it before a pass."""
         self._paused.add(call.id)
-        try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_on, stop.asked, tasks.cancel_scope)
             if give_way is not None:
                 await give_way()
-        finally:
             self._paused.discard(call.id)
-            with anyio.move_on_after(_GRACE, shield=True), suppress(WorkerLost):
-                await self._send(Resume(id=call.id))
+            tasks.cancel_scope.cancel()
+        await self._send(Resume(id=call.id))
 
     async def _end_on(self, stop: Stop, call: Call, limit: float) -> None:
         """Ends a call on request or after its time limit, and the process if the call does not stop."""
@@ -327,3 +330,8 @@ class WorkerProcess:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
+
+
+async def _cancel_on(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

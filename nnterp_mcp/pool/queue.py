@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ OnPlace = Callable[[int], None]
 """Called with the number of calls ahead of this one."""
 
 GiveWay = Callable[[], Awaitable[None]]
-"""Lends a turn to one call of each other client that waits, and returns when it is back."""
+"""Gives a turn up to those who wait, and returns when it is back."""
 
 
 @dataclass(eq=False)
@@ -26,8 +26,6 @@ class _Ticket:
     on_place: OnPlace
     place: int = 0
     ready: anyio.Event = field(default_factory=anyio.Event)
-    lender: _Ticket | None = None
-    back: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Turns:
@@ -52,7 +50,7 @@ class Turns:
     async def take(self, client: Hashable, on_place: OnPlace) -> AsyncGenerator[GiveWay]:
         """Waits for a turn and keeps it for the body. Of two waiting clients, neither gets two turns before the other.
 
-        The body may call what it gets, to lend its turn.
+        The body may give its turn up for a while, by calling what it gets: its call goes to the end of the line.
 
         Args:
             client: The caller.
@@ -65,7 +63,7 @@ class Turns:
         self._join(ticket)
         try:
             await ticket.ready.wait()
-            yield partial(self._lend, ticket)
+            yield partial(self._give_way, ticket)
         finally:
             self._leave(ticket)
 
@@ -81,34 +79,20 @@ class Turns:
         self._waiting.setdefault(ticket.client, deque()).append(ticket)
         self._tell()
 
-    async def _lend(self, lender: _Ticket) -> None:
-        own, ticket = set[Hashable](), lender
-        while ticket is not None:
-            own.add(ticket.client)
-            ticket = ticket.lender
-        for _ in range(len(self._waiting)):
-            guest = self._next(own)
-            if guest is None:
-                return
-            guest.lender, lender.back = lender, anyio.Event()
-            self._give(guest)
-            self._tell()
-            await lender.back.wait()
+    async def _give_way(self, ticket: _Ticket) -> None:
+        if not self._waiting:
+            return
+        ticket.ready, ticket.on_place = anyio.Event(), lambda ahead: None
+        self._waiting.setdefault(ticket.client, deque()).append(ticket)
+        self._current = None
+        self._advance()
+        self._tell()
+        await ticket.ready.wait()
 
     def _leave(self, ticket: _Ticket) -> None:
-        if ticket is self._current and ticket.lender is not None:
-            self._current = ticket.lender
-            ticket.lender.back.set()
-        elif ticket is self._current:
+        if ticket is self._current:
             self._current = None
-            if (following := self._next()) is not None:
-                self._give(following)
-        elif ticket.ready.is_set():  # it ended while its turn was lent
-            guest = self._current
-            while guest is not None and guest.lender is not ticket:
-                guest = guest.lender
-            if guest is not None:
-                guest.lender = ticket.lender
+            self._advance()
         else:
             queue = self._waiting[ticket.client]
             queue.remove(ticket)
@@ -116,17 +100,16 @@ class Turns:
                 del self._waiting[ticket.client]
         self._tell()
 
-    def _next(self, but: Collection[Hashable] = ()) -> _Ticket | None:
-        """Takes the next client's first ticket out of the line, to the end of which the client goes."""
-        free = [client for client in self._waiting if client not in but]
-        if not free:
-            return None
-        client = free[0]
-        queue = self._waiting.pop(client)
+    def _advance(self) -> None:
+        """The next client's first ticket has its turn, and the client goes to the end of the line."""
+        if not self._waiting:
+            return
+        client, queue = next(iter(self._waiting.items()))
         ticket = queue.popleft()
+        del self._waiting[client]
         if queue:
             self._waiting[client] = queue
-        return ticket
+        self._give(ticket)
 
     def _give(self, ticket: _Ticket) -> None:
         self._current = ticket

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
+from greenlet import getcurrent, greenlet
+
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import Internal, NnterpError, OutOfMemory, Unsupported, WorkerLost, is_panic
 from nnterp_mcp.pool.messages import (
@@ -45,9 +47,6 @@ from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
 """Seconds that the exit of a worker waits for a record that is being written."""
-
-_DEEPEST = 24
-"""Calls that may have given way at a time: each waits on the stack of the main thread."""
 
 _KEPT = "What was finished is kept: read_run shows it under {!r}."
 
@@ -104,31 +103,42 @@ class Outbox:
 
 
 class Desk:
-    """Serves the calls of one model: passes on the main thread, calls that run none next to them."""
+    """Serves the calls of one model, each in a greenlet of the main thread; calls that run no pass on another thread.
+
+    One greenlet runs at a time, and another only once it has ended or given way.
+    """
 
     def __init__(self, bench: Bench, inbox: Inbox, outbox: Outbox) -> None:
         self._bench = bench
         self._inbox = inbox
         self._outbox = outbox
-        self._resumed: set[int] = set()
-        self._depth = 0
+        self._paused: dict[int, greenlet] = {}
+        self._main = getcurrent()
         self._threads = Threads()
 
-    def serve(self, paused: Job | None = None) -> None:
-        """Runs calls one after another; those that come while a call gives way, until it is resumed."""
-        while paused is None or paused.id not in self._resumed:
+    def serve(self) -> None:
+        """Runs calls one after another; one that gives way continues when it is resumed."""
+        while True:
             message = self._inbox.calls.get()
             if isinstance(message, Resume):
-                self._resumed.add(message.id)
-                continue
-            call, job = message
-            if call.recorded is not None and self._depth < _DEEPEST:
-                job.give_way = partial(self._give_way, job)
-            self._threads.choose()
-            self._send(job, _answer(self._bench, call, job))
-            if job.recorder is not None:
-                job.recorder.settle(self._bench.files)
-        self._resumed.discard(paused.id)
+                current = self._paused.pop(message.id, None)
+            else:
+                current = greenlet(partial(self._run, *message))
+            if current is not None:
+                self._threads.choose()
+                current.switch()
+
+    def _run(self, call: Call, job: Job) -> None:
+        if call.recorded is not None:
+            job.give_way = partial(self._give_way, job)
+        self._send(job, _answer(self._bench, call, job))
+        if job.recorder is not None:
+            job.recorder.settle(self._bench.files)
+
+    def _give_way(self, job: Job) -> None:
+        self._paused[job.id] = getcurrent()
+        self._outbox.send(Pause(id=job.id))
+        self._main.switch()
 
     def look(self) -> None:
         """Runs calls that run no pass, while a pass may be under way."""
@@ -143,13 +153,6 @@ class Desk:
     def _send(self, job: Job, answer: Reply | Failure) -> None:
         self._outbox.send(answer)
         self._inbox.finish(job)
-
-    def _give_way(self, job: Job) -> None:
-        self._outbox.send(Pause(id=job.id))
-        self._depth += 1
-        self.serve(paused=job)
-        self._depth -= 1
-        self._threads.choose()
 
 
 def work() -> None:

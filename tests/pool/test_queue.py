@@ -265,48 +265,45 @@ def test_a_call_that_raises_gives_its_turn_up() -> None:
     anyio.run(play)
 
 
-class TestLending:
-    """A call that gives way lends its turn to one call of each client that waits."""
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_call_that_gives_way_continues_after_those_that_wait(leaves: bool) -> None:
+    order: list[str] = []
+    places: list[int] = []
 
-    async def _run(self, lender_leaves: bool) -> list[str]:
-        turns, order = Turns(100, "tiny"), list[str]()
-        begun, gone = anyio.Event(), anyio.CancelScope()
+    async def play() -> None:
+        turns, begun, gone = Turns(100, "tiny"), anyio.Event(), anyio.CancelScope()
 
         async def long() -> None:
             with gone:
-                async with turns.take("long", lambda ahead: None) as give_way:
+                async with turns.take("long", places.append) as give_way:
+                    await give_way()
+                    order.append("alone, it keeps its turn")
                     begun.set()
                     await settle()
-                    order.append("long gives way")
-                    await give_way()
-                    order.append("long again")
+                    for part in range(2):
+                        await give_way()
+                        order.append(f"long {part}")
 
         async def short(client: str, name: str) -> None:
-            async with turns.take(client, lambda ahead: None) as give_way:
+            async with turns.take(client, lambda ahead: None):
                 order.append(name)
-                if name == "a1":
-                    if lender_leaves:
-                        gone.cancel()
-                        await settle()
-                    await give_way()
-                order.append(f"{name} ends")
+                if leaves:
+                    gone.cancel()
+                await settle()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(long)
             await begun.wait()
-            for client, name in (("a", "a1"), ("b", "b1"), ("a", "a2")):
+            for client, name in (("a", "a1"), ("b", "b1"), ("a", "a2"), ("long", "own")):
                 tasks.start_soon(short, client, name)
         assert len(turns) == 0
-        async with turns.take("later", lambda ahead: None):
+        async with turns.take("later", places.append):
             order.append("later")
-        return order
 
-    def test_a_turn_comes_back_after_one_call_of_each_client(self) -> None:
-        # The first guest gives way too, to the other client: the calls of one client keep their order.
-        order = anyio.run(self._run, False)
-        guests = ["a1", "b1", "b1 ends", "a1 ends", "a2", "a2 ends"]
-        assert order == ["long gives way", *guests, "long again", "later"]
-
-    def test_the_others_go_on_where_the_lender_leaves(self) -> None:
-        order = anyio.run(self._run, True)
-        assert order == ["long gives way", "a1", "b1", "b1 ends", "a1 ends", "a2", "a2 ends", "later"]
+    anyio.run(play)
+    long = [] if leaves else ["long 0", "long 1"]
+    assert [name for name in order if not name.startswith("long")] == [
+        "alone, it keeps its turn", "a1", "b1", "own", "a2", "later",
+    ]  # fmt: skip
+    assert [name for name in order if name.startswith("long")] == long
+    assert places == []

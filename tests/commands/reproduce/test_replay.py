@@ -213,5 +213,7 @@ def test_a_run_of_a_real_model_is_replayed_and_exported(
     command = [sys.executable, str(tmp_path / "lens.py")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == text(said).splitlines()[:-1]
+    *answered, parts, run = text(said).splitlines()
+    assert done.stdout.splitlines() == answered
+    assert (parts.partition(":")[0], run) == ("Parts for read_run", f"run_id: {run_id}")
     assert 'smollm2-135m predicts " Paris" (0.773)' in done.stdout
