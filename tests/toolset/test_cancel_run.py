@@ -102,16 +102,19 @@ def test_a_run_that_waits_ends_at_once_and_the_others_go_on(client: Caller, stor
     targets = {"x": ["a"], "y": ["b"]}
     running = client.call("patch_activations", **texts, targets=targets).structured_content["run_id"]
     waiting, last = begin(client), begin(client)
-    states = {row[0]: row[2] for row in client.call("session").structured_content["runs"]["rows"]}
-    assert states[running].startswith("running: ")
+
+    def read_states() -> dict[str, str]:
+        return {row[0]: row[2] for row in client.call("session").structured_content["runs"]["rows"]}
+
+    until(lambda: read_states()[running].startswith("running: "))
+    states = read_states()
     assert states[waiting] == "queued: waiting for tiny-llama: 1 call comes first"
     assert states[last] == "queued: waiting for tiny-llama: 2 calls come first"
 
     assert cancel(client, waiting)["finding"] == f"{waiting} is cancelled."
     assert store.read(waiting).state == "cancelled"
     assert store.read(running).state == store.read(last).state == "running"
-    states = {row[0]: row[2] for row in client.call("session").structured_content["runs"]["rows"]}
-    assert states[last] == "queued: waiting for tiny-llama: 1 call comes first"
+    assert read_states()[last] == "queued: waiting for tiny-llama: 1 call comes first"
     assert "was cancelled" in text(client.call("read_run", run_id=waiting))
     for run in (last, running):
         cancel(client, run)
