@@ -154,7 +154,6 @@ class Scene:
         if result.is_error:
             return False
         read = dict(result.structured_content or {})
-        read["notes"] = [note for note in read["notes"] if not note.startswith("Parts for read_run")]
         return {name: value for name, value in read.items() if name != "run_id"} == answer
 
 

@@ -257,7 +257,7 @@ def test_through_a_real_client(tmp_path: Path, tiny: Any) -> None:
 
     assert serving.text(made).startswith("The vector joy of tiny-llama is made (mean_difference; 4 layers, norm ")
     assert serving.text(again).startswith("The vector noise of tiny-llama is made (random; any layer, norm 2).")
-    assert "the vector 'joy' moves the next token's distribution" in serving.text(steered)
+    assert "the vector 'joy'" in serving.text(steered)
     assert [row[0] for row in session.structured_content["vectors"]["rows"]] == ["noise", "joy"]
     assert "tiny-llama has no vector 'grief': its vectors are noise, joy." in serving.text(wrong)
     assert "does not belong to tiny-llama-seed-1" in serving.text(other)
