@@ -63,7 +63,7 @@ def read_tables(store: RunStore, record: RunRecord, tools: Tools) -> ResultTable
         tables = ResultTables.at(store.file_path(record.id, TABLES))
     except (OSError, ValueError, KeyError):
         tables = None
-    if tables is None or tables.facts["of"] != store.result_stamp(record.id):
+    if record.tool not in tools or tables is None or tables.facts["of"] != store.result_stamp(record.id):
         result = read_result(store, record, tools)
         tables = ResultTables(write_tables(store, record.id, result, tools[record.tool].summarize(result)))
     return tables
