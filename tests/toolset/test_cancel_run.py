@@ -106,7 +106,7 @@ def test_a_run_that_waits_ends_at_once_and_the_others_go_on(client: Caller, stor
     def read_states() -> dict[str, str]:
         return {row[0]: row[2] for row in client.call("session").structured_content["runs"]["rows"]}
 
-    until(lambda: read_states()[running].startswith("running: "))
+    until(lambda: read_states()[running].startswith("running"))
     states = read_states()
     assert states[waiting] == "queued: waiting for tiny-llama: 1 call comes first"
     assert states[last] == "queued: waiting for tiny-llama: 2 calls come first"
