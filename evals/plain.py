@@ -142,7 +142,7 @@ class Plain:
 
     @torch.no_grad()
     def write(self, prompt: Prompt, count: int, edits: Edits | None = None) -> list[int]:
-        """So many tokens more, each the likeliest, the whole text run anew for each with edits made."""
+        """So many tokens more, each the most likely, the whole text run anew for each with edits made."""
         ids = self.ids(prompt)
         for _ in range(count):
             ids.append(int(self.logits(ids, edits)[-1].argmax()))

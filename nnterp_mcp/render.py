@@ -1,4 +1,4 @@
-"""What answers share: the note on active interventions, shared target tokens, a number per layer, what is left out."""
+"""Notes that answers share: active interventions, shared target tokens, one number per layer, and what is left out."""
 
 from __future__ import annotations
 

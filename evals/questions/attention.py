@@ -82,7 +82,7 @@ def written_without_reader(plain: Plain) -> str:
 
 
 def copied_without_copiers(plain: Plain) -> str:
-    """The likeliest token where induction heads are silent."""
+    """The top token where induction heads are silent."""
     return plain.text(plain.log_probs(CODES, silence(plain, *COPIERS)).argmax())
 
 
@@ -122,7 +122,7 @@ QUESTIONS = (
     ),
     Question(
         "copied-without-copiers",
-        f"Which token is the likeliest after {CODES!r} if the outputs of heads 3, 4 and 5 of layer 17 and head 6 of "
+        f"Which token is the most likely after {CODES!r} if the outputs of heads 3, 4 and 5 of layer 17 and head 6 of "
         "layer 18 (before the output projection) are zero at every position?",
         Token(),
         copied_without_copiers,

@@ -64,7 +64,7 @@ def steering_growth(plain: Plain) -> float:
 
 
 def flipping_factor(plain: Plain) -> int:
-    """The smallest factor at which another token is the likeliest."""
+    """The smallest factor at which another token is the most likely."""
     before = plain.log_probs(OPINION).argmax()
     flips = [f for f in FACTORS if _pushed(plain, STEERED, f * _words(plain)).argmax() != before]
     return min(flips, default=0)
@@ -113,7 +113,7 @@ QUESTIONS = (
     Question(
         "flipping-factor",
         f"{_PUSH} What is the smallest of the factors {', '.join(map(str, FACTORS))} with which another token becomes "
-        "the likeliest next token?",
+        "the top token?",
         Count("a factor"),
         flipping_factor,
     ),

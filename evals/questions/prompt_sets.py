@@ -29,7 +29,7 @@ def _first(plain: Plain, capital: str) -> int:
 
 
 def unknown_capital(plain: Plain) -> str:
-    """The country whose capital falls furthest behind the likeliest token."""
+    """The country whose capital falls furthest behind the top token."""
 
     def lead(country: str) -> float:
         log_probs = plain.log_probs(ask(country))
@@ -51,8 +51,7 @@ _SET = f"The prompts are 'The capital of X is' for {', '.join(CAPITALS)}."
 QUESTIONS = (
     Question(
         "unknown-capital",
-        f"{_SET} For which country is the likeliest next token not the first token of its capital's name (with a "
-        "leading space)?",
+        f"{_SET} For which country is the top token not the first token of its capital's name (with a leading space)?",
         Choice(tuple(CAPITALS)),
         unknown_capital,
     ),

@@ -44,7 +44,7 @@ def open_prompt(plain: Plain) -> str:
 
 
 def chat_answer(plain: Plain) -> str:
-    """The likeliest first token of a reply."""
+    """The most likely first token of a reply."""
     text = plain.tokenizer.apply_chat_template(
         [{"role": "user", "content": CHAT}], add_generation_prompt=True, tokenize=False
     )
@@ -120,7 +120,7 @@ QUESTIONS = (
     ),
     Question(
         "chat-answer",
-        f"A user's message in a chat, through the model's chat template, is {CHAT!r}. Which token is the likeliest "
+        f"A user's message in a chat, through the model's chat template, is {CHAT!r}. Which token is the most likely "
         "first token of the assistant's reply?",
         Token(),
         chat_answer,
@@ -150,7 +150,7 @@ QUESTIONS = (
     Question(
         "patchscope-layer",
         f"Patchscope: the state of ' France' in {CAPITAL!r} after layer n replaces the state of the last token of "
-        f"{TARGET!r} after the same layer n. From which n on, for it and every later layer, is the likeliest next "
+        f"{TARGET!r} after the same layer n. From which n on, for it and every later layer, is the most likely next "
         "token of that target the one that the model predicts after ' France' in the source? (\\n is a line break.)",
         LAYER,
         patchscope_layer,

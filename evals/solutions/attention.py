@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evals.questions.attention import CAPITAL, CODES, COPIERS, COUNTRIES, READER
-from evals.solutions.rows import Row, likeliest, rows
+from evals.solutions.rows import Row, rows, top_token
 from evals.tools import Tools
 
 _KINDS = "on random tokens: induction, previous, duplicate"
@@ -53,7 +53,7 @@ async def copied_without_copiers(tools: Tools) -> str:
     answer = await tools.call(
         "logit_lens", prompts=CODES, layers=-1, interventions=[_zero(layer, head) for layer, head in COPIERS]
     )
-    return likeliest(rows(answer)[-1])
+    return top_token(rows(answer)[-1])
 
 
 def _zero(layer: int, head: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evals.questions.directions import FACTORS, GLAD, HATE, LOVE, MOOD, MOOD_FACTOR, OPINION, PROBED, SAD, STEERED
-from evals.solutions.rows import Row, likeliest, rows
+from evals.solutions.rows import Row, rows, top_token
 from evals.tools import Tools
 
 _MOOD = "mood"
@@ -24,7 +24,7 @@ async def steering_growth(tools: Tools) -> float:
 async def flipping_factor(tools: Tools) -> int:
     """All factors in one sweep."""
     baseline, *steered = await _sweep(tools, FACTORS)
-    return int(min(row["factor"] for row in steered if likeliest(row) != likeliest(baseline)))
+    return int(min(row["factor"] for row in steered if top_token(row) != top_token(baseline)))
 
 
 async def mood_divergence(tools: Tools) -> float:

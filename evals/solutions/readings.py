@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from evals.questions.readings import BANKS, CAPITAL, CHAT, COMPARED, ENTROPIES, HAMLET, SENTENCE, SKIPPED, TARGET, WORD
-from evals.solutions.rows import likeliest, rows
+from evals.solutions.rows import rows, top_token
 from evals.tools import Tools
 
 
 async def leading_layer(tools: Tools) -> int:
     """The table shows the layers on both sides of each change of the top token."""
     shown = rows(await tools.call("logit_lens", prompts=HAMLET))
-    others = [row["layer"] for row in shown if likeliest(row) != likeliest(shown[-1])]
+    others = [row["layer"] for row in shown if top_token(row) != top_token(shown[-1])]
     return max(others, default=-1) + 1
 
 
@@ -34,7 +34,7 @@ async def open_prompt(tools: Tools) -> str:
 async def chat_answer(tools: Tools) -> str:
     """A chat is a prompt like any other."""
     answer = await tools.call("logit_lens", prompts=[{"role": "user", "content": CHAT}], layers=-1)
-    return likeliest(rows(answer)[-1])
+    return top_token(rows(answer)[-1])
 
 
 async def token_count(tools: Tools) -> int:

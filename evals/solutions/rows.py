@@ -13,6 +13,6 @@ def rows(answer: dict[str, Any], table: str = "table") -> list[Row]:
     return [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
 
 
-def likeliest(row: Row) -> str:
+def top_token(row: Row) -> str:
     """The first of a row's top tokens."""
     return row["top tokens"][0][0]

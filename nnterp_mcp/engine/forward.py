@@ -38,7 +38,7 @@ class Plan:
     labels: Sequence[str] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything is in force."""
+        """True where there is any edit."""
         return bool(self.edits)
 
     @property
@@ -118,7 +118,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Captured:
-    """What a forward pass read.
+    """The numbers that a forward pass captured.
 
     Attributes:
         values: What each capture returned, in their order; empty where they were read through the head.
@@ -261,7 +261,7 @@ class PlannedPass:
 
     @property
     def values(self) -> list[Any]:
-        """What each capture returned, in their order."""
+        """The value of each capture, in their order."""
         return [self._captured[number] for number in range(len(self._captures))]
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def step_at(
     plan: Plan,
     captures: Sequence[Capture] = (),
 ) -> Data:
-    """What the interpreter does at one hook point of a pass.
+    """The interpreter's step at one hook point of a pass.
 
     Args:
         place: The hook point.

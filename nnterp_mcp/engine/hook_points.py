@@ -38,7 +38,7 @@ _INSIDE_ATTENTION: dict[Site, Callable[[LayerAnatomy], bool]] = {
     "attention_probabilities": lambda facts: facts.product is not None,
     "heads_output": lambda facts: facts.output_projection is not None,
 }
-"""Whether the modelling code of a layer shows what some sites hold."""
+"""True where the modelling code of a layer exposes the states of a site."""
 
 
 class Place(NamedTuple):
@@ -63,7 +63,7 @@ def in_order(places: Iterable[Place]) -> list[Place]:
 
 
 def fetch(model: StandardizedTransformer, place: Place) -> Tensor:
-    """What is at a place, inside a trace, in the model's own layout."""
+    """The states at a hook point, inside a trace, in the model's own layout."""
     if place.layer is None:
         return model.token_embeddings
     return accessor(model, place)[place.layer]

@@ -21,7 +21,7 @@ def cache_inputs(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
 
 
 def cache_name(module: nn.Module) -> str:
-    """What the forward pass of a Hugging Face model calls the cache."""
+    """The name of the cache among the arguments of a Hugging Face forward pass."""
     named = "past_key_values" in inspect.signature(module.forward).parameters
     return "past_key_values" if named or "past_key_values" in _OF_VERSION else "cache"
 

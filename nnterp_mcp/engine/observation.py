@@ -105,7 +105,7 @@ def observe(
 
 
 def reduce_logits(asked: LogitReduction, logits: Float[Tensor, "row vocabulary"], reference: Reference | None) -> Data:
-    """What logits are reduced to, with the reference that a reduction compares with."""
+    """Reduces logits, with the reference run that the reduction compares with."""
     options = asked.options
     if reference is not None:
         itself = reference.log_probs is None

@@ -63,7 +63,7 @@ def read_lens(
         work: The prompts.
         positions: For each prompt, the positions to read.
         layers: The layers to read, in ascending order.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
         inverse: Read the distribution of the negated logits: its top tokens are those that a layer speaks against most.
 
@@ -102,7 +102,7 @@ def read_lens(
 
 @executed_remotely
 @torch.inference_mode()
-def likeliest_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
+def top_tokens(model: StandardizedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
     """The token that comes most probably of each state after the last layer."""
     return [int(token) for part in states.split(64) for token in model.project_on_vocab(part).argmax(-1)]
 

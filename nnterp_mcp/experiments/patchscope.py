@@ -53,7 +53,7 @@ class Target:
 
 @dataclass(frozen=True)
 class PatchscopeReadings:
-    """What the target prompt says under each patch, on the CPU.
+    """The target prompt's next-token distribution under each patch, on the CPU.
 
     Attributes:
         pairs: Source layer and target layer of each patch.
@@ -99,7 +99,7 @@ def read_patchscope(
         source_layers: The layer of each of a source's states.
         target: The target prompt and the position at which states are put.
         pairs: Source layer and target layer of each patch, the same for all sources.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         categories: For each source, the token ids of each category to follow.
         max_new_tokens: How many tokens to generate greedily; none by default. The patch acts on the prompt only.
         plan: The operations in force while the target prompt runs, planned for a request that it belongs to.

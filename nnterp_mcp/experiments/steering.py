@@ -32,7 +32,7 @@ from nnterp_mcp.request.positions import PositionSpec, goes_on
 
 @dataclass(frozen=True)
 class Dose:
-    """What one cell of a sweep adds to a prompt's states.
+    """The addition to a prompt's states in one cell of a sweep.
 
     Attributes:
         prompt: The prompt's index.
@@ -54,7 +54,7 @@ class Dose:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What came of every dose, in their order; on the CPU.
+    """The readings of every dose, in their order; on the CPU.
 
     Attributes:
         doses: For each prompt its baseline, then the vector and its controls by layer and factor.
@@ -99,7 +99,7 @@ def spread_over_doses(made: Sweep, doses: Sequence[Dose]) -> Sweep:
 
 
 def speaks(dose: Dose) -> bool:
-    """Whether text is generated; of the controls only the first one's."""
+    """True where text is generated: of the controls, for the first alone."""
     return dose.control in (None, 0)
 
 
@@ -136,7 +136,7 @@ def sweep(
         positions: The positions of each prompt at which to add.
         controls: How many random directions to add in its place, each as long as the direction of its layer.
         seed: The seed of the first of them; the next ones follow.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         targets: Token ids by category, whose probability and rank to follow.
         max_new_tokens: How many tokens to generate, greedily; of the controls only the first one generates.
         offer: Handed, once the first runs are read, what makes a sweep of those that are read so far, without texts.
@@ -277,7 +277,7 @@ def _comparison(baselines: Sequence[int], top_k: int, categories: Sequence[Seque
 
     Args:
         baselines: The row with which each row is compared.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         categories: The tokens to follow.
     """
     followed = Categories.of([categories] * len(baselines), torch.device("cpu"))
@@ -338,7 +338,7 @@ def _generate(
 
 
 class _Reader:
-    """What is known of the runs so far, each against the baseline of its prompt.
+    """The readings of the runs so far, each compared with the baseline of its prompt.
 
     Attributes:
         done: The runs that were read.

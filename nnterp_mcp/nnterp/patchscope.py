@@ -209,7 +209,7 @@ def patchscope_generate(
     remote: bool = False,
     max_batch_size: int = 32,
 ) -> dict[int, Int[Tensor, "source token"]]:
-    """What the model writes after a target prompt, a state of the source put in after the layer it was read from.
+    """The text generated after a target prompt into which a state of the source is patched at the layer of its own.
 
     Greedy; the patch acts on the prompt, and new tokens see it through their attention.
 

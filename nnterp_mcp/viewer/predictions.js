@@ -1,10 +1,10 @@
-/** Next-token distributions: their likeliest tokens as bars, and what of them can colour a grid. */
+/** Next-token distributions: their top tokens as bars, and what of them can colour a grid. */
 
 import { sequential } from "./colors.js";
 import { element, facts } from "./elements.js";
 import { number, quoted, token } from "./wording.js";
 
-/** The likeliest tokens with their probabilities, and the measures beside them. */
+/** The top tokens with their probabilities, and the measures beside them. */
 export function predictions(top, measures) {
   return element("div", {}, element("ol", { class: "bars" }, top.map(bar)), facts(measures));
 }
@@ -21,7 +21,7 @@ function bar([text, probability]) {
   );
 }
 
-/** Colours by the likeliest token's probability, by entropy, and by each target's probability. */
+/** Colours by the top token's probability, by entropy, and by each target's probability. */
 export function modes(names, tracked) {
   return [
     { name: "probability of the top token", of: ({ top }) => top[0]?.[1], ramp: () => sequential(0, 1) },

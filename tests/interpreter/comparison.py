@@ -50,7 +50,7 @@ class Comparison:
             self.faults.append(f"{what}: {found!r}, not {expected!r}")
 
     def top(self, what: str, found: Sequence[tuple[str, float]], log_probs: Tensor) -> None:
-        """Compares the likeliest tokens."""
+        """Compares the top tokens."""
         best = log_probs.topk(len(found) + 1)
         self.near(f"{what} top", [p for _, p in found], best.values[:-1].exp())
         if bool((best.values.diff() < -1e-4).all()):

@@ -18,7 +18,7 @@ from tests.interpreter.plain import Edit, Place, Plain, Ran, States
 from tests.interpreter.text import Text
 
 TIE = 1e-4
-"""Nats between the two likeliest tokens below which rounding may choose."""
+"""Nats between the two top tokens below which rounding may choose."""
 
 
 class Tools(Protocol):
@@ -124,7 +124,7 @@ class Subject:
         count: int,
         then: dict[Place, Edit] | None = None,
     ) -> tuple[list[int], list[float], float, bool]:
-        """The likeliest text, token by token, with everything read again for each.
+        """The most likely text, token by token, with everything read again for each.
 
         Returns:
             The tokens, their log-probabilities, the least distance to a second choice, and whether the text ended.

@@ -82,7 +82,7 @@ def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorde
         figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
 
 
-def test_the_lens_shows_each_readings_likeliest_tokens_and_the_mean_of_targets(recorded: Recorded) -> None:
+def test_the_lens_shows_each_readings_top_tokens_and_the_mean_of_targets(recorded: Recorded) -> None:
     figure, result = read(recorded, "lens")
     readings = result["readings"]
     rows = by_layer(panel(figure, Heatmap))

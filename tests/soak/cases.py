@@ -79,7 +79,7 @@ def _settled(client: Caller, result: CallToolResult) -> dict[str, Any]:
 
 
 def check_against_transformers(cases: Sequence[Case], folders: Mapping[str, Path]) -> int:
-    """The likeliest next tokens of every prompt that the lens read alone, against a plain forward pass.
+    """The top tokens of every prompt that the lens read alone, against a plain forward pass.
 
     Returns:
         How many probabilities were compared; the server rounds them to three digits.
@@ -99,9 +99,9 @@ def check_against_transformers(cases: Sequence[Case], folders: Mapping[str, Path
                 continue
             with torch.no_grad():
                 logits = network(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
-            likeliest = logits.softmax(-1).topk(3).values.tolist()
+            top = logits.softmax(-1).topk(3).values.tolist()
             said = [probability for _, probability in case.answer["table"]["rows"][-1][1]]
-            assert all(abs(a - b) <= 0.006 * b for a, b in zip(said, likeliest, strict=True)), (prompt, said, likeliest)
+            assert all(abs(a - b) <= 0.006 * b for a, b in zip(said, top, strict=True)), (prompt, said, top)
             compared += len(said)
     return compared
 

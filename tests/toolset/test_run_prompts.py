@@ -150,10 +150,10 @@ def test_the_summary_counts_what_the_rows_say(bench: Bench) -> None:
 
     for index, row in enumerate(table.rows):
         values = [prompt.probabilities[-1][index] for prompt in result.rows]
-        likeliest = sum(prompt.probabilities[-1][index] == max(prompt.probabilities[-1]) for prompt in result.rows)
+        wins = sum(prompt.probabilities[-1][index] == max(prompt.probabilities[-1]) for prompt in result.rows)
         assert row[1] == pytest.approx(fmean(values))
         assert row[2] == pytest.approx(pstdev(values))
-        assert row[3] == f"{100 * likeliest / len(values):g} %"
+        assert row[3] == f"{100 * wins / len(values):g} %"
 
 
 def test_progress_and_cancel(bench: Bench) -> None:

@@ -169,5 +169,5 @@ def test_a_later_answer_takes_the_place_of_an_earlier_one(recorded: Recorded, br
         expect(host.view.get_by_role("grid")).to_have_count(1)
         expect(host.view.locator(".run")).to_have_text(f"run {recorded.ids['lens']}")
         expect(host.view.get_by_role("grid")).to_have_attribute(
-            "aria-label", "Logit lens: the likeliest next token by layer and position"
+            "aria-label", "Logit lens: the top token by layer and position"
         )

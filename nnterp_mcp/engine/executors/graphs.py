@@ -119,7 +119,7 @@ class StaticSteps:
 
 
 class _Graph:
-    """What one step launches, to be launched again at once."""
+    """The captured launches of one decode step."""
 
     def __init__(self, step: Callable[[], Tensor]) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -133,7 +133,7 @@ class _Graph:
 
 
 class _Masks:
-    """What the newest token of each row may read, added to its scores: one mask for each kind of layer.
+    """The attention masks of the newest token of each row, added to its scores: one mask for each kind of layer.
 
     Args:
         windows: The window of each layer; None where it reads everything.
@@ -199,20 +199,20 @@ def _state_edits(plan: Plan) -> list[StateEdit]:
 
 
 def are_steady(plan: Plan) -> bool:
-    """Whether operations do the same at every step that they reach alike, whatever the position."""
+    """True where operations do the same at every step that they reach alike, whatever the position."""
     edits = [edit for listed in plan.edits.values() for edit in listed]
     return all(isinstance(edit, StateEdit) and not FACTS[edit.place.site].grows for edit in edits)
 
 
 _TAKEN: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
-"""Whether static steps were seen to be right for a model, under each attention implementation."""
+"""For each model and attention implementation, True where steps on static buffers proved exact."""
 
 _UNCAPTURED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Why the steps of a model could not be captured."""
 
 
 def captures_steps(model: StandardizedTransformer) -> bool:
-    """Whether graphs can be captured where the model is."""
+    """True where graphs can be captured on the model's device."""
     return model.device.type == "cuda" and len(set(getattr(model.module, "hf_device_map", {}).values())) <= 1
 
 
@@ -222,7 +222,7 @@ def why_uncaptured(model: StandardizedTransformer) -> str | None:
 
 
 def takes_static_steps(model: StandardizedTransformer) -> bool:
-    """Whether a step on static buffers gives what a step on the usual cache gives; tried once for each model."""
+    """Compares a step on static buffers with one on the usual cache; tried once for each model."""
     known = _TAKEN.setdefault(model.module, {})
     if model.attention not in known:
         with torch.inference_mode():

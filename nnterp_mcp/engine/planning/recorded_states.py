@@ -37,7 +37,7 @@ class KeptStates(Protocol):
         ...
 
     def sole(self, prompt: int) -> bool:
-        """Whether a prompt has one state only, a pooled one or that of one position."""
+        """True where a prompt has a single state, pooled or at one position."""
         ...
 
     def take(

@@ -19,11 +19,11 @@ class Readout:
     """Distributions reduced to top tokens, entropy and target tokens.
 
     Attributes:
-        top_ids: The likeliest tokens.
+        top_ids: The top tokens.
         top_probs: Their probabilities.
         entropy: In nats.
         target_probs: Summed probability of each category's tokens.
-        target_ranks: Rank of each category's likeliest token; 1 is the top, 0 stands for a category without tokens.
+        target_ranks: Rank of each category's top token; 1 is the top, 0 stands for a category without tokens.
     """
 
     top_ids: Int[Tensor, "*rows k"]
@@ -125,11 +125,11 @@ class Categories:
 
 
 def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
-    """Reduces distributions to their likeliest tokens, their entropy, and the probability and rank of chosen tokens.
+    """Reduces distributions to their top tokens, their entropy, and the probability and rank of chosen tokens.
 
     Args:
         logits: The distributions.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         categories: The tokens to follow in each row.
     """
     size = rows_at_once(logits[0].numel(), logits.device)

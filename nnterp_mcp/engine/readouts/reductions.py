@@ -45,22 +45,22 @@ def summarize_distributions(
 
     Args:
         log_probs: The distributions.
-        top_k: How many of the likeliest tokens to keep.
+        top_k: Number of top tokens to return.
         ids: The tokens of each category, padded to one length.
         real: Which of them are no padding.
     """
-    likeliest, tokens = take_likeliest(log_probs, min(top_k, log_probs.shape[-1]))
+    highest, tokens = take_top(log_probs, min(top_k, log_probs.shape[-1]))
     chosen = log_probs.gather(-1, ids.flatten(1)).reshape(ids.shape).masked_fill(~real, -torch.inf)
     return {
         "top_ids": tokens,
-        "top_probs": likeliest.exp(),
+        "top_probs": highest.exp(),
         "entropy": expected(log_probs.exp(), log_probs).abs(),
         "target_probs": chosen.exp().sum(-1),
         "target_ranks": count_ranks(log_probs, chosen) * real.any(-1),
     }
 
 
-def take_likeliest(
+def take_top(
     log_probs: Float[Tensor, "row vocabulary"], k: int, block: int = 256
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """The k largest values of each row with their places, the largest first, as `topk` gives them.
@@ -83,7 +83,7 @@ def take_likeliest(
 def count_ranks(
     log_probs: Float[Tensor, "row vocabulary"], values: Float[Tensor, "row category token"]
 ) -> Int[Tensor, "row category"]:
-    """The rank of each category's likeliest token; 1 is the top."""
+    """The rank of each category's top token; 1 is the top."""
     if values.shape[-1] == 0:
         return values.new_zeros(values.shape[:-1], dtype=torch.long)
     best = values.amax(-1)
@@ -126,7 +126,7 @@ def measure_rows(
 def draw_tokens(
     logits: Float[Tensor, "row vocabulary"], top_p: float, top_k: int, draws: Float[Tensor, " row"]
 ) -> Int[Tensor, " row"]:
-    """The token at which the summed probability, from the likeliest one on, passes the number drawn."""
+    """The token at which the summed probability, from the most likely one on, passes the number drawn."""
     count = logits.shape[-1] if top_k == 0 else min(top_k, logits.shape[-1])
     top = logits.topk(count, dim=-1)
     kept = top.values.softmax(-1)
@@ -149,9 +149,9 @@ def choose_tokens(
 
     Args:
         logits: What the model says.
-        temperature: What logits are divided by; 0 takes the likeliest token, and so does what float32 holds no more.
-        top_p: Draws among the likeliest tokens that together have this probability.
-        top_k: Draws among this many of the likeliest tokens; 0 for all.
+        temperature: What logits are divided by; 0 takes the top token, and so does what float32 holds no more.
+        top_p: Draws among the top tokens that together have this probability.
+        top_k: Draws among this many of the top tokens; 0 for all.
         draws: A random number from 0 to 1 for each row; not needed at temperature 0.
     """
     logits = logits.float()

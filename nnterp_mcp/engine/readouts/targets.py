@@ -86,7 +86,7 @@ def _known(word: str, tokens: Sequence[int], tokenizer: Any) -> list[int]:
 
 
 def _carries_text(token: int, tokenizer: Any) -> bool:
-    """Whether a token is more than spaces."""
+    """True for a token that is more than spaces."""
     return bool(tokenizer.decode([token]).strip(" "))
 
 

@@ -30,7 +30,7 @@ _WORK = Workload(())
 
 @dataclass(frozen=True)
 class Estimates:
-    """What patches would do to the metric, to first order; on the CPU.
+    """First-order estimates of the effect of patches on the metric; on the CPU.
 
     Attributes:
         clean: The metric of each clean run.
@@ -191,7 +191,7 @@ class _Table:
     slope: Float[Tensor, "position *head width"]
 
     def estimate(self, into: Sequence[int], from_: Sequence[int], head: int | None) -> Float[Tensor, ""]:
-        """What the other run's states at some positions would change, of one head or all."""
+        """The estimated effect of the other run's states at some positions, of one head or all."""
         change = (self.other[from_].double() - self.own[into].double()) * self.slope[into].double()
         return (change if head is None else change[:, head]).sum()
 

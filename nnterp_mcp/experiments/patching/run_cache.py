@@ -28,7 +28,7 @@ class PairRuns:
     reference: Reference | None
 
     def __len__(self) -> int:
-        """How many bytes they hold."""
+        """Their size in bytes."""
         return len(self.clean) + (0 if self.corrupted is None else len(self.corrupted))
 
 

@@ -45,7 +45,7 @@ def tolerance(logits: Tensor) -> float:
 
 
 def run_or_reason(run: Callable[[], Run]) -> Run | str:
-    """What a pass gives, or the reason why it does not run.
+    """The result of a pass, or the reason why it does not run.
 
     Raises:
         Exception: The call was stopped, or memory ran out, which says nothing about the model.

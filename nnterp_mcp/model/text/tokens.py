@@ -163,7 +163,7 @@ def span_text(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def embedded_ids(model: nn.Module) -> int | None:
-    """How many token ids a model embeds; None where it has no table of them."""
+    """The number of token ids that a model embeds; None where it has no embedding table."""
     weight = getattr(model.get_input_embeddings(), "weight", None)  # pyright: ignore[reportCallIssue]
     return None if weight is None else int(weight.shape[0])
 

@@ -15,7 +15,7 @@ from nnterp_mcp.request.prompts import Prompts
 
 
 class AttentionProbsParams(ModelParams):
-    """What to read, and where."""
+    """The heads and query positions to read."""
 
     prompts: Prompts
     layers: Layers = "all"

@@ -57,7 +57,7 @@ class HeadReading(ResultPart):
 
 
 class HeadRead(ResultPart):
-    """What one head reads for one query: the first token, and the strongest others as token, position, probability."""
+    """A head's attention from one query: to the first token, and the largest others (token, position, probability)."""
 
     layer: int
     head: int
@@ -76,7 +76,7 @@ class HeadRead(ResultPart):
 
 
 class QueryReading(ResultPart):
-    """What each head reads for one query."""
+    """The attention of each head from one query."""
 
     prompt: int
     position: int

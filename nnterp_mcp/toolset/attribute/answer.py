@@ -44,7 +44,7 @@ def digest(result: AttributeResult) -> AttributeAnswer:
 
 
 def _room(result: AttributeResult) -> int:
-    """How many rows fit: those of cells with sites and intervals are long."""
+    """The number of rows that fit: those of cells with sites and intervals are long."""
     cells = result.method == "patching"
     cost = 12 + 12 * cells + 12 * (cells and result.by == "sublayer") + 14 * (result.whole.low is not None)
     return max(5, _BUDGET // cost)
@@ -72,7 +72,7 @@ def _spoken(part: AttributedPart) -> str:
 
 
 def attributed(result: AttributeResult) -> str:
-    """What is attributed, with its categories."""
+    """The attributed quantity, with its categories."""
     names = [quoted(elided(name)) for name in result.categories]
     if result.metric == "logit_difference":
         return f"logit difference {' − '.join(names)}"

@@ -27,7 +27,7 @@ OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
 
 
 class AttributeParams(ModelParams):
-    """What is attributed, how, and to what."""
+    """The answer to attribute, the method, and the parts to which it is attributed."""
 
     prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "A text, a chat or a list of these.")]
     targets: TargetSets

@@ -33,7 +33,7 @@ class AttributedPart(ResultPart):
 
 
 class LayerSum(ResultPart):
-    """What a layer adds in all; a sum is missing where the layer was not split."""
+    """The sum over a layer; missing where the layer was not split."""
 
     layer: int
     attention: float | None = None

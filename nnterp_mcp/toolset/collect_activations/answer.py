@@ -26,7 +26,7 @@ _FEW = 8
 
 
 def digest(result: CollectActivationsResult) -> CollectActivationsAnswer:
-    """What is kept, and how it lies in some of the layers."""
+    """The states that were collected, with their geometry in some of the layers."""
     widest = max(result.summaries, key=_gap, default=None)
     marks = [0, len(result.summaries) - 1, *([result.summaries.index(widest)] if widest else [])]
     shown = [result.summaries[at] for at in spread(range(len(result.summaries)), marks, _LAYERS)]

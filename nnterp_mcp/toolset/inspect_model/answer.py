@@ -134,7 +134,7 @@ def _mark(source: ForwardCode) -> str:
 
 
 def _fitting(lines: Sequence[str]) -> int:
-    """How many lines fit, at least one."""
+    """The number of lines that fit, at least one."""
     room, count = _CODE, 0
     for line in lines:
         room -= len(line) + 5

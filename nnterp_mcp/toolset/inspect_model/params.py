@@ -10,7 +10,7 @@ from nnterp_mcp.contract import ModelParams
 
 
 class InspectModelParams(ModelParams):
-    """What to look at."""
+    """The view of the model."""
 
     path: Annotated[
         Annotated[str, StringConstraints(min_length=1, max_length=300)] | None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _CAPABILITIES = ("names", "lens", "batch", "causal", "attention", "attention_edit")
-"""What the check at load may refuse."""
+"""The features that the checks at load may refuse."""
 
 
 def run(bench: Bench, params: InspectModelParams, job: Job) -> InspectModelResult:

@@ -103,7 +103,7 @@ def _few(names: Sequence[str], count: int = 12) -> str:
 
 
 class Outline:
-    """What is below the modules of a model: those of a list that are alike as one, those without parameters left out.
+    """The submodules of a model: those of a list that are alike as one, those without parameters left out.
 
     Args:
         names: Both names of the modules.

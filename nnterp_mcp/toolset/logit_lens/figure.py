@@ -43,11 +43,11 @@ def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
 def _alone(reading: LensReading) -> Heatmap:
     layers = {str(layer.layer): layer.top[:_RANKS] for layer in reading.layers}
     count = min(_RANKS, len(reading.layers[0].top))
-    return token_table("likeliest next tokens", "rank", ordinals(count), layers)
+    return token_table("top tokens", "rank", ordinals(count), layers)
 
 
 def _across(readings: Sequence[LensReading]) -> Heatmap:
-    """The likeliest token of each layer at every reading."""
+    """The top token of each layer at every reading."""
     prompts = len({reading.prompt for reading in readings}) > 1
     names = [
         f"{f'{reading.prompt}: ' if prompts else ''}{visible(elided(reading.token, 12))} ({reading.position})"
@@ -58,7 +58,7 @@ def _across(readings: Sequence[LensReading]) -> Heatmap:
         for at, layer in enumerate(readings[0].layers)
     }
     across = "after token (position)" if not prompts else "prompt: after token (position)"
-    return token_table("likeliest next token", across, names, layers)
+    return token_table("top token", across, names, layers)
 
 
 def _targets(result: LogitLensResult) -> Curves:

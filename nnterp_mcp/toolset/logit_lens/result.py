@@ -20,7 +20,7 @@ class LayerReading(ResultPart):
 
 
 class LensReading(ResultPart):
-    """The lens at one position of one prompt; the final answer is the model's own likeliest token there."""
+    """The lens at one position of one prompt; the final answer is the model's own top token there."""
 
     prompt: int
     text: str

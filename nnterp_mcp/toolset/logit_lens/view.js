@@ -56,7 +56,7 @@ async function drawPrompt(run, body, names, readings) {
 
 function byPosition(readings, layers, kept, need) {
   return {
-    label: "Logit lens: the likeliest next token by layer and position",
+    label: "Logit lens: the top token by layer and position",
     corner: "layer",
     columns: readings.map(({ token: text, position }) => place(text, position)),
     need: ({ columns }) => need(columns.map((column) => readings[column].position)),
@@ -73,7 +73,7 @@ function byRank({ position }, layers, kept) {
   };
   const count = Math.max(...[...kept.get(position).values()].map(({ top }) => top.length));
   return {
-    label: "Logit lens: the likeliest next tokens by layer and rank",
+    label: "Logit lens: the top tokens by layer and rank",
     corner: "layer",
     columns: Array.from({ length: count }, (_, rank) => ({ shows: `top ${rank + 1}`, says: `rank ${rank + 1}` })),
     item,

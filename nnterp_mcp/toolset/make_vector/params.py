@@ -58,7 +58,7 @@ _PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), With
 
 
 class MakeVectorParams(ModelParams):
-    """What to make, and of what."""
+    """The vector to make, and the prompts or tokens to make it of."""
 
     name: Annotated[VectorName, Field(description="Its name: letters, digits, . _ -")]
     method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]

@@ -35,7 +35,7 @@ class DirectionFacts(ResultPart):
 
 
 class MakeVectorResult(Result):
-    """What was made or deleted, and what had that name before.
+    """The vector that was made or deleted, and the one that it replaced.
 
     Attributes:
         model: The model's handle.

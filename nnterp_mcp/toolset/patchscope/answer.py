@@ -87,18 +87,18 @@ def _finding(source: SourceReading, result: PatchscopeResult) -> str:
 
 
 def _changed(source: SourceReading) -> list[PatchReading]:
-    """The patches under which another token is likeliest than without."""
+    """The patches under which another token is most likely than without."""
     return [patch for patch in source.patches if patch.top[0][0] != source.unpatched.top[0][0]]
 
 
 def _change(source: SourceReading, result: PatchscopeResult) -> str:
-    """Where a vector changes the likeliest next token, and to what."""
+    """Where a vector changes the top token, and to what."""
     changed = _changed(source)
     where = _where(changed, source.patches, result)
     if not changed:
-        return f"changes the likeliest next token {where}"
+        return f"changes the top token {where}"
     token, count = Counter(patch.top[0][0] for patch in changed).most_common(1)[0]
-    return f"changes the likeliest next token {where}, most often to {quoted(token)} ({count} of {len(source.patches)})"
+    return f"changes the top token {where}, most often to {quoted(token)} ({count} of {len(source.patches)})"
 
 
 def _length_note(source: SourceReading) -> list[str]:
@@ -125,7 +125,7 @@ def _unpatched(source: SourceReading) -> str:
 
 
 def _where_said(patches: Sequence[PatchReading], index: int, result: PatchscopeResult) -> str:
-    """At which layers a category is what the target says, and where it is likeliest."""
+    """At which layers a category is what the target says, and where it is most likely."""
     best = _peak(patches, index)
     peak = f"(p up to {cell_text(probability(best.tracked[index][0]))}, {_at(best, result)})"
     return f"{_where([patch for patch in patches if patch.says[index]], patches, result)} {peak}"
@@ -139,7 +139,7 @@ def _where(chosen: Sequence[PatchReading], patches: Sequence[PatchReading], resu
 
 
 def _peak(patches: Sequence[PatchReading], index: int) -> PatchReading:
-    """The patch under which a category is likeliest."""
+    """The patch under which a category is most likely."""
     return max(patches, key=lambda patch: patch.tracked[index][0])
 
 
@@ -177,7 +177,9 @@ def _by_layer(source: SourceReading, result: PatchscopeResult) -> tuple[Table, i
     columns: list[Column[Distribution]] = [
         Column("layer" if same else "from layer", lambda said: getattr(said, "source_layer", "unpatched")),
         Column(
-            "likeliest into" if grid else "into layer", lambda said: getattr(said, "target_layer", None), shown=not same
+            "best into" if grid else "into layer",
+            lambda said: getattr(said, "target_layer", None),
+            shown=not same,
         ),
         Column("text", lambda said: elided(said.text or "", _TEXT_LIMIT), Kind.TEXT, text),
         Column("top tokens", lambda said: said.top, Kind.TOP, not text),
@@ -203,16 +205,16 @@ def short_names(source: SourceReading, result: PatchscopeResult) -> list[str]:
 
 
 def _best_of_each(patches: Sequence[PatchReading]) -> list[PatchReading]:
-    """For each source layer, the patch under which a tracked category is likeliest."""
+    """For each source layer, the patch under which a tracked category is most likely."""
     best: dict[int, PatchReading] = {}
     for patch in patches:
         known = best.get(patch.source_layer)
-        if known is None or _likeliest(patch) > _likeliest(known):
+        if known is None or _tracked_probability(patch) > _tracked_probability(known):
             best[patch.source_layer] = patch
     return list(best.values())
 
 
-def _likeliest(patch: PatchReading) -> float:
+def _tracked_probability(patch: PatchReading) -> float:
     return max((p for p, _ in patch.tracked), default=patch.top[0][1])
 
 
@@ -278,9 +280,9 @@ def _summit(index: int, name: str, generated: bool, result: PatchscopeResult) ->
 
 
 def _telling(source: SourceReading) -> PatchReading:
-    """The patch whose text to show of a source: the first that names what is tracked, else where that is likeliest."""
+    """The patch whose text to show: the first to name the tracked category, else that which makes it most likely."""
     naming = (patch for patch in source.patches if any(patch.says))
-    return next(naming, None) or max(source.patches, key=_likeliest)
+    return next(naming, None) or max(source.patches, key=_tracked_probability)
 
 
 def _summary(result: PatchscopeResult) -> str:
@@ -293,7 +295,7 @@ def _summary(result: PatchscopeResult) -> str:
     read = [f"{sum(_is_said(source, index) for source in sources)} as {name}" for index, name in enumerate(names)]
     what = f"these read, at one layer at least: {', '.join(read)}"
     changing = sum(bool(_changed(source)) for source in sources)
-    found = what if read else f"{changing} change its likeliest next token at one layer at least"
+    found = what if read else f"{changing} change its top token at one layer at least"
     return f"{put} into the target prompt, {found}. {_unpatched(sources[0])}"
 
 

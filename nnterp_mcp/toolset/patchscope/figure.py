@@ -24,7 +24,7 @@ _LABELLED = 160
 
 
 def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
-    """The tokens of one source by rank or by pair of layers, or the likeliest ones of several sources."""
+    """The tokens of one source by rank or by pair of layers, or the most likely ones of several sources."""
     sources = result.sources[:_SOURCES]
     one = len(result.sources) == 1
     panels: list[Panel] = []
@@ -108,7 +108,7 @@ def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:
     names = short_names(source, result)
     values = [[_value(cells[row, column], bool(names)) for column in across] for row in up]
     labels = [[visible(elided(cells[row, column].top[0][0], 12)) for column in across] for row in up]
-    what = f"probability of {elided(names[0])}" if names else "probability of the likeliest token"
+    what = f"probability of {elided(names[0])}" if names else "probability of the top token"
     peak = max(value for row in values for value in row)
     return Heatmap(
         title=f"from {_named(source)} (unpatched: {quoted(source.unpatched.top[0][0])})",

@@ -14,7 +14,7 @@ class Distribution(ResultPart):
     """The next token of the target prompt: probabilities from 0 to 1, entropy in nats.
 
     Attributes:
-        top: The likeliest tokens.
+        top: The top tokens.
         entropy: Entropy of the distribution.
         tracked: Probability and rank of each tracked category; rank 0 where it has no token.
         text: The generated text; None where none was asked for.
@@ -47,7 +47,7 @@ class SourceReading(ResultPart):
         prompt: The source prompt's number.
         position: The position in it.
         token: The token there.
-        answer: The model's own likeliest next token after it; None where its lens is not exact.
+        answer: The model's own top token after it; None where its lens is not exact.
         vector: The name of the vector; None for a prompt's state.
         unpatched: The target prompt left alone.
         patches: The target prompt under each patch.

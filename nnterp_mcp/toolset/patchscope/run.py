@@ -19,7 +19,7 @@ from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_targets, 
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
-from nnterp_mcp.experiments.logit_lens import likeliest_tokens
+from nnterp_mcp.experiments.logit_lens import top_tokens
 from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, Target, pair_layers, read_patchscope
 from nnterp_mcp.experiments.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -331,7 +331,7 @@ def _words(asked: Mapping[str, Sequence[TargetWord]], tokenizer: Any) -> list[li
 
 def _answers(model: StandardizedTransformer, last: Float[Tensor, "source hidden"]) -> list[int | None]:
     """The model's own next token after each source."""
-    return list(likeliest_tokens(model, last)) if model.can("lens") else [None] * len(last)
+    return list(top_tokens(model, last)) if model.can("lens") else [None] * len(last)
 
 
 def _origin(

@@ -42,7 +42,7 @@ def _finding(result: RunPromptsResult) -> str:
     best = max(range(len(wins)), key=wins.__getitem__)
     mean = fmean(row.probabilities[-1][best] for row in result.rows)
     on_top = fmean(row.ranks[-1][best] == 1 for row in result.rows)
-    most = "" if len(wins) == 1 else f" is the likeliest of {len(wins)} categories in {percent(wins[best])} of them,"
+    most = "" if len(wins) == 1 else f" is the most likely of {len(wins)} categories in {percent(wins[best])} of them,"
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
         f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top "
@@ -60,7 +60,7 @@ def _depth(result: RunPromptsResult) -> str:
 
 
 def _wins(result: RunPromptsResult) -> list[float]:
-    """The share of prompts in which each category is the likeliest one."""
+    """The share of prompts in which each category is the most likely one."""
     winners = [max(range(len(last)), key=last.__getitem__) for row in result.rows if (last := row.probabilities[-1])]
     return [winners.count(index) / len(result.rows) for index in range(len(result.categories))]
 
@@ -78,7 +78,7 @@ def _categories(result: RunPromptsResult) -> Table:
         Column("category", lambda index: elided(result.categories[index])),
         Column("mean p", lambda index: fmean(values(index))),
         Column("sd", lambda index: pstdev(values(index))),
-        Column("likeliest category", lambda index: wins[index], Kind.PERCENT, len(wins) > 1),
+        Column("most likely category", lambda index: wins[index], Kind.PERCENT, len(wins) > 1),
         Column("top token", lambda index: fmean(rank == 1 for rank in ranks(index)), Kind.PERCENT),
         Column("median rank", lambda index: median(ranks(index))),
     ]

@@ -15,7 +15,7 @@ class SteeredRun(ResultPart):
         control: Which random direction it was; None for the vector itself.
         push: Length of what was added over the length of the unsteered state at the last token after that layer.
         kl: KL(steered ‖ baseline) of the next token's distribution, in nats.
-        top: The likeliest next tokens with their probabilities.
+        top: The top tokens with their probabilities.
         targets: Probability and rank of each category.
         text: The generated text; None where none was asked for.
         perplexity: Of that text after the prompt, under the model without any intervention.

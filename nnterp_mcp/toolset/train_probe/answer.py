@@ -54,32 +54,35 @@ def best_shuffled(result: TrainProbeResult) -> list[float]:
 
 
 def _finding(result: TrainProbeResult, best: ProbedLayer) -> str:
-    names = " from ".join(quoted(elided(group.name)) for group in result.groups)
+    names = " against ".join(quoted(elided(group.name)) for group in result.groups)
     names = names if len(result.groups) == 2 else f"{len(result.groups)} groups"
     chance = best_shuffled(result)
     several = len(result.layers) > 1
     where = "on the embeddings" if best.layer is None else f"at layer {best.layer}"
     control = "the best layer gives" if several else "it is"
     return (
-        f"{result.method} probes ({result.site} of {result.model}) tell {names} apart {where} with a held-out accuracy "
-        f"of {number(best.accuracy)} (95 %: {number(best.low)} to {number(best.high)})"
-        f"{', the best layer' if several else ''}; with shuffled labels {control} {number(fmean(chance))}, at most "
-        f"{number(max(chance))} over {plural(len(chance), 'shuffle')}; the largest class alone gives "
-        f"{number(result.majority)}, prompt length alone {number(result.length)}. {_verdict(result, best)}"
+        f"{result.method} probes ({result.site} of {result.model}) for {names}: the held-out accuracy {where}"
+        f"{', the best layer,' if several else ''} is {number(best.accuracy)} "
+        f"(95 %: {number(best.low)} to {number(best.high)}); with shuffled labels {control} "
+        f"{number(fmean(chance))}, at most {number(max(chance))} over {plural(len(chance), 'shuffle')}; the largest "
+        f"class alone gives {number(result.majority)}, prompt length alone {number(result.length)}. "
+        f"{_verdict(result, best)}"
     )
 
 
 def _verdict(result: TrainProbeResult, best: ProbedLayer) -> str:
     """The controls that lie below the whole interval, and those that do not."""
     controls = {
-        "every shuffle": max(best_shuffled(result)),
+        "the best shuffle": max(best_shuffled(result)),
         "the largest class": result.majority,
         "prompt length": result.length,
     }
-    failed = [name for name, accuracy in controls.items() if best.low <= accuracy]
-    return (
-        f"The interval is not above {' or '.join(failed)}." if failed else "The interval is above all three controls."
-    )
+    passed = [name for name, accuracy in controls.items() if best.low > accuracy]
+    failed = [name for name in controls if name not in passed]
+    if not failed:
+        return "The interval is above all three controls."
+    but = f"above {' and '.join(passed)}, but " if passed else ""
+    return f"The interval is {but}not above {' or '.join(failed)}."
 
 
 def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
@@ -110,12 +113,12 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
 def _warnings(result: TrainProbeResult) -> list[str]:
     """Reasons for which an accuracy means less than it seems to."""
     notes: list[str] = []
-    below = [layer.layer for layer in result.layers if layer.layer is not None and layer.high < 1 / len(result.groups)]
+    below = [layer.layer for layer in result.layers if layer.high < 1 / len(result.groups)]
     if below:
-        notes.append(
-            f"The whole interval is below chance at layers {ranges(below)}: what the probe learns points the other way "
-            "on held-out texts, as where minimal pairs are split over folds."
-        )
+        layers = [layer for layer in below if layer is not None]
+        at = f"at layers {ranges(layers)}" if layers else "on the embeddings"
+        pairs = "" if result.paired else ": do the groups hold minimal pairs? Give as many of each, in the same order"
+        notes.append(f"The whole interval is below chance {at}{pairs}.")
     if result.texts < result.width:
         notes.append(
             f"{result.texts} texts in {result.width} dimensions: any labels can be separated on the texts that a probe "

@@ -22,7 +22,7 @@ _Groups = Annotated[
 
 
 class TrainProbeParams(ModelParams):
-    """What to tell apart, by which probes: prompts at a site, or what a run kept, pooled or edited."""
+    """The groups to tell apart and the kind of probe: prompts read at a site, or the states of an earlier run."""
 
     prompts: _Groups | None = None
     run: Annotated[

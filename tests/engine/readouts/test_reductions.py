@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnterp_mcp.engine.readouts.next_token import Categories, read_distribution
-from nnterp_mcp.engine.readouts.reductions import expected, take_likeliest
+from nnterp_mcp.engine.readouts.reductions import expected, take_top
 
 
 @given(
@@ -18,12 +18,12 @@ from nnterp_mcp.engine.readouts.reductions import expected, take_likeliest
     k=st.integers(1, 12),
     block=st.sampled_from([1, 7, 32, 256]),
 )
-def test_the_likeliest_are_those_of_a_full_sort(seed: int, rows: int, width: int, k: int, block: int) -> None:
+def test_the_top_tokens_are_those_of_a_full_sort(seed: int, rows: int, width: int, k: int, block: int) -> None:
     k = min(k, width)
     values = torch.stack(
         [torch.randperm(width, generator=torch.Generator().manual_seed(seed + row)) for row in range(rows)]
     )
-    found, places = take_likeliest(values.float(), k, block)
+    found, places = take_top(values.float(), k, block)
     ordered = values.sort(dim=-1, descending=True)
 
     assert torch.equal(found, ordered.values[:, :k].float())
@@ -31,7 +31,7 @@ def test_the_likeliest_are_those_of_a_full_sort(seed: int, rows: int, width: int
 
 
 def test_equal_values_are_taken_once_each() -> None:
-    found, places = take_likeliest(torch.zeros(2, 4096), 6)
+    found, places = take_top(torch.zeros(2, 4096), 6)
 
     assert torch.equal(found, torch.zeros(2, 6))
     assert all(len(set(row)) == 6 for row in places.tolist())

@@ -13,7 +13,7 @@ TOP = 3
 
 
 def describe(logits: Tensor) -> list[float]:
-    """The probabilities of the likeliest tokens and the entropy in nats of each row, in float64."""
+    """The probabilities of the top tokens and the entropy in nats of each row, in float64."""
     return [number for rows in logits.flatten(0, -2).split(64) for number in _describe(rows.double())]
 
 

@@ -56,7 +56,7 @@ def _check_names(model: ServedTransformer) -> Check:
 
 
 def _check_lens(model: ServedTransformer) -> list[Check]:
-    """Whether the last layer's lens is the logits, and whether a padded prompt gives what it gives alone."""
+    """Checks that the last layer's lens equals the logits, and a padded prompt the prompt alone."""
     long, short = _prompts(model)
 
     def compare(prompts: list[EncodedPrompt]) -> Data:
@@ -89,7 +89,7 @@ def _check_lens(model: ServedTransformer) -> list[Check]:
 
 
 def _check_cache(model: ServedTransformer) -> Check:
-    """Whether a text written on cached keys and values is the one that is written without."""
+    """Checks that a text generated with cached keys and values is the one generated without."""
     prompts = [_prompts(model)[0]]
     said: list[Any] = []
     for cached in (True, False):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnterp_mcp.engine.executors.ndif.backend import pass_data, replayed, run_served_pass
 from nnterp_mcp.engine.executors.ndif.branches import observe_served, run_served_branches, try_served_branches
 from nnterp_mcp.engine.executors.ndif.generation import generate_served
-from nnterp_mcp.engine.executors.ndif.kernels import call_module, read_head, read_likeliest, read_rows
+from nnterp_mcp.engine.executors.ndif.kernels import call_module, read_head, read_rows, read_top
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
@@ -45,9 +45,9 @@ def read_served_token_rows(model: ServedTransformer, of: str, ids: Sequence[int]
     return torch.stack([model.token_rows[path, number] for number in ids])
 
 
-def likeliest_served_tokens(model: ServedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
-    """`lens.likeliest_tokens` on a served model."""
-    found = run_passes(model.connection, [replayed(model, len(states), states, read_likeliest, {})])
+def served_top_tokens(model: ServedTransformer, states: Float[Tensor, "state hidden"]) -> list[int]:
+    """`lens.top_tokens` on a served model."""
+    found = run_passes(model.connection, [replayed(model, len(states), states, read_top, {})])
     return found[-1]["tokens"].tolist()
 
 
@@ -79,7 +79,7 @@ def find_served_final_modules(model: ServedTransformer, tokens: Sequence[int]) -
 
 
 def _call_there(model: ServedTransformer, read: Callable[..., Data], **options: Any) -> Data:
-    """What is read in a pass of one token, whose last state is the first capture."""
+    """Reads in a pass over one token, whose last state is the first capture."""
     window = Window([EncodedPrompt(0, "", [1], [])], [0], 0, 1)
     steps = steps_of(model, window, captures=[Capture(model.last_output, take_all)])
     inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "use_cache": False}
@@ -94,7 +94,7 @@ EXPERIMENTS: Mapping[str, Callable[..., Any]] = {
     "check_memory": lambda model, rows, columns, patterns: None,
     "find_final_modules": find_served_final_modules,
     "generate": generate_served,
-    "likeliest_tokens": likeliest_served_tokens,
+    "top_tokens": served_top_tokens,
     "most_returned": lambda model: MOST_SENT,
     "observe": observe_served,
     "read_token_rows": read_served_token_rows,

@@ -72,7 +72,7 @@ class _Text:
 
     @property
     def ended(self) -> bool:
-        """Whether every row has ended."""
+        """True once every row has ended."""
         return bool(self._ended().all())
 
     def _ended(self) -> Tensor:

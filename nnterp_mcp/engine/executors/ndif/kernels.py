@@ -104,7 +104,7 @@ def read_pass(model: Any, captured: Data, options: Data, carried: Data) -> Data:
 
 
 def read_captures(model: Any, captured: Data, options: Data, carried: Data) -> Data:
-    """What the logits of captured states, each read as if it were the last layer's output, are reduced to."""
+    """Reduces the logits of captured states, each projected as if it were the last layer's output."""
     values = [captured[name] for name in options["captures"]]
     states = torch.stack([value.to(values[-1].device) for value in values], dim=1)
     if not options["head"]:
@@ -168,8 +168,8 @@ def on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def read_likeliest(model: Any, kept: Data, options: Data, carried: Data) -> Data:
-    """The likeliest token of each row."""
+def read_top(model: Any, kept: Data, options: Data, carried: Data) -> Data:
+    """The top token of each row."""
     return {"tokens": model.output.logits[:, -1].argmax(-1).cpu()}
 
 

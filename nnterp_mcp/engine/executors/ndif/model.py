@@ -96,7 +96,7 @@ class ServedTransformer(StandardizedTransformer):
 
     @property
     def takes_positions(self) -> bool:
-        """Whether its forward pass is told where in the text its tokens are."""
+        """True where its forward pass takes position ids."""
         return "position_ids" in inspect.signature(self.module.forward).parameters
 
     @property

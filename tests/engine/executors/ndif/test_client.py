@@ -135,12 +135,12 @@ def send(wire: Any, host: str, check: Callable[[], None] = lambda: None) -> tupl
     import torch
 
     from nnterp_mcp.engine.executors.ndif.client import Connection
-    from nnterp_mcp.engine.executors.ndif.kernels import read_likeliest
+    from nnterp_mcp.engine.executors.ndif.kernels import read_top
     from nnterp_mcp.engine.executors.ndif.traces import run_passes
 
     said: list[str] = []
     connection = Connection(host, "tiny", wire, "key", KEY, check, said.append)
-    one = {"inputs": {"input_ids": torch.ones(1, 2, dtype=torch.long)}, "steps": [], "read": read_likeliest}
+    one = {"inputs": {"input_ids": torch.ones(1, 2, dtype=torch.long)}, "steps": [], "read": read_top}
     return said, run_passes(connection, [one | {"options": {}}])
 
 

@@ -30,7 +30,7 @@ from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.activations import collect, index_rows, read_states, state_shape
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
-from nnterp_mcp.experiments.logit_lens import likeliest_tokens, read_lens
+from nnterp_mcp.experiments.logit_lens import read_lens, top_tokens
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
 from nnterp_mcp.experiments.patching.path_patching import Receiver
@@ -169,7 +169,7 @@ def test_states_averaged_over_positions(pair: Pair) -> None:
             torch.testing.assert_close(found.lengths[row, column], states.norm(dim=-1).mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_text_is_what_each_next_likeliest_token_adds(pair: Pair) -> None:
+def test_text_is_what_each_next_top_token_adds(pair: Pair) -> None:
     prompts = pair.encode()
 
     found = generate(pair.served, Workload(prompts), max_new_tokens=5)
@@ -414,7 +414,7 @@ def test_patchscope(pair: Pair) -> None:
     torch.testing.assert_close(found.unpatched.top_probs[0], pair.probabilities(target).topk(3).values, **CLOSE)
     last = torch.stack([pair.plain.read(prompt.ids, "layers_output", 3)[-1] for prompt in (source, target)])
     answers = [int(pair.probabilities(prompt).argmax()) for prompt in (source, target)]
-    assert likeliest_tokens(pair.served, last) == answers
+    assert top_tokens(pair.served, last) == answers
 
 
 CLEAN, CORRUPTED = "The capital of France is", "The capital of Spain is"
