@@ -38,6 +38,7 @@ from pydantic import ValidationError
 
 from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded, NnterpError, TimedOut, WorkerLost
 from nnterp_mcp.server import replies
+from nnterp_mcp.server.pipes import GRACE
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,6 @@ SILENCE = 60.0
 
 _CONNECT = 10.0
 """Seconds to open a connection."""
-
-_GRACE = 1.0
-"""Seconds that answers may take to arrive once the client has closed its input. Clients end a server that stays on
-after 2 s."""
 
 _GOODBYE = 2.0
 """Seconds that a session's end may take once the client has left."""
@@ -105,7 +102,7 @@ class Bridge:
 
         As long as the server has answered nothing, connecting to it may take longer, and the client should learn why.
         """
-        with anyio.move_on_after(_GRACE if self._reached else _GRACE + _CONNECT):
+        with anyio.move_on_after(GRACE if self._reached else GRACE + _CONNECT):
             await self._until_answered()
         for scope in self._scopes.values():
             scope.cancel()
