@@ -24,7 +24,7 @@ _LENGTH = 3
 
 
 @dataclass(frozen=True)
-class SourceStates:
+class ReadValues:
     """What the heads of a layer read at the last token of each row; zeros behind the end of a shorter prompt.
 
     Attributes:
@@ -58,7 +58,7 @@ class PartStates:
     outputs: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     raw: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     heads: dict[int, Float[Tensor, "row head width"]]
-    sources: dict[int, SourceStates]
+    sources: dict[int, ReadValues]
     neurons: dict[int, Float[Tensor, "row neuron"]]
     logits: Float[Tensor, "row token"]
 
@@ -150,7 +150,7 @@ def read_parts(
 
 def _sources(
     batch: Batch, patterns: Float[Tensor, "row head key"], values: Float[Tensor, "row column value_head width"]
-) -> SourceStates:
+) -> ReadValues:
     """Patterns and values by the position in the prompt, in float64."""
     values = values.repeat_interleave(patterns.shape[1] // values.shape[2], dim=2)
     aligned = [
@@ -159,7 +159,7 @@ def _sources(
     ]
     padded = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in zip(*aligned, strict=True))
     by_position, values = padded
-    return SourceStates(by_position.transpose(1, 2), values)
+    return ReadValues(by_position.transpose(1, 2), values)
 
 
 def _has_heads(model: StandardizedTransformer, layer: int | None) -> bool:
