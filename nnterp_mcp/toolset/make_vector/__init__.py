@@ -20,4 +20,5 @@ SPEC = ToolSpec(
     digest=digest,
     read_only=False,
     destructive=True,
+    group="causal",
 )
