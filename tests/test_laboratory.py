@@ -100,7 +100,7 @@ def test_arguments_may_be_given_by_position(lab: Laboratory) -> None:
     by_name = lab.steer(prompts="a b", vector={"positive": " a", "negative": " b"}, layers=1, factors=[0, 1])
 
     assert lab.steer("a b", {"positive": " a", "negative": " b"}, 1, [0, 1]) == by_name
-    assert lab.inspect_model("layers[1]").path == "layers[1]"
+    assert lab.inspect_model("layers[1]").path == "model.layers.1"
     with pytest.raises(TypeError, match="tokenize takes 1 arguments by position, not 2"):
         lab.tokenize("a", True)  # pyright: ignore
     with pytest.raises(TypeError, match="tokenize got two values for 'prompts'"):
