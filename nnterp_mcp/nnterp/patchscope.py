@@ -170,7 +170,7 @@ def _given_states(
     model: StandardizedTransformer,
     prompts: str | Sequence[str] | None,
     layers: Sequence[int],
-    latents: Float[Tensor, "layer source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None,
+    latents: Float[Tensor, "given source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None,
 ) -> Float[Tensor, "layer source hidden"] | None:
     """The states that came instead of source prompts, if they did."""
     if (prompts is None) == (latents is None):
