@@ -80,7 +80,7 @@ def fits(value: Any, hint: Any) -> bool:
     """True where arrays have the shapes of an annotation; what is no array is left to pyright."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, member) and isinstance(value, typing.get_origin(member) or member) for member in members)
+        return any(isinstance(value, typing.get_origin(member) or member) and fits(value, member) for member in members)
     if origin is tuple and members[-1] is not Ellipsis:
         return all(map(fits, value, members))
     if isinstance(origin, type) and issubclass(origin, Mapping):
