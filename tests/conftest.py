@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import shapes
-
 # Before nnsight, whose `.save` on every object breaks classes that are built later.
 for name in ("mcp.client.sse", "mcp.client.stdio"):
     importlib.import_module(name)
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-shapes.install()
 
 # Examples are the same in every run, and a slow machine is no fault of theirs.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None)

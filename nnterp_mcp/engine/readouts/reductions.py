@@ -29,8 +29,8 @@ def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*r
 
 
 def divergence(
-    one: Float[Tensor, "*rows vocabulary"], other: Float[Tensor, "*rows vocabulary"]
-) -> Float[Tensor, "*rows"]:
+    one: Float[Tensor, "*#rows vocabulary"], other: Float[Tensor, "*#rows vocabulary"]
+) -> Float[Tensor, "*#rows"]:
     """KL(one ‖ other) of two log-distributions, in nats."""
     return expected(one.exp(), one - other).clamp_min(0)
 
