@@ -7,18 +7,19 @@ are two forms of that one answer, so that they cannot disagree.
 
 from __future__ import annotations
 
+import html
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import number, on_one_line
+from nnterp_mcp.formatting import dominating, elided, number, on_one_line, quoted
 from nnterp_mcp.request.arguments import Given, shown
 from nnterp_mcp.request.fields import ModelHandle
 from nnterp_mcp.table import Table, TableField
@@ -48,14 +49,63 @@ class Measured(ResultPart):
     high: float | None = None
 
 
+class DominantToken(ResultPart):
+    """The token whose state dominates a mean over tokens.
+
+    Attributes:
+        token: The token.
+        position: Its position.
+        prompt: The prompt's index in its group.
+        group: The group of prompts; empty where there is one.
+        layer: The layer at which its norm exceeds the others' most; None for the embeddings.
+        ratio: Its norm over the median norm of the averaged states there.
+    """
+
+    token: str
+    position: int
+    prompt: int
+    group: str = ""
+    layer: int | None
+    ratio: float
+
+    @property
+    def warning(self) -> str:
+        """The sentence that names it."""
+        of = f" of {quoted(elided(self.group))}" if self.group else ""
+        place = f"position {self.position} of prompt {self.prompt}{of}"
+        return dominating(self.token, place, self.layer, self.ratio)
+
+
 class Result(ResultPart):
     """Base of the results of tools: every number, reduced on the device, before anything is left out.
+
+    Its `repr` counts what lists hold; a notebook shows a laboratory's result as its answer.
 
     Attributes:
         remarks: Notes on how the input was read.
     """
 
     remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    _summarize: Callable[[Any], Answer] | None = PrivateAttr(None)
+
+    def shown_by(self, summarize: Callable[[Any], Answer]) -> None:
+        """Sets how a notebook summarizes it."""
+        self._summarize = summarize
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_counted(value)}" for name, value in self)
+        return f"{type(self).__name__}({fields})"
+
+    def _repr_html_(self) -> str | None:
+        return None if self._summarize is None else self._summarize(self).html()
+
+
+def _counted(value: Any) -> str:
+    """A field's value in a few characters: collections by what they hold, texts cut."""
+    if isinstance(value, list | tuple | dict | BaseModel):
+        size = len(type(value).model_fields) if isinstance(value, BaseModel) else len(value)  # pyright: ignore
+        return f"<{type(value).__name__} of {size}>"  # pyright: ignore[reportUnknownArgumentType]
+    return shown(value)
 
 
 class Answer(ResultPart):
@@ -85,6 +135,13 @@ class Answer(ResultPart):
         """The answer as text."""
         finding, *notes = map(on_one_line, (self.finding, *self.notes))
         return "\n".join(part for part in (finding, *self.body(), *notes) if part)
+
+    def html(self) -> str:
+        """The answer as HTML."""
+        tables = {table.text(): table.html() for table in self.tables.values()}
+        body = (tables.get(part.removeprefix("profile:\n"), f"<pre>{html.escape(part)}</pre>") for part in self.body())
+        finding, *notes = (f"<p>{html.escape(line)}</p>" for line in (self.finding, *self.notes))
+        return "\n".join([finding, *body, *notes])
 
     def structured(self) -> dict[str, Any]:
         """The answer as structured content, without the fields that are null."""

@@ -40,6 +40,17 @@ def test_the_page_that_an_index_shows_has_no_relative_link():
     assert re.findall(r"\]\((?!https?:|#)([^)]+)", (ROOT / "README.md").read_text()) == []
 
 
+@pytest.mark.slow
+def test_the_snippets_of_the_front_page_pass_a_type_checker(tmp_path: Path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 2
+    for number, block in enumerate(blocks):
+        (tmp_path / f"snippet_{number}.py").write_text(block)
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_page_is_listed():
     listed = (ROOT / "docs" / "README.md").read_text()
 
