@@ -198,13 +198,12 @@ class Branches:
     def fill(self, sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
         enough = _ENOUGH if self.model.device.type == "cpu" else self.batch_tokens
-        most = LOGITS_AT_ONCE // self.model.vocab_size
+        most, stepping = LOGITS_AT_ONCE // self.model.vocab_size, rows_at_most(self.batch_tokens, self.model.vocab_size)
         if self.new_tokens > 1:
-            most = rows_at_most(self.batch_tokens, self.model.vocab_size)
-            most = min(most, tokens_cached(self.model) // (len(self.base) + self.new_tokens))
+            most = min(stepping, tokens_cached(self.model) // (len(self.base) + self.new_tokens))
         patterns = self.model.attention == "eager"
         room = free(self.model.device) // 2 // of_pass(self.model, 1, len(self.base), patterns)
-        together = min(1 + _TOGETHER, room)
+        together = min(1 + _TOGETHER, room, stepping)
         batch: list[int] = []
         for row in sorted(self._first, key=lambda row: (self._first[row], self._entrance[row].turn)):
             shared = self._first[batch[0]] if batch and sharing.prefix else 0
