@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_halving
-from nnterp_mcp.engine.branches import LOGITS_AT_ONCE
+from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, run_halving
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.patchscope import Target, layers_in_order, patch_target, resolve_target

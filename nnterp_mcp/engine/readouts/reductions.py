@@ -382,7 +382,8 @@ def in_chunks(
     """
     size, found = max(1, len(entries)), {}
     if width is not None:
-        size = max(1, (1 << 23) // width, rows_at_once(width, entries.device))
+        # Below four entries the head is read from memory once for each; 128 MB of logits are enough in any case.
+        size = max(1, (1 << 23) // width, min(4, (1 << 25) // width), rows_at_once(width, entries.device))
     for begin in range(0, len(entries), size):
         at = slice(begin, min(begin + size, len(entries)))
         part = reduce(entries[at] if project is None else project(entries[at]), options, at)
