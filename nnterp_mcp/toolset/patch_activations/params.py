@@ -90,12 +90,17 @@ class GivenReceiver(Given):
     @property
     def words(self) -> str:
         """The end in words."""
-        heads = "" if self.heads is None else f", heads {_plain(self.heads)}"
-        return f"{self.site} of layers {_plain(self.layers)}{heads}"
+        heads = "" if self.heads is None else f", {_counted('head', self.heads)}"
+        return f"{self.site} of {_counted('layer', self.layers)}{heads}"
 
 
-def _plain(asked: Any) -> str:
-    return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
+def _counted(noun: str, asked: Any) -> str:
+    """Layers or heads as a call names them: layer 3, layers 3, 5, all layers."""
+    items = list(asked) if isinstance(asked, tuple | list) else [asked]
+    if items == ["all"]:
+        return f"all {noun}s"
+    one = len(items) == 1 and str(items[0]).lstrip("-").isdigit()
+    return f"{noun}{'' if one else 's'} {', '.join(map(str, items))}"
 
 
 def _as_receivers(value: Any) -> Any:
