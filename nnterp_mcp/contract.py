@@ -18,7 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import number, on_one_line
+from nnterp_mcp.formatting import dominating, elided, number, on_one_line, quoted
 from nnterp_mcp.request.arguments import Given, shown
 from nnterp_mcp.request.fields import ModelHandle
 from nnterp_mcp.table import Table, TableField
@@ -46,6 +46,33 @@ class Measured(ResultPart):
     mean: float
     low: float | None = None
     high: float | None = None
+
+
+class DominantToken(ResultPart):
+    """The token whose state dominates a mean over tokens.
+
+    Attributes:
+        token: The token.
+        position: Its position.
+        prompt: The prompt's index in its group.
+        group: The group of prompts; empty where there is one.
+        layer: The layer at which its norm exceeds the others' most; None for the embeddings.
+        ratio: Its norm over the median norm of the averaged states there.
+    """
+
+    token: str
+    position: int
+    prompt: int
+    group: str = ""
+    layer: int | None
+    ratio: float
+
+    @property
+    def warning(self) -> str:
+        """The sentence that names it."""
+        of = f" of {quoted(elided(self.group))}" if self.group else ""
+        place = f"position {self.position} of prompt {self.prompt}{of}"
+        return dominating(self.token, place, self.layer, self.ratio)
 
 
 class Result(ResultPart):

@@ -168,6 +168,22 @@ def spread(items: Sequence[int], keep: Sequence[int], count: int) -> list[int]:
     return sorted(chosen, key=list(items).index)
 
 
+def dominating(token: str, place: str, layer: int | None, ratio: float) -> str:
+    """The warning that one token's state dominates a mean over tokens.
+
+    Args:
+        token: The token.
+        place: Its position and prompt, in words.
+        layer: The layer; None for the embeddings.
+        ratio: The norm of its state over the median norm of the averaged states.
+    """
+    where = "in the embeddings" if layer is None else f"at layer {layer}"
+    return (
+        f"The token {quoted(elided(token))} ({place}) dominates the mean {where}: the norm of its state is "
+        f"{number(ratio)} times the median norm of the states averaged."
+    )
+
+
 def probability(value: float) -> float | str:
     """A probability as answers give it: below one in a million only that is said."""
     return value if value == 0 or value >= 1e-6 else "<1e-6"

@@ -57,6 +57,17 @@ def in_force(interventions: Sequence[str], where: str = "") -> list[str]:
     return [f"Active interventions{where}: {'; '.join(interventions[:_LABELS])}{more}."]
 
 
+def on_means(first_left_out: bool, warning: str | None = None) -> list[str]:
+    """The notes on a mean over tokens: which token dominates it, and that it leaves out first tokens.
+
+    Args:
+        first_left_out: The positions were `all`, which leaves out each prompt's first token.
+        warning: The warning of a token whose state dominates the mean.
+    """
+    left = "'all' leaves each prompt's first token, often an attention sink, out of means; '0:' includes it."
+    return [*([warning] if warning else []), *([left] if first_left_out else [])]
+
+
 def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """One number for each layer, under names that say for which layers.
 

@@ -18,6 +18,7 @@ for name in ("mcp.client.sse", "mcp.client.stdio"):
 
 if TYPE_CHECKING:
     from tests.recorded import Recorded
+    from tests.serving import Caller
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,6 +64,17 @@ def smollm2_folder() -> Path:
     from nnterp_mcp.settings import Settings
 
     return locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
+
+
+@pytest.fixture(scope="session")
+def warm(smollm2_folder: Path) -> Generator[Caller]:
+    """A client of a server on stdio that has the default model loaded; tests leave it as they found it."""
+    from tests.serving import stdio, text
+
+    with stdio() as caller:
+        loaded = caller.call("load_model", model="smollm2-135m")
+        assert not loaded.is_error, text(loaded)
+        yield caller
 
 
 @pytest.fixture(scope="session")

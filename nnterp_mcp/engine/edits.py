@@ -167,20 +167,6 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Projected:
-    """The states without their component along a vector."""
-
-    vector: Float[Tensor, " width"]
-    label: str
-    place: Place
-
-    def resolve(self, states: Reached) -> Data:
-        """The vector."""
-        require_width(self.vector, states.shape[-1], self.label, self.place)
-        return {"op": "project_out", "value": on_device(self.vector, states.device)}
-
-
-@dataclass(frozen=True)
 class Averaged:
     """A mean in the states' place."""
 
@@ -211,6 +197,22 @@ class Patched:
         """The other states, entry by entry."""
         taken = torch.stack([self.states[prompt][self.index[prompt, at]] for prompt, at in states.chosen.entries])
         return {"op": "replace", "value": taken if self.heads is None else taken[:, list(self.heads)]}
+
+
+@dataclass(frozen=True)
+class Projected:
+    """The states without their component along a vector, or with that of other states in its place."""
+
+    vector: Float[Tensor, " width"]
+    label: str
+    place: Place
+    mean: Patched | None = None
+
+    def resolve(self, states: Reached) -> Data:
+        """The vector, and the states whose component along it is taken."""
+        require_width(self.vector, states.shape[-1], self.label, self.place)
+        component = None if self.mean is None else self.mean.resolve(states)["value"]
+        return {"op": "project_out", "value": on_device(self.vector, states.device), "component_of": component}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ A *resolved edit* is a dictionary, made by an edit of `engine.edits` for one bat
 
 - Of states: `rows` and `columns` of the entries that change, None for all of them; `heads` and `neurons` of these, None
   for all; `heads_first`, whether the states are (row, head, position, width) and not (row, position, …); and what the
-  states become: `op` is `add`, `scale`, `project_out` or `replace`, with its `value`; or `take`, with the `name` of
-  states of an earlier hook point and the `index` of those that are taken.
+  states become: `op` is `add`, `scale`, `project_out` or `replace`, with its `value`; `project_out` also with the
+  states whose component along the value they get (`component_of`, None for zero); or `take`, with the `name` of states
+  of an earlier hook point and the `index` of those that are taken.
 - Of attention probabilities: `op` is `set_pattern`, with masks of `queries` and `heads` and the `pattern` (row, query,
   key); or `knock_out`, with the `cuts` (masks of `queries`, `keys` and `heads`, and `renormalise`), the keys that each
   query can read (`readable`), and the `others`, edits that are made before.
@@ -85,7 +86,8 @@ def become(part: Float[Tensor, "entry *head width"], edit: Data, seen: Data) -> 
     if op == "project_out":
         exact = part.float()
         direction = torch.nn.functional.normalize(value.to(exact), dim=0)
-        return part - ((exact @ direction)[..., None] * direction).to(part)
+        change = exact if edit["component_of"] is None else exact - edit["component_of"].to(exact)
+        return part - ((change @ direction)[..., None] * direction).to(part)
     return value.to(part).expand_as(part)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import average_rows, take_rows
+from nnterp_mcp.engine.readouts.reductions import average_rows, take_norms, take_rows
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.positions import resolve_averaged, resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, pad_batch
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.sites import FACTS
@@ -44,20 +44,39 @@ class Row:
         return self.positions[0] if len(self.positions) == 1 else None
 
 
-def index_rows(prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: RowPooling) -> list[Row]:
+@dataclass(frozen=True)
+class CollectedStates:
+    """The states of some rows of a collection; on the CPU, in float32.
+
+    Attributes:
+        rows: The indices of the rows.
+        states: Their states.
+        norms: For each row the norms of the states that it is the mean of, heads concatenated.
+    """
+
+    rows: list[int]
+    states: Float[Tensor, "row layer *head width"]
+    norms: list[Float[Tensor, "position layer"]]
+
+
+def index_rows(
+    prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec], pool: RowPooling, *, averaged: bool = False
+) -> list[Row]:
     """The rows of a collection, in the order of the prompts, then of the positions.
 
     Args:
         prompts: The prompts.
         positions: The positions in each.
         pool: How several positions of a prompt are combined.
+        averaged: The rows themselves are averaged later, so that `all` leaves out the first token as in a mean.
 
     Raises:
         InvalidRequest: A position does not exist in a prompt.
     """
     rows: list[Row] = []
+    resolve = resolve_averaged if averaged or pool == "mean" else resolve_positions
     for prompt in prompts:
-        chosen = resolve_positions(positions, prompt)
+        chosen = resolve(positions, prompt)
         parts = {"none": [(at,) for at in chosen], "mean": [tuple(chosen)], "last": [(chosen[-1],)]}
         rows += [Row(prompt.index, part) for part in parts[pool]]
     return rows
@@ -107,11 +126,8 @@ def len_of(prompt: EncodedPrompt) -> int:
 
 def collect(
     model: StandardizedTransformer, work: Workload, rows: Sequence[Row], places: Sequence[Place]
-) -> Iterator[tuple[list[int], Float[Tensor, "row layer *head width"]]]:
+) -> Iterator[CollectedStates]:
     """Reads the states of every row, each prompt in one pass that ends at the last place.
-
-    In many models the first token's state is hundreds of times longer than any other: a mean over all tokens is then
-    mostly that state.
 
     Args:
         model: The model.
@@ -120,8 +136,7 @@ def collect(
         places: One site of each layer, with states of one shape.
 
     Yields:
-        The indices of the rows of each batch, with their states in float32, on the CPU. Batches hold prompts of
-        similar length.
+        The rows of each batch. Batches hold prompts of similar length.
 
     Raises:
         OutOfMemory: One prompt alone does not fit.
@@ -131,13 +146,14 @@ def collect(
     for number, row in enumerate(rows):
         own[row.prompt].append(number)
 
-    def read(batch: Batch, prompts: Sequence[int]) -> tuple[list[int], Float[Tensor, "row layer *head width"]]:
+    def read(batch: Batch, prompts: Sequence[int]) -> CollectedStates:
         options = _means_over(batch, [[rows[number] for number in own[prompt.index]] for prompt in batch.prompts])
-        captures = [Capture(place, average_rows, options) for place in places]
-        found = forward(model, batch, work.plan, captures).values
-        states = torch.stack([taken.cpu() for taken in found], dim=1)
+        captures = [Capture(place, reduction, options) for reduction in (average_rows, take_norms) for place in places]
+        found = [taken.cpu() for taken in forward(model, batch, work.plan, captures).values]
+        states, norms = (torch.stack(part, dim=1) for part in (found[: len(places)], found[len(places) :]))
         require_finite(states, "states")
-        return [number for prompt in batch.prompts for number in own[prompt.index]], states
+        numbers = [number for prompt in batch.prompts for number in own[prompt.index]]
+        return CollectedStates(numbers, states, list(norms.split([len(rows[number].positions) for number in numbers])))
 
     for _, found in work.run_batches(model, read):
         yield found

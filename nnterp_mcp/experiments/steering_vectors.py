@@ -13,16 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
-from nnterp_mcp.engine.readouts.reductions import average_over
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.activations import collect, index_rows
 from nnterp_mcp.experiments.statistics.separability import Fit, Separation, separate
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.positions import PositionSpec
 
@@ -34,12 +31,19 @@ class MeanStates:
     Attributes:
         layers: The layers after which it was read.
         means: Each prompt's state, averaged over its positions.
-        lengths: The mean length of its states at these positions.
+        positions: The positions of each prompt over which it was averaged; None stands for several at once.
+        norms: The norms of the states at these positions, by prompt.
     """
 
     layers: list[int]
     means: Float[Tensor, "prompt layer hidden"]
-    lengths: Float[Tensor, "prompt layer"]
+    positions: list[Sequence[int | None]]
+    norms: list[Float[Tensor, "position layer"]]
+
+    @property
+    def lengths(self) -> Float[Tensor, "prompt layer"]:
+        """The mean norm of each prompt's states at its positions."""
+        return torch.stack([norms.mean(0) for norms in self.norms])
 
 
 @dataclass(frozen=True)
@@ -75,37 +79,22 @@ def average_states(
 ) -> MeanStates:
     """Reads the residual stream after layers, averaged over positions of each prompt.
 
-    In many models the first token's state is hundreds of times longer than any other; an average over `all` positions
-    is then mostly that state.
-
     Args:
         model: The model.
         work: The prompts.
         layers: The layers, in ascending order.
-        positions: The positions to average over, in each prompt.
+        positions: The positions to average over, in each prompt; `all` leaves out the first token, which is often an
+            attention sink.
 
     Raises:
-        InvalidRequest: A position does not exist in a prompt.
+        InvalidRequest: A position does not exist in a prompt, or a state is not finite.
     """
-    places = [Place("layers_output", layer) for layer in layers]
-
-    def read(batch: Batch, numbers: Sequence[int]) -> Float[Tensor, "row layer hidden_and_length"]:
-        options = {"weights": weigh(batch, positions)}
-        captures = [Capture(place, average_over, options) for place in places]
-        averages = forward(model, batch, work.plan, captures).values
-        return torch.stack([average.cpu() for average in averages], dim=1)
-
-    rows = torch.stack(work.run(model, read))
-    return MeanStates(list(layers), rows[..., :-1], rows[..., -1])
-
-
-def weigh(batch: Batch, positions: Sequence[PositionSpec]) -> Float[Tensor, "row token"]:
-    """The weight of each column of a batch in the mean over positions of its row."""
-    weights = torch.zeros(batch.inputs["input_ids"].shape)
-    for row, (prompt, padding) in enumerate(zip(batch.prompts, batch.padding, strict=True)):
-        chosen = resolve_positions(positions, prompt)
-        weights[row, [padding + at for at in chosen]] = 1 / len(chosen)
-    return weights
+    rows = index_rows(work.prompts, positions, "mean")
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in collect(model, work, rows, [Place("layers_output", layer) for layer in layers]):
+        found |= dict(zip(part.rows, zip(part.states, part.norms, strict=True), strict=True))
+    means, norms = zip(*(found[row] for row in range(len(rows))), strict=True)
+    return MeanStates(list(layers), torch.stack(means), [row.positions for row in rows], list(norms))
 
 
 def mean_difference(positive: MeanStates, negative: MeanStates) -> Directions:

@@ -24,7 +24,11 @@ StateSite = Annotated[
 ]
 ProbedLayers = Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")]
 ProbedPositions = Annotated[
-    Positions, schemas.as_schema(schemas.POSITIONS, "Tokens: an index, 'last', 'all', a range or {\"text\": \"is\"}.")
+    Positions,
+    schemas.as_schema(
+        schemas.POSITIONS,
+        "Tokens: an index, 'last', a range, {\"text\": \"is\"} or 'all'; means over 'all' skip the first.",
+    ),
 ]
 BriefTargets = Annotated[
     Targets,

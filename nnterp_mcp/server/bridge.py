@@ -36,8 +36,9 @@ from mcp_types import (
 )
 from pydantic import ValidationError
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, NnterpError, TimedOut, WorkerLost
+from nnterp_mcp.errors import Cancelled, Forbidden, InvalidRequest, LimitExceeded, NnterpError, TimedOut, WorkerLost
 from nnterp_mcp.server import replies
+from nnterp_mcp.server.pipes import GRACE
 
 logger = logging.getLogger(__name__)
 
@@ -81,28 +82,35 @@ class Bridge:
         self._send = send
         self._scopes: dict[RequestId, anyio.CancelScope] = {}
         self._abandoned: set[RequestId] = set()
+        self._reached = False
         self._handshake: JSONRPCRequest | None = None
         self._session: str | None = None
         self._version: str | None = None
         self._reopening = anyio.Lock()
 
     async def carry(self, messages: AsyncIterator[JSONRPCMessage]) -> None:
-        """Forwards messages until the client closes its input; requests in flight are then dropped."""
+        """Forwards messages until the client closes its input, then answers what it has asked and ends."""
         async with anyio.create_task_group() as tasks:
             async for message in messages:
                 await self._pass_on(message, tasks)
-            if self._handshake is None:
-                await self._wait_for_answers()
-            if self._scopes.keys() - self._abandoned:
-                logger.warning("the client left before %s had answered it", self._address)
+            await self._answer_all()
             tasks.cancel_scope.cancel()
         await self._end_session()
 
-    async def _wait_for_answers(self) -> None:
-        """Waits briefly for answers to a client that closed its input right after its requests."""
-        with anyio.move_on_after(_GOODBYE):
-            while self._scopes:
-                await anyio.sleep(0.02)
+    async def _answer_all(self) -> None:
+        """Waits briefly for the server's answers and refuses the requests that are then still in flight.
+
+        As long as the server has answered nothing, connecting to it may take longer, and the client should learn why.
+        """
+        with anyio.move_on_after(GRACE if self._reached else GRACE + _CONNECT):
+            await self._until_answered()
+        for scope in self._scopes.values():
+            scope.cancel()
+        await self._until_answered()
+
+    async def _until_answered(self) -> None:
+        while self._scopes:
+            await anyio.sleep(0.02)
 
     async def _pass_on(self, message: JSONRPCMessage, tasks: TaskGroup) -> None:
         if isinstance(message, JSONRPCRequest):
@@ -128,18 +136,19 @@ class Bridge:
         try:
             with scope:
                 error = None if await self._exchange(request) else self._broken(request)
+            if scope.cancelled_caught:
+                error = Cancelled("the client closed its input before the server had answered")
         except NnterpError as raised:
             error = raised
         except httpx2.HTTPError as raised:
             error = self._unreachable(request, raised)
         except ValidationError:
             error = InvalidRequest(f"{self._address} does not speak MCP", "Give the URL of a server, with its path.")
-        finally:
-            self._scopes.pop(request.id, None)
         if error is not None and request.id not in self._abandoned:
             logger.warning(replies.worded(error))
             await self._send(_refusal(request, error))
         self._abandoned.discard(request.id)
+        self._scopes.pop(request.id, None)  # only now: the bridge ends when no request is in flight
 
     async def _exchange(self, request: JSONRPCRequest) -> bool:
         """Sends a request and forwards the messages that come back; returns False if the answer was not among them."""
@@ -196,6 +205,7 @@ class Bridge:
     async def _posted(self, message: JSONRPCMessage) -> AsyncGenerator[httpx2.Response]:
         content, headers = message.model_dump_json(by_alias=True, exclude_unset=True), self._headers(message)
         async with self._http.stream("POST", self._address, content=content, headers=headers) as response:
+            self._reached = True
             yield response
 
     def _headers(self, message: JSONRPCMessage | None = None) -> dict[str, str]:

@@ -11,8 +11,14 @@ from typing import Any, NoReturn
 
 import anyio
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import JSONRPCError, JSONRPCRequest, JSONRPCResponse, RequestId
 
 logger = logging.getLogger(__name__)
+
+GRACE = 1.0
+"""Seconds that answers may take to arrive once the client has closed its input. Clients end a server that stays on
+after 2 s."""
 
 
 @asynccontextmanager
@@ -37,6 +43,40 @@ async def pipes(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[tuple[An
             await write.aclose()  # or the transport would wait for more
     except* (BrokenPipeError, ConnectionResetError):
         logger.info("the client reads no more")
+
+
+@asynccontextmanager
+async def lingering(read: Any, write: Any) -> AsyncGenerator[tuple[Any, Any]]:
+    """Delays the end of the client's input until its requests are answered: the MCP library cancels them at the end.
+
+    Args:
+        read: The stream of messages from the client.
+        write: The stream of messages to the client.
+    """
+    unanswered: set[RequestId] = set()
+    inward, requests = anyio.create_memory_object_stream[Any](0)
+    answers, outward = anyio.create_memory_object_stream[SessionMessage](0)
+
+    async def forward_requests() -> None:
+        async with inward:
+            async for item in read:
+                if isinstance(item, SessionMessage) and isinstance(item.message, JSONRPCRequest):
+                    unanswered.add(item.message.id)
+                await inward.send(item)
+            with anyio.move_on_after(GRACE):
+                while unanswered:
+                    await anyio.sleep(0.02)
+
+    async def forward_answers() -> None:
+        async for item in outward:
+            await write.send(item)
+            if isinstance(item.message, JSONRPCResponse | JSONRPCError):
+                unanswered.discard(item.message.id)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(forward_requests)
+        tasks.start_soon(forward_answers)
+        yield requests, answers
 
 
 def _is_of_the_pipes(error: BaseException) -> bool:

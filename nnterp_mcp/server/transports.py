@@ -20,7 +20,7 @@ from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
 from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
-from nnterp_mcp.server.pipes import exit_at_once, pipes
+from nnterp_mcp.server.pipes import exit_at_once, lingering, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
@@ -71,7 +71,7 @@ async def _serve(settings: Settings, listener: socket.socket | None) -> None:
 async def _serve_stdio(server: Server[Any], session: Session) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_end_on_signal, session)
-        async with pipes(session.close) as (read, write):
+        async with pipes(session.close) as ends, lingering(*ends) as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
 

@@ -51,8 +51,12 @@ class Collected:
 
     @cached_property
     def _prompts(self) -> list[Prompt]:
-        groups = SPEC.params.model_validate(self._record.params).prompts
-        return [prompt for of_group in groups.values() for prompt in of_group]
+        return [prompt for of_group in self.groups.values() for prompt in of_group]
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[Prompt, ...]]:
+        """The run's prompts by group."""
+        return SPEC.params.model_validate(self._record.params).prompts
 
     @cached_property
     def _rows(self) -> dict[int, dict[int | None, int]]:

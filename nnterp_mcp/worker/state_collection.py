@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+from torch import Tensor
+
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
@@ -69,16 +72,22 @@ class Collection:
             **{name: range(count) for name, count in zip(names, self.shape, strict=True)},
         }
 
-    def read(self, into: Rows, finished: list[int]) -> None:
+    def read(self, into: Rows, finished: list[int]) -> list[Float[Tensor, "position layer"]]:
         """Reads every row, batch by batch.
 
         Args:
             into: Where the states go.
             finished: Numbers of the rows that were read, extended after each batch.
+
+        Returns:
+            For each row the norms of the states that it is the mean of.
         """
-        for numbers, states in collect(self.bench.model, self.work, self.rows, self.places):
-            into.put(numbers, states.numpy())
-            finished += numbers
+        norms: dict[int, Tensor] = {}
+        for found in collect(self.bench.model, self.work, self.rows, self.places):
+            into.put(found.rows, found.states.numpy())
+            finished += found.rows
+            norms |= dict(zip(found.rows, found.norms, strict=True))
+        return [norms[row] for row in range(len(self.rows))]
 
 
 def prepare(
@@ -90,8 +99,21 @@ def prepare(
     pool: RowPooling,
     interventions: Sequence[Operation],
     job: Job,
+    *,
+    averaged: bool = False,
 ) -> Collection:
     """Resolves a request.
+
+    Args:
+        bench: The model and the limits.
+        groups: The prompts by group.
+        site: The site.
+        layers: The layers.
+        positions: The positions of each prompt.
+        pool: How several positions of a prompt are combined.
+        interventions: The operations on the prompts.
+        job: The call.
+        averaged: Rows are averaged later: `all` leaves out each prompt's first token.
 
     Raises:
         InvalidRequest: A layer, a position or a prompt does not exist or fit.
@@ -105,7 +127,7 @@ def prepare(
         bench=bench,
         work=bench.workload(prompts, interventions, job),
         groups=[name for name, of_group in groups.items() for name in repeat(name, len(of_group))],
-        rows=index_rows(prompts, positions, pool),
+        rows=index_rows(prompts, positions, pool, averaged=averaged),
         places=places,
         shape=state_shape(bench.model, prompts, places),
     )

@@ -160,10 +160,24 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
 
     def project_out(states: Tensor, layer: int, prompt: int) -> None:
         unit = (vector / vector.norm()).to(states)
+        states[1:] -= (states[1:] @ unit)[..., None] * unit
+
+    def project_out_everywhere(states: Tensor, layer: int, prompt: int) -> None:
+        unit = (vector / vector.norm()).to(states)
         states -= (states @ unit)[..., None] * unit
 
+    def project_on_mean(states: Tensor, layer: int, prompt: int) -> None:
+        unit = (vector / vector.norm()).to(states)
+        for at in (0, -1):
+            mean = torch.stack([clean[layer][0][at] @ unit, clean[layer][2][at] @ unit]).mean(0)
+            moved = states[at] + (mean - states[at] @ unit)[..., None] * unit
+            if heads is None:
+                states[at] = moved
+            else:
+                states[at, heads] = moved[heads]
+
     def average(states: Tensor, layer: int, prompt: int) -> None:
-        mean = torch.cat(clean[layer]).mean(0)
+        mean = torch.cat([states[1:] for states in clean[layer]]).mean(0)
         for at in range(len(states)):
             if heads is None:
                 states[at] = mean
@@ -194,6 +208,8 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
     numbers = vector.tolist()
     case("add", add, vector=numbers, factor=1.5, positions=[0, -2], **chosen)
     case("project_out", project_out, vector=numbers)
+    case("project_out", project_out_everywhere, vector=numbers, positions="0:")
+    case("project_out", project_on_mean, vector=numbers, over=[0, 2], positions=[0, -1], **chosen)
     case("mean", average, over="all", over_positions="all", **chosen)
     case("mean", average_over, over=[SOURCE], over_positions="1:", positions="last")
     case("mean", average_by_position, over=[0, 2], positions=[0, -1], **chosen)

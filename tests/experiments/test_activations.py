@@ -56,9 +56,9 @@ def collected(scene: Any, site: str, positions: Any, pool: Any, layers: Any = (1
     blocks = list(collect(model, work, rows, places))
     assert len(done) == len(blocks) > 1
     assert done[-1] == len(prompts)
-    numbers = [number for numbers, _ in blocks for number in numbers]
+    numbers = [number for block in blocks for number in block.rows]
     assert sorted(numbers) == list(range(len(rows)))
-    return rows, torch.cat([states for _, states in blocks])[torch.tensor(numbers).argsort()]
+    return rows, torch.cat([block.states for block in blocks])[torch.tensor(numbers).argsort()]
 
 
 @pytest.mark.parametrize("site", SITES)

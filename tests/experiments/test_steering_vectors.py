@@ -85,7 +85,8 @@ def close(ours: Tensor, expected: Tensor) -> bool:
     ("positions", "at"),
     [
         (("last",), lambda states: states[:, -1]),
-        (("all",), lambda states: states.mean(1)),
+        (("all",), lambda states: states[:, 1:].mean(1)),
+        (("0:",), lambda states: states.mean(1)),
         (("-3:",), lambda states: states[:, -3:].mean(1)),
         ((0, -2), lambda states: states[:, [0, -2]].mean(1)),
     ],
@@ -302,7 +303,9 @@ def test_sets_of_one_have_no_spread() -> None:
 
 
 def test_states_are_kept_apart_by_prompt() -> None:
-    states = MeanStates([0], torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]]), torch.tensor([[1.0], [5.0]]))
+    states = MeanStates(
+        [0], torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]]), [[0], [2]], [torch.ones(1, 1), torch.full((1, 1), 5.0)]
+    )
 
     assert activation(states).vectors.tolist() == [[2.0, 2.0]]
     assert activation(states).stream is not None

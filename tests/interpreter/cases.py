@@ -278,6 +278,8 @@ class Cases:
             made["neurons"] = self.dice.choice(("all", 3, "1:9", [0, -1, 5], "::3"))
         if op in ("add", "project_out"):
             made["vector"] = self._vector(site)
+        if op == "project_out" and self.dice.random() < 0.3:
+            made |= {"over": self.dice.choice(("all", 0)), "positions": self.dice.choice(("last", [0, -1], 0))}
         if op in ("add", "scale"):
             made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
         if op == "mean" and self.dice.random() < 0.5:

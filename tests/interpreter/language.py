@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.interpreter.plain import Edit, Edits, Place, Plain, States
-from tests.interpreter.text import Text, as_list, goes_on, numbers
+from tests.interpreter.text import Text, as_list, goes_on, numbers, without_first
 
 Operation = Mapping[str, Any]
 
@@ -144,8 +144,10 @@ class _Request:
 
     def _change(self, operation: Operation, place: Place) -> Edit:
         op = operation["op"]
-        ends = op == "patch" or (op == "mean" and "over_positions" not in operation)
-        at = self._reach(operation, operation.get("positions", "all"), False if ends else None)
+        ends = op == "patch" or ("over" in operation and "over_positions" not in operation)
+        asked = operation.get("positions", "all")
+        asked = without_first(asked, self.prompt) if op == "project_out" else asked
+        at = self._reach(operation, asked, False if ends else None)
         new = self._patch(operation, place, at) if op == "patch" else self._new(operation, place, at)
 
         def edit(states: Tensor, seen: States) -> Tensor:
@@ -172,6 +174,9 @@ class _Request:
         if op == "add":
             return lambda block: block + operation.get("factor", 1.0) * vector
         unit = vector / vector.norm()
+        if "over" in operation:
+            mean = self._mean(operation, place, at)
+            return lambda block: block + ((mean - block) * unit).sum(-1, keepdim=True) * unit
         return lambda block: block - (block * unit).sum(-1, keepdim=True) * unit
 
     def _mean(self, operation: Operation, place: Place, at: Sequence[int]) -> Tensor:
@@ -179,10 +184,14 @@ class _Request:
         over = range(len(self.prompts)) if operation["over"] == "all" else as_list(operation["over"])
         texts = [self.prompts[one] if isinstance(one, int) else self.by.read(one) for one in over]
         asked = operation.get("positions", "all")
-        taken = [self.by.clean(text)[place][text.at(operation.get("over_positions", asked))] for text in texts]
         if "over_positions" in operation:
-            return torch.cat(taken).mean(0)
-        into = self.prompt.at(asked)
+            together = operation["over_positions"]
+            return torch.cat(
+                [self.by.clean(text)[place][text.at(without_first(together, text))] for text in texts]
+            ).mean(0)
+        spared = operation["op"] == "project_out"
+        taken = [self.by.clean(text)[place][text.at(without_first(asked, text) if spared else asked)] for text in texts]
+        into = self.prompt.at(without_first(asked, self.prompt) if spared else asked)
         return torch.stack(taken).mean(0)[[into.index(one) for one in at]]
 
     def _patch(self, operation: Operation, place: Place, at: Sequence[int]) -> Callable[[Tensor], Tensor]:

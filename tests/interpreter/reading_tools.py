@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.interpreter.comparison import Comparison, divergence, entropy
 from tests.interpreter.plain import Edit, Place, States
 from tests.interpreter.subject import TIE, Subject, normal
-from tests.interpreter.text import Text, as_list, numbers
+from tests.interpreter.text import Text, as_list, numbers, without_first
 
 Arguments = dict[str, Any]
 
@@ -100,7 +100,8 @@ def collect_activations(subject: Subject, arguments: Arguments, result: Any, tol
     pool, rows = arguments.get("pool", "none"), list[Tensor]()
     for which, text in enumerate(prompts):
         states = subject.run(arguments["interventions"], prompts, which).states
-        at = text.at(arguments.get("positions", "last"))
+        asked = arguments.get("positions", "last")
+        at = text.at(without_first(asked, text) if pool == "mean" else asked)
         taken = torch.stack([states[site, layer][at] for layer in layers], 1)
         rows.append(taken if pool == "none" else taken.mean(0)[None] if pool == "mean" else taken[-1:])
     told.near(site, subject.lab.arrays["states"].float(), torch.cat(rows))

@@ -64,3 +64,8 @@ def goes_on(asked: Sequence[Any], last: bool) -> bool:
         isinstance(one, str) and (one == "all" or (last and one == "last") or re.fullmatch(r"\s*\d*\s*:\s*", one))
         for one in asked
     )
+
+
+def without_first(asked: Any, text: Text) -> Any:
+    """Positions whose states are averaged or projected out: `all` is without the first token, if there are others."""
+    return ["1:" if one == "all" and len(text.ids) > 1 else one for one in as_list(asked)]

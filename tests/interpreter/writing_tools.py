@@ -13,7 +13,7 @@ from tests.interpreter.language import Operation
 from tests.interpreter.plain import Edit, Place, States
 from tests.interpreter.reading_tools import Arguments, text, texts, words
 from tests.interpreter.subject import TIE, Subject, normal
-from tests.interpreter.text import Text, as_list, goes_on, numbers
+from tests.interpreter.text import Text, as_list, goes_on, numbers, without_first
 
 
 def generate(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
@@ -115,5 +115,5 @@ def make_vector(subject: Subject, arguments: Arguments, result: Any, told: Compa
 def _taken(subject: Subject, prompt: str, layer: int, arguments: Arguments) -> Tensor:
     """The mean state of a prompt at the positions asked for."""
     text = subject.by.read(prompt)
-    at = text.at(arguments.get("positions", "last"))
+    at = text.at(without_first(arguments.get("positions", "last"), text))
     return subject.by.clean(text)["layers_output", layer][at].mean(0)[None]

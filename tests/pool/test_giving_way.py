@@ -11,7 +11,7 @@ import pytest
 
 from tests.serving import Caller, http, text, until
 
-LONG = {"prompts": ["a b " * 20 + str(number % 7) for number in range(1000)]}
+LONG = {"prompts": ["a b " * 20 + str(number % 7) for number in range(300)]}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_short_call_runs_between_the_groups_of_a_long_one(clients: tuple[Calle
     assert rows(other, short["run_id"]) == rows(other, alone["run_id"])
     again = one.call("logit_lens", **LONG).structured_content
     assert {**again, "run_id": ""} == {**whole, "run_id": ""}
-    assert rows(one, again["run_id"], prompt=[3, 500, 999]) == rows(one, whole["run_id"], prompt=[3, 500, 999])
+    assert rows(one, again["run_id"], prompt=[3, 150, 299]) == rows(one, whole["run_id"], prompt=[3, 150, 299])
 
 
 def test_a_long_call_that_is_cancelled_while_others_run_ends(clients: tuple[Caller, Caller]) -> None:
@@ -68,7 +68,7 @@ def test_what_runs_no_pass_waits_for_none(clients: tuple[Caller, Caller]) -> Non
     one, other = clients
     said: list[float] = []
     # One group, which gives way to nobody.
-    texts = {"clean": ["a b c d e f g h"] * 40, "corrupted": ["a c c d e f g i"] * 40}
+    texts = {"clean": ["a b c d e f g h"] * 20, "corrupted": ["a c c d e f g i"] * 20}
     asked = texts | {"targets": {"x": ["a"], "y": ["b"]}}
     long = one.begin("patch_activations", lambda *progress: said.append(progress[0]), **asked)
     until(lambda: said)

@@ -45,6 +45,7 @@ EXAMPLES: list[dict[str, Any]] = [
     {"op": "patch", "layers": 3, "from": {"prompt": 0, "position": "last", "layer": 4}},
     {"op": "patch", "layers": 3, "from": {"prompt": [{"role": "user", "content": "hi"}]}},
     {"op": "project_out", "layers": "all", "vector": "refusal"},
+    {"op": "project_out", "layers": 3, "positions": "last", "vector": "refusal", "over": ["Rome is", "Paris is"]},
     {"op": "skip", "layers": [3, 4]},
     {"op": "knockout", "layers": 3, "heads": [0], "query_positions": "last", "key_positions": 2, "renormalise": False},
     {"op": "set_attention", "layers": 3, "pattern": "previous"},

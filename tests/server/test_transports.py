@@ -47,6 +47,19 @@ def test_a_session_from_load_to_unload(transport: str, tiny: Callable[..., Path]
     assert text(unloaded).startswith("tiny-gemma2 is unloaded: its process has ended and ")
 
 
+def test_requests_are_answered_also_where_the_input_ends_right_after_them() -> None:
+    with raw() as client:
+        client.initialize()
+        client.send("tools/list", 1)
+        client.send("prompts/list", 2)
+        assert client.process.stdin is not None
+        client.process.stdin.close()
+
+        assert client.answer(1)["result"]["tools"]
+        assert client.answer(2)["result"]["prompts"]
+        assert client.process.wait(30) == 0
+
+
 def test_two_clients_share_a_warm_model_and_get_their_own_answers(server: HttpServer) -> None:
     prompts = [f"number {n} of twelve" for n in range(12)]
     with server.client() as one, server.client("sse") as other:

@@ -13,7 +13,7 @@ import pytest
 
 from tools import transcripts
 
-QUICK = {"logit_lens", "explain_a_prediction"}
+QUICK = {"logit_lens"}
 EXAMPLES = [
     pytest.param(path, marks=[] if path.stem in QUICK else [pytest.mark.slow], id=path.stem)
     for path in transcripts.examples()

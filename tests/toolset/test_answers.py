@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
@@ -12,7 +11,7 @@ import pytest
 
 from nnterp_mcp.formatting import number
 from nnterp_mcp.toolset import specs
-from tests.serving import Caller, stdio, text
+from tests.serving import Caller, text
 
 pytestmark = pytest.mark.smollm2
 
@@ -30,7 +29,7 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "session": ("session", {}),
 }
 LARGE: dict[str, tuple[str, dict[str, Any]]] = {
-    "many prompts": ("logit_lens", {"prompts": [f"{PROMPT} {n}" for n in range(200)], "layers": [10, -1]}),
+    "many prompts": ("logit_lens", {"prompts": [f"{PROMPT} {n}" for n in range(60)], "layers": [10, -1]}),
     "all positions": ("logit_lens", {"prompts": f"{PROMPT} " * 60, "positions": "all", "layers": [3, 29]}),
     "top 20": ("logit_lens", {"prompts": PROMPT, "top_k": 20, "targets": TARGETS}),
     "many categories": (
@@ -40,14 +39,6 @@ LARGE: dict[str, tuple[str, dict[str, Any]]] = {
     "long tokens": ("logit_lens", {"prompts": " " * 400 + "=" * 200 + "\n" * 100, "positions": "all", "layers": "20:"}),
     "tokenize much": ("tokenize", {"prompts": [PROMPT * 20] * 300}),
 }
-
-
-@pytest.fixture(scope="module")
-def client(smollm2_folder: Path) -> Generator[Caller]:
-    with stdio() as caller:
-        loaded = caller.call("load_model", model="smollm2-135m")
-        assert not loaded.is_error, text(loaded)
-        yield caller
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -66,9 +57,9 @@ def written(value: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_a_default_answer(kind: str, client: Caller, count_tokens: Callable[[object], int]) -> None:
+def test_a_default_answer(kind: str, warm: Caller, count_tokens: Callable[[object], int]) -> None:
     tool, arguments = DEFAULTS[kind]
-    result = client.call(tool, **arguments)
+    result = warm.call(tool, **arguments)
     structured, said = result.structured_content, result.content[0].text
     print(f"{kind}: text {count_tokens(said)} tokens, structured content {count_tokens(structured)}")
 
@@ -83,10 +74,10 @@ def test_a_default_answer(kind: str, client: Caller, count_tokens: Callable[[obj
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_answer_is_bounded_and_says_what_it_left_out(
-    kind: str, client: Caller, count_tokens: Callable[[object], int]
+    kind: str, warm: Caller, count_tokens: Callable[[object], int]
 ) -> None:
     tool, arguments = LARGE[kind]
-    result = client.call(tool, **arguments)
+    result = warm.call(tool, **arguments)
     structured, said = result.structured_content, result.content[0].text
     print(f"{kind}: text {count_tokens(said)} tokens, structured content {count_tokens(structured)}")
 
@@ -98,8 +89,8 @@ def test_a_large_answer_is_bounded_and_says_what_it_left_out(
     assert all(note in said for note in structured["notes"])
 
 
-def test_the_lens_finds_paris(client: Caller) -> None:
-    result = client.call("logit_lens", prompts=PROMPT, targets=TARGETS)
+def test_the_lens_finds_paris(warm: Caller) -> None:
+    result = warm.call("logit_lens", prompts=PROMPT, targets=TARGETS)
     rows = result.structured_content["table"]["rows"]
     last = rows[-1]
 
@@ -112,8 +103,8 @@ def test_the_lens_finds_paris(client: Caller) -> None:
     assert f"{30 - len(rows)} layers not shown" in text(result)
 
 
-def test_layers_positions_and_top_k_are_what_was_asked_for(client: Caller) -> None:
-    result = client.call("logit_lens", prompts=PROMPT, layers=[3, -1], positions={"text": "France"}, top_k=2)
+def test_layers_positions_and_top_k_are_what_was_asked_for(warm: Caller) -> None:
+    result = warm.call("logit_lens", prompts=PROMPT, layers=[3, -1], positions={"text": "France"}, top_k=2)
     rows = result.structured_content["table"]["rows"]
 
     assert [row[0] for row in rows] == [3, 29]
@@ -122,17 +113,17 @@ def test_layers_positions_and_top_k_are_what_was_asked_for(client: Caller) -> No
     assert not result.structured_content["truncated"]
 
 
-def test_a_batch_reads_each_prompt_as_if_it_were_alone(client: Caller) -> None:
+def test_a_batch_reads_each_prompt_as_if_it_were_alone(warm: Caller) -> None:
     prompts = [PROMPT, "Two", "The sun rises in the east and, as everybody knows, sets in the"]
-    together = client.call("logit_lens", prompts=prompts).structured_content["table"]["rows"]
-    alone = [client.call("logit_lens", prompts=prompt).structured_content["table"]["rows"][-1] for prompt in prompts]
+    together = warm.call("logit_lens", prompts=prompts).structured_content["table"]["rows"]
+    alone = [warm.call("logit_lens", prompts=prompt).structured_content["table"]["rows"][-1] for prompt in prompts]
 
     assert [row[3][0] for row in together] == [row[1][0][0] for row in alone]
     assert [row[3][1] for row in together] == pytest.approx([row[1][0][1] for row in alone], abs=1e-3)
 
 
-def test_tokens_are_those_of_the_model(client: Caller) -> None:
-    result = client.call("tokenize", prompts=PROMPT)
+def test_tokens_are_those_of_the_model(warm: Caller) -> None:
+    result = warm.call("tokenize", prompts=PROMPT)
 
     assert [row[2] for row in result.structured_content["tokens"]["rows"]] == [
         "The",

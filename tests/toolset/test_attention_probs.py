@@ -288,19 +288,17 @@ def test_a_cancelled_call_stops_and_attention_is_as_before(llama: Bench):
 
 
 @pytest.mark.smollm2
-def test_a_client_finds_induction_heads_and_cuts_them(smollm2_folder: Path):
-    with serving.stdio() as client:
-        assert not client.call("load_model", model="smollm2-135m").is_error
-        plain = client.call("attention_probs", prompts=GIFT)
-        assert not plain.is_error, serving.text(plain)
-        heads = [row[0] for row in plain.structured_content["table"]["rows"] if row[1] == "induction"]
-        knockouts = [
-            {"op": "knockout", "layers": int(layer), "heads": int(head)}
-            for layer, head in (name.removeprefix("L").split("H") for name in heads)
-        ]
-        cut = client.call("attention_probs", prompts=GIFT, layers=0, interventions=knockouts)
+def test_a_client_finds_induction_heads_and_cuts_them(warm: serving.Caller):
+    plain = warm.call("attention_probs", prompts=GIFT)
+    assert not plain.is_error, serving.text(plain)
+    heads = [row[0] for row in plain.structured_content["table"]["rows"] if row[1] == "induction"]
+    knockouts = [
+        {"op": "knockout", "layers": int(layer), "heads": int(head)}
+        for layer, head in (name.removeprefix("L").split("H") for name in heads)
+    ]
+    cut = warm.call("attention_probs", prompts=GIFT, layers=0, interventions=knockouts)
 
-        assert heads == ["L18H6", "L17H3", "L17H4", "L17H5"]
-        assert plain.structured_content["copying"] > 0.3
-        assert cut.structured_content["copying"] < 0.05
-        assert "induction L18H6" in serving.text(plain)
+    assert heads == ["L18H6", "L17H3", "L17H4", "L17H5"]
+    assert plain.structured_content["copying"] > 0.3
+    assert cut.structured_content["copying"] < 0.05
+    assert "induction L18H6" in serving.text(plain)

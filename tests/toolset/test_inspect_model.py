@@ -226,17 +226,15 @@ def test_says_of_a_module(llama: Bench, snapshot: SnapshotAssertion):
 
 
 @pytest.mark.smollm2
-def test_a_client_looks_around(smollm2_folder: Path):
+def test_a_client_looks_around(smollm2_folder: Path, warm: serving.Caller):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
-    with serving.stdio() as client:
-        assert not client.call("load_model", model="smollm2-135m").is_error
-        for arguments in ({}, {"path": "layers[3].self_attn"}, {"source": True}, {"path": "model", "source": True}):
-            result = client.call("inspect_model", **arguments)
-            said, facts = serving.text(result), json.dumps(result.structured_content, ensure_ascii=False)
+    for arguments in ({}, {"path": "layers[3].self_attn"}, {"source": True}, {"path": "model", "source": True}):
+        result = warm.call("inspect_model", **arguments)
+        said, facts = serving.text(result), json.dumps(result.structured_content, ensure_ascii=False)
 
-            assert not result.is_error, said
-            assert len(tokenizer(said)["input_ids"]) <= 1000
-            assert len(tokenizer(facts)["input_ids"]) <= 1000
-        assert "layers[0-29] | model.layers.0-29 | LlamaDecoderLayer" in serving.text(client.call("inspect_model"))
+        assert not result.is_error, said
+        assert len(tokenizer(said)["input_ids"]) <= 1000
+        assert len(tokenizer(facts)["input_ids"]) <= 1000
+    assert "layers[0-29] | model.layers.0-29 | LlamaDecoderLayer" in serving.text(warm.call("inspect_model"))

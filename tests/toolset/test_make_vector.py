@@ -89,6 +89,28 @@ def test_every_method_keeps_what_it_says(
     assert [round(norm, 5) for norm in scaled.card.norms] == [2.5] * len(rows)
 
 
+def test_the_first_token_is_left_out_of_a_mean_over_all(bench: Bench) -> None:
+    import torch
+
+    first = bench.model.tokenizer("We")["input_ids"][0]
+    with torch.no_grad():
+        bench.model.module.get_input_embeddings().weight[first] *= 1000  # an attention sink
+    sets = {"positive": ["We won the game", "We saw the sea"], "negative": ["We lost the game", "We met the man"]}
+    spared, whole, later = (
+        ask(bench, name="it", method="mean_difference", positions=positions, **sets)
+        for positions in ("all", "0:", "1:")
+    )
+
+    assert spared.card.norms == later.card.norms != whole.card.norms
+    assert (spared.first_left_out, later.first_left_out, whole.first_left_out) == (True, False, False)
+    assert (spared.dominant, later.dominant) == (None, None)
+    assert whole.dominant is not None
+    assert whole.dominant.ratio > 100
+    named = f"The token {json.dumps(bench.model.tokenizer.decode(first))} (position 0 of prompt "
+    assert any(note.startswith(named) and "dominates the mean at layer" in note for note in SPEC.digest(whole).notes)
+    assert any("'all' leaves each prompt's first token" in note for note in SPEC.digest(spared).notes)
+
+
 def test_numbers_come_from_files_in_allowed_folders(bench: Bench, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -238,7 +260,7 @@ def test_answers_are_small(smollm2_folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     for layers in (1, 32, 80):
-        answer = SPEC.digest(made_result(layers))
+        answer = SPEC.digest(made_result(layers, first_left_out=True))
         assert len(tokenizer(answer.text())["input_ids"]) <= 900
         assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
 

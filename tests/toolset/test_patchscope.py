@@ -408,10 +408,8 @@ def test_a_chats_turn_is_a_source(tiny_bench: Bench):
 
 
 @pytest.mark.smollm2
-def test_through_a_client():
-    with serving.stdio() as caller:
-        caller.call("load_model", model="smollm2-135m")
-        result = caller.call("patchscope", source_prompts=QUESTION, targets=TARGETS, source_layers="20:")
+def test_through_a_client(warm: serving.Caller):
+    result = warm.call("patchscope", source_prompts=QUESTION, targets=TARGETS, source_layers="20:")
 
     said = serving.text(result)
     assert not result.is_error, said

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import Caller, stdio, text
+from tests.serving import Caller, text
 
 pytestmark = pytest.mark.smollm2
 
@@ -45,29 +43,22 @@ _POINTER = re.compile(r"(\d+) (?:more )?([a-z ]+?)s?(?: of text)? not shown: rea
 _PART = re.compile(r"([\w.]+) \((\d+) rows?: ([^()]+)\)")
 
 
-@pytest.fixture(scope="module")
-def client(smollm2_folder: Path) -> Generator[Caller]:
-    with stdio() as caller:
-        assert not caller.call("load_model", model="smollm2-135m").is_error
-        yield caller
-
-
-def read(client: Caller, run_id: str, part: str, **arguments: Any) -> dict[str, Any]:
-    found = client.call("read_run", run_id=run_id, part=part, **arguments)
+def read(warm: Caller, run_id: str, part: str, **arguments: Any) -> dict[str, Any]:
+    found = warm.call("read_run", run_id=run_id, part=part, **arguments)
     assert not found.is_error, text(found)
     assert found.structured_content is not None
     return found.structured_content
 
 
 @pytest.mark.parametrize("kind", CALLS)
-def test_what_an_answer_leaves_out_is_in_the_part_that_it_names(kind: str, client: Caller) -> None:
+def test_what_an_answer_leaves_out_is_in_the_part_that_it_names(kind: str, warm: Caller) -> None:
     tool, arguments = CALLS[kind]
-    result = client.call(tool, **arguments)
+    result = warm.call(tool, **arguments)
     answer: Any = result.structured_content
     assert not result.is_error, text(result)
 
     for count, noun, part in _POINTER.findall(" ".join(answer["notes"])):
-        whole = read(client, answer["run_id"], part, limit=500, format="json")
+        whole = read(warm, answer["run_id"], part, limit=500, format="json")
         names = whole["table"]["columns"]
         if noun.endswith("layer"):
             column = next(name for name in names if name.rsplit(".", 1)[-1] in ("layer", "source_layer"))
@@ -78,29 +69,29 @@ def test_what_an_answer_leaves_out_is_in_the_part_that_it_names(kind: str, clien
 
 
 @pytest.mark.parametrize("kind", ["lens", "prompts", "steer", "patch", "collect"])
-def test_the_parts_that_an_answer_lists_have_the_columns_that_it_lists(kind: str, client: Caller) -> None:
+def test_the_parts_that_an_answer_lists_have_the_columns_that_it_lists(kind: str, warm: Caller) -> None:
     tool, arguments = CALLS[kind]
-    answer: Any = client.call(tool, **arguments).structured_content
+    answer: Any = warm.call(tool, **arguments).structured_content
     (listed,) = [note for note in answer["notes"] if note.startswith("Parts for read_run: ")]
     parts = _PART.findall(listed)
 
     assert parts
     for name, count, columns in parts:
-        page = read(client, answer["run_id"], name, limit=2, format="json")
+        page = read(warm, answer["run_id"], name, limit=2, format="json")
         assert page["total"] == int(count)
         assert set(columns.split(", ")) - set(page["table"]["columns"]) <= {f"those of {name.rpartition('.')[0]}"}
         for column in page["table"]["columns"]:
             value = page["table"]["rows"][0][page["table"]["columns"].index(column)]
             if isinstance(value, str | int) and value != "":
-                assert read(client, answer["run_id"], name, where={column: value})["total"] >= 1
-    read(client, answer["run_id"], "result")
-    read(client, answer["run_id"], "record")
+                assert read(warm, answer["run_id"], name, where={column: value})["total"] >= 1
+    read(warm, answer["run_id"], "result")
+    read(warm, answer["run_id"], "record")
 
 
-def test_every_layer_has_a_number_where_the_table_shows_only_some(client: Caller) -> None:
-    whole: Any = client.call("logit_lens", prompts=PROMPT, targets=TARGETS).structured_content
+def test_every_layer_has_a_number_where_the_table_shows_only_some(warm: Caller) -> None:
+    whole: Any = warm.call("logit_lens", prompts=PROMPT, targets=TARGETS).structured_content
     ((name, numbers),) = whole["by_layer"].items()
-    rows = read(client, whole["run_id"], "readings.layers", limit=30, format="json")["table"]
+    rows = read(warm, whole["run_id"], "readings.layers", limit=30, format="json")["table"]
 
     assert name == "capital p, layers 0 to 29"
     expected = [row[rows["columns"].index("targets")][0][0] for row in rows["rows"]]

@@ -21,7 +21,7 @@ def bench(tmp_path: Path) -> Bench:
     return make_bench(tmp_path)
 
 
-@pytest.mark.parametrize("positions", ["last", "-2:"])
+@pytest.mark.parametrize("positions", ["last", "-2:", "all"])
 @pytest.mark.parametrize("method", ["mean_difference", "principal_component", "activation"])
 def test_a_run_gives_what_its_prompts_give(bench: Bench, method: str, positions: str) -> None:
     import torch

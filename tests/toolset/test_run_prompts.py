@@ -22,7 +22,7 @@ from nnterp_mcp.toolset.run_prompts.figure import figure
 from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
-from tests.serving import stdio, text
+from tests.serving import Caller, text
 from tests.toolset.test_make_vector import make_bench
 
 PROMPTS = ["The capital of France is", "Madrid", "The capital of Spain is the city of", "Paris and London"]
@@ -251,7 +251,7 @@ def test_prompts_must_share_their_categories(bench: Bench) -> None:
 
 @pytest.mark.smollm2
 def test_the_answer_through_a_client(
-    smollm2_folder: Path, count_tokens: Callable[[object], int], snapshot: SnapshotAssertion
+    warm: Caller, count_tokens: Callable[[object], int], snapshot: SnapshotAssertion
 ) -> None:
     cities = {"France": "Paris", "Italy": "Rome", "England": "London", "Germany": "Berlin", "Japan": "Tokyo"}
     items = [
@@ -261,14 +261,12 @@ def test_the_answer_through_a_client(
         }
         for country, city in cities.items()
     ]
-    with stdio() as caller:
-        caller.call("load_model", model="smollm2-135m")
-        for arguments in ({}, {"readout": "logit_lens"}):
-            answer = caller.call("run_prompts", prompts=items, **arguments)
-            assert not answer.is_error
-            assert text(answer) == snapshot
-            assert count_tokens(text(answer)) <= 1000
-            assert count_tokens(answer.structured_content) <= 1000
+    for arguments in ({}, {"readout": "logit_lens"}):
+        answer = warm.call("run_prompts", prompts=items, **arguments)
+        assert not answer.is_error
+        assert text(answer) == snapshot
+        assert count_tokens(text(answer)) <= 1000
+        assert count_tokens(answer.structured_content) <= 1000
 
 
 def test_large_answers_stay_small(count_tokens: Callable[[object], int]) -> None:

@@ -139,11 +139,12 @@ def test_a_probe_becomes_a_vector(bench: Bench, plain: Any, method: str) -> None
 
 
 def test_a_run_gives_what_its_prompts_give(bench: Bench) -> None:
-    run_id, _ = collect(bench, prompts=GROUPS, positions="-2:")
-    direct, recalled = train(bench, positions="-2:"), train(bench, run=run_id)
+    for positions in ("all", "-2:"):
+        run_id, _ = collect(bench, prompts=GROUPS, positions=positions)
+        direct, recalled = train(bench, positions=positions), train(bench, run=run_id)
 
-    assert recalled.run == run_id
-    assert recalled.model_copy(update={"run": None}) == direct
+        assert recalled.run == run_id
+        assert recalled.model_copy(update={"run": None}) == direct
     assert [layer.layer for layer in train(bench, run=run_id, layers=[1, 3]).layers] == [1, 3]
     with_heads, _ = collect(bench, prompts=GROUPS, site="heads_output", layers=[2])
     at_heads = train(bench, run=with_heads)

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.dominance import find_dominant
 from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.formatting import dominating, elided, quoted
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.request.remarks import remark
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def gather(
         for listed, states in zip(asked.values(), forward(model, batch, captures=captures).values, strict=True):
             parts = states.split([len(request.positions) for _, request in listed])
             for (row, request), part in zip(listed, parts, strict=True):
-                found[request] = _part(batch, row, request, part)
+                found[request] = _part(model, batch, row, request, part)
         return found
 
     for _, found in work.run_batches(model, read):
@@ -91,7 +95,20 @@ def _entries(batch: Batch, asked: Sequence[tuple[int, Request]]) -> dict[str, Te
     return {"rows": rows, "columns": columns}
 
 
-def _part(batch: Batch, row: int, request: Request, states: Tensor) -> Tensor:
+def _part(model: StandardizedTransformer, batch: Batch, row: int, request: Request, states: Tensor) -> Tensor:
     if request.place.site == "attention_probabilities":
         states = states[..., batch.padding[row] :].clone()
-    return states.float().sum(0) if request.summed else states
+    if not request.summed:
+        return states
+    _warn_of_dominance(model, request, states.float().flatten(1).norm(dim=-1))
+    return states.float().sum(0)
+
+
+def _warn_of_dominance(model: StandardizedTransformer, request: Request, norms: Float[Tensor, " position"]) -> None:
+    found = find_dominant(norms[:, None])
+    if found is not None:
+        at = request.positions[found.state]
+        token = token_text(model.tokenizer, request.prompt.ids[at])
+        where = f"position {at} of {quoted(elided(request.prompt.text))}"
+        where = f"position {at} of {quoted(elided(request.prompt.text))}"
+        remark(dominating(token, where, request.place.layer, found.ratio))

@@ -24,14 +24,14 @@ from nnterp_mcp.engine.edits import (
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
+from nnterp_mcp.engine.planning.correspondence import mean_by_position, require_match
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
 from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.attention_span import Horizon
-from nnterp_mcp.model.text.positions import resolve_positions
+from nnterp_mcp.model.text.positions import resolve_averaged, resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import (
     Add,
@@ -50,6 +50,7 @@ from nnterp_mcp.request.operations import (
     site_of,
 )
 from nnterp_mcp.request.positions import goes_on
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
 from nnterp_mcp.request.sites import HEAD_SITES
 
@@ -218,9 +219,15 @@ class _Planner:
             yield lambda gathered, edit=edit: edit
 
     def _change_states(self, operation: StateOperation, place: Place, chosen: Sequence[EncodedPrompt]) -> Draft:
-        by_position = isinstance(operation, Patch) or (isinstance(operation, Mean) and operation.over_positions is None)
+        by_position = (
+            isinstance(operation, Patch)
+            or (isinstance(operation, Mean) and operation.over_positions is None)
+            or (isinstance(operation, ProjectOut) and operation.over is not None)
+        )
         onward = not by_position and goes_on(operation.positions)
-        reach = self._reach(operation.positions, chosen, operation.steps, onward)
+        resolve = resolve_averaged if isinstance(operation, ProjectOut) else resolve_positions
+        positions = {prompt.index: resolve(operation.positions, prompt) for prompt in chosen}
+        reach = Reach(positions, onward, in_step(operation.steps))
         heads = None if operation.heads is None else self._heads(operation.heads, place)
         if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
             resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"a state at {place}")
@@ -240,6 +247,8 @@ class _Planner:
             return make(operation, place, reach, chosen, heads)
         if isinstance(operation, Mean):
             return self._average(operation, place, reach, chosen, heads)
+        if isinstance(operation, ProjectOut):
+            return self._project_out(operation, place, reach, chosen, heads)
         change = self._simple(operation, place)
         return lambda gathered: change
 
@@ -247,12 +256,26 @@ class _Planner:
         if isinstance(operation, Add):
             vector = resolve_vector(self._model, operation.vector, place, self._vectors)
             return Added(vector * operation.factor, label_of(operation.vector), place)
-        if isinstance(operation, ProjectOut):
-            vector = resolve_vector(self._model, operation.vector, place, self._vectors)
-            if not bool(vector.any()):
-                raise InvalidRequest(f"{label_of(operation.vector)} is zero, so it has no direction to project out.")
-            return Projected(vector, label_of(operation.vector), place)
         return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
+
+    def _project_out(
+        self,
+        operation: ProjectOut,
+        place: Place,
+        reach: Reach,
+        chosen: Sequence[EncodedPrompt],
+        heads: Sequence[int] | None,
+    ) -> Callable[[Gathered], Change]:
+        vector, label = resolve_vector(self._model, operation.vector, place, self._vectors), label_of(operation.vector)
+        if not bool(vector.any()):
+            raise InvalidRequest(f"{label} is zero, so it has no direction to project out.")
+        if operation.over is None:
+            return lambda gathered: Projected(vector, label, place)
+        prompts = self._averaged_prompts(operation.over)
+        requests = [Request(prompt, place, resolve_averaged(operation.positions, prompt)) for prompt in prompts]
+        self.requests += requests
+        mean = mean_by_position(requests, reach, chosen, heads)
+        return lambda gathered: Projected(vector, label, place, mean(gathered))
 
     def _average(
         self,
@@ -262,30 +285,22 @@ class _Planner:
         chosen: Sequence[EncodedPrompt],
         heads: Sequence[int] | None,
     ) -> Callable[[Gathered], Change]:
-        together = operation.over_positions is not None
-        asked = operation.over_positions or operation.positions
-        over = range(len(self._prompts)) if operation.over == "all" else operation.over
-        named = [self._named_prompt(one) for one in over if self._prompts or not isinstance(one, int)]
-        requests = [Request(prompt, place, resolve_positions(asked, prompt), together) for prompt in named]
-        self.requests += requests
-        if together:
-            count = sum(len(request.positions) for request in requests)
-            return lambda gathered: Averaged(torch.stack([gathered[r] for r in requests]).sum(0) / count, heads)
-        counts = {len(request.positions) for request in requests}
-        odd = next((prompt.index for prompt in chosen if {len(reach.positions[prompt.index])} != counts), None)
-        if odd is not None:
-            raise InvalidRequest(
-                f"a mean position by position needs as many positions in each prompt: prompt {odd} has "
-                f"{len(reach.positions[odd])} of them, the prompts of over {ranges(sorted(counts))}.",
-                "Name prompts of equal length, other positions, or over_positions to average several together.",
-            )
-        index = {(prompt.index, at): i for prompt in chosen for i, at in enumerate(reach.positions[prompt.index])}
+        prompts = self._averaged_prompts(operation.over)
+        if operation.over_positions is None:
+            requests = [Request(prompt, place, resolve_positions(operation.positions, prompt)) for prompt in prompts]
+            self.requests += requests
+            return mean_by_position(requests, reach, chosen, heads)
+        together = [
+            Request(prompt, place, resolve_averaged(operation.over_positions, prompt), summed=True)
+            for prompt in prompts
+        ]
+        self.requests += together
+        count = sum(len(request.positions) for request in together)
+        return lambda gathered: Averaged(torch.stack([gathered[r] for r in together]).sum(0) / count, heads)
 
-        def patched(gathered: Gathered) -> Patched:
-            mean = torch.stack([gathered[request].float() for request in requests]).mean(0)
-            return Patched(dict.fromkeys((prompt.index for prompt in chosen), mean), index, heads)
-
-        return patched
+    def _averaged_prompts(self, over: str | Sequence[int | Prompt]) -> list[EncodedPrompt]:
+        named = range(len(self._prompts)) if isinstance(over, str) else over
+        return [self._named_prompt(one) for one in named if self._prompts or not isinstance(one, int)]
 
     def _patch(
         self,
@@ -302,7 +317,7 @@ class _Planner:
             source = self._source_prompt(operation, prompt)
             positions = resolve_positions(operation.source.position or operation.positions, source)
             into = reach.positions[prompt.index]
-            _require_match(positions, into, prompt, source, place)
+            require_match(positions, into, prompt, source, place)
             requests[prompt.index] = Request(source, origin, positions)
             index |= {(prompt.index, at): min(i, len(positions) - 1) for i, at in enumerate(into)}
         self.requests += requests.values()
@@ -329,7 +344,7 @@ class _Planner:
             if asked is not None or not kept.sole(source.index):
                 at = resolve_positions(asked or operation.positions, source)
             taken, into = kept.take(origin.layer, source.index, at), reach.positions[prompt.index]
-            _require_match(range(len(taken)), into, prompt, source, place)
+            require_match(range(len(taken)), into, prompt, source, place)
             states[prompt.index] = taken.to(self._model.device)
             index |= {(prompt.index, to): min(i, len(taken) - 1) for i, to in enumerate(into)}
         change = Patched(states, index, heads)
@@ -383,18 +398,3 @@ class _Planner:
                 self._model.tokenizer, [prompt], self._model.name, self._model.context, self._model.embedded
             )
         return self._encoded[key]
-
-
-def _require_match(
-    positions: Sequence[int], into: Sequence[int], prompt: EncodedPrompt, source: EncodedPrompt, place: Place
-) -> None:
-    if len(positions) not in (1, len(into)):
-        raise InvalidRequest(
-            f"the patch takes {len(positions)} positions and puts {len(into)} into prompt {prompt.index}: "
-            "take one, or as many as are put."
-        )
-    if place.site == "attention_probabilities" and len(source.ids) != len(prompt.ids):
-        raise InvalidRequest(
-            f"attention can be patched between prompts of equal length only: the source has {len(source.ids)} tokens, "
-            f"prompt {prompt.index} has {len(prompt.ids)}."
-        )

@@ -342,15 +342,9 @@ def average_rows(
     return total / counts.reshape(-1, *[1] * (taken.ndim - 1))
 
 
-def average_over(
-    states: Float[Tensor, "row token hidden"], options: dict[str, Any]
-) -> Float[Tensor, "row hidden_and_length"]:
-    """The mean of each row's states, weighted by `weights` (row, token), and behind it that of their lengths."""
-    at = options["weights"].to(states.device)
-    chosen = torch.where(at[..., None] > 0, states.float(), 0)
-    mean = (chosen * at[..., None]).sum(1)
-    length = (chosen.norm(dim=-1) * at).sum(1, keepdim=True)
-    return torch.cat([mean, length], dim=-1)
+def take_norms(states: Float[Tensor, "row position *head width"], options: dict[str, Any]) -> Float[Tensor, " entry"]:
+    """The norms of the states at some `rows` and `columns`, heads concatenated."""
+    return take_rows(states, options).float().flatten(1).norm(dim=-1)
 
 
 def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:

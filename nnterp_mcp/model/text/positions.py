@@ -28,6 +28,24 @@ def resolve_positions(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> l
     return sorted({index for spec in asked for index in _resolve(spec, prompt)})
 
 
+def resolve_averaged(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> list[int]:
+    """Turns positions whose states are averaged, or projected out, into sorted token indices of one prompt.
+
+    They are those of `resolve_positions`, except that `all` leaves the first token out of a prompt that has others. In
+    many models its state is hundreds of times longer than any other, an attention sink, so that a mean over all tokens
+    is mostly that state. The range `0:` includes it.
+
+    Raises:
+        InvalidRequest: A position does not exist in the prompt.
+
+    Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023); Sun et al., "Massive
+    Activations in Large Language Models" (2024).
+    """
+    if len(prompt.ids) == 1:
+        return resolve_positions(asked, prompt)
+    return resolve_positions(["1:" if spec == "all" else spec for spec in asked], prompt)
+
+
 def _resolve(spec: PositionSpec, prompt: EncodedPrompt) -> list[int]:
     check_cancelled()
     length = len(prompt.ids)

@@ -89,7 +89,7 @@ class Mean(BaseStateOperation):
     Attributes:
         over: The prompts: others by their texts, those of the request by their indices, or `all` of the request.
         over_positions: Averages over these positions of all those prompts together, for one state that goes to every
-            position, new tokens included.
+            position, new tokens included. Here `all` leaves out each prompt's first token, as in `ProjectOut`.
     """
 
     op: Literal["mean"] = "mean"
@@ -108,10 +108,19 @@ class Patch(BaseStateOperation):
 
 
 class ProjectOut(BaseStateOperation):
-    """Removes the component along a vector: directional ablation."""
+    """Removes the component along a vector: directional ablation.
+
+    Among the positions, `all` leaves out the first token of a prompt that has others: it is often an attention sink,
+    whose state is hundreds of times longer than any other. The range `0:` includes it.
+
+    Attributes:
+        over: Sets the component to its mean over the clean runs of these prompts, position by position, in place of
+            zero: others by their texts, those of the request by their indices, or `all` of the request.
+    """
 
     op: Literal["project_out"] = "project_out"
     vector: Vector
+    over: AveragedPrompts | None = None
 
 
 class Skip(BaseOperation):

@@ -6,6 +6,7 @@ Every part is bounded, so that no label needs to be cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from nnterp_mcp.formatting import elided, plural, quoted, ranges
 from nnterp_mcp.request.operations.kinds import (
@@ -72,7 +73,7 @@ def _parts(operation: Operation) -> Iterator[str]:
     if isinstance(operation, StateOperation):
         if operation.neurons is not None:
             yield _indices("neuron", operation.neurons)
-        yield _positions("position", operation.positions)
+        yield _positions("position", operation.positions, isinstance(operation, ProjectOut))
     elif not isinstance(operation, Skip):
         yield _positions("query", operation.query_positions)
     if isinstance(operation, Knockout):
@@ -84,6 +85,8 @@ def _parts(operation: Operation) -> Iterator[str]:
         yield _source(operation.source)
     if isinstance(operation, Mean):
         yield _averaged(operation)
+    if isinstance(operation, ProjectOut) and operation.over is not None:
+        yield f"to its mean over {_prompts(operation.over)} position by position, unedited"
 
 
 def _steps(operation: Operation) -> str:
@@ -92,6 +95,7 @@ def _steps(operation: Operation) -> str:
         goes_on(operation.positions if isinstance(operation, StateOperation) else operation.query_positions)
         and not isinstance(operation, Patch)
         and not (isinstance(operation, Mean) and operation.over_positions is None)
+        and not (isinstance(operation, ProjectOut) and operation.over is not None)
         and not (isinstance(operation, SetAttention) and not isinstance(operation.pattern, str))
     )
     steps = "every step" if operation.steps == "all" else _indices("step", operation.steps)
@@ -111,14 +115,17 @@ def _source(source: Source) -> str:
 
 def _averaged(operation: Mean) -> str:
     """The prompts and positions of a mean."""
-    if operation.over == "all":
-        prompts = "all prompts of the call"
-    else:
-        named = ", ".join(map(_prompt, operation.over[:_NAMED])) + (", …" if len(operation.over) > _NAMED else "")
-        prompts = f"{plural(len(operation.over), 'prompt')} ({named})"
+    prompts = _prompts(operation.over)
     if operation.over_positions is None:
         return f"over {prompts} position by position, unedited"
-    return f"over {prompts}, {_positions('position', operation.over_positions)} of them together, unedited"
+    return f"over {prompts}, {_positions('position', operation.over_positions, True)} of them together, unedited"
+
+
+def _prompts(over: Literal["all"] | tuple[int | Prompt, ...]) -> str:
+    if over == "all":
+        return "all prompts of the call"
+    named = ", ".join(map(_prompt, over[:_NAMED])) + (", …" if len(over) > _NAMED else "")
+    return f"{plural(len(over), 'prompt')} ({named})"
 
 
 def _prompt(prompt: int | Prompt) -> str:
@@ -130,11 +137,11 @@ def _prompt(prompt: int | Prompt) -> str:
 _PLURALS = {"query": "queries"}
 
 
-def _positions(noun: str, positions: Sequence[PositionSpec]) -> str:
-    """Positions as they were asked for."""
+def _positions(noun: str, positions: Sequence[PositionSpec], first_left_out: bool = False) -> str:
+    """Positions as they were asked for; where `all` leaves out the first token, that is said."""
     many = _PLURALS.get(noun, f"{noun}s")
     if tuple(positions) == ("all",):
-        return f"all {many}"
+        return f"all {many} but the first" if first_left_out else f"all {many}"
     named = [_position(at) for at in positions[:_NAMED]]
     more = [f"… ({len(positions)})"] if len(positions) > _NAMED else []
     several = len(positions) > 1 or ":" in str(positions[0])

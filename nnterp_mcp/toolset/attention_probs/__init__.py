@@ -11,11 +11,10 @@ SPEC = ToolSpec(
     name="attention_probs",
     title="Attention probabilities",
     description=(
-        "See which tokens heads read: by head the entropy (nats), attention to the first, previous and same "
-        "token, to earlier tokens equal to the query (duplicate) and to what followed those (induction), and "
-        "the strongest pairs; with query_positions, what these tokens read. Heads are also scored on repeated"
-        " random tokens. Attention shows where information could be read, not what was done with it; what "
-        "goes to the first token counts as `first` only."
+        "See which tokens heads read: by head the entropy (nats) and attention to the first, previous and "
+        "same token, to earlier copies of the query (duplicate) and to what followed those (induction), with "
+        "the strongest pairs; with query_positions, what these tokens read. Heads are also scored on "
+        "repeated random tokens. Attention shows where information could be read, not its use."
     ),
     params=AttentionProbsParams,
     digest=digest,

@@ -11,9 +11,9 @@ SPEC = ToolSpec(
     name="collect_activations",
     title="Collect activations",
     description=(
-        "Keep hidden states for later calls and see how far groups of prompts lie apart: stores the states "
-        "with an index, for read_run and the op patch (from.run). By layer it gives norms, the cosine and the"
-        " gap between group means next to those of random groups, and principal components."
+        "Keep hidden states for read_run, train_probe and the op patch (from.run), and see how far groups of "
+        "prompts lie apart: by layer norms, cosine and gap between group means next to those of random "
+        "groups, and principal components."
     ),
     params=CollectActivationsParams,
     digest=digest,

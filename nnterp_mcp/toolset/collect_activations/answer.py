@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, size, spread
-from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
 from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.collect_activations.result import (
     CollectActivationsAnswer,
@@ -15,8 +15,11 @@ from nnterp_mcp.toolset.collect_activations.result import (
     GroupsApart,
 )
 
-_LAYERS = 10
-"""Layers that an answer shows."""
+_BUDGET = 500
+"""Tokens that the rows of the table and the line of all layers may take, about."""
+
+_ROW = 45
+"""Tokens of a row, about."""
 
 _GROUPS = 4
 """Groups whose lengths an answer shows."""
@@ -29,7 +32,8 @@ def digest(result: CollectActivationsResult) -> CollectActivationsAnswer:
     """The states that were collected, with their geometry in some of the layers."""
     widest = max(result.summaries, key=_gap, default=None)
     marks = [0, len(result.summaries) - 1, *([result.summaries.index(widest)] if widest else [])]
-    shown = [result.summaries[at] for at in spread(range(len(result.summaries)), marks, _LAYERS)]
+    room = max(4, (_BUDGET - PER_LAYER * len(result.summaries)) // _ROW)
+    shown = [result.summaries[at] for at in spread(range(len(result.summaries)), marks, room)]
     return CollectActivationsAnswer(
         finding=_finding(result, widest),
         notes=_notes(result, len(result.summaries) - len(shown)),
@@ -37,7 +41,17 @@ def digest(result: CollectActivationsResult) -> CollectActivationsAnswer:
         total=result.asked,
         truncated=len(shown) < len(result.summaries),
         table=_table(result, shown),
+        by_layer=_every_layer(result) if len(shown) < len(result.summaries) else {},
     )
+
+
+def _every_layer(result: CollectActivationsResult) -> dict[str, list[float]]:
+    """The gap between groups at each layer; the norm where there is one group, or too many to compare."""
+    summaries = [summary for summary in result.summaries if summary.layer is not None]
+    layers = [summary.layer for summary in summaries if summary.layer is not None]
+    if summaries[0].pairs:
+        return by_layer(layers, {"gap": [_gap(summary) for summary in summaries]})
+    return by_layer(layers, {"norm": [fmean(group.norm for group in summary.groups) for summary in summaries]})
 
 
 def _mean(summary: CollectedLayer, figure: Callable[[GroupsApart], float]) -> float:
@@ -92,7 +106,8 @@ def _explained(summary: CollectedLayer, component: int) -> float | None:
 
 
 def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
-    notes = in_force(result.interventions)
+    notes = on_means(result.first_left_out, result.dominant and result.dominant.warning)
+    notes += in_force(result.interventions)
     if len(result.rows) < result.asked:
         notes.append(f"{plural(result.asked - len(result.rows), 'row')} of {result.asked} were not read: NaN.")
     if len(result.groups) > 1 and result.summaries and not result.summaries[0].pairs:

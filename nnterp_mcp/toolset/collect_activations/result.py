@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from collections import Counter
+
+from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
 from nnterp_mcp.request.sites import Site
 
 STATES = "states"
@@ -93,6 +95,8 @@ class CollectActivationsResult(Result):
         asked: How many rows were asked for.
         bytes: Of the array.
         fitted: Of how many rows, evenly spaced, principal components were computed.
+        first_left_out: Each prompt's first token is left out of means and components, for positions was `all`.
+        dominant: The token whose state dominates the means.
         summaries: How the states of each layer lie; empty for a run that was stopped.
     """
 
@@ -108,7 +112,16 @@ class CollectActivationsResult(Result):
     asked: int
     bytes: int
     fitted: int
+    first_left_out: bool = False
+    dominant: DominantToken | None = None
     summaries: list[CollectedLayer]
+
+    @property
+    def averaged_rows(self) -> list[int]:
+        """Where in `rows` those are that means are taken over."""
+        counts = Counter(row.prompt for row in self.rows)
+        spared = [self.first_left_out and row.position == 0 and counts[row.prompt] > 1 for row in self.rows]
+        return [at for at, left_out in enumerate(spared) if not left_out]
 
 
 class CollectActivationsAnswer(TableAnswer):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.contract import DominantToken
 from nnterp_mcp.experiments.statistics.geometry import Components, compare_groups, measure_norms, principal_components
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.runs.arrays import Rows
@@ -23,6 +24,7 @@ from nnterp_mcp.toolset.collect_activations.result import (
     GroupLength,
     GroupsApart,
 )
+from nnterp_mcp.worker.dominance import name_dominant
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.state_collection import Collection, prepare
 
@@ -52,8 +54,33 @@ def run(bench: Bench, params: CollectActivationsParams, job: Job) -> CollectActi
     finished: list[int] = []
     job.partial = lambda: _result(collection, params, finished, []) if finished else None
     rows = job.keep_rows(STATES, collection.axes)
-    collection.read(rows, finished)
-    return _result(collection, params, finished, _summaries(collection, rows, job))
+    norms = collection.read(rows, finished)
+    found = _result(collection, params, finished, [])
+    averaged = found.averaged_rows
+    summaries = _summaries(collection, averaged, rows, job)
+    return found.model_copy(
+        update={
+            "fitted": len(_fitted(averaged)),
+            "dominant": _dominant(collection, params, averaged, norms),
+            "summaries": summaries,
+        }
+    )
+
+
+def _dominant(
+    collection: Collection,
+    params: CollectActivationsParams,
+    averaged: Sequence[int],
+    norms: Sequence[Float[Tensor, "position layer"]],
+) -> DominantToken | None:
+    first = {name: collection.groups.index(name) for name in params.prompts}
+    tokens = [
+        (collection.groups[row.prompt], row.prompt - first[collection.groups[row.prompt]], at)
+        for row in map(collection.rows.__getitem__, averaged)
+        for at in row.positions
+    ]
+    together = torch.cat([norms[row] for row in averaged])
+    return name_dominant(collection.bench, together, tokens, collection.layers, params.prompts)
 
 
 def _result(
@@ -75,7 +102,8 @@ def _result(
         rows=[_row(collection, number) for number in sorted(finished)],
         asked=len(collection.rows),
         bytes=collection.bytes,
-        fitted=len(_fitted(len(collection.rows))),
+        fitted=len(_fitted(range(len(collection.rows)))),
+        first_left_out="all" in params.positions and params.pool != "last",
         summaries=summaries,
     )
 
@@ -87,23 +115,23 @@ def _row(collection: Collection, number: int) -> CollectedRow:
     return CollectedRow(row=number, prompt=row.prompt, position=at, token=token)
 
 
-def _fitted(rows: int) -> list[int]:
+def _fitted(averaged: Sequence[int]) -> list[int]:
     """Rows evenly spaced, all of them where they are few."""
-    count = min(rows, _FITTED)
-    return [at * rows // count for at in range(count)]
+    count = min(len(averaged), _FITTED)
+    return [averaged[at * len(averaged) // count] for at in range(count)]
 
 
-def _summaries(collection: Collection, rows: Rows, job: Job) -> list[CollectedLayer]:
-    """Summarizes the states of each layer, heads concatenated."""
+def _summaries(collection: Collection, averaged: Sequence[int], rows: Rows, job: Job) -> list[CollectedLayer]:
+    """Summarizes the states of each layer, heads concatenated, over the rows that means are taken over."""
     total = len(collection.layers)
     directions: list[Tensor | None] = []
     summaries: list[CollectedLayer] = []
-    fitted = _fitted(len(collection.rows))
+    fitted = _fitted(averaged)
     for place, layer in enumerate(collection.layers):
         states = torch.from_numpy(rows.along(place)).flatten(1)
         found = principal_components(states[fitted], _COMPONENTS)
         directions.append(None if found is None else found.directions.unflatten(1, collection.shape))
-        summaries.append(_summary(collection, layer, states, found))
+        summaries.append(_summary(collection, averaged, layer, states, found))
         job.progress(place + 1, total, "layers summed up")
     _keep_components(collection, directions, job)
     return summaries
@@ -123,11 +151,15 @@ def _keep_components(collection: Collection, directions: Sequence[Tensor | None]
 
 
 def _summary(
-    collection: Collection, layer: int | None, states: Float[Tensor, "row width"], found: Components | None
+    collection: Collection,
+    averaged: Sequence[int],
+    layer: int | None,
+    states: Float[Tensor, "row width"],
+    found: Components | None,
 ) -> CollectedLayer:
     by_group: dict[str, list[int]] = {name: [] for name in collection.groups}
-    for number, row in enumerate(collection.rows):
-        by_group[collection.groups[row.prompt]].append(number)
+    for number in averaged:
+        by_group[collection.groups[collection.rows[number].prompt]].append(number)
     long = {name: measure_norms(states[numbers]) for name, numbers in by_group.items()}
     return CollectedLayer(
         layer=layer,

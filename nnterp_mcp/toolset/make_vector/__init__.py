@@ -12,9 +12,8 @@ SPEC = ToolSpec(
     description=(
         "Make a named direction of the residual stream for steer and interventions. mean_difference: mean "
         "state after each layer over `positive` minus that over `negative`; principal_component: of the "
-        "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random: "
-        "given norm and seed; file: given numbers. Reports how well unseen prompts are told apart, so match "
-        "the sets in all else."
+        "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random; "
+        "file. Reports how well unseen prompts are told apart, so match the sets in all else."
     ),
     params=MakeVectorParams,
     digest=digest,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from nnterp_mcp.formatting import number, plural, spread
-from nnterp_mcp.render import in_force
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
 from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
 
-_LAYERS = 16
-"""Layers that an answer shows."""
+_BUDGET = 520
+"""Tokens that the rows of the table and the line of all layers may take, about."""
+
+_ROW = 36
+"""Tokens of a row, about."""
 
 _COARSE = 5
 """Prompts a side below which the figures say little."""
@@ -19,7 +22,8 @@ def digest(result: MakeVectorResult) -> MakeVectorAnswer:
     rows = result.directions
     best = _best(result)
     marks = [0, len(rows) - 1] if best is None else [rows.index(best), 0, len(rows) - 1]
-    shown = [rows[index] for index in spread(range(len(rows)), marks, _LAYERS)]
+    room = max(4, (_BUDGET - PER_LAYER * len(rows)) // _ROW)
+    shown = [rows[index] for index in spread(range(len(rows)), marks, room)]
     return MakeVectorAnswer(
         finding=_finding(result, best),
         notes=_notes(result, len(rows) - len(shown)),
@@ -28,6 +32,7 @@ def digest(result: MakeVectorResult) -> MakeVectorAnswer:
         total=len(rows),
         truncated=len(shown) < len(rows),
         table=_table(shown),
+        by_layer=_every_layer(result) if len(shown) < len(rows) else {},
     )
 
 
@@ -37,6 +42,15 @@ def _best(result: MakeVectorResult) -> DirectionFacts | None:
     top = max((facts.held_out or 0 for facts in rated), default=0)
     equals = [facts for facts in rated if facts.held_out == top]
     return equals[len(equals) // 2] if equals else None
+
+
+def _every_layer(result: MakeVectorResult) -> dict[str, list[float]]:
+    """How well unseen prompts are told apart after each layer; the norm where there is no second set."""
+    rated = [facts for facts in result.directions if facts.held_out is not None]
+    layers = [facts.layer for facts in rated or result.directions if facts.layer is not None]
+    if rated:
+        return by_layer(layers, {"held out": [facts.held_out or 0.0 for facts in rated]})
+    return by_layer(layers, {"norm": [facts.norm for facts in result.directions]})
 
 
 def _finding(result: MakeVectorResult, best: DirectionFacts | None) -> str:
@@ -72,10 +86,9 @@ def _notes(result: MakeVectorResult, hidden: int) -> list[str]:
         )
     if len(result.prompts) == 2 and min(result.prompts) < _COARSE:
         notes.append(f"With {result.prompts[0]} and {result.prompts[1]} prompts these figures are coarse.")
+    notes += on_means(result.first_left_out, result.dominant and result.dominant.warning)
     notes += in_force(result.interventions)
-    if hidden:
-        notes.append(f"{plural(hidden, 'layer')} not shown; all are kept.")
-    return notes
+    return notes + left_out(hidden, "layer", "directions")
 
 
 def _table(shown: list[DirectionFacts]) -> Table:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.steering_vectors import MeanStates
@@ -20,8 +21,25 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 
-def recall_states(bench: Bench, params: MakeVectorParams) -> tuple[list[MeanStates], list[str]]:
-    """The mean states of the prompts of each chosen group, and the interventions under which they were read.
+@dataclass(frozen=True)
+class AveragedSets:
+    """Sets of prompts with their mean states, by name.
+
+    Attributes:
+        states: The mean states.
+        prompts: The prompts.
+        first_left_out: Each prompt's first token is left out of its mean.
+        interventions: The interventions with which the states were read.
+    """
+
+    states: dict[str, MeanStates]
+    prompts: Mapping[str, Sequence[Prompt]]
+    first_left_out: bool
+    interventions: Sequence[str] = ()
+
+
+def recall_states(bench: Bench, params: MakeVectorParams) -> AveragedSets:
+    """The mean states of the prompts of each chosen group.
 
     Raises:
         InvalidRequest: There is no such run, it belongs to other weights, recorded another site or has no such group.
@@ -36,7 +54,16 @@ def recall_states(bench: Bench, params: MakeVectorParams) -> tuple[list[MeanStat
     layers = [layer for layer in kept.result.layers if layer is not None]
     if params.layers != "all":
         layers = resolve_layers(params.layers, bench.model.num_layers, bench.handle)
-    return [_states(kept, group, layers) for group in _groups(kept, params)], kept.result.interventions
+    found = kept.result
+    groups = _groups(kept, params)
+    read = sorted({row.prompt for row in found.rows})
+    own = {name: [at for at in read if found.prompts[at].group == name] for name in groups}
+    return AveragedSets(
+        {group: _states(kept, group, own[group], layers) for group in groups},
+        {group: [kept.prompts[at] for at in own[group]] for group in groups},
+        found.first_left_out,
+        found.interventions,
+    )
 
 
 def _groups(kept: Collected, params: MakeVectorParams) -> list[str]:
@@ -63,15 +90,20 @@ def _named(prompts: Sequence[Prompt], groups: Sequence[str], run_id: str) -> str
     return name
 
 
-def _states(kept: Collected, group: str, layers: Sequence[int]) -> MeanStates:
-    prompts = np.array([row.prompt for row in kept.result.rows])
-    chosen = [at for at in np.unique(prompts) if kept.result.prompts[at].group == group]
-    if not chosen:
+def _states(kept: Collected, group: str, prompts: Sequence[int], layers: Sequence[int]) -> MeanStates:
+    if not prompts:
         raise InvalidRequest(f"{kept.run_id} was stopped before it read a prompt of {shown(group)}.")
-    means, lengths = [], []
+    listed, averaged = kept.result.rows, kept.result.averaged_rows
+    rows = [[at for at in averaged if listed[at].prompt == prompt] for prompt in prompts]
+    means: list[Tensor] = []
+    norms: list[list[Tensor]] = []
     for layer in layers:
         states = torch.from_numpy(kept.along(layer))
-        of_prompts = [states[prompts == at] for at in chosen]
-        means.append(torch.stack([rows.mean(0) for rows in of_prompts]))
-        lengths.append(torch.stack([rows.norm(dim=-1).mean() for rows in of_prompts]))
-    return MeanStates(list(layers), torch.stack(means, dim=1), torch.stack(lengths, dim=1))
+        means.append(torch.stack([states[own].mean(0) for own in rows]))
+        norms.append([states[own].norm(dim=-1) for own in rows])
+    return MeanStates(
+        list(layers),
+        torch.stack(means, dim=1),
+        [[listed[at].position for at in own] for own in rows],
+        [torch.stack(of_prompt, dim=1) for of_prompt in zip(*norms, strict=True)],
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
 from nnterp_mcp.request.vectors import VectorCard
 
 
@@ -43,7 +43,9 @@ class MakeVectorResult(Result):
         deleted: Whether it is gone now.
         replaced: When the vector was made that had that name before.
         prompts: How many prompts each set has that it was made of.
-        interventions: What was in force when their states were read.
+        interventions: The interventions with which their states were read.
+        first_left_out: Each prompt's first token is left out of its mean, for positions was `all`.
+        dominant: The token whose state dominates the means.
         directions: By layer.
     """
 
@@ -53,6 +55,8 @@ class MakeVectorResult(Result):
     replaced: str | None = None
     prompts: list[int] = Field(default_factory=list[int])
     interventions: list[str] = Field(default_factory=list[str])
+    first_left_out: bool = False
+    dominant: DominantToken | None = None
     directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
 
 

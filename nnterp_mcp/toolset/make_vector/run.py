@@ -30,8 +30,9 @@ from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
-from nnterp_mcp.toolset.make_vector.recalled import recall_states
+from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
+from nnterp_mcp.worker.dominance import dominant_in_means
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     if params.method == "delete":
         card = bench.vectors.delete(params.name, bench.identity, bench.handle)
         return MakeVectorResult(model=bench.handle, card=card, deleted=True)
-    sets, in_force = _states(bench, params, job) if params.method in _FROM_STATES else ([], [])
-    made = _FROM_STATES[params.method](*sets) if sets else _OTHERWISE[params.method](bench, params)
+    sets = _states(bench, params, job) if params.method in _FROM_STATES else AveragedSets({}, {}, False)
+    states = list(sets.states.values())
+    made = _FROM_STATES[params.method](*states) if states else _OTHERWISE[params.method](bench, params)
     if params.norm is not None:
         made = made.scaled(params.norm)
     if not bool(made.norms.isfinite().all()):
@@ -59,8 +61,10 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         model=bench.handle,
         card=card,
         replaced=None if replaced is None else replaced.made,
-        prompts=[len(states.means) for states in sets],
-        interventions=in_force,
+        prompts=[len(of_set.means) for of_set in states],
+        interventions=list(sets.interventions),
+        first_left_out=sets.first_left_out,
+        dominant=dominant_in_means(bench, sets.states, sets.prompts) if states else None,
         directions=_describe(made),
     )
 
@@ -103,24 +107,26 @@ def _finite(values: Tensor | None, row: int) -> float | None:
     return float(values[row]) if values is not None and bool(values[row].isfinite()) else None
 
 
-def _states(bench: Bench, params: MakeVectorParams, job: Job) -> tuple[list[MeanStates], list[str]]:
-    """The states of the positive and of the negative prompts, and the interventions under which they were read."""
+def _states(bench: Bench, params: MakeVectorParams, job: Job) -> AveragedSets:
+    """The states of the positive and of the negative prompts."""
     if params.run is not None:
         return recall_states(bench, params)
     model = bench.model
     total = len(params.positive) + len(params.negative)
     bench.admit(total)
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
-    found: list[MeanStates] = []
-    for prompts in filter(None, (params.positive, params.negative)):
-        before = sum(len(states.means) for states in found)
+    given = {"positive": params.positive, "negative": params.negative}
+    prompts = {side: of_side for side, of_side in given.items() if of_side}
+    found: dict[str, MeanStates] = {}
+    for side, of_side in prompts.items():
+        before = sum(len(states.means) for states in found.values())
         work = Workload(
-            bench.encode(prompts),
+            bench.encode(of_side),
             batch_tokens=bench.batch_tokens,
             progress=lambda done, _, unit, before=before: job.progress(before + done, total, unit),
         )
-        found.append(average_states(model, work, layers, params.positions))
-    return found, []
+        found[side] = average_states(model, work, layers, params.positions)
+    return AveragedSets(found, prompts, "all" in params.positions)
 
 
 def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:

@@ -11,10 +11,9 @@ SPEC = ToolSpec(
     name="run_prompts",
     title="Run a prompt set",
     description=(
-        "Get statistics over many prompts: mean and standard deviation of the probability of target strings "
-        "as the next token, how often each category is the most likely and the top token, the layer from which "
-        "on each prompt's final top token leads (readouts by layer), and the prompts in which the first "
-        "category is least likely."
+        "Get statistics over many prompts: mean and standard deviation of target strings' probability as the "
+        "next token, how often each category is the most likely and the top token, the layer from which on "
+        "each prompt's final top token leads, and the prompts in which the first category is least likely."
     ),
     params=RunPromptsParams,
     digest=digest,

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean, pstdev, stdev
 
 from nnterp_mcp.formatting import elided, number, probability, quoted, spread
-from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories, on_means
 from nnterp_mcp.table import Cell, Column, Kind, cell_text, tabulate
 from nnterp_mcp.toolset.steer.result import SteerAnswer, SteeredRun, SteerResult
 
@@ -280,9 +280,10 @@ def _every_layer(cells: Sequence[Group], focus: Group | None, chosen: _Criterion
 def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
     notes: list[str] = []
     if focus is not None and not result.controls:
-        notes.append("Any addition of this length moves a model: control=true shows what random directions do.")
+        notes.append("No control was run: control=true shows what 5 random directions of equal norm do.")
     if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
         notes.append("push > 1: more was added than was there; such texts often fall apart.")
+    notes += on_means(False, result.dominant and result.dominant.warning)
     notes += in_force(result.in_force)
     notes += on_categories(result.categories, result.shared, _CATEGORIES, "runs")
     return notes + left_out(hidden, "row", "runs")

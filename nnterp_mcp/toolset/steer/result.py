@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
 
 
 class SteeredRun(ResultPart):
@@ -44,6 +44,7 @@ class SteerResult(Result):
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     in_force: list[str]
+    dominant: DominantToken | None = None
     runs: list[SteeredRun]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nnterp_mcp.contract import DominantToken
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.vectors import resolve_vector
 from nnterp_mcp.engine.readouts.targets import follow_targets
@@ -21,6 +22,7 @@ from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.steer.params import PromptContrast, SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
+from nnterp_mcp.worker.dominance import dominant_in_means
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     """Runs the sweep and puts words to its tokens."""
     model = bench.model
     prompts = bench.encode(params.prompts, params.max_new_tokens)
-    directions = _directions(bench, params)
+    directions, dominant = _directions(bench, params)
     controls = _CONTROLS if params.control else 0
     _require_few(params, len(directions), controls)
     targets = follow_targets(params.targets, model)
@@ -51,6 +53,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
             categories=targets.words,
             shared=targets.shared,
             in_force=list(found.labels),
+            dominant=dominant,
             runs=_runs(found, directions, perplexities, model.tokenizer),
         )
 
@@ -97,19 +100,23 @@ def _label(params: SteerParams) -> str:
     return label_of(vector)
 
 
-def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
-    """The vector's direction at each layer of the sweep."""
+def _directions(bench: Bench, params: SteerParams) -> tuple[dict[int, Tensor], DominantToken | None]:
+    """The vector's direction at each layer of the sweep, and the token that dominates the means that it is made of."""
     model = bench.model
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
     places = [Place("layers_output", layer) for layer in layers]
     for place in places:
         require_place(model, place)
+    dominant = None
     if isinstance(params.vector, PromptContrast):
-        sides = [
-            average_states(model, Workload(bench.encode(prompts), batch_tokens=bench.batch_tokens), layers, ("last",))
-            for prompts in (params.vector.positive, params.vector.negative)
-        ]
-        found = dict(zip(layers, mean_difference(*sides).vectors.to(model.device), strict=True))
+        prompts = {"positive": params.vector.positive, "negative": params.vector.negative}
+        sides = {
+            side: average_states(model, Workload(bench.encode(given), batch_tokens=bench.batch_tokens), layers)
+            for side, given in prompts.items()
+        }
+        dominant = dominant_in_means(bench, sides, prompts)
+        made = mean_difference(sides["positive"], sides["negative"]).vectors.to(model.device)
+        found = dict(zip(layers, made, strict=True))
     else:
         found = {
             layer: resolve_vector(model, params.vector, place, bench.find_vector)
@@ -117,7 +124,7 @@ def _directions(bench: Bench, params: SteerParams) -> dict[int, Tensor]:
         }
     if not all(bool(direction.any()) for direction in found.values()):
         raise InvalidRequest(f"{_label(params)} is zero, so it has no direction.")
-    return found
+    return found, dominant
 
 
 def _runs(

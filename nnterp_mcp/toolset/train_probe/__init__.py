@@ -11,9 +11,9 @@ SPEC = ToolSpec(
     name="train_probe",
     title="Train a probe",
     description=(
-        "Ask whether hidden states hold a distinction that a linear probe can read: cross-validated accuracy "
-        "by layer, next to shuffled labels, the largest class and prompt length. A probe that reads it does "
-        "not show that the model uses it. save_as keeps the directions for steer."
+        "Ask whether a linear probe can read a distinction from hidden states: cross-validated accuracy by "
+        "layer, next to shuffled labels, the largest class and prompt length. It does not show that the "
+        "model uses it. save_as keeps the directions for steer."
     ),
     params=TrainProbeParams,
     digest=digest,

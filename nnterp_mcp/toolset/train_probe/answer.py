@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, pstdev
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, ranges, spread
-from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.render import in_force, left_out, on_means
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
@@ -86,7 +86,8 @@ def _verdict(result: TrainProbeResult, best: ProbedLayer) -> str:
 
 
 def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
-    notes = in_force(result.interventions)
+    notes = on_means(result.first_left_out, result.dominant and result.dominant.warning)
+    notes += in_force(result.interventions)
     rows = sum(group.rows for group in result.groups)
     prompts = sum(group.prompts for group in result.groups)
     per_prompt = "" if rows == prompts else f", {rows} rows; all rows of a text are in one fold"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
 from nnterp_mcp.request.vectors import VectorCard
 
 
@@ -50,6 +50,8 @@ class TrainProbeResult(Result):
         layers: By layer.
         interventions: The interventions with which the states were read.
         run: The run that the states were taken from; None where they were read now.
+        first_left_out: Each prompt's first token is left out, for positions was `all`.
+        dominant: The token whose state dominates the means of which a saved direction is made.
         vector: The direction that was saved; None for none.
         replaced: When the vector was made that had that name before.
     """
@@ -67,6 +69,8 @@ class TrainProbeResult(Result):
     layers: list[ProbedLayer]
     interventions: list[str]
     run: str | None
+    first_left_out: bool = False
+    dominant: DominantToken | None = None
     vector: VectorCard | None = None
     replaced: str | None = None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from nnterp_mcp.cancellation import check_cancelled
@@ -22,11 +23,13 @@ from nnterp_mcp.experiments.probes import (
     shuffle_labels,
 )
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
+from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.runs.arrays import HeldRows
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams, require_groups
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup, ProbedLayer, TrainProbeResult
+from nnterp_mcp.worker.dominance import AveragedToken, name_dominant
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.state_collection import prepare
 from nnterp_mcp.worker.workbench import Bench, versions
@@ -50,6 +53,9 @@ class _Problem:
         together: The same number for rows that stay in one fold.
         tokens: How many tokens each row's prompt has.
         interventions: The interventions with which the states were read.
+        tokens_of_rows: The group, the prompt's index in it and the position of each row.
+        given: The prompts by group.
+        first_left_out: Each prompt's first token is left out.
     """
 
     along: Callable[[int | None], Float[np.ndarray, "row ..."]]
@@ -62,6 +68,9 @@ class _Problem:
     together: Int[np.ndarray, " row"]
     tokens: Int[np.ndarray, " row"]
     interventions: list[str]
+    tokens_of_rows: list[AveragedToken]
+    given: Mapping[str, Sequence[Prompt]]
+    first_left_out: bool
 
     def states(self, layer: int | None) -> Float[np.ndarray, "row width"]:
         """The states after a layer, heads side by side.
@@ -81,6 +90,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
     trials = _trials(problem, params)
     layers: list[ProbedLayer] = []
     directions: list[Float[np.ndarray, " width"]] = []
+    norms: list[Float[np.ndarray, " row"]] = []
     width = 0
     counts = np.bincount(problem.labels)
 
@@ -99,6 +109,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
             layers=layers,
             interventions=problem.interventions,
             run=params.run,
+            first_left_out=problem.first_left_out,
         )
 
     for done, layer in enumerate(problem.layers, start=1):
@@ -106,11 +117,17 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
         width = states.shape[1]
         if params.save_as is not None:
             directions.append(probe_direction(states, problem.labels, make_probe(params.method)))
+            norms.append(np.linalg.norm(states, axis=1))
         layers.append(_probe(problem, params, layer, states, trials, job))
         job.partial = so_far
         job.progress(done, len(problem.layers), "layers probed")
     result = so_far()
-    return result if params.save_as is None else _keep(bench, params, result, np.stack(directions))
+    if params.save_as is None:
+        return result
+    dominant = name_dominant(
+        bench, torch.from_numpy(np.stack(norms, 1)), problem.tokens_of_rows, problem.layers, problem.given
+    )
+    return _keep(bench, params, result.model_copy(update={"dominant": dominant}), np.stack(directions))
 
 
 def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
@@ -125,6 +142,7 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
         "none",
         (),
         job,
+        averaged=True,
     )
     held = HeldRows(collection.axes)
     collection.read(held, [])
@@ -135,8 +153,10 @@ def _read(bench: Bench, params: TrainProbeParams, job: Job) -> _Problem:
         names=collection.groups,
         texts=[prompt.text for prompt in collection.work.prompts],
         tokens=[len(prompt.ids) for prompt in collection.work.prompts],
-        prompts=[row.prompt for row in collection.rows],
+        rows=[(row.prompt, row.position) for row in collection.rows],
         interventions=[],
+        given=params.prompts,
+        first_left_out="all" in params.positions,
     )
 
 
@@ -156,15 +176,18 @@ def _recall(bench: Bench, params: TrainProbeParams) -> _Problem:
     layers = found.layers
     if params.layers != "all":
         layers = list(resolve_layers(params.layers, bench.model.num_layers, bench.handle))
+    averaged = found.averaged_rows
     return _problem(
-        along=kept.along,
+        along=lambda layer: kept.along(layer)[averaged],
         layers=layers,
         site=found.site,
         names=[prompt.group for prompt in found.prompts],
         texts=[prompt.text for prompt in found.prompts],
         tokens=[prompt.tokens for prompt in found.prompts],
-        prompts=[row.prompt for row in found.rows],
+        rows=[(found.rows[at].prompt, found.rows[at].position) for at in averaged],
         interventions=found.interventions,
+        given=kept.groups,
+        first_left_out=found.first_left_out,
     )
 
 
@@ -176,11 +199,13 @@ def _problem(
     names: Sequence[str],
     texts: Sequence[str],
     tokens: Sequence[int],
-    prompts: Sequence[int],
+    rows: Sequence[tuple[int, int | None]],
     interventions: list[str],
+    given: Mapping[str, Sequence[Prompt]],
+    first_left_out: bool,
 ) -> _Problem:
     """Numbers for what is known of each prompt, row by row."""
-    groups, rows = list(dict.fromkeys(names)), np.array(prompts)
+    groups, prompts = list(dict.fromkeys(names)), np.array([prompt for prompt, _ in rows])
     labels = np.array([groups.index(name) for name in names])
     number_of = {text: at for at, text in enumerate(texts)}
     numbers = np.array([number_of[text] for text in texts])
@@ -189,12 +214,15 @@ def _problem(
         layers=list(layers),
         site=site,
         groups=groups,
-        labels=labels[rows],
-        prompts=rows,
-        texts=numbers[rows],
-        together=join_pairs(labels, numbers)[rows],
-        tokens=np.array(tokens)[rows],
+        labels=labels[prompts],
+        prompts=prompts,
+        texts=numbers[prompts],
+        together=join_pairs(labels, numbers)[prompts],
+        tokens=np.array(tokens)[prompts],
         interventions=interventions,
+        tokens_of_rows=[(names[prompt], prompt - names.index(names[prompt]), at) for prompt, at in rows],
+        given=given,
+        first_left_out=first_left_out,
     )
 
 

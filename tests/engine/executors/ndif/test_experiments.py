@@ -276,7 +276,7 @@ def test_states_of_other_runs_put_in(pair: Pair) -> None:
         },
     )
     state = pair.plain.read(source.ids, "layers_output", 1)[3]
-    heads = torch.cat([pair.plain.read(prompt.ids, "heads_output", 2)[:, 1] for prompt in (source, other)])
+    heads = torch.cat([pair.plain.read(prompt.ids, "heads_output", 2)[1:, 1] for prompt in (source, other)])
 
     def average(states: Tensor) -> None:
         states[-1, 1] = heads.mean(0)
@@ -292,8 +292,8 @@ def test_collected_states(pair: Pair, site: Any) -> None:
 
     found = {
         number: states
-        for numbers, block in collect(pair.served, Workload(prompts), rows, places)
-        for number, states in zip(numbers, block, strict=True)
+        for block in collect(pair.served, Workload(prompts), rows, places)
+        for number, states in zip(block.rows, block.states, strict=True)
     }
 
     for number, row in enumerate(rows):
