@@ -14,6 +14,7 @@ import anyio
 
 from evals.answers import model_folders, right_answers
 from evals.grading import Grade, grade_all, score
+from evals.planted import save_planted
 from evals.question import SMOLLM2, Question, Value
 from evals.questions import QUESTIONS
 from evals.solver import Solved, solve
@@ -22,6 +23,7 @@ from evals.tools import token_counter
 from nnterp_mcp.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "eval.md"
+_CACHE = Settings().cache / "evals"
 _BEGIN, _END = "<!-- solved: begin -->", "<!-- solved: end -->"
 
 INSTRUCTIONS = (
@@ -38,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 if it did what it should, and every answer that it graded is right."""
     given = _parser().parse_args(arguments)
     if given.command == "questions":
-        print(json.dumps(questions(QUESTIONS, _folders()), ensure_ascii=False, indent=1))
+        print(json.dumps(questions(QUESTIONS, save_planted(_CACHE / "planted")), ensure_ascii=False, indent=1))
         return 0
     return _grade(given.answers, given.reveal) if given.command == "grade" else _solve(given.only, given.page)
 
 
-def questions(asked: Sequence[Question], folders: Mapping[str, Path]) -> dict[str, Any]:
-    """The questions as an agent gets them, with what `load_model` takes for each model."""
+def questions(asked: Sequence[Question], planted: Mapping[str, Path]) -> dict[str, Any]:
+    """The questions as an agent gets them, with the name or folder by which each model is loaded."""
     return {
-        "models": {name: name if name == SMOLLM2 else str(folder) for name, folder in folders.items()},
+        "models": {SMOLLM2: SMOLLM2, **{name: str(folder) for name, folder in planted.items()}},
         "instructions": INSTRUCTIONS,
         "questions": [
             {
@@ -88,7 +90,7 @@ def _grade(path: Path, reveal: bool) -> int:
 
 def _solve(names: Sequence[str] | None, page: bool) -> int:
     asked = [question for question in QUESTIONS if names is None or question.name in names]
-    folders = _folders()
+    folders = model_folders(_CACHE)
     solved = anyio.run(solve, asked, folders, token_counter(folders[SMOLLM2]), _say)
     grades = grade_all(asked, {one.name: one.answer for one in solved}, _right(asked))
     shown = solved_table(solved, grades)
@@ -105,11 +107,7 @@ def put_between(text: str, shown: str) -> str:
 
 
 def _right(asked: Sequence[Question]) -> dict[str, Value]:
-    return right_answers(asked, _folders(), Settings().cache / "evals", _say)
-
-
-def _folders() -> dict[str, Path]:
-    return model_folders(Settings().cache / "evals")
+    return right_answers(asked, model_folders(_CACHE), _CACHE, _say)
 
 
 def _explain(solved: Sequence[Solved], grades: Sequence[Grade]) -> None:

@@ -78,7 +78,7 @@ async def attended(tools: Tools) -> Value:
     page = await tools.call("read_run", run_id=told["run_id"], part="queries.heads", limit=8)
 
     def attention(row: Row) -> float:
-        return next((key["probability"] for key in row["keys"] if key["position"] == at), 0.0)
+        return next((probability for _, position, probability in row["keys"] if position == at), 0.0)
 
     most = max(rows(page), key=attention)
     found, head = await _changes(tools, SAID, ANSWER), f"L{most['layer']}H{most['head']}"
