@@ -28,7 +28,7 @@ _TURNING, _STILL = 2, 12
 """The pairs of a head's dimensions that positions turn visibly, and the first of those that they hardly turn."""
 _THETA = 1e12
 
-Plant = Callable[[LlamaForCausalLM], None]
+Plant = Callable[[Any], None]
 
 
 def save_planted(folder: Path) -> dict[str, Path]:
@@ -63,15 +63,15 @@ def _config(**changed: Any) -> LlamaConfig:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+    tokenizer: Any = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token=WORDS[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=WORDS[0], pad_token=WORDS[0])
 
 
 @torch.no_grad()
-def _empty() -> LlamaForCausalLM:
+def _empty() -> Any:
     """A model that knows the words and does nothing: all that it predicts is even."""
-    model = LlamaForCausalLM(_config()).eval()
+    model: Any = LlamaForCausalLM(_config()).eval()
     for name, weight in model.named_parameters():
         weight.fill_(1.0 if "norm" in name else 0.0)
     embedding = model.get_input_embeddings().weight
@@ -82,7 +82,7 @@ def _empty() -> LlamaForCausalLM:
     return model
 
 
-def _random() -> LlamaForCausalLM:
+def _random() -> Any:
     torch.manual_seed(18)
     return LlamaForCausalLM(_config(initializer_range=0.25)).eval()
 
@@ -91,11 +91,11 @@ def _columns(head: int) -> slice:
     return slice(head * _HEAD_WIDTH, (head + 1) * _HEAD_WIDTH)
 
 
-def _attention(model: LlamaForCausalLM, layer: int) -> Any:
+def _attention(model: Any, layer: int) -> Any:
     return model.model.layers[layer].self_attn
 
 
-def _look_back(model: LlamaForCausalLM, layer: int, head: int, distance: int, sharpness: float = 60.0) -> None:
+def _look_back(model: Any, layer: int, head: int, distance: int, sharpness: float = 60.0) -> None:
     """Has a head attend so many positions back: keys are constant, and queries are turned by the distance."""
     part = _attention(model, layer)
     rows = _columns(head)
@@ -107,7 +107,7 @@ def _look_back(model: LlamaForCausalLM, layer: int, head: int, distance: int, sh
     key[:_TURNING, _CONSTANT] = strength
 
 
-def _look_for(model: LlamaForCausalLM, layer: int, head: int, query: Tensor, key: Tensor) -> None:
+def _look_for(model: Any, layer: int, head: int, query: Tensor, key: Tensor) -> None:
     """Has a head attend where its keys match its queries, both read from the residual stream: (feature, width)."""
     part, rows = _attention(model, layer), _columns(head)
     at = slice(_STILL, _STILL + len(query))
@@ -115,7 +115,7 @@ def _look_for(model: LlamaForCausalLM, layer: int, head: int, query: Tensor, key
     part.k_proj.weight[rows][at] = key
 
 
-def _move(model: LlamaForCausalLM, layer: int, head: int, read: int, write: int, factor: float) -> None:
+def _move(model: Any, layer: int, head: int, read: int, write: int, factor: float) -> None:
     """Has a head move a block of words from the position that it attends to."""
     part, columns = _attention(model, layer), _columns(head)
     for word in range(_COUNT):
@@ -143,7 +143,7 @@ def _words(words: Sequence[str], factor: float) -> Tensor:
 
 
 @torch.no_grad()
-def _plant_induction(model: LlamaForCausalLM) -> None:
+def _plant_induction(model: Any) -> None:
     """L0H2 moves each word to the next position, L1H1 finds the position whose word before is this one and copies it;
     L0H0 and L1H3 look back by other distances and write next to nothing."""
     _look_back(model, 0, 2, 1)
@@ -157,7 +157,7 @@ def _plant_induction(model: LlamaForCausalLM) -> None:
 
 
 @torch.no_grad()
-def _plant_suppressor(model: LlamaForCausalLM) -> None:
+def _plant_suppressor(model: Any) -> None:
     """L0H1 finds the animal and predicts it, L1H3 finds the same and speaks against it; L1H0 attends to it more than
     either and writes nothing that is read, and L0H3 predicts the last word a little."""
     animals = ("cat", "dog", "fox", "owl")
@@ -171,7 +171,7 @@ def _plant_suppressor(model: LlamaForCausalLM) -> None:
 
 
 @torch.no_grad()
-def _plant_attributes(model: LlamaForCausalLM) -> None:
+def _plant_attributes(model: Any) -> None:
     """The colour of a word makes the model say hot or cold; that it is few or many, written twice as large, is read by
     nothing."""
     embedding = model.get_input_embeddings().weight
@@ -187,7 +187,7 @@ def _plant_attributes(model: LlamaForCausalLM) -> None:
 
 
 @torch.no_grad()
-def _plant_pairs(model: LlamaForCausalLM) -> None:
+def _plant_pairs(model: Any) -> None:
     """Each word is followed by a certain other one, so that a repeated text looks as if it were copied."""
     follows = ("red", "fox", "one", "dog", "blue", "gold")
     for word, other in pairwise(follows):

@@ -152,11 +152,11 @@ async def readable_late(tools: Tools) -> Value:
 
 
 async def _difference(tools: Tools, operations: list[dict[str, Any]]) -> float:
-    """The sum of a direct attribution, which is the logit difference."""
+    """The logit difference, which direct attribution attributes."""
     found = await tools.call(
         "attribute", prompts=CORRUPTED, targets=_CAPITALS, by="layer", layers=0, top_k=1, interventions=operations
     )
-    return found["total"]
+    return found["metric"]
 
 
 SOLUTIONS = {

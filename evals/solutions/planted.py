@@ -23,7 +23,7 @@ from evals.questions.planted import (
     REPEATED,
     SAID,
 )
-from evals.solutions.rows import Row, rows
+from evals.solutions.rows import rows
 from evals.tools import Tools
 
 _ZERO: dict[str, Any] = {"ablate": "zero"}
@@ -92,26 +92,26 @@ async def attended(tools: Tools) -> Value:
 
 async def readable(tools: Tools) -> Value:
     """Both directions added with one factor."""
-    changes: dict[str, float] = {}
+    edits: dict[str, list[dict[str, Any]]] = {"none": []}
     for name, sets in (("colour", COLOURS), ("amount", AMOUNTS)):
         positive, negative = ([f"{BEGUN} {word}" for word in words] for words in sets)
-        found = await tools.call(
-            "steer",
-            prompts=f"{BEGUN} {BEGUN.split()[0]}",
-            vector={"positive": positive, "negative": negative},
+        await tools.call(
+            "make_vector",
+            name=name,
+            method="mean_difference",
+            positive=positive,
+            negative=negative,
             layers=ATTRIBUTE_LAYER,
-            factors=FACTOR,
-            targets={HOT: HOT, COLD: COLD},
         )
-        base, steered = (_odds(row) for row in rows(found))
-        changes[name] = steered - base
+        edits[name] = [{"op": "add", "layers": ATTRIBUTE_LAYER, "vector": name, "factor": FACTOR}]
+    prompt, targets, found = f"{BEGUN} {BEGUN.split()[0]}", {"answer": HOT, "wrong": COLD}, dict[str, float]()
+    for name, operations in edits.items():
+        told = await tools.call(
+            "attribute", prompts=prompt, targets=targets, by="layer", top_k=1, interventions=operations
+        )
+        found[name] = told["metric"]
+    changes = {name: found[name] - found["none"] for name in ("colour", "amount")}
     return {**changes, "causal": max(changes, key=lambda name: abs(changes[name]))}
-
-
-def _odds(row: Row) -> float:
-    from math import log
-
-    return log(row[HOT] / row[COLD])
 
 
 async def looks_copied(tools: Tools) -> Value:
