@@ -1,8 +1,9 @@
 """Finds the circuit of indirect object identification in smollm2-135m in six calls, and checks it with plain hooks.
 
-"When Mary and John went to the store, John gave a drink to" is completed by the name that is not repeated. Attribution
-patching ranks all heads, direct attribution finds those that write the answer, path patching those that tell them where
-to look. Then the heads are tested together: alone, by their complement, and beside random sets of as many.
+"When Mary and John went to the store, John gave a drink to" is completed by the name that is not repeated. Direct
+attribution finds the heads that write the answer, patching those that matter at the last token and at the repeated
+name, path patching those that tell the writers where to look. Then the heads are tested together: alone, by their
+complement, and against random sets of as many.
 
 Run it with `python examples/ioi_circuit.py` once the package is installed.
 """
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nnterp_mcp.model.loading.locate import locate
 from nnterp_mcp.settings import Settings
 
-NAMES = ("Mary", "John", "Tom", "James", "Anna", "David", "Paul", "Mark")
+NAMES = ("Mary", "John", "Tom", "James", "Anna", "David")
 SCENES = (("store", "drink"), ("park", "ball"), ("school", "book"), ("office", "letter"))
 CIRCUIT = {
     "writes the indirect object": ("L23H0", "L23H3", "L29H1"),
@@ -29,6 +30,8 @@ CIRCUIT = {
     "finds the name that is repeated": ("L16H0", "L17H4"),
 }
 HEADS = [head for heads in CIRCUIT.values() for head in heads]
+REPEATED = 9
+"""The position of the name that is repeated."""
 
 
 def prompt(first: str, second: str, giver: str, at: int) -> str:
@@ -41,7 +44,7 @@ def stories() -> tuple[list[str], list[str], list[str], list[dict[str, str]]]:
     """Clean prompts; those in which the other name is repeated; those without a repeated name; the names."""
     clean, swapped, untold, targets = list[str](), list[str](), list[str](), list[dict[str, str]]()
     for at, name in enumerate(NAMES):
-        subject, *others = (NAMES[(at + step) % len(NAMES)] for step in (1, 3, 4, 6))
+        subject, *others = (NAMES[(at + step) % len(NAMES)] for step in (1, 2, 3, 5))
         first, second = (name, subject) if at % 2 else (subject, name)
         clean.append(prompt(first, second, subject, at))
         swapped.append(prompt(first, second, name, at))
@@ -55,23 +58,14 @@ async def main() -> None:
     pairs: dict[str, Any] = {"clean": clean, "corrupted": swapped, "targets": targets, "direction": "noising"}
     ablated: dict[str, Any] = {"clean": clean, "corrupted": {"ablate": "mean", "over": untold}, "targets": targets}
     async with laboratory() as client:
-        ranked = await ask(
-            client,
-            "attribute",
-            prompts=clean,
-            targets=targets,
-            method="patching",
-            by="head",
-            corrupted=untold,
-            top_k=20,
-        )
         await ask(client, "attribute", prompts=clean, targets=targets, by="head")
         await ask(client, "patch_activations", **pairs, heads="all", positions="last", control=True)
         ends = {"site": "queries", "layers": 23, "heads": [0, 3]}
         await ask(client, "patch_activations", **pairs, heads="all", layers="10:23", positions="last", receivers=ends)
+        await ask(client, "patch_activations", **pairs, heads="all", layers="8:20", positions=REPEATED)
         found = await ask(client, "patch_activations", **ablated, cells=HEADS, complement=True)
-        more = [row[0] for row in ranked["table"]["rows"] if row[0] not in HEADS]
-        await ask(client, "patch_activations", **ablated, cells=HEADS + more, complement=True)
+        without = [head for head in HEADS if head not in CIRCUIT["writes against it"]]
+        await ask(client, "patch_activations", **ablated, cells=without, complement=True)
     shown = {row[0]: row[1] for row in found["table"]["rows"]}
     compare(clean, untold, targets, [shown["faithfulness"], shown["completeness"]])
 
