@@ -7,13 +7,14 @@ are two forms of that one answer, so that they cannot disagree.
 
 from __future__ import annotations
 
+import html
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
@@ -78,11 +79,33 @@ class DominantToken(ResultPart):
 class Result(ResultPart):
     """Base of the results of tools: every number, reduced on the device, before anything is left out.
 
+    Its `repr` counts what lists hold; a notebook shows a laboratory's result as its answer.
+
     Attributes:
         remarks: Notes on how the input was read.
     """
 
     remarks: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    _summarize: Callable[[Any], Answer] | None = PrivateAttr(None)
+
+    def shown_by(self, summarize: Callable[[Any], Answer]) -> None:
+        """Sets how a notebook summarizes it."""
+        self._summarize = summarize
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_counted(value)}" for name, value in self)
+        return f"{type(self).__name__}({fields})"
+
+    def _repr_html_(self) -> str | None:
+        return None if self._summarize is None else self._summarize(self).html()
+
+
+def _counted(value: Any) -> str:
+    """A field's value in a few characters: collections by what they hold, texts cut."""
+    if isinstance(value, list | tuple | dict | BaseModel):
+        size = len(type(value).model_fields) if isinstance(value, BaseModel) else len(value)  # pyright: ignore
+        return f"<{type(value).__name__} of {size}>"  # pyright: ignore[reportUnknownArgumentType]
+    return shown(value)
 
 
 class Answer(ResultPart):
@@ -112,6 +135,13 @@ class Answer(ResultPart):
         """The answer as text."""
         finding, *notes = map(on_one_line, (self.finding, *self.notes))
         return "\n".join(part for part in (finding, *self.body(), *notes) if part)
+
+    def html(self) -> str:
+        """The answer as HTML."""
+        tables = {table.text(): table.html() for table in self.tables.values()}
+        body = (tables.get(part.removeprefix("profile:\n"), f"<pre>{html.escape(part)}</pre>") for part in self.body())
+        finding, *notes = (f"<p>{html.escape(line)}</p>" for line in (self.finding, *self.notes))
+        return "\n".join([finding, *body, *notes])
 
     def structured(self) -> dict[str, Any]:
         """The answer as structured content, without the fields that are null."""
@@ -168,6 +198,9 @@ class Late(Answer):
     progress: str | None = None
 
 
+ToolGroup = Literal["basics", "reading", "causal", "training"]
+"""What tools are for: models and runs; reading what a model computes; changing it; fitting something to it."""
+
 _P = TypeVar("_P", bound=Params)
 _R = TypeVar("_R", bound=Result)
 _A = TypeVar("_A", bound=Answer)
@@ -190,6 +223,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
         recorded: A call in a worker is an experiment, and kept as a run.
+        group: The group under which `--tools` names it; tools of the group basics are always served.
     """
 
     name: str
@@ -204,6 +238,7 @@ class ToolSpec(Generic[_P, _R, _A]):
     idempotent: bool = True
     open_world: bool = False
     recorded: bool = True
+    group: ToolGroup = "reading"
 
     @cached_property
     def result(self) -> type[_R]:

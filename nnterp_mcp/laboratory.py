@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result, ToolSpec
-from nnterp_mcp.display.figure import Figure
+from nnterp_mcp.display.picture import Picture
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
@@ -18,14 +19,19 @@ from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.tool_methods import ToolMethods, laboratory_tools
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.load_model.result import LoadModelResult
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.load_model import card_of
 from nnterp_mcp.worker.workbench import Bench
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from nnterp_mcp.model.standardized import StandardizedTransformer
 
 TellProgress = Callable[[Progress], None]
 
@@ -49,15 +55,16 @@ class _Job(Job):
         return rows
 
 
-class Laboratory:
+class Laboratory(ToolMethods):
     """One model, and every tool that works on it as a method.
 
         lab = Laboratory("smollm2-135m", dtype="float32")
-        result = lab.logit_lens(prompts="The capital of France is", targets={"capital": "Paris"})
+        result = lab.logit_lens("The capital of France is", targets={"capital": "Paris"})
         print(lab.show(result))
 
     A tool takes the arguments that it takes over MCP and returns its whole result, before anything is rounded or left
-    out. Nothing is recorded, but named vectors are kept where the server keeps them.
+    out; a notebook shows it as the answer that an agent sees. Nothing is recorded, but named vectors are kept where the
+    server keeps them.
 
     Attributes:
         card: The card of the loaded model.
@@ -67,7 +74,8 @@ class Laboratory:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path | PreTrainedModel | StandardizedTransformer,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         settings: Settings | None = None,
         handle: str | None = None,
@@ -77,12 +85,14 @@ class Laboratory:
         """Loads a model.
 
         Args:
-            model: A built-in name, a Hub id, a local folder or a `.gguf` file.
+            model: A built-in name, a Hub id, a local folder, a `.gguf` file, or a causal LM that is in memory.
+            tokenizer: The tokenizer of a causal LM in memory; loaded from where the model came from by default.
             settings: Limits, and where things are kept; from the environment by default. Without `folders`, files may
                 be read from anywhere.
             handle: The model's name in results; made from its source by default.
-            on_progress: Told how far each call is.
-            **loading: The other parameters of `load_model`.
+            on_progress: Told how far each call is; by default a bar appears in a terminal or notebook, where a call
+                takes longer than two seconds.
+            **loading: The other parameters of `load_model`, for a model that is read from files.
 
         Raises:
             InvalidRequest: A parameter is wrong.
@@ -90,13 +100,17 @@ class Laboratory:
             Forbidden: The settings do not allow it.
         """
         settings = _unconfined(settings or Settings())
-        source = admit_model(_absolute(model), settings.allowed_models, settings.folders)
-        self.bench = Bench(handle or handle_of(source), settings)
         self.arrays: dict[str, Tensor] = {}
-        self._on_progress = on_progress or (lambda progress: None)
-        card = self._run(specs()["load_model"], {"model": source} | loading)
-        assert isinstance(card, LoadModelResult)
-        self.card = card
+        self._on_progress = on_progress
+        if isinstance(model, str | Path):
+            source = admit_model(_absolute(str(model)), settings.allowed_models, settings.folders)
+            self.bench = Bench(handle or handle_of(source), settings)
+            card = self._run(specs()["load_model"], {"model": source} | loading)
+            assert isinstance(card, LoadModelResult)
+            self.card = card
+        else:
+            self.bench = _place(model, tokenizer, handle, settings, loading)
+            self.card = card_of(self.bench)
 
     def call(self, tool: str, /, **arguments: Any) -> Result:
         """Runs a tool by its name.
@@ -105,17 +119,18 @@ class Laboratory:
             InvalidRequest: There is no such tool here, or an argument is wrong.
             NnterpError: The tool raises it.
         """
-        if tool not in _tools():
-            raise InvalidRequest(f"a laboratory has no tool {shown(tool)}: it has {', '.join(_tools())}.")
-        return self._run(_tools()[tool], arguments)
+        tools = laboratory_tools()
+        if tool not in tools:
+            raise InvalidRequest(f"a laboratory has no tool {shown(tool)}: it has {', '.join(tools)}.")
+        return self._run(tools[tool], arguments)
 
     def show(self, result: Result) -> str:
         """A result as the text that an agent would see: rounded, and the main part of it only."""
         spec = next(spec for spec in specs().values() if spec.result is type(result))
         return escaped(spec.summarize(result).text())
 
-    def figure(self, result: Result) -> Figure:
-        """The figure that `plot` draws of a result; `display.png.draw_png` and `display.html.write_html` write it.
+    def figure(self, result: Result) -> Picture:
+        """The figure that `plot` draws of a result; a notebook shows it, and its `save` writes it.
 
         Args:
             result: The result of a call; the last one, where a figure shows arrays, such as attention patterns.
@@ -126,30 +141,64 @@ class Laboratory:
         spec = next(spec for spec in specs().values() if spec.result is type(result))
         if spec.figure is None:
             raise Unsupported(f"{spec.name} draws no figure", "See `show`.")
-        return spec.figure(result, {name: array.float().numpy() for name, array in self.arrays.items()})
+        return Picture.of(spec.figure(result, {name: array.float().numpy() for name, array in self.arrays.items()}))
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in _tools():
-            raise AttributeError(f"a laboratory has no {name!r}; its tools are {', '.join(_tools())}")
-        return partial(self.call, name)
+    if not TYPE_CHECKING:
 
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_tools()})
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"a laboratory has no {name!r}; its tools are {', '.join(laboratory_tools())}")
 
     def __repr__(self) -> str:
         return f"Laboratory({self.bench.handle!r})"
 
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         params = spec.parse(arguments)
-        job = _Job(0, self._on_progress)
-        result = run_tool(self.bench, spec, params, job)
+        with _progress_bar() if self._on_progress is None else nullcontext(self._on_progress) as tell:
+            job = _Job(0, tell)
+            result = run_tool(self.bench, spec, params, job)
         self.arrays = job.arrays
+        result.shown_by(spec.summarize)
         return result
 
 
-def _tools() -> dict[str, ToolSpec[Any, Any, Any]]:
-    """The tools that work on a loaded model."""
-    return {name: spec for name, spec in specs().items() if spec.place == "worker"}
+@contextmanager
+def _progress_bar() -> Generator[TellProgress]:
+    """A bar on standard error or in a notebook, from the third second of a call on."""
+    from tqdm.auto import tqdm
+
+    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with tqdm(total=1.0, delay=2, leave=False, disable=not seen, bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:
+
+        def tell(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.n = progress.done
+            bar.set_description_str(progress.message)
+
+        yield tell
+
+
+def _place(
+    model: PreTrainedModel | StandardizedTransformer,
+    tokenizer: PreTrainedTokenizerBase | None,
+    handle: str | None,
+    settings: Settings,
+    loading: Mapping[str, Any],
+) -> Bench:
+    """A bench with a model that is in memory.
+
+    Raises:
+        InvalidRequest: There are parameters for a model that is read from files.
+        Unsupported: It is no causal LM, or no layers were found.
+    """
+    from nnterp_mcp.model.standardized import StandardizedTransformer
+
+    for name in loading:
+        raise InvalidRequest(f"{name} is for a model that is read from files: this one is in memory.")
+    if not isinstance(model, StandardizedTransformer):
+        model = StandardizedTransformer(model, tokenizer=tokenizer)
+    bench = Bench(handle or handle_of(model.name), settings)
+    bench.place(model)
+    return bench
 
 
 def _unconfined(settings: Settings) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -149,9 +150,18 @@ class Table(BaseModel):
 
     def text(self) -> str:
         """Lines of cells joined by ` | `, the names of the columns first."""
+        return "\n".join(" | ".join(row) for row in [[*map(on_one_line, self.columns)], *self._cells()])
+
+    def html(self) -> str:
+        """An HTML table of the same cells as the text."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._cells())
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _cells(self) -> list[list[str]]:
         kinds = self.kinds or [Kind.PLAIN] * len(self.columns)
-        rows = [[kind.text(cell) for kind, cell in zip(kinds, row, strict=True)] for row in self.rows]
-        return "\n".join(" | ".join(row) for row in [[*map(on_one_line, self.columns)], *rows])
+        return [[kind.text(cell) for kind, cell in zip(kinds, row, strict=True)] for row in self.rows]
 
     def csv(self) -> str:
         """Comma-separated values with every digit; a cell of several parts as JSON."""

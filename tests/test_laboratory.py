@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +94,55 @@ def test_what_a_laboratory_does_not_have(lab: Laboratory) -> None:
         lab.call("load_model", model="x")
     with pytest.raises(InvalidRequest, match="logit_lens has no argument 'prompt': its arguments are model, prompts"):
         lab.logit_lens(prompt="a")
+
+
+def test_arguments_may_be_given_by_position(lab: Laboratory) -> None:
+    by_name = lab.steer(prompts="a b", vector={"positive": " a", "negative": " b"}, layers=1, factors=[0, 1])
+
+    assert lab.steer("a b", {"positive": " a", "negative": " b"}, 1, [0, 1]) == by_name
+    assert lab.inspect_model("layers[1]").path == "model.layers.1"
+    with pytest.raises(TypeError, match="tokenize takes 1 arguments by position, not 2"):
+        lab.tokenize("a", True)  # pyright: ignore
+    with pytest.raises(TypeError, match="tokenize got two values for 'prompts'"):
+        lab.tokenize("a", prompts="b")  # pyright: ignore
+
+
+def test_a_model_in_memory_is_worked_on_as_it_is(lab: Laboratory, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from nnterp_mcp import Laboratory, StandardizedTransformer
+
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    own = Laboratory(plain, tokenizer)
+    wrapped = Laboratory(StandardizedTransformer(plain, tokenizer=tokenizer), handle="mine")
+
+    expected = lab.logit_lens("a b c").readings
+    assert own.logit_lens("a b c").readings == wrapped.logit_lens("a b c").readings == expected
+    assert own.bench.model.module is plain
+    assert wrapped.card.handle == "mine"
+    assert own.card.num_layers == lab.card.num_layers
+    with pytest.raises(InvalidRequest, match="dtype is for a model that is read from files: this one is in memory"):
+        Laboratory(plain, tokenizer, dtype="float16")
+
+
+def test_a_notebook_shows_results_and_figures(lab: Laboratory, tmp_path: Path) -> None:
+    result = lab.logit_lens("a <b>")
+    figure = lab.figure(result)
+    figure.save(tmp_path / "lens.png")
+    figure.save(str(tmp_path / "lens.html"))
+
+    said = result._repr_html_() or ""
+    assert re.sub("<[^>]+>", "", said.split("\n")[0]) == html.escape(lab.show(result).split("\n")[0])
+    assert said.count("<tr>") == 1 + len(result.readings[0].layers)
+    assert repr(result).startswith("LogitLensResult(remarks=<list of ")
+    assert len(repr(result)) < 300
+    assert type(result).model_validate(result.model_dump())._repr_html_() is None
+    assert figure._repr_png_() == (tmp_path / "lens.png").read_bytes()
+    assert (tmp_path / "lens.html").read_text().startswith("<!DOCTYPE html>")
+    assert repr(figure).startswith("<Picture: ")
+    with pytest.raises(InvalidRequest, match=r"written as \.png or \.html, not as '\.pdf'"):
+        figure.save("lens.pdf")
 
 
 def test_progress_is_told(folder: Path) -> None:

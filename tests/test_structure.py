@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "nnterp": LIBRARY | {"display"},
     "worker": LIBRARY | SHARED | {"toolset", "runs", "pool", "verification"},
     "toolset.run": LIBRARY | SHARED | {"toolset", "runs", "pool", "worker"},
-    "laboratory": LIBRARY | SHARED | {"toolset", "runs", "pool", "worker"},
+    "tool_methods": SHARED | {"toolset"},
+    "laboratory": LIBRARY | SHARED | {"toolset", "tool_methods", "runs", "pool", "worker"},
     "": LIBRARY | {"nnterp", "verification", "laboratory"},
 }
 """What the modules of each part import besides one another. `toolset` is a tool's spec, params, result, answer and

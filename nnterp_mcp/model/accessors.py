@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
+from nnterp_mcp.model.traced_tensor import TracedTensor, traced
 
 Part = Literal["block", "attention", "mlp", "attention_raw", "mlp_raw", "attention_contribution", "mlp_contribution"]
 Side = Literal["input", "output"]
@@ -154,11 +155,11 @@ class StateList:
     part: Part
     side: Side
 
-    def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
+    def __getitem__(self, layer: SupportsIndex) -> Float[TracedTensor, "batch position hidden"]:
         """The hidden states of one layer, for every row and position (padding included)."""
         site = self.site(layer)
         envoy: Any = self.model.envoy(site)
-        return site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site)
+        return traced(site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site))
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
         """Replace the hidden states of one layer; other inputs or outputs of the module stay."""
@@ -169,7 +170,7 @@ class StateList:
         else:
             assign_output(envoy, site, hidden)
 
-    def __call__(self, layer: SupportsIndex) -> Float[Tensor, "batch position hidden"]:
+    def __call__(self, layer: SupportsIndex) -> Float[TracedTensor, "batch position hidden"]:
         """The same as indexing."""
         return self[layer]
 

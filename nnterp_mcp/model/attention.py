@@ -15,6 +15,7 @@ from nnterp_mcp.model.accessors import ModuleList, layer_index, require_part
 from nnterp_mcp.model.structure.anatomy import LayerAnatomy, Site
 from nnterp_mcp.model.structure.attention_taps import Quantity, location
 from nnterp_mcp.model.structure.call_recorder import probe_ids
+from nnterp_mcp.model.traced_tensor import TracedTensor
 from nnterp_mcp.model.wrapped import WrappedModel
 
 
@@ -52,7 +53,7 @@ class AttentionProbabilities(_OfLayers):
         """True under eager attention, which forms them."""
         return self.model.attention == "eager"
 
-    def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch head query key"]:
+    def __getitem__(self, layer: SupportsIndex) -> Float[TracedTensor, "batch head query key"]:
         """The probabilities of one layer. Edits in place take effect; padding is included."""
         self.model.require("attention")
         source = self._named_source(layer)
@@ -132,7 +133,7 @@ class HeadStates(_OfLayers):
 
     quantity: Quantity
 
-    def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch head position width"]:
+    def __getitem__(self, layer: SupportsIndex) -> Float[TracedTensor, "batch head position width"]:
         """The states of one layer. Edits in place take effect; padding is included."""
         return Mediator.value(self._place(layer))
 
@@ -168,7 +169,7 @@ class HeadsOutput(_OfLayers):
     what that head writes. Where the architecture gates heads, this is after the gate.
     """
 
-    def __getitem__(self, layer: SupportsIndex) -> Float[Tensor, "batch position head width"]:
+    def __getitem__(self, layer: SupportsIndex) -> Float[TracedTensor, "batch position head width"]:
         """The outputs of one layer's heads. Edits in place take effect."""
         site, heads = self.projection(layer)
         return self.model.envoy(site).input.unflatten(-1, (heads, -1))

@@ -12,6 +12,7 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
+from nnterp_mcp.model.traced_tensor import TracedTensor, traced
 from nnterp_mcp.model.unembedding import unembed
 from nnterp_mcp.model.wrapped import WrappedModel
 
@@ -112,17 +113,17 @@ class TracedModel(WrappedModel):
         return self.inputs[1]["attention_mask"]
 
     @property
-    def token_embeddings(self) -> Float[Tensor, "batch position hidden"]:
+    def token_embeddings(self) -> Float[TracedTensor, "batch position hidden"]:
         """The embedded tokens, before anything is added to them."""
         site = self.anatomy.embed_tokens
-        return read_output(self.envoy(site), site)
+        return traced(read_output(self.envoy(site), site))
 
     @token_embeddings.setter
     def token_embeddings(self, value: Float[Tensor, "batch position hidden"]) -> None:
         self.embed_tokens.output = value
 
     @property
-    def logits(self) -> Float[Tensor, "batch position vocabulary"]:
+    def logits(self) -> Float[TracedTensor, "batch position vocabulary"]:
         """The model's logits."""
         return self.output.logits
 
@@ -133,24 +134,24 @@ class TracedModel(WrappedModel):
         self.output = output
 
     @property
-    def next_token_probs(self) -> Float[Tensor, "batch vocabulary"]:
+    def next_token_probs(self) -> Float[TracedTensor, "batch vocabulary"]:
         """Probabilities of the token after the last one of each row, on whichever side it is padded."""
         logits = self.logits
         mask = self._mask
         if mask is None or mask.shape[1] != logits.shape[1] or bool(mask[:, -1].all()):
-            return logits[:, -1].softmax(-1)
+            return traced(logits[:, -1].softmax(-1))
         rows = Mediator.current("next_token_probs").batch_group
         if rows is not None:
             mask = mask[rows[0] : rows[0] + rows[1]]
         last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-        return logits[torch.arange(len(last)), last.to(logits.device)].softmax(-1)
+        return traced(logits[torch.arange(len(last)), last.to(logits.device)].softmax(-1))
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
         args, kwargs = super()._batch(invokes, fn)
         self._mask = kwargs.get("attention_mask")
         return args, kwargs
 
-    def project_on_vocab(self, hidden_state: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocabulary"]:
+    def project_on_vocab(self, hidden_state: Float[Tensor, "*rows hidden"]) -> Float[TracedTensor, "*rows vocabulary"]:
         """The logits that the model would give for hidden states after its last layer; exact.
 
         Inside a trace or outside of one. On the last layer's output it gives the model's logits; on an
@@ -165,7 +166,7 @@ class TracedModel(WrappedModel):
         """
         self.require("lens")
         with self.standing_down():
-            return unembed(self._module, self.anatomy, hidden_state, self.name)
+            return traced(unembed(self._module, self.anatomy, hidden_state, self.name))
 
     def get_topk_closest_tokens(
         self, hidden_state: Float[Tensor, "*row hidden"], k: int = 5

@@ -22,13 +22,20 @@ class Argument:
 
     Attributes:
         name: Its name; completions go by it.
-        description: What it is, with an example.
+        meaning: What it is.
         required: True if the recipe needs it.
+        example: A value, which the recipe takes where it is shown without arguments.
     """
 
     name: str
-    description: str
+    meaning: str
     required: bool = False
+    example: str | None = None
+
+    @property
+    def description(self) -> str:
+        """What it is, with an example."""
+        return self.meaning if self.example is None else f"{self.meaning}, such as: {self.example}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def _texts(given: Mapping[str, str], name: str) -> list[str]:
 
 
 _MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
-_PROMPT = Argument("prompt", "A text that the model goes on with, such as: The capital of France is", True)
-_ANSWER = Argument("answer", "What it says next, such as: Paris", True)
+_PROMPT = Argument("prompt", "A text that the model goes on with", True, "The capital of France is")
+_ANSWER = Argument("answer", "What it says next", True, "Paris")
 
 _REPORT = """\
 Report each number with its control, n, and the run_id of its call. Say what was not tried. One prompt is an \
@@ -293,10 +300,10 @@ RECIPES = {
             "The layers, positions and heads that carry an answer: lens, patching in both directions, random sets.",
             (
                 _PROMPT,
-                Argument("subject", "The piece of the prompt that the fact is about, such as: France", True),
+                Argument("subject", "The piece of the prompt that the fact is about", True, "France"),
                 _ANSWER,
-                Argument("other_subject", "Another of its kind and number of tokens, such as: Spain", True),
-                Argument("other_answer", "What the model says of that one, such as: Madrid", True),
+                Argument("other_subject", "Another of its kind and number of tokens", True, "Spain"),
+                Argument("other_answer", "What the model says of that one", True, "Madrid"),
                 _MODEL,
             ),
             _locate_fact,
@@ -306,10 +313,17 @@ RECIPES = {
             "Build and validate a steering vector",
             "A direction from texts, what it does beside random directions, and what it breaks.",
             (
-                Argument("vector", "Its name, such as: joy; one that exists is made anew", True),
-                Argument("positive", "Texts to point towards, separated by |", True),
-                Argument("negative", "Texts to point away from, separated by |; alike in all else", True),
-                Argument("prompt", "A text to steer, not among those", True),
+                Argument("vector", "The vector's name; one that exists is made anew", True, "joy"),
+                Argument(
+                    "positive", "Texts to point towards, separated by |", True, "I won the game | We won the prize"
+                ),
+                Argument(
+                    "negative",
+                    "Texts to point away from, alike in all else",
+                    True,
+                    "I lost the game | We lost the prize",
+                ),
+                Argument("prompt", "A text to steer, not among those", True, "When I woke up today, I felt"),
                 Argument("layers", "A layer, a range such as 10:20, or all; the middle third by default"),
                 _MODEL,
             ),
@@ -319,7 +333,7 @@ RECIPES = {
             "explain_prediction",
             "Explain a prediction",
             "Why a model gives its answer: lens, attribution to parts and tokens, ablation compared with random heads.",
-            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead, such as: Rome"), _MODEL),
+            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead", example="Rome"), _MODEL),
             _explain_prediction,
         ),
         Recipe(
@@ -334,11 +348,11 @@ RECIPES = {
             "Compare two models",
             "Where two models differ on the same prompt, and whether that is more than the spread over prompts.",
             (
-                Argument("model_a", "A loaded model's handle, or what load_model takes", True),
-                Argument("model_b", "The other", True),
+                Argument("model_a", "A loaded model's handle, or what load_model takes", True, DEFAULT_MODEL),
+                Argument("model_b", "The other", True, "HuggingFaceTB/SmolLM2-135M"),
                 _PROMPT,
                 _ANSWER,
-                Argument("other_answer", "What they might say instead, such as: Rome"),
+                Argument("other_answer", "What they might say instead", example="Rome"),
             ),
             _compare_models,
         ),

@@ -34,11 +34,17 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     report("starting the worker's libraries")
     from transformers.utils import logging
 
-    from nnterp_mcp.verification.census import verified_classes
-
     logging.disable_progress_bar()
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
     bench.place(model, origin)
+    return card_of(bench, time.monotonic() - begun)
+
+
+def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
+    """The card of the model on a bench, which took so long to load."""
+    from nnterp_mcp.verification.census import verified_classes
+
+    model, origin = bench.model, bench.origin
     architecture = type(model.module).__name__
     return LoadModelResult(
         handle=bench.handle,
@@ -53,7 +59,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         device=model.computing_on[0],
         attention=model.attention,
         memory=model.held_bytes,
-        seconds=time.monotonic() - begun,
+        seconds=seconds,
         source=origin.source,
         revision=origin.revision,
         verified=architecture in verified_classes(),

@@ -51,12 +51,13 @@ class Bench:
     Attributes:
         handle: The model's handle.
         settings: The server's settings.
+        origin: Where the loaded model came from.
     """
 
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
-    _origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
+    origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -84,7 +85,7 @@ class Bench:
         """Hardware, software and model, for the records of runs."""
         import torch
 
-        model, origin = self.model, self._origin
+        model, origin = self.model, self.origin
         device, device_name = model.computing_on
         return RunEnvironment(
             versions=versions() | dict(origin.versions),
@@ -104,7 +105,7 @@ class Bench:
     @property
     def files(self) -> ModelFiles | None:
         """The files of the loaded model; None where it was not read from files."""
-        return self._origin.files
+        return self.origin.files
 
     @property
     def vectors(self) -> VectorStore:
@@ -137,7 +138,7 @@ class Bench:
     def place(self, model: StandardizedTransformer, origin: ModelOrigin | None = None) -> None:
         """Puts the loaded model on the bench, with where it came from."""
         self._model = model
-        self._origin = origin or self._origin
+        self.origin = origin or self.origin
 
     @property
     def batch_tokens(self) -> int:

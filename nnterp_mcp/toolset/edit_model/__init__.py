@@ -18,4 +18,5 @@ SPEC = ToolSpec(
     digest=digest,
     place="server",
     read_only=False,
+    group="causal",
 )

@@ -19,4 +19,5 @@ SPEC = ToolSpec(
     digest=digest,
     read_only=False,
     destructive=True,
+    group="causal",
 )

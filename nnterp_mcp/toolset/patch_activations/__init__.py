@@ -17,4 +17,5 @@ SPEC = ToolSpec(
     params=PatchActivationsParams,
     digest=digest,
     figure=figure,
+    group="causal",
 )

@@ -215,5 +215,5 @@ def test_a_run_of_a_real_model_is_replayed_and_exported(
     assert done.returncode == 0, done.stderr
     *answered, parts, run = text(said).splitlines()
     assert done.stdout.splitlines() == answered
-    assert (parts.partition(":")[0], run) == ("Parts for read_run", f"run_id: {run_id}")
+    assert (parts.partition(":")[0], run) == ("Parts for read_run", "run_id: logit_lens-xxxxxx")
     assert 'smollm2-135m predicts " Paris" (0.773)' in done.stdout

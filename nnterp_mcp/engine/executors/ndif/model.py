@@ -17,6 +17,7 @@ from nnterp_mcp.engine.executors.ndif.meta_model import find_patterns, without_n
 from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.traced_tensor import TracedTensor
 
 
 class ServedTransformer(StandardizedTransformer):
@@ -120,7 +121,7 @@ class ServedTransformer(StandardizedTransformer):
         inner = weight.shape[1] if isinstance(projection, torch.nn.Linear) else weight.shape[0]
         return inner // facts.num_heads
 
-    def project_on_vocab(self, hidden_state: Tensor) -> Tensor:
+    def project_on_vocab(self, hidden_state: Tensor) -> TracedTensor:
         """Refused: the head is not here."""
         raise not_offered(self.name, "such pass")
 
