@@ -89,7 +89,8 @@ def refusal(call: Callable[[], Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def server(tiny: Callable[..., Path]) -> Generator[HttpServer]:
-    with http(max_runs_days=2) as started, started.client() as client:
+    at_once = "from nnterp_mcp.server import tasks\ntasks.AT_ONCE = 0"  # how fast a run is depends on the machine
+    with http(first=at_once, max_runs_days=2) as started, started.client() as client:
         assert not client.call("load_model", model=str(tiny("llama"))).is_error
         yield started
 
@@ -105,7 +106,7 @@ def test_a_late_answer_is_a_task_whose_result_is_the_answer(
     knowing: tuple[Caller, KnowsTasks], server: HttpServer
 ) -> None:
     client, extension = knowing
-    call: dict[str, Any] = {"prompts": [PROMPT] * 24, "max_new_tokens": 200}
+    call: dict[str, Any] = {"prompts": [PROMPT] * 4, "max_new_tokens": 8}
     answer = client.call("generate", **call)
     (task,) = extension.begun
     with server.client() as other:
@@ -125,11 +126,12 @@ def test_a_late_answer_is_a_task_whose_result_is_the_answer(
     assert answer.structured_content["table"] == plain.structured_content["table"]
 
 
-def test_a_prompt_answer_is_no_task(knowing: tuple[Caller, KnowsTasks]) -> None:
+def test_what_is_no_run_is_no_task(knowing: tuple[Caller, KnowsTasks]) -> None:
     client, extension = knowing
     before = len(extension.begun)
-    assert "run_id: logit_lens-" in text(client.call("logit_lens", prompts=PROMPT))
-    assert client.call("logit_lens", prompts=PROMPT, layers=99).is_error
+    assert not client.call("tokenize", prompts=PROMPT).is_error
+    assert not client.call("session").is_error
+    assert client.call("logit_lens", promts=PROMPT).is_error
     assert len(extension.begun) == before
     assert TASKS in (client.extensions or {})
 
@@ -180,7 +182,7 @@ def test_unknown_and_expired_tasks_are_refused(method: str, knowing: tuple[Calle
 @pytest.mark.parametrize(("era", "code"), [("auto", MISSING_REQUIRED_CLIENT_CAPABILITY), ("legacy", METHOD_NOT_FOUND)])
 def test_clients_that_know_no_tasks_see_no_difference(era: str, code: int, server: HttpServer) -> None:
     with server.client(era=era) as client:
-        call = client.begin("generate", prompts=[PROMPT] * 24, max_new_tokens=200)
+        call = client.begin("generate", prompts=[PROMPT] * 4, max_new_tokens=8)
         answer = call.result(60)
         assert "run_id: generate-" in text(answer)
         assert answer.structured_content is not None
