@@ -23,7 +23,7 @@ from evals.questions.planted import (
     REPEATED,
     SAID,
 )
-from evals.solutions.rows import rows
+from evals.solutions.rows import Row, rows
 from evals.tools import Tools
 
 _ZERO: dict[str, Any] = {"ablate": "zero"}
