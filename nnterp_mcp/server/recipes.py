@@ -104,32 +104,35 @@ def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
     places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
     return f"""\
-Find where {model} recalls that {clean!r} goes on with {given["answer"]!r}.
+Find where {model} recalls that {clean!r} continues with {given["answer"]!r}.
 
 Look
 {_load(model, loaded)}
 {call("tokenize", prompts=[clean, clean.replace(subject, other)], model=named)}
 {call("logit_lens", prompts=[clean, clean.replace(subject, other)], targets=wrong, model=named)}
-Go on only if the last layer gives each prompt its own answer; else the model does not know the fact, and there is \
-nothing to find. Note the layer from which the answer leads.
+Continue only if the last layer gives each prompt its own answer; otherwise the model does not know the fact, and \
+there is nothing to find. Note the layer from which on the answer is the top token.
 
 Hypothesise, then intervene
 {call("patch_activations", **swap, positions=places, control=True)}
-Where one clean state brings the answer back (recovery near 1), it is carried there: at the subject's tokens in early \
-layers, at the last token later. The fact is recalled around the layers where it moves.
+Where one clean state restores the answer (recovery near 1), that position carries it: the subject's tokens in early \
+layers, the last token later. The fact is recalled around the layers where it moves from one to the other.
 {call("patch_activations", **swap, positions=places, sites=["attentions_output", "mlps_output"])}
-MLPs at the subject's last token that recover suggest recall; attention at the last token suggests copying from there. \
-Layer 0 recovers at the subject in any case: it holds little but the token itself.
+MLPs at the subject's last token that restore the answer suggest recall; attention at the last token suggests that it \
+is copied from there. Layer 0 restores it at the subject in any case: it holds little but the token itself.
 {call("patch_activations", **swap, positions={"end": "last"}, heads="all")}
 {call("attribute", prompts=clean, targets=wrong, by="head", model=named)}
 
 Control
 {call("patch_activations", **swap, positions=places, direction="noising")}
-Denoising shows what suffices, noising what is needed: a place counts if it does both. The first call's control shows \
-random cells beside the strongest.
+Denoising shows which states suffice, noising which are needed: a position and layer count if they do both. The first \
+call's control compares the strongest cells with 20 random sets.
+Put the heads that you found in place of these, and measure them as a set: faithfulness is the share of the answer \
+that they give alone, completeness the share that all other heads give without them.
+{call("patch_activations", **swap, direction="noising", cells=["L0H0", "L0H1"], complement=True)}
 
-It counts against a place if random cells recover as much; if noising it costs nothing; if the recovery is as large \
-with another pair of subjects of the wrong kind; or if it is gone for a paraphrase of the prompt.
+It counts against a cell if random sets restore as much; if noising it costs nothing; if all other cells give the \
+answer without it; or if its effect is gone for a paraphrase of the prompt.
 {_REPORT}"""
 
 
@@ -175,8 +178,9 @@ def _explain_prediction(given: Mapping[str, str], loaded: Mapping[str, int]) -> 
     prompt = given["prompt"]
     targets = {"answer": given["answer"]} | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
     cut = {"op": "zero", "site": "heads_output", "layers": [1], "heads": [0]}
+    ablated = {"clean": prompt, "corrupted": {"ablate": "zero"}, "targets": targets, "model": named}
     return f"""\
-Explain why {model} goes on with {given["answer"]!r} after {prompt!r}.
+Explain why {model} continues with {given["answer"]!r} after {prompt!r}.
 
 Look
 {_load(model, loaded)}
@@ -195,11 +199,13 @@ read: a head that writes the answer should attend to where it comes from.
 Intervene
 Put the layers and heads that you found in place of these, and see what the answer loses:
 {call("logit_lens", prompts=prompt, targets=targets, layers=-1, interventions=[cut], model=named)}
-{call("patch_activations", clean=prompt, corrupted={"ablate": "zero"}, targets=targets, heads="all", model=named)}
+{call("patch_activations", **ablated, heads="all")}
 
 Control
-Cut as many random heads of the same layers, five times, and compare. Then see whether the story holds for prompts \
-like this one, with the same cut:
+Put the heads that you found in place of these: the answer compares them with 20 random sets of heads of the same \
+layers, and says which share of the metric they give alone, and all other heads without them.
+{call("patch_activations", **ablated, cells=["L1H0"], complement=True)}
+Then test the explanation on prompts like this one, with the same heads zero:
 {call("run_prompts", prompts=[prompt], targets=targets, interventions=[cut], model=named)}
 
 It counts against the explanation if random heads cost as much; if the parts that attribution names can be cut \
@@ -291,7 +297,7 @@ RECIPES = {
         Recipe(
             "locate_fact",
             "Find where a fact is recalled",
-            "Which layers, positions and heads carry an answer: lens, activation patching both ways, random cells.",
+            "The layers, positions and heads that carry an answer: lens, patching in both directions, random sets.",
             (
                 _PROMPT,
                 Argument("subject", "The piece of the prompt that the fact is about", True, "France"),
@@ -326,7 +332,7 @@ RECIPES = {
         Recipe(
             "explain_prediction",
             "Explain a prediction",
-            "Why a model says what it says: lens, attribution to parts and tokens, ablation beside random heads.",
+            "Why a model gives its answer: lens, attribution to parts and tokens, ablation compared with random heads.",
             (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead", example="Rome"), _MODEL),
             _explain_prediction,
         ),
