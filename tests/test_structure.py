@@ -45,8 +45,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "laboratory": LIBRARY | SHARED | {"toolset", "tool_methods", "runs", "pool", "worker"},
     "": LIBRARY | {"nnterp", "verification", "laboratory"},
 }
-"""What the modules of each part import besides one another. `toolset` is a tool's spec and its torch-free files; `toolset.run` is the file that does the work, which server and worker import by the tool's name; the command
-line imports anything."""
+"""What the modules of each part import besides one another. `toolset` is a tool's spec and its torch-free files;
+`toolset.run` is the file that does the work, which server and worker import by the tool's name; the command line imports
+anything."""
 
 TORCH_FREE = ("request", "table", "render", "display", "contract", "toolset", "runs", "pool", "viewer", "server")
 TORCH_FREE_FILES = ("params", "result", "answer", "sets", "figure")
