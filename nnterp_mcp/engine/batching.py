@@ -15,6 +15,17 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 T = TypeVar("T")
 Row = TypeVar("Row")
 
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held at one time: rows run in batches of this many over the vocabulary."""
+
+_TOKENS_PER_ROW = 8
+"""A decode step gains little from more rows than one for so many tokens of the largest pass."""
+
+
+def rows_at_most(batch_tokens: int, vocab_size: int) -> int:
+    """The most rows of a decode step, from the tokens of the largest pass and the logits of a row."""
+    return max(1, min(batch_tokens // _TOKENS_PER_ROW, LOGITS_AT_ONCE // vocab_size))
+
 
 def run_halving(
     model: StandardizedTransformer,

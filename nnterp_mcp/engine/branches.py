@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, rows_at_most, run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.edits import Reached, StateEdit
 from nnterp_mcp.engine.executors.remote import executed_remotely
@@ -23,17 +23,19 @@ from nnterp_mcp.engine.forward import LogitReduction, attention_for
 from nnterp_mcp.engine.generation import end_ids, until_end
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.kv_cache import SharedCache, takes_rows
 from nnterp_mcp.engine.observation import Observed, Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
 from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
 from nnterp_mcp.engine.token_spans import Reach
+from nnterp_mcp.engine.workload import tokens_cached
 from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
 from nnterp_mcp.request.sites import Site
 
-LOGITS_AT_ONCE = 1 << 24
-"""Logits held at one time: rows run in batches of this many over the vocabulary."""
+_TOGETHER = 16
+"""Rows that share a batch however long they are, where the memory allows it: each batch runs the unedited input too."""
 
 _SHARED_PER_TOKEN = 8
 """So many tokens whose keys and values are read take no more memory, at the least, than one that is computed."""
@@ -196,12 +198,17 @@ class Branches:
     def fill(self, sharing: Sharing) -> Iterator[list[int]]:
         """Batches that compute little twice: a new one begins where the last is large enough and less is to be run."""
         enough = _ENOUGH if self.model.device.type == "cpu" else self.batch_tokens
-        most = LOGITS_AT_ONCE // self.model.vocab_size
+        most, stepping = LOGITS_AT_ONCE // self.model.vocab_size, rows_at_most(self.batch_tokens, self.model.vocab_size)
+        if self.new_tokens > 1:
+            most = min(stepping, tokens_cached(self.model) // (len(self.base) + self.new_tokens))
+        patterns = self.model.attention == "eager"
+        room = free(self.model.device) // 2 // of_pass(self.model, 1, len(self.base), patterns)
+        together = min(1 + _TOGETHER, room, stepping)
         batch: list[int] = []
         for row in sorted(self._first, key=lambda row: (self._first[row], self._entrance[row].turn)):
-            shared = self._first[batch[0]] if batch and sharing.prefix and not self.new_tokens else 0
-            width = len(self.base) - shared + shared // _SHARED_PER_TOKEN + self.new_tokens
-            full = len(batch) >= max(1, min(self.batch_tokens // width, most) - 1)
+            shared = self._first[batch[0]] if batch and sharing.prefix else 0
+            width = len(self.base) - shared + shared // _SHARED_PER_TOKEN
+            full = len(batch) >= max(1, min(max(self.batch_tokens // width, together), most) - 1)
             shorter = sharing.prefix and bool(batch) and self._first[row] > self._first[batch[0]]
             if full or (shorter and len(batch) * width >= enough):
                 yield batch
@@ -263,16 +270,24 @@ class Branches:
         self, order: Sequence[int], logits: Float[Tensor, "row vocabulary"], cache: SharedCache | None
     ) -> list[list[int]]:
         """The tokens generated after each row, the unedited one first."""
-        said = logits.new_empty((len(logits), 0), dtype=torch.long)
-        if not self.new_tokens:
-            return [[] for _ in range(1 + len(order))]
-        ends = torch.tensor(sorted(end_ids(self.model)), device=logits.device)
+        ends, rows, ended = end_ids(self.model), list(range(1 + len(order))), set[int]()
+        said: list[list[int]] = [[] for _ in rows]
+        written = logits.new_empty((len(rows), 0), dtype=torch.long)
+        leaving = cache is None or takes_rows(self.model.module)
         for step in range(self.new_tokens):
-            said = torch.cat([said, logits.argmax(-1, keepdim=True)], dim=1)
-            if step + 1 == self.new_tokens or bool(torch.isin(said, ends).any(1).all()):
+            written = torch.cat([written, logits.argmax(-1, keepdim=True)], dim=1)
+            for row, token in zip(rows, written[:, -1].tolist(), strict=True):
+                said[row].append(token)
+            ended |= {row for row in rows if said[row][-1] in ends}
+            if step + 1 == self.new_tokens or ended.issuperset(rows):
                 break
-            logits = self._step(order, said, cache)
-        return [until_end(row, ends.tolist()) for row in said.tolist()]
+            staying = [at for at, row in enumerate(rows) if row == 0 or row not in ended]  # row 0 is the unedited one
+            if leaving and len(staying) < len(rows):
+                rows, written = [rows[at] for at in staying], written[staying]
+                if cache is not None:
+                    cache.select(staying)
+            logits = self._step([order[row - 1] for row in rows[1:]], written, cache)
+        return [until_end(row, ends) for row in said]
 
     def _step(
         self, order: Sequence[int], said: Int[Tensor, "row token"], cache: SharedCache | None

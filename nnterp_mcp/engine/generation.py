@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nnterp_mcp.cancellation import check_cancelled
+from nnterp_mcp.engine.edits import EditOfRuns
 from nnterp_mcp.engine.executors.graphs import (
     WORTHWHILE,
     StaticSteps,
@@ -30,16 +31,16 @@ from nnterp_mcp.engine.executors.graphs import (
 )
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for, run
-from nnterp_mcp.engine.kv_cache import cache_inputs
+from nnterp_mcp.engine.kv_cache import cache_inputs, join_caches, takes_rows
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.engine.workload import Workload, ignore_progress
+from nnterp_mcp.engine.workload import Workload, check_memory, ignore_progress
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.structure.context_lengths import Lengths, lengths_of
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, group_by_length
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ def generate(
     """
     model.require("causal")
     way = find_way(model, max((len(prompt.ids) for prompt in work.prompts), default=0) + max_new_tokens)
-    batches = replace(work, new_tokens=max_new_tokens, padded=way.padded, progress=ignore_progress)
+    in_parts = not way.cached or _reads_in_parts(model, way, work)
+    batches = replace(work, new_tokens=max_new_tokens, padded=way.padded, in_parts=in_parts, progress=ignore_progress)
     total, done = max_new_tokens * len(batches.split(model)), 0
 
     def say(batch: Batch, numbers: Sequence[int]) -> list[Generation]:
         nonlocal done
-        loop = _Loop(model, batch, work.plan, sampling, way, max_new_tokens)
+        most = work.batch_tokens if in_parts else _EVERYTHING
+        loop = _Loop(_Steps(model, batch, work.plan, way, most, max_new_tokens), batch, sampling)
         for _ in range(max_new_tokens):
             check_cancelled()
             loop.step()
@@ -107,23 +110,38 @@ def generate(
         return batches.run(model, say)
 
 
-class _Loop:
-    """The steps of one batch."""
+def with_baseline(work: Workload) -> Workload:
+    """Every prompt twice, first without the operations and then with them, so that both share batches.
 
-    def __init__(
-        self,
-        model: StandardizedTransformer,
-        batch: Batch,
-        plan: Plan,
-        sampling: Sampling,
-        way: Way,
-        new_tokens: int,
-    ) -> None:
+    Args:
+        work: The prompts.
+    """
+    prompts, count = [*work.prompts, *work.prompts], len(work.prompts)
+    rows = [replace(prompt, index=row) for row, prompt in enumerate(prompts)]
+    unedited = [replace(prompt, index=_UNEDITED) for prompt in prompts[:count]]
+    owners = [*unedited, *work.prompts]
+    edits = {place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in work.plan.edits.items()}
+    return replace(work, prompts=rows, plan=Plan(edits, work.plan.labels))
+
+
+_UNEDITED = -1
+"""The index of a prompt that no operation reaches."""
+
+
+class _Loop:
+    """The text after each prompt of a batch, token by token.
+
+    Attributes:
+        generations: The texts so far.
+    """
+
+    def __init__(self, steps: _Steps, batch: Batch, sampling: Sampling) -> None:
         self.generations = [Generation(prompt.index) for prompt in batch.prompts]
-        self._steps = _Steps(model, batch, plan, way, new_tokens)
+        self._rows = list(range(len(batch.prompts)))
+        self._steps = steps
         self._sampling = sampling
         self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
-        self._ends = end_ids(model)
+        self._ends = end_ids(steps.model)
 
     @property
     def ended(self) -> bool:
@@ -131,18 +149,19 @@ class _Loop:
         return all(generation.ended for generation in self.generations)
 
     def step(self) -> None:
-        """Computes the next token of every row."""
-        tokens, log_probs = sample_tokens(self._steps.next_logits(), self._sampling, self._dice)
-        for row, (generation, token, log_prob) in enumerate(
-            zip(self.generations, tokens.tolist(), log_probs.tolist(), strict=True)
-        ):
-            if not generation.ended:
-                generation.ids.append(token)
-                generation.log_probs.append(log_prob)
-                self.generations[row] = Generation(
-                    generation.prompt, generation.ids, generation.log_probs, token in self._ends
-                )
+        """Computes the next token of every row; those that end leave the batch, where the model's cache allows it."""
+        dice = [self._dice[row] for row in self._rows]
+        tokens, log_probs = sample_tokens(self._steps.next_logits(), self._sampling, dice)
+        for row, token, log_prob in zip(self._rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            text = self.generations[row]
+            if not text.ended:
+                text.ids.append(token)
+                text.log_probs.append(log_prob)
+                self.generations[row] = replace(text, ended=token in self._ends)
         self._steps.add(tokens)
+        staying = [at for at, row in enumerate(self._rows) if not self.generations[row].ended]
+        if 0 < len(staying) < len(self._rows) and self._steps.keep(staying):
+            self._rows = [self._rows[at] for at in staying]
 
 
 @dataclass(frozen=True)
@@ -164,16 +183,42 @@ WAYS = tuple(itertools.starmap(Way, itertools.product((True, False), repeat=3)))
 """Ways in the order in which they are tried, the cheapest first; whole texts, each alone, are right for any model."""
 
 
-class _Steps:
-    """The forward passes of one batch, one for each new token."""
+_EVERYTHING = 1 << 62
+"""More tokens than there are."""
 
-    def __init__(self, model: StandardizedTransformer, batch: Batch, plan: Plan, way: Way, new_tokens: int = 0) -> None:
-        self._model = model
+
+class _Steps:
+    """The forward passes of one batch, one for each new token; unread prompts take as many as they need.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        plan: The operations.
+        way: How steps are computed.
+        tokens: The most tokens of a pass.
+        new_tokens: The steps that are to come.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(
+        self,
+        model: StandardizedTransformer,
+        batch: Batch,
+        plan: Plan,
+        way: Way,
+        tokens: int = _EVERYTHING,
+        new_tokens: int = 0,
+    ) -> None:
+        self.model = model
         self._new_tokens = new_tokens
+        self._room = batch.inputs["input_ids"].shape[1] + new_tokens
         self._static: StaticSteps | None = None
-        self._batch = batch
+        self._prompts, self._padding = batch.prompts, batch.padding
         self._plan = plan
         self._way = way
+        self._tokens = tokens
         self._ids = batch.inputs["input_ids"]
         self._mask = batch.inputs["attention_mask"]
         self._lengths = lengths_of(model.module)
@@ -184,28 +229,71 @@ class _Steps:
     def next_logits(self) -> Float[Tensor, "row vocabulary"]:
         """The logits after the last token of every row."""
         length = self._ids.shape[1]
-        if self._renew(length - min(self._batch.padding)):
+        if self._renew(length - min(self._padding)):
             self._static = None
         elif self._static is None and self._may_be_static:
             self._static = self._begin_static(length - 1)
         if self._static is not None:
             return self._static.next_logits(self._ids[:, -1])
-        first = self._known if self._cache is not None else 0
-        window = Window(self._batch.prompts, self._batch.padding, first, length)
-        inputs = model_inputs(self._model.module, self._ids[:, first:], self._mask, self._cache, self._way.positions)
-        rows = torch.arange(self._ids.shape[0], device=self._ids.device)
-        last = torch.full_like(rows, length - first - 1)
-        self._known = length
-        logits = run(self._model, inputs, window, self._plan, (), (rows, last)).logits
+        known, self._known = self._known, length
+        if known and self._cache is not None:
+            return self._read(range(len(self._prompts)), self._cache, known)
+        return self._read_texts()
+
+    def _read_texts(self) -> Float[Tensor, "row vocabulary"]:
+        """Reads every row from its first token on."""
+        unread = [self._ids.shape[1] - padding for padding in self._padding]
+        parts = group_by_length(unread, self._tokens)
+        if len(parts) == 1:
+            return self._read(sorted(parts[0]), self._cache, 0)
+        caches = [None if self._cache is None else DynamicCache(config=self.model.module.config) for _ in parts]
+        logits = torch.cat([self._read(rows, cache, 0) for rows, cache in zip(parts, caches, strict=True)])
+        read = [row for rows in parts for row in rows]
+        order = torch.tensor([read.index(row) for row in range(len(read))], device=logits.device)
+        if self._cache is not None:
+            self._cache = join_caches([cache for cache in caches if cache is not None])
+            self._cache.batch_select_indices(order)
+        return logits[order]
+
+    def _read(self, chosen: Sequence[int], cache: DynamicCache | None, known: int) -> Float[Tensor, "row vocabulary"]:
+        """The logits after some rows, of which a number of columns are in the cache."""
+        check_cancelled()
+        rows = list(chosen)
+        cut = 0 if known else min(self._padding[row] for row in rows)
+        ids, mask = self._ids[rows, cut + known :], self._mask[rows, cut:]
+        if not known:
+            check_memory(self.model, *ids.shape, patterns=False)
+        padding = [self._padding[row] - cut for row in rows]
+        window = Window([self._prompts[row] for row in rows], padding, known, mask.shape[1])
+        inputs = model_inputs(self.model.module, ids, mask, cache, self._way.positions)
+        every = torch.arange(len(rows), device=ids.device)
+        last = torch.full_like(every, ids.shape[1] - 1)
+        logits = run(self.model, inputs, window, self._plan, (), (every, last)).logits
         assert logits is not None
         return logits
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Continues with some of the rows alone; returns False where their cache has to stay as it is."""
+        if self._static is not None or (self._cache is not None and not self._takes_rows):
+            return False
+        kept = torch.tensor(rows, device=self._ids.device)
+        self._ids, self._mask = self._ids[kept], self._mask[kept]
+        self._prompts = [self._prompts[row] for row in rows]
+        self._padding = [self._padding[row] for row in rows]
+        if self._cache is not None:
+            self._cache.batch_select_indices(kept)
+        return True
+
+    @cached_property
+    def _takes_rows(self) -> bool:
+        return takes_rows(self.model.module)
 
     def _renew(self, longest: int) -> bool:
         """Begins a cache, at first and wherever the last one is computed otherwise than what is to come."""
         kind = self._lengths.kind(longest)
         if not self._way.cached or kind == self._kind:
             return False
-        self._cache, self._known = DynamicCache(config=self._model.module.config), 0
+        self._cache, self._known = DynamicCache(config=self.model.module.config), 0
         self._kind = kind
         return True
 
@@ -215,14 +303,13 @@ class _Steps:
         if self._new_tokens < WORTHWHILE or not self._way.cached or not self._way.positions:
             return False
         others = [mark for mark in self._lengths.marks if "sliding_window" not in mark.name]
-        return captures_steps(self._model) and not others and are_steady(self._plan) and takes_static_steps(self._model)
+        return captures_steps(self.model) and not others and are_steady(self._plan) and takes_static_steps(self.model)
 
     def _begin_static(self, length: int) -> StaticSteps:
         """Goes on from the keys and values so far, which are let go."""
         assert self._cache is not None
-        prompts, padding = self._batch.prompts, self._batch.padding
-        room = max(len(prompt.ids) for prompt in prompts) + self._new_tokens
-        steps = StaticSteps(self._model, self._plan, prompts, padding, self._cache, length, room)
+        prompts, padding = self._prompts, self._padding
+        steps = StaticSteps(self.model, self._plan, prompts, padding, self._cache, length, self._room)
         self._cache = None
         return steps
 
@@ -273,6 +360,9 @@ _SHORT, _NEW = 8, 3
 _tried: WeakKeyDictionary[nn.Module, dict[tuple[Way, int], bool]] = WeakKeyDictionary()
 """Which ways were right for each model, at which lengths."""
 
+_joined: WeakKeyDictionary[nn.Module, dict[Way, bool]] = WeakKeyDictionary()
+"""Whether rows that are read in several passes were right in one cache, by model and way."""
+
 
 @torch.inference_mode()
 def find_way(model: StandardizedTransformer, length: int) -> Way:
@@ -291,10 +381,23 @@ def find_way(model: StandardizedTransformer, length: int) -> Way:
             texts = _texts(model, at, lengths)
             if at not in expected:
                 expected[at] = [_alone(model, text) for text in texts]
-            known[way, at] = _is_right(model, way, texts, expected[at])
+            known[way, at] = _is_right(model, way, texts, expected[at], _EVERYTHING)
         return known[way, at]
 
     return next((way for way in WAYS if all(is_right(way, at) for at in trials)), WAYS[-1])
+
+
+def _reads_in_parts(model: StandardizedTransformer, way: Way, work: Workload) -> bool:
+    """True where prompts are read together, or rows read apart are right in one cache; tried once for each way."""
+    if not takes_rows(model.module):
+        return False
+    if sum(len(prompt.ids) for prompt in work.prompts) <= work.batch_tokens:
+        return True
+    known = _joined.setdefault(model.module, {})
+    if way not in known:
+        texts = _texts(model, _SHORT, lengths_of(model.module))
+        known[way] = _is_right(model, way, texts, [_alone(model, text) for text in texts], tokens=1)
+    return known[way]
 
 
 def _texts(model: StandardizedTransformer, length: int, lengths: Lengths) -> list[list[int]]:
@@ -311,12 +414,14 @@ def _alone(model: StandardizedTransformer, text: list[int]) -> Float[Tensor, " v
         return model.module(input_ids=ids, **cache_inputs(model.module, None)).logits[0, -1].float().cpu()
 
 
-def _is_right(model: StandardizedTransformer, way: Way, texts: list[list[int]], expected: list[Tensor]) -> bool:
+def _is_right(
+    model: StandardizedTransformer, way: Way, texts: list[list[int]], expected: list[Tensor], tokens: int
+) -> bool:
     """Checks that the last of some steps gives the logits of each text alone."""
     prompts = [EncodedPrompt(row, "", text[:-_NEW], []) for row, text in enumerate(texts)]
     try:
-        for batch in Workload(prompts, batch_tokens=1 << 62, new_tokens=_NEW, padded=way.padded).batches(model):
-            steps = _Steps(model, batch, NOTHING, way)
+        for batch in Workload(prompts, batch_tokens=_EVERYTHING, new_tokens=_NEW, padded=way.padded).batches(model):
+            steps = _Steps(model, batch, NOTHING, way, tokens)
             logits = steps.next_logits()
             for at in range(_NEW, 0, -1):
                 steps.add(torch.tensor([texts[prompt.index][-at] for prompt in batch.prompts]))

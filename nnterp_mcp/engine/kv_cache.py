@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _OF_VERSION = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters  # pyright: ignore
 """How the installed transformers hands a cache to its own models; releases differ in its name."""
@@ -24,6 +25,35 @@ def cache_name(module: nn.Module) -> str:
     """The name of the cache among the arguments of a Hugging Face forward pass."""
     named = "past_key_values" in inspect.signature(module.forward).parameters
     return "past_key_values" if named or "past_key_values" in _OF_VERSION else "cache"
+
+
+def takes_rows(module: nn.Module) -> bool:
+    """True where a cache holds nothing but keys and values: rows can join it, and leave it."""
+    layers = DynamicCache(config=module.config).layers  # pyright: ignore[reportArgumentType]
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache with the rows of several, whose last columns are side by side.
+
+    Shorter ones get zeros as their first columns, which the attention mask must leave out.
+
+    Args:
+        caches: Caches of one model, which `takes_rows`; they are used up.
+    """
+    widest = max(caches, key=lambda cache: cache.get_seq_length())
+    for layers in zip(widest.layers, *(cache.layers for cache in caches), strict=True):
+        whole, *parts = layers
+        if not whole.is_initialized:  # it reads the keys and values of another layer
+            continue
+        width = whole.keys.shape[-2]  # pyright: ignore[reportOptionalMemberAccess]
+        for name in ("keys", "values"):
+            setattr(whole, name, torch.cat([_widen(getattr(part, name), width) for part in parts]))
+    return widest
+
+
+def _widen(states: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
 
 
 class SharedCache(DynamicCache):
@@ -56,6 +86,18 @@ class SharedCache(DynamicCache):
         other.layers = [copy.copy(layer) for layer in self.layers]
         other.goes_on = goes_on
         return other
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Drops all other rows.
+
+        Args:
+            rows: Rows of the last pass, in ascending order, row 0 among them. Those that a layer does not hold are
+                still the unpatched one there.
+        """
+        for layer in self.layers:
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+                present = [row for row in rows if row < len(layer.keys)]
+                layer.keys, layer.values = layer.keys[present], layer.values[present]
 
 
 def _extend(states: Any, rows: int) -> Tensor:

@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 
 from nnterp_mcp.cancellation import check_cancelled
-from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.engine.batching import rows_at_most, run_halving
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.model.memory import free, of_pass
+from nnterp_mcp.model.memory import free, of_cached_token, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, group_by_length, pad_batch
@@ -39,11 +39,13 @@ class Workload:
     Attributes:
         prompts: The prompts.
         plan: The operations, planned for the request that the prompts belong to.
-        batch_tokens: The most tokens of a batch, padding and new tokens included; a longer prompt runs alone.
+        batch_tokens: The most tokens of a pass, padding included; a longer prompt runs alone.
         progress: Called after each batch.
         batch_size: The most prompts of a batch.
         new_tokens: How many tokens are generated after each prompt.
         padded: Prompts of different lengths share a batch, where the model allows it.
+        in_parts: Prompts after which text is generated are read in as many passes as they need, so that only the memory
+            for their keys and values bounds a batch. Otherwise they are read in one.
     """
 
     prompts: Sequence[EncodedPrompt]
@@ -53,6 +55,7 @@ class Workload:
     batch_size: int | None = None
     new_tokens: int = 0
     padded: bool = True
+    in_parts: bool = True
 
     def some(self, numbers: Sequence[int]) -> Workload:
         """The same for some of the prompts.
@@ -68,13 +71,17 @@ class Workload:
         Args:
             model: The model.
         """
-        lengths = lengths_of(model.module)
+        lengths, new = lengths_of(model.module), self.new_tokens
+        most, more = self.batch_tokens, 0
+        if new and self.in_parts:
+            most, more = tokens_cached(model), new
+        rows = rows_at_most(self.batch_tokens, model.vocab_size) if new else None
         return group_by_length(
-            [len(prompt.ids) for prompt in self.prompts],
-            max(1, self.batch_tokens - self.new_tokens),
+            [len(prompt.ids) + more for prompt in self.prompts],
+            most,
             pad=self.padded and model.can("batch"),
-            batch_size=self.batch_size,
-            share=lambda length, other: lengths.share(length, other, self.new_tokens),
+            batch_size=self.batch_size or rows,
+            share=lambda length, other: lengths.share(length - more, other - more, new),
         )
 
     def batch(self, model: WrappedModel, numbers: Sequence[int]) -> Batch:
@@ -139,7 +146,8 @@ class Workload:
             check_cancelled()
             batch = self.batch(model, numbers)
             rows, columns = batch.inputs["input_ids"].shape
-            check_memory(model, rows, columns, patterns)
+            if not self.new_tokens:  # a generation checks each pass in which it reads prompts
+                check_memory(model, rows, columns, patterns)
             return numbers, compute(batch, numbers)
 
         def name(number: int) -> str:
@@ -150,6 +158,11 @@ class Workload:
             yield numbers, found
             done += len(numbers)
             self.progress(done, len(self.prompts), unit)
+
+
+def tokens_cached(model: WrappedModel) -> int:
+    """The number of tokens whose keys and values fit half of the memory that is free."""
+    return free(model.device) // 2 // of_cached_token(model)
 
 
 @executed_remotely

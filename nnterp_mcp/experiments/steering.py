@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.batching import LOGITS_AT_ONCE
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
-from nnterp_mcp.engine.branches import LOGITS_AT_ONCE, Branches
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
 from nnterp_mcp.engine.forward import LogitReduction, Plan, forward
 from nnterp_mcp.engine.generation import generate

@@ -34,7 +34,11 @@ def of_weights(folder: Path, dtype: torch.dtype, quantization: str | None = None
     Raises:
         UnknownModel: A file is cut short, or not what its name says.
     """
-    count = sum(count_numbers(file) for file in weight_files(folder) if file.exists())
+    return of_numbers(sum(count_numbers(file) for file in weight_files(folder) if file.exists()), dtype, quantization)
+
+
+def of_numbers(count: int, dtype: torch.dtype, quantization: str | None = None) -> int:
+    """Bytes that so many numbers take as weights."""
     bits = _STORED_BITS.get(quantization or "", dtype.itemsize * 8)
     return int(count * bits / 8)
 
@@ -57,6 +61,11 @@ class Sized(Protocol):
         """Attention heads of a layer."""
         ...
 
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        ...
+
 
 def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int = 1) -> int:
     """An upper bound, from shapes alone, of the bytes that a forward pass needs in addition to the weights.
@@ -77,6 +86,19 @@ def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int =
     states = rows * columns * size * (_STATES * model.hidden_size + 3 * widest)
     formed = _PATTERNS * model.num_heads * max(size, 4) * layers if patterns else 0
     return states * layers + rows * columns**2 * (size + formed)
+
+
+def of_cached_token(model: Sized) -> int:
+    """An upper bound of the bytes that the keys and values of one token take in all layers.
+
+    Args:
+        model: The model.
+    """
+    config = model.module.config.get_text_config()
+    heads = _largest(getattr(config, "num_key_value_heads", None)) or max(1, model.num_heads)
+    widths = [_largest(getattr(config, name, None)) for name in ("head_dim", "qk_head_dim", "v_head_dim")]
+    width = max(widths) or model.hidden_size // max(1, model.num_heads)
+    return 2 * model.num_layers * heads * width * model.module.dtype.itemsize
 
 
 def _largest(size: Any) -> int:

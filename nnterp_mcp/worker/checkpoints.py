@@ -22,8 +22,28 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_claimed: set[Path] = set()
+"""Folders that calls of this process are using."""
+
+
 class Checkpoint:
     """The finished parts of one call, by name; without a folder it stores nothing."""
+
+    @classmethod
+    def claim(cls, folder: Path) -> Checkpoint:
+        """The checkpoint in a folder, for one call until it calls `release`; equal ones at the same time store nothing.
+
+        Otherwise each of them would report what the other one computed.
+        """
+        if folder in _claimed:
+            return cls(None)
+        _claimed.add(folder)
+        return cls(folder)
+
+    def release(self) -> None:
+        """Lets the next equal call claim the folder."""
+        if self._folder is not None:
+            _claimed.discard(self._folder)
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

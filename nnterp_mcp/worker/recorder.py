@@ -90,7 +90,7 @@ class Recorder:
                 "dtype": environment.dtype,
                 "attention": environment.attention,
             }
-            self._checkpoint = Checkpoint(self._store.unfinished / key_of(facts))
+            self._checkpoint = Checkpoint.claim(self._store.unfinished / key_of(facts))
         return self._checkpoint
 
     def finish(self, result: Result, answer: Answer | None = None) -> list[str]:
@@ -105,14 +105,18 @@ class Recorder:
         """
         with WRITING:
             problem = self._close(result, None, answer)
+        if self._checkpoint is not None:
+            if problem is None:
+                self._checkpoint.clear()
+            self._checkpoint.release()
         if problem is not None:
             return [f"This answer could not be recorded ({problem}): read_run will not find it."]
-        if self._checkpoint is not None:
-            self._checkpoint.clear()
         return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
 
     def fail(self, error: NnterpError, partial: Result | None, answer: Answer | None = None) -> None:
         """Closes the record of a call that raised, with its partial result and the answer that this gives."""
+        if self._checkpoint is not None:
+            self._checkpoint.release()
         with WRITING:
             self._close(partial, error, answer)
 

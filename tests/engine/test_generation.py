@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.engine import generation
-from nnterp_mcp.engine.generation import Generation, find_way, generate
+from nnterp_mcp.engine.generation import Generation, find_way, generate, with_baseline
 from nnterp_mcp.engine.sampling import Sampling, sample_tokens
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled
@@ -234,6 +234,31 @@ def test_a_text_ends_where_the_model_ends_it(subject: Subject, monkeypatch: pyte
         cut = one.ids.index(end) + 1 if end in one.ids else NEW
         assert ended.ids == one.ids[:cut]
         assert ended.ended == (end in one.ids)
+
+
+@pytest.mark.parametrize("subject", ["llama", "gemma2", "gpt2"], indirect=True)
+@pytest.mark.parametrize("budget", [8, 4096])
+def test_rows_that_are_read_in_parts_and_leave_early_are_those_of_each_prompt_alone(
+    subject: Subject, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Workload(subject.prompts, subject.plan({"op": "scale", "layers": 1, "factor": 2, "site": "mlps_output"}))
+    end = generate(subject.model, work.some([0]), max_new_tokens=NEW)[0].ids[1]
+    monkeypatch.setattr(generation, "end_ids", lambda model: frozenset({end}))
+    alone = [generate(subject.model, work.some([row]), max_new_tokens=NEW)[0] for row in range(len(work.prompts))]
+    both = generate(subject.model, with_baseline(replace(work, batch_tokens=budget, batch_size=64)), max_new_tokens=NEW)
+    plain = _generate(subject)
+    assert len({len(one.ids) for one in alone}) > 1
+    for found, expected in zip(both, [*plain, *alone], strict=True):
+        assert (found.ids, found.ended) == (expected.ids, expected.ended)
+        assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-4)
+
+
+@one_family
+def test_a_long_generation_takes_as_many_rows_as_a_short_one(subject: Subject) -> None:
+    prompts = [replace(subject.prompts[0], index=row) for row in range(32)]
+    assert len(Workload(prompts, batch_tokens=1024, new_tokens=1000).split(subject.model)) == 1
+    whole = Workload(prompts, batch_tokens=64, new_tokens=1000, in_parts=False, batch_size=32)
+    assert max(map(len, whole.split(subject.model))) * len(prompts[0].ids) <= 64
 
 
 @one_family

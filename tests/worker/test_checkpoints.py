@@ -53,6 +53,17 @@ def test_a_call_that_has_ended_well_leaves_nothing(folder: Path) -> None:
     assert Checkpoint(folder).take("0", Part) is None
 
 
+def test_an_equal_call_at_the_same_time_neither_takes_nor_stores(folder: Path) -> None:
+    first, second = Checkpoint.claim(folder), Checkpoint.claim(folder)
+    first.put("0", Part(numbers=[1.0]))
+    second.put("0", Part(numbers=[2.0]))
+    assert second.take("0", Part) is None
+    second.release()
+    assert Checkpoint.claim(folder).take("0", Part) is None
+    first.release()
+    assert Checkpoint.claim(folder).take("0", Part) == Part(numbers=[1.0])
+
+
 def test_without_a_folder_nothing_is_kept() -> None:
     checkpoint = Checkpoint(None)
     checkpoint.put("0", Part(numbers=[1.0]))

@@ -253,7 +253,9 @@ class TestCheckpoint:
     def test_a_call_on_other_weights_takes_nothing(self, bench: Bench, tiny: Callable[..., Path]) -> None:
         other = Bench("tiny", bench.settings)
         other.place(StandardizedTransformer(str(tiny("llama", seed=1))))
-        recorder(bench, params={"prompts": ["c"]}).checkpoint().put("0", Part(number=0.5))
+        dead = recorder(bench, params={"prompts": ["c"]})
+        dead.checkpoint().put("0", Part(number=0.5))
+        dead.fail(OutOfMemory("it did not fit"), None)
 
         assert recorder(other, params={"prompts": ["c"]}).checkpoint().take("0", Part) is None
         assert recorder(bench, params={"prompts": ["c"]}).checkpoint().take("0", Part) == Part(number=0.5)

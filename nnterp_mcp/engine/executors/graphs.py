@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
 from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import NOTHING, Plan, PlannedPass
 from nnterp_mcp.engine.kv_cache import cache_inputs
@@ -91,7 +91,7 @@ class StaticSteps:
         self._masks.open_next()
         self._length += 1
         walk = PlannedPass(Window(self._prompts, self._padding, self._length - 1, self._length), self._plan, ())
-        reached = tuple(tuple(walk.window.select(edit.reach, 1).rows) for edit in _state_edits(self._plan))
+        reached = tuple(_rows_reached(edit, walk.window) for edit in _edits(self._plan))
         if reached in self._graphs:
             return self._graphs[reached].replay()
         if not self._capture or reached not in self._warm or len(self._graphs) == _GRAPHS_KEPT:
@@ -194,13 +194,21 @@ def _copy(cache: DynamicCache, length: int, room: int) -> Cache:
     return Cache(layers=[*layers])
 
 
-def _state_edits(plan: Plan) -> list[StateEdit]:
-    return [edit for edits in plan.edits.values() for edit in edits if isinstance(edit, StateEdit)]
+def _edits(plan: Plan) -> list[Edit]:
+    return [edit for edits in plan.edits.values() for edit in edits]
+
+
+def _rows_reached(edit: Edit, window: Window) -> tuple[int, ...]:
+    """The rows whose newest token an edit reaches."""
+    if isinstance(edit, EditOfRuns):
+        return _rows_reached(edit.edit, window.of_owners(edit.owners))
+    assert isinstance(edit, StateEdit)
+    return tuple(window.select(edit.reach, 1).rows)
 
 
 def are_steady(plan: Plan) -> bool:
     """True where operations do the same at every step that they reach alike, whatever the position."""
-    edits = [edit for listed in plan.edits.values() for edit in listed]
+    edits = [edit.edit if isinstance(edit, EditOfRuns) else edit for edit in _edits(plan)]
     return all(isinstance(edit, StateEdit) and not FACTS[edit.place.site].grows for edit in edits)
 
 

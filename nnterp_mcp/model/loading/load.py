@@ -6,7 +6,6 @@ Nothing is filled in: a checkpoint that lacks weights is refused, for transforme
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,30 +65,36 @@ def read_model(
         }
         if precision.quantization is not None:
             options["quantization_config"] = quantize(precision.quantization, dtype)
-        need = memory.of_weights(located.folder, dtype, precision.quantization)
+        if located.gguf is None:
+            need = memory.of_weights(located.folder, dtype, precision.quantization)
+        else:
+            need = memory.of_numbers(_count_weights(located, config, code), dtype, precision.quantization)
         options["device_map"] = fit(need, target, located.origin)
         report("reading the weights" + (f" ({size(need)})" if need else ""))
-        with ThreadPoolExecutor(1) as beside:
-            reading = beside.submit(_read_tokenizer, located, code, gguf)
-            if code:  # both would write it to one folder of modules
-                reading.result()
-            with built_within(located.origin, located.folder, located.gguf):
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    located.folder,
-                    config=config,
-                    trust_remote_code=code,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,  # they are refused below, with their sizes
-                    output_loading_info=True,
-                    **gguf,
-                    **options,
-                )
-            model, info = loaded
-            _require_complete(type(model).__name__, info, located.origin)
-            require_finite_weights(model, located.origin)
-            tokenizer = reading.result()
+        with built_within(located.origin, located.folder, located.gguf):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                config=config,
+                trust_remote_code=code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their sizes
+                output_loading_info=True,
+                **gguf,
+                **options,
+            )
+        model, info = loaded
+        _require_complete(type(model).__name__, info, located.origin)
+        require_finite_weights(model, located.origin)
+        tokenizer = _read_tokenizer(located, code, gguf)
     fill_padding(tokenizer, embedded_ids(model))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _count_weights(located: Located, config: Any, code: bool) -> int:
+    """The numbers of the model that a configuration describes, built without memory for them."""
+    with built_within(located.origin, located.folder, located.gguf), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _require_complete(kind: str, info: dict[str, Any], origin: str) -> None:

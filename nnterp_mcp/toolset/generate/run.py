@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.generation import Generation, generate
+from nnterp_mcp.engine.generation import Generation, generate, with_baseline
 from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.text_scores import score_texts
@@ -26,13 +26,11 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     model = bench.model
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
     work = replace(bench.workload(prompts, params.interventions, job), new_tokens=params.max_new_tokens)
-    plans = [NOTHING, work.plan] if work.plan else [NOTHING]
-    compute = _generate if params.max_new_tokens else _score
+    write = _generate if params.max_new_tokens else _score
 
-    def write(group: Sequence[int]) -> list[Continued]:
+    def compute(group: Sequence[int]) -> list[Continued]:
         part = work.some(group)
-        baseline, *rest = [compute(bench, params, part, plans, at, job) for at in range(len(plans))]
-        edited = rest[0] if rest else [None] * len(group)
+        baseline, edited = write(bench, params, part, job)
         return [_continued(*texts, model.tokenizer) for texts in zip(part.prompts, baseline, edited, strict=True)]
 
     def assemble(done: Finished[Continued]) -> GenerateResult:
@@ -44,33 +42,30 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
             texts=done.items,
         )
 
-    return job.in_parts(work.split(model), Continued, write, assemble)
+    return job.in_parts(work.split(model), Continued, compute, assemble)
 
 
-def _generate(
-    bench: Bench, params: GenerateParams, work: Workload, plans: Sequence[Plan], at: int, job: Job
-) -> list[Generation]:
-    def report(done: int, total: int | None, unit: str) -> None:
-        assert total is not None
-        job.progress(at * total + done, len(plans) * total, f"{unit} ({'edited' if at else 'baseline'})")
-
-    return generate(
-        bench.model,
-        replace(work, plan=plans[at], progress=report),
-        max_new_tokens=params.max_new_tokens,
-        sampling=Sampling(params.temperature, params.top_p, params.top_k, params.seed),
-    )
+Texts = tuple[Sequence[Generation], Sequence[Generation | None]]
+"""The texts of the model as it is, and the edited ones; None where nothing is edited."""
 
 
-def _score(
-    bench: Bench, params: GenerateParams, work: Workload, plans: Sequence[Plan], at: int, job: Job
-) -> list[Generation]:
-    """The prompts themselves from their second token on, with the log-probabilities that one model gives them."""
-    scores = score_texts(bench.model, replace(work, plan=plans[at]))
-    return [
-        Generation(prompt.index, list(prompt.ids[1:]), found)
-        for prompt, found in zip(work.prompts, scores, strict=True)
-    ]
+def _generate(bench: Bench, params: GenerateParams, work: Workload, job: Job) -> Texts:
+    sampling = Sampling(params.temperature, params.top_p, params.top_k, params.seed)
+    runs = with_baseline(work) if work.plan else work
+    texts = generate(bench.model, runs, max_new_tokens=params.max_new_tokens, sampling=sampling)
+    count = len(work.prompts)
+    return texts[:count], texts[count:] or [None] * count
+
+
+def _score(bench: Bench, params: GenerateParams, work: Workload, job: Job) -> Texts:
+    """The prompts themselves from their second token on, with the log-probabilities that each model gives them."""
+
+    def score(plan: Plan) -> list[Generation]:
+        scores = score_texts(bench.model, replace(work, plan=plan))
+        texts = zip(work.prompts, scores, strict=True)
+        return [Generation(prompt.index, list(prompt.ids[1:]), found) for prompt, found in texts]
+
+    return score(NOTHING), score(work.plan) if work.plan else [None] * len(work.prompts)
 
 
 def _continued(prompt: EncodedPrompt, plain: Generation, other: Generation | None, tokenizer: Any) -> Continued:

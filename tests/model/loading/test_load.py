@@ -298,6 +298,7 @@ def test_any_gguf_is_converted_once(tmp_path: Path) -> None:
     converted = convert_once(located, cache, said.append)
 
     assert said[0] == "converting the GGUF weights, once"
+    assert "reading the weights (538 MB)" in said
     assert (converted.origin, converted.gguf) == (str(file), None)
     builtin = locate(BUILTIN, None, Settings().cache, False, quiet)
     ours, known = (load_file(at.folder / "model.safetensors") for at in (converted, builtin))
