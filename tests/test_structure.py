@@ -46,8 +46,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "": LIBRARY | {"nnterp", "verification", "laboratory"},
 }
 """What the modules of each part import besides one another. `toolset` is a tool's spec and its torch-free files;
-`toolset.run` is the file that does the work, which server and worker import by the tool's name; the command line imports
-anything."""
+`toolset.run` is the file that does the work, which server and worker import by the tool's name; the command line
+imports anything."""
 
 TORCH_FREE = ("request", "table", "render", "display", "contract", "toolset", "runs", "pool", "viewer", "server")
 TORCH_FREE_FILES = ("params", "result", "answer", "sets", "figure")
