@@ -45,11 +45,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "laboratory": LIBRARY | SHARED | {"toolset", "tool_methods", "runs", "pool", "worker"},
     "": LIBRARY | {"nnterp", "verification", "laboratory"},
 }
-"""What the modules of each part import besides one another. `toolset` is a tool's spec, params, result, answer and
-figure; `toolset.run` is the file that does the work, which server and worker import by the tool's name; the command
-line imports anything."""
+"""What the modules of each part import besides one another. `toolset` is a tool's spec and its torch-free files;
+`toolset.run` is the file that does the work, which server and worker import by the tool's name; the command line
+imports anything."""
 
 TORCH_FREE = ("request", "table", "render", "display", "contract", "toolset", "runs", "pool", "viewer", "server")
+TORCH_FREE_FILES = ("params", "result", "answer", "sets", "figure")
+"""The files of a tool that are no part of its work; `sets` are sentences of an answer."""
 MANY = frozenset({"run", "digest", "figure", "SPEC", "logger"})
 """Names that stand in several modules, each for the part that its module plays."""
 
@@ -112,7 +114,7 @@ class House:
     def part(self, module: str) -> str:
         """The part of the house that a module belongs to; empty for the package itself."""
         _, *names = module.split(".")
-        if len(names) == 3 and names[0] == "toolset" and names[2] not in ("params", "result", "answer", "figure"):
+        if len(names) == 3 and names[0] == "toolset" and names[2] not in TORCH_FREE_FILES:
             return "toolset.run"
         return names[0] if names else ""
 

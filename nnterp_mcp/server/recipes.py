@@ -103,6 +103,7 @@ def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     wrong = {"answer": given["answer"], "wrong": given["other_answer"]}
     swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
     places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
+    circuit = {"direction": "noising", "positions": {"end": "last"}, "cells": ["L0H0", "L0H1"], "complement": True}
     return f"""\
 Find where {model} recalls that {clean!r} continues with {given["answer"]!r}.
 
@@ -129,7 +130,7 @@ Denoising shows which states suffice, noising which are needed: a position and l
 call's control compares the strongest cells with 20 random sets.
 Put the heads that you found in place of these, and measure them as a set: faithfulness is the share of the answer \
 that they give alone, completeness the share that all other heads give without them.
-{call("patch_activations", **swap, direction="noising", cells=["L0H0", "L0H1"], complement=True)}
+{call("patch_activations", **swap, **circuit)}
 
 It counts against a cell if random sets restore as much; if noising it costs nothing; if all other cells give the \
 answer without it; or if its effect is gone for a paraphrase of the prompt.

@@ -108,11 +108,14 @@ def check_attribute(finding: str, facts: Facts) -> None:
     """The parts that add and take away most, and that all of them sum to the whole."""
     parts, values = facts["parts"], mean_of(facts["parts"], "value")
     shows(claims(rf" is {NUMBER}", finding)[1], facts["whole"]["mean"])
-    for words, best in (("adds most", values.max()), ("takes most away", values.min())):
-        said = re.search(rf"{words}, {NUMBER}\.", finding)
-        assert (said is not None) == (best > 0 if words == "adds most" else best < 0)
+    for words, at in (("raises", int(values.argmax())), ("lowers", int(values.argmin()))):
+        said = re.search(rf"(\S+)(?: \S+)? {words} it most, by {NUMBER}\.", finding)
+        assert (said is not None) == (values[at] > 0 if words == "raises" else values[at] < 0)
         if said:
-            shows(said[1], best)
+            shows(said[2], abs(values[at]))
+            layer, head = parts[at]["layer"], parts[at]["index"] if parts[at]["kind"] == "head" else None
+            name = "" if layer is None else f"L{layer}" if head is None else f"L{layer}H{head}"
+            assert name in said[0]
     if facts["method"] == "direct":
         assert f"the sum of {facts['total']} parts" in finding
         assert abs(values.sum() + facts["left"] - facts["whole"]["mean"]) < 1e-3
