@@ -6,27 +6,30 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from evals.answers import model_folder, right_answers
+from evals.answers import model_folders, right_answers
 from evals.grading import Grade, grade_all, score
-from evals.question import Question, Value
+from evals.planted import save_planted
+from evals.question import SMOLLM2, Question, Value
 from evals.questions import QUESTIONS
-from evals.solver import MODEL, Solved, solve
+from evals.solver import Solved, solve
 from evals.tables import grade_table, solved_table
 from evals.tools import token_counter
 from nnterp_mcp.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "eval.md"
+_CACHE = Settings().cache / "evals"
 _BEGIN, _END = "<!-- solved: begin -->", "<!-- solved: end -->"
 
 INSTRUCTIONS = (
-    f"Load {MODEL} and answer each question by experiments with the tools. Texts stand in quotes, which are no part of "
-    "them. Layers, heads and positions are counted from 0, logarithms are natural. Write a JSON object that gives for "
+    'Load the model that a question names, by the name or folder given for it under "models", and answer each question '
+    "by experiments with the tools. Texts stand in quotes, which are no part of them. Layers, heads and positions are "
+    "counted from 0, logarithms are natural. Write a JSON object that gives for "
     'each question\'s name its answer in the form that the question asks for: {"leading-layer": 12, …}; leave out what '
     "you could not find."
 )
@@ -37,18 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 if it did what it should, and every answer that it graded is right."""
     given = _parser().parse_args(arguments)
     if given.command == "questions":
-        print(json.dumps(questions(QUESTIONS), ensure_ascii=False, indent=1))
+        print(json.dumps(questions(QUESTIONS, save_planted(_CACHE / "planted")), ensure_ascii=False, indent=1))
         return 0
     return _grade(given.answers, given.reveal) if given.command == "grade" else _solve(given.only, given.page)
 
 
-def questions(asked: Sequence[Question]) -> dict[str, Any]:
-    """The questions as an agent gets them."""
+def questions(asked: Sequence[Question], planted: Mapping[str, Path]) -> dict[str, Any]:
+    """The questions as an agent gets them, with the name or folder by which each model is loaded."""
     return {
-        "model": MODEL,
+        "models": {SMOLLM2: SMOLLM2, **{name: str(folder) for name, folder in planted.items()}},
         "instructions": INSTRUCTIONS,
         "questions": [
-            {"name": question.name, "question": question.text, "answer": question.form.describe()} for question in asked
+            {
+                "name": question.name,
+                "model": question.model,
+                "question": question.text,
+                "answer": question.form.describe(),
+            }
+            for question in asked
         ],
     }
 
@@ -81,7 +90,8 @@ def _grade(path: Path, reveal: bool) -> int:
 
 def _solve(names: Sequence[str] | None, page: bool) -> int:
     asked = [question for question in QUESTIONS if names is None or question.name in names]
-    solved = anyio.run(solve, asked, token_counter(model_folder()), _say)
+    folders = model_folders(_CACHE)
+    solved = anyio.run(solve, asked, folders, token_counter(folders[SMOLLM2]), _say)
     grades = grade_all(asked, {one.name: one.answer for one in solved}, _right(asked))
     shown = solved_table(solved, grades)
     print(shown)
@@ -97,7 +107,7 @@ def put_between(text: str, shown: str) -> str:
 
 
 def _right(asked: Sequence[Question]) -> dict[str, Value]:
-    return right_answers(asked, model_folder(), Settings().cache / "evals", _say)
+    return right_answers(asked, model_folders(_CACHE), _CACHE, _say)
 
 
 def _explain(solved: Sequence[Solved], grades: Sequence[Grade]) -> None:

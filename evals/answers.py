@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from evals.question import Question, Value
+from evals.question import SMOLLM2, Question, Value
 
-_SOURCES = (Path(__file__).parent / "plain.py", *sorted((Path(__file__).parent / "questions").glob("*.py")))
+_HERE = Path(__file__).parent
+_SOURCES = (_HERE / "plain.py", _HERE / "planted.py", *sorted((_HERE / "questions").glob("*.py")))
 _FILES = (".safetensors", ".json", ".jinja")
 
 
@@ -25,17 +26,38 @@ def model_folder() -> Path:
     return locate(BUILTIN, None, Settings().cache, False, lambda message: None).folder
 
 
+def model_folders(cache: Path) -> dict[str, Path]:
+    """The folders of the models that questions are about, by their names; planted ones are saved below the cache."""
+    from evals.planted import save_planted
+
+    return {SMOLLM2: model_folder(), **save_planted(cache / "planted")}
+
+
 def right_answers(
-    questions: Sequence[Question], folder: Path, cache: Path, report: Callable[[str], None] = lambda message: None
+    questions: Sequence[Question],
+    folders: Mapping[str, Path],
+    cache: Path,
+    report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Value]:
     """The right answer to each question, by its name.
 
     Args:
         questions: The questions.
-        folder: The model's folder.
-        cache: Where answers are kept, by the hash of the model's files and of the code that computes them.
+        folders: The models' folders, by their names.
+        cache: Where answers are kept, by the hash of a model's files and of the code that computes them.
         report: Told which question is being computed.
     """
+    found: dict[str, Value] = {}
+    for model in dict.fromkeys(question.model for question in questions):
+        about = [question for question in questions if question.model == model]
+        found |= _answers_about(about, folders[model], cache, report)
+    return found
+
+
+def _answers_about(
+    questions: Sequence[Question], folder: Path, cache: Path, report: Callable[[str], None]
+) -> dict[str, Value]:
+    """The right answers to questions about one model."""
     kept = cache / f"{_digest(folder)}.json"
     known: dict[str, Value] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     missing = [question for question in questions if question.name not in known]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evals.question import Question, Value
+from evals.question import Parts, Question, Value
 
 Verdict = Literal["right", "wrong", "unreadable", "missing"]
 
@@ -20,7 +20,7 @@ class Grade:
         verdict: `unreadable` is an answer of another form than the question's.
         given: The answer as it came; None where there is none.
         right: What is right.
-        reason: What an unreadable answer should have been.
+        reason: What an unreadable answer should have been, or the parts of an answer that are wrong.
     """
 
     question: Question
@@ -38,7 +38,10 @@ def grade(question: Question, given: object, right: Value) -> Grade:
         value = question.form.read(given)
     except ValueError as error:
         return Grade(question, "unreadable", given, right, str(error))
-    return Grade(question, "right" if question.form.agrees(value, right) else "wrong", given, right)
+    if question.form.agrees(value, right):
+        return Grade(question, "right", given, right)
+    wrong = question.form.wrong(value, right) if isinstance(question.form, Parts) else []
+    return Grade(question, "wrong", given, right, f"wrong: {', '.join(wrong)}" if wrong else "")
 
 
 def grade_all(questions: Sequence[Question], given: Mapping[str, object], right: Mapping[str, Value]) -> list[Grade]:

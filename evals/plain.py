@@ -89,7 +89,7 @@ class Plain:
 
     def columns(self, head: int) -> slice:
         """Where a head is in `mixed`."""
-        width = self.model.config.hidden_size // self.heads
+        width = self.model.config.head_dim or self.model.config.hidden_size // self.heads
         return slice(head * width, (head + 1) * width)
 
     def ids(self, prompt: Prompt) -> list[int]:

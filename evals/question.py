@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evals.plain import Plain
 
-Value = int | float | str
-"""An answer as JSON holds it; a head is a text, "L3H7"."""
+Value = int | float | str | Mapping[str, int | float | str]
+"""An answer as JSON holds it; a head is a text, "L3H7"; an answer in several parts is an object."""
+
+SMOLLM2 = "smollm2-135m"
 
 
 class Form(ABC):
@@ -63,8 +65,9 @@ class Number(Form):
 
     def agrees(self, given: Value, right: Value) -> bool:
         """Whether a number is near enough."""
-        off = abs(float(given) - float(right))
-        return off <= max(self.absolute, self.relative * abs(float(right)))
+        assert isinstance(given, int | float)
+        assert isinstance(right, int | float)
+        return abs(given - right) <= max(self.absolute, self.relative * abs(right))
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,54 @@ class Choice(Form):
 
 
 @dataclass(frozen=True)
+class Parts(Form):
+    """Several answers to one question, each of a form of its own."""
+
+    forms: Mapping[str, Form]
+
+    def describe(self) -> str:
+        """The form in words."""
+        return "an object: " + "; ".join(f'"{name}": {form.describe()}' for name, form in self.forms.items())
+
+    def read(self, given: object) -> Mapping[str, int | float | str]:
+        """All parts, and no others."""
+        if not isinstance(given, Mapping) or set(given) != set(self.forms):
+            raise self._refuse(given)
+        try:
+            return {name: _single(form.read(given[name])) for name, form in self.forms.items()}
+        except ValueError as error:
+            raise ValueError(f"{self._refuse(given)}: {error}") from None
+
+    def agrees(self, given: Value, right: Value) -> bool:
+        """Checks that every part is right."""
+        return not self.wrong(given, right)
+
+    def wrong(self, given: Value, right: Value) -> list[str]:
+        """The names of the parts that are not right."""
+        assert isinstance(given, Mapping)
+        assert isinstance(right, Mapping)
+        return [name for name, form in self.forms.items() if not form.agrees(given[name], right[name])]
+
+
+def _single(value: Value) -> int | float | str:
+    assert not isinstance(value, Mapping)
+    return value
+
+
+@dataclass(frozen=True)
 class Question:
-    """A question about the model that has one right answer.
+    """A question about a model that has one right answer.
 
     Attributes:
         name: By which answers refer to it.
         text: The question, complete in itself.
         form: Of its answer.
         compute: Finds the right answer with plain transformers.
+        model: The name of the model that it is about.
     """
 
     name: str
     text: str
     form: Form
     compute: Callable[[Plain], Value]
+    model: str = SMOLLM2

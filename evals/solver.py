@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from evals.question import Question, Value
+from evals.question import SMOLLM2, Question, Value
 from evals.solutions import SOLUTIONS
 from evals.tools import Call, CountTokens, connected
-
-MODEL = "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,29 @@ class Solved:
 
 
 async def solve(
-    questions: Sequence[Question], count: CountTokens, report: Callable[[str], None] = lambda message: None
+    questions: Sequence[Question],
+    folders: Mapping[str, Path],
+    count: CountTokens,
+    report: Callable[[str], None] = lambda message: None,
 ) -> list[Solved]:
-    """Answers questions one after the other on a server of its own; the model is loaded before the first.
+    """Answers questions one after the other on a server of its own, which has one model loaded at a time.
 
     Args:
         questions: What is asked.
+        folders: The models' folders, by their names.
         count: Counts tokens.
         report: Told which question is being answered.
     """
     solved: list[Solved] = []
-    async with connected(count) as tools:
-        await tools.call("load_model", model=MODEL)
-        tools.take()
+    loaded = ""
+    async with connected(count, [folder for name, folder in folders.items() if name != SMOLLM2]) as tools:
         for question in questions:
+            if question.model != loaded:
+                if loaded:
+                    await tools.call("unload_model")
+                loaded = question.model
+                await tools.call("load_model", model=loaded if loaded == SMOLLM2 else str(folders[loaded]))
+                tools.take()
             report(f"asking {question.name}")
             try:
                 answer = await SOLUTIONS[question.name](tools)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,10 +80,11 @@ def token_counter(folder: Path) -> CountTokens:
 
 
 @asynccontextmanager
-async def connected(count: CountTokens) -> AsyncGenerator[Tools]:
-    """Starts a server on stdio, with runs and vectors of its own, and connects to it."""
+async def connected(count: CountTokens, folders: Sequence[Path] = ()) -> AsyncGenerator[Tools]:
+    """Starts a server on stdio, with runs and vectors of its own, which may load models from folders, and connects."""
     with tempfile.TemporaryDirectory(prefix="nnterp-mcp-eval-") as data:
         environment = os.environ | {"NNTERP_MCP_DATA": data, "NNTERP_MCP_REPLY_WITHIN": str(PATIENCE)}
+        environment |= {"NNTERP_MCP_FOLDERS": json.dumps([str(folder) for folder in folders])} if folders else {}
         server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env=environment)
         async with Client(stdio_client(server)) as client:
             yield Tools(client, count)

@@ -47,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--allow-model", "allowed_models", "PATTERN", "load only models like this, such as 'HuggingFaceTB/*'"),
     ):
         serve.add_argument(flag, action="append", dest=name, metavar=metavar, help=f"{effect}; may be given again")
+    serve.add_argument(
+        "--tools",
+        type=lambda names: tuple(name.strip() for name in names.split(",")),
+        metavar="NAMES",
+        help="serve only these groups (reading, causal, training) or tools, with commas; basics are always served",
+    )
     serve.add_argument("--cache", type=Path, help="folder for converted weights")
     serve.add_argument("--data", type=Path, help="folder for named vectors, and for runs unless --runs is given")
     serve.add_argument("--runs", type=Path, help="folder for runs")

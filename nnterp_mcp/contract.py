@@ -198,6 +198,9 @@ class Late(Answer):
     progress: str | None = None
 
 
+ToolGroup = Literal["basics", "reading", "causal", "training"]
+"""What tools are for: models and runs; reading what a model computes; changing it; fitting something to it."""
+
 _P = TypeVar("_P", bound=Params)
 _R = TypeVar("_R", bound=Result)
 _A = TypeVar("_A", bound=Answer)
@@ -220,6 +223,7 @@ class ToolSpec(Generic[_P, _R, _A]):
         idempotent: Calling again with the same arguments changes nothing more.
         open_world: The call reaches beyond this machine.
         recorded: A call in a worker is an experiment, and kept as a run.
+        group: The group under which `--tools` names it; tools of the group basics are always served.
     """
 
     name: str
@@ -234,6 +238,7 @@ class ToolSpec(Generic[_P, _R, _A]):
     idempotent: bool = True
     open_world: bool = False
     recorded: bool = True
+    group: ToolGroup = "reading"
 
     @cached_property
     def result(self) -> type[_R]:

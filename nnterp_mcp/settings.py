@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8765, ge=0, le=65535)
     """0 lets the system choose; the address is printed on stderr."""
 
+    tools: tuple[str, ...] = ()
+    """Groups of tools, or tools, that are served in addition to the group basics; all by default."""
+
     token: SecretStr | None = Field(default=None, min_length=16, exclude=True)
     """The bearer token of every HTTP request; from the environment alone, never a flag."""
 

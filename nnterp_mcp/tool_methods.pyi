@@ -43,7 +43,7 @@ class ToolMethods:
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
         method: Literal["direct", "gradient", "integrated", "patching"] = "direct",
-        by: Literal["layer", "sublayer", "head", "neuron", "token"] | None = None,
+        by: Literal["layer", "sublayer", "head", "source_token", "neuron", "token"] | None = None,
         layers: int | str | Sequence[int] = "all",
         corrupted: Mapping[str, Any]
         | str

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import Client, StdioServerParameters
+from mcp.client.extension import ClientExtension
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
 from mcp_types import (
@@ -102,6 +103,10 @@ class Caller:
         """Calls a method of the SDK's client."""
         return self._portal.call(partial(getattr(self._client, method), **arguments))
 
+    def send(self, request: Any, result: type[Any]) -> Any:
+        """Sends a request that the SDK's client has no method for."""
+        return self._portal.call(self._client.session.send_request, request, result)
+
     def resources(self) -> list[Resource]:
         return self._portal.call(self._client.list_resources).resources
 
@@ -159,9 +164,11 @@ class HttpServer:
         self.log = log
 
     @contextmanager
-    def client(self, transport: str = "http") -> Generator[Caller]:
+    def client(
+        self, transport: str = "http", era: str = "auto", extensions: Sequence[ClientExtension] = ()
+    ) -> Generator[Caller]:
         source = f"{self.address}/mcp" if transport == "http" else sse_client(f"{self.address}/sse")
-        with _client(source) as (portal, client):
+        with _client(source, era, extensions) as (portal, client):
             yield Caller(portal, client, self.process, self.log)
 
 
@@ -275,8 +282,11 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def _client(source: Any, era: str = "auto") -> Iterator[tuple[BlockingPortal, Client]]:
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(source, mode=era)) as client:
+def _client(
+    source: Any, era: str = "auto", extensions: Sequence[ClientExtension] = ()
+) -> Iterator[tuple[BlockingPortal, Client]]:
+    client = Client(source, mode=era, extensions=extensions)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
         yield portal, client
 
 

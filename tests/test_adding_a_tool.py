@@ -14,7 +14,7 @@ from tests.serving import environment
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "adding-a-tool.md"
-FILES = ["__init__.py", "answer.py", "params.py", "result.py", "run.py", "test_surprisal.py"]
+FILES = ["__init__.py", "answer.py", "figure.py", "params.py", "result.py", "run.py", "test_surprisal.py"]
 KEPT = ("conftest.py", "serving.py", "recorded.py", "__init__.py", "toolset/__init__.py")
 """What the page's test needs of the tests that there are."""
 

@@ -10,6 +10,7 @@ import pytest
 from nnterp_mcp.server.identity import HOMEPAGE
 
 ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "docs" / "library.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -40,11 +41,24 @@ def test_the_page_that_an_index_shows_has_no_relative_link():
     assert re.findall(r"\]\((?!https?:|#)([^)]+)", (ROOT / "README.md").read_text()) == []
 
 
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.slow
-def test_the_snippets_of_the_front_page_pass_a_type_checker(tmp_path: Path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 2
-    for number, block in enumerate(blocks):
+@pytest.mark.smollm2
+def test_the_library_s_snippets_run(tmp_path: Path):
+    assert len(snippets(LIBRARY)) >= 12
+    command = [sys.executable, "-W", "error:::nnterp_mcp", "-c", "\n".join(snippets(LIBRARY))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'smollm2-135m predicts " Paris" (0.773)' in done.stdout
+    assert (tmp_path / "lens.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_snippets_pass_a_type_checker(tmp_path: Path):
+    for number, block in enumerate([*snippets(ROOT / "README.md"), "\n".join(snippets(LIBRARY))]):
         (tmp_path / f"snippet_{number}.py").write_text(block)
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

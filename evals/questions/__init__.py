@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evals.question import Question
-from evals.questions import attention, causes, directions, prompt_sets, readings
+from evals.questions import attention, causes, directions, investigations, planted, prompt_sets, readings
 
 QUESTIONS: tuple[Question, ...] = (
     *readings.QUESTIONS,
@@ -11,5 +11,7 @@ QUESTIONS: tuple[Question, ...] = (
     *causes.QUESTIONS,
     *directions.QUESTIONS,
     *prompt_sets.QUESTIONS,
+    *investigations.QUESTIONS,
+    *planted.QUESTIONS,
 )
 """Every question, in the order in which they are asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from evals.question import Value
-from evals.solutions import attention, causes, directions, prompt_sets, readings
+from evals.solutions import attention, causes, directions, investigations, planted, prompt_sets, readings
 from evals.tools import Tools
 
 SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
@@ -14,5 +14,7 @@ SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
     **causes.SOLUTIONS,
     **directions.SOLUTIONS,
     **prompt_sets.SOLUTIONS,
+    **investigations.SOLUTIONS,
+    **planted.SOLUTIONS,
 }
 """By the question's name."""

@@ -27,11 +27,13 @@ class RepeatedTokens:
         prompts: The sequences, behind what the tokenizer begins a text with.
         begin: Where the first copy begins.
         length: The tokens of a copy, all of them different.
+        seed: The seed with which they were drawn.
     """
 
     prompts: list[EncodedPrompt]
     begin: int
     length: int
+    seed: int
 
     @property
     def second(self) -> range:
@@ -90,7 +92,7 @@ def repeat_random_tokens(
         copy = words[torch.randperm(len(words), generator=generator)[:length]].tolist()
         ids = [*start, *copy, *copy]
         prompts.append(EncodedPrompt(index, tokenizer.decode(ids), ids, []))
-    return RepeatedTokens(prompts, len(start), length)
+    return RepeatedTokens(prompts, len(start), length, seed)
 
 
 def score_heads(

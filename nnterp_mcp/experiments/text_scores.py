@@ -9,11 +9,11 @@ from statistics import fmean
 
 import torch
 
-from nnterp_mcp.engine.forward import LogitReduction, forward
+from nnterp_mcp.engine.forward import NOTHING, LogitReduction, forward
 from nnterp_mcp.engine.readouts.reductions import gather_log_probs, split_rows
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
+from nnterp_mcp.model.text.tokenization import Batch
 
 
 def score_texts(
@@ -49,17 +49,17 @@ def score_texts(
 
 
 def score_continuations(
-    model: StandardizedTransformer, texts: Sequence[tuple[EncodedPrompt, Sequence[int]]], batch_tokens: int
+    model: StandardizedTransformer, work: Workload, continuations: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """The log-probability of each token of continuations of prompts, under the model without any intervention.
 
     Args:
         model: The model.
-        texts: Prompts, each with the tokens that continue it.
-        batch_tokens: Padded tokens in a forward pass, at most.
+        work: The prompts; one can stand there several times.
+        continuations: The tokens that continue each of them.
     """
-    whole = [replace(prompt, index=number, ids=[*prompt.ids, *ids]) for number, (prompt, ids) in enumerate(texts)]
-    return score_texts(model, Workload(whole, batch_tokens=batch_tokens), [len(prompt.ids) for prompt, _ in texts])
+    whole = [replace(prompt, ids=[*prompt.ids, *ids]) for prompt, ids in zip(work.prompts, continuations, strict=True)]
+    return score_texts(model, replace(work, prompts=whole, plan=NOTHING), [len(prompt.ids) for prompt in work.prompts])
 
 
 def perplexity(log_probs: Sequence[float]) -> float:

@@ -106,7 +106,7 @@ def patchscope_lens(
     source_prompts: str | Sequence[str] | None = None,
     target_patch_prompts: TargetPromptBatch | Sequence[TargetPrompt] | TargetPrompt | None = None,
     layers: int | Sequence[int] | None = None,
-    latents: Float[Tensor, "layer source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None = None,
+    latents: Float[Tensor, "given source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None = None,
     remote: bool = False,
 ) -> Float[Tensor, "source layer vocabulary"]:
     """The distribution after a target prompt, a state of the source put in after the layer that it was read from.
@@ -169,7 +169,7 @@ def _given_states(
     model: StandardizedTransformer,
     prompts: str | Sequence[str] | None,
     layers: Sequence[int],
-    latents: Float[Tensor, "layer source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None,
+    latents: Float[Tensor, "given source hidden"] | Sequence[Float[Tensor, "source hidden"]] | None,
 ) -> Float[Tensor, "layer source hidden"] | None:
     """The states that came instead of source prompts, if they did."""
     if (prompts is None) == (latents is None):

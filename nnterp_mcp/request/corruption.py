@@ -27,7 +27,7 @@ class Noise(_Kind):
     """The clean prompts with noise on the embeddings of some tokens, as in causal tracing.
 
     Attributes:
-        noise: Its standard deviation, in those of the embeddings of the prompts' tokens.
+        noise: Its standard deviation, in those of the embeddings of a prompt's own tokens.
         positions: The tokens.
         samples: Draws for each prompt.
     """

@@ -36,11 +36,13 @@ from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.runs import figures
-from nnterp_mcp.server import apps, identity, replies
+from nnterp_mcp.server import apps, identity, replies, skills, tasks
 from nnterp_mcp.server.completions import Completions
 from nnterp_mcp.server.departures import while_there
+from nnterp_mcp.server.hints import HINTS
 from nnterp_mcp.server.prompts import PromptHandlers
 from nnterp_mcp.server.resources import Resources
+from nnterp_mcp.server.served import limits, served
 from nnterp_mcp.server.values import require_few_values
 from nnterp_mcp.toolset import specs
 
@@ -74,23 +76,29 @@ divergences are in nats; nnterp://glossary explains words. Errors say what to ch
 
 def build(session: Session) -> Server[Any]:
     """A server whose calls run in the session's workers."""
-    resources, prompts = Resources(session), PromptHandlers(session)
+    tools, runs_as_tasks = served(session.settings.tools), tasks.Tasks(session)
+    recipes = skills.written_for(set(tools))
+    prompts, recipes_as_skills = PromptHandlers(session, recipes), skills.Skills(recipes)
+    resources = Resources(session, recipes_as_skills)
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         replies.first_page(params)
-        return ListToolsResult(tools=[definition(spec) for spec in specs().values()])
+        return ListToolsResult(tools=[definition(spec) for spec in tools.values()])
 
-    async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
-        spec = specs().get(params.name)
+    async def call_tool(
+        context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult | tasks.Task:
+        spec = tools.get(params.name)
         if spec is None:
             raise MCPError(
-                INVALID_PARAMS, f"Unknown tool: {escaped(elided(params.name, 80))}. Tools: {', '.join(specs())}"
+                INVALID_PARAMS, f"Unknown tool: {escaped(elided(params.name, 80))}. Tools: {', '.join(tools)}"
             )
 
         async def on_progress(progress: Progress) -> None:
             await context.session.report_progress(progress.done, progress.total, progress.message)
 
-        request = _Request(session, spec, _client(context), on_progress)
+        deferred = runs_as_tasks if tasks.declared(context) else None
+        request = _Request(session, spec, _client(context), on_progress, deferred)
         async with while_there(context.request):
             return await _call(request, params.arguments or {})
         return replies.refused(Cancelled("the client hung up"))
@@ -99,11 +107,11 @@ def build(session: Session) -> Server[Any]:
         "nnterp-mcp",
         version=__version__,
         title="nnterp: a laboratory inside language models",
-        instructions=INSTRUCTIONS,
+        instructions=INSTRUCTIONS + limits(tools),
         website_url=identity.HOMEPAGE,
         icons=[identity.ICON],
+        cache_hints=HINTS,
         on_list_tools=list_tools,
-        on_call_tool=call_tool,
         on_list_prompts=prompts.list,
         on_get_prompt=prompts.get,
         on_list_resources=resources.list,
@@ -112,6 +120,9 @@ def build(session: Session) -> Server[Any]:
         on_completion=Completions(session).complete,
     )
     server.extensions = {apps.EXTENSION: {}}
+    runs_as_tasks.serve(server)
+    recipes_as_skills.serve(server)
+    server.add_request_handler("tools/call", CallToolRequestParams, call_tool)
     server.add_request_handler("server/discover", RequestParams, identity.discovery(server))
     return server
 
@@ -159,6 +170,7 @@ class _Request:
         spec: The tool.
         client: The caller; clients take turns at a model.
         on_progress: Sends progress notifications to the client.
+        tasks: Where runs become tasks, None for a client that knows none.
         facts: Fields of the call's line in the log.
     """
 
@@ -166,15 +178,19 @@ class _Request:
     spec: ToolSpec[Any, Any, Any]
     client: Hashable
     on_progress: OnProgress
+    tasks: tasks.Tasks | None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult:
+async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult | tasks.Task:
     begun = time.monotonic()
     facts = request.facts
     facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
         answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request.spec, arguments))
+        if isinstance(answer, tasks.Task):
+            facts["outcome"] = "task"
+            return answer
         if isinstance(answer, Late):
             facts["outcome"] = answer.state
         return await anyio.to_thread.run_sync(replies.answered, answer)
@@ -198,7 +214,7 @@ def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
     return spec.parse(arguments)
 
 
-async def _answer(request: _Request, params: Params) -> Answer:
+async def _answer(request: _Request, params: Params) -> Answer | tasks.Task:
     spec = request.spec
     if spec.place == "server":
         module = await anyio.to_thread.run_sync(importlib.import_module, f"nnterp_mcp.toolset.{spec.name}.run")
@@ -206,8 +222,10 @@ async def _answer(request: _Request, params: Params) -> Answer:
         return result if isinstance(result, Answer) else await anyio.to_thread.run_sync(spec.summarize, result)
     if spec.recorded:
         run = await request.session.runs.start(spec, params, request.client)
-        answer = await _follow(request, run)
-        return await _illustrated(request, run, answer) if getattr(params, "plot", False) else answer
+        answer, pictured = await _follow(request, run), getattr(params, "plot", False)
+        if isinstance(answer, Late) and request.tasks is not None:
+            return request.tasks.create(run, pictured)
+        return await _illustrated(request, run, answer) if pictured else answer
     handle = getattr(params, "model", None)
     data = params.model_dump(mode="json")
     reply = await request.session.pool.call(handle, spec.name, data, request.on_progress, waits=False)
@@ -215,10 +233,11 @@ async def _answer(request: _Request, params: Params) -> Answer:
 
 
 async def _follow(request: _Request, run: LiveRun) -> Answer:
-    """Waits for a run up to `reply_within`. The run continues after that, unless the client has left."""
+    """Waits for a run until it is late. The run continues after that, unless the client has left."""
+    within = request.session.settings.reply_within
     request.facts.update(run=run.id, model=run.record.model)
     try:
-        with anyio.move_on_after(request.session.settings.reply_within):
+        with anyio.move_on_after(within if request.tasks is None else min(within, tasks.AT_ONCE)):
             await run.follow(request.on_progress)
     except anyio.get_cancelled_exc_class():
         run.cancel(Cancelled("the client cancelled the call, or left"))

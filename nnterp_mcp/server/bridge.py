@@ -51,6 +51,9 @@ _CONNECT = 10.0
 _GOODBYE = 2.0
 """Seconds that a session's end may take once the client has left."""
 
+_NAMED = {**NAME_BEARING_METHODS, **dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId")}
+"""The parameter that the header `Mcp-Name` repeats, by method."""
+
 _SESSION_HEADER = "mcp-session-id"
 _INITIALIZED = JSONRPCNotification(jsonrpc="2.0", method="notifications/initialized")
 
@@ -211,7 +214,7 @@ class Bridge:
     def _headers(self, message: JSONRPCMessage | None = None) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         if isinstance(message, JSONRPCRequest) and (version := _version(message)) is not None:
-            name = (message.params or {}).get(NAME_BEARING_METHODS.get(message.method, ""))
+            name = (message.params or {}).get(_NAMED.get(message.method, ""))
             named = {MCP_NAME_HEADER: encode_header_value(name)} if isinstance(name, str) else {}
             return headers | {MCP_PROTOCOL_VERSION_HEADER: version, MCP_METHOD_HEADER: message.method} | named
         if isinstance(message, JSONRPCRequest) and message.method == "initialize":

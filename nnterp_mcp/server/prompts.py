@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcp.server.context import ServerRequestContext
@@ -23,7 +23,7 @@ from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
-from nnterp_mcp.server.recipes import RECIPES, Recipe
+from nnterp_mcp.server.recipes import Recipe
 
 _Context = ServerRequestContext[Any]
 
@@ -33,37 +33,38 @@ class PromptHandlers:
 
     Args:
         session: The server's session.
+        recipes: The recipes that it offers.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, recipes: Sequence[Recipe]) -> None:
         self._session = session
+        self._recipes = {recipe.name: recipe for recipe in recipes}
 
     async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
         """Every recipe, and what it asks for."""
         replies.first_page(params)
-        return ListPromptsResult(prompts=[_listed(recipe) for recipe in RECIPES.values()])
+        return ListPromptsResult(prompts=[_listed(recipe) for recipe in self._recipes.values()])
 
     async def get(self, context: _Context, params: GetPromptRequestParams) -> GetPromptResult:
         """A recipe for the given arguments."""
         try:
-            recipe = _found(params.name)
+            recipe = self._found(params.name)
             text = recipe.write(_arguments(recipe, params.arguments or {}), layers_of(self._session))
         except NnterpError as error:
             raise MCPError(INVALID_PARAMS, replies.worded(error)) from None
         message = PromptMessage(role="user", content=TextContent(text=text))
         return GetPromptResult(description=recipe.description, messages=[message])
 
+    def _found(self, name: str) -> Recipe:
+        if name not in self._recipes:
+            raise InvalidRequest(f"there is no prompt {shown(name)}: prompts are {', '.join(self._recipes)}.")
+        return self._recipes[name]
+
 
 def layers_of(session: Session) -> dict[str, int]:
     """The handles of the loaded models, with their numbers of layers."""
     cards = {entry.handle: entry.card for entry in session.pool.entries if entry.card is not None}
     return {handle: int(card["num_layers"]) for handle, card in cards.items()}
-
-
-def _found(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise InvalidRequest(f"there is no prompt {shown(name)}: prompts are {', '.join(RECIPES)}.")
-    return RECIPES[name]
 
 
 def _arguments(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:

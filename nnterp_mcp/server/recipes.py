@@ -22,13 +22,20 @@ class Argument:
 
     Attributes:
         name: Its name; completions go by it.
-        description: What it is, with an example.
+        meaning: What it is.
         required: True if the recipe needs it.
+        example: A value, which the recipe takes where it is shown without arguments.
     """
 
     name: str
-    description: str
+    meaning: str
     required: bool = False
+    example: str | None = None
+
+    @property
+    def description(self) -> str:
+        """What it is, with an example."""
+        return self.meaning if self.example is None else f"{self.meaning}, such as: {self.example}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def _texts(given: Mapping[str, str], name: str) -> list[str]:
 
 
 _MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
-_PROMPT = Argument("prompt", "A text that the model goes on with, such as: The capital of France is", True)
-_ANSWER = Argument("answer", "What it says next, such as: Paris", True)
+_PROMPT = Argument("prompt", "A text that the model goes on with", True, "The capital of France is")
+_ANSWER = Argument("answer", "What it says next", True, "Paris")
 
 _REPORT = """\
 Report each number with its control, n, and the run_id of its call. Say what was not tried. One prompt is an \
@@ -97,32 +104,35 @@ def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
     places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
     return f"""\
-Find where {model} recalls that {clean!r} goes on with {given["answer"]!r}.
+Find where {model} recalls that {clean!r} continues with {given["answer"]!r}.
 
 Look
 {_load(model, loaded)}
 {call("tokenize", prompts=[clean, clean.replace(subject, other)], model=named)}
 {call("logit_lens", prompts=[clean, clean.replace(subject, other)], targets=wrong, model=named)}
-Go on only if the last layer gives each prompt its own answer; else the model does not know the fact, and there is \
-nothing to find. Note the layer from which the answer leads.
+Continue only if the last layer gives each prompt its own answer; otherwise the model does not know the fact, and \
+there is nothing to find. Note the layer from which on the answer is the top token.
 
 Hypothesise, then intervene
 {call("patch_activations", **swap, positions=places, control=True)}
-Where one clean state brings the answer back (recovery near 1), it is carried there: at the subject's tokens in early \
-layers, at the last token later. The fact is recalled around the layers where it moves.
+Where one clean state restores the answer (recovery near 1), that position carries it: the subject's tokens in early \
+layers, the last token later. The fact is recalled around the layers where it moves from one to the other.
 {call("patch_activations", **swap, positions=places, sites=["attentions_output", "mlps_output"])}
-MLPs at the subject's last token that recover suggest recall; attention at the last token suggests copying from there. \
-Layer 0 recovers at the subject in any case: it holds little but the token itself.
+MLPs at the subject's last token that restore the answer suggest recall; attention at the last token suggests that it \
+is copied from there. Layer 0 restores it at the subject in any case: it holds little but the token itself.
 {call("patch_activations", **swap, positions={"end": "last"}, heads="all")}
 {call("attribute", prompts=clean, targets=wrong, by="head", model=named)}
 
 Control
 {call("patch_activations", **swap, positions=places, direction="noising")}
-Denoising shows what suffices, noising what is needed: a place counts if it does both. The first call's control shows \
-random cells beside the strongest.
+Denoising shows which states suffice, noising which are needed: a position and layer count if they do both. The first \
+call's control compares the strongest cells with 20 random sets.
+Put the heads that you found in place of these, and measure them as a set: faithfulness is the share of the answer \
+that they give alone, completeness the share that all other heads give without them.
+{call("patch_activations", **swap, direction="noising", cells=["L0H0", "L0H1"], complement=True)}
 
-It counts against a place if random cells recover as much; if noising it costs nothing; if the recovery is as large \
-with another pair of subjects of the wrong kind; or if it is gone for a paraphrase of the prompt.
+It counts against a cell if random sets restore as much; if noising it costs nothing; if all other cells give the \
+answer without it; or if its effect is gone for a paraphrase of the prompt.
 {_REPORT}"""
 
 
@@ -168,8 +178,9 @@ def _explain_prediction(given: Mapping[str, str], loaded: Mapping[str, int]) -> 
     prompt = given["prompt"]
     targets = {"answer": given["answer"]} | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
     cut = {"op": "zero", "site": "heads_output", "layers": [1], "heads": [0]}
+    ablated = {"clean": prompt, "corrupted": {"ablate": "zero"}, "targets": targets, "model": named}
     return f"""\
-Explain why {model} goes on with {given["answer"]!r} after {prompt!r}.
+Explain why {model} continues with {given["answer"]!r} after {prompt!r}.
 
 Look
 {_load(model, loaded)}
@@ -188,11 +199,13 @@ read: a head that writes the answer should attend to where it comes from.
 Intervene
 Put the layers and heads that you found in place of these, and see what the answer loses:
 {call("logit_lens", prompts=prompt, targets=targets, layers=-1, interventions=[cut], model=named)}
-{call("patch_activations", clean=prompt, corrupted={"ablate": "zero"}, targets=targets, heads="all", model=named)}
+{call("patch_activations", **ablated, heads="all")}
 
 Control
-Cut as many random heads of the same layers, five times, and compare. Then see whether the story holds for prompts \
-like this one, with the same cut:
+Put the heads that you found in place of these: the answer compares them with 20 random sets of heads of the same \
+layers, and says which share of the metric they give alone, and all other heads without them.
+{call("patch_activations", **ablated, cells=["L1H0"], complement=True)}
+Then test the explanation on prompts like this one, with the same heads zero:
 {call("run_prompts", prompts=[prompt], targets=targets, interventions=[cut], model=named)}
 
 It counts against the explanation if random heads cost as much; if the parts that attribution names can be cut \
@@ -284,13 +297,13 @@ RECIPES = {
         Recipe(
             "locate_fact",
             "Find where a fact is recalled",
-            "Which layers, positions and heads carry an answer: lens, activation patching both ways, random cells.",
+            "The layers, positions and heads that carry an answer: lens, patching in both directions, random sets.",
             (
                 _PROMPT,
-                Argument("subject", "The piece of the prompt that the fact is about, such as: France", True),
+                Argument("subject", "The piece of the prompt that the fact is about", True, "France"),
                 _ANSWER,
-                Argument("other_subject", "Another of its kind and number of tokens, such as: Spain", True),
-                Argument("other_answer", "What the model says of that one, such as: Madrid", True),
+                Argument("other_subject", "Another of its kind and number of tokens", True, "Spain"),
+                Argument("other_answer", "What the model says of that one", True, "Madrid"),
                 _MODEL,
             ),
             _locate_fact,
@@ -300,10 +313,17 @@ RECIPES = {
             "Build and validate a steering vector",
             "A direction from texts, what it does beside random directions, and what it breaks.",
             (
-                Argument("vector", "Its name, such as: joy; one that exists is made anew", True),
-                Argument("positive", "Texts to point towards, separated by |", True),
-                Argument("negative", "Texts to point away from, separated by |; alike in all else", True),
-                Argument("prompt", "A text to steer, not among those", True),
+                Argument("vector", "The vector's name; one that exists is made anew", True, "joy"),
+                Argument(
+                    "positive", "Texts to point towards, separated by |", True, "I won the game | We won the prize"
+                ),
+                Argument(
+                    "negative",
+                    "Texts to point away from, alike in all else",
+                    True,
+                    "I lost the game | We lost the prize",
+                ),
+                Argument("prompt", "A text to steer, not among those", True, "When I woke up today, I felt"),
                 Argument("layers", "A layer, a range such as 10:20, or all; the middle third by default"),
                 _MODEL,
             ),
@@ -312,8 +332,8 @@ RECIPES = {
         Recipe(
             "explain_prediction",
             "Explain a prediction",
-            "Why a model says what it says: lens, attribution to parts and tokens, ablation beside random heads.",
-            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead, such as: Rome"), _MODEL),
+            "Why a model gives its answer: lens, attribution to parts and tokens, ablation compared with random heads.",
+            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead", example="Rome"), _MODEL),
             _explain_prediction,
         ),
         Recipe(
@@ -328,11 +348,11 @@ RECIPES = {
             "Compare two models",
             "Where two models differ on the same prompt, and whether that is more than the spread over prompts.",
             (
-                Argument("model_a", "A loaded model's handle, or what load_model takes", True),
-                Argument("model_b", "The other", True),
+                Argument("model_a", "A loaded model's handle, or what load_model takes", True, DEFAULT_MODEL),
+                Argument("model_b", "The other", True, "HuggingFaceTB/SmolLM2-135M"),
                 _PROMPT,
                 _ANSWER,
-                Argument("other_answer", "What they might say instead, such as: Rome"),
+                Argument("other_answer", "What they might say instead", example="Rome"),
             ),
             _compare_models,
         ),

@@ -36,7 +36,9 @@ from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
-from nnterp_mcp.server import apps, documents, replies
+from nnterp_mcp.server import apps, documents, replies, skills
+from nnterp_mcp.server.hints import FIXED
+from nnterp_mcp.server.skills import Skills
 from nnterp_mcp.toolset import specs
 
 _Context = ServerRequestContext[Any]
@@ -110,20 +112,22 @@ class Resources:
 
     Args:
         session: The server's session.
+        skills: The skills that it serves.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, skills: Skills) -> None:
         self._session = session
+        self._skills = skills
 
     @property
     def _store(self) -> RunStore:
         return self._session.runs.store
 
     async def list(self, context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
-        """The documents, and the latest runs."""
+        """The documents, the skills and the latest runs."""
         replies.first_page(params)
         records = await anyio.to_thread.run_sync(self._store.latest, LISTED)
-        return ListResourcesResult(resources=[*documents.DOCUMENTS, *map(_entry, records)])
+        return ListResourcesResult(resources=[*documents.DOCUMENTS, *self._skills.resources, *map(_entry, records)])
 
     async def list_templates(
         self, context: _Context, params: PaginatedRequestParams | None
@@ -143,22 +147,29 @@ class Resources:
     async def read(self, context: _Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         """Reads a resource; does not wait for a run in progress."""
         try:
+            if (fixed := await anyio.to_thread.run_sync(self._read_fixed, params.uri)) is not None:
+                return ReadResourceResult(contents=[fixed], ttl_ms=FIXED.ttl_ms, cache_scope=FIXED.scope)
             return ReadResourceResult(contents=[await self._read(params.uri)])
         except NnterpError as error:
             raise MCPError(INVALID_PARAMS, replies.worded(error), {"uri": params.uri}) from None
         except Exception as error:
             raise MCPError(INTERNAL_ERROR, replies.worded(masked(error))) from None
 
-    async def _read(self, address: str) -> Contents:
+    def _read_fixed(self, address: str) -> Contents | None:
+        """What stays the same as long as the server runs; None at other addresses."""
         if address.startswith(documents.SCHEME):
             return _text(address, documents.read_document(address), "text/markdown")
         if address == apps.VIEWER:
-            return await anyio.to_thread.run_sync(apps.viewer)
+            return apps.viewer()
+        text = self._skills.find(address)
+        return None if text is None else _text(address, text, skills.KIND)
+
+    async def _read(self, address: str) -> Contents:
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise InvalidRequest(
                 f"there is no resource {shown(address)}: addresses are "
-                + ", ".join([*documents.ADDRESSES, *(template for template, *_ in _TEMPLATES)])
+                + ", ".join([*documents.ADDRESSES, skills.ADDRESS, *(template for template, *_ in _TEMPLATES)])
                 + "."
             )
         run_id, part, piece = found["run_id"], found["part"], found["piece"]

@@ -22,6 +22,7 @@ from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
 from nnterp_mcp.server.pipes import exit_at_once, lingering, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
+from nnterp_mcp.server.served import served
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
 
@@ -36,9 +37,10 @@ def serve(settings: Settings) -> None:
 
     Raises:
         Forbidden: The host is not a loopback address, and there is no token or no list of hosts.
-        InvalidRequest: The port is taken.
+        InvalidRequest: The port is taken, or a tool is named that does not exist.
     """
     require_safe_bind(settings)
+    served(settings.tools)
     listener = None if settings.transport == "stdio" else _listen(settings)
     hide(settings.take_secrets())
     logs.begin(settings.log_format)

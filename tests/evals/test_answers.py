@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evals.answers import model_folder, right_answers
+from evals.answers import model_folders, right_answers
 from evals.grading import grade
-from evals.question import Choice, Count, Head, Number, Question, Token, Value
+from evals.question import SMOLLM2, Choice, Count, Form, Head, Number, Parts, Question, Token, Value
 from evals.questions import QUESTIONS
 
 if TYPE_CHECKING:
@@ -25,39 +26,55 @@ def test_answers_are_computed_once_for_the_files_of_a_model(tiny: Callable[..., 
         return plain.depth
 
     asked = [Question("depth", "How many layers?", Count("layers"), depth)]
-    first = right_answers(asked, folder, tmp_path / "cache")
-    assert right_answers(asked, folder, tmp_path / "cache") == first == {"depth": computed[0]}
+    first = right_answers(asked, {SMOLLM2: folder}, tmp_path / "cache")
+    assert right_answers(asked, {SMOLLM2: folder}, tmp_path / "cache") == first == {"depth": computed[0]}
     assert len(computed) == 1
     (folder / "generation_config.json").write_text("{ }")
-    right_answers(asked, folder, tmp_path / "cache")
+    right_answers(asked, {SMOLLM2: folder}, tmp_path / "cache")
     assert len(computed) == 2, "other files, the same answers"
 
 
 @pytest.fixture(scope="module")
-def right() -> dict[str, Value]:
+def folders() -> dict[str, Path]:
     from nnterp_mcp.settings import Settings
 
-    return right_answers(QUESTIONS, model_folder(), Settings().cache / "evals")
+    return model_folders(Settings().cache / "evals")
 
 
 @pytest.fixture(scope="module")
-def damaged(smollm2_folder: Path) -> Plain:
-    """The model with its layers in reverse order."""
-    import torch
+def right(folders: dict[str, Path]) -> dict[str, Value]:
+    from nnterp_mcp.settings import Settings
 
-    from evals.plain import Plain
-
-    plain = Plain.load(smollm2_folder)
-    plain.model.model.layers = torch.nn.ModuleList(reversed(plain.model.model.layers))
-    return plain
+    return right_answers(QUESTIONS, folders, Settings().cache / "evals")
 
 
-def _near_misses(question: Question, right: Value) -> list[object]:
+@pytest.fixture(scope="module")
+def damaged(folders: dict[str, Path]) -> Callable[[str], Plain]:
+    """A model with its layers in reverse order and its embeddings halved, by its name."""
+
+    @cache
+    def load(name: str) -> Plain:
+        import torch
+
+        from evals.plain import Plain
+
+        plain = Plain.load(folders[name])
+        plain.model.model.layers = torch.nn.ModuleList(reversed(plain.model.model.layers))
+        plain.model.get_input_embeddings().weight.mul_(0.5)
+        return plain
+
+    return load
+
+
+def _near_misses(form: Form, right: Any) -> list[object]:
     """Answers of the right form that are wrong, but not by much."""
-    match question.form:
+    match form:
+        case Parts() as parts:
+            misses = {name: _near_misses(part, right[name]) for name, part in parts.forms.items()}
+            return [{**right, name: wrong} for name, all_wrong in misses.items() for wrong in all_wrong]
         case Number() as form:
             off = 1.1 * max(form.absolute, form.relative * abs(float(right)))
-            return [float(right) + off, float(right) - off, 0.0]
+            return [float(right) + off, float(right) - off]
         case Count():
             return [int(right) + 1, max(int(right) - 1, 0) if int(right) else 2]
         case Head():
@@ -68,7 +85,7 @@ def _near_misses(question: Question, right: Value) -> list[object]:
         case Token():
             return [f"{right}x", str(right).strip()[:-1] or "x"]
         case _:
-            raise AssertionError(f"{question.form} has no near misses here")
+            raise AssertionError(f"{form} has no near misses here")
 
 
 @pytest.mark.slow
@@ -78,7 +95,7 @@ def _near_misses(question: Question, right: Value) -> list[object]:
 def test_an_answer_has_its_form_and_its_near_misses_are_refused(question: Question, right: dict[str, Value]):
     answer = right[question.name]
     assert grade(question, answer, answer).verdict == "right"
-    for wrong in _near_misses(question, answer):
+    for wrong in _near_misses(question.form, answer):
         assert grade(question, wrong, answer).verdict in {"wrong", "unreadable"}, wrong
 
 
@@ -87,9 +104,10 @@ def test_an_answer_has_its_form_and_its_near_misses_are_refused(question: Questi
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
 def test_another_model_has_another_answer(
-    question: Question, right: dict[str, Value], damaged: Plain, tiny: Callable[..., Path]
+    question: Question, right: dict[str, Value], damaged: Callable[[str], Plain], tiny: Callable[..., Path]
 ):
     from evals.plain import Plain
 
-    asked = Plain(damaged.model, Plain.load(tiny("llama")).tokenizer) if question.name == "token-count" else damaged
+    other = damaged(question.model)
+    asked = Plain(other.model, Plain.load(tiny("llama")).tokenizer) if question.name == "token-count" else other
     assert grade(question, question.compute(asked), right[question.name]).verdict == "wrong"

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from evals.__main__ import PAGE, main, put_between, questions
+from evals.planted import PLANTS
+from evals.question import Parts
 from evals.questions import QUESTIONS
 from evals.solutions import SOLUTIONS
 
 
-def test_there_are_fifteen_questions_and_more_each_with_a_name_of_its_own_and_a_solution():
+def test_there_are_look_ups_and_investigations_each_with_a_name_of_its_own_and_a_solution():
     names = [question.name for question in QUESTIONS]
-    assert len(names) >= 15
+    assert sum(isinstance(question.form, Parts) for question in QUESTIONS) >= 12
+    assert len(names) >= 40
     assert len({*names}) == len(names)
     assert {*SOLUTIONS} == {*names}
 
@@ -21,9 +24,12 @@ def test_there_are_fifteen_questions_and_more_each_with_a_name_of_its_own_and_a_
 def test_the_questions_are_json_that_any_agent_reads(capsys: pytest.CaptureFixture[str]):
     assert main(["questions"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == questions(QUESTIONS)
+    folders = {name: Path(folder) for name, folder in printed["models"].items() if name in PLANTS}
+    assert printed == questions(QUESTIONS, folders)
+    assert all((folder / "model.safetensors").exists() for folder in folders.values())
+    assert {question.model for question in QUESTIONS} == {*printed["models"]}
     for asked, question in zip(printed["questions"], QUESTIONS, strict=True):
-        assert {*asked} == {"name", "question", "answer"}
+        assert {*asked} == {"name", "model", "question", "answer"}
         assert asked["question"] == question.text
         assert asked["answer"] == question.form.describe()
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evals.grading import grade, grade_all, score
-from evals.question import Head, Number, Question
+from evals.question import Head, Number, Parts, Question
 from evals.tables import grade_table, table
 
 
@@ -27,6 +27,13 @@ def test_a_verdict_says_what_an_answer_is_worth(given: object, verdict: str):
 
 def test_an_unreadable_answer_is_told_its_form():
     assert grade(HEAD, [3, 7], "L3H7").reason.startswith('the answer is a head, written "L3H7"')
+
+
+def test_the_parts_that_are_wrong_are_named():
+    both = Question("both", "Which head, and how large?", Parts({"head": Head(), "size": Number(absolute=0.1)}), _never)
+    found = grade(both, {"head": "L3H7", "size": 4}, {"head": "L3H7", "size": 2.0})
+    assert (found.verdict, found.reason) == ("wrong", "wrong: size")
+    assert grade(both, {"head": "L3H7", "size": 2.05}, {"head": "L3H7", "size": 2.0}).verdict == "right"
 
 
 def test_answers_are_found_by_the_names_of_questions_in_the_order_of_questions():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.question import LAYER, Choice, Count, Form, Head, Number, Token
+from evals.question import LAYER, Choice, Count, Form, Head, Number, Parts, Token
 
 FORMS: tuple[Form, ...] = (
     Number(absolute=0.5),
@@ -82,3 +82,13 @@ def test_a_form_tells_its_tolerance():
     assert Number(absolute=0.05).describe() == "a number, right within 0.05"
     assert Number(relative=0.02).describe() == "a number, right within 2 %"
     assert "'left'" in Choice(("left", "right")).describe()
+
+
+def test_an_answer_in_parts_is_right_if_every_part_is():
+    form = Parts({"head": Head(), "raised": Number(absolute=0.1), "verdict": Choice(("yes", "no"))})
+    right = {"head": "L1H3", "raised": 0.5, "verdict": "no"}
+    assert form.agrees(form.read({"head": "l1h3", "raised": 0.55, "verdict": "no"}), right)
+    assert form.wrong(form.read({"head": "L1H2", "raised": 0.7, "verdict": "no"}), right) == ["head", "raised"]
+    for other in ({**right, "more": 1}, {"head": "L1H3"}, {**right, "verdict": "perhaps"}, {**right, "raised": "0.5"}):
+        with pytest.raises(ValueError, match=r"the answer is an object: \"head\": a head"):
+            form.read(other)

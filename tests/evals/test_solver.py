@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from evals.answers import model_folder, right_answers
+from evals.answers import model_folders, right_answers
 from evals.grading import grade
 from evals.questions import QUESTIONS
 from evals.solver import Solved, solve
@@ -50,17 +51,24 @@ def test_an_answer_that_is_an_error_is_no_answer():
 
 
 @pytest.fixture(scope="module")
-def solved(count_tokens: Callable[[object], int]) -> dict[str, Solved]:
-    return {one.name: one for one in anyio.run(solve, QUESTIONS, count_tokens)}
+def folders() -> dict[str, Path]:
+    from nnterp_mcp.settings import Settings
+
+    return model_folders(Settings().cache / "evals")
+
+
+@pytest.fixture(scope="module")
+def solved(count_tokens: Callable[[object], int], folders: dict[str, Path]) -> dict[str, Solved]:
+    return {one.name: one for one in anyio.run(solve, QUESTIONS, folders, count_tokens)}
 
 
 @pytest.mark.slow
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
-def test_the_reference_solver_is_right_everywhere(solved: dict[str, Solved]):
+def test_the_reference_solver_is_right_everywhere(solved: dict[str, Solved], folders: dict[str, Path]):
     from nnterp_mcp.settings import Settings
 
-    right = right_answers(QUESTIONS, model_folder(), Settings().cache / "evals")
+    right = right_answers(QUESTIONS, folders, Settings().cache / "evals")
     grades = [grade(question, solved[question.name].answer, right[question.name]) for question in QUESTIONS]
     failed = [(one.question.name, one.given, one.right) for one in grades if one.verdict != "right"]
     assert not failed, [solved[name].failure for name, *_ in failed]
@@ -70,7 +78,7 @@ def test_the_reference_solver_is_right_everywhere(solved: dict[str, Solved]):
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [question.name for question in QUESTIONS])
-def test_a_question_costs_at_most_three_calls_and_four_thousand_tokens(solved: dict[str, Solved], name: str):
+def test_a_question_costs_at_most_six_calls_and_four_thousand_tokens(solved: dict[str, Solved], name: str):
     calls = solved[name].calls
-    assert 1 <= len(calls) <= 3
+    assert 1 <= len(calls) <= 6
     assert sum(call.sent + max(call.text, call.structured) for call in calls) <= 4000

@@ -33,7 +33,8 @@ def test_continuations_are_scored_from_their_first_token_on() -> None:
     model = standardized("llama")
     prompts = encode_prompts(model.tokenizer, TEXTS[:2], "llama")
     texts = [(prompts[0], [5, 9, 7]), (prompts[1], [4]), (prompts[0], [])]
-    found = score_continuations(model, texts, 64)
+    work = Workload([prompt for prompt, _ in texts], batch_tokens=64)
+    found = score_continuations(model, work, [ids for _, ids in texts])
 
     assert [len(scores) for scores in found] == [3, 1, 0]
     for (prompt, ids), scores in zip(texts[:2], found, strict=False):

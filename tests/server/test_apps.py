@@ -35,4 +35,4 @@ def test_the_page_is_a_resource(client: Caller) -> None:
 
 
 def test_the_server_says_that_it_knows_apps(client: Caller) -> None:
-    assert client.extensions == {"io.modelcontextprotocol/ui": {}}
+    assert (client.extensions or {})["io.modelcontextprotocol/ui"] == {}

@@ -14,6 +14,8 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, ResourceTemplateReference
 
 from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.server import skills
+from nnterp_mcp.server.recipes import RECIPES
 from nnterp_mcp.server.resources import LISTED, PIECE
 from tests import recorded_runs as runs
 from tests.recorded import EXAMPLES, Recorded
@@ -39,7 +41,12 @@ def test_the_latest_runs_are_listed(recorded: Recorded) -> None:
     entry = next(entry for entry in listed if entry.name == recorded.ids["lens"])
     opened = recorded.store.read(entry.name).opened
 
-    assert {entry.name for entry in listed} == {"tools", "glossary", *recorded.ids.values()}
+    assert {entry.name for entry in listed} == {
+        "tools",
+        "glossary",
+        *map(skills.name, RECIPES.values()),
+        *recorded.ids.values(),
+    }
     assert entry.uri == f"run://{entry.name}"
     assert entry.title == f"logit_lens on tiny-llama, done, {opened[:10]} {opened[11:16]}"
     assert entry.mime_type == "text/markdown"

@@ -135,7 +135,9 @@ def made_result(layers: int, heads: int, queries: int = 0) -> AttentionProbsResu
         without_attention={"linear_attention": list(range(0, 60, 2))},
         interventions=["knockout of layers 17, 18, 19 heads 3, 4, 5"] * 3,
         unscored=None,
-        copying=Copying(sequences=4, probability=0.34567, log_probability=-2.34567, deviation=0.7654),
+        copying=Copying(
+            sequences=4, length=50, seed=0, probability=0.34567, log_probability=-2.34567, deviation=0.7654
+        ),
         heads=[
             HeadReading(
                 layer=layer,

@@ -108,6 +108,31 @@ def test_several_prompts_have_means_and_intervals(bench: Bench) -> None:
         assert [part.value.low, part.value.high] == pytest.approx(values, abs=1e-5)
 
 
+def test_heads_are_split_by_source_token(bench: Bench) -> None:
+    by_head, by_source = ask(bench), ask(bench, by="source_token")
+
+    heads = {(part.layer, part.index): part for part in by_head.parts if part.kind == "head"}
+    for (layer, head), whole in heads.items():
+        own = [part for part in by_source.parts if (part.layer, part.index) == (layer, head)]
+        assert sum(part.value.mean for part in own) == pytest.approx(whole.value.mean, abs=1e-5)
+        assert [sum(part.logits[at] for part in own) for at in (0, 1)] == pytest.approx(whole.logits, abs=1e-5)
+        assert whole.logits[0] - whole.logits[1] == pytest.approx(whole.value.mean, abs=1e-5)
+    strongest = max(by_source.parts, key=lambda part: part.value.mean)
+    said = SPEC.digest(by_source)
+    assert f"L{strongest.layer}H{strongest.index} from " in said.finding
+    assert said.table.columns[-2:] == ["logit answer", "logit wrong"]
+
+
+def test_categories_stand_side_by_side(bench: Bench) -> None:
+    three = ask(bench, targets={"a": "Paris", "b": "Madrid", "c": "Rome"}, by="layer")
+    alone = [ask(bench, targets={"it": city}, by="layer") for city in ("Paris", "Madrid", "Rome")]
+
+    own = [{(part.kind, part.layer): part.value.mean for part in one.parts} for one in alone]
+    assert three.metric == "logit"
+    for part in three.parts:
+        assert part.logits == pytest.approx([one.get((part.kind, part.layer), 0.0) for one in own], abs=1e-5)
+
+
 def test_one_category_is_a_logit_or_a_log_probability(bench: Bench) -> None:
     assert ask(bench, targets={"a": "Paris"}, by="layer").metric == "logit"
     assert ask(bench, targets={"a": "Paris"}, method="gradient").metric == "log_probability"
@@ -172,12 +197,12 @@ def test_interventions_are_in_force(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"by": "token"}, "method direct attributes by head, layer, sublayer, neuron, not by token"),
+        ({"by": "token"}, "method direct attributes by head, source_token, layer, sublayer, neuron, not by token"),
         ({"method": "gradient", "by": "head"}, "method gradient attributes by token, not by head"),
         ({"method": "patching"}, "method patching needs corrupted prompts"),
         ({"corrupted": OTHER}, "method direct takes no corrupted: method patching does"),
-        ({"targets": {}}, "targets takes one or two categories, the answer first, and 0 came"),
-        ({"targets": {"a": "a", "b": "b", "c": "c"}}, "and 3 came"),
+        ({"targets": {}}, "method direct takes 1 to 6 target categories, the answer first, and 0 came"),
+        ({"method": "gradient", "targets": {"a": "a", "b": "b", "c": "c"}}, "1 to 2 target categories.*and 3 came"),
         ({"steps": 0}, "steps: input should be greater than or equal to 1"),
         ({"method": "patching", "corrupted": {"ablate": "zero"}}, "patch_activations does"),
         (

@@ -186,7 +186,7 @@ def test_paths_end_at_the_receivers(bench: Bench) -> None:
     through = ask(bench, heads="all", receivers={"site": "queries", "layers": [2, 3], "heads": 1})
 
     assert direct.receivers == "the logits"
-    assert through.receivers == "queries of layers 2, 3, heads 1"
+    assert through.receivers == "queries of layers 2, 3, head 1"
     assert any(cell.effect for cell in direct.cells if cell.layer == 3)
     assert not any(cell.effect for cell in through.cells if cell.layer == 3)
     assert any(abs(cell.effect) > 1e-5 for cell in through.cells if cell.layer < 2)
@@ -255,7 +255,7 @@ def test_a_named_set_is_measured_as_a_circuit(bench: Bench, kind: str) -> None:
     assert circuit.faithfulness.mean == pytest.approx(whole, abs=2e-3)
     assert circuit.completeness.mean == pytest.approx(share({1: [1, 2, 3], 2: [0, 2]}), abs=2e-3)
     without = [share({1: [], 2: [1, 3]}), share({1: [0], 2: [3]}), share({1: [0], 2: [1]})]
-    assert [member.loss.mean for member in circuit.members] == pytest.approx([whole - one for one in without], abs=3e-3)
+    assert [member.loss.mean for member in result.members] == pytest.approx([whole - one for one in without], abs=3e-3)
     text = SPEC.digest(result).text()
     assert "Faithfulness" in text
     assert "Minimality" in text
@@ -504,7 +504,7 @@ CASES = {
     "positions": made_result(3, 2),
     "noising": made_result(3, 2, sites=2, direction="noising"),
     "heads": made_result(3, 4, by_head=True, control=True),
-    "paths": made_result(2, 2, by_head=True, receivers="queries of layers 9, heads 6"),
+    "paths": made_result(2, 2, by_head=True, receivers="queries of layer 9, head 6"),
     "prompts": made_result(2, 3, prompts=12, control=True),
     "zeros": made_result(2, 2, ablated=True, direction="noising", control=True),
 }

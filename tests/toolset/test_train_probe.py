@@ -293,7 +293,7 @@ def made_result(count: int = 32, **changes: Any) -> TrainProbeResult:
     probed = [
         ProbedLayer(
             layer=layer,
-            accuracy=0.675 + layer / 100,
+            accuracy=0.675 + layer / 200,
             low=0.5126 + layer / 200,
             high=0.8123 + layer / 200,
             shuffled=[0.475, 0.55, 0.525, 0.425, 0.625],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -29,8 +29,8 @@ def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*r
 
 
 def divergence(
-    one: Float[Tensor, "*rows vocabulary"], other: Float[Tensor, "*rows vocabulary"]
-) -> Float[Tensor, "*rows"]:
+    one: Float[Tensor, "*#rows vocabulary"], other: Float[Tensor, "*#rows vocabulary"]
+) -> Float[Tensor, "*#rows"]:
     """KL(one ‖ other) of two log-distributions, in nats."""
     return expected(one.exp(), one - other).clamp_min(0)
 
@@ -204,7 +204,7 @@ def summarize_lens(
 
 def compare_rows(
     logits: Float[Tensor, "row vocabulary"], options: dict[str, Any], at: slice
-) -> dict[str, Float[Tensor, "entry ..."]]:
+) -> dict[str, Shaped[Tensor, "entry ..."]]:
     """The next-token distributions of a batch: the fields of a `Readout`, and `kl`, KL(row ‖ its baseline) in nats.
 
     Args:

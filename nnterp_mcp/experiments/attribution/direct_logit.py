@@ -21,7 +21,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.selectors import resolve_layers
 
-Split = Literal["layer", "sublayer", "head", "neuron"]
+Split = Literal["layer", "sublayer", "head", "source_token", "neuron"]
 PartKind = Literal[
     "embeddings",
     "positions",
@@ -51,11 +51,13 @@ class LogitPart:
             its own, an intervention. `token choice` is log-sum-exp over a category's tokens less their weighted mean.
         layer: The layer; None outside of layers.
         index: The head or the neuron.
+        source: Of a head's contribution, what it reads from one position of the prompt alone.
     """
 
     kind: PartKind
     layer: int | None = None
     index: int | None = None
+    source: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def attribute_directly(
         work: The prompts.
         targets: Token ids for each prompt: of the answer, and of the alternative; the answer's logit alone
             where there is only one category. Several tokens in a category count as one with their summed probability.
-        split: Into whole layers; attention and MLP; heads and MLPs; or attention and neurons.
+        split: Into whole layers; attention and MLP; heads and MLPs; what each head reads from each token, and MLPs; or
+            attention and neurons. A head's contribution is split with its attention pattern frozen: the attention of
+            the last token to a source, times the source's value through the output projection (OV).
         layers: The layers that are split further; the others count as wholes.
 
     Raises:
@@ -107,26 +111,67 @@ def attribute_directly(
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist, "interpreting
     GPT: the logit lens" (2020).
     """
-    if split in ("head", "neuron"):
+    (found,) = attribute_each(model, work, [targets], split, layers=layers)
+    return found
+
+
+def attribute_each(
+    model: StandardizedTransformer,
+    work: Workload,
+    target_sets: Sequence[Sequence[Sequence[Sequence[int]]]],
+    split: Split = "sublayer",
+    *,
+    layers: str | int | Sequence[int] = "all",
+) -> list[DirectLogits]:
+    """Does for several sets of targets what `attribute_directly` does for one, in the same passes.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        target_sets: The targets of each prompt, as in `attribute_directly`, once for each attribution.
+        split: The parts.
+        layers: The layers that are split further.
+
+    Returns:
+        The attribution of each set.
+
+    Raises:
+        InvalidRequest: A layer does not exist.
+        Unsupported: The model's parts do not add up to its logits, or cannot be told apart.
+    """
+    if split in ("head", "source_token", "neuron"):
         model.require("weights")
     writes = {} if split == "layer" else _writes(model, resolve_layers(layers, model.num_layers, model.name))
     embedded = begins_with_embedding(model)
-    tokens = sorted({token for categories in targets for category in categories for token in category})
+    categories = [category for targets in target_sets for of_prompt in targets for category in of_prompt]
+    tokens = sorted({token for category in categories for token in category})
 
-    def run(batch: Batch, numbers: Sequence[int]) -> list[_Found]:
+    def run(batch: Batch, numbers: Sequence[int]) -> list[tuple[_Found, ...]]:
         states = read_parts(
-            model, batch, work.plan, writes, tokens, heads=split == "head", neurons=split == "neuron", embedded=embedded
+            model,
+            batch,
+            work.plan,
+            writes,
+            tokens,
+            heads=split in ("head", "source_token"),
+            sources=split == "source_token",
+            neurons=split == "neuron",
+            embedded=embedded,
         )
-        asked = [targets[number] for number in numbers]
-        direction = find_direction(model, states.last, states.logits, tokens, asked)
-        found = _Sum(model, states, direction, writes, bool(work.plan)).parts
-        parts = list(found)
-        values = torch.stack([amount.to(direction.metric) for amount in found.values()], 1).cpu()
-        metric = direction.metric.cpu()
-        return [_Found(parts, *row, direction.rescaled) for row in zip(values, metric, strict=True)]
+        of_sets: list[list[_Found]] = []
+        for targets in target_sets:
+            asked = [targets[number] for number in numbers]
+            direction = find_direction(model, states.last, states.logits, tokens, asked)
+            found = _Sum(model, states, direction, writes, bool(work.plan)).parts
+            parts = list(found)
+            values = torch.stack([amount.to(direction.metric) for amount in found.values()], 1).cpu()
+            rows = zip(values, direction.metric.cpu(), strict=True)
+            of_sets.append([_Found(parts, *row, direction.rescaled) for row in rows])
+        return list(zip(*of_sets, strict=True))
 
     at_once = max(1, _NUMBERS // model.vocab_size)
-    return _assemble(model, replace(work, batch_size=at_once).run(model, run))
+    found = replace(work, batch_size=at_once).run(model, run)
+    return [_assemble(model, list(of_set)) for of_set in zip(*found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -257,9 +302,23 @@ class _Sum:
         if read is None or site is None:
             return {}
         amounts, constant = self._project(site.module, read.flatten(1), pulled)
-        by_head = amounts.unflatten(-1, read.shape[1:]).sum(-1).unbind(1)
-        parts = {LogitPart("head", layer, head): amount for head, amount in enumerate(by_head)}
+        parts = self._by_source(layer, site.module, pulled)
+        if not parts:
+            by_head = amounts.unflatten(-1, read.shape[1:]).sum(-1).unbind(1)
+            parts = {LogitPart("head", layer, head): amount for head, amount in enumerate(by_head)}
         return parts | _nonzero(LogitPart("attention bias", layer), constant + bias)
+
+    def _by_source(self, layer: int, projection: nn.Module, pulled: Tensor) -> dict[LogitPart, Tensor]:
+        """What each head reads from each token; empty where not asked for."""
+        sources = self.states.sources.get(layer)
+        if sources is None:
+            return {}
+        with self.model.standing_down():
+            direction = pull_back(projection, self.states.heads[layer].flatten(1), pulled)
+        direction = direction.unflatten(-1, self.states.heads[layer].shape[1:])
+        read = sources.patterns * torch.einsum("rphw,rhw->rhp", sources.values, direction)
+        heads = enumerate(read.unbind(1))
+        return {LogitPart("head", layer, head, at): x for head, of in heads for at, x in enumerate(of.unbind(1))}
 
     def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[LogitPart, Tensor]:
         """The contributions of each neuron and of the biases; empty where not asked for, or without a projection."""

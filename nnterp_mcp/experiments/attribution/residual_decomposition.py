@@ -24,6 +24,19 @@ _LENGTH = 3
 
 
 @dataclass(frozen=True)
+class ReadValues:
+    """What the heads of a layer read at the last token of each row; zeros behind the end of a shorter prompt.
+
+    Attributes:
+        patterns: The attention probabilities of the last token.
+        values: The values, those that heads share once for each head.
+    """
+
+    patterns: Float[Tensor, "row head position"]
+    values: Float[Tensor, "row position head width"]
+
+
+@dataclass(frozen=True)
 class PartStates:
     """States at the last token of each row.
 
@@ -34,6 +47,7 @@ class PartStates:
         outputs: What sublayers add, of the layers that are split.
         raw: What they computed, before a norm behind them, where heads or neurons are asked for.
         heads: What each head hands to the output projection, of the layers whose heads are asked for.
+        sources: What the heads read from each token, of the layers whose heads are split by it.
         neurons: What the MLP's last linear map reads, of the layers whose neurons are.
         logits: The model's logits of some tokens.
     """
@@ -44,6 +58,7 @@ class PartStates:
     outputs: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     raw: dict[tuple[Sublayer, int], Float[Tensor, "row hidden"]]
     heads: dict[int, Float[Tensor, "row head width"]]
+    sources: dict[int, ReadValues]
     neurons: dict[int, Float[Tensor, "row neuron"]]
     logits: Float[Tensor, "row token"]
 
@@ -61,6 +76,7 @@ def read_parts(
     tokens: Sequence[int],
     *,
     heads: bool,
+    sources: bool,
     neurons: bool,
     embedded: bool,
 ) -> PartStates:
@@ -73,6 +89,7 @@ def read_parts(
         writes: How the layers that are split write.
         tokens: The tokens whose logits are read.
         heads: Read their heads.
+        sources: Read the patterns and the values of the heads.
         neurons: Read their neurons.
         embedded: Separate the token's embedding from what is added to it.
     """
@@ -107,9 +124,17 @@ def read_parts(
         if neurons and "mlps_output" in found.sublayers
     }
     with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
-        captures = [Capture(place, take_rows, {"rows": rows, "columns": columns}) for place in places]
+        at_end = {"rows": rows, "columns": columns}
+        read = [place.layer for place in projected if sources and place.layer is not None]
+        captures = [
+            *(Capture(place, take_rows, at_end) for place in places),
+            *(Capture(Place("attention_probabilities", layer), take_rows, at_end) for layer in read),
+            *(Capture(Place("values", layer), take_all) for layer in read),
+        ]
         result = forward(model, batch, plan, captures, ends, LogitReduction(take_tokens, {"tokens": list(tokens)}))
-    found = {place: states.to(model.device) for place, states in zip(places, result.values, strict=True)}
+    taken = [states.to(model.device) for states in result.values]
+    found = dict(zip(places, taken[: len(places)], strict=True))
+    patterns, values = taken[len(places) :][: len(read)], taken[len(places) :][len(read) :]
     return PartStates(
         embeddings=found[places[0]].double() if embedded else None,
         entry=found[places[1]].double(),
@@ -117,9 +142,24 @@ def read_parts(
         outputs={(place.site, place.layer): found[place] for place in split},  # pyright: ignore[reportArgumentType]
         raw={where: found[place] for where, place in raw.items()},
         heads={place.layer: found[place] for place in projected if place.layer is not None},
+        sources={layer: _sources(batch, *of_layer) for layer, *of_layer in zip(read, patterns, values, strict=True)},
         neurons=inputs,
         logits=result.numbers["logits"],
     )
+
+
+def _sources(
+    batch: Batch, patterns: Float[Tensor, "row head key"], values: Float[Tensor, "row column value_head width"]
+) -> ReadValues:
+    """Patterns and values by the position in the prompt, in float64."""
+    values = values.repeat_interleave(patterns.shape[1] // values.shape[2], dim=2)
+    aligned = [
+        (pattern[:, padding:].T.double(), of_row[padding:].double())
+        for pattern, of_row, padding in zip(patterns, values, batch.padding, strict=True)
+    ]
+    padded = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in zip(*aligned, strict=True))
+    by_position, values = padded
+    return ReadValues(by_position.transpose(1, 2), values)
 
 
 def _has_heads(model: StandardizedTransformer, layer: int | None) -> bool:

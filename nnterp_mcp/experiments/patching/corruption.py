@@ -86,7 +86,7 @@ def add_noise(
         model: The model.
         prompts: The prompts.
         positions: The tokens of each prompt: its subject.
-        scale: Standard deviation of the noise, in those of the embeddings of all tokens of the prompts.
+        scale: Standard deviation of a prompt's noise, in those of the embeddings of its own tokens.
         samples: Pairs to make of each prompt, with noise of their own.
         seed: Where the random numbers begin; a prompt's own are the same whatever the others are.
 
@@ -98,11 +98,11 @@ def add_noise(
     chosen = [resolve_positions(positions, prompt) for prompt in prompts]
     place = Place("token_embeddings")
     states = [observe(model, Input(prompt), [place]).states[place] for prompt in prompts]
-    deviation = scale * float(torch.cat(states).float().std())
+    deviations = [scale * float(embeddings.float().std()) for embeddings in states]
     dice = [dice_of(seed, prompt.ids) for prompt in prompts]
     return [
         Pair(Input(prompt), Input(prompt, _noise(embeddings, at, deviation, own)))
-        for prompt, at, embeddings, own in zip(prompts, chosen, states, dice, strict=True)
+        for prompt, at, embeddings, deviation, own in zip(prompts, chosen, states, deviations, dice, strict=True)
         for _ in range(samples)
     ]
 

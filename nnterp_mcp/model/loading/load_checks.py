@@ -136,7 +136,7 @@ def _padded_ids(model: TracedModel, kept: slice) -> tuple[Int[Tensor, "2 positio
     return ids, mask
 
 
-def _longer(model: TracedModel, short: Int[Tensor, "1 position"]) -> Int[Tensor, "1 position"]:
+def _longer(model: TracedModel, short: Int[Tensor, "1 position"]) -> Int[Tensor, "1 longer"]:
     """The short prompt with more tokens behind it."""
     more = other_ids(model.module, short[:, : LONG - SHORT], slice(None))
     return torch.cat([short, more], dim=1)

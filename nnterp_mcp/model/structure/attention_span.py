@@ -44,7 +44,7 @@ class Horizon:
             return query * 0
         return query - query % self.size if self.chunked else (query - self.size + 1).clamp_min(0)
 
-    def reaches(self, query: Int[Tensor, "*pair"], key: Int[Tensor, "*pair"]) -> Bool[Tensor, "*pair"]:
+    def reaches(self, query: Int[Tensor, "*#pair"], key: Int[Tensor, "*#pair"]) -> Bool[Tensor, "*#pair"]:
         """True where a query reads a key; positions below 0 are padding."""
         return (key >= 0) & (key >= self.first(query)) & (key <= query)
 

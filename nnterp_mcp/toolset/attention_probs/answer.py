@@ -17,7 +17,7 @@ from nnterp_mcp.toolset.attention_probs.result import (
     QueryReading,
 )
 
-_BUDGET = 500
+_BUDGET = 480
 """Tokens that the rows of an answer may take, about."""
 
 _HEADS = 9
@@ -84,8 +84,11 @@ def _on_kinds(result: AttentionProbsResult) -> list[str]:
     if copying is None:
         return []
     named = "; ".join(f"{words} {_strongest(result.heads, kind)}" for kind, words in _KINDS.items())
+    drawn = (
+        f"{plural(copying.sequences, 'sequence')} of {copying.length} random tokens, each twice (seed {copying.seed})"
+    )
     return [
-        f"On repeated random tokens the strongest of the {plural(len(result.heads), 'head')} read: {named}. There the "
+        f"On {drawn}, the strongest of the {plural(len(result.heads), 'head')} read: {named}. There the "
         "right next token has a mean probability of "
         f"{number(round(copying.probability, 3))} (mean log-probability {number(copying.log_probability)} nats)."
     ]

@@ -26,7 +26,7 @@ class AttentionProbsParams(ModelParams):
         Positions | None,
         schemas.as_schema(
             schemas.POSITIONS,
-            'Tokens whose reading is shown one by one: an index, \'last\', a range or {"text": "is"}.',
+            'Tokens whose reading is shown: an index, \'last\', a range or {"text": "is"}.',
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=20, description="Keys shown for each head and query.")] = 3

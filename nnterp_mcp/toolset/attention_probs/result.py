@@ -88,13 +88,17 @@ class Copying(ResultPart):
     """How well the model repeats random tokens: probability of the right next token in the second copy.
 
     Attributes:
-        sequences: How many were run.
+        sequences: The number of sequences, each of two equal copies.
+        length: The tokens of a copy.
+        seed: The seed with which they were drawn.
         probability: In the mean.
         log_probability: Of its logarithm, in nats.
         deviation: Standard deviation of the latter between sequences.
     """
 
     sequences: int
+    length: int
+    seed: int
     probability: float
     log_probability: float
     deviation: float

@@ -18,7 +18,7 @@ from nnterp_mcp.experiments.attention_patterns import (
     choose_heads,
     read_attention,
 )
-from nnterp_mcp.experiments.induction_heads import HeadKinds, repeat_random_tokens, score_heads
+from nnterp_mcp.experiments.induction_heads import HeadKinds, RepeatedTokens, repeat_random_tokens, score_heads
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -65,7 +65,10 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         )
     work = bench.workload(prompts, params.interventions, job)
 
-    def result(readings: AttentionReadings, kinds: HeadKinds | None, unscored: str | None) -> AttentionProbsResult:
+    def result(
+        readings: AttentionReadings, scored: tuple[HeadKinds, RepeatedTokens] | None, unscored: str | None
+    ) -> AttentionProbsResult:
+        kinds = None if scored is None else scored[0]
         return AttentionProbsResult(
             model=bench.handle,
             prompts=len(readings.prompts),
@@ -73,7 +76,7 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
             without_attention=_without_attention(model, params, chosen),
             interventions=list(work.plan.labels),
             unscored=unscored,
-            copying=None if kinds is None else _copying(kinds),
+            copying=None if scored is None else _copying(*scored),
             heads=_head_readings(readings, kinds, prompts, model.tokenizer),
             queries=_query_readings(readings, prompts, model.tokenizer),
         )
@@ -90,8 +93,8 @@ def run(bench: Bench, params: AttentionProbsParams, job: Job) -> AttentionProbsR
         on_pattern=_keeper(job, prompts, chosen),
         offer=offer,
     )
-    kinds = _score(bench, params, chosen, job) if wanted and fits else None
-    return result(readings, kinds, _TIED if wanted and not fits else None)
+    scored = _score(bench, params, chosen, job) if wanted and fits else None
+    return result(readings, scored, _TIED if wanted and not fits else None)
 
 
 def _keeper(job: Job, prompts: Sequence[EncodedPrompt], chosen: Sequence[HeadChoice]) -> OnPattern | None:
@@ -133,10 +136,12 @@ def _acts_everywhere(operation: Operation) -> bool:
     return anywhere and not from_prompt
 
 
-def _score(bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job) -> HeadKinds:
+def _score(
+    bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job
+) -> tuple[HeadKinds, RepeatedTokens]:
     repeated = repeat_random_tokens(bench.model)
     work = bench.workload(repeated.prompts, params.interventions, job)
-    return score_heads(bench.model, work, chosen, repeated.second)
+    return score_heads(bench.model, work, chosen, repeated.second), repeated
 
 
 def _without_attention(
@@ -150,9 +155,11 @@ def _without_attention(
     return lacking
 
 
-def _copying(kinds: HeadKinds) -> Copying:
+def _copying(kinds: HeadKinds, repeated: RepeatedTokens) -> Copying:
     return Copying(
-        sequences=len(kinds.probability),
+        sequences=len(repeated.prompts),
+        length=repeated.length,
+        seed=repeated.seed,
         probability=float(kinds.probability.mean()),
         log_probability=float(kinds.log_probability.mean()),
         deviation=float(kinds.log_probability.std(correction=0)),

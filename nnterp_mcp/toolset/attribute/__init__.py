@@ -11,10 +11,11 @@ SPEC = ToolSpec(
     name="attribute",
     title="Attribute an answer to parts",
     description=(
-        "Find which parts of a model produce an answer: splits the answer's logit, or its difference from a "
-        "wrong answer's, among parts. direct: what layers, heads, MLPs or neurons write, which adds up "
-        "exactly. gradient (gradient × input) and integrated (integrated gradients): tokens. patching: "
-        "first-order estimates of all patches, the strongest of which are made."
+        "Find which parts of a model produce an answer: its logit, or its difference from a wrong answer's, "
+        "split among parts. direct: what layers, heads, MLPs or neurons write, or heads read from each "
+        "source token (OV); adds up exactly, for up to 6 categories. gradient (× input) and integrated "
+        "(gradients): tokens. patching: first-order estimates of all patches, the strongest of which are "
+        "made."
     ),
     params=AttributeParams,
     digest=digest,

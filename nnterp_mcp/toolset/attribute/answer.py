@@ -46,7 +46,13 @@ def digest(result: AttributeResult) -> AttributeAnswer:
 def _room(result: AttributeResult) -> int:
     """The number of rows that fit: those of cells with sites and intervals are long."""
     cells = result.method == "patching"
-    cost = 12 + 12 * cells + 12 * (cells and result.by == "sublayer") + 14 * (result.whole.low is not None)
+    cost = (
+        12
+        + 6 * (len(result.categories) if result.method == "direct" else 0)
+        + 12 * cells
+        + 12 * (cells and result.by == "sublayer")
+        + 14 * (result.whole.low is not None)
+    )
     return max(5, _BUDGET // cost)
 
 
@@ -57,6 +63,8 @@ def part_name(part: AttributedPart, cell: bool = False) -> str:
     if part.layer is None:
         return part.kind
     layer = f"L{part.layer}"
+    if part.source is not None:
+        return f"{layer}H{part.index}"
     if cell and part.kind != "heads_output":
         return f"{layer} at {quoted(elided(part.token or '', _TOKEN))} (position {part.index})"
     if part.kind in ("head", "heads_output"):
@@ -68,6 +76,8 @@ def part_name(part: AttributedPart, cell: bool = False) -> str:
 
 def _spoken(part: AttributedPart) -> str:
     """A part in a sentence, where one of several equal tokens needs its position."""
+    if part.source is not None:
+        return f"{part_name(part)} from {quoted(elided(part.token or '', _TOKEN))} (position {part.source})"
     return f"{part_name(part)} (position {part.index})" if part.kind == "token" else part_name(part)
 
 
@@ -88,6 +98,9 @@ def _whole(result: AttributeResult) -> str:
 
 
 def _direct(order: Sequence[AttributedPart], result: AttributeResult) -> str:
+    if result.by == "source_token":
+        pairs = f"The heads' contributions are split into {result.total} pairs of head and source token"
+        return f"{_whole(result)}. {pairs} (error {_error(result)}).{_extremes(order)}"
     return f"{_whole(result)}, the sum of {plural(result.total, 'part')} (error {_error(result)}).{_extremes(order)}"
 
 
@@ -115,8 +128,11 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
-    put = f"Clean {first.kind} of {part_name(first, cell=True)} would move it by {number(brief(first.value.mean))}"
-    done = "" if first.patched is None else f" to first order, and do by {number(brief(first.patched))}"
+    put = (
+        f"The largest estimated effect is that of the clean {first.kind} of {part_name(first, cell=True)}: "
+        f"{number(brief(first.value.mean))}"
+    )
+    done = "" if first.patched is None else f" to first order, and {number(brief(first.patched))} when patched"
     return f"{opening} {put}{done}. The estimates {alike}{'and ' if alike else ''}{signs}."
 
 
@@ -128,14 +144,14 @@ def _error(result: AttributeResult) -> str:
 
 
 def _extremes(order: Sequence[AttributedPart]) -> str:
-    """The part that adds most, and the one that takes most away."""
+    """The part that raises the metric most, and the one that lowers it most."""
     most = max(order, key=lambda part: part.value.mean, default=None)
     least = min(order, key=lambda part: part.value.mean, default=None)
     said = ""
     if most is not None and most.value.mean > 0:
-        said += f" {_spoken(most)} adds most, {number(brief(most.value.mean))}."
+        said += f" {_spoken(most)} raises it most, by {number(brief(most.value.mean))}."
     if least is not None and least.value.mean < 0:
-        said += f" {_spoken(least)} takes most away, {number(brief(least.value.mean))}."
+        said += f" {_spoken(least)} lowers it most, by {number(brief(-least.value.mean))}."
     return said
 
 
@@ -143,13 +159,20 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
     if result.method == "patching":
         return _cell_table(parts, result)
     tokens = result.by == "token"
-    interval = result.whole.low is not None and result.method == "direct"
+    sources = result.by == "source_token"
+    interval = result.whole.low is not None and result.method == "direct" and not sources
+    several = any(part.logits for part in parts)
+    names = list(result.categories) if several else []
     columns: list[Column[AttributedPart]] = [
-        Column("prompt", lambda part: part.prompt, shown=tokens and len(result.prompts) > 1),
-        Column("position", lambda part: part.index, shown=tokens),
-        Column("token", _token, Kind.TEXT, tokens),
+        Column("prompt", lambda part: part.prompt, shown=(tokens or sources) and len(result.prompts) > 1),
         Column("part", part_name, shown=not tokens),
-        Column(result.metric, lambda part: part.value.mean, Kind.BRIEF),
+        Column("position", lambda part: part.index if tokens else part.source, shown=tokens or sources),
+        Column("token", _token, Kind.TEXT, tokens or sources),
+        Column(result.metric, lambda part: part.value.mean, Kind.BRIEF, result.metric != "logit" or not several),
+        *(
+            Column(f"logit {elided(name)}", lambda part, at=at: part.logits[at], Kind.BRIEF)
+            for at, name in enumerate(names)
+        ),
         Column("95 %", lambda part: part.value, Kind.INTERVAL, interval),
     ]
     return tabulate(columns, parts)
@@ -220,7 +243,9 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
     kinds = {part.kind for part in result.parts}
     if result.rescaled:
         notes.append("What comes after the head (a softcap or scale) is held at its factor too.")
-    if result.metric == "logit":
+    if result.by == "source_token":
+        notes.append("A pair: attention of the last token to the source (frozen) × its value, through the output (OV).")
+    if result.metric == "logit" and len(result.categories) == 1:
         notes.append("A logit alone also counts what raises every token; a second category takes that off.")
     if "rest" in kinds:
         notes.append("rest: what a layer adds beside attention and MLP, interventions included.")
@@ -236,7 +261,7 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
             )
     if result.checked is not None and (result.checked.pearson or 1.0) < _POOR:
         notes.append("Do not rely on the estimates here: trust the patched column, or patch_activations.")
-    if result.whole.low is not None and result.by != "token":
+    if result.whole.low is not None and result.by not in ("token", "source_token"):
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)

@@ -15,15 +15,18 @@ from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
 AttributionMethod = Literal["direct", "gradient", "integrated", "patching"]
-By = Literal["layer", "sublayer", "head", "neuron", "token"]
+By = Literal["layer", "sublayer", "head", "source_token", "neuron", "token"]
 
 OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
-    "direct": ("head", "layer", "sublayer", "neuron"),
+    "direct": ("head", "source_token", "layer", "sublayer", "neuron"),
     "gradient": ("token",),
     "integrated": ("token",),
     "patching": ("layer", "sublayer", "head"),
 }
 """To what each method attributes; the first goes without saying."""
+
+
+_MOST_CATEGORIES = 6
 
 
 class AttributeParams(ModelParams):
@@ -59,10 +62,11 @@ class AttributeParams(ModelParams):
         if self.by is not None and self.by not in OFFERED[self.method]:
             offered = ", ".join(OFFERED[self.method])
             raise ValueError(f"method {self.method} attributes by {offered}, not by {self.by}")
-        if not 1 <= len(self.targets[0]) <= 2:
+        most = _MOST_CATEGORIES if self.method == "direct" else 2
+        if not 1 <= len(self.targets[0]) <= most:
             raise ValueError(
-                f"targets takes one or two categories, the answer first, and {len(self.targets[0])} came: "
-                '{"answer": "Paris", "wrong": "Rome"}'
+                f"method {self.method} takes 1 to {most} target categories, the answer first, and "
+                f'{len(self.targets[0])} came: {{"answer": "Paris", "wrong": "Rome"}}'
             )
         if (self.corrupted is not None) != (self.method == "patching"):
             needed = "needs corrupted prompts" if self.corrupted is None else "takes no corrupted: method patching does"

@@ -17,18 +17,22 @@ class AttributedPart(ResultPart):
             `token choice`, `token`, or the site of a patched cell.
         layer: The layer.
         index: The head, the neuron, or the token's position.
+        source: The position that a head reads, where heads are split by it.
         prompt: Which prompt, for a token of one prompt; of several that are patched together, the first.
         token: The token.
         value: What it adds to the metric; of a patched cell, the estimate of what the patch does.
+        logits: What it adds to the logit of each category, in the mean over prompts (direct, several categories).
         patched: What the patch did, where it was made, in the mean over prompts.
     """
 
     kind: str
     layer: int | None = None
     index: int | None = None
+    source: int | None = None
     prompt: int | None = None
     token: str | None = None
     value: Measured
+    logits: list[float] = Field(default_factory=list[float])
     patched: float | None = None
 
 

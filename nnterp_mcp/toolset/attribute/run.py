@@ -14,13 +14,14 @@ from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, Split, attribute_directly
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, Split, attribute_each
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
 from nnterp_mcp.experiments.patching.activation_patching import Grid, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.sites import Site
 from nnterp_mcp.toolset.attribute.params import AttributeParams
 from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
@@ -81,7 +82,7 @@ def run(bench: Bench, params: AttributeParams, job: Job) -> AttributeResult:
 
 
 def _metric(params: AttributeParams) -> str:
-    if len(params.targets[0]) == 1 and params.method == "direct":
+    if len(params.targets[0]) != 2 and params.method == "direct":
         return "logit"
     return default_metric(len(params.targets[0]))
 
@@ -100,15 +101,18 @@ def _direct(
 ) -> AttributeResult:
     split: Split = params.parts  # pyright: ignore[reportAssignmentType] - `token` is not offered for direct
     work = bench.workload(prompts, params.interventions, job)
-    found = attribute_directly(bench.model, work, _ids(targets), split, layers=params.layers)
+    by_source = split == "source_token"
+    if by_source:
+        _require_few_sources(bench, params, prompts)
+    ids = _ids(targets)
+    main = [of_prompt[: 2 if len(of_prompt) == 2 else 1] for of_prompt in ids]
+    alone = [[[of_prompt[at]] for of_prompt in ids] for at in range(len(ids[0]))] if len(ids[0]) > 1 else []
+    found, *each = attribute_each(bench.model, work, [main, *alone], split, layers=params.layers)
     _keep_parts(job, found)
+    listed = _by_source(found, each, prompts, bench) if by_source else _by_part(found, each)
     means = found.values.mean(0)
-    order = means.abs().argsort(descending=True)[:_LISTED].sort().values
-    estimates = estimate_mean(found.values[:, order])
-    listed = [
-        _part(found.parts[at], Measured(mean=estimate.mean, low=estimate.low, high=estimate.high))
-        for at, estimate in zip(order.tolist(), estimates, strict=True)
-    ]
+    total = sum(len(prompt.ids) for prompt in prompts) * len(_heads(found)) if by_source else len(found.parts)
+    left = 0.0 if by_source else float(means.sum()) - sum(part.value.mean for part in listed)
     return base.model_copy(
         update={
             "in_force": list(work.plan.labels),
@@ -116,15 +120,70 @@ def _direct(
             "error": found.error,
             "rescaled": found.rescaled,
             "parts": listed,
-            "total": len(found.parts),
+            "total": total,
             "layers": _sums(found.parts, means),
-            "left": float(means.sum() - means[order].sum()) if len(order) < len(means) else 0.0,
+            "left": left if total > len(listed) else 0.0,
         }
     )
 
 
-def _part(part: LogitPart, value: Measured) -> AttributedPart:
-    return AttributedPart(kind=part.kind, layer=part.layer, index=part.index, value=value)
+def _by_part(found: DirectLogits, each: Sequence[DirectLogits]) -> list[AttributedPart]:
+    """The largest parts in the mean over prompts."""
+    order = found.values.mean(0).abs().argsort(descending=True)[:_LISTED].sort().values
+    estimates = estimate_mean(found.values[:, order])
+    columns = [dict(zip(one.parts, one.values.mean(0).tolist(), strict=True)) for one in each]
+    parts = [found.parts[at] for at in order.tolist()]
+    return [
+        AttributedPart(
+            kind=part.kind,
+            layer=part.layer,
+            index=part.index,
+            value=Measured(mean=estimate.mean, low=estimate.low, high=estimate.high),
+            logits=[column.get(part, 0.0) for column in columns],
+        )
+        for part, estimate in zip(parts, estimates, strict=True)
+    ]
+
+
+def _heads(found: DirectLogits) -> set[tuple[int | None, int | None]]:
+    return {(part.layer, part.index) for part in found.parts if part.source is not None}
+
+
+def _by_source(
+    found: DirectLogits, each: Sequence[DirectLogits], prompts: Sequence[EncodedPrompt], bench: Bench
+) -> list[AttributedPart]:
+    """The largest contributions of a head from a token, prompt by prompt."""
+    columns = [{part: at for at, part in enumerate(one.parts)} for one in each]
+    amounts = [
+        (abs(value), prompt, part, value)
+        for prompt, values in enumerate(found.values.tolist())
+        for part, value in zip(found.parts, values, strict=True)
+        if part.source is not None and part.source < len(prompts[prompt].ids)
+    ]
+    return [
+        AttributedPart(
+            kind="head",
+            layer=part.layer,
+            index=part.index,
+            source=part.source,
+            prompt=prompt,
+            token=token_text(bench.model.tokenizer, prompts[prompt].ids[part.source or 0]),
+            value=Measured(mean=value),
+            logits=[float(one.values[prompt, column[part]]) for one, column in zip(each, columns, strict=True)],
+        )
+        for _, prompt, part, value in sorted(amounts, key=lambda amount: -amount[0])[:_LISTED]
+    ]
+
+
+def _require_few_sources(bench: Bench, params: AttributeParams, prompts: Sequence[EncodedPrompt]) -> None:
+    layers = resolve_layers(params.layers, bench.model.num_layers, bench.handle)
+    heads = sum(bench.model.anatomy.layers[layer].num_heads or 0 for layer in layers)
+    pairs = heads * max(len(prompt.ids) for prompt in prompts)
+    if pairs > _MOST_CELLS:
+        raise LimitExceeded(
+            f"{pairs} pairs of a head and a token, and at most {_MOST_CELLS} are told apart in a call.",
+            "Give fewer layers or shorter prompts.",
+        )
 
 
 def _sums(parts: Sequence[LogitPart], means: Float[Tensor, " part"]) -> list[LayerSum]:
@@ -144,7 +203,9 @@ def _mean(values: Float[Tensor, " prompt"]) -> Measured:
 
 def _keep_parts(job: Job, found: DirectLogits) -> None:
     """Keeps every part of every prompt."""
-    names = [" ".join(str(item) for item in (p.kind, p.layer, p.index) if item is not None) for p in found.parts]
+    names = [
+        " ".join(str(item) for item in (p.kind, p.layer, p.index, p.source) if item is not None) for p in found.parts
+    ]
     job.keep("values", found.values.float(), {"prompt": list(range(len(found.values))), "part": names})
 
 

@@ -17,4 +17,5 @@ SPEC = ToolSpec(
     digest=digest,
     place="server",
     read_only=False,
+    group="basics",
 )

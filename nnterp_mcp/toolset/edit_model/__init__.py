@@ -10,12 +10,12 @@ SPEC = ToolSpec(
     name="edit_model",
     title="Keep edits active",
     description=(
-        "Keep interventions active in every later call on a model, whichever client makes it, until they are "
-        "cleared or the model is unloaded. Answers name them and runs record them; generate's baseline stays "
-        "unedited."
+        "Keep interventions active in every later call on a model, by any client, until they are cleared or "
+        "the model is unloaded. Answers name them; generate's baseline stays unedited."
     ),
     params=EditModelParams,
     digest=digest,
     place="server",
     read_only=False,
+    group="causal",
 )

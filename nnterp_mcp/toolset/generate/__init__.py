@@ -18,4 +18,5 @@ SPEC = ToolSpec(
     ),
     params=GenerateParams,
     digest=digest,
+    group="causal",
 )

@@ -18,4 +18,5 @@ SPEC = ToolSpec(
     params=InspectModelParams,
     digest=digest,
     recorded=False,
+    group="basics",
 )

@@ -19,4 +19,5 @@ SPEC = ToolSpec(
     place="server",
     read_only=False,
     open_world=True,
+    group="basics",
 )

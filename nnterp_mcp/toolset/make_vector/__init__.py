@@ -13,10 +13,11 @@ SPEC = ToolSpec(
         "Make a named direction of the residual stream for steer and interventions. mean_difference: mean "
         "state after each layer over `positive` minus that over `negative`; principal_component: of the "
         "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random; "
-        "file. Reports how well unseen prompts are told apart, so match the sets in all else."
+        "file. Reports how well unseen prompts are told apart."
     ),
     params=MakeVectorParams,
     digest=digest,
     read_only=False,
     destructive=True,
+    group="causal",
 )

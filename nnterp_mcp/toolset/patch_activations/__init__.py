@@ -11,10 +11,11 @@ SPEC = ToolSpec(
     name="patch_activations",
     title="Patch activations",
     description=(
-        "Activation and path patching: clean states replace those of corrupted runs (denoising: what suffices) or the "
-        "reverse (noising: what is needed), cell by cell of a grid, or a named set."
+        "Find the states that carry an answer by activation or path patching: clean states replace those of corrupted "
+        "runs, cell by cell of a grid or for a named set of cells."
     ),
     params=PatchActivationsParams,
     digest=digest,
     figure=figure,
+    group="causal",
 )

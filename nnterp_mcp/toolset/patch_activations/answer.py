@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
 
-from nnterp_mcp.contract import Measured
 from nnterp_mcp.formatting import brief, elided, number, plural, quoted, ranges
 from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
-    CircuitScores,
     GridColumn,
-    MemberLoss,
     PatchActivationsAnswer,
     PatchActivationsResult,
     PatchedCell,
-    PatchedSet,
     effect_name,
     metric_column,
     metric_name,
     name_cell,
     position_of,
+)
+from nnterp_mcp.toolset.patch_activations.sets import (
+    MEMBERS,
+    along_paths,
+    circuit_sentence,
+    measured,
+    measures_table,
+    members_table,
+    over_prompts,
+    replacement,
+    set_sentence,
 )
 
 _ROWS = 6
@@ -34,9 +39,6 @@ _NUMBERS = 80
 
 _TOKENS = 20
 """Characters of a span's tokens."""
-
-_NAMED = 6
-"""Cells of a set that a sentence names."""
 
 _POSITIONS = 2
 """Positions that a sentence names."""
@@ -52,8 +54,6 @@ _SMALL = 0.1
 
 _SATURATED = -0.05
 """A log-probability, in nats, above which it hardly moves."""
-
-_NO_COMPARISON = "No control: there are too few other cells for 20 different random sets."
 
 _RESIDUAL = ("layers_input", "layers_output")
 
@@ -73,14 +73,9 @@ def digest(result: PatchActivationsResult) -> PatchActivationsAnswer:
         corrupted=None if result.corrupted is None else result.corrupted.mean,
         total=len(result.cells),
         truncated=hidden > 0,
-        table=_largest(shown, result) if named is None else _measures(named, result),
-        profile=_profile(result) if named is None else _members(named.circuit),
+        table=_largest(shown, result) if named is None else measures_table(named, result),
+        profile=_profile(result) if named is None else members_table(result),
     )
-
-
-def measured(cell: PatchedCell | PatchedSet) -> Measured:
-    """The number that an answer gives of a cell: recovery where it is defined, else the metric."""
-    return cell.metric if cell.recovery is None else cell.recovery
 
 
 def _baselines(result: PatchActivationsResult) -> str:
@@ -93,7 +88,7 @@ def _baselines(result: PatchActivationsResult) -> str:
 def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> str:
     found = result.patched_set
     if found is not None and found.named:
-        return _set_sentence(found, result) + ("" if found.circuit is None else _circuit_sentence(found.circuit))
+        return set_sentence(found, result) + circuit_sentence(result)
     if not order and not any(cell.effect for cell in result.cells):
         return "No cell changes anything: the two runs have the same states there."
     carried = [] if result.by_head or not result.recovers else _carried(result)
@@ -101,7 +96,7 @@ def _finding(order: Sequence[PatchedCell], result: PatchActivationsResult) -> st
     sentences = [*carried, *([_largest_sentence(left, result)] if left else [])]
     if not sentences:
         sentences = ["Every effect follows by construction: the patch makes the run the other run."]
-    return " ".join(sentences) + ("" if found is None else f" {_set_sentence(found, result)}")
+    return " ".join(sentences) + ("" if found is None else f" {set_sentence(found, result)}")
 
 
 def _carried(result: PatchActivationsResult) -> list[str]:
@@ -125,7 +120,7 @@ def _carried_at(site: str, result: PatchActivationsResult) -> str:
         ]
         if any(not cell.by_construction for cell in strong):
             parts.append(f"{_spoken(column)} {_span([cell.layer for cell in strong], layers, noising)}")
-    put = f"{_put(result)} at {site}{_about(result)}"
+    put = f"{replacement(result)} at {site}{_about(result)}"
     bar = "leaving at most half the recovery" if noising else "with a recovery of at least half"
     if not parts:
         best = max(cells, key=lambda cell: abs(cell.effect) * (not cell.by_construction))
@@ -135,7 +130,8 @@ def _carried_at(site: str, result: PatchActivationsResult) -> str:
         )
     if len(parts) > _POSITIONS:
         parts[_POSITIONS:] = [f"{len(parts) - _POSITIONS} more positions"]
-    return f"{put}{_paths(result)}: {'needed' if noising else 'carried'} by {'; '.join(parts)} ({bar}{_mean(result)})."
+    carried = f"{'needed' if noising else 'carried'} by {'; '.join(parts)}"
+    return f"{put}{along_paths(result)}: {carried} ({bar}{over_prompts(result)})."
 
 
 def _span(strong: Sequence[int], layers: Sequence[int], noising: bool) -> str:
@@ -155,80 +151,12 @@ def _largest_sentence(order: Sequence[PatchedCell], result: PatchActivationsResu
     value = f"{effect_name(result)} {number(brief(measured(first).mean))}"
     cells = [cell for cell in result.cells if not cell.by_construction]
     of = f"The largest effect of {plural(len(cells), 'cell')}" if len(cells) > 1 else "The effect"
-    put = f"{_put(result).lower()} at {first.site} of {_where(first, result)}"
-    said = f"{of}: {put}{_paths(result)}, {value}{_mean(result)}"
+    put = f"{replacement(result).lower()} at {first.site} of {_where(first, result)}"
+    said = f"{of}: {put}{along_paths(result)}, {value}{over_prompts(result)}"
     alike = [cell for cell in order[1:] if abs(cell.effect) >= (1 - _ALIKE) * abs(first.effect)]
     if alike:
         said += f"; {plural(len(alike), 'other')} within {_ALIKE:.0%} of it, so that it is no peak"
     return f"{said}."
-
-
-def _set_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
-    names = ", ".join(found.cells[:_NAMED])
-    more = f" and {len(found.cells) - _NAMED} more" if len(found.cells) > _NAMED else ""
-    if not found.named and not found.controls:
-        return _NO_COMPARISON
-    aim = "restore the answer" if result.direction == "denoising" and result.corrupted else "break the answer"
-    which = (
-        f"the {plural(len(found.cells), 'named cell')}" if found.named else
-        f"the {plural(len(found.cells), 'cell')} with the largest effects that {aim}"
-    )  # fmt: skip
-    value = f"{effect_name(result)} {number(brief(measured(found).mean))}{_mean(result) if found.named else ''}"
-    return f"{_put(result)} at {which} together ({names}{more}){_paths(result)}: {value}. {_compared(found, result)}"
-
-
-def exceeds(found: PatchedSet, result: PatchActivationsResult) -> int:
-    """The number of random sets whose effect, in the direction of the set's own, is at least as large."""
-    base = result.unpatched.mean
-    effect = found.metric.mean - base
-    sign = 1 if effect > 0 else -1
-    return sum(sign * (value - base) >= abs(effect) for value in found.controls)
-
-
-def _compared(found: PatchedSet, result: PatchActivationsResult) -> str:
-    if not found.controls:
-        return _NO_COMPARISON
-    values = found.control_recoveries if found.recovery is not None else found.controls
-    spread = f"mean {number(brief(fmean(values)))}, sd {number(brief(stdev(values)))}"
-    layer = "layer" if found.matched else "nearest layer"
-    sets = f"{len(values)} random sets of as many cells, matched by site and {layer}"
-    reaching = exceeds(found, result)
-    if not reaching:
-        return f"None of {sets}, has as large an effect ({spread})."
-    return f"It does not exceed its control: {reaching} of {sets}, have as large an effect ({spread})."
-
-
-def _circuit_sentence(found: CircuitScores) -> str:
-    least = min(found.members, key=lambda member: member.loss.mean)
-    randoms = ""
-    if found.random_faithfulness:
-        randoms = f"; random sets have {_range(found.random_faithfulness)} and {_range(found.random_completeness)}"
-    whole, completeness = number(brief(found.faithfulness.mean)), number(brief(found.completeness.mean))
-    return (
-        f" Faithfulness {whole}: the share of the metric between none of the {found.total} cells intact "
-        f"({number(brief(found.none.mean))}) and all ({number(brief(found.intact.mean))}) that the set alone gives. "
-        f"Completeness {completeness}: the share that all others give without it, 0 if complete{randoms}. Minimality: "
-        f"without {least.cell}, the set's least cell, faithfulness falls by {number(brief(least.loss.mean))}."
-    )
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{number(brief(min(values)))} to {number(brief(max(values)))}"
-
-
-def _put(result: PatchActivationsResult) -> str:
-    """The replacement, as a subject."""
-    if result.corrupted is None:
-        return result.corruption
-    return "Clean states in corrupted runs" if result.direction == "denoising" else "Corrupted states in clean runs"
-
-
-def _paths(result: PatchActivationsResult) -> str:
-    return f", {result.paths}" if result.paths else ""
-
-
-def _mean(result: PatchActivationsResult) -> str:
-    return "" if result.prompts == 1 else f" in the mean of {result.prompts} prompts"
 
 
 def _about(result: PatchActivationsResult) -> str:
@@ -273,48 +201,6 @@ def _largest(cells: Sequence[PatchedCell], result: PatchActivationsResult) -> Ta
         Column("95 %", measured, Kind.INTERVAL, result.clean.low is not None),
     ]
     return tabulate(columns, cells)
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """A row of a set's table."""
-
-    name: str
-    value: Measured
-    randoms: Sequence[float]
-
-
-def _measures(found: PatchedSet, result: PatchActivationsResult) -> Table:
-    rows = [_Measure(metric_column(result), found.metric, found.controls)]
-    if found.recovery is not None:
-        rows.append(_Measure("recovery", found.recovery, found.control_recoveries))
-    if found.circuit is not None:
-        one = found.circuit
-        rows.append(_Measure("faithfulness", one.faithfulness, one.random_faithfulness))
-        rows.append(_Measure("completeness", one.completeness, one.random_completeness))
-        rows.append(_Measure("minimality", min(one.members, key=lambda member: member.loss.mean).loss, ()))
-    columns: list[Column[_Measure]] = [
-        Column("of the set", lambda row: row.name),
-        Column("value", lambda row: row.value.mean, Kind.BRIEF),
-        Column("95 %", lambda row: row.value, Kind.INTERVAL, found.metric.low is not None),
-        Column(
-            f"{len(found.controls)} random sets",
-            lambda row: [brief(min(row.randoms)), "to", brief(max(row.randoms))] if row.randoms else None,
-            shown=bool(found.controls),
-        ),
-    ]
-    return tabulate(columns, rows)
-
-
-def _members(circuit: CircuitScores | None) -> Table | None:
-    if circuit is None:
-        return None
-    columns: list[Column[MemberLoss]] = [
-        Column("without", lambda member: member.cell),
-        Column("faithfulness lost", lambda member: member.loss.mean, Kind.BRIEF),
-        Column("95 %", lambda member: member.loss, Kind.INTERVAL, circuit.faithfulness.low is not None),
-    ]
-    return tabulate(columns, sorted(circuit.members, key=lambda member: -member.loss.mean)[:20])
 
 
 def _profile(result: PatchActivationsResult) -> Table:
@@ -388,6 +274,7 @@ def _notes(hidden: int, result: PatchActivationsResult) -> list[str]:
     if result.cells and result.patched_set is None:
         notes.append("No control ran: control=true patches the strongest cells together, and 20 random sets.")
     notes += shared_tokens(result.shared)
+    notes += left_out(len(result.members) - MEMBERS, "member", "members")
     return notes + left_out(hidden, "cell", "cells")
 
 

@@ -90,12 +90,17 @@ class GivenReceiver(Given):
     @property
     def words(self) -> str:
         """The end in words."""
-        heads = "" if self.heads is None else f", heads {_plain(self.heads)}"
-        return f"{self.site} of layers {_plain(self.layers)}{heads}"
+        heads = "" if self.heads is None else f", {_counted('head', self.heads)}"
+        return f"{self.site} of {_counted('layer', self.layers)}{heads}"
 
 
-def _plain(asked: Any) -> str:
-    return ", ".join(map(str, asked)) if isinstance(asked, tuple) else str(asked)
+def _counted(noun: str, asked: Any) -> str:
+    """Layers or heads as a call names them: layer 3, layers 3, 5, all layers."""
+    items = list(asked) if isinstance(asked, tuple | list) else [asked]
+    if items == ["all"]:
+        return f"all {noun}s"
+    one = len(items) == 1 and str(items[0]).lstrip("-").isdigit()
+    return f"{noun}{'' if one else 's'} {', '.join(map(str, items))}"
 
 
 def _as_receivers(value: Any) -> Any:
@@ -152,7 +157,8 @@ _SiteList = Annotated[
     tuple[Site, ...] | None,
     BeforeValidator(_as_sites),
     schemas.as_schema(
-        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxItems=len(_SITES)), f"{', '.join(_SITES)}."
+        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT), maxItems=len(_SITES)),
+        "layers_output (default), attentions_output, mlps_output, heads_output, queries, keys, values or layers_input.",
     ),
 ]
 _Spans = Annotated[
@@ -160,19 +166,19 @@ _Spans = Annotated[
     BeforeValidator(_as_positions),
     schemas.as_schema(
         {**schemas.POSITIONS, "maxProperties": _MOST_SPANS},
-        'Or spans: {"city": {"clean": 2, "corrupted": "2:4"}}; all ablates as one.',
+        'Tokens, or spans: {"city": {"clean": 2, "corrupted": "2:4"}}. Ablations take all together by default.',
     ),
 ]
 _HeadColumns = Annotated[
     Heads | None,
-    schemas.as_schema(schemas.INDICES, "Patch heads one by one."),
+    schemas.as_schema(schemas.INDICES, "Heads patched one by one."),
 ]
 _Receivers = Annotated[
     tuple[GivenReceiver, ...] | None,
     BeforeValidator(_as_receivers),
     schemas.as_schema(
         schemas.union(schemas.TEXT, schemas.OBJECT, schemas.array(schemas.OBJECT), maxItems=_MOST_RECEIVERS),
-        'Path patching, to {"site": "queries", "layers": 9, "heads": 6} or logits.',
+        'Path patching to {"site": "queries", "layers": 9, "heads": 6} or "logits".',
     ),
 ]
 _Cells = Annotated[
@@ -180,7 +186,7 @@ _Cells = Annotated[
     BeforeValidator(_as_cells),
     schemas.as_schema(
         schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=_MOST_CELLS),
-        'Patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
+        'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
     ),
 ]
 
@@ -188,20 +194,26 @@ _Cells = Annotated[
 class PatchActivationsParams(ModelParams):
     """Two runs, the states of one that replace those of the other, and the metric."""
 
-    clean: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts.")]
+    clean: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts with the answer.")]
     corrupted: CorruptedField
     targets: TargetSets = Field(default_factory=lambda: ({},))
     sites: _SiteList = None
-    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers.")] = "all"
+    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers patched.")] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
-    direction: Annotated[_Direction, Field(description="Corrupted or clean run patched.")] = "denoising"
-    metric: Annotated[MetricChoice, Field(description="kl: KL(clean ‖ patched).")] = "auto"
+    direction: Annotated[_Direction, Field(description="noising patches clean runs with corrupted states.")] = (
+        "denoising"
+    )
+    metric: Annotated[MetricChoice, Field(description="kl is KL(clean ‖ patched).")] = "auto"
     receivers: _Receivers = None
-    paths: Annotated[_Paths, Field(description="To receivers; direct: MLPs recomputed; residual: no MLPs.")] = "direct"
+    paths: Annotated[
+        _Paths, Field(description="Paths to receivers: direct recomputes MLPs, residual freezes them.")
+    ] = "direct"
     cells: _Cells = ()
-    complement: Annotated[bool, Field(description="Faithfulness, completeness, minimality of cells.")] = False
-    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers together.")] = 1
+    complement: Annotated[bool, Field(description="Measure the cells' faithfulness, completeness and minimality.")] = (
+        False
+    )
+    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1
     interventions: Edits = ()
     control: Annotated[bool, Field(description="Compare the strongest cells with 20 random sets.")] = False
     plot: Plot = False

@@ -83,7 +83,6 @@ class CircuitScores(ResultPart):
         completeness: The share with all but the set intact.
         random_faithfulness: The faithfulness of each random set.
         random_completeness: Their completeness.
-        members: The faithfulness lost with each cell of the set.
     """
 
     total: int
@@ -93,7 +92,6 @@ class CircuitScores(ResultPart):
     completeness: Measured
     random_faithfulness: list[float]
     random_completeness: list[float]
-    members: list[MemberLoss]
 
 
 class PatchedSet(ResultPart):
@@ -143,6 +141,7 @@ class PatchActivationsResult(Result):
         shared: The tokens that categories share, under `a and b`.
         cells: The cells, by site, layer and column; none where the call names a set.
         patched_set: The named set, or the control; None unless one was asked for and there are such cells.
+        members: The faithfulness that a circuit loses with each of its cells.
     """
 
     model: str
@@ -164,6 +163,7 @@ class PatchActivationsResult(Result):
     shared: dict[str, list[str]]
     cells: list[PatchedCell]
     patched_set: PatchedSet | None = None
+    members: list[MemberLoss] = Field(default_factory=list)
 
     @property
     def unpatched(self) -> Measured:

@@ -207,7 +207,16 @@ def _named_set(
     told = replace(work, progress=lambda more, total, unit: work.progress(done + more, None, unit))
     circuit = measure_circuit(patcher, chosen, runs.draws, told) if params.complement else None
     found = _set(patcher, chosen, runs, named=True, circuit=circuit)
-    return base.model_copy(update={**_Summary(patcher, runs.patched).baselines(), "patched_set": found})
+    members = [] if circuit is None else _members(patcher.grid, chosen, circuit)
+    baselines = _Summary(patcher, runs.patched).baselines()
+    return base.model_copy(update={**baselines, "patched_set": found, "members": members})
+
+
+def _members(grid: Grid, chosen: Sequence[Cell], circuit: Circuit) -> list[MemberLoss]:
+    return [
+        MemberLoss(cell=_name(grid, cell), loss=_measured(loss))
+        for cell, loss in zip(chosen, circuit.losses, strict=True)
+    ]
 
 
 def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[GridColumn]) -> list[Cell]:
@@ -251,7 +260,7 @@ def _set(
         matched=all(Counter(cell.place for cell in drawn) == places for drawn in runs.draws),
         controls=[measured.mean for measured in means[1:]],
         control_recoveries=[measured.mean for measured in (recoveries or [])[1:]],
-        circuit=None if circuit is None else _scores(patcher, chosen, circuit, summary),
+        circuit=None if circuit is None else _scores(patcher, circuit, summary),
     )
 
 
@@ -260,7 +269,7 @@ def _name(grid: Grid, cell: Cell) -> str:
     return name_cell(cell.site, cell.layer, label, grid.by_head)
 
 
-def _scores(patcher: Patcher, chosen: Sequence[Cell], circuit: Circuit, summary: _Summary) -> CircuitScores:
+def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitScores:
     return CircuitScores(
         total=len(patcher.grid.cells),
         intact=summary.mean(circuit.intact[:, None])[0],
@@ -269,10 +278,6 @@ def _scores(patcher: Patcher, chosen: Sequence[Cell], circuit: Circuit, summary:
         completeness=_measured(circuit.completeness),
         random_faithfulness=circuit.random_faithfulness,
         random_completeness=circuit.random_completeness,
-        members=[
-            MemberLoss(cell=_name(patcher.grid, cell), loss=_measured(loss))
-            for cell, loss in zip(chosen, circuit.losses, strict=True)
-        ],
     )
 
 

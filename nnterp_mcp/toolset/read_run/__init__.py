@@ -16,4 +16,5 @@ SPEC = ToolSpec(
     params=ReadRunParams,
     digest=digest,
     place="server",
+    group="basics",
 )

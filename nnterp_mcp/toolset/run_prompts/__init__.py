@@ -12,8 +12,8 @@ SPEC = ToolSpec(
     title="Run a prompt set",
     description=(
         "Get statistics over many prompts: mean and standard deviation of target strings' probability as the "
-        "next token, how often each category is the most likely and the top token, the layer from which on "
-        "each prompt's final top token leads, and the prompts in which the first category is least likely."
+        "next token, how often each category is most likely and the top token, the layer from which each "
+        "prompt's final top token leads, and the prompts in which the first category is least likely."
     ),
     params=RunPromptsParams,
     digest=digest,

@@ -16,4 +16,5 @@ SPEC = ToolSpec(
     params=SessionParams,
     digest=digest,
     place="server",
+    group="basics",
 )

@@ -19,4 +19,5 @@ SPEC = ToolSpec(
     params=SteerParams,
     digest=digest,
     figure=figure,
+    group="causal",
 )

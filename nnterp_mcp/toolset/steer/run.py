@@ -78,8 +78,8 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     )
     texts = {row: ids for row, ids in found.texts.items() if ids}
     numbers = {prompt.index: prompt for prompt in prompts}
-    whole = [(numbers[found.doses[row].prompt], ids) for row, ids in texts.items()]
-    scores = score_continuations(model, whole, bench.batch_tokens) if whole else []
+    continued = Workload([numbers[found.doses[row].prompt] for row in texts], batch_tokens=bench.batch_tokens)
+    scores = score_continuations(model, continued, list(texts.values())) if texts else []
     return result(found, dict(zip(texts, map(perplexity, scores), strict=True)))
 
 

@@ -18,4 +18,5 @@ SPEC = ToolSpec(
     params=TokenizeParams,
     digest=digest,
     recorded=False,
+    group="basics",
 )

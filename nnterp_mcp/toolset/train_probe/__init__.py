@@ -20,4 +20,5 @@ SPEC = ToolSpec(
     figure=figure,
     read_only=False,
     destructive=True,
+    group="training",
 )

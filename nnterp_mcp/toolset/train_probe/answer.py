@@ -5,15 +5,15 @@ from __future__ import annotations
 from statistics import fmean, pstdev
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, ranges, spread
-from nnterp_mcp.render import in_force, left_out, on_means
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
 from nnterp_mcp.table import Column, tabulate
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
-_LAYERS = 8
-"""Layers that an answer shows."""
+_BUDGET = 420
+"""Tokens that the rows of the table and the line of all layers may take, about."""
 
-_UNBALANCED = 0.6
-"""A share of the largest class above which an accuracy misleads, for two classes."""
+_ROW = 30
+"""Tokens of a row, about."""
 
 _LONGER = 1.2
 """A ratio of prompt lengths from which groups count as of different length."""
@@ -23,7 +23,8 @@ def digest(result: TrainProbeResult) -> TrainProbeAnswer:
     """The best layer, and some others."""
     best = best_layer(result)
     marks = [result.layers.index(best), 0, len(result.layers) - 1]
-    shown = [result.layers[at] for at in spread(range(len(result.layers)), marks, _LAYERS)]
+    room = max(4, (_BUDGET - PER_LAYER * len(result.layers)) // _ROW)
+    shown = [result.layers[at] for at in spread(range(len(result.layers)), marks, room)]
     columns: list[Column[ProbedLayer]] = [
         Column("layer", lambda layer: "embeddings" if layer.layer is None else layer.layer),
         Column("accuracy", lambda layer: layer.accuracy),
@@ -38,7 +39,13 @@ def digest(result: TrainProbeResult) -> TrainProbeAnswer:
         total=len(result.layers),
         truncated=len(shown) < len(result.layers),
         table=tabulate(columns, shown),
+        by_layer=_every_layer(result) if len(shown) < len(result.layers) else {},
     )
+
+
+def _every_layer(result: TrainProbeResult) -> dict[str, list[float]]:
+    layers = [layer.layer for layer in result.layers if layer.layer is not None]
+    return by_layer(layers, {"accuracy": [layer.accuracy for layer in result.layers]})
 
 
 def best_layer(result: TrainProbeResult) -> ProbedLayer:
@@ -98,9 +105,6 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
         f"{plural(result.folds, 'fold')} over {plural(result.texts, 'distinct text')}{per_prompt}; intervals count "
         "each text once. A probe shows what can be read, not what the model uses: steer with control=true."
     )
-    if hidden:
-        accuracies = " ".join(f"{100 * layer.accuracy:.0f}" for layer in result.layers)
-        notes.append(f"Accuracy at every layer in per cent, in order: {accuracies}.")
     notes += _warnings(result)
     if result.vector is not None:
         replaced = f" (it replaces one made {result.replaced})" if result.replaced else ""
@@ -117,7 +121,7 @@ def _warnings(result: TrainProbeResult) -> list[str]:
     below = [layer.layer for layer in result.layers if layer.high < 1 / len(result.groups)]
     if below:
         layers = [layer for layer in below if layer is not None]
-        at = f"at layers {ranges(layers)}" if layers else "on the embeddings"
+        at = f"at {'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}" if layers else "on the embeddings"
         pairs = "" if result.paired else ": do the groups hold minimal pairs? Give as many of each, in the same order"
         notes.append(f"The whole interval is below chance {at}{pairs}.")
     if result.texts < result.width:
@@ -125,8 +129,12 @@ def _warnings(result: TrainProbeResult) -> list[str]:
             f"{result.texts} texts in {result.width} dimensions: any labels can be separated on the texts that a probe "
             "learns from; only held-out figures count."
         )
-    if result.majority * len(result.groups) > 2 * _UNBALANCED:
-        notes.append("The groups are unbalanced: judge the accuracy by the largest class, or give as many of each.")
+    counts = [group.prompts for group in result.groups]
+    if min(counts) < max(counts):
+        notes.append(
+            f"The groups differ in size ({min(counts)} to {max(counts)} prompts): judge the accuracy by the largest "
+            f"class ({number(result.majority)}). Minimal pairs share a fold only where groups are of equal size."
+        )
     tokens = [group.tokens for group in result.groups]
     if max(tokens) > _LONGER * min(tokens):
         notes.append(

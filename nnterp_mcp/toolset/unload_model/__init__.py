@@ -18,4 +18,5 @@ SPEC = ToolSpec(
     place="server",
     read_only=False,
     destructive=True,
+    group="basics",
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, attribute_directly
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, attribute_directly, attribute_each
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
@@ -196,6 +196,37 @@ def check(subject: Subject, found: DirectLogits, written: Written, row: int, ins
         inside(layer)
     assert found.error <= 1e-5 * scale
     assert found.rescaled == (subject.family == "gemma2")
+
+
+@every_family
+def test_what_heads_read_from_each_token_is_that_of_plain_hooks(subject: Subject) -> None:
+    found = attribute_directly(subject.model, Workload(subject.prompts), TARGETS, "source_token")
+
+    for row, prompt in enumerate(subject.prompts):
+        written = Written(subject, prompt.ids, TARGETS[row])
+        amounts = dict(zip(found.parts, found.values[row].tolist(), strict=True))
+        scale = max(1.0, float(found.values.abs().max()))
+        for layer in range(subject.model.num_layers):
+            pattern = subject.plain.read(prompt.ids, "attention_probabilities", layer)[-1].double()
+            values = subject.plain.read(prompt.ids, "values", layer).double()
+            projection = matrix(subject.plain.layers[layer].get_submodule(FAMILIES[subject.family].projection))
+            maps = projection.unflatten(0, (len(pattern), -1))
+            for head in range(len(pattern)):
+                read = [pattern[head, at] * values[at, head] @ maps[head] for at in range(len(prompt.ids))]
+                own = [amounts[LogitPart("head", layer, head, at)] for at in range(len(prompt.ids))]
+                close(own, [float(written.write(layer, part, 0)) for part in read], scale)
+
+
+@one_family
+def test_several_attributions_of_one_pass_are_those_of_each_alone(subject: Subject) -> None:
+    work = Workload(subject.prompts)
+    answer, wrong = ([[category]] * 3 for category in (ANSWER, WRONG))
+    together = attribute_each(subject.model, work, [TARGETS, answer, wrong], "head")
+
+    for found, targets in zip(together, (TARGETS, answer, wrong), strict=True):
+        alone = attribute_directly(subject.model, work, targets, "head")
+        assert alone.parts == found.parts
+        close(found.values.flatten(), alone.values.flatten(), 1.0)
 
 
 @every_family

@@ -1,0 +1,207 @@
+"""Tiny models whose mechanism is known because their weights are set by hand: Llamas of two layers of attention alone.
+
+Every word is a token. The residual stream has a block of dimensions for the word itself, one for the word before it
+and one for the word to predict, which alone the head of the model reads; a constant; and some for attributes of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ("start", "red", "blue", "gold", "pink", "one", "two", "six", "ten", "cat", "dog", "fox", "owl", "hot", "cold")
+WARM, COOL = ("red", "gold"), ("blue", "pink")
+FEW, MANY = ("one", "two"), ("six", "ten")
+
+_COUNT = len(WORDS)
+_ITSELF, _BEFORE, _NEXT = 0, _COUNT, 2 * _COUNT
+_CONSTANT, _COLOUR, _AMOUNT = 3 * _COUNT, 3 * _COUNT + 1, 3 * _COUNT + 2
+_HEADS, _HEAD_WIDTH, _WIDTH = 4, 64, 64
+_TURNING, _STILL = 2, 12
+"""The pairs of a head's dimensions that positions turn visibly, and the first of those that they hardly turn."""
+_THETA = 1e12
+
+Plant = Callable[[Any], None]
+
+
+def save_planted(folder: Path) -> dict[str, Path]:
+    """Saves every planted model in a folder of its own, and returns these by the models' names."""
+    folders: dict[str, Path] = {}
+    for name, plant in PLANTS.items():
+        folders[name] = folder / name
+        if not (folders[name] / "model.safetensors").exists():
+            model = _empty() if name != "planted-random" else _random()
+            plant(model)
+            model.save_pretrained(folders[name])
+            _tokenizer().save_pretrained(folders[name])
+    return folders
+
+
+def _config(**changed: Any) -> LlamaConfig:
+    given: dict[str, Any] = {
+        "vocab_size": _COUNT,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS,
+        "head_dim": _HEAD_WIDTH,
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": _THETA},
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return LlamaConfig(**given | changed)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer: Any = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=WORDS[0], pad_token=WORDS[0])
+
+
+@torch.no_grad()
+def _empty() -> Any:
+    """A model that knows the words and does nothing: all that it predicts is even."""
+    model: Any = LlamaForCausalLM(_config()).eval()
+    for name, weight in model.named_parameters():
+        weight.fill_(1.0 if "norm" in name else 0.0)
+    embedding = model.get_input_embeddings().weight
+    for at in range(_COUNT):
+        embedding[at, _ITSELF + at] = 4.0
+        embedding[at, _CONSTANT] = 4.0
+        model.lm_head.weight[at, _NEXT + at] = 1.0
+    return model
+
+
+def _random() -> Any:
+    torch.manual_seed(18)
+    return LlamaForCausalLM(_config(initializer_range=0.25)).eval()
+
+
+def _columns(head: int) -> slice:
+    return slice(head * _HEAD_WIDTH, (head + 1) * _HEAD_WIDTH)
+
+
+def _attention(model: Any, layer: int) -> Any:
+    return model.model.layers[layer].self_attn
+
+
+def _look_back(model: Any, layer: int, head: int, distance: int, sharpness: float = 60.0) -> None:
+    """Has a head attend so many positions back: keys are constant, and queries are turned by the distance."""
+    part = _attention(model, layer)
+    rows = _columns(head)
+    frequencies = _THETA ** (-2.0 * torch.arange(_TURNING) / _HEAD_WIDTH)
+    strength = (sharpness / _TURNING) ** 0.5
+    query, key = part.q_proj.weight[rows], part.k_proj.weight[rows]
+    query[:_TURNING, _CONSTANT] = strength * torch.cos(-distance * frequencies)
+    query[_HEAD_WIDTH // 2 : _HEAD_WIDTH // 2 + _TURNING, _CONSTANT] = strength * torch.sin(-distance * frequencies)
+    key[:_TURNING, _CONSTANT] = strength
+
+
+def _look_for(model: Any, layer: int, head: int, query: Tensor, key: Tensor) -> None:
+    """Has a head attend where its keys match its queries, both read from the residual stream: (feature, width)."""
+    part, rows = _attention(model, layer), _columns(head)
+    at = slice(_STILL, _STILL + len(query))
+    part.q_proj.weight[rows][at] = query
+    part.k_proj.weight[rows][at] = key
+
+
+def _move(model: Any, layer: int, head: int, read: int, write: int, factor: float) -> None:
+    """Has a head move a block of words from the position that it attends to."""
+    part, columns = _attention(model, layer), _columns(head)
+    for word in range(_COUNT):
+        part.v_proj.weight[columns][word, read + word] = 1.0
+        part.o_proj.weight[write + word, columns.start + word] = factor
+
+
+def _block(start: int, factor: float) -> Tensor:
+    found = torch.zeros(_COUNT, _WIDTH)
+    found[:, start : start + _COUNT] = factor * torch.eye(_COUNT)
+    return found
+
+
+def _constant(factor: float) -> Tensor:
+    found = torch.zeros(1, _WIDTH)
+    found[0, _CONSTANT] = factor
+    return found
+
+
+def _words(words: Sequence[str], factor: float) -> Tensor:
+    found = torch.zeros(1, _WIDTH)
+    for word in words:
+        found[0, _ITSELF + WORDS.index(word)] = factor
+    return found
+
+
+@torch.no_grad()
+def _plant_induction(model: Any) -> None:
+    """L0H2 moves each word to the next position, L1H1 finds the position whose word before is this one and copies it;
+    L0H0 and L1H3 look back by other distances and write next to nothing."""
+    _look_back(model, 0, 2, 1)
+    _move(model, 0, 2, _ITSELF, _BEFORE, 4.0)
+    _look_for(model, 1, 1, _block(_ITSELF, 6.0), _block(_BEFORE, 6.0))
+    _move(model, 1, 1, _ITSELF, _NEXT, 4.0)
+    _look_back(model, 0, 0, 2)
+    _move(model, 0, 0, _ITSELF, _NEXT, 0.2)
+    _look_back(model, 1, 3, 1)
+    _move(model, 1, 3, _ITSELF, _NEXT, 0.3)
+
+
+@torch.no_grad()
+def _plant_suppressor(model: Any) -> None:
+    """L0H1 finds the animal and predicts it, L1H3 finds the same and speaks against it; L1H0 attends to it more than
+    either and writes nothing that is read, and L0H3 predicts the last word a little."""
+    animals = ("cat", "dog", "fox", "owl")
+    for layer, head, sharpness, factor in ((0, 1, 1.0, 1.0), (1, 3, 10.0, -0.6)):
+        _look_for(model, layer, head, _constant(sharpness), _words(animals, 1.0))
+        _move(model, layer, head, _ITSELF, _NEXT, factor)
+    _look_for(model, 1, 0, _constant(60.0), _words(animals, 1.0))
+    _move(model, 1, 0, _ITSELF, _BEFORE, 0.5)
+    _look_back(model, 0, 3, 1)
+    _move(model, 0, 3, _ITSELF, _NEXT, 0.4)
+
+
+@torch.no_grad()
+def _plant_attributes(model: Any) -> None:
+    """The colour of a word makes the model say hot or cold; that it is few or many, written twice as large, is read by
+    nothing."""
+    embedding = model.get_input_embeddings().weight
+    for at, word in enumerate(WORDS):
+        embedding[at, _COLOUR] = 2.0 * (word in WARM) - 2.0 * (word in COOL)
+        embedding[at, _AMOUNT] = 4.0 * (word in MANY) - 4.0 * (word in FEW)
+    model.lm_head.weight[WORDS.index("hot"), _COLOUR] = 0.5
+    model.lm_head.weight[WORDS.index("cold"), _COLOUR] = -0.5
+    for head, attribute in ((0, _COLOUR), (2, _AMOUNT)):
+        part, columns = _attention(model, 0), _columns(head)
+        part.v_proj.weight[columns][0, attribute] = 1.0
+        part.o_proj.weight[attribute, columns.start] = 6.0
+
+
+@torch.no_grad()
+def _plant_pairs(model: Any) -> None:
+    """Each word is followed by a certain other one, so that a repeated text looks as if it were copied."""
+    follows = ("red", "fox", "one", "dog", "blue", "gold")
+    for word, other in pairwise(follows):
+        model.lm_head.weight[WORDS.index(other), _ITSELF + WORDS.index(word)] = 1.0
+    for layer, head, distance in ((0, 1, 1), (0, 3, 0), (1, 0, 2), (1, 2, 1)):
+        _look_back(model, layer, head, distance)
+        _move(model, layer, head, _ITSELF, _BEFORE, 1.0)
+
+
+PLANTS: dict[str, Plant] = {
+    "planted-copier": _plant_induction,
+    "planted-speaker": _plant_suppressor,
+    "planted-attributes": _plant_attributes,
+    "planted-pairs": _plant_pairs,
+    "planted-random": lambda model: None,
+}
+"""Adds its mechanism to a model that has none, by the model's name, which does not give it away."""
