@@ -63,7 +63,7 @@ def test_logits_with_operations_are_those_of_the_cpu(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("operations", [[], OPERATIONS], ids=["plain", "edited"])
 def test_captured_steps_say_what_others_say(family: str, operations: list[dict[str, Any]]) -> None:
-    from nnterp_mcp.engine import generation
+    from nnterp_mcp.engine import decode_steps
     from nnterp_mcp.engine.executors.graphs import _Graph, why_uncaptured
     from nnterp_mcp.engine.generation import generate
     from nnterp_mcp.engine.planning.plan import plan
@@ -73,7 +73,7 @@ def test_captured_steps_say_what_others_say(family: str, operations: list[dict[s
     model = on_card(family)
     prompts = encode_prompts(model.tokenizer, PROMPTS, family)
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
-    with patch.object(generation, "captures_steps", return_value=False):
+    with patch.object(decode_steps, "captures_steps", return_value=False):
         expected = generate(model, Workload(prompts, edits), max_new_tokens=24)
     usual = _Graph.replay
     with patch.object(_Graph, "replay", autospec=True, side_effect=usual) as replayed:

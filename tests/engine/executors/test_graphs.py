@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from nnterp_mcp.engine import generation
+from nnterp_mcp.engine import decode_steps
 from nnterp_mcp.engine.executors.graphs import StaticSteps
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.planning.plan import plan
@@ -35,7 +35,7 @@ OPERATIONS = [
 
 @pytest.fixture(autouse=True)
 def _as_on_an_accelerator() -> Iterator[None]:
-    with patch.object(generation, "captures_steps", return_value=True):
+    with patch.object(decode_steps, "captures_steps", return_value=True):
         yield
 
 
@@ -45,7 +45,7 @@ def test_static_steps_are_the_usual_steps(family: str, operations: list[dict[str
     model = StandardizedTransformer(tiny_model(family), tokenizer=tiny_tokenizer(), name=family)
     prompts = encode_prompts(model.tokenizer, PROMPTS, family)
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
-    with patch.object(generation, "captures_steps", return_value=False):
+    with patch.object(decode_steps, "captures_steps", return_value=False):
         expected = generate(model, Workload(prompts, edits), max_new_tokens=NEW_TOKENS)
     usual = StaticSteps.next_logits
     with patch.object(StaticSteps, "next_logits", autospec=True, side_effect=usual) as stepped:
