@@ -94,7 +94,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     torch.set_num_threads(before)
 
 
-SUBJECTS = [pytest.param(family, marks=[pytest.mark.slow] if family == "smollm2-135m" else []) for family in FAMILIES]
+SLOW = {"smollm2-135m", "gpt_neox", "opt", "bloom"}
+SUBJECTS = [pytest.param(family, marks=[pytest.mark.slow] if family in SLOW else []) for family in FAMILIES]
 every_family = pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 one_family = pytest.mark.parametrize("subject", ["llama"], indirect=True)
 

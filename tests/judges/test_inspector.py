@@ -40,7 +40,9 @@ Way = Callable[[dict[str, Any]], AbstractContextManager[Sequence[str]]]
 WAYS: dict[str, Way] = {"stdio": on_stdio, "http": on_http, "sse": on_sse}
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http", pytest.param("sse", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "transport", ["stdio", *(pytest.param(way, marks=pytest.mark.slow) for way in ("http", "sse"))]
+)
 def test_lists_every_tool_and_calls_one(transport: str, judge: Run, tiny: Callable[..., Path], tmp_path: Path) -> None:
     with WAYS[transport]({"data": tmp_path, "max_requests_per_minute": 1_000_000}) as where:
         listed = judge(INSPECTOR, "--cli", *where, "--method", "tools/list", "--strict", "--format", "json", "-q")

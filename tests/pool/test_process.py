@@ -70,6 +70,7 @@ def test_no_worker_outlives_its_server(ending: str, stopped: bool, tiny: Callabl
         assert ended(workers, within=5)
 
 
+@pytest.mark.slow
 def test_no_warm_worker_outlives_its_server(tiny: Callable[..., Path]) -> None:
     with raw(batch_tokens=1) as server:
         server.initialize()

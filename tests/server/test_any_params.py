@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from nnterp_mcp.toolset import specs
 from tests.limits.bed import PROMPT, Bed, made, rows
 
-EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "40"))
+EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "30"))
 """Inputs of each tool."""
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(

@@ -131,7 +131,8 @@ def test_a_client_that_leaves_ends_its_call(era: str, server: HttpServer) -> Non
         until(lambda: f"{runs[0].name} | tiny-llama | cancelled" in text(watching.call("session")))
 
 
-@pytest.mark.parametrize("era", [pytest.param("auto", marks=pytest.mark.slow), "legacy"])
+@pytest.mark.slow
+@pytest.mark.parametrize("era", ["auto", "legacy"])
 def test_a_server_that_dies_and_comes_back(era: str, tiny: Callable[..., Path]) -> None:
     with http() as first:
         port = urlsplit(first.address).port

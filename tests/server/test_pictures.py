@@ -113,6 +113,7 @@ def test_a_finished_run_gives_its_picture_and_page(client: Caller) -> None:
     assert re.search(r'<script [^>]*src="https://cdn.plot.ly/plotly-[\d.]+.min.js" integrity="sha256-', page.text)
 
 
+@pytest.mark.slow
 def test_a_late_run_gives_its_picture_when_it_is_read(tiny: Callable[..., Path]) -> None:
     with stdio(reply_within=0.1, batch_tokens=1) as caller:
         until(lambda: "still loading" not in said(caller.call("load_model", model=str(tiny("llama")))))

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from _pytest.mark import ParameterSet
 
 from tools import transcripts
 
-QUICK = {"logit_lens"}
-EXAMPLES = [
-    pytest.param(path, marks=[] if path.stem in QUICK else [pytest.mark.slow], id=path.stem)
-    for path in transcripts.examples()
-]
+QUICK = {"examples/logit_lens.py", "methods/logit-lens.md", "methods/steering.md", "methods/attention.md"}
+
+
+def cases(paths: Iterable[Path]) -> list[ParameterSet]:
+    """The quick ones by default, all of them with the slow tests."""
+    return [
+        pytest.param(path, marks=[] if "/".join(path.parts[-2:]) in QUICK else [pytest.mark.slow], id=path.stem)
+        for path in paths
+    ]
+
+
+EXAMPLES, GUIDES = cases(transcripts.examples()), cases(transcripts.methods())
 ANSWER = 'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05\nrun_id: logit_lens-ki556z'
 
 
@@ -70,14 +79,10 @@ def test_every_example_shows_what_it_prints() -> None:
         assert "smollm2-135m is loaded" in path.with_suffix(".out").read_text(), path.name
 
 
-@pytest.fixture(scope="module")
-def retold(smollm2_folder: Path) -> dict[Path, str]:
-    return anyio.run(partial(transcripts.retell_pages, transcripts.methods()))
-
-
 @pytest.mark.smollm2
-@pytest.mark.parametrize("path", transcripts.methods(), ids=lambda path: path.stem)
-def test_a_guide_shows_what_the_server_answers(path: Path, retold: dict[Path, str]) -> None:
+@pytest.mark.parametrize("path", GUIDES)
+def test_a_guide_shows_what_the_server_answers(path: Path, smollm2_folder: Path) -> None:
+    retold = anyio.run(partial(transcripts.retell_pages, [path]))
     assert transcripts.same(path.read_text(), retold[path]), f"look, then run: tools/transcripts.py {path.stem}"
 
 

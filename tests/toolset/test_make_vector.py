@@ -265,6 +265,7 @@ def test_answers_are_small(smollm2_folder: Path) -> None:
         assert len(tokenizer(json.dumps(rounded(answer.structured()), ensure_ascii=False))["input_ids"]) <= 1000
 
 
+@pytest.mark.slow
 def test_through_a_real_client(tmp_path: Path, tiny: Any) -> None:
     with serving.stdio(data=tmp_path / "data") as caller:
         caller.call("load_model", model=str(tiny("llama")))

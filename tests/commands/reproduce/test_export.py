@@ -77,6 +77,7 @@ def test_a_script_holds_every_number(name: str, told: dict[str, tuple[str, Any]]
     assert sum(field.numbers for field in fields) > 0
 
 
+@pytest.mark.slow
 def test_a_script_runs_by_itself(scripts: dict[str, Path], recorded: Recorded, tmp_path: Path) -> None:
     command = [sys.executable, str(scripts["steering"])]
 

@@ -161,7 +161,8 @@ def test_interventions_are_in_force(subject: Subject) -> None:
     def project(module: Any, args: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
         direction = vector / vector.norm()
-        return states - (states @ direction)[..., None] * direction
+        later = states[:, 1:]  # every position but the first
+        return torch.cat([states[:, :1], later - (later @ direction)[..., None] * direction], dim=1)
 
     hook = subject.plain.layers[1].register_forward_hook(project)
     try:

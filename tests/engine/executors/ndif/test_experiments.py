@@ -250,7 +250,7 @@ def test_a_direction_projected_out_and_a_layer_skipped(pair: Pair) -> None:
     entering: list[Tensor] = []
 
     def project(states: Tensor) -> None:
-        states -= (states @ unit)[:, None] * unit
+        states[1:] -= (states[1:] @ unit)[:, None] * unit  # every position but the first
 
     def keep(states: Tensor) -> None:
         entering.append(states.clone())
