@@ -158,7 +158,7 @@ def _plant_induction(model: Any) -> None:
 
 @torch.no_grad()
 def _plant_suppressor(model: Any) -> None:
-    """L0H1 finds the animal and predicts it, L1H3 finds the same and speaks against it; L1H0 attends to it more than
+    """L0H1 finds the animal and predicts it, L1H3 finds the same and lowers its logit; L1H0 attends to it more than
     either and writes nothing that is read, and L0H3 predicts the last word a little."""
     animals = ("cat", "dog", "fox", "owl")
     for layer, head, sharpness, factor in ((0, 1, 1.0, 1.0), (1, 3, 10.0, -0.6)):

@@ -199,7 +199,7 @@ class Late(Answer):
 
 
 ToolGroup = Literal["basics", "reading", "causal", "training"]
-"""What tools are for: models and runs; reading what a model computes; changing it; fitting something to it."""
+"""The purposes of tools: models and runs; reading what a model computes; changing it; fitting something to it."""
 
 _P = TypeVar("_P", bound=Params)
 _R = TypeVar("_R", bound=Result)

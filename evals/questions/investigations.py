@@ -126,7 +126,7 @@ def rivals(plain: Plain) -> Value:
 
 
 def mediated(plain: Plain) -> Value:
-    """What a head adds to the logit difference itself, the change without it, and the way on which it acts."""
+    """A head's own contribution to the logit difference, the change without it, and the path through which it acts."""
     layer, head = place_of(MEDIATED)
     mixed, last = plain.read(GIVEN, [plain.mixed(layer), plain.layer(plain.depth - 1)])
     columns = plain.columns(head)

@@ -178,7 +178,7 @@ _tried: WeakKeyDictionary[nn.Module, dict[tuple[Way, int], bool]] = WeakKeyDicti
 """Which ways were right for each model, at which lengths."""
 
 _joined: WeakKeyDictionary[nn.Module, dict[Way, bool]] = WeakKeyDictionary()
-"""Whether rows that are read in several passes were right in one cache, by model and way."""
+"""True where rows that are read in several passes were right in one cache, by model and way."""
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""How long clients may cache what this server says of itself (SEP-2549)."""
+"""The time for which clients may cache lists and documents of this server (SEP-2549)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Argument:
 
     @property
     def description(self) -> str:
-        """What it is, with an example."""
+        """Its description, with an example."""
         return self.meaning if self.example is None else f"{self.meaning}, such as: {self.example}"
 
 

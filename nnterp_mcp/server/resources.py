@@ -156,7 +156,7 @@ class Resources:
             raise MCPError(INTERNAL_ERROR, replies.worded(masked(error))) from None
 
     def _read_fixed(self, address: str) -> Contents | None:
-        """What stays the same as long as the server runs; None at other addresses."""
+        """Contents that stay the same as long as the server runs; None at other addresses."""
         if address.startswith(documents.SCHEME):
             return _text(address, documents.read_document(address), "text/markdown")
         if address == apps.VIEWER:

@@ -35,7 +35,7 @@ def served(named: Sequence[str]) -> dict[str, ToolSpec[Any, Any, Any]]:
 
 
 def limits(tools: dict[str, ToolSpec[Any, Any, Any]]) -> str:
-    """What the instructions say of tools that are not served; empty where all are."""
+    """The sentence of the instructions on tools that are not served; empty where all are."""
     missing = [name for name in specs() if name not in tools]
     if not missing:
         return ""

@@ -309,7 +309,7 @@ class _Sum:
         return parts | _nonzero(LogitPart("attention bias", layer), constant + bias)
 
     def _by_source(self, layer: int, projection: nn.Module, pulled: Tensor) -> dict[LogitPart, Tensor]:
-        """What each head reads from each token; empty where not asked for."""
+        """The contribution of each source token to each head; empty where not asked for."""
         sources = self.states.sources.get(layer)
         if sources is None:
             return {}

@@ -25,7 +25,7 @@ _LENGTH = 3
 
 @dataclass(frozen=True)
 class ReadValues:
-    """What the heads of a layer read at the last token of each row; zeros behind the end of a shorter prompt.
+    """Attention from the last token of each row, and the values that it reads; zeros behind a shorter prompt.
 
     Attributes:
         patterns: The attention probabilities of the last token.

@@ -38,7 +38,7 @@ class Apart:
         shuffled: The mean cosine when the same states are dealt to two groups of these sizes at random: what
             `cosine` would be if the groups differed in nothing.
         gap: The distance between the means, as a share of the mean length of all these states.
-        shuffled_gap: That distance when the states are dealt at random.
+        shuffled_gap: That distance when the states are assigned to groups at random.
     """
 
     cosine: float
@@ -73,7 +73,7 @@ def compare_groups(
     second_prompts: Sequence[int],
     seed: int = 0,
 ) -> Apart:
-    """Compares the mean states of two groups with those of groups dealt at random.
+    """Compares the mean states of two groups with those of groups formed at random.
 
     Prompts are dealt whole: tokens of one prompt resemble one another, and would make random groups look alike.
 

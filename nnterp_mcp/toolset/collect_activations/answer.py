@@ -75,7 +75,7 @@ def _finding(result: CollectActivationsResult, widest: CollectedLayer | None) ->
     place = "there" if widest.layer is None else f"at layer {widest.layer}"
     return (
         f"{kept} {means} lie furthest apart {place}, by {number(_gap(widest))} of a state's mean length "
-        f"(prompts dealt at random: {chance})."
+        f"(prompts assigned at random: {chance})."
     )
 
 
@@ -116,7 +116,7 @@ def _notes(result: CollectActivationsResult, hidden: int) -> list[str]:
         over = " Figures are means over pairs of groups." if len(result.groups) > 2 else ""
         notes.append(
             "cosine and gap: between the groups' means, gap as a share of a state's mean length; random: with prompts "
-            f"dealt to groups at random.{over}"
+            f"assigned to groups at random.{over}"
         )
     if any(summary.explained for summary in result.summaries):
         of = f", from {result.fitted} rows evenly spaced" if result.fitted < len(result.rows) else ""

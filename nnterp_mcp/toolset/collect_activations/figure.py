@@ -37,7 +37,7 @@ def figure(result: CollectActivationsResult, arrays: Arrays) -> Figure:
         ],
         notes=[
             *(["Band of the lengths: one standard deviation over rows."] if layers.varied else []),
-            *(["random: the same with prompts dealt to groups at random."] if result.summaries[0].pairs else []),
+            *(["random: the same with prompts assigned to groups at random."] if result.summaries[0].pairs else []),
             *in_force(result.interventions),
         ],
     )

@@ -62,4 +62,4 @@ def check_collect_activations(finding: str, facts: Facts) -> None:
     shows(said[2], gaps[int(said[1])])
     widest = next(row for row in facts["summaries"] if row["layer"] == int(said[1]))
     chance = np.mean([pair["shuffled_gap"] for pair in widest["pairs"]])
-    shows(claims(rf"dealt at random: {NUMBER}", finding)[1], chance)
+    shows(claims(rf"assigned at random: {NUMBER}", finding)[1], chance)
