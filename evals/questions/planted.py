@@ -60,7 +60,7 @@ def copying_pair(plain: Plain) -> dict[str, int | float | str]:
 
 
 def copying_route(plain: Plain) -> dict[str, int | float | str]:
-    """What of the copying head the earlier head feeds: each of its inputs alone computed without that head."""
+    """The input of the copying head that the earlier head feeds: each is recomputed alone without that head."""
     layer, head = 1, 1
     part = plain.model.model.layers[layer].self_attn
     (silent,) = plain.read(REPEATED, [plain.layer(0)], _without(plain, [(0, 2)]))

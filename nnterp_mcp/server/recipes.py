@@ -87,7 +87,7 @@ def _texts(given: Mapping[str, str], name: str) -> list[str]:
 
 
 _MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
-_PROMPT = Argument("prompt", "A text that the model goes on with", True, "The capital of France is")
+_PROMPT = Argument("prompt", "A text that the model continues", True, "The capital of France is")
 _ANSWER = Argument("answer", "What it says next", True, "Paris")
 
 _REPORT = """\

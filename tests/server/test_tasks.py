@@ -1,4 +1,4 @@
-"""Runs as tasks, over a real client of the SDK, which is told of the extension or not, in both eras."""
+"""Runs as tasks, through the SDK's own client, with and without the extension declared, in both eras."""
 
 from __future__ import annotations
 

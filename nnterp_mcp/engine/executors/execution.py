@@ -1,6 +1,6 @@
 """Runs a forward pass past a visitor: by plain PyTorch hooks where its places allow it, else by an nnsight trace.
 
-A visitor names the places at which it wants to see the states, and says what the model goes on with there. Hooks cost
+A visitor names the places at which it wants to see the states, and says what the model continues with there. Hooks cost
 what the modules that they are on cost; a trace hands over every module of the model, and reaches into a module's code.
 What a visitor sees and changes is the same under both.
 """
@@ -38,7 +38,7 @@ class Visitor(Protocol):
         ...
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
-        """The states that the model goes on with: the very tensor that came where nothing changes."""
+        """The states that the model continues with: the very tensor that came where nothing changes."""
         ...
 
 

@@ -18,7 +18,7 @@ from nnterp_mcp.model.structure.anatomy import Inputs, Site
 from nnterp_mcp.model.structure.attention_taps import Quantity, taps_of
 
 Visit = Callable[[Place, Tensor], Tensor]
-"""Given a place and the states there, returns those that the model goes on with."""
+"""Given a place and the states there, returns those that the model continues with."""
 
 
 class PassEnded(Exception):

@@ -45,7 +45,7 @@ def _best(result: MakeVectorResult) -> DirectionFacts | None:
 
 
 def _every_layer(result: MakeVectorResult) -> dict[str, list[float]]:
-    """How well unseen prompts are told apart after each layer; the norm where there is no second set."""
+    """The area under the ROC curve on unseen prompts after each layer; the norm where no prompts are held out."""
     rated = [facts for facts in result.directions if facts.held_out is not None]
     layers = [facts.layer for facts in rated or result.directions if facts.layer is not None]
     if rated:

@@ -1,4 +1,4 @@
-"""How a set of cells is told in an answer: beside random sets, and as a circuit."""
+"""The words for a set of cells in an answer: compared with random sets, and as a circuit."""
 
 from __future__ import annotations
 
