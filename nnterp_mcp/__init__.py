@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches, estimate_effects
     from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts, put_in_force, resample
     from nnterp_mcp.experiments.patching.path_patching import Receiver
-    from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out, probe_direction
+    from nnterp_mcp.experiments.probes import deal_folds, make_probe, predict_held_out, probe_boundary
     from nnterp_mcp.experiments.target_prompts import TargetPrompt, it_repeat_prompt, repeat_prompt
     from nnterp_mcp.laboratory import Laboratory
     from nnterp_mcp.model.loading.load_checks import check_model
@@ -80,7 +80,7 @@ _NAMES = {
         "deal_folds",
         "make_probe",
         "predict_held_out",
-        "probe_direction",
+        "probe_boundary",
     ),
     "experiments.target_prompts": (
         "TargetPrompt",
@@ -165,7 +165,7 @@ __all__ = [
     "patchscope_lens",
     "plan",
     "predict_held_out",
-    "probe_direction",
+    "probe_boundary",
     "put_in_force",
     "repeat_prompt",
     "resample",

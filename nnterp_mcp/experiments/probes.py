@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -137,13 +138,23 @@ def shuffle_labels(
     return generator.permutation(labels[first])[of_row] if len(numbers) else labels
 
 
-def probe_direction(
-    states: Float[np.ndarray, "row width"], labels: Int[np.ndarray, " row"], probe: Any
-) -> Float[np.ndarray, " width"]:
-    """The direction along which a probe tells class 0 from class 1, trained on all rows.
+@dataclass(frozen=True)
+class Boundary:
+    """The plane along which a probe divides two classes.
 
-    It points towards class 0, and is as long as the means of the classes are apart along it: adding it once to a state
-    of class 1 takes the state as far as class 0 lies, so that a factor means as much as for a difference of means.
+    Attributes:
+        direction: Perpendicular to the plane, towards class 0, and as long as the means of the classes are apart along
+            it: adding it once to a state of class 1 takes the state as far as class 0 lies, so that a factor means as
+            much as for a difference of means.
+        threshold: A state belongs to class 0 where its projection on the unit direction exceeds this.
+    """
+
+    direction: Float[np.ndarray, " width"]
+    threshold: float
+
+
+def probe_boundary(states: Float[np.ndarray, "row width"], labels: Int[np.ndarray, " row"], probe: Any) -> Boundary:
+    """Trains a probe on all rows and finds the plane that divides class 0 from class 1.
 
     Args:
         states: The states.
@@ -153,13 +164,25 @@ def probe_direction(
     Raises:
         InvalidRequest: The classes have the same states, so that there is no direction.
     """
-    apart = states[labels == 0].mean(0, dtype=np.float64) - states[labels == 1].mean(0, dtype=np.float64)
-    normal = apart
+    means = [states[labels == label].mean(0, dtype=np.float64) for label in (0, 1)]
+    apart = means[0] - means[1]
     if apart.any() and not isinstance(probe, NearestCentroid):
-        probe.fit(states, labels)
-        normal = -probe[-1].coef_[0] / probe[0].scale_
+        scaler, fitted = probe.fit(states, labels)
+        normal = -fitted.coef_[0] / scaler.scale_
+        offset = float(fitted.intercept_[0] + normal @ scaler.mean_)
+    else:
+        normal = apart
+        offset = float(apart @ (means[0] + means[1]) / 2)
     length = float(np.linalg.norm(normal))
     if length == 0.0 or not math.isfinite(length):
         raise InvalidRequest("the groups have the same states, so that a probe has no direction.")
     unit = normal / length
-    return (unit * (apart @ unit)).astype(np.float32)
+    return Boundary((unit * abs(apart @ unit)).astype(np.float32), offset / length)
+
+
+def project(
+    states: Float[np.ndarray, "row width"], direction: Float[np.ndarray, " width"]
+) -> Float[np.ndarray, " row"]:
+    """The projections of states on the unit vector of a direction."""
+    long = direction.astype(np.float64)
+    return states @ (long / np.linalg.norm(long))

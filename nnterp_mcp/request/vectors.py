@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.positions import Positions
 
 LONGEST_VECTOR = 64
 """Characters of a vector's name."""
@@ -30,7 +31,7 @@ def check_name(name: str) -> str:
     """
     if not is_name(name) or _DEVICES.fullmatch(name) is not None:
         raise ValueError(
-            "a vector's name has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit and is no "
+            "a name has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit and is no "
             f"device's name, so not {shown(name)}"
         )
     return name
@@ -64,6 +65,20 @@ class ModelIdentity(BaseModel):
         return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
 
 
+class Reading(BaseModel):
+    """The tokens whose states a vector was made from.
+
+    Attributes:
+        positions: The positions in each prompt.
+        pool: How several positions of a prompt are combined.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    positions: Positions
+    pool: Literal["none", "mean", "last"] = "none"
+
+
 class VectorCard(BaseModel):
     """The description of a vector, without its numbers.
 
@@ -75,6 +90,11 @@ class VectorCard(BaseModel):
         tool: The tool that made it.
         layers: The layers that have a direction each; empty where one direction serves at any layer.
         norms: The length of each direction.
+        reading: The tokens that it was made from; None where it was made from no states.
+        classes: The two groups that a probe divides, the one that the directions point towards first.
+        thresholds: For each direction of a probe, the projection on its unit vector above which a state belongs to the
+            first class.
+        held_out: For each direction, how well unseen prompts were told apart; empty where that was not measured.
         request: The parameters from which it can be made again.
         versions: The packages that made it.
         made: Time, in ISO 8601.
@@ -87,6 +107,10 @@ class VectorCard(BaseModel):
     tool: str = "make_vector"
     layers: list[int]
     norms: list[float]
+    reading: Reading | None = None
+    classes: list[str] = []
+    thresholds: list[float] = []
+    held_out: list[float] = []
     request: dict[str, Any]
     versions: dict[str, str]
     made: str

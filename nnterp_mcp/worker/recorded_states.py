@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.sites import Site
-from nnterp_mcp.request.vectors import ModelIdentity
+from nnterp_mcp.request.vectors import ModelIdentity, Reading
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset.collect_activations import SPEC
+from nnterp_mcp.toolset.collect_activations.params import CollectActivationsParams
 from nnterp_mcp.toolset.collect_activations.result import STATES, CollectActivationsResult
 
 if TYPE_CHECKING:
@@ -54,9 +55,18 @@ class Collected:
         return [prompt for of_group in self.groups.values() for prompt in of_group]
 
     @cached_property
+    def _params(self) -> CollectActivationsParams:
+        return SPEC.params.model_validate(self._record.params)
+
+    @property
     def groups(self) -> dict[str, tuple[Prompt, ...]]:
         """The run's prompts by group."""
-        return SPEC.params.model_validate(self._record.params).prompts
+        return self._params.prompts
+
+    @property
+    def reading(self) -> Reading:
+        """The tokens whose states it kept."""
+        return Reading(positions=self._params.positions, pool=self._params.pool)
 
     @cached_property
     def _rows(self) -> dict[int, dict[int | None, int]]:

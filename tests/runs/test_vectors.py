@@ -169,9 +169,9 @@ def test_sensible_names_are_taken(name: str) -> None:
     "name", ["", ".", "..", ".joy", "-joy", "a/b", "a\\b", "../joy", "joy ", "jöy", "a" * 65, "CON", "nul.x"]
 )
 def test_other_names_are_refused(store: VectorStore, name: str) -> None:
-    with pytest.raises(ValueError, match="a vector's name has 1 to 64 letters"):
+    with pytest.raises(ValueError, match="a name has 1 to 64 letters"):
         check_name(name)
-    with pytest.raises(InvalidRequest, match="a vector's name has 1 to 64 letters"):
+    with pytest.raises(InvalidRequest, match="a name has 1 to 64 letters"):
         store.load(name, LLAMA, "tiny")
 
 

@@ -180,7 +180,7 @@ def test_the_fingerprint_stays_with_the_weights() -> None:
         ({"method": "random", "norm": 1, "run": "r"}, "the method random takes no run"),
         ({"method": "activation", "run": "r", "positions": 1}, "positions was settled when r collected its states"),
         ({"method": "sum"}, "method: input should be 'mean_difference'"),
-        ({"method": "random", "norm": 1, "name": "../joy"}, "a vector's name has 1 to 64 letters"),
+        ({"method": "random", "norm": 1, "name": "../joy"}, "a name has 1 to 64 letters"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:

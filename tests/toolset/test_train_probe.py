@@ -411,3 +411,112 @@ def test_repeated_prompts_do_not_make_a_shuffle_fail(bench: Bench) -> None:
     result = train(bench, prompts={"a": ["x", "x", "x", "x", "y"], "b": ["z", "w"]}, shuffles=20, layers=1)
 
     assert len(result.layers[0].shuffled) == 20
+
+
+OTHERS = {
+    "city": ["Lima is high", "Quito is green", "Vienna is grand", "Turin is calm"],
+    "count": ["ten and two", "four", "nine or ten", "one"],
+}
+
+
+def apply(bench: Bench, name: str, **arguments: Any) -> TrainProbeResult:
+    """Applies a saved probe as a worker does."""
+    from nnterp_mcp.toolset.train_probe.run import run
+
+    sent = SPEC.parse({"probe": name} | arguments).model_dump(mode="json")
+    result = run(bench, SPEC.params.model_validate(sent), Job(1, lambda progress: None))
+    return SPEC.result.model_validate_json(result.model_dump_json())
+
+
+@pytest.mark.parametrize("method", ["logistic", "ridge", "difference_of_means"])
+def test_a_saved_probe_says_of_other_prompts_what_scikit_learn_says(bench: Bench, plain: Any, method: str) -> None:
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import NearestCentroid
+
+    train(bench, method=method, layers=[1, 3], save_as="kept")
+    result = apply(bench, "kept", prompts=OTHERS)
+
+    assert result.applied is not None
+    assert (result.layers, result.applied.fitted_texts) == ([], 0)
+    labels, others = np.repeat([0, 1], 6), np.repeat([0, 1], 4)
+    for layer in result.applied.layers:
+        fitted = np.concatenate(states_of(bench, plain, [*CITIES, *COUNTS], layer.layer or 0))
+        unseen = np.concatenate(states_of(bench, plain, [*OTHERS["city"], *OTHERS["count"]], layer.layer or 0))
+        probe = NearestCentroid() if method == "difference_of_means" else sklearn_probe(method)
+        guess = probe.fit(fitted, labels).predict(unseen)
+        direction = bench.find_vector("kept")[layer.layer].numpy().astype(np.float64)
+        along = unseen @ (direction / np.linalg.norm(direction))
+        (pair,) = layer.pairs
+
+        assert layer.accuracy is not None
+        assert layer.accuracy.mean == pytest.approx((guess == others).mean())
+        assert [group.assigned for group in layer.groups] == pytest.approx(
+            [(guess[:4] == 0).mean(), (guess[4:] == 0).mean()]
+        )
+        assert [group.mean for group in layer.groups] == pytest.approx([along[:4].mean(), along[4:].mean()], rel=1e-4)
+        assert pair.auc == pytest.approx(roc_auc_score(others == 0, along))
+        assert pair.low <= pair.auc <= pair.high
+    assert len(result.applied.rows) == 8
+
+
+def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> None:
+    from tests.toolset.test_make_vector import ask
+
+    ask(bench, name="mood", method="mean_difference", positive=CITIES, negative=COUNTS, positions="-2:", layers=[2])
+    groups = {"a": OTHERS["count"], "b": OTHERS["city"], "c": CITIES}
+    result = apply(bench, "mood", prompts=groups)
+
+    assert result.applied is not None
+    (layer,) = result.applied.layers
+    direction = bench.find_vector("mood")[2].numpy()
+    unit = direction / np.linalg.norm(direction)
+    taken = [
+        np.stack([rows.mean(0) for rows in states_of(bench, plain, prompts, 2, -2)]) for prompts in groups.values()
+    ]
+    assert [group.mean for group in layer.groups] == pytest.approx(
+        [float((rows @ unit).mean()) for rows in taken], rel=1e-3
+    )
+    assert (layer.accuracy, layer.threshold, len(layer.pairs)) == (None, None, 3)
+    assert result.applied.fitted_texts == len(CITIES)
+    alone = apply(bench, "mood", prompts=CITIES).applied
+    assert alone is not None
+    assert alone.layers[0].pairs == []
+
+
+def test_a_saved_probe_takes_the_states_of_a_run(bench: Bench) -> None:
+    train(bench, layers=[1, 2], save_as="kept")
+    run_id, _ = collect(bench, prompts=OTHERS, layers=[2, 3])
+    recalled, direct = apply(bench, "kept", run=run_id), apply(bench, "kept", prompts=OTHERS, layers=2)
+
+    assert recalled.applied == direct.applied
+    elsewhere, _ = collect(bench, prompts=OTHERS, site="mlps_output", layers=[2])
+    for arguments, message in [
+        ({"run": elsewhere}, "kept is a direction at layers_output, and .* kept states at mlps_output"),
+        ({"prompts": OTHERS, "site": "mlps_output"}, "kept is a direction at layers_output, not at mlps_output"),
+        ({"prompts": OTHERS, "layers": 3}, "kept has no direction at layer 3: it has layers 1 and 2"),
+        ({"prompts": OTHERS, "positions": 0}, "kept was fitted at position last"),
+        ({"prompts": OTHERS, "folds": 4}, "folds is for fitting, and the saved probe kept is applied as it is"),
+    ]:
+        with pytest.raises(InvalidRequest, match=message):
+            apply(bench, "kept", **arguments)
+    with pytest.raises(InvalidRequest, match="has no vector 'none'"):
+        apply(bench, "none", prompts=OTHERS)
+    other = bench.identity.model_copy(update={"fingerprint": "0", "hidden_size": 8})
+    bench.vectors.save(
+        bench.vectors.find("kept", bench.identity, "tiny").model_copy(update={"name": "strange", "identity": other}),
+        np.ones((2, 8), dtype=np.float32),
+    )
+    with pytest.raises(InvalidRequest, match=r"'strange' does not belong to tiny .* it was made on tiny .*width 8"):
+        apply(bench, "strange", prompts=OTHERS)
+
+
+@pytest.mark.parametrize("case", ["probe", "vector", "one group"])
+def test_says_of_a_saved_probe(bench: Bench, snapshot: SnapshotAssertion, case: str) -> None:
+    from tests.toolset.test_make_vector import ask
+
+    train(bench, save_as="kept")
+    ask(bench, name="mood", method="mean_difference", positive=CITIES, negative=COUNTS, positions="all")
+    name, prompts = {"probe": ("kept", GROUPS | OTHERS), "vector": ("mood", OTHERS), "one group": ("kept", CITIES[:2])}[
+        case
+    ]
+    assert SPEC.digest(apply(bench, name, prompts=prompts)).text() == snapshot

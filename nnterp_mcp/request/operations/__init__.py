@@ -33,7 +33,7 @@ from nnterp_mcp.request.operations.operands import (
     Vector,
 )
 from nnterp_mcp.request.operations.request import DescribedInterventions, Interventions, parse_operation
-from nnterp_mcp.request.operations.wording import describe, label_of
+from nnterp_mcp.request.operations.wording import describe, describe_positions, label_of
 
 __all__ = [
     "OPERATIONS",
@@ -61,6 +61,7 @@ __all__ = [
     "Vector",
     "Zero",
     "describe",
+    "describe_positions",
     "label_of",
     "parse_operation",
     "site_of",

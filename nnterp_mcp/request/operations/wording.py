@@ -45,6 +45,17 @@ def label_of(vector: str | TokenDifference | tuple[float, ...]) -> str:
     return "the vector given"
 
 
+def describe_positions(noun: str, positions: Sequence[PositionSpec], first_left_out: bool = False) -> str:
+    """Positions as they were asked for; where `all` leaves out the first token, that is said."""
+    many = _PLURALS.get(noun, f"{noun}s")
+    if tuple(positions) == ("all",):
+        return f"all {many} but the first" if first_left_out else f"all {many}"
+    named = [_position(at) for at in positions[:_NAMED]]
+    more = [f"… ({len(positions)})"] if len(positions) > _NAMED else []
+    several = len(positions) > 1 or ":" in str(positions[0])
+    return f"{many if several else noun} {', '.join([*named, *more])}"
+
+
 def _opening(operation: Operation) -> str:
     """The operation with its operand and site."""
     if isinstance(operation, Skip):
@@ -73,11 +84,11 @@ def _parts(operation: Operation) -> Iterator[str]:
     if isinstance(operation, StateOperation):
         if operation.neurons is not None:
             yield _indices("neuron", operation.neurons)
-        yield _positions("position", operation.positions, isinstance(operation, ProjectOut))
+        yield describe_positions("position", operation.positions, isinstance(operation, ProjectOut))
     elif not isinstance(operation, Skip):
-        yield _positions("query", operation.query_positions)
+        yield describe_positions("query", operation.query_positions)
     if isinstance(operation, Knockout):
-        yield _positions("key", operation.key_positions)
+        yield describe_positions("key", operation.key_positions)
     if operation.prompts != "all":
         yield f"only {_indices('prompt', operation.prompts)}"
     yield _steps(operation)
@@ -104,7 +115,7 @@ def _steps(operation: Operation) -> str:
 
 def _source(source: Source) -> str:
     """The origin of a patch; what is left out is the same as where the patch goes."""
-    position = "the same positions" if source.position is None else _positions("position", source.position)
+    position = "the same positions" if source.position is None else describe_positions("position", source.position)
     layer = "the same layer" if source.layer is None else f"layer {source.layer}"
     if source.run is not None:
         prompt = "the prompt of the same index" if source.prompt is None else f"prompt {source.prompt}"
@@ -118,7 +129,9 @@ def _averaged(operation: Mean) -> str:
     prompts = _prompts(operation.over)
     if operation.over_positions is None:
         return f"over {prompts} position by position, unedited"
-    return f"over {prompts}, {_positions('position', operation.over_positions, True)} of them together, unedited"
+    return (
+        f"over {prompts}, {describe_positions('position', operation.over_positions, True)} of them together, unedited"
+    )
 
 
 def _prompts(over: Literal["all"] | tuple[int | Prompt, ...]) -> str:
@@ -135,17 +148,6 @@ def _prompt(prompt: int | Prompt) -> str:
 
 
 _PLURALS = {"query": "queries"}
-
-
-def _positions(noun: str, positions: Sequence[PositionSpec], first_left_out: bool = False) -> str:
-    """Positions as they were asked for; where `all` leaves out the first token, that is said."""
-    many = _PLURALS.get(noun, f"{noun}s")
-    if tuple(positions) == ("all",):
-        return f"all {many} but the first" if first_left_out else f"all {many}"
-    named = [_position(at) for at in positions[:_NAMED]]
-    more = [f"… ({len(positions)})"] if len(positions) > _NAMED else []
-    several = len(positions) > 1 or ":" in str(positions[0])
-    return f"{many if several else noun} {', '.join([*named, *more])}"
 
 
 def _position(at: PositionSpec) -> str:

@@ -14,6 +14,7 @@ from nnterp_mcp.experiments.steering_vectors import MeanStates
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.request.vectors import Reading
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 from nnterp_mcp.worker.recorded_states import Collected
 
@@ -28,14 +29,19 @@ class AveragedSets:
     Attributes:
         states: The mean states.
         prompts: The prompts.
-        first_left_out: Each prompt's first token is left out of its mean.
+        reading: The tokens of each prompt that its mean is over; None without prompts.
         interventions: The interventions with which the states were read.
     """
 
     states: dict[str, MeanStates]
     prompts: Mapping[str, Sequence[Prompt]]
-    first_left_out: bool
+    reading: Reading | None
     interventions: Sequence[str] = ()
+
+    @property
+    def first_left_out(self) -> bool:
+        """True if each prompt's first token is left out of its mean."""
+        return self.reading is not None and self.reading.pool != "last" and "all" in self.reading.positions
 
 
 def recall_states(bench: Bench, params: MakeVectorParams) -> AveragedSets:
@@ -61,7 +67,7 @@ def recall_states(bench: Bench, params: MakeVectorParams) -> AveragedSets:
     return AveragedSets(
         {group: _states(kept, group, own[group], layers) for group in groups},
         {group: [kept.prompts[at] for at in own[group]] for group in groups},
-        found.first_left_out,
+        kept.reading.model_copy(update={"pool": "last" if kept.reading.pool == "last" else "mean"}),
         found.interventions,
     )
 

@@ -28,7 +28,7 @@ from nnterp_mcp.experiments.steering_vectors import (
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import VectorCard
+from nnterp_mcp.request.vectors import Reading, VectorCard
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
 from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
@@ -46,7 +46,7 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     if params.method == "delete":
         card = bench.vectors.delete(params.name, bench.identity, bench.handle)
         return MakeVectorResult(model=bench.handle, card=card, deleted=True)
-    sets = _states(bench, params, job) if params.method in _FROM_STATES else AveragedSets({}, {}, False)
+    sets = _states(bench, params, job) if params.method in _FROM_STATES else AveragedSets({}, {}, None)
     states = list(sets.states.values())
     made = _FROM_STATES[params.method](*states) if states else _OTHERWISE[params.method](bench, params)
     if params.norm is not None:
@@ -55,7 +55,7 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         raise InvalidRequest(
             f"the vector {params.name} has numbers beyond what float32 holds.", "Give a smaller norm, or none."
         )
-    card = _card(bench, params, made)
+    card = _card(bench, params, made, sets)
     replaced = bench.vectors.save(card, made.vectors.numpy())
     return MakeVectorResult(
         model=bench.handle,
@@ -69,7 +69,8 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     )
 
 
-def _card(bench: Bench, params: MakeVectorParams, made: Directions) -> VectorCard:
+def _card(bench: Bench, params: MakeVectorParams, made: Directions, sets: AveragedSets) -> VectorCard:
+    apart = made.separation
     return VectorCard(
         name=params.name,
         model=bench.handle,
@@ -77,6 +78,9 @@ def _card(bench: Bench, params: MakeVectorParams, made: Directions) -> VectorCar
         method=params.method,
         layers=made.layers,
         norms=made.norms.tolist(),
+        reading=sets.reading,
+        classes=list(sets.states) if len(sets.states) > 1 else [],
+        held_out=[] if apart is None or not bool(apart.held_out.isfinite().all()) else apart.held_out.tolist(),
         request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
         versions={package: version(package) for package in _PACKAGES},
         made=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -126,7 +130,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> AveragedSets:
             progress=lambda done, _, unit, before=before: job.progress(before + done, total, unit),
         )
         found[side] = average_states(model, work, layers, params.positions)
-    return AveragedSets(found, prompts, "all" in params.positions)
+    return AveragedSets(found, prompts, Reading(positions=params.positions, pool="mean"))
 
 
 def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:

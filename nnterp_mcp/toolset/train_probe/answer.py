@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from nnterp_mcp.formatting import elided, number, plural, quoted, ranges, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
 from nnterp_mcp.table import Column, tabulate
+from nnterp_mcp.toolset.train_probe.applied import digest_applied
 from nnterp_mcp.toolset.train_probe.result import ProbedLayer, TrainProbeAnswer, TrainProbeResult
 
 _BUDGET = 420
@@ -20,7 +21,9 @@ _LONGER = 1.2
 
 
 def digest(result: TrainProbeResult) -> TrainProbeAnswer:
-    """The best layer, and some others."""
+    """The best layer, and some others; a saved probe on other prompts."""
+    if result.applied is not None:
+        return digest_applied(result, result.applied)
     best = best_layer(result)
     marks = [result.layers.index(best), 0, len(result.layers) - 1]
     room = max(4, (_BUDGET - PER_LAYER * len(result.layers)) // _ROW)
@@ -110,7 +113,8 @@ def _notes(result: TrainProbeResult, hidden: int) -> list[str]:
         replaced = f" (it replaces one made {result.replaced})" if result.replaced else ""
         notes.append(
             f"Saved as the vector {result.vector.name}{replaced}: one for each layer, pointing towards "
-            f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it."
+            f"{quoted(elided(result.groups[0].name))}; factor 1 is the distance between the groups' means along it. "
+            f"probe={result.vector.name} applies it to other prompts."
         )
     return notes + left_out(hidden, "layer", "layers")
 

@@ -28,6 +28,9 @@ class TrainProbeParams(ModelParams):
     run: Annotated[
         str | None, Field(max_length=LONGEST_NAME, description="A run of collect_activations, in place of prompts.")
     ] = None
+    probe: Annotated[
+        VectorName | None, Field(description="A saved probe or vector to apply to these prompts, without fitting one.")
+    ] = None
     site: StateSite = "layers_output"
     method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind of probe.")] = (
         "logistic"
@@ -36,7 +39,7 @@ class TrainProbeParams(ModelParams):
     positions: ProbedPositions = ("last",)
     folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation.")] = 5
     shuffles: Annotated[int, Field(ge=1, le=100, description="Times that labels are shuffled.")] = 5
-    save_as: Annotated[VectorName | None, Field(description="Name to keep the directions by.")] = None
+    save_as: Annotated[VectorName | None, Field(description="Name under which to save the probes.")] = None
     plot: Plot = False
 
     @model_validator(mode="after")
@@ -46,9 +49,16 @@ class TrainProbeParams(ModelParams):
         settled = {"site": self.site != "layers_output", "positions": self.positions != ("last",)}
         for name in (name for name, given in settled.items() if given and self.run is not None):
             raise ValueError(f"{name} was settled when {self.run} collected its states: leave it out")
-        if self.prompts is not None:
+        if self.probe is not None:
+            self._require_nothing_to_fit()
+        elif self.prompts is not None:
             require_groups(list(self.prompts), self.site, self.save_as)
         return self
+
+    def _require_nothing_to_fit(self) -> None:
+        for name in ("method", "folds", "shuffles", "save_as"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for fitting, and the saved probe {self.probe} is applied as it is")
 
 
 def require_groups(groups: list[str], site: str, save_as: str | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
-from nnterp_mcp.request.vectors import VectorCard
+from nnterp_mcp.contract import DominantToken, Measured, Result, ResultPart, TableAnswer
+from nnterp_mcp.request.vectors import Reading, VectorCard
 
 
 class ProbedGroup(ResultPart):
@@ -33,8 +33,89 @@ class ProbedLayer(ResultPart):
     shuffled: list[float]
 
 
+class ProjectedGroup(ResultPart):
+    """A group's rows along a direction.
+
+    Attributes:
+        group: Its name.
+        mean: The mean projection on the unit direction.
+        deviation: Their standard deviation.
+        assigned: The share of rows above the probe's threshold, which it assigns to its first class; None for a vector,
+            which has no threshold.
+    """
+
+    group: str
+    mean: float
+    deviation: float
+    assigned: float | None
+
+
+class GroupPair(ResultPart):
+    """How well a direction separates two groups.
+
+    Attributes:
+        first: A group.
+        second: Another one.
+        auc: The chance that a row of the first projects further than one of the second; 0.5 is chance.
+        low: The lower end of its 95 % interval (Newcombe), in which each distinct text counts once.
+        high: The upper end.
+    """
+
+    first: str
+    second: str
+    auc: float
+    low: float
+    high: float
+
+
+class AppliedLayer(ResultPart):
+    """A saved direction at one layer.
+
+    Attributes:
+        layer: The layer; None for the embeddings.
+        accuracy: The share of rows on their class's side of the threshold, with its interval (Wilson); None where the
+            groups are not the probe's classes, or it is a vector without a threshold.
+        threshold: The projection above which a row is assigned to the first class; None for a vector.
+        groups: The groups along it.
+        pairs: Every two groups.
+    """
+
+    layer: int | None
+    accuracy: Measured | None
+    threshold: float | None
+    groups: list[ProjectedGroup]
+    pairs: list[GroupPair]
+
+
+class ScoredRow(ResultPart):
+    """A row of the array `scores`: the state of one prompt at one position; None for several at once."""
+
+    group: str
+    prompt: int
+    position: int | None
+    text: str
+
+
+class AppliedProbe(ResultPart):
+    """A saved probe or vector on prompts that it was not fitted to.
+
+    Attributes:
+        card: The probe.
+        layers: By layer.
+        rows: The rows.
+        reading: The tokens that were read.
+        fitted_texts: Distinct texts among the prompts that the probe was fitted on as well.
+    """
+
+    card: VectorCard
+    layers: list[AppliedLayer]
+    rows: list[ScoredRow]
+    reading: Reading
+    fitted_texts: int
+
+
 class TrainProbeResult(Result):
-    """Held-out accuracies by layer, and the controls by which to judge them.
+    """Held-out accuracies by layer, and the controls by which to judge them; or a saved probe on other prompts.
 
     Attributes:
         model: The model's handle.
@@ -43,11 +124,13 @@ class TrainProbeResult(Result):
         groups: The classes.
         texts: How many distinct texts the prompts are.
         width: The width of a state; heads are laid side by side.
-        folds: Folds of the cross-validation.
+        folds: Folds of the cross-validation; 0 where a saved probe is applied.
         paired: The i-th prompts of all groups are in one fold.
         majority: The accuracy of always saying the largest class.
-        length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has.
-        layers: By layer.
+        length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has; of a saved probe
+            that is applied, the area under the ROC curve of the token count between its first two groups.
+        layers: By layer; empty where a saved probe is applied.
+        applied: The saved probe on these prompts; None where probes are fitted.
         interventions: The interventions with which the states were read.
         run: The run that the states were taken from; None where they were read now.
         first_left_out: Each prompt's first token is left out, for positions was `all`.
@@ -73,6 +156,7 @@ class TrainProbeResult(Result):
     dominant: DominantToken | None = None
     vector: VectorCard | None = None
     replaced: str | None = None
+    applied: AppliedProbe | None = None
 
 
 class TrainProbeAnswer(TableAnswer):
