@@ -12,9 +12,9 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from nnterp_mcp.display.figure import Arrays, Figure
@@ -22,6 +22,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import dominating, elided, number, on_one_line, quoted
 from nnterp_mcp.request.arguments import Given, shown
 from nnterp_mcp.request.fields import ModelHandle
+from nnterp_mcp.request.named_sets import with_targets
 from nnterp_mcp.table import Table, TableField
 
 
@@ -33,6 +34,13 @@ class ModelParams(Params):
     """Base of the parameters of every tool that works on a loaded model."""
 
     model: ModelHandle = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_targets_of_sets(cls, given: Any) -> Any:
+        """Takes the targets of the prompt set that a call names, where it gives none itself."""
+        field = cls.model_fields.get("targets")
+        return given if field is None else with_targets(given, get_origin(field.annotation) is tuple)
 
 
 class ResultPart(BaseModel):

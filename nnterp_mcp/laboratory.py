@@ -17,7 +17,9 @@ from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.arguments import shown
+from nnterp_mcp.request.named_sets import sets_from
 from nnterp_mcp.runs.arrays import HeldRows, Rows
+from nnterp_mcp.runs.prompt_sets import PromptSetStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.tool_methods import ToolMethods, laboratory_tools
 from nnterp_mcp.toolset import specs
@@ -152,7 +154,8 @@ class Laboratory(ToolMethods):
         return f"Laboratory({self.bench.handle!r})"
 
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
-        params = spec.parse(arguments)
+        with sets_from(PromptSetStore(self.bench.settings.data / "prompt_sets").find):
+            params = spec.parse(arguments)
         with _progress_bar() if self._on_progress is None else nullcontext(self._on_progress) as tell:
             job = _Job(0, tell)
             result = run_tool(self.bench, spec, params, job)

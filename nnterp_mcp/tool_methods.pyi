@@ -28,7 +28,7 @@ class ToolMethods:
     def call(self, tool: str, /, **arguments: Any) -> Result: ...
     def attention_probs(
         self,
-        prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         *,
         layers: int | str | Sequence[int] = "all",
         heads: int | str | Sequence[int] = "all",
@@ -39,7 +39,7 @@ class ToolMethods:
     ) -> AttentionProbsResult: ...
     def attribute(
         self,
-        prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
         method: Literal["direct", "gradient", "integrated", "patching"] = "direct",
@@ -65,7 +65,7 @@ class ToolMethods:
     ) -> CollectActivationsResult: ...
     def generate(
         self,
-        prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         *,
         interventions: Sequence[Mapping[str, Any]] | None = None,
         max_new_tokens: int = 32,
@@ -81,7 +81,7 @@ class ToolMethods:
     ) -> InspectModelResult: ...
     def logit_lens(
         self,
-        prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         *,
         layers: int | str | Sequence[int] = "all",
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
@@ -104,8 +104,18 @@ class ToolMethods:
             "delete",
         ],
         *,
-        positive: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
-        negative: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
+        prompts: Mapping[str, Any]
+        | str
+        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
+        | None = None,
+        positive: Mapping[str, Any]
+        | str
+        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
+        | None = None,
+        negative: Mapping[str, Any]
+        | str
+        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
+        | None = None,
         run: str | None = None,
         layers: int | str | Sequence[int] = "all",
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
@@ -115,7 +125,7 @@ class ToolMethods:
     ) -> MakeVectorResult: ...
     def patch_activations(
         self,
-        clean: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        clean: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         corrupted: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         *,
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -135,7 +145,10 @@ class ToolMethods:
     ) -> PatchActivationsResult: ...
     def patchscope(
         self,
-        source_prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
+        source_prompts: Mapping[str, Any]
+        | str
+        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
+        | None = None,
         *,
         source_vectors: str | Sequence[str] | None = None,
         factor: float = 1.0,
@@ -153,7 +166,7 @@ class ToolMethods:
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         *,
-        targets: Mapping[str, Any] | None = None,
+        targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         readout: Literal["next_token", "logit_lens", "patchscope"] = "next_token",
         layers: int | str | Sequence[int] = "all",
         batch_tokens: int | None = None,
@@ -161,7 +174,7 @@ class ToolMethods:
     ) -> RunPromptsResult: ...
     def steer(
         self,
-        prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
         vector: str | Mapping[str, Any] | Sequence[float],
         layers: int | str | Sequence[int],
         factors: float | Sequence[float],
@@ -174,13 +187,17 @@ class ToolMethods:
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> SteerResult: ...
     def tokenize(
-        self, prompts: str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]], *, chat: bool = False
+        self,
+        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        *,
+        chat: bool = False,
     ) -> TokenizeResult: ...
     def train_probe(
         self,
         prompts: Mapping[str, Any] | None = None,
         *,
         run: str | None = None,
+        probe: str | None = None,
         site: str = "layers_output",
         method: Literal["logistic", "ridge", "difference_of_means"] = "logistic",
         layers: int | str | Sequence[int] = "all",

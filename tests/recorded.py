@@ -82,6 +82,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "train_probe",
         {"prompts": {"a": ["Rome is", "Paris", "Oslo"], "b": ["one two", "six", "two"]}, "save_as": "a", "shuffles": 2},
     ),
+    "saved probe": (
+        "train_probe",
+        {"probe": "a", "prompts": {"a": ["Lima is", "Kyiv"], "b": ["nine", "one ten"]}},
+    ),
     "states": (
         "collect_activations",
         {"prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}, "positions": "all", "layers": [1, 2]},

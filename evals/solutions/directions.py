@@ -6,8 +6,6 @@ from evals.questions.directions import FACTORS, GLAD, HATE, LOVE, MOOD, MOOD_FAC
 from evals.solutions.rows import Row, rows, top_token
 from evals.tools import Tools
 
-_MOOD = "mood"
-
 
 async def _sweep(tools: Tools, factors: tuple[int, ...]) -> list[Row]:
     """The baseline, then a row a factor."""
@@ -28,11 +26,9 @@ async def flipping_factor(tools: Tools) -> int:
 
 
 async def mood_divergence(tools: Tools) -> float:
-    """A vector is made, then used."""
-    await tools.call(
-        "make_vector", name=_MOOD, method="mean_difference", positive=list(GLAD), negative=list(SAD), layers=MOOD
-    )
-    answer = await tools.call("steer", prompts=OPINION, vector=_MOOD, layers=MOOD, factors=MOOD_FACTOR)
+    """The groups of prompts are the vector."""
+    groups = {"glad": list(GLAD), "sad": list(SAD)}
+    answer = await tools.call("steer", prompts=OPINION, vector=groups, layers=MOOD, factors=MOOD_FACTOR)
     return rows(answer)[-1]["KL(steered || baseline)"]
 
 

@@ -1,4 +1,4 @@
-"""The state of a server: its settings, models, runs and vectors."""
+"""The state of a server: its settings, models, runs, vectors and prompt sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from nnterp_mcp.pool.live_runs import Runs
 from nnterp_mcp.pool.pool import Pool
+from nnterp_mcp.runs.prompt_sets import PromptSetStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 
@@ -25,6 +26,7 @@ class Session:
         pool: The models.
         runs: The runs.
         vectors: The named vectors.
+        prompt_sets: The named prompt sets.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -32,6 +34,7 @@ class Session:
         self.pool = Pool(settings)
         self.runs: Runs
         self.vectors = VectorStore(settings.data / "vectors")
+        self.prompt_sets = PromptSetStore(settings.data / "prompt_sets")
         self._tasks: TaskGroup
         self._stack = AsyncExitStack()
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_STRING, Given, shown
+from nnterp_mcp.request.named_sets import prompts_of
 from nnterp_mcp.request.positions import Positions
 from nnterp_mcp.request.prompts import Prompts, read_text
 
@@ -60,7 +61,9 @@ _PROMPTS: TypeAdapter[Any] = TypeAdapter(Prompts)
 
 
 def _as_corruption(value: Any) -> Any:
-    value = read_text(value, lambda found: isinstance(found, dict) and any(name in found for name in _KINDS))
+    value = read_text(
+        prompts_of(value), lambda found: isinstance(found, dict) and any(name in found for name in _KINDS)
+    )
     if isinstance(value, _Kind):
         return value
     if not isinstance(value, dict):
@@ -92,7 +95,7 @@ CorruptedField = Annotated[
     Any,
     BeforeValidator(_as_corruption),
     schemas.as_schema(
-        schemas.PROMPTS_OR_OBJECT,
+        schemas.PROMPTS,
         'Prompts; {"replace": "France", "with": "Spain"}; {"noise": 3, "positions": 3}; '
         '{"ablate": "zero"} (mean, resample).',
     ),

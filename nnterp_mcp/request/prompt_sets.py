@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -15,7 +15,17 @@ from pydantic_core import from_json
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.formatting import plural
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_STRING, MOST_PROMPTS, Given, require_at_most, shown, without_nulls
+from nnterp_mcp.request.arguments import (
+    LONGEST_NAME,
+    LONGEST_STRING,
+    MOST_GROUPS,
+    MOST_PROMPTS,
+    Given,
+    require_at_most,
+    shown,
+    without_nulls,
+)
+from nnterp_mcp.request.named_sets import UNGROUPED, prompts_of
 from nnterp_mcp.request.prompts import Prompt, holds_prompts, read_text, require_short_prompt
 from nnterp_mcp.request.remarks import remark
 from nnterp_mcp.request.targets import Targets, require_few_targets
@@ -59,7 +69,7 @@ def as_prompt_set(value: Any) -> PromptSet:
 
 
 def _as_given(value: Any) -> PromptSet:
-    value = read_text(value, _holds_prompt_set)
+    value = read_text(prompts_of(value), _holds_prompt_set)
     if isinstance(value, list | tuple):
         require_at_most(MOST_PROMPTS, value, "prompts", "prompts")
         require_few_targets(item.get("targets") for item in value if isinstance(item, dict))
@@ -86,13 +96,67 @@ def _as_item(index: int, value: Any) -> PromptItem:
     return item
 
 
+SetContents = PromptFile | dict[str, tuple[PromptItem, ...]]
+"""Contents of a named set: a file, or prompts with targets by group."""
+
+
+def _as_contents(value: Any) -> SetContents:
+    value = read_text(value, lambda found: isinstance(found, dict) or _holds_prompt_set(found))
+    if isinstance(value, PromptFile):
+        return value
+    if not isinstance(value, dict) or {"prompt", "path", "role"} & value.keys():
+        found = _as_given(value)
+        return _alike(found if isinstance(found, PromptFile) else {UNGROUPED: found})
+    if not value or not all(value):
+        raise ValueError(f"prompts must map names of groups to prompts, not {shown(value)}")
+    require_at_most(MOST_GROUPS, value, "prompts", "groups")
+    groups: dict[str, tuple[PromptItem, ...]] = {}
+    for name, prompts in value.items():
+        require_at_most(LONGEST_NAME, name, "a group's name", "characters")
+        found = _as_given(prompts)
+        if isinstance(found, PromptFile):
+            raise ValueError(f"group {shown(name)} is a file: give a file in place of all groups")
+        groups[name] = found
+    return _alike(groups)
+
+
+def _alike(contents: SetContents) -> SetContents:
+    """The contents of a set, whose prompts all have the same categories of targets."""
+    if not isinstance(contents, PromptFile):
+        require_alike([item for of_group in contents.values() for item in of_group])
+    return contents
+
+
+def require_alike(items: Sequence[PromptItem]) -> None:
+    """Refuses prompts with other target categories than the first.
+
+    Raises:
+        ValueError: A prompt has others.
+    """
+    for index, item in enumerate(items):
+        if set(item.targets) != set(items[0].targets):
+            raise ValueError(
+                f"prompt {index} has the target categories {sorted(item.targets)}: all must have those of prompt 0, "
+                f"{list(items[0].targets)}"
+            )
+
+
+ContentsField = Annotated[
+    SetContents,
+    BeforeValidator(_as_contents),
+    schemas.as_schema(
+        schemas.GROUPS,
+        'Prompts of the set: a list of texts, chats or {"prompt", "targets"}; such lists by group, {"positive": [...], '
+        '"negative": [...]}; or {"path": FILE}.',
+    ),
+]
 PromptSetField = Annotated[
     PromptSet,
     BeforeValidator(_as_given),
     schemas.as_schema(
-        schemas.PROMPTS_OR_OBJECT,
-        'Strings that share `targets`, objects {"prompt", "targets"} with their own, or {"path": FILE}: JSONL of '
-        "these, or CSV with a prompt column and a column per category.",
+        schemas.PROMPTS,
+        'Texts or chats, objects {"prompt", "targets"}, {"set": NAME}, or {"path": FILE}: JSONL of these, or CSV '
+        "with a prompt column and a column per category.",
     ),
 ]
 

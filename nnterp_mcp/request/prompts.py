@@ -20,6 +20,7 @@ from nnterp_mcp.request.arguments import (
     require_at_most,
     shown,
 )
+from nnterp_mcp.request.named_sets import UNGROUPED, groups_of, prompts_of
 
 
 def _joined(value: Any) -> Any:
@@ -79,7 +80,7 @@ _PROMPT_ADAPTER: TypeAdapter[Prompt] = TypeAdapter(Prompt)
 
 
 def _as_prompts(value: Any) -> tuple[Prompt, ...]:
-    value = read_text(value, holds_prompts)
+    value = read_text(prompts_of(value), holds_prompts)
     wrong = (
         f"prompts must be a string, a list of chat messages {{role, content}}, or a list of these, not {shown(value)}"
     )
@@ -153,10 +154,10 @@ def _holds_groups(found: Any) -> bool:
 
 
 def _as_groups(value: Any) -> dict[str, tuple[Prompt, ...]]:
-    """Prompts under the names of their groups; under `prompts` where they come in one list."""
-    value = read_text(value, _holds_groups)
+    """Prompts under the names of their groups; those of one list are under `prompts`."""
+    value = read_text(groups_of(value), _holds_groups)
     if not isinstance(value, Mapping) or _is_message(value):
-        return {"prompts": _as_prompts(value)}
+        return {UNGROUPED: _as_prompts(value)}
     if not value or not all(isinstance(name, str) and name for name in value):
         raise ValueError(f"groups must map names to prompts, not {shown(value)}")
     require_at_most(MOST_GROUPS, value, "prompts", "groups")
@@ -186,10 +187,15 @@ def _is_chat(value: Any) -> bool:
 Prompts = Annotated[
     tuple[Prompt, ...],
     BeforeValidator(_as_prompts),
-    schemas.as_schema(schemas.PROMPTS, "A text, a chat [{role, content}], or a list of these."),
+    schemas.as_schema(
+        schemas.PROMPTS,
+        'A text, a chat [{role, content}], a list of these, or {"set": NAME}.',
+    ),
 ]
 PromptGroups = Annotated[
     dict[str, tuple[Prompt, ...]],
     BeforeValidator(_as_groups),
-    schemas.as_schema(schemas.GROUPS, 'Prompts by group, {"positive": [...], "negative": [...]}, or one list.'),
+    schemas.as_schema(
+        schemas.GROUPS, 'Prompts by group, {"positive": [...], "negative": [...]}, or one list, or {"set": NAME}.'
+    ),
 ]

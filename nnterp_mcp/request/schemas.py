@@ -50,8 +50,10 @@ def widened(schema: Schema, *branches: Schema, **limits: int) -> Schema:
 PROMPT = union(TEXT, array(OBJECT), maxLength=LONGEST_TEXT, maxItems=MOST_TURNS)
 """One text or one chat."""
 
-PROMPTS = union(TEXT, array(TEXT), array(OBJECT), array(array(OBJECT)), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS)
-"""One text, a list of texts, one chat or a list of chats."""
+PROMPTS = union(
+    OBJECT, TEXT, array(TEXT), array(OBJECT), array(array(OBJECT)), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS
+)
+"""One text, a list of texts, one chat, a list of chats, or an object that says where they come from."""
 
 INDICES = union(INTEGER, TEXT, array(INTEGER), maxLength=LONGEST_RANGE, maxItems=MOST_INDICES)
 """An index, a range, or a list of indices."""
@@ -73,11 +75,8 @@ TARGET_MAP: Schema = {"type": "object", "maxProperties": MOST_CATEGORIES}
 TARGET_SETS = union(OBJECT, array(OBJECT), maxProperties=MOST_CATEGORIES, maxItems=MOST_PROMPTS)
 """Strings by category, for all prompts or for each."""
 
-GROUPS = widened(PROMPTS, OBJECT, maxProperties=MOST_GROUPS)
+GROUPS = {**PROMPTS, "maxProperties": MOST_GROUPS}
 """Prompts by group, or without groups."""
-
-PROMPTS_OR_OBJECT = widened(PROMPTS, OBJECT)
-"""Prompts, or where they come from."""
 
 OPERATION_LIST: Schema = {**array(OBJECT), "maxItems": MOST_OPERATIONS}
 """Interventions."""

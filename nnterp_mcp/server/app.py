@@ -35,6 +35,7 @@ from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.named_sets import sets_from
 from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies, skills, tasks
 from nnterp_mcp.server.completions import Completions
@@ -60,8 +61,8 @@ baseline), `interventions` in most tools that run the model, edit_model (edits t
 5. Control: control=true in steer and patch_activations, shuffled labels in train_probe, random heads beside those you \
 knock out, run_prompts over many prompts.
 6. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run gives all that an \
-answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs. \
-plot=true adds a picture.
+answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs, \
+and saves prompts that you use again. plot=true adds a picture.
 
 interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (factor), zero, mean (prompts), patch \
 (from: {prompt, position, layer} or {run}), project_out (vector), all with site, positions, heads or neurons; skip; \
@@ -187,7 +188,7 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult 
     facts = request.facts
     facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
-        answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request.spec, arguments))
+        answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request, arguments))
         if isinstance(answer, tasks.Task):
             facts["outcome"] = "task"
             return answer
@@ -208,10 +209,11 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult 
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
 
 
-def _parse(spec: ToolSpec[Any, Any, Any], arguments: dict[str, Any]) -> Params:
+def _parse(request: _Request, arguments: dict[str, Any]) -> Params:
     """Validates arguments; runs on a thread, so that other clients do not wait."""
     require_few_values(arguments)
-    return spec.parse(arguments)
+    with sets_from(request.session.prompt_sets.find):
+        return request.spec.parse(arguments)
 
 
 async def _answer(request: _Request, params: Params) -> Answer | tasks.Task:

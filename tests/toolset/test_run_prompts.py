@@ -77,6 +77,10 @@ def test_each_prompt_may_have_targets_of_its_own(bench: Bench) -> None:
     words = ["Paris", "Madrid", "is", "of"]
     items = [{"prompt": prompt, "targets": {"own": word}} for prompt, word in zip(PROMPTS, words, strict=True)]
     result = ask(bench, prompts=items, targets={})
+    listed = ask(bench, targets=[{"own": word} for word in words])
+    assert listed.rows == result.rows
+    with pytest.raises(InvalidRequest, match="targets has 2 mappings for 4 prompts: give one for all, or one for each"):
+        ask(bench, targets=[{"own": "is"}] * 2)
 
     for prompt, word, row in zip(PROMPTS, words, result.rows, strict=True):
         expected = float(plain_probabilities(bench, prompt)[first_tokens(bench, word)].sum())

@@ -118,6 +118,9 @@ def _apart(rerun: Rerun, settings: Settings) -> Generator[Settings]:
         yield settings
         return
     with TemporaryDirectory() as folder:
+        own = VectorStore(Path(folder) / "vectors")
+        for card in rerun.vectors:
+            own.save(card, VectorStore(settings.data / "vectors").load(card.name, card.identity, card.model).directions)
         yield settings.model_copy(update={"data": Path(folder)})
 
 

@@ -20,6 +20,7 @@ from nnterp_mcp.request.arguments import (
     shown,
     whole,
 )
+from nnterp_mcp.request.named_sets import prompts_of
 from nnterp_mcp.request.positions import LayerSpec, Positions, parse_indices
 from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
 
@@ -89,7 +90,7 @@ Vector = Annotated[str | TokenDifference | tuple[float, ...], BeforeValidator(_a
 
 
 def _as_source_prompt(value: Any) -> Any:
-    given = whole(value)
+    given = whole(prompts_of(value))
     if given is None or is_whole(given):
         return given
     require_messages(decoded(given))
@@ -102,7 +103,7 @@ def _as_source_prompt(value: Any) -> Any:
 
 
 def _as_averaged(value: Any) -> Any:
-    given = whole(decoded(value))
+    given = whole(decoded(prompts_of(value)))
     items = given if isinstance(given, list | tuple) else [given]
     if given == "all" or (items and all(is_whole(whole(item)) for item in items)):
         require_at_most(MOST_PROMPTS, items, "over", "prompts")

@@ -43,7 +43,7 @@ class AttributeParams(ModelParams):
     corrupted: Annotated[
         CorruptedField | None,
         schemas.as_schema(
-            schemas.PROMPTS_OR_OBJECT,
+            schemas.PROMPTS,
             'For patching: prompts, or {"replace": "France", "with": "Spain"}.',
         ),
     ] = None

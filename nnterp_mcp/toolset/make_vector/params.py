@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_validator
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
 from nnterp_mcp.request.fields import ProbedLayers, ProbedPositions
-from nnterp_mcp.request.prompts import Prompt, Prompts
+from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
 from nnterp_mcp.request.vectors import VectorName
 
 VectorMethod = Literal[
@@ -46,7 +47,9 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
 }
 
 
+_SIDES = ("positive", "negative")
 _PROMPTS: TypeAdapter[tuple[Prompt, ...]] = TypeAdapter(Prompts)
+_GROUPS: TypeAdapter[dict[str, tuple[Prompt, ...]]] = TypeAdapter(PromptGroups)
 
 
 def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
@@ -62,6 +65,10 @@ class MakeVectorParams(ModelParams):
 
     name: Annotated[VectorName, Field(description="Its name: letters, digits, . _ -")]
     method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]
+    prompts: Annotated[
+        PromptGroups | None,
+        schemas.as_schema(schemas.OBJECT, 'Both groups: {"positive": [...], "negative": [...]}, or {"set": NAME}.'),
+    ] = None
     positive: Annotated[
         _PromptSet, Field(description="Prompts to point towards; one text for (un)embedding_difference.")
     ] = ()
@@ -84,6 +91,23 @@ class MakeVectorParams(ModelParams):
             description="JSON or safetensors file of one direction, or one per layer.",
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_groups(cls, given: Any) -> Any:
+        """Groups of prompts as positive and negative ones: by these names, or else in their order."""
+        value = decoded(given)
+        if not isinstance(value, Mapping) or value.get("prompts") is None:
+            return value
+        if value.get("positive") or value.get("negative"):
+            raise ValueError("give either prompts, by group, or positive and negative")
+        groups = _GROUPS.validate_python(value["prompts"])
+        if len(groups) > 2:
+            raise ValueError(f"a vector is made of one group of prompts or two, and {len(groups)} came")
+        named = (
+            groups if groups.keys() == {"positive", "negative"} else dict(zip(_SIDES, groups.values(), strict=False))
+        )
+        return {name: part for name, part in value.items() if name != "prompts"} | named
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:

@@ -7,17 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request.fields import BriefTargets, Plot
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompt_sets import PromptSetField
+from nnterp_mcp.request.targets import TargetSets
 
 
 class RunPromptsParams(ModelParams):
     """Which prompts to run, and what to follow in their answers."""
 
     prompts: PromptSetField
-    targets: BriefTargets = Field(default_factory=dict)
+    targets: TargetSets = Field(default_factory=lambda: ({},))
     readout: Annotated[
         Literal["next_token", "logit_lens", "patchscope"],
         Field(description="Read the model's next token, or each layer by logit lens or patchscope."),

@@ -15,6 +15,7 @@ from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import leading_from, read_lens
 from nnterp_mcp.experiments.patchscope import Target, pair_layers, read_patchscope, resolve_target
 from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
@@ -107,9 +108,14 @@ def _targets(
     """The categories, and each prompt's tokens for them; a prompt's own targets come before the shared ones.
 
     Raises:
-        InvalidRequest: A prompt lacks a category that another has.
+        InvalidRequest: A prompt lacks a category that another has, or there are not as many targets as prompts.
     """
-    words = [params.targets | item.targets for item in items]
+    shared = params.targets * len(items) if len(params.targets) == 1 else params.targets
+    if len(shared) != len(items):
+        raise InvalidRequest(
+            f"targets has {len(shared)} mappings for {plural(len(items), 'prompt')}: give one for all, or one for each."
+        )
+    words = [given | item.targets for given, item in zip(shared, items, strict=True)]
     names = list(words[0])
     for index, own in enumerate(words):
         if set(own) != set(names):

@@ -10,11 +10,14 @@ SPEC = ToolSpec(
     name="session",
     title="What is loaded",
     description=(
-        "Find what there is to work with: lists the loaded models (handle, source, device, age, memory), the "
-        "latest runs for read_run, and the saved vectors. A vector fits only the weights that it was made on."
+        "Find what there is to work with: lists the loaded models, the latest runs for read_run, the saved vectors "
+        "(each fits only the weights it was made on) and the saved prompt sets. save_set stores prompts, with "
+        'groups and targets, that every tool then takes as {"set": NAME}, or {"set": NAME, "group": GROUP}.'
     ),
     params=SessionParams,
     digest=digest,
     place="server",
+    read_only=False,
+    destructive=True,
     group="basics",
 )

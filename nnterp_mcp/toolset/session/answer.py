@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.formatting import number, plural, seconds, size
+from collections.abc import Mapping
+
+from nnterp_mcp.formatting import elided, number, plural, seconds, size
+from nnterp_mcp.request.named_sets import UNGROUPED
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import Column, tabulate
-from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult
+from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionAnswer, SessionResult, SetLine
 
 _VECTORS = 12
 """Vectors that an answer shows."""
+
+_SETS = 12
+"""Prompt sets that an answer shows."""
 
 _EDITS = 4
 """Edits of a model that an answer names."""
 
 
 def digest(result: SessionResult) -> SessionAnswer:
-    """A table of the models, one of the runs and one of the vectors."""
+    """A table of the models, one of the runs, one of the vectors and one of the prompt sets."""
+    loaded = f"{plural(len(result.models), 'model')} loaded; {size(result.free_memory)} of host memory available."
     return SessionAnswer(
-        finding=f"{plural(len(result.models), 'model')} loaded; {size(result.free_memory)} of host memory available.",
+        finding=f"{_change(result)}{loaded}",
         notes=_notes(result),
         models=tabulate(_MODELS, result.models),
         runs=tabulate(_RUNS, result.runs),
         vectors=tabulate(_CARDS, result.vectors[:_VECTORS]),
+        prompt_sets=tabulate(_LINES, result.sets[:_SETS]),
     )
+
+
+def _change(result: SessionResult) -> str:
+    if result.deleted is not None:
+        return f"The prompt set {result.deleted} is deleted. "
+    if result.saved is None:
+        return ""
+    instead = ", in place of one of that name" if result.replaced else ""
+    return f'The prompt set {result.saved} is saved{instead}: give {{"set": "{result.saved}"}} where prompts go. '
 
 
 def _notes(result: SessionResult) -> list[str]:
@@ -31,6 +48,8 @@ def _notes(result: SessionResult) -> list[str]:
     notes += [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")
+    if len(result.sets) > _SETS:
+        notes.append(f"{plural(len(result.sets) - _SETS, 'older prompt set')} not shown.")
     return notes
 
 
@@ -70,6 +89,20 @@ _CARDS: list[Column[VectorCard]] = [
     Column("layers", lambda card: _layers(card)),
     Column("norm", lambda card: _norms(card)),
 ]
+_LINES: list[Column[SetLine]] = [
+    Column("prompt set", lambda line: line.name),
+    Column("prompts", lambda line: sum(line.groups.values())),
+    Column("groups", lambda line: _groups(line.groups)),
+    Column("targets", lambda line: ", ".join(line.categories[:4])),
+    Column("saved", lambda line: f"{seconds(line.age)} ago"),
+]
+
+
+def _groups(groups: Mapping[str, int]) -> str:
+    if list(groups) == [UNGROUPED]:
+        return "none"
+    named = [f"{elided(name)} ({count})" for name, count in list(groups.items())[:4]]
+    return ", ".join(named) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
 
 
 def _layers(card: VectorCard) -> str:

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
 from nnterp_mcp.contract import Params
+from nnterp_mcp.request.prompt_sets import ContentsField
+from nnterp_mcp.request.vectors import VectorName
 
 
 class SessionParams(Params):
-    """Nothing: the session is the server's."""
+    """A prompt set to save or to delete; nothing to list what there is."""
+
+    save_set: Annotated[
+        VectorName | None, Field(description='Name to save prompts under; later calls give {"set": NAME} for them.')
+    ] = None
+    prompts: ContentsField | None = None
+    delete_set: Annotated[VectorName | None, Field(description="A saved prompt set to delete.")] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.save_set is None) != (self.prompts is None):
+            raise ValueError("save_set and prompts go together: a name, and the prompts to save under it")
+        if self.save_set is not None and self.delete_set is not None:
+            raise ValueError("a call saves a prompt set or deletes one")
+        return self

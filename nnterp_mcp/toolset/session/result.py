@@ -34,16 +34,33 @@ class RunLine(ResultPart):
     progress: str | None = None
 
 
+class SetLine(ResultPart):
+    """A saved prompt set: its groups with how many prompts each has, and the categories of its targets."""
+
+    name: str
+    groups: dict[str, int]
+    categories: list[str]
+    age: float
+
+
 class SessionResult(Result):
-    """Everything that is loaded, what was lost, the latest runs and the vectors that are kept, the newest first."""
+    """Everything that is loaded, what was lost, the latest runs, and the saved vectors and prompt sets, newest first.
+
+    `saved`, `replaced` and `deleted` name the prompt set that the call saved, whether that replaced one, and the one
+    that it deleted.
+    """
 
     models: list[LoadedModel]
     runs: list[RunLine]
     vectors: list[VectorCard]
+    sets: list[SetLine] = Field(default_factory=list[SetLine])
     gone: dict[str, str]
     free_memory: int
     ndif: str | None = None
     """The models that the NDIF service serves to this server."""
+    saved: str | None = None
+    replaced: bool = False
+    deleted: str | None = None
 
 
 class SessionAnswer(Answer):
@@ -52,6 +69,7 @@ class SessionAnswer(Answer):
     models: TableField
     runs: TableField
     vectors: TableField
+    prompt_sets: TableField
 
     def body(self) -> list[str]:
         """The tables; without models, how to load one."""

@@ -8,32 +8,70 @@ from datetime import UTC, datetime
 import anyio
 import psutil
 
+from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.pool.deployments import describe_deployments
 from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import Runs
 from nnterp_mcp.pool.pool import Entry
 from nnterp_mcp.pool.session import Session
+from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.named_sets import UNGROUPED, NamedSet, SetItem
 from nnterp_mcp.request.operations import describe
+from nnterp_mcp.request.prompt_sets import PromptFile, read_prompt_file
 from nnterp_mcp.runs.records import RunRecord
+from nnterp_mcp.runs.store import now
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.session.params import SessionParams
-from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionResult
+from nnterp_mcp.toolset.session.result import LoadedModel, RunLine, SessionResult, SetLine
 
 _RUNS = 8
 """Runs that an answer shows, more when more are under way."""
 
 
 async def run(session: Session, params: SessionParams, on_progress: OnProgress) -> SessionResult:
-    """Describes every model of the pool, the latest runs, and every vector on disk."""
-    runs, vectors = await anyio.to_thread.run_sync(lambda: (_runs(session.runs), session.vectors.cards()))
+    """Saves or deletes a prompt set; describes the models, the latest runs, and the vectors and prompt sets on disk."""
+    replaced = await anyio.to_thread.run_sync(_change_sets, session, params)
+    runs, vectors, sets = await anyio.to_thread.run_sync(
+        lambda: (_runs(session.runs), session.vectors.cards(), session.prompt_sets.sets())
+    )
     return SessionResult(
         models=[_describe(entry) for entry in session.pool.entries],
         runs=runs,
         vectors=vectors,
+        sets=[_describe_set(named) for named in sets],
         gone=session.pool.gone,
         free_memory=psutil.virtual_memory().available,
         ndif=await _deployments(session.settings),
+        saved=params.save_set,
+        replaced=replaced,
+        deleted=params.delete_set,
     )
+
+
+def _change_sets(session: Session, params: SessionParams) -> bool:
+    """Saves or deletes a prompt set; true if one of that name is replaced."""
+    if params.delete_set is not None:
+        session.prompt_sets.delete(params.delete_set)
+    if params.save_set is None or params.prompts is None:
+        return False
+    settings, contents = session.settings, params.prompts
+    if isinstance(contents, PromptFile):
+        path = allowed_file(contents.path, settings.folders)
+        contents = {UNGROUPED: read_prompt_file(path, settings.max_prompts)}
+    count = sum(map(len, contents.values()))
+    if count > settings.max_prompts:
+        raise LimitExceeded(f"{count} prompts, and this server allows {settings.max_prompts} a call.")
+    groups = {
+        name: [SetItem.model_validate(item.model_dump(mode="json")) for item in items]
+        for name, items in contents.items()
+    }
+    return session.prompt_sets.save(NamedSet(name=params.save_set, groups=groups, made=now()))
+
+
+def _describe_set(named: NamedSet) -> SetLine:
+    categories = next((list(item.targets) for items in named.groups.values() for item in items), [])
+    counts = {name: len(items) for name, items in named.groups.items()}
+    return SetLine(name=named.name, groups=counts, categories=categories, age=_age(named.made))
 
 
 async def _deployments(settings: Settings) -> str | None:
@@ -55,10 +93,18 @@ def _runs(runs: Runs) -> list[RunLine]:
 
 
 def _line(record: RunRecord, state: str, progress: str | None) -> RunLine:
-    age = (datetime.now(UTC) - datetime.fromisoformat(record.opened)).total_seconds()
     return RunLine(
-        id=record.id, tool=record.tool, model=record.model, state=state, age=max(0.0, age), progress=progress
+        id=record.id,
+        tool=record.tool,
+        model=record.model,
+        state=state,
+        age=_age(record.opened),
+        progress=progress,
     )
+
+
+def _age(since: str) -> float:
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
 
 
 def _describe(entry: Entry) -> LoadedModel:

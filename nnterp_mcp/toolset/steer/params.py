@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import Given, decoded, shown
 from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
+from nnterp_mcp.request.named_sets import groups_of
 from nnterp_mcp.request.operations import Interventions, TokenDifference, Vector
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.prompts import Prompts
@@ -38,7 +40,7 @@ Factors = Annotated[
 
 
 class PromptContrast(Given):
-    """The direction from one set of prompts to another: the difference of their mean states at the last token."""
+    """The direction from one group of prompts to another: the difference of their mean states at the last token."""
 
     positive: Prompts
     negative: Prompts
@@ -48,10 +50,17 @@ _VECTOR: TypeAdapter[str | TokenDifference | tuple[float, ...]] = TypeAdapter(Ve
 
 
 def _as_steering_vector(value: Any) -> Any:
-    given = decoded(value)
-    if isinstance(given, dict) and isinstance(decoded(given.get("positive")), list | tuple):
-        return PromptContrast.model_validate(given)
-    return given if isinstance(given, PromptContrast) else _VECTOR.validate_python(given)
+    given = decoded(groups_of(value))
+    if isinstance(given, PromptContrast):
+        return given
+    groups = {name: decoded(part) for name, part in given.items()} if isinstance(given, dict) else {}
+    if not groups or not all(isinstance(part, list | tuple) for part in groups.values()):
+        return _VECTOR.validate_python(given)
+    if len(groups) != 2:
+        raise ValueError(f"vector takes two groups of prompts, and {plural(len(groups), 'group')} came")
+    if groups.keys() != {"positive", "negative"}:
+        groups = dict(zip(("positive", "negative"), groups.values(), strict=True))
+    return PromptContrast.model_validate(groups)
 
 
 SteeringVector = Annotated[
@@ -59,8 +68,9 @@ SteeringVector = Annotated[
     BeforeValidator(_as_steering_vector),
     schemas.as_schema(
         schemas.VECTOR,
-        'A name from make_vector, {"positive": " love", "negative": " hate"} (difference of token embeddings; "of": '
-        '"unembeddings"; of lists of prompts, the difference of mean states at the last token) or numbers.',
+        'A name from make_vector; {"positive": " love", "negative": " hate"} (difference of token embeddings; "of": '
+        '"unembeddings"); two groups of prompts, as in train_probe (mean state of the first - second, last token); or '
+        "numbers.",
     ),
 ]
 

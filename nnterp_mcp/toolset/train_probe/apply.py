@@ -99,7 +99,10 @@ def _read(bench: Bench, params: TrainProbeParams, card: VectorCard, job: Job) ->
     problem = read_problem(bench, params, reading, "all" if recalled else asked, job)
     if problem.site != SITE:
         raise InvalidRequest(f"{card.name} is a direction at {SITE}, and {params.run} kept states at {problem.site}.")
-    return replace(problem, layers=[at for at in problem.layers if at in card.layers]) if card.layers else problem
+    common = [at for at in problem.layers if at in card.layers or not card.layers]
+    if not common:
+        raise InvalidRequest(f"{params.run} kept no states of the layers of {card.name}: {ranges(card.layers)}.")
+    return replace(problem, layers=common)
 
 
 def _numbers(problem: Problem) -> Iterator[int]:

@@ -16,7 +16,8 @@ from nnterp_mcp.request.vectors import VectorName
 _Groups = Annotated[
     PromptGroups,
     schemas.as_schema(
-        {**schemas.OBJECT, "maxProperties": MOST_GROUPS}, 'Prompts by class: {"positive": [...], "negative": [...]}.'
+        {**schemas.OBJECT, "maxProperties": MOST_GROUPS},
+        'Prompts by class, {"positive": [...], "negative": [...]}, or {"set": NAME}.',
     ),
 ]
 
