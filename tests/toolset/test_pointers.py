@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "collect": ("collect_activations", {"prompts": GROUPS}),
     "vector": ("make_vector", {"name": "mood", "method": "mean_difference", **GROUPS}),
     "probe": ("train_probe", {"prompts": GROUPS, "folds": 3, "shuffles": 2}),
+    "saved probe": ("train_probe", {"probe": "mood", "prompts": GROUPS}),
 }
 _POINTER = re.compile(r"(\d+) (?:more )?([a-z ]+?)s?(?: of text)? not shown: read_run part=([\w.]*\w)")
 _PART = re.compile(r"([\w.]+) \((\d+) rows?: ([^()]+)\)")
@@ -53,6 +54,8 @@ def read(warm: Caller, run_id: str, part: str, **arguments: Any) -> dict[str, An
 @pytest.mark.parametrize("kind", CALLS)
 def test_what_an_answer_leaves_out_is_in_the_part_that_it_names(kind: str, warm: Caller) -> None:
     tool, arguments = CALLS[kind]
+    if "probe" in arguments:
+        assert not warm.call("make_vector", **CALLS["vector"][1]).is_error
     result = warm.call(tool, **arguments)
     answer: Any = result.structured_content
     assert not result.is_error, text(result)

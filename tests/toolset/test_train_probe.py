@@ -439,7 +439,7 @@ def test_a_saved_probe_says_of_other_prompts_what_scikit_learn_says(bench: Bench
     assert result.applied is not None
     assert (result.layers, result.applied.fitted_texts) == ([], 0)
     labels, others = np.repeat([0, 1], 6), np.repeat([0, 1], 4)
-    for layer in result.applied.layers:
+    for layer in result.applied_layers:
         fitted = np.concatenate(states_of(bench, plain, [*CITIES, *COUNTS], layer.layer or 0))
         unseen = np.concatenate(states_of(bench, plain, [*OTHERS["city"], *OTHERS["count"]], layer.layer or 0))
         probe = NearestCentroid() if method == "difference_of_means" else sklearn_probe(method)
@@ -456,7 +456,7 @@ def test_a_saved_probe_says_of_other_prompts_what_scikit_learn_says(bench: Bench
         assert [group.mean for group in layer.groups] == pytest.approx([along[:4].mean(), along[4:].mean()], rel=1e-4)
         assert pair.auc == pytest.approx(roc_auc_score(others == 0, along))
         assert pair.low <= pair.auc <= pair.high
-    assert len(result.applied.rows) == 8
+    assert len(result.rows) == 8
 
 
 def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> None:
@@ -467,7 +467,7 @@ def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> N
     result = apply(bench, "mood", prompts=groups)
 
     assert result.applied is not None
-    (layer,) = result.applied.layers
+    (layer,) = result.applied_layers
     direction = bench.find_vector("mood")[2].numpy()
     unit = direction / np.linalg.norm(direction)
     taken = [
@@ -478,9 +478,7 @@ def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> N
     )
     assert (layer.accuracy, layer.threshold, len(layer.pairs)) == (None, None, 3)
     assert result.applied.fitted_texts == len(CITIES)
-    alone = apply(bench, "mood", prompts=CITIES).applied
-    assert alone is not None
-    assert alone.layers[0].pairs == []
+    assert apply(bench, "mood", prompts=CITIES).applied_layers[0].pairs == []
 
 
 def test_a_saved_probe_takes_the_states_of_a_run(bench: Bench) -> None:
@@ -488,7 +486,9 @@ def test_a_saved_probe_takes_the_states_of_a_run(bench: Bench) -> None:
     run_id, _ = collect(bench, prompts=OTHERS, layers=[2, 3])
     recalled, direct = apply(bench, "kept", run=run_id), apply(bench, "kept", prompts=OTHERS, layers=2)
 
-    assert recalled.applied == direct.applied
+    assert (recalled.applied, recalled.applied_layers) == (direct.applied, direct.applied_layers)
+    assert SPEC.figure is not None
+    assert [curve.name for curve in SPEC.figure(direct, {}).panels[0].curves] == ["accuracy", "AUC"]
     elsewhere, _ = collect(bench, prompts=OTHERS, site="mlps_output", layers=[2])
     for arguments, message in [
         ({"run": elsewhere}, "kept is a direction at layers_output, and .* kept states at mlps_output"),

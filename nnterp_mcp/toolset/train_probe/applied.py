@@ -23,7 +23,7 @@ _GROUPS = 4
 
 def digest_applied(result: TrainProbeResult, applied: AppliedProbe) -> TrainProbeAnswer:
     """The layer that the fit chose, and some others."""
-    best, layers = chosen_layer(applied), applied.layers
+    best, layers = chosen_layer(result, applied), result.applied_layers
     marks = [layers.index(best), 0, len(layers) - 1]
     room = max(3, (_BUDGET - 2 * PER_LAYER * len(layers)) // _ROW)
     shown = [layers[at] for at in spread(range(len(layers)), marks, room)]
@@ -39,7 +39,7 @@ def digest_applied(result: TrainProbeResult, applied: AppliedProbe) -> TrainProb
     )
 
 
-def chosen_layer(applied: AppliedProbe) -> AppliedLayer:
+def chosen_layer(result: TrainProbeResult, applied: AppliedProbe) -> AppliedLayer:
     """The layer that told unseen prompts apart best when the probe was made, else that of the most extreme AUC here."""
     card = applied.card
     rates = dict(zip(card.layers, card.held_out, strict=False))
@@ -48,15 +48,15 @@ def chosen_layer(applied: AppliedProbe) -> AppliedLayer:
         here = max((abs(pair.auc - 0.5) for pair in layer.pairs[:1]), default=0.0)
         return rates.get(layer.layer, 0.0) if rates and layer.layer is not None else here
 
-    top = max(map(merit, applied.layers))
-    equals = [layer for layer in applied.layers if merit(layer) == top]
+    top = max(map(merit, result.applied_layers))
+    equals = [layer for layer in result.applied_layers if merit(layer) == top]
     return equals[len(equals) // 2]
 
 
 def _finding(result: TrainProbeResult, applied: AppliedProbe, best: AppliedLayer) -> str:
     card = applied.card
     choice = "the best on held-out prompts when it was made" if card.held_out else "the AUC farthest from 0.5 here"
-    where = f"layer {best.layer}" + (f" ({choice})" if len(applied.layers) > 1 else "")
+    where = f"layer {best.layer}" + (f" ({choice})" if len(result.applied_layers) > 1 else "")
     figures: list[str] = []
     if best.accuracy is not None:
         figures.append(
@@ -109,7 +109,7 @@ def _notes(result: TrainProbeResult, applied: AppliedProbe, hidden: int) -> list
             f"A row is assigned to {quoted(elided(card.classes[0]))} where its projection on the unit direction "
             f"exceeds the threshold of the fit, otherwise to {quoted(elided(card.classes[1]))}."
         )
-        if applied.layers[0].accuracy is None:
+        if result.applied_layers[0].accuracy is None:
             classes = " and ".join(quoted(elided(name)) for name in card.classes)
             notes.append(f"No accuracy: name the groups {classes}, as when the probe was fitted.")
     if applied.fitted_texts:
@@ -118,10 +118,10 @@ def _notes(result: TrainProbeResult, applied: AppliedProbe, hidden: int) -> list
             "the figures are too high for unseen prompts."
         )
     notes.append(
-        "Intervals count each text once. The array scores has every row's projection; the part applied.rows says which "
+        "Intervals count each text once. The array scores has every row's projection; the part rows says which "
         "row is what."
     )
-    return notes + left_out(hidden, "layer", "applied.layers")
+    return notes + left_out(hidden, "layer", "applied_layers")
 
 
 def _columns(best: AppliedLayer) -> list[Column[AppliedLayer]]:

@@ -76,13 +76,9 @@ def apply_probe(bench: Bench, params: TrainProbeParams, name: str, job: Job) -> 
         interventions=problem.interventions,
         run=params.run,
         first_left_out=problem.first_left_out,
-        applied=AppliedProbe(
-            card=card,
-            layers=layers,
-            rows=_rows(problem),
-            reading=problem.reading,
-            fitted_texts=_fitted_texts(problem, card),
-        ),
+        applied=AppliedProbe(card=card, reading=problem.reading, fitted_texts=_fitted_texts(problem, card)),
+        applied_layers=layers,
+        rows=_rows(problem),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from nnterp_mcp.contract import DominantToken, Measured, Result, ResultPart, TableAnswer
 from nnterp_mcp.request.vectors import Reading, VectorCard
 
@@ -101,15 +103,11 @@ class AppliedProbe(ResultPart):
 
     Attributes:
         card: The probe.
-        layers: By layer.
-        rows: The rows.
         reading: The tokens that were read.
         fitted_texts: Distinct texts among the prompts that the probe was fitted on as well.
     """
 
     card: VectorCard
-    layers: list[AppliedLayer]
-    rows: list[ScoredRow]
     reading: Reading
     fitted_texts: int
 
@@ -130,7 +128,9 @@ class TrainProbeResult(Result):
         length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has; of a saved probe
             that is applied, the area under the ROC curve of the token count between its first two groups.
         layers: By layer; empty where a saved probe is applied.
-        applied: The saved probe on these prompts; None where probes are fitted.
+        applied: The saved probe that is applied; None where probes are fitted.
+        applied_layers: The saved probe on these prompts, by layer.
+        rows: The rows of the array `scores`, which a saved probe gives.
         interventions: The interventions with which the states were read.
         run: The run that the states were taken from; None where they were read now.
         first_left_out: Each prompt's first token is left out, for positions was `all`.
@@ -157,6 +157,8 @@ class TrainProbeResult(Result):
     vector: VectorCard | None = None
     replaced: str | None = None
     applied: AppliedProbe | None = None
+    applied_layers: list[AppliedLayer] = Field(default_factory=list[AppliedLayer])
+    rows: list[ScoredRow] = Field(default_factory=list[ScoredRow])
 
 
 class TrainProbeAnswer(TableAnswer):
