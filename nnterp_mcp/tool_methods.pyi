@@ -104,10 +104,7 @@ class ToolMethods:
             "delete",
         ],
         *,
-        prompts: Mapping[str, Any]
-        | str
-        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-        | None = None,
+        prompts: Mapping[str, Any] | None = None,
         positive: Mapping[str, Any]
         | str
         | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
