@@ -61,8 +61,8 @@ baseline), `interventions` in most tools that run the model, edit_model (edits t
 5. Control: control=true in steer and patch_activations, shuffled labels in train_probe, random heads beside those you \
 knock out, run_prompts over many prompts.
 6. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run gives all that an \
-answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs, \
-and saves prompts that you use again. plot=true adds a picture.
+answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs. \
+plot=true adds a picture.
 
 interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (factor), zero, mean (prompts), patch \
 (from: {prompt, position, layer} or {run}), project_out (vector), all with site, positions, heads or neurons; skip; \
