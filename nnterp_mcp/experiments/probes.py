@@ -168,8 +168,9 @@ def probe_boundary(states: Float[np.ndarray, "row width"], labels: Int[np.ndarra
     apart = means[0] - means[1]
     if apart.any() and not isinstance(probe, NearestCentroid):
         scaler, fitted = probe.fit(states, labels)
-        normal = -fitted.coef_[0] / scaler.scale_
-        offset = float(fitted.intercept_[0] + normal @ scaler.mean_)
+        # Ridge gives a vector or a matrix of one row, by scikit-learn's version.
+        normal = -np.ravel(fitted.coef_) / scaler.scale_
+        offset = float(np.ravel(fitted.intercept_)[0] + normal @ scaler.mean_)
     else:
         normal = apart
         offset = float(apart @ (means[0] + means[1]) / 2)
@@ -180,7 +181,7 @@ def probe_boundary(states: Float[np.ndarray, "row width"], labels: Int[np.ndarra
     return Boundary((unit * abs(apart @ unit)).astype(np.float32), offset / length)
 
 
-def project(
+def project_states(
     states: Float[np.ndarray, "row width"], direction: Float[np.ndarray, " width"]
 ) -> Float[np.ndarray, " row"]:
     """The projections of states on the unit vector of a direction."""

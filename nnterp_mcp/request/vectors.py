@@ -65,7 +65,7 @@ class ModelIdentity(BaseModel):
         return f"{re.sub(r'[^A-Za-z0-9]', '', self.architecture)}-{self.hidden_size}-{self.fingerprint}"
 
 
-class Reading(BaseModel):
+class ReadTokens(BaseModel):
     """The tokens whose states a vector was made from.
 
     Attributes:
@@ -107,7 +107,7 @@ class VectorCard(BaseModel):
     tool: str = "make_vector"
     layers: list[int]
     norms: list[float]
-    reading: Reading | None = None
+    reading: ReadTokens | None = None
     classes: list[str] = []
     thresholds: list[float] = []
     held_out: list[float] = []

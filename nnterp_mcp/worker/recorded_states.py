@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.sites import Site
-from nnterp_mcp.request.vectors import ModelIdentity, Reading
+from nnterp_mcp.request.vectors import ModelIdentity, ReadTokens
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset.collect_activations import SPEC
@@ -64,9 +64,9 @@ class Collected:
         return self._params.prompts
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadTokens:
         """The tokens whose states it kept."""
-        return Reading(positions=self._params.positions, pool=self._params.pool)
+        return ReadTokens(positions=self._params.positions, pool=self._params.pool)
 
     @cached_property
     def _rows(self) -> dict[int, dict[int | None, int]]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
+from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.formatting import rounded
 from nnterp_mcp.request.vectors import ModelIdentity, VectorCard
@@ -124,7 +125,7 @@ def test_a_probe_becomes_a_vector(bench: Bench, plain: Any, method: str) -> None
         normal = apart
         if method != "difference_of_means":
             scale, probe = sklearn_probe(method).fit(states, labels).named_steps.values()
-            normal = -probe.coef_[0] / scale.scale_
+            normal = -np.ravel(probe.coef_) / scale.scale_
         unit = normal / np.linalg.norm(normal)
         assert np.allclose(found[layer].numpy(), unit * (apart @ unit), atol=2e-4)
         # Factor 1 is the way between the means along the direction.
@@ -439,7 +440,7 @@ def test_a_saved_probe_says_of_other_prompts_what_scikit_learn_says(bench: Bench
     assert result.applied is not None
     assert (result.layers, result.applied.fitted_texts) == ([], 0)
     labels, others = np.repeat([0, 1], 6), np.repeat([0, 1], 4)
-    for layer in result.applied_layers:
+    for layer in result.directions:
         fitted = np.concatenate(states_of(bench, plain, [*CITIES, *COUNTS], layer.layer or 0))
         unseen = np.concatenate(states_of(bench, plain, [*OTHERS["city"], *OTHERS["count"]], layer.layer or 0))
         probe = NearestCentroid() if method == "difference_of_means" else sklearn_probe(method)
@@ -467,7 +468,7 @@ def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> N
     result = apply(bench, "mood", prompts=groups)
 
     assert result.applied is not None
-    (layer,) = result.applied_layers
+    (layer,) = result.directions
     direction = bench.find_vector("mood")[2].numpy()
     unit = direction / np.linalg.norm(direction)
     taken = [
@@ -478,7 +479,7 @@ def test_a_saved_vector_is_applied_as_a_direction(bench: Bench, plain: Any) -> N
     )
     assert (layer.accuracy, layer.threshold, len(layer.pairs)) == (None, None, 3)
     assert result.applied.fitted_texts == len(CITIES)
-    assert apply(bench, "mood", prompts=CITIES).applied_layers[0].pairs == []
+    assert apply(bench, "mood", prompts=CITIES).directions[0].pairs == []
 
 
 def test_a_saved_probe_takes_the_states_of_a_run(bench: Bench) -> None:
@@ -486,14 +487,16 @@ def test_a_saved_probe_takes_the_states_of_a_run(bench: Bench) -> None:
     run_id, _ = collect(bench, prompts=OTHERS, layers=[2, 3])
     recalled, direct = apply(bench, "kept", run=run_id), apply(bench, "kept", prompts=OTHERS, layers=2)
 
-    assert (recalled.applied, recalled.applied_layers) == (direct.applied, direct.applied_layers)
+    assert (recalled.applied, recalled.directions) == (direct.applied, direct.directions)
     assert SPEC.figure is not None
-    assert [curve.name for curve in SPEC.figure(direct, {}).panels[0].curves] == ["accuracy", "AUC"]
+    (panel,) = SPEC.figure(direct, {}).panels
+    assert isinstance(panel, Curves)
+    assert [curve.name for curve in panel.curves] == ["accuracy", "AUC"]
     elsewhere, _ = collect(bench, prompts=OTHERS, site="mlps_output", layers=[2])
     for arguments, message in [
         ({"run": elsewhere}, "kept is a direction at layers_output, and .* kept states at mlps_output"),
         ({"prompts": OTHERS, "site": "mlps_output"}, "kept is a direction at layers_output, not at mlps_output"),
-        ({"prompts": OTHERS, "layers": 3}, "kept has no direction at layer 3: it has layers 1 and 2"),
+        ({"prompts": OTHERS, "layers": 3}, "kept has no direction at layer 3: it has layers 1-2"),
         ({"prompts": OTHERS, "positions": 0}, "kept was fitted at position last"),
         ({"prompts": OTHERS, "folds": 4}, "folds is for fitting, and the saved probe kept is applied as it is"),
     ]:

@@ -14,7 +14,7 @@ from nnterp_mcp.experiments.steering_vectors import MeanStates
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import Reading
+from nnterp_mcp.request.vectors import ReadTokens
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 from nnterp_mcp.worker.recorded_states import Collected
 
@@ -35,7 +35,7 @@ class AveragedSets:
 
     states: dict[str, MeanStates]
     prompts: Mapping[str, Sequence[Prompt]]
-    reading: Reading | None
+    reading: ReadTokens | None
     interventions: Sequence[str] = ()
 
     @property

@@ -28,7 +28,7 @@ from nnterp_mcp.experiments.steering_vectors import (
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import Reading, VectorCard
+from nnterp_mcp.request.vectors import ReadTokens, VectorCard
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
 from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
@@ -130,7 +130,7 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> AveragedSets:
             progress=lambda done, _, unit, before=before: job.progress(before + done, total, unit),
         )
         found[side] = average_states(model, work, layers, params.positions)
-    return AveragedSets(found, prompts, Reading(positions=params.positions, pool="mean"))
+    return AveragedSets(found, prompts, ReadTokens(positions=params.positions, pool="mean"))
 
 
 def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:

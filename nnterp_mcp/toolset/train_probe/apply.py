@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 
 from nnterp_mcp.contract import Measured
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.probes import project
+from nnterp_mcp.experiments.probes import project_states
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
 from nnterp_mcp.experiments.statistics.ranking import area_interval, area_under_curve
 from nnterp_mcp.formatting import ranges
 from nnterp_mcp.request.operations import describe_positions
 from nnterp_mcp.request.positions import LayerSpec
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import Reading, VectorCard
+from nnterp_mcp.request.vectors import ReadTokens, VectorCard
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams
 from nnterp_mcp.toolset.train_probe.problem import Problem, describe_groups, read_problem
 from nnterp_mcp.toolset.train_probe.result import (
@@ -57,7 +57,7 @@ def apply_probe(bench: Bench, params: TrainProbeParams, name: str, job: Job) -> 
     layers: list[AppliedLayer] = []
     for place, layer in enumerate(problem.layers):
         row = card.layers.index(layer) if card.layers and layer is not None else 0
-        scores[:, place] = along = project(problem.states(layer), stored.directions[row])
+        scores[:, place] = along = project_states(problem.states(layer), stored.directions[row])
         layers.append(_measure(problem, card, layer, along, card.thresholds[row] if card.thresholds else None))
         job.progress(place + 1, len(problem.layers), "layers read")
     job.keep("scores", torch.from_numpy(scores), {"row": range(len(scores)), "layer": list(_numbers(problem))})
@@ -77,7 +77,7 @@ def apply_probe(bench: Bench, params: TrainProbeParams, name: str, job: Job) -> 
         run=params.run,
         first_left_out=problem.first_left_out,
         applied=AppliedProbe(card=card, reading=problem.reading, fitted_texts=_fitted_texts(problem, card)),
-        applied_layers=layers,
+        directions=layers,
         rows=_rows(problem),
     )
 
@@ -86,7 +86,7 @@ def _read(bench: Bench, params: TrainProbeParams, card: VectorCard, job: Job) ->
     """The states at the site, the positions and the layers of the saved directions."""
     if params.site != SITE:
         raise InvalidRequest(f"{card.name} is a direction at {SITE}, not at {params.site}.", "Leave out site.")
-    reading = Reading(positions=params.positions) if card.reading is None else card.reading
+    reading = ReadTokens(positions=params.positions) if card.reading is None else card.reading
     if params.positions not in (("last",), reading.positions):
         fitted = describe_positions("position", reading.positions)
         raise InvalidRequest(f"{card.name} was fitted at {fitted}.", "Leave out positions.")

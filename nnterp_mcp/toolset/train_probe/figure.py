@@ -52,13 +52,13 @@ def figure(result: TrainProbeResult, arrays: Arrays) -> Figure:
 
 def _applied_figure(result: TrainProbeResult, applied: AppliedProbe) -> Figure:
     """A saved probe on other prompts: its accuracy, and the AUC of its first two groups."""
-    x, names = on_axis([layer.layer for layer in result.applied_layers])
+    x, names = on_axis([layer.layer for layer in result.directions])
     curves: list[Curve] = []
-    rated = [layer.accuracy for layer in result.applied_layers if layer.accuracy is not None]
+    rated = [layer.accuracy for layer in result.directions if layer.accuracy is not None]
     if rated:
-        ends = [[end or 0.0 for end in (rate.mean, rate.low, rate.high)] for rate in rated]
-        curves.append(Curve("accuracy", x, *map(list, zip(*ends, strict=True))))
-    pairs = [layer.pairs[0] for layer in result.applied_layers if layer.pairs]
+        bands = [rate.low or 0.0 for rate in rated], [rate.high or 0.0 for rate in rated]
+        curves.append(Curve("accuracy", x, [rate.mean for rate in rated], *bands))
+    pairs = [layer.pairs[0] for layer in result.directions if layer.pairs]
     if pairs:
         bands = [pair.low for pair in pairs], [pair.high for pair in pairs]
         curves.append(Curve("AUC", x, [pair.auc for pair in pairs], *bands))

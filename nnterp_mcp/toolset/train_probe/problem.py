@@ -14,7 +14,7 @@ from nnterp_mcp.experiments.probes import join_pairs
 from nnterp_mcp.request.positions import LayerSpec
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import Reading
+from nnterp_mcp.request.vectors import ReadTokens
 from nnterp_mcp.runs.arrays import HeldRows
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams
 from nnterp_mcp.toolset.train_probe.result import ProbedGroup
@@ -60,9 +60,9 @@ class Problem:
     interventions: list[str]
     tokens_of_rows: list[AveragedToken]
     given: Mapping[str, Sequence[Prompt]]
-    prompt_texts: Sequence[str]
+    prompt_texts: list[str]
     first_left_out: bool
-    reading: Reading
+    reading: ReadTokens
 
     def states(self, layer: int | None) -> Float[np.ndarray, "row width"]:
         """The states after a layer, heads side by side.
@@ -76,7 +76,7 @@ class Problem:
         return states.reshape(len(states), -1)
 
 
-def read_problem(bench: Bench, params: TrainProbeParams, reading: Reading, layers: LayerSpec, job: Job) -> Problem:
+def read_problem(bench: Bench, params: TrainProbeParams, reading: ReadTokens, layers: LayerSpec, job: Job) -> Problem:
     """The states of a call: of its prompts, or of the run that it names.
 
     Args:
@@ -92,7 +92,7 @@ def read_problem(bench: Bench, params: TrainProbeParams, reading: Reading, layer
     return _recall(bench, params.run, layers) if params.run is not None else _read(bench, params, reading, layers, job)
 
 
-def _read(bench: Bench, params: TrainProbeParams, reading: Reading, layers: LayerSpec, job: Job) -> Problem:
+def _read(bench: Bench, params: TrainProbeParams, reading: ReadTokens, layers: LayerSpec, job: Job) -> Problem:
     assert params.prompts is not None
     collection = prepare(
         bench,
@@ -156,7 +156,7 @@ def _problem(
     interventions: list[str],
     given: Mapping[str, Sequence[Prompt]],
     first_left_out: bool,
-    reading: Reading,
+    reading: ReadTokens,
 ) -> Problem:
     """Numbers for what is known of each prompt, row by row."""
     groups, prompts = list(dict.fromkeys(names)), np.array([prompt for prompt, _ in rows])
@@ -176,7 +176,7 @@ def _problem(
         interventions=interventions,
         tokens_of_rows=[(names[prompt], prompt - names.index(names[prompt]), at) for prompt, at in rows],
         given=given,
-        prompt_texts=texts,
+        prompt_texts=list(texts),
         first_left_out=first_left_out,
         reading=reading,
     )

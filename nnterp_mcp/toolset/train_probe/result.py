@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from nnterp_mcp.contract import DominantToken, Measured, Result, ResultPart, TableAnswer
-from nnterp_mcp.request.vectors import Reading, VectorCard
+from nnterp_mcp.request.vectors import ReadTokens, VectorCard
 
 
 class ProbedGroup(ResultPart):
@@ -108,7 +108,7 @@ class AppliedProbe(ResultPart):
     """
 
     card: VectorCard
-    reading: Reading
+    reading: ReadTokens
     fitted_texts: int
 
 
@@ -129,7 +129,7 @@ class TrainProbeResult(Result):
             that is applied, the area under the ROC curve of the token count between its first two groups.
         layers: By layer; empty where a saved probe is applied.
         applied: The saved probe that is applied; None where probes are fitted.
-        applied_layers: The saved probe on these prompts, by layer.
+        directions: The saved probe on these prompts, by layer.
         rows: The rows of the array `scores`, which a saved probe gives.
         interventions: The interventions with which the states were read.
         run: The run that the states were taken from; None where they were read now.
@@ -157,7 +157,7 @@ class TrainProbeResult(Result):
     vector: VectorCard | None = None
     replaced: str | None = None
     applied: AppliedProbe | None = None
-    applied_layers: list[AppliedLayer] = Field(default_factory=list[AppliedLayer])
+    directions: list[AppliedLayer] = Field(default_factory=list[AppliedLayer])
     rows: list[ScoredRow] = Field(default_factory=list[ScoredRow])
 
 

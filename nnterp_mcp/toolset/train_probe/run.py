@@ -22,7 +22,7 @@ from nnterp_mcp.experiments.probes import (
     shuffle_labels,
 )
 from nnterp_mcp.experiments.statistics.bootstrap import wilson_interval
-from nnterp_mcp.request.vectors import Reading, VectorCard
+from nnterp_mcp.request.vectors import ReadTokens, VectorCard
 from nnterp_mcp.toolset.train_probe.apply import apply_probe
 from nnterp_mcp.toolset.train_probe.params import TrainProbeParams, require_groups
 from nnterp_mcp.toolset.train_probe.problem import Problem, describe_groups, read_problem
@@ -39,7 +39,7 @@ def run(bench: Bench, params: TrainProbeParams, job: Job) -> TrainProbeResult:
     """Trains probes at every layer, on the true labels and on shuffled ones."""
     if params.probe is not None:
         return apply_probe(bench, params, params.probe, job)
-    problem = read_problem(bench, params, Reading(positions=params.positions), params.layers, job)
+    problem = read_problem(bench, params, ReadTokens(positions=params.positions), params.layers, job)
     try:
         require_groups(problem.groups, problem.site, params.save_as)
     except ValueError as error:
@@ -130,7 +130,11 @@ def _by_length(problem: Problem, folds: Sequence[Fold]) -> float:
 
 
 def _keep(
-    bench: Bench, params: TrainProbeParams, result: TrainProbeResult, reading: Reading, boundaries: Sequence[Boundary]
+    bench: Bench,
+    params: TrainProbeParams,
+    result: TrainProbeResult,
+    reading: ReadTokens,
+    boundaries: Sequence[Boundary],
 ) -> TrainProbeResult:
     """Saves the probes under a name, as directions with thresholds."""
     assert params.save_as is not None
