@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sys
 import webbrowser
 from argparse import SUPPRESS
 from pathlib import Path
@@ -51,8 +52,11 @@ def _write(store: RunStore, run_id: str, file: Path) -> None:
     from nnterp_mcp.viewer.page import page_with
     from nnterp_mcp.viewer.snapshot import snapshot
 
+    data, left = snapshot(store, run_id)
+    if left:
+        print(left, file=sys.stderr)
     try:
-        file.write_text(page_with(snapshot(store, run_id)), encoding="utf-8")
+        file.write_text(page_with(data), encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be written: {error.strerror}.") from None
     print(file)

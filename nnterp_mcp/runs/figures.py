@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -24,6 +25,8 @@ _LARGE = 2_000_000
 
 PICTURE = "figure.png"
 PAGE = "figure.html"
+DATA = "figure"
+"""The part under which the viewer reads a figure."""
 
 
 def figure_of(store: RunStore, record: RunRecord, tools: Tools) -> Figure:
@@ -79,11 +82,15 @@ def read_figure(store: RunStore, record: RunRecord, name: str, tools: Tools) -> 
     return page
 
 
-def light(page: bytes) -> bytes:
-    """A run's interactive page without its plotting library, small enough for a message; browsers load the library."""
-    from nnterp_mcp.display.html import without_library
+def figure_text(store: RunStore, record: RunRecord, tools: Tools) -> str:
+    """A run's figure as JSON for the viewer; without panels where it has none."""
+    from nnterp_mcp.display.data import figure_data
 
-    return without_library(page.decode()).encode()
+    try:
+        figure = figure_of(store, record, tools)
+    except Unsupported:
+        figure = Figure("", "", [])
+    return json.dumps(figure_data(figure), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def where(record: RunRecord) -> str:
@@ -107,8 +114,8 @@ def draw_here(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
         Unsupported: The run has no picture.
         InvalidRequest: The run has no result that can be read.
     """
-    from nnterp_mcp.display.html import write_html  # matplotlib and plotly take a second to import
-    from nnterp_mcp.display.png import draw_png
+    from nnterp_mcp.display.html import write_html
+    from nnterp_mcp.display.png import draw_png  # matplotlib takes a second to import
 
     figure = figure_of(store, record, tools)
     picture = draw_png(figure)

@@ -1,6 +1,6 @@
 /** A grid of cells that one walks with arrow keys (the ARIA grid pattern); what is large is drawn a window at a time. */
 
-import { element } from "./elements.js";
+import { element, scroller } from "./elements.js";
 
 const ROWS = 64;
 const COLUMNS = 48;
@@ -29,9 +29,21 @@ export class Grid {
     this.table.setAttribute("aria-colcount", this.columns.length + 1);
     this.tooltip = element("div", { class: "tooltip", "aria-hidden": "true", hidden: true });
     this.pager = element("nav", { class: "pager", "aria-label": `Parts of the grid: ${this.label}` });
-    this.node = element("div", { class: "grid-frame" }, this.pager, element("div", { class: "scroll" }, this.table));
+    this.node = element("div", { class: "grid-frame" }, this.pager, scroller(this.table));
     this.node.append(this.tooltip);
     this.listen();
+    const seen = new ResizeObserver(() => this.reveal() && seen.disconnect());
+    seen.observe(this.table);
+  }
+
+  /** Scrolls the box, and not the page, to the selected cell, once it has a size. */
+  reveal() {
+    const box = this.table.parentElement;
+    const node = this.table.querySelector('[aria-selected="true"]');
+    if (!node || box.clientWidth === 0) return false;
+    box.scrollLeft = node.offsetLeft + node.offsetWidth / 2 - box.clientWidth / 2;
+    box.scrollTop = node.offsetTop + node.offsetHeight / 2 - box.clientHeight / 2;
+    return true;
   }
 
   listen() {

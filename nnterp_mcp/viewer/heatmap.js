@@ -8,7 +8,7 @@ import { number } from "./wording.js";
 
 /**
  * @typedef {{name: string, of: (item: object) => number|null, ramp?: (values: () => number[]) => object}} Mode
- *   what colours the cells; without a ramp viridis from 0 to the largest value
+ *   what colours the cells; without a ramp from 0 to the largest value
  */
 
 export class Heatmap {
@@ -74,7 +74,8 @@ export class Heatmap {
     const { low, high, stops } = this.grid.ramp;
     const bar = element("span", { class: "ramp", "aria-hidden": "true" });
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-    this.legend.replaceChildren(number(low), bar, number(high));
+    const beyond = this.values().some((value) => value > high) ? " and more" : "";
+    this.legend.replaceChildren(number(low), bar, `${number(high)}${beyond}`);
     this.legend.setAttribute("aria-label", `${this.mode.name} from ${number(low)} to ${number(high)}`);
     this.legend.setAttribute("role", "img");
   }

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap
+from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Texts
 from nnterp_mcp.errors import NnterpError, Unsupported
+from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.figures import figure_of
 from nnterp_mcp.toolset import specs
@@ -82,7 +83,7 @@ def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorde
         figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
 
 
-def test_the_lens_shows_each_readings_top_tokens_and_the_mean_of_targets(recorded: Recorded) -> None:
+def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded) -> None:
     figure, result = read(recorded, "lens")
     readings = result["readings"]
     rows = by_layer(panel(figure, Heatmap))
@@ -93,10 +94,11 @@ def test_the_lens_shows_each_readings_top_tokens_and_the_mean_of_targets(recorde
         assert row == str(layers[0]["layer"])
         assert labels == [shown(layer["top"][0][0]) for layer in layers]
         assert values == [layer["top"][0][1] for layer in layers]
-    targets = curve(panel(figure, Curves), "traps")
-    samples = [[reading["layers"][at]["targets"][1][0] for reading in readings] for at in range(len(rows))]
-    assert targets.y == pytest.approx([fmean(values) for values in samples])
-    assert targets.high == pytest.approx([min(1, fmean(values) + pstdev(values)) for values in samples])
+    for index, name in enumerate(("capital (Paris/Rome, …)", "traps (London, …)")):
+        probabilities, ranks = panel(figure, Curves, name[:7]), panel(figure, Curves, ": rank")
+        assert len(probabilities.curves) == len(ranks.curves) == len(readings)
+        for drawn, reading in zip(probabilities.curves, readings, strict=True):
+            assert drawn.y == [layer["targets"][index][0] for layer in reading["layers"]]
     assert any("Active interventions" in note for note in figure.notes)
 
 
@@ -115,6 +117,8 @@ def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(record
     assert [one.y for one in measured] == [
         [patch["tracked"][index][0] for patch in source["patches"]] for index in range(len(measured))
     ]
+    (written,) = [one for one in figure.panels if isinstance(one, Texts)]
+    assert [text for _, text in written.rows] == [one["text"] for one in said]
     unpatched = [one for one in tracked.curves if one.role == "control"]
     assert [one.y[0] for one in unpatched] == [p for p, _ in source["unpatched"]["tracked"]]
 
@@ -167,9 +171,12 @@ def test_a_sweep_shows_the_effect_over_factors_beside_random_directions(recorded
 
     for layer in (1, 2):
         own, random = curve(curves, f"layer {layer}"), curve(curves, f"layer {layer}, random")
-        assert own.x == [-4, 4]
+        assert own.x == [-4, 0, 4]
+        assert own.y[1] == random.y[1] == 0  # the baseline
         assert random.low is not None
         for at, factor in enumerate(own.x):
+            if factor == 0:
+                continue
             measured = [run["kl"] for run in of(runs, layer=layer, factor=factor, control=None)]
             draws = [
                 fmean(run["kl"] for run in of(runs, layer=layer, factor=factor, control=number))
@@ -204,7 +211,17 @@ def test_an_attribution_shows_its_strongest_parts_and_the_sums_of_layers(recorde
     sums = panel(figure, Curves)
 
     assert [bar.value for bar in bars] == strongest
-    assert len(figure.panels) == 2
+    heads = {
+        (part["layer"], str(part["index"])): part["value"]["mean"] for part in result["parts"] if part["kind"] == "head"
+    }
+    drawn = panel(figure, Heatmap)
+    at = {(int(row), column): value for row, values in zip(drawn.rows, drawn.values, strict=True)
+          for column, value in zip(drawn.columns, values, strict=True)}  # fmt: skip
+    assert heads
+    assert {place: at[place] for place in heads} == heads
+    assert drawn.colours.name.endswith("(logits)")
+    added = result["whole"]["mean"] - sum(strongest)
+    assert f"{number(added)} is left." in figure.notes[0]
     for one in sums.curves:
         field = {"attention": "attention", "MLP": "mlp", "rest": "rest"}[one.name]
         assert one.y == [layer[field] for layer in result["layers"] if layer[field] is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer import snapshot as module
 from nnterp_mcp.viewer.snapshot import short, snapshot
 from tests.recorded import EXAMPLES, Recorded
+from tests.viewer.kept import lens_run
 
 
 def read(recorded: Recorded, run_id: str, part: str) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def close(one: Any, other: Any) -> bool:
 def test_a_snapshot_holds_what_read_run_gives(name: str, recorded: Recorded) -> None:
     run_id = recorded.ids[name]
 
-    data = snapshot(recorded.store, run_id)
+    data, left = snapshot(recorded.store, run_id)
+    assert left == ""
 
     answer = recorded.caller.call("read_run", run_id=run_id).structured_content
     assert data["answer"]["finding"] == answer["finding"]
@@ -50,18 +53,29 @@ def test_a_snapshot_holds_what_read_run_gives(name: str, recorded: Recorded) -> 
 
 
 def test_what_is_too_large_is_left_out_and_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    store: RunStore = recorded.store
     run_id = recorded.ids["states"]
-    (name, card), *_ = store.read(run_id).arrays.items()
-    count = 1
-    for size in card.shape:
-        count *= size
-    monkeypatch.setattr(module, "LARGEST_ARRAYS", count - 1)
+    (name, *_) = recorded.store.read(run_id).arrays
+    monkeypatch.setattr(module, "LARGEST", 7_000)
 
-    data = snapshot(store, run_id)
+    data, left = snapshot(recorded.store, run_id)
 
     assert name not in data["parts"]
-    assert f"Too large for this page, and left out: {name} ({count} numbers)" in " ".join(data["answer"]["notes"])
+    assert f"Too large for this page, and left out: {data['answer']['notes'][0][40:-1]}" in left
+    assert name in left
+
+
+def test_the_last_rows_of_a_long_table_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(tmp_path / "runs")
+    run = lens_run(store, [f"t{place} " for place in range(100)], layers=2)
+    whole = snapshot(store, run.id)[0]["parts"]["readings.layers"]["rows"]
+    monkeypatch.setattr(module, "LARGEST", len(json.dumps(snapshot(store, run.id)[0]["parts"])) - 5_000)
+
+    data, left = snapshot(store, run.id)
+    kept = data["parts"]["readings.layers"]["rows"]
+
+    assert 0 < len(kept) < len(whole) == 200
+    assert kept == whole[-len(kept) :]
+    assert f"readings.layers (the last {len(kept)} of 200 rows are here)" in left
 
 
 @given(st.recursive(st.floats() | st.integers() | st.text() | st.none() | st.booleans(), st.lists))

@@ -1,4 +1,4 @@
-/** What each part adds: layers by heads, sublayers or positions, or tokens. Blue takes away, orange adds. */
+/** What each part adds: layers by heads, sublayers or positions, or tokens. Blue takes away, red adds; the last layer is on top. */
 
 import { diverging } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
@@ -11,7 +11,10 @@ export async function show(run, stage) {
   const found = await run.facts();
   if (found.by === "neuron") return;
   const parts = await run.rows("parts");
-  if (found.by === "token") return draw(stage, byToken(parts), found);
+  if (found.by === "token") {
+    await draw(stage, byToken(parts), found);
+    return true;
+  }
   const inLayers = parts.filter(({ layer }) => layer !== null);
   const others = parts.filter(({ layer }) => layer === null);
   const sheets = found.method === "patching" ? [...new Set(inLayers.map(({ kind }) => kind))] : [null];
@@ -22,9 +25,10 @@ export async function show(run, stage) {
     return draw(body, byLayer(sheet), found);
   };
   if (sheets.length > 1) stage.append(choice("Site", sheets, 0, turn));
-  if (others.length) stage.append(element("p", { class: "note" }, `Beside the layers: ${others.map(listed).join(", ")}.`));
+  if (others.length) stage.append(element("p", { class: "note" }, `Outside the layers: ${others.map(listed).join(", ")}.`));
   stage.append(body);
   await turn(0);
+  return true;
 }
 
 function listed({ kind, ...part }) {
@@ -32,7 +36,7 @@ function listed({ kind, ...part }) {
 }
 
 async function draw(stage, options, { metric, method }) {
-  const name = `${method === "patching" ? "estimated change of" : "added to"} the ${metric.replaceAll("_", " ")}`;
+  const name = `${method === "patching" ? "estimated change of" : "added to"} the ${metric.replaceAll("_", " ")} (${metric === "log_probability" ? "nats" : "logits"})`;
   const reach = (values) => values().reduce((far, value) => Math.max(far, Math.abs(value)), 1e-9);
   const mode = { name, of: (part) => part.value, ramp: (values) => diverging(0, reach(values)) };
   const patched = { ...mode, name: "effect of the real patch", of: (part) => part.patched };
@@ -49,7 +53,7 @@ async function draw(stage, options, { metric, method }) {
 }
 
 function byLayer(parts) {
-  const layers = [...new Set(parts.map(({ layer }) => layer))].sort((one, other) => one - other);
+  const layers = [...new Set(parts.map(({ layer }) => layer))].sort((one, other) => other - one);
   const columns = [...new Map(parts.map((part) => [column(part), part]))].sort(([, one], [, other]) => order(one) - order(other));
   const names = columns.map(([name]) => name);
   const places = new Map(parts.map((part) => [`${part.layer} ${column(part)}`, part]));

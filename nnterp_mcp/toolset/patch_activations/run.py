@@ -27,7 +27,7 @@ from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
 from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, group_cells, join_runs, tokens_of
 from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
-from nnterp_mcp.formatting import seconds
+from nnterp_mcp.formatting import ranges, seconds
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import span_text
@@ -122,6 +122,7 @@ def _base(
         clean=Measured(mean=0.0),
         corrupted=None,
         by_head=grid.by_head,
+        at=_patched_at(grid, pairs[0].clean.prompt) if grid.by_head else "",
         columns=_columns(grid, pairs[0], bench.model.tokenizer),
         categories=targets.words,
         shared=targets.shared,
@@ -316,6 +317,15 @@ def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     if grid.by_head:
         return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
+
+
+def _patched_at(grid: Grid, prompt: EncodedPrompt) -> str:
+    """The positions of the first prompt at which heads are patched, in words."""
+    positions = sorted({at for span in grid.spans[0] for at in span.clean})
+    if len(positions) == len(prompt.ids):
+        return "all positions"
+    last = " (the last)" if positions == [len(prompt.ids) - 1] else ""
+    return f"position{'s' if len(positions) > 1 else ''} {ranges(positions)}{last}"
 
 
 def _column(span: Span, pair: Pair, tokenizer: Any) -> GridColumn:
