@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import MaxNLocator
 
 from nnterp_mcp.display import style
-from nnterp_mcp.display.figure import Bar, Bars, Colours, Curve, Curves, Heatmap, Panel, Texts
+from nnterp_mcp.display.figure import MARKS, Bar, Bars, Colours, Curve, Curves, Heatmap, Panel, Texts
 from nnterp_mcp.display.text import FAMILIES, fitted, font, literal, width, wrapped
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Room:
-    """The size of a panel in inches: the area inside its axes, the margins around it, and its largest height."""
+    """The size of a panel in inches: the area inside its axes, the margins around it, its largest height, and whether
+    its height shrinks with its width."""
 
     width: float
     height: float
@@ -51,6 +52,7 @@ class Room:
     top: float
     bottom: float
     tallest: float = 0.0
+    square: bool = False
 
 
 class Drawer(Protocol):
@@ -88,7 +90,7 @@ def _named(axes: Axes, inches: float, title: str, across: str, up: str) -> None:
     axes.set_title(shown, loc="left", fontproperties=font(SIZE + 1), color=style.INK)
     axes.set_xlabel(literal(across), fontproperties=font(SIZE), color=style.INK)
     axes.set_ylabel(literal(up), fontproperties=font(SIZE), color=style.INK)
-    axes.tick_params(length=2, labelsize=SIZE, labelfontfamily=FAMILIES[0], colors=style.INK)
+    axes.tick_params(length=2, labelsize=SIZE, labelfontfamily=list(FAMILIES), colors=style.INK)
 
 
 def _explain(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], corner: tuple[float, float]) -> None:
@@ -119,6 +121,7 @@ class _Grid:
             right=_BAR + 0.75,
             top=_TITLE,
             bottom=names + _AXIS + _GAP,
+            square=panel.square,
         )
 
     def draw(self, axes: Axes, size: tuple[float, float]) -> None:
@@ -140,11 +143,9 @@ class _Grid:
     def _name_columns(self, axes: Axes, inches: float) -> None:
         names = self._panel.columns
         step = _every(len(names), inches) if self._turned else max(1, int(_widest(names) * len(names) / inches + 0.99))
-        columns = range(0, len(names), step)
+        columns = [*range(0, len(names) - step, step), len(names) - 1] if names else []
         room = 1.2 if self._turned else inches
-        axes.set_xticks(
-            list(columns), [_text(names[at], room, SIZE) for at in columns], rotation=90 if self._turned else 0
-        )
+        axes.set_xticks(columns, [_text(names[at], room, SIZE) for at in columns], rotation=90 if self._turned else 0)
 
     def _label(self, axes: Axes, image: np.ndarray, size: tuple[float, float]) -> None:
         labels = self._panel.labels or []
@@ -174,7 +175,7 @@ class _Grid:
         bar = axes.figure.colorbar(shade, cax=beside, extend=extend)
         bar.set_label(literal(fitted(colours.name, max(1.2, size[1]), SIZE)), fontproperties=font(SIZE))
         bar.locator = MaxNLocator(5)
-        bar.ax.tick_params(length=2, labelsize=SIZE, labelfontfamily=FAMILIES[0])
+        bar.ax.tick_params(length=2, labelsize=SIZE, labelfontfamily=list(FAMILIES))
         bar.update_ticks()
 
 
@@ -210,6 +211,8 @@ class _Lines:
             _rank_axis(axes, max((value for curve in panel.curves for value in curve.y), default=10))
         elif panel.span is not None:
             axes.set_ylim(*_including(axes.get_ylim(), panel.span))
+        if not panel.ranks:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         self._name_ticks(axes)
         names = [_text(curve.name, 2.4, SIZE) for curve in panel.curves]
         _explain(axes, drawn, names, (1.0, 1.02))
@@ -314,7 +317,8 @@ class _Words:
         self._panel = panel
         self._names = _widest([name for name, _ in panel.rows], 2.2)
         self._texts = [
-            wrapped(text, self._WIDTH - self._names - 0.2, SIZE, self._LINES) or [""] for _, text in panel.rows
+            wrapped(text.replace("\n", MARKS["\n"]), self._WIDTH - self._names - 0.2, SIZE, self._LINES) or [""]
+            for _, text in panel.rows
         ]
 
     def room(self) -> Room:

@@ -3,9 +3,9 @@
 import { drawing, element } from "./elements.js";
 import { number } from "./wording.js";
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 10, 40];
+const [LEFT, RIGHT, TOP, BOTTOM] = [70, 14, 10, 40];
 const [HEIGHT, WIDEST, NARROWEST] = [300, 640, 260];
-const LABEL = 46;
+const LABEL = 30;
 const SHAPES = ["circle", "square", "diamond", "up", "down"];
 
 /** @param {object} panel curves as a figure describes them */
@@ -102,6 +102,6 @@ function rankTicks(curves) {
 /** As many of the points of an axis as have room for a label; each of them exists. */
 function thinned(points, x) {
   const kept = [];
-  for (const at of points) if (kept.length === 0 || x(at) - x(kept.at(-1)) >= Math.min(LABEL, 30)) kept.push(at);
+  for (const at of points) if (kept.length === 0 || x(at) - x(kept.at(-1)) >= LABEL) kept.push(at);
   return kept;
 }

@@ -31,7 +31,7 @@ function panel(described) {
   return element("section", { class: `panel ${kind}`, "aria-label": title }, element("h2", {}, title), KINDS[kind](described));
 }
 
-function heatmap({ title, across, down, columns, rows, values, colours, labels, focus }) {
+function heatmap({ title, across, down, columns, rows, values, colours, labels, square, focus }) {
   const named = (names, axis) => names.map((name) => ({ shows: element("bdi", {}, name), says: `${axis} ${name}` }));
   const item = (row, column) => {
     const value = values[row][column];
@@ -44,12 +44,13 @@ function heatmap({ title, across, down, columns, rows, values, colours, labels, 
     columns: named(columns, across),
     item,
     modes: [{ name: colours.name, of: ({ value }) => value, ramp: () => scale(colours) }],
-    shows: ({ value, label }) => (label === undefined ? hundredths(value) : element("bdi", {}, label)),
+    shows: ({ value, label }) => (square ? "" : label === undefined ? hundredths(value) : element("bdi", {}, label)),
     says: ({ row, column, value, label }) =>
       `${down} ${rows[row]}, ${across} ${columns[column]}: ${label === undefined ? "" : `${label} `}${number(value)}`,
     details: () => "",
     curves: false,
   });
+  map.grid.table.classList.toggle("dense", square);
   map.draw(...(focus ?? largest(values, colours.centre ?? 0)));
   return map.node;
 }

@@ -102,14 +102,13 @@ export class Grid {
   steps(name, edge, size, count) {
     const go = (to) => () => this.turnTo(edge, to);
     const from = this[edge];
-    const button = (sign, says, to) =>
-      element("button", { onclick: go(to), disabled: to < 0 || to >= count, "aria-label": says }, sign);
+    const button = (sign, says, to, none) => element("button", { onclick: go(to), disabled: none, "aria-label": says }, sign);
     return element(
       "span",
       { class: "steps" },
-      button("‹", `previous ${name}`, from - size),
+      button("‹", `previous ${name}`, Math.max(0, from - size), from === 0),
       `${name} ${from} to ${Math.min(from + size, count) - 1} of ${count}`,
-      button("›", `next ${name}`, from + size),
+      button("›", `next ${name}`, Math.min(from + size, count - size), from + size >= count),
     );
   }
 
@@ -135,8 +134,8 @@ export class Grid {
   async select(row, column, focus = true) {
     this.row = Math.max(0, Math.min(row, this.rows.length - 1));
     this.column = Math.max(0, Math.min(column, this.columns.length - 1));
-    const top = this.row - (this.row % ROWS);
-    const left = this.column - (this.column % COLUMNS);
+    const top = windowAt(this.row, this.top, ROWS, this.rows.length);
+    const left = windowAt(this.column, this.left, COLUMNS, this.columns.length);
     const moved = top !== this.top || left !== this.left;
     Object.assign(this, { top, left });
     if (moved) await this.draw();
@@ -206,6 +205,12 @@ export class Grid {
 
 function head({ shows, says }, scope, attributes) {
   return element("th", { scope, "aria-label": says, ...attributes }, shows instanceof Node ? shows.cloneNode(true) : shows);
+}
+
+/** Where the window begins that shows a place: the present one if it does, else a page of it; the last page is full. */
+function windowAt(place, from, size, count) {
+  if (place >= from && place < from + size) return from;
+  return Math.max(0, Math.min(place - (place % size), count - size));
 }
 
 function range(from, to) {

@@ -99,12 +99,15 @@ export class Heatmap {
     this.onSelect(row, column);
   }
 
+  /** A column from its lowest row, the first layer, upwards. */
   curve(selected, column) {
-    const points = this.grid.rows.map((head, row) => {
-      const item = this.item(row, column);
-      return { at: head.says, value: item ? (this.mode.of(item) ?? null) : null };
-    });
-    return curve(points, selected, this.mode.name);
+    const points = this.grid.rows
+      .map((head, row) => {
+        const item = this.item(row, column);
+        return { at: head.says, value: item ? (this.mode.of(item) ?? null) : null };
+      })
+      .reverse();
+    return curve(points, points.length - 1 - selected, this.mode.name);
   }
 }
 

@@ -34,6 +34,9 @@ _COLUMNS = 100
 _SITES = 4
 """Sites whose cells are drawn as grids."""
 
+_NOTHING = 1e-5
+"""The share of the whole below which nothing is left: rounding."""
+
 _METHODS = {
     "direct": "Direct logit attribution",
     "gradient": "Gradient × input",
@@ -59,6 +62,7 @@ def figure(result: AttributeResult, arrays: Arrays) -> Figure:
         if several
         else prompt + against,
         panels=[*_grids(result), _bars(parts, result), *([_sums(result)] if result.layers else [])],
+        columns=3,
         notes=[
             *_adding_up(parts, result),
             *some_of(result.total, len(parts), "parts" if result.by != "token" else "tokens"),
@@ -93,7 +97,8 @@ def _adding_up(parts: Sequence[AttributedPart], result: AttributeResult) -> list
     drawn = plural(len(among), "token") if of_all else f"{plural(len(among), 'bar')} drawn"
     mean = " in the mean of the prompts" if of_all and len(result.prompts) > 1 else ""
     left = result.whole.mean - start - added
-    return [f"{whole}{base}. The {drawn} sum to {number(added)}{mean}; {number(left)} is left."]
+    rest = number(left) if abs(left) > _NOTHING * max(1.0, abs(result.whole.mean)) else "nothing"
+    return [f"{whole}{base}. The {drawn} sum to {number(added)}{mean}; {rest} is left."]
 
 
 def _grids(result: AttributeResult) -> list[Heatmap]:

@@ -40,6 +40,7 @@ def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
         title=f"{_TITLES[result.lens]} · {result.model}",
         subtitle=where if several else alone,
         panels=[_across(readings), *_by_reading(readings, result)] if several else _alone(readings[0], result),
+        columns=2 if several else 3,
         notes=[*_drawn(readings, result), *in_force(result.interventions)],
     )
 
@@ -121,5 +122,9 @@ def _grid(
         rows=[str(layers[at]) for at in order],
         values=[[own[at][0] for own in values] for at in order],
         colours=Colours("probability", 0.0, peak or 1.0),
-        labels=[[str(own[at][1]) for own in values] for at in order],
+        labels=[[_short(own[at][1]) for own in values] for at in order],
     )
+
+
+def _short(rank: int) -> str:
+    return str(rank) if rank < 10_000 else f"{rank // 1000}k"

@@ -46,6 +46,7 @@ def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
         title=f"Patchscope · {result.model}",
         subtitle=f"{said}{marked(result)}".replace("\n", "⏎"),
         panels=panels,
+        columns=3 if len(panels) == 3 and result.layout != "grid" else 2,
         notes=[
             "The token in «» is replaced.",
             *some_of(len(result.sources), shown, "sources"),
