@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-
-from nnterp_mcp.display.png import draw_png
-from nnterp_mcp.laboratory import Laboratory
 
 TARGET = Path(__file__).parent.parent / "docs" / "pictures"
 
@@ -68,13 +66,22 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 def main(names: list[str]) -> None:
-    """Draws the pictures."""
-    lab = Laboratory("smollm2-135m", dtype="float32")
-    for name, (tool, arguments) in PICTURES.items():
-        if not names or name in names:
-            _write(name, draw_png(lab.figure(lab.call(tool, **arguments))))
+    """Draws the pictures; the viewer's in a process of its own, since nnsight changes classes that MCP needs."""
+    if names == ["viewer"]:
+        return _draw_viewer()
+    _draw_figures([name for name in PICTURES if not names or name in names])
     if not names or "viewer" in names:
-        _draw_viewer()
+        subprocess.run([sys.executable, "-m", "tools.pictures", "viewer"], check=True)
+
+
+def _draw_figures(names: list[str]) -> None:
+    from nnterp_mcp.display.png import draw_png
+    from nnterp_mcp.laboratory import Laboratory
+
+    lab = Laboratory("smollm2-135m", dtype="float32")
+    for name in names:
+        tool, arguments = PICTURES[name]
+        _write(name, draw_png(lab.figure(lab.call(tool, **arguments))))
 
 
 def _write(name: str, picture: bytes) -> None:

@@ -40,8 +40,7 @@ export function facts(pairs) {
 }
 
 /** A box that scrolls, with words below it for as long as more lies beyond an edge. */
-export function scroller(...content) {
-  const box = element("div", { class: "scroll" }, content);
+export function scroller(box) {
   const more = element("p", { class: "more", "aria-hidden": "true" });
   const look = () => {
     const right = box.scrollLeft + box.clientWidth < box.scrollWidth - 2;

@@ -4,12 +4,13 @@ import { scale } from "./colors.js";
 import { lines } from "./chart.js";
 import { element } from "./elements.js";
 import { Heatmap } from "./heatmap.js";
+import { table } from "./table.js";
 import { hundredths, number } from "./wording.js";
 
 const KINDS = { heatmap, curves, bars, texts };
 
 /** The title of a figure, what it was measured on, and its notes. */
-export function introduced({ title, subtitle, notes }) {
+export function introduce({ title, subtitle, notes }) {
   document.title = title;
   document.getElementById("title").textContent = title;
   document.getElementById("finding").textContent = subtitle;
@@ -71,7 +72,7 @@ function curves(described) {
   return [
     lines(described),
     element("ul", { class: "key" }, drawn.map((curve) => element("li", {}, sample(curve), element("bdi", {}, curve.name)))),
-    element("details", {}, element("summary", {}, "Numbers"), numbers(head, rows, `${up} by ${across}`)),
+    element("details", {}, element("summary", {}, "Numbers"), table({ columns: head, rows }, `${up} by ${across}`)),
   ];
 }
 
@@ -84,19 +85,6 @@ function sample({ series, dash }) {
 /** The colour of a curve; controls of no curve are grey. */
 function colour(series) {
   return series === null ? "var(--quiet)" : `var(--series-${series})`;
-}
-
-function numbers(head, rows, label) {
-  return element(
-    "div",
-    { class: "scroll plain", tabindex: 0, role: "region", "aria-label": label },
-    element(
-      "table",
-      {},
-      element("thead", {}, element("tr", {}, head.map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, row.map((cell) => element("td", {}, cell))))),
-    ),
-  );
 }
 
 function bars({ along, bars: drawn, mark, signed }) {

@@ -1,8 +1,8 @@
 /** A page that shows one figure. */
 
-import { introduced, panels } from "./figure.js";
+import { introduce, panels } from "./figure.js";
 
 const { figure } = JSON.parse(document.getElementById("run").textContent);
-introduced(figure);
+introduce(figure);
 document.getElementById("status").textContent = "";
 document.getElementById("stage").replaceChildren(panels(figure.panels));

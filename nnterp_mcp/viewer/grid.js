@@ -29,7 +29,7 @@ export class Grid {
     this.table.setAttribute("aria-colcount", this.columns.length + 1);
     this.tooltip = element("div", { class: "tooltip", "aria-hidden": "true", hidden: true });
     this.pager = element("nav", { class: "pager", "aria-label": `Parts of the grid: ${this.label}` });
-    this.node = element("div", { class: "grid-frame" }, this.pager, scroller(this.table));
+    this.node = element("div", { class: "grid-frame" }, this.pager, scroller(element("div", { class: "scroll" }, this.table)));
     this.node.append(this.tooltip);
     this.listen();
     const seen = new ResizeObserver(() => this.reveal() && seen.disconnect());
@@ -131,16 +131,21 @@ export class Grid {
   }
 
   /** Selects a cell, and brings it into the window. */
-  async select(row, column, focus = true) {
+  async select(row, column) {
+    if (this.place(row, column)) await this.draw();
+    this.mark(true);
+    this.onSelect(this.row, this.column);
+  }
+
+  /** Makes a cell the selected one, and says whether the window has to move for it. */
+  place(row, column) {
     this.row = Math.max(0, Math.min(row, this.rows.length - 1));
     this.column = Math.max(0, Math.min(column, this.columns.length - 1));
     const top = windowAt(this.row, this.top, ROWS, this.rows.length);
     const left = windowAt(this.column, this.left, COLUMNS, this.columns.length);
     const moved = top !== this.top || left !== this.left;
     Object.assign(this, { top, left });
-    if (moved) await this.draw();
-    this.mark(focus);
-    this.onSelect(this.row, this.column);
+    return moved;
   }
 
   mark(focus) {

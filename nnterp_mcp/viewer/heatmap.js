@@ -62,7 +62,7 @@ export class Heatmap {
 
   /** Draws the grid with a cell selected, the one that was if none is named. */
   async draw(row = this.grid.row, column = this.grid.column) {
-    await this.grid.select(row, column, false);
+    this.grid.place(row, column);
     await this.grid.draw();
     this.paint();
     this.select(this.grid.row, this.grid.column);

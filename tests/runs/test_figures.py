@@ -94,8 +94,8 @@ def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded)
         assert row == str(layers[0]["layer"])
         assert labels == [shown(layer["top"][0][0]) for layer in layers]
         assert values == [layer["top"][0][1] for layer in layers]
-    for index, name in enumerate(("capital (Paris/Rome, …)", "traps (London, …)")):
-        probabilities, ranks = panel(figure, Curves, name[:7]), panel(figure, Curves, ": rank")
+    for index, name in enumerate(("Paris/Rome", "London")):
+        probabilities, ranks = panel(figure, Curves, name), panel(figure, Curves, f"{name}: rank")
         assert len(probabilities.curves) == len(ranks.curves) == len(readings)
         for drawn, reading in zip(probabilities.curves, readings, strict=True):
             assert drawn.y == [layer["targets"][index][0] for layer in reading["layers"]]
