@@ -59,7 +59,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _VIEWED = ("patch_activations", PICTURES["activation_patching"][1])
-_COLOURS = 96
+_COLOURS = 200
 """Colours of a picture, which keep it small."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -68,7 +68,8 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 def main(names: list[str]) -> None:
     """Draws the pictures; the viewer's in a process of its own, since nnsight changes classes that MCP needs."""
     if names == ["viewer"]:
-        return _draw_viewer()
+        _draw_viewer()
+        return
     _draw_figures([name for name in PICTURES if not names or name in names])
     if not names or "viewer" in names:
         subprocess.run([sys.executable, "-m", "tools.pictures", "viewer"], check=True)
@@ -86,7 +87,9 @@ def _draw_figures(names: list[str]) -> None:
 
 def _write(name: str, picture: bytes) -> None:
     sink = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS).save(sink, "PNG", optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(
+        sink, "PNG", optimize=True
+    )
     (TARGET / f"{name}.png").write_bytes(sink.getvalue())
     print(f"{name}.png: {len(sink.getvalue()):,} bytes")
 

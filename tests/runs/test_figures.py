@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap, Texts
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Texts
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.figures import figure_of
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
+from tests.viewer.kept import attribution_run
 
 DRAWN = {
     "logit_lens",
@@ -211,21 +214,25 @@ def test_an_attribution_shows_its_strongest_parts_and_the_sums_of_layers(recorde
     sums = panel(figure, Curves)
 
     assert [bar.value for bar in bars] == strongest
-    heads = {
-        (part["layer"], str(part["index"])): part["value"]["mean"] for part in result["parts"] if part["kind"] == "head"
-    }
-    drawn = panel(figure, Heatmap)
-    at = {(int(row), column): value for row, values in zip(drawn.rows, drawn.values, strict=True)
-          for column, value in zip(drawn.columns, values, strict=True)}  # fmt: skip
-    assert heads
-    assert {place: at[place] for place in heads} == heads
-    assert drawn.colours.name.endswith("(logits)")
     added = result["whole"]["mean"] - sum(strongest)
     assert f"{number(added)} is left." in figure.notes[0]
     for one in sums.curves:
         field = {"attention": "attention", "MLP": "mlp", "rest": "rest"}[one.name]
         assert one.y == [layer[field] for layer in result["layers"] if layer[field] is not None]
     assert any(f"of {result['total']} parts" in note for note in figure.notes)
+
+
+def test_every_head_stands_in_a_grid_with_its_unit_and_sign(tmp_path: Path) -> None:
+    heads = np.array([[1.5, -2.0], [0.25, 3.0]])
+    store = RunStore(tmp_path / "runs")
+    figure = figure_of(store, attribution_run(store, heads), specs())
+    drawn = panel(figure, Heatmap)
+
+    assert (drawn.rows, drawn.columns) == (["1", "0"], ["0", "1"])
+    assert drawn.values == heads[::-1].tolist()
+    assert drawn.colours == Colours("adds to the logit difference (logits)", -3.0, 3.0, 0.0)
+    assert panel(figure, Bars).signed
+    assert "sum to 3.75; nothing is left." in figure.notes[0]
 
 
 def test_a_prompt_set_shows_means_and_spread(recorded: Recorded) -> None:

@@ -13,7 +13,6 @@ from nnterp_mcp.display.figure import (
     Curves,
     Figure,
     Heatmap,
-    some_of,
     visible,
 )
 from nnterp_mcp.display.layers import target_names
@@ -54,6 +53,7 @@ def figure(result: AttributeResult, arrays: Arrays) -> Figure:
     if in_order:
         parts = sorted(result.parts, key=lambda part: part.index or 0)
     several = len(result.prompts) > 1
+    noun = "tokens" if result.by == "token" else "parts"
     prompt = quoted(elided(result.prompts[0], 200))
     against = f" → {quoted(elided(result.against, 160))}" if result.against else ""
     return Figure(
@@ -65,7 +65,7 @@ def figure(result: AttributeResult, arrays: Arrays) -> Figure:
         columns=3,
         notes=[
             *_adding_up(parts, result),
-            *some_of(result.total, len(parts), "parts" if result.by != "token" else "tokens"),
+            *([f"Bars: {len(parts)} of {result.total} {noun}, the strongest."] if len(parts) < result.total else []),
             *(["Lines: 95 % intervals over prompts."] if any(part.value.low is not None for part in parts) else []),
             *in_force(result.in_force),
         ],
