@@ -245,9 +245,7 @@ def test_attribution_shows_every_head(tmp_path: Path, browser: Browser, saved: S
         layer, head = divmod(int(np.abs(heads).argmax()), 12)
 
         assert shown == pytest.approx(heads[::-1].reshape(-1).tolist(), abs=0.0501)
-        expect(status(page)).to_have_text(
-            f"Layer {layer}, H{head}: added to the logit difference (logits) {heads[layer, head]:.3g}"
-        )
+        expect(status(page)).to_have_text(f"layer {layer}, head {head}: {heads[layer, head]:.3g}")
         expect(page.get_by_text("Outside the layers: embeddings 1.")).to_be_visible()
 
 

@@ -65,6 +65,7 @@ def figure(result: AttributeResult, arrays: Arrays) -> Figure:
         columns=3,
         notes=[
             *_adding_up(parts, result),
+            *_outside(result),
             *([f"Bars: {len(parts)} of {result.total} {noun}, the strongest."] if len(parts) < result.total else []),
             *(["Lines: 95 % intervals over prompts."] if any(part.value.low is not None for part in parts) else []),
             *in_force(result.in_force),
@@ -101,14 +102,21 @@ def _adding_up(parts: Sequence[AttributedPart], result: AttributeResult) -> list
     return [f"{whole}{base}. The {drawn} sum to {number(added)}{mean}; {rest} is left."]
 
 
+def _outside(result: AttributeResult) -> list[str]:
+    """The note on parts that are in no layer, next to a grid of layers."""
+    parts = [part for part in result.parts if part.layer is None and part.kind != "token"]
+    told = ", ".join(f"{part.kind} {number(part.value.mean)}" for part in parts)
+    return [f"Outside the layers: {told}."] if told else []
+
+
 def _grids(result: AttributeResult) -> list[Heatmap]:
     """Layers upwards; heads across, with what a layer adds besides; or positions, a grid for each site."""
     inside = [part for part in result.parts if part.layer is not None and part.source is None]
-    if result.by == "head":
-        return [_grid("by layer and head", "head", inside, result)] if inside else []
-    if result.method == "patching":
+    if result.method == "patching" and result.by != "head":
         sites = list(dict.fromkeys(part.kind for part in inside))[:_SITES]
         return [_grid(site, "token", [part for part in inside if part.kind == site], result) for site in sites]
+    if inside and result.by in ("head", "sublayer"):
+        return [_grid(f"by layer and {result.by}", result.by, inside, result)]
     return []
 
 
