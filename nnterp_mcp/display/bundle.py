@@ -18,6 +18,7 @@ from nnterp_mcp.display.figure import MARKS
 
 _PACKAGE = files("nnterp_mcp")
 _STYLE = "viewer/style.js"
+_DATA = '<script type="application/json" id="run">'
 _IMPORT = re.compile(r'^import (?P<names>\{[^}]*\}) from "(?P<path>[^"]+)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) (?P<name>\w+))", re.MULTILINE)
 
@@ -94,7 +95,13 @@ def _carried(data: Mapping[str, Any]) -> str:
     content = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Nothing in a text may end the element that holds it, or begin another.
     content = content.replace("<", "\\u003c")
-    return f'<script type="application/json" id="run">{content}</script>'
+    return f"{_DATA}{content}</script>"
+
+
+def data_of(page: str) -> dict[str, Any] | None:
+    """The data that a page carries; None for a page without, such as earlier versions wrote."""
+    _, found, rest = page.partition(_DATA)
+    return json.loads(rest.partition("</script>")[0]) if found else None
 
 
 def _hash(content: str) -> str:
