@@ -262,6 +262,10 @@ class ToolSpec(Generic[_P, _R, _A]):
         schema.pop("description", None)
         return schema
 
+    def advertised_schema(self) -> dict[str, Any]:
+        """The JSON schema of the parameters as agents are given it: without the limits that only guard the server."""
+        return _unguarded(self.input_schema())
+
     def output_schema(self) -> dict[str, Any]:
         """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
 
@@ -322,6 +326,24 @@ def _outline(field: Mapping[str, Any]) -> dict[str, Any]:
 
 _UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
 """Keywords that an input schema does without: what is refused for them, an error explains."""
+
+
+_GUARDS = {"maxLength", "maxItems", "maxProperties"}
+_LARGEST_LIMIT = 100_000
+"""The largest `maximum` that an agent might meet."""
+
+
+def _unguarded(node: Any, named: bool = False) -> Any:
+    """A schema without the limits that no sensible call meets; an error explains the others to whoever does."""
+    if isinstance(node, list):
+        return [_unguarded(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _unguarded(value, named=key == "properties" and not named)
+        for key, value in node.items()
+        if named or not (key in _GUARDS or (key == "maximum" and value > _LARGEST_LIMIT))
+    }
 
 
 def _goes_without_saying(key: str, value: Any) -> bool:

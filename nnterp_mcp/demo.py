@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from tempfile import TemporaryFile
 from typing import Any
 
 import anyio
@@ -69,10 +70,19 @@ async def _connected(transport: Transport) -> AsyncGenerator[Client]:
     command = [sys.executable, "-m", "nnterp_mcp", "serve", "--transport", transport, "--reply-within", "3600"]
     if transport == "stdio":
         parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ))
-        async with Client(stdio_client(parameters)) as client:
-            yield client
+        with TemporaryFile("w+") as log:
+            try:
+                async with Client(stdio_client(parameters, errlog=log)) as client:
+                    yield client
+            except Exception:
+                log.seek(0)
+                print(log.read(), file=sys.stderr)
+                raise
         return
-    async with await anyio.open_process([*command, "--port", "0"], stderr=subprocess.PIPE) as server:
+    # In a session of its own the server gets no Ctrl-C, which ends this process, and that the server.
+    async with await anyio.open_process(
+        [*command, "--port", "0"], stderr=subprocess.PIPE, start_new_session=True
+    ) as server:
         try:
             address, token = await _address(server), os.environ.get(TOKEN_VARIABLE)
             async with http_client(token, trust_env=False) as http:

@@ -14,17 +14,19 @@ class NnterpError(Exception):
     Args:
         message: What failed, with the value that was given and the values that are allowed.
         next_step: What to call or change. Empty when the message says it all.
+        command_step: The same for someone at the command line, where it differs.
     """
 
     code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str, next_step: str = "") -> None:
+    def __init__(self, message: str, next_step: str = "", command_step: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step
+        self.command_step = command_step
 
-    def __reduce__(self) -> tuple[type[NnterpError], tuple[str, str]]:
-        return type(self), (self.message, self.next_step)
+    def __reduce__(self) -> tuple[type[NnterpError], tuple[str, str, str]]:
+        return type(self), (self.message, self.next_step, self.command_step)
 
 
 class InvalidRequest(NnterpError, ValueError):

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     max_runs_bytes: int = Field(default=10_000_000_000, ge=0)
     """Bytes of all runs on disk; the oldest that are not pinned make room."""
 
-    max_runs_days: float = Field(default=90.0, gt=0)
+    max_runs_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     """Days that a run is kept unless it is pinned."""
 
     folders: tuple[Path, ...] = ()
@@ -94,19 +94,19 @@ class Settings(BaseSettings):
     max_states_bytes: int = Field(default=2_000_000_000, ge=1)
     """Bytes of the states that one call collects."""
 
-    load_timeout: float = Field(default=3600.0, gt=0)
+    load_timeout: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     """Seconds after which an unfinished load is stopped."""
 
-    reply_within: float = Field(default=45.0, gt=0)
+    reply_within: float = Field(default=45.0, gt=0, allow_inf_nan=False)
     """Seconds after which an unfinished call answers with its run's id and continues."""
 
-    call_timeout: float = Field(default=3600.0, gt=0)
+    call_timeout: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     """Seconds after which an unfinished call is stopped."""
 
-    stop_timeout: float = Field(default=30.0, gt=0)
+    stop_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Seconds that a call may take to stop; after that its process is killed, and the model with it."""
 
-    hang_timeout: float = Field(default=120.0, gt=0)
+    hang_timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Seconds without an answer to pings after which a model's process is killed."""
 
     max_queue: int = Field(default=64, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -28,6 +29,12 @@ hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("steady")
 
 FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what lives as long as the session: libraries and thousands of cases."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

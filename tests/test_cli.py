@@ -86,8 +86,8 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_a_setting_that_makes_no_sense_is_named() -> None:
-    assert "invalid_request: port: Input should be less than or equal to 65535\n" in refusal("serve", "--port", "70000")
-    assert "invalid_request: reply_within: Input should be greater than 0\n" in refusal("serve", "--reply-within", "0")
+    assert "invalid_request: port: Input should be less than or equal to 65535\n" in refusal("serve", port="70000")
+    assert "invalid_request: reply_within: Input should be greater than 0\n" in refusal("serve", reply_within="0")
     assert "invalid_request: max_models: Input should be a valid integer" in refusal("serve", max_models="many")
 
 

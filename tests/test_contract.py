@@ -88,6 +88,19 @@ def test_schemas_are_plain(tool: str) -> None:
         assert "null" not in str(spec.input_schema())
 
 
+@pytest.mark.parametrize("tool", sorted(specs()))
+def test_agents_are_not_told_limits_that_only_guard_the_server(tool: str) -> None:
+    whole, advertised = (
+        getattr(specs()[tool], schema)()["properties"] for schema in ("input_schema", "advertised_schema")
+    )
+    guards = {"maxLength", "maxItems", "maxProperties"}
+    assert list(advertised) == list(whole)
+    for name, field in advertised.items():
+        assert not guards & set(field)
+        assert {**field, **whole[name]} == whole[name]
+        assert field.get("maximum") == whole[name].get("maximum") or whole[name]["maximum"] > 100_000
+
+
 def test_params_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         LENS.parse({"prompts": "a"}).top_k = 4

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = 400
 HEAVY = frozenset({"torch", "transformers", "nnsight", "accelerate"})
 
-BASE = frozenset({"errors", "settings", "cancellation", "redaction", "formatting", "version"})
+BASE = frozenset({"errors", "settings", "cancellation", "redaction", "formatting", "version", "interruption"})
 SHARED = BASE | {"request", "table", "render", "display", "contract"}
 LIBRARY = BASE | {"request", "model", "engine", "experiments"}
 MAY_IMPORT: dict[str, frozenset[str]] = {

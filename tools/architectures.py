@@ -11,7 +11,7 @@ from nnterp_mcp.verification.census import check_all_types, render_classes, rend
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architectures.md"
-LIST = ROOT / "nnterp_mcp" / "model" / "verified.json"
+LIST = ROOT / "nnterp_mcp" / "verification" / "verified.json"
 
 
 def main() -> int:

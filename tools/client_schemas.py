@@ -61,7 +61,7 @@ class Outcome:
 def definitions() -> list[dict[str, Any]]:
     """The tools as a client gets them."""
     return [
-        {"name": spec.name, "description": spec.description, "inputSchema": spec.input_schema()}
+        {"name": spec.name, "description": spec.description, "inputSchema": spec.advertised_schema()}
         for spec in specs().values()
     ]
 

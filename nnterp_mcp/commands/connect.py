@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ TOKEN_VARIABLE = "NNTERP_MCP_TOKEN"
 
 def add_connect(commands: Commands[ArgumentParser]) -> None:
     """Adds the command to the parser of `nnterp-mcp`."""
-    connect = commands.add_parser("connect", help="serve MCP on stdio from a server that listens on HTTP elsewhere")
+    connect = commands.add_parser("connect", help="serve MCP on stdio from a server that listens on HTTP")
     connect.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8765/mcp")
     connect.add_argument(
         "--token-env", metavar="VAR", help=f"variable of the environment that holds its token ({TOKEN_VARIABLE})"
@@ -60,8 +59,7 @@ def _connect(options: Namespace) -> None:
     address, token = endpoint(options.url), _token(options.token_env)
     hide([] if token is None else [token])
     logs.begin("text")
-    with suppress(KeyboardInterrupt):
-        anyio.run(_carry, address, token)
+    anyio.run(_carry, address, token)
     exit_at_once()
 
 
@@ -77,11 +75,16 @@ async def _carry(address: str, token: str | None) -> None:
     from mcp.shared.message import SessionMessage
 
     from nnterp_mcp.server.bridge import Bridge, http_client
-    from nnterp_mcp.server.pipes import pipes
+    from nnterp_mcp.server.pipes import GRACE, end_on_signal, pipes
 
     # Through a proxy, loopback would be the proxy's machine.
     beyond = urlsplit(address).hostname not in LOOPBACK
-    async with http_client(token, trust_env=beyond) as http, pipes(anyio.lowlevel.checkpoint) as (read, write):
+    nothing_to_close = anyio.lowlevel.checkpoint
+    async with (
+        anyio.create_task_group() as tasks,
+        http_client(token, trust_env=beyond) as http,
+        pipes(nothing_to_close) as (read, write),
+    ):
 
         async def send(message: JSONRPCMessage) -> None:
             await write.send(SessionMessage(message))
@@ -93,4 +96,10 @@ async def _carry(address: str, token: str | None) -> None:
                 else:
                     yield item.message
 
-        await Bridge(address, http, send).carry(messages())
+        bridge = Bridge(address, http, send)
+        tasks.start_soon(end_on_signal, nothing_to_close)
+        async with anyio.create_task_group() as greeting:
+            greeting.start_soon(bridge.greet)
+            await bridge.carry(messages())
+            greeting.cancel_scope.deadline = anyio.current_time() + GRACE
+        tasks.cancel_scope.cancel()

@@ -17,6 +17,7 @@ import platformdirs
 
 from nnterp_mcp.commands import jsonc
 from nnterp_mcp.commands.connect import endpoint
+from nnterp_mcp.commands.flags import add_json
 from nnterp_mcp.errors import Forbidden, InvalidRequest
 
 if TYPE_CHECKING:
@@ -91,12 +92,15 @@ _TRANSPORT = ("type", "command", "args", "url", "headers")
 def add_install(commands: Commands[ArgumentParser]) -> None:
     """Adds the command to the parser of `nnterp-mcp`."""
     install = commands.add_parser("install", help="make this server known to a client, or print how")
-    install.add_argument("client", choices=list(clients()))
-    install.add_argument("--dry-run", action="store_true", help="print what would be written, and where")
-    install.add_argument("--url", help="a server that listens on HTTP, in place of one that the client starts")
-    install.add_argument("--token-env", metavar="VAR", help="variable of the environment that holds that one's token")
+    install.add_argument("client", choices=list(clients()), help="the client whose configuration to change")
+    install.add_argument("--dry-run", action="store_true", help="print what would be written, and where (off)")
+    install.add_argument("--url", help="a server that listens on HTTP (one that the client starts)")
+    install.add_argument(
+        "--token-env", metavar="VAR", help="variable of the environment that holds that server's token (none)"
+    )
     install.add_argument("--name", default="nnterp", help="the server's name in the client (nnterp)")
-    install.add_argument("--file", type=Path, help="the configuration to change, if it lies elsewhere")
+    install.add_argument("--file", type=Path, help="the configuration to change (where the client keeps it)")
+    add_json(install)
     install.set_defaults(run=_install)
 
 
@@ -172,17 +176,20 @@ def _install(options: Namespace) -> None:
         raise InvalidRequest("--token-env belongs to --url: a server that the client starts needs no token.")
     ours = entry(client, options.url, options.token_env)
     before = _read(path)
-    block = json.dumps({client.section: {options.name: ours}}, indent=2, ensure_ascii=False)
+    added = {client.section: {options.name: ours}}
+    block = json.dumps(added, indent=2, ensure_ascii=False)
     try:
         text = jsonc.put(before, client.section, options.name, merged(_there(before, client, options.name), ours))
     except (jsonc.Malformed, jsonc.Commented) as error:
         raise InvalidRequest(f"{path} was left as it is: {error}.", f"Put this into it by hand:\n{block}") from None
-    if options.dry_run:
+    backup = write(path, text) if text != before and not options.dry_run else None
+    if "json" in options:
+        print(json.dumps({"file": str(path), "backup": backup and str(backup), "added": added}))
+    elif options.dry_run:
         print(f"{path}\n{block}")
     elif text == before:
         print(f"{client.title} knows {options.name} already: {path}")
     else:
-        backup = write(path, text)
         print(f"{options.name} is in {path}" + (f"; what it held before is in {backup}" if backup else ""))
         print(client.then)
     _advise(options, client, ours)

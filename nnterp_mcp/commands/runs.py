@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import SUPPRESS
+from contextlib import redirect_stdout
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnterp_mcp.commands.flags import add_folders, add_json, add_run_id, relative_difference, settings_of, whole_number
 from nnterp_mcp.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from nnterp_mcp.commands.reproduce.replay import Replay
     from nnterp_mcp.runs.records import RunRecord
     from nnterp_mcp.runs.store import RunStore
-    from nnterp_mcp.settings import Settings
 
 _FIELDS = 12
 """Fields that a replay lists when nothing differs in them."""
@@ -27,65 +28,67 @@ _FIELDS = 12
 
 def add_runs(commands: Commands[ArgumentParser]) -> None:
     """Adds the commands to the parser of `nnterp-mcp`."""
+    _add_records(commands)
+    replay = commands.add_parser("replay", help="run a recorded call again here, and compare every number")
+    add_run_id(replay)
+    replay.add_argument(
+        "--tolerance",
+        type=relative_difference,
+        default=1e-5,
+        help="allowed difference of two numbers, relative to the larger of them or to 0.01 (1e-05)",
+    )
+    replay.add_argument(
+        "--trust-remote-code", action="store_true", default=None, help="let the model run its own code (off)"
+    )
+    add_folders(replay)
+    add_json(replay)
+    replay.set_defaults(run=_replay)
+
+    export = commands.add_parser("export", help="write a run as a Python script that prints the same numbers")
+    add_run_id(export)
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (standard output)")
+    add_folders(export)
+    export.set_defaults(run=_export)
+
+
+def _add_records(commands: Commands[ArgumentParser]) -> None:
     runs = commands.add_parser("runs", help="list the recorded runs; show, pin, unpin or delete one")
-    _add_listing(runs)
-    runs.add_argument("--limit", type=int, default=20, help="runs to list, the latest first (20)")
+    add_folders(runs)
+    add_json(runs)
+    runs.add_argument(
+        "--limit", type=whole_number(1, 1_000_000), default=20, help="runs to list, the latest first (20)"
+    )
     runs.set_defaults(run=_list)
     actions = runs.add_subparsers(metavar="ACTION")
     for name, action, effect in (
-        ("show", _show, "print a run's record and its answer"),
+        ("show", _show, "print a run: its facts and its answer, or one of its parts"),
         ("pin", _pin, "keep a run when others are deleted to make room"),
         ("unpin", _pin, "let a run go when room is needed"),
         ("delete", _delete, "delete a run"),
     ):
         one = actions.add_parser(name, help=effect)
-        one.add_argument("run_id", metavar="RUN", help="the run's id")
-        _add_listing(one)
+        add_run_id(one)
+        add_folders(one)
+        add_json(one)
         one.set_defaults(run=action, action=name)
-
-    replay = commands.add_parser("replay", help="run a recorded call again here, and compare every number")
-    replay.add_argument("run_id", metavar="RUN", help="the run's id")
-    replay.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        help="how far two numbers may lie apart beside the larger of them, or beside 0.01 (1e-5)",
-    )
-    replay.add_argument("--trust-remote-code", action="store_true", default=None, help="let the model run its own code")
-    _add_folders(replay)
-    replay.set_defaults(run=_replay)
-
-    export = commands.add_parser("export", help="write a run as a Python script that prints the same numbers")
-    export.add_argument("run_id", metavar="RUN", help="the run's id")
-    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (standard output)")
-    _add_folders(export)
-    export.set_defaults(run=_export)
-
-
-def _add_listing(parser: ArgumentParser) -> None:
-    _add_folders(parser)
-    parser.add_argument("--json", action="store_true", default=SUPPRESS, help="print JSON")
-
-
-def _add_folders(parser: ArgumentParser) -> None:
-    # An action's parser would replace with its own default what stands before the action.
-    parser.add_argument("--runs", type=Path, default=SUPPRESS, help="folder of the runs")
-    parser.add_argument(
-        "--data", type=Path, default=SUPPRESS, help="folder of vectors, and of runs unless --runs is given"
-    )
-
-
-def _settings(options: Namespace) -> Settings:
-    from nnterp_mcp.settings import Settings
-
-    given = {name: getattr(options, name, None) for name in ("runs", "data", "trust_remote_code")}
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+        if action is _show:
+            one.add_argument("--part", help="a table or array of the run, or result or record (its answer)")
+            one.add_argument(
+                "--offset", type=whole_number(0, 1_000_000_000), default=0, help="rows of the part to skip (0)"
+            )
+            one.add_argument(
+                "--limit",
+                dest="rows",
+                type=whole_number(1, 500),
+                default=20,
+                help="rows of the part to print at most (20)",
+            )
 
 
 def _store(options: Namespace) -> RunStore:
     from nnterp_mcp.runs.store import RunStore
 
-    return RunStore(_settings(options).runs)
+    return RunStore(settings_of(options).runs)
 
 
 def _list(options: Namespace) -> None:
@@ -125,45 +128,46 @@ def _line(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 
 def _show(options: Namespace) -> None:
-    from nnterp_mcp.formatting import escaped
-    from nnterp_mcp.pool.reading import read_answer
+    from nnterp_mcp.commands.show import show, show_part
 
-    store = _store(options)
-    record = store.read(options.run_id)
-    if "json" in options:
-        print(escaped(record.model_dump_json(indent=2)))
-        return
-    print(escaped(record.model_dump_json(indent=2, exclude={"owner"}, exclude_none=True)))
-    if record.result_sha256 is not None:
-        print(escaped(f"\n{read_answer(store, record).text()}"))
+    store, as_json = _store(options), "json" in options
+    if options.part is not None:
+        print(show_part(store, options.run_id, options.part, options.offset, options.rows, as_json))
+    elif as_json:
+        print(store.read(options.run_id).model_dump_json())
+    else:
+        print(show(store, options.run_id))
 
 
 def _pin(options: Namespace) -> None:
-    _store(options).pin(options.run_id, options.action == "pin")
+    pinned = options.action == "pin"
+    _store(options).pin(options.run_id, pinned)
+    _confirm(options, {"id": options.run_id, "pinned": pinned}, "is pinned" if pinned else "is no longer pinned")
 
 
 def _delete(options: Namespace) -> None:
     store = _store(options)
     if store.read(options.run_id).state == "running":
-        raise InvalidRequest(f"{options.run_id} is running.", "End it with cancel_run first.")
+        step = "Cancel it in the client that called it, or end its server."
+        raise InvalidRequest(f"{options.run_id} is running.", step)
     if store.is_pinned(options.run_id):
         raise InvalidRequest(f"{options.run_id} is pinned.", f"Run first: nnterp-mcp runs unpin {options.run_id}")
     store.delete(options.run_id)
+    _confirm(options, {"id": options.run_id, "deleted": True}, "is deleted")
+
+
+def _confirm(options: Namespace, facts: dict[str, Any], words: str) -> None:
+    print(json.dumps(facts) if "json" in options else f"{options.run_id} {words}.")
 
 
 def _replay(options: Namespace) -> int:
     """Prints the comparison; the code is 1 if anything differs."""
     from nnterp_mcp.commands.reproduce.replay import replay
+    from nnterp_mcp.table import compact_json
 
-    if not options.tolerance >= 0:
-        raise InvalidRequest(f"--tolerance is a number from 0 on, not {options.tolerance}.")
-    found = replay(
-        options.run_id,
-        _settings(options),
-        options.tolerance,
-        lambda progress: print(progress.message, file=sys.stderr),
-    )
-    print(_compared(found))
+    with redirect_stdout(sys.stderr):
+        found = replay(options.run_id, settings_of(options), options.tolerance, lambda now: print(now.message))
+    print(compact_json(asdict(found) | {"equal": found.equal}) if "json" in options else _compared(found))
     return int(not found.equal)
 
 
@@ -204,7 +208,7 @@ def _export(options: Namespace) -> None:
     from nnterp_mcp.commands.reproduce.export import export
     from nnterp_mcp.runs.vectors import VectorStore
 
-    script = export(_store(options).read(options.run_id), VectorStore(_settings(options).data / "vectors"))
+    script = export(_store(options).read(options.run_id), VectorStore(settings_of(options).data / "vectors"))
     if options.output is None:
         print(script, end="")
         return

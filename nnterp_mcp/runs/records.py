@@ -16,6 +16,9 @@ from nnterp_mcp.request.arguments import shown
 RunState = Literal["running", "done", "failed", "cancelled", "interrupted"]
 """`interrupted` is never written: it is a run that says `running` while the process that ran it is gone."""
 
+LATEST = ("session lists the latest runs.", "nnterp-mcp runs lists the latest runs.")
+"""The next step where there is no such run: for agents, and at the command line."""
+
 _RUN_ID = re.compile(r"[a-z_]{1,40}-[a-z2-7]{6}")
 
 
@@ -31,9 +34,7 @@ def check_run_id(run_id: str) -> str:
         InvalidRequest: It has not the form of one.
     """
     if not is_run_id(run_id):
-        raise InvalidRequest(
-            f"a run id looks like 'logit_lens-k3f7qa', so not {shown(run_id)}.", "session lists the latest runs."
-        )
+        raise InvalidRequest(f"a run id looks like 'logit_lens-k3f7qa', so not {shown(run_id)}.", *LATEST)
     return run_id
 
 

@@ -28,7 +28,7 @@ from nnterp_mcp.errors import InvalidRequest, LimitExceeded, NnterpError
 from nnterp_mcp.redaction import redact
 from nnterp_mcp.runs.arrays import TENSOR
 from nnterp_mcp.runs.atomic_files import write_whole
-from nnterp_mcp.runs.records import ArrayCard, RunRecord, check_run_id, is_run_id
+from nnterp_mcp.runs.records import LATEST, ArrayCard, RunRecord, check_run_id, is_run_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +111,7 @@ class RunStore:
             return RunRecord.model_validate_json((path / "run.json").read_bytes()).current()
         except FileNotFoundError:
             raise InvalidRequest(
-                f"there is no run {run_id!r}: it never was, or was deleted to make room.",
-                "session lists the latest runs.",
+                f"there is no run {run_id!r}: it never was, or was deleted to make room.", *LATEST
             ) from None
         except OSError as error:
             raise InvalidRequest(f"the record of {run_id} cannot be read: {os.strerror(error.errno or 0)}.") from error

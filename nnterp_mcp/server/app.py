@@ -134,7 +134,7 @@ def definition(spec: ToolSpec[Any, Any, Any]) -> Tool:
         name=spec.name,
         title=spec.title,
         description=spec.description,
-        input_schema=spec.input_schema(),
+        input_schema=spec.advertised_schema(),
         output_schema=spec.output_schema(),
         annotations=_annotations(spec),
         _meta=apps.tool_meta(spec.name),

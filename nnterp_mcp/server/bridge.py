@@ -8,6 +8,7 @@ outside of any request are not forwarded: this server sends none.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -90,6 +91,17 @@ class Bridge:
         self._session: str | None = None
         self._version: str | None = None
         self._reopening = anyio.Lock()
+
+    async def greet(self) -> None:
+        """Says on standard error if no server answers, for whoever starts the bridge: a client learns it later."""
+        try:
+            await self._http.head(self._address)
+        except httpx2.HTTPError as error:
+            print(
+                f"no server answers at {self._address} ({_cause(error)}): requests are refused until one does",
+                file=sys.stderr,
+                flush=True,
+            )
 
     async def carry(self, messages: AsyncIterator[JSONRPCMessage]) -> None:
         """Forwards messages until the client closes its input, then answers what it has asked and ends."""
@@ -251,7 +263,7 @@ class Bridge:
     def _unreachable(self, request: JSONRPCRequest, error: httpx2.HTTPError) -> NnterpError:
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return WorkerLost(
-                f"no server answers at {self._address}: {str(error) or 'it takes too long to connect'}",
+                f"no server answers at {self._address}: {_cause(error)}",
                 "Start it there (nnterp-mcp serve --transport http), then call again.",
             )
         if isinstance(error, httpx2.ReadTimeout):
@@ -274,6 +286,10 @@ _REFUSALS: dict[int, tuple[type[NnterpError], str]] = {
     503: (LimitExceeded, "Try again later, or with fewer clients."),
 }
 """The error and next step for an HTTP status."""
+
+
+def _cause(error: httpx2.HTTPError) -> str:
+    return str(error) or "it takes too long to connect"
 
 
 def _version(message: JSONRPCRequest) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,8 @@ import anyio
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCError, JSONRPCRequest, JSONRPCResponse, RequestId
+
+from nnterp_mcp.interruption import EXIT_CODE, announce_interruption
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +88,18 @@ def _is_of_the_pipes(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, BaseExceptionGroup) and error.split(kinds)[1] is None)
 
 
-def exit_at_once() -> NoReturn:
+async def end_on_signal(close: Callable[[], Awaitable[None]]) -> None:
+    """Ends the process when a signal asks for it, once what it does for its client is closed."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if number == signal.SIGINT:
+                announce_interruption()
+            await close()
+            exit_at_once(EXIT_CODE if number == signal.SIGINT else 0)
+
+
+def exit_at_once(code: int = 0) -> NoReturn:
     """Exits at once: a thread that reads standard input cannot be cancelled and would block a normal exit."""
     with suppress(OSError):  # nobody may read it any more
         sys.stdout.flush()
-    os._exit(0)
+    os._exit(code)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -20,7 +18,7 @@ from nnterp_mcp.redaction import hide
 from nnterp_mcp.server import logs
 from nnterp_mcp.server.app import build, definition
 from nnterp_mcp.server.auth import require_safe_bind
-from nnterp_mcp.server.pipes import exit_at_once, lingering, pipes
+from nnterp_mcp.server.pipes import end_on_signal, exit_at_once, lingering, pipes
 from nnterp_mcp.server.routes import HTTP_PATH, SSE_PATH, http_app
 from nnterp_mcp.server.served import served
 from nnterp_mcp.settings import Settings
@@ -44,8 +42,7 @@ def serve(settings: Settings) -> None:
     listener = None if settings.transport == "stdio" else _listen(settings)
     hide(settings.take_secrets())
     logs.begin(settings.log_format)
-    with suppress(KeyboardInterrupt):
-        anyio.run(_serve, settings, listener)
+    anyio.run(_serve, settings, listener)
     exit_at_once()
 
 
@@ -72,17 +69,10 @@ async def _serve(settings: Settings, listener: socket.socket | None) -> None:
 
 async def _serve_stdio(server: Server[Any], session: Session) -> None:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, session)
+        tasks.start_soon(end_on_signal, session.close)
         async with pipes(session.close) as ends, lingering(*ends) as (read, write):
             await server.run(read, write, server.create_initialization_options())
         tasks.cancel_scope.cancel()
-
-
-async def _end_on_signal(session: Session) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            await session.close()
-            exit_at_once()
 
 
 async def _serve_http(server: Server[Any], session: Session, listener: socket.socket) -> None:

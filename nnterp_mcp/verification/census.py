@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import resources
 from importlib.metadata import version
@@ -111,13 +113,32 @@ def check_all_types(
     from nnterp_mcp.verification.tiny import causal_lm_types
 
     chosen = list(types) if types is not None else causal_lm_types()
-    context = multiprocessing.get_context("spawn")
     reports: list[Report] = []
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_calm) as pool:
-        for report in pool.map(check_type, chosen):
-            on_report(report)
-            reports.append(report)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_calm) as pool:
+        try:
+            with _without_interrupts():
+                found = pool.map(check_type, chosen)
+            for report in found:
+                on_report(report)
+                reports.append(report)
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
     return reports
+
+
+@contextmanager
+def _without_interrupts() -> Generator[None]:
+    """Processes that start in it never see Ctrl-C, which a terminal sends to all: the first one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def totals(reports: Iterable[Report]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnterp_mcp.cli import main
+from nnterp_mcp.runs.records import RunEnvironment
 from nnterp_mcp.runs.store import RunStore
 from tests import recorded_runs as runs
 from tests.recorded import Recorded
@@ -80,13 +81,23 @@ def test_a_run_under_way_is_not_deleted(store: RunStore, capsys: pytest.CaptureF
     assert store.read(run_id).state == "running"
 
 
+def environment_of(recorded: Recorded, run_id: str) -> RunEnvironment:
+    made = recorded.store.read(run_id).environment
+    assert made is not None
+    return made
+
+
 def test_a_run_is_shown_with_its_answer(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = recorded.ids["prompt set"]
 
     assert main(["runs", "show", run_id, "--data", str(recorded.settings.data)]) == 0
-    record, answer = capsys.readouterr().out.split("\n\n", 1)
-    assert json.loads(record)["params"] == recorded.store.read(run_id).params
+    facts, answer = capsys.readouterr().out.split("\n\n", 1)
+    assert facts.startswith(f"{run_id}: done\ncalled: ")
+    assert "\ntool: run_prompts\n  prompts: [" in facts
+    assert all(f"{name} {version}" in facts for name, version in environment_of(recorded, run_id).versions.items())
     assert answer.startswith(recorded.texts["prompt set"].splitlines()[0])
+    assert "Parts for --part: " in answer
+    assert "read_run" not in answer
 
     assert main(["runs", "show", run_id, "--data", str(recorded.settings.data), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == recorded.store.read(run_id).model_dump(mode="json")
@@ -96,7 +107,14 @@ def test_a_run_that_failed_is_shown(store: RunStore, capsys: pytest.CaptureFixtu
     record = runs.opened(store, owner=runs.GONE)
 
     assert command(store, "show", record.id) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "interrupted"
+    assert capsys.readouterr().out.startswith(f"{record.id}: interrupted\n")
+
+
+def test_a_part_of_a_run_is_shown_page_by_page(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["runs", "show", recorded.ids["lens"], "--part", "readings.layers", "--limit", "3"]
+
+    assert main([*asked, "--data", str(recorded.settings.data)]) == 0
+    assert capsys.readouterr().out.endswith("\n13 rows follow: --offset 3.\n")
 
 
 def test_no_run_and_no_id(store: RunStore) -> None:
@@ -104,6 +122,7 @@ def test_no_run_and_no_id(store: RunStore) -> None:
 
     assert (shown.returncode, shown.stdout) == (2, "")
     assert "there is no run 'logit_lens-aaaaaa'" in shown.stderr
+    assert "nnterp-mcp runs lists the latest runs." in shown.stderr
     assert "a run id looks like" in run("runs", "delete", "../../x").stderr
     assert "RUN" in run("runs", "pin").stderr
 

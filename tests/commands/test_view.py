@@ -86,7 +86,7 @@ def test_what_cannot_be_shown_is_refused(store: RunStore, tmp_path: Path) -> Non
 
     assert "there is no run 'logit_lens-aaaaaa'" in refusal("view", "logit_lens-aaaaaa", "--no-browser", *folder)
     assert "cannot be written" in refusal("view", kept.id, "--out", str(tmp_path / "none" / "x.html"), *folder)
-    assert "port -1" in refusal("view", kept.id, "--no-browser", "--port", "-1", *folder)
+    assert "--port: '-1' is not a whole number" in refusal("view", kept.id, "--no-browser", "--port", "-1", *folder)
 
 
 def test_looking_needs_no_torch() -> None:

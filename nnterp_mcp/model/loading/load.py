@@ -183,6 +183,7 @@ def _explained(located: Located, code: bool) -> Generator[None]:
             raise Forbidden(
                 f"{located.origin} needs code of its own to run, which this server does not allow",
                 "Whoever starts the server can allow it with --trust-remote-code.",
+                "Allow it with --trust-remote-code.",
             ) from error
         if isinstance(error, ValueError | KeyError | ImportError | AttributeError):
             raise Unsupported(

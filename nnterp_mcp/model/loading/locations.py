@@ -86,7 +86,9 @@ def locate_on_hub(name: str, revision: str | None, code: bool, report: Report, w
         return Located(Path(folder), f"the Hub's {name}", revision=Path(folder).name)
     except GatedRepoError as error:
         raise Forbidden(
-            f"{name} is gated on the Hub", "Accept its licence there and start the server with HF_TOKEN set."
+            f"{name} is gated on the Hub",
+            "Accept its licence there and start the server with HF_TOKEN set.",
+            "Accept its licence there and set HF_TOKEN.",
         ) from error
     except RevisionNotFoundError as error:
         raise UnknownModel(f"{name} has no revision {revision!r} on the Hub") from error

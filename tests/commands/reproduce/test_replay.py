@@ -190,11 +190,6 @@ def test_a_result_of_another_version_is_refused(copied: Settings, recorded: Reco
         replayed(recorded.ids["lens"], copied)
 
 
-def test_a_tolerance_is_no_negative_number(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["replay", recorded.ids["lens"], "--tolerance", "-1"]) == 2
-    assert "--tolerance is a number from 0 on, not -1.0" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_a_run_of_a_real_model_is_replayed_and_exported(
