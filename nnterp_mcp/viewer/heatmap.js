@@ -93,7 +93,11 @@ export class Heatmap {
 
   select(row, column) {
     const item = this.item(row, column);
-    if (!item) return;
+    if (!item) {
+      this.selected.textContent = "nothing here";
+      this.panel.replaceChildren();
+      return;
+    }
     this.selected.textContent = this.says(item);
     this.panel.replaceChildren(this.details(item), ...(this.curves ? [this.curve(row, column)] : []));
     this.onSelect(row, column);

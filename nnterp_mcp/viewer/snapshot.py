@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ LARGEST = 1_800_000
 
 _DIGITS = 6
 """Significant digits of a number in a page; it is to be looked at."""
+
+_LONG = 24
+"""Characters up to which a text is written wherever it stands."""
 
 _SHORTEST = 4
 """Characters of a number in an array, at least."""
@@ -81,7 +85,15 @@ def _array(store: RunStore, run_id: str, name: str, card: ArrayCard) -> dict[str
 
 
 def _plain(table: Table) -> dict[str, Any]:
-    return escaped_data(short(table.model_dump(mode="json", exclude={"kinds"})))
+    """A table as data; a long text that several of its cells have, such as a prompt, stands in it once."""
+    content = escaped_data(short(table.model_dump(mode="json", exclude={"kinds"})))
+    counts = Counter(cell for row in content["rows"] for cell in row if isinstance(cell, str) and len(cell) > _LONG)
+    places = {text: place for place, text in enumerate(text for text, count in counts.items() if count > 1)}
+    rows = [
+        [{"text": places[cell]} if isinstance(cell, str) and cell in places else cell for cell in row]
+        for row in content["rows"]
+    ]
+    return {**content, "rows": rows, "texts": list(places)} if places else content
 
 
 def _size(content: Any) -> int:
