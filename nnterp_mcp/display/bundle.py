@@ -9,10 +9,10 @@ import posixpath
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from nnterp_mcp import __version__
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import MARKS
 
@@ -33,8 +33,8 @@ def page_of(script: str, source: str, data: Mapping[str, Any] | None = None) -> 
     """
     parts = {
         "source": source,
-        "version": __version__,
-        "policy": policy(script, source),
+        "version": version("nnterp-mcp"),
+        "policy": security_policy(script, source),
         "style": _style_sheet(),
         "data": "" if data is None else _carried(data),
         "script": script,
@@ -42,7 +42,7 @@ def page_of(script: str, source: str, data: Mapping[str, Any] | None = None) -> 
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("viewer/page.html"))
 
 
-def policy(script: str, source: str) -> str:
+def security_policy(script: str, source: str) -> str:
     """The content security policy of a page: its own script and style, and no more than its source to speak to."""
     connect = "'self'" if source == "server" else "'none'"
     return (

@@ -150,8 +150,8 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Texts under their names, such as what a model generated.
+class Passages:
+    """Passages under their names, such as what a model generated.
 
     Attributes:
         title: The panel's title.
@@ -162,7 +162,7 @@ class Texts:
     rows: Sequence[tuple[str, str]]
 
 
-Panel = Heatmap | Curves | Bars | Texts
+Panel = Heatmap | Curves | Bars | Passages
 
 
 @dataclass(frozen=True)

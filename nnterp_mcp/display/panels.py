@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import MaxNLocator
 
 from nnterp_mcp.display import style
-from nnterp_mcp.display.figure import MARKS, Bar, Bars, Colours, Curve, Curves, Heatmap, Panel, Texts
+from nnterp_mcp.display.figure import MARKS, Bar, Bars, Colours, Curve, Curves, Heatmap, Panel, Passages
 from nnterp_mcp.display.text import FAMILIES, fitted, font, literal, width, wrapped
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ class _Words:
     _WIDTH = 5.6
     _LINES = 3
 
-    def __init__(self, panel: Texts) -> None:
+    def __init__(self, panel: Passages) -> None:
         self._panel = panel
         self._names = _widest([name for name, _ in panel.rows], 2.2)
         self._texts = [

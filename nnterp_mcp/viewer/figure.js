@@ -7,7 +7,7 @@ import { Heatmap } from "./heatmap.js";
 import { table } from "./table.js";
 import { hundredths, number } from "./wording.js";
 
-const KINDS = { heatmap, curves, bars, texts };
+const KINDS = { heatmap, curves, bars, passages };
 
 /** The title of a figure, what it was measured on, and its notes. */
 export function introduce({ title, subtitle, notes }) {
@@ -121,6 +121,6 @@ function bars({ along, bars: drawn, mark, signed }) {
   return [element("p", { class: "note" }, told), element("ol", { class: "beams" }, drawn.map(row))];
 }
 
-function texts({ rows }) {
+function passages({ rows }) {
   return element("dl", { class: "texts" }, rows.map(([name, text]) => [element("dt", {}, name), element("dd", { dir: "auto" }, text)]));
 }

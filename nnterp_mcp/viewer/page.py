@@ -46,7 +46,7 @@ def page_with(data: Mapping[str, Any]) -> str:
 @cache
 def policy(source: PageSource) -> str:
     """The content security policy of the page: its own script and style, and no more than its source to speak to."""
-    return bundle.policy(_script(), source)
+    return bundle.security_policy(_script(), source)
 
 
 @cache

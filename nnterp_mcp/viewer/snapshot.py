@@ -18,7 +18,7 @@ from nnterp_mcp.runs.tables import FACT_COLUMNS, as_table, columns_of_array, fac
 from nnterp_mcp.table import Table
 from nnterp_mcp.toolset import specs
 
-LARGEST = 1_800_000
+MOST_CHARACTERS = 1_800_000
 """Characters of the parts that a page holds."""
 
 _DIGITS = 6
@@ -41,7 +41,7 @@ def snapshot(store: RunStore, run_id: str) -> tuple[dict[str, Any], str]:
     answer = read_answer(store, record)
     parts: dict[str, Any] = {}
     left: list[str] = []
-    room = LARGEST
+    room = MOST_CHARACTERS
     for name, content in _tables(store, record):
         size = _size(content)
         if size > room:

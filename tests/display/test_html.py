@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nnterp_mcp.display import style
 from nnterp_mcp.display.data import figure_data
-from nnterp_mcp.display.figure import Curves, Figure, Heatmap, Texts
+from nnterp_mcp.display.figure import Curves, Figure, Heatmap, Passages
 from nnterp_mcp.display.html import write_html
 from nnterp_mcp.formatting import escaped
 from tests.display.test_png import beams, grid, lines
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 def figure(text: str) -> Figure:
     return Figure(
-        text, text, [grid(2, 2, text, text), lines(text), beams(text), Texts(text, [(text, text)])], 2, [text]
+        text, text, [grid(2, 2, text, text), lines(text), beams(text), Passages(text, [(text, text)])], 2, [text]
     )
 
 

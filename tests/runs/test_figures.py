@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Texts
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages
+from nnterp_mcp.display.layers import target_names
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
@@ -97,8 +98,9 @@ def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded)
         assert row == str(layers[0]["layer"])
         assert labels == [shown(layer["top"][0][0]) for layer in layers]
         assert values == [layer["top"][0][1] for layer in layers]
-    for index, name in enumerate(("Paris/Rome", "London")):
-        probabilities, ranks = panel(figure, Curves, name), panel(figure, Curves, f"{name}: rank")
+    for index, name in enumerate(target_names(result["categories"])):
+        probabilities, ranks = [one for one in figure.panels if isinstance(one, Curves)][2 * index : 2 * index + 2]
+        assert (probabilities.title, ranks.title) == (name, f"{name}: rank")
         assert len(probabilities.curves) == len(ranks.curves) == len(readings)
         for drawn, reading in zip(probabilities.curves, readings, strict=True):
             assert drawn.y == [layer["targets"][index][0] for layer in reading["layers"]]
@@ -120,7 +122,7 @@ def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(record
     assert [one.y for one in measured] == [
         [patch["tracked"][index][0] for patch in source["patches"]] for index in range(len(measured))
     ]
-    (written,) = [one for one in figure.panels if isinstance(one, Texts)]
+    (written,) = [one for one in figure.panels if isinstance(one, Passages)]
     assert [text for _, text in written.rows] == [one["text"] for one in said]
     unpatched = [one for one in tracked.curves if one.role == "control"]
     assert [one.y[0] for one in unpatched] == [p for p, _ in source["unpatched"]["tracked"]]

@@ -61,7 +61,7 @@ def test_a_snapshot_holds_what_read_run_gives(name: str, recorded: Recorded) -> 
 def test_what_is_too_large_is_left_out_and_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = recorded.ids["states"]
     (name, *_) = recorded.store.read(run_id).arrays
-    monkeypatch.setattr(module, "LARGEST", 7_000)
+    monkeypatch.setattr(module, "MOST_CHARACTERS", 7_000)
 
     data, left = snapshot(recorded.store, run_id)
 
@@ -74,7 +74,7 @@ def test_the_last_rows_of_a_long_table_stay(tmp_path: Path, monkeypatch: pytest.
     store = RunStore(tmp_path / "runs")
     run = lens_run(store, [f"t{place} " for place in range(100)], layers=2)
     all_rows = snapshot(store, run.id)[0]["parts"]["readings.layers"]["rows"]
-    monkeypatch.setattr(module, "LARGEST", len(json.dumps(snapshot(store, run.id)[0]["parts"])) - 5_000)
+    monkeypatch.setattr(module, "MOST_CHARACTERS", len(json.dumps(snapshot(store, run.id)[0]["parts"])) - 5_000)
 
     data, left = snapshot(store, run.id)
     kept = data["parts"]["readings.layers"]["rows"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.display.figure import Arrays, Colours, Figure, Heatmap, Panel, Texts, some_of, visible
+from nnterp_mcp.display.figure import Arrays, Colours, Figure, Heatmap, Panel, Passages, some_of, visible
 from nnterp_mcp.display.layers import PROBABILITY, Followed, followed_panels, ordinals, target_names, token_table
 from nnterp_mcp.formatting import elided, quoted, spread
 from nnterp_mcp.render import in_force
@@ -124,7 +124,7 @@ def _texts(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[P
         patches = sources[0].patches
         at = spread(range(len(patches)), [0, len(patches) - 1], _TEXTS - 1)
         rows += [(f"layer {_layer(patches[place], result)}", patches[place].text or "") for place in at]
-    return [Texts("generated", rows)]
+    return [Passages("generated", rows)]
 
 
 def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, Texts
+from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, Passages
 from nnterp_mcp.display.layers import target_names
 from nnterp_mcp.formatting import elided, number, plural, quoted
 from nnterp_mcp.render import in_force
@@ -53,14 +53,14 @@ def _notes(sweep: _Sweep, result: SteerResult) -> list[str]:
     return [*notes, *([] if result.controls else ["Without a control: random directions may do the same."])]
 
 
-def _texts(result: SteerResult) -> list[Texts]:
+def _texts(result: SteerResult) -> list[Passages]:
     """What the model writes, unsteered first."""
     own = [run for run in result.runs if run.prompt == 0 and run.control is None and run.text is not None]
     rows = [
         ("baseline" if run.layer is None else f"layer {run.layer}, factor {number(run.factor)}", run.text or "")
         for run in own[:_TEXTS]
     ]
-    return [Texts("generated", rows)] if rows else []
+    return [Passages("generated", rows)] if rows else []
 
 
 @dataclass(frozen=True)
