@@ -6,6 +6,7 @@ Run by a Python that has sae-lens, eai-sparsify and dictionary-learning, which t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -72,8 +73,11 @@ def by_sparsify(root: Path, states: torch.Tensor) -> None:
 
 
 def by_dictionary_learning(root: Path, states: torch.Tensor) -> None:
-    from dictionary_learning import dictionary
-
+    found: Any = importlib.util.find_spec("dictionary_learning")  # which itself wants all that it trains with
+    file = Path(found.submodule_search_locations[0]) / "dictionary.py"
+    spec: Any = importlib.util.spec_from_file_location("dictionary", file)
+    dictionary = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dictionary)
     for name in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder"):
         made: Any = getattr(dictionary, name)(WIDTH, LATENTS)
         randomize(made)
