@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -45,12 +46,15 @@ HANDSHAKE = [
 
 
 def run(*command: str | Path, cwd: Path = ROOT, given: str = "") -> str:
-    """Runs a command; its output if it ends well.
+    """Runs a command; its output if it ends well. Away from the repository, its environment names no other packages.
 
     Raises:
         SystemExit: It fails; its output is the message.
     """
-    done = subprocess.run(list(map(str, command)), cwd=cwd, input=given, capture_output=True, text=True, check=False)
+    apart = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" or cwd == ROOT}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, input=given, env=apart, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout
