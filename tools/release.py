@@ -98,7 +98,8 @@ def check_generated() -> str:
         SystemExit: One is not current.
     """
     for script in GENERATED:
-        run(sys.executable, "-m", f"tools.{script}" if script == "stubs" else f"tools/{script}.py", "--check")
+        named = ("-m", "tools.stubs") if script == "stubs" else (f"tools/{script}.py",)
+        run(sys.executable, *named, "--check")
     return f"{len(GENERATED)} scripts"
 
 
