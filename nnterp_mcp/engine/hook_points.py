@@ -19,6 +19,7 @@ _PARTS: dict[Site, Part] = {
     "layers_output": "block",
     "attentions_raw_output": "attention_raw",
     "attentions_output": "attention_contribution",
+    "mlps_input": "mlp",
     "mlps_raw_output": "mlp_raw",
     "mlps_output": "mlp_contribution",
 }

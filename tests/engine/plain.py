@@ -35,6 +35,8 @@ class Names:
     attention_output: str
     projection: str
     mlp_output: str | None
+    mlp_input: str | None = None
+    """The MLP itself, where another module returns its output."""
     shared: bool = True
     """Whether its attention goes through the interface that transformers shares among models."""
     attention_norm: str | None = None
@@ -68,6 +70,7 @@ FAMILIES: dict[str, Names] = {
         "self_attention.dense",
         "self_attention.dense",
         "mlp.dense_4h_to_h",
+        "mlp",
         shared=False,
     ),
     "smollm2-135m": LLAMA,
@@ -165,6 +168,8 @@ class Plain:
                 ]
                 if names.mlp_output:
                     hooks += self._behind(layer, "mlps", index, names.mlp_output, names.mlp_norm)
+                    reads = layer.get_submodule(names.mlp_input or names.mlp_output)
+                    hooks.append(reads.register_forward_pre_hook(self._before("mlps_input", index), with_kwargs=True))
                 for hook in hooks:
                     stack.callback(hook.remove)
             if not names.shared:

@@ -95,6 +95,8 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
     facts = model.anatomy.layers[place.layer]
     if place.site == "layers_input":
         return {"path": facts.block.path, "side": "input", "item": facts.block.entry, "heads": 0}
+    if place.site == "mlps_input" and facts.mlp is not None:
+        return {"path": facts.mlp.path, "side": "input", "item": facts.mlp.entry, "heads": 0}
     if place.site == "heads_output" and facts.output_projection is not None:
         path, entry = facts.output_projection.path, facts.output_projection.entry
         return {"path": path, "side": "input", "item": entry, "heads": facts.num_heads}
