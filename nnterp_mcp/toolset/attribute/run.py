@@ -18,6 +18,7 @@ from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitP
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
 from nnterp_mcp.experiments.patching.activation_patching import Grid, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
+from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
@@ -299,11 +300,17 @@ def _patching(
             "whole": _mean(average_draws(found.clean, numbers)),
             "base": _mean(average_draws(found.corrupted, numbers)),
             "corruption": how,
+            "against": _against(pairs[0]),
             "parts": parts,
             "total": len(parts),
             "checked": _checked(compared),
         }
     )
+
+
+def _against(pair: Pair) -> str | None:
+    """The corrupted prompt, unless noise or an ablation stands for it."""
+    return None if pair.corrupted is None or pair.corrupted.noise is not None else pair.corrupted.prompt.text
 
 
 def _cells(

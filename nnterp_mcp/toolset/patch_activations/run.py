@@ -20,7 +20,7 @@ from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_se
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
-from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
+from nnterp_mcp.experiments.patching.alignment import LabelledSpans
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
@@ -29,11 +29,10 @@ from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.model.text.tokens import span_text
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
+from nnterp_mcp.toolset.patch_activations.columns import columns_of, patched_at, texts_of
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
@@ -117,12 +116,13 @@ def _base(
         window=params.window,
         in_force=list(pairs[0].clean.plan.labels),
         prompts=prompts,
-        texts=_texts(pairs[0]),
+        texts=texts_of(pairs[0]),
         draws=len(pairs) // prompts,
         clean=Measured(mean=0.0),
         corrupted=None,
         by_head=grid.by_head,
-        columns=_columns(grid, pairs[0], bench.model.tokenizer),
+        at=patched_at(grid, pairs[0].clean.prompt) if grid.by_head else "",
+        columns=columns_of(grid, pairs[0], bench.model.tokenizer),
         categories=targets.words,
         shared=targets.shared,
         cells=[],
@@ -304,27 +304,6 @@ def _heads(model: StandardizedTransformer, asked: Any, layer: int) -> list[int] 
     if asked is None:
         return None
     return resolve_indices(asked, model.anatomy.layers[layer].num_heads, "head", f"layer {layer} of {model.name}")
-
-
-def _texts(pair: Pair) -> list[str]:
-    """The clean prompt, and the corrupted one unless noise or an ablation stands for it."""
-    other = pair.corrupted
-    return [pair.clean.prompt.text, *([] if other is None or other.noise is not None else [other.prompt.text])]
-
-
-def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
-    if grid.by_head:
-        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
-    return [_column(span, pair, tokenizer) for span in grid.spans[0]]
-
-
-def _column(span: Span, pair: Pair, tokenizer: Any) -> GridColumn:
-    def tokens(prompt: EncodedPrompt, positions: Sequence[int]) -> str:
-        return span_text(tokenizer, [prompt.ids[at] for at in positions])
-
-    other = pair.corrupted
-    corrupted = None if other is None or other.noise is not None else tokens(other.prompt, span.corrupted)
-    return GridColumn(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
 
 
 @dataclass(frozen=True)
