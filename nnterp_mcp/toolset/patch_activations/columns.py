@@ -22,7 +22,7 @@ def texts_of(pair: Pair) -> list[str]:
 
 def columns_of(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     """The columns: heads, or the spans of the first pair with their tokens."""
-    if grid.by_head:
+    if grid.by_unit:
         return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
 

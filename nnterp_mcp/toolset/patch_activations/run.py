@@ -120,8 +120,8 @@ def _base(
         draws=len(pairs) // prompts,
         clean=Measured(mean=0.0),
         corrupted=None,
-        by_head=grid.by_head,
-        at=patched_at(grid, pairs[0].clean.prompt) if grid.by_head else "",
+        by_head=grid.by_unit,
+        at=patched_at(grid, pairs[0].clean.prompt) if grid.by_unit else "",
         columns=columns_of(grid, pairs[0], bench.model.tokenizer),
         categories=targets.words,
         shared=targets.shared,
@@ -225,7 +225,7 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
     Raises:
         InvalidRequest: One of them is not in the grid.
     """
-    by_head, found = patcher.grid.by_head, list[Cell]()
+    by_head, found = patcher.grid.by_unit, list[Cell]()
     labels = [column.label for column in columns]
     for given in params.cells:
         site = given.site or params.columns[0][0]
@@ -265,8 +265,8 @@ def _set(
 
 
 def _name(grid: Grid, cell: Cell) -> str:
-    label = str(cell.column) if grid.by_head else grid.spans[0][cell.column].label
-    return name_cell(cell.site, cell.layer, label, grid.by_head)
+    label = str(cell.column) if grid.by_unit else grid.spans[0][cell.column].label
+    return name_cell(cell.site, cell.layer, label, grid.by_unit)
 
 
 def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitScores:
@@ -348,9 +348,9 @@ class _Summary:
             PatchedCell(
                 site=cell.site,
                 layer=cell.layer,
-                column=labels.index(str(cell.column)) if grid.by_head else cell.column,
-                position=None if grid.by_head else position_of(labels[cell.column]),
-                head=cell.column if grid.by_head else None,
+                column=labels.index(str(cell.column)) if grid.by_unit else cell.column,
+                position=None if grid.by_unit else position_of(labels[cell.column]),
+                head=cell.column if grid.by_unit else None,
                 metric=metric,
                 recovery=recovery,
                 effect=effect,
@@ -369,9 +369,9 @@ def _keep(job: Job, grid: Grid, found: Patching) -> None:
     sites = list(dict.fromkeys(cell.site for cell in grid.cells))
     layers = sorted({cell.layer for cell in grid.cells})
     columns = sorted({cell.column for cell in grid.cells})
-    labels = columns if grid.by_head else [grid.spans[0][column].label for column in columns]
+    labels = columns if grid.by_unit else [grid.spans[0][column].label for column in columns]
     array = torch.full((len(found.values), len(sites), len(layers), len(labels)), torch.nan)
     for at, cell in enumerate(grid.cells):
         array[:, sites.index(cell.site), layers.index(cell.layer), columns.index(cell.column)] = found.values[:, at]
-    axes = {"pair": list(range(len(array))), "site": sites, "layer": layers, "head" if grid.by_head else "span": labels}
+    axes = {"pair": list(range(len(array))), "site": sites, "layer": layers, "head" if grid.by_unit else "span": labels}
     job.keep("metric", array, axes)
