@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.decode_steps import UNBOUNDED, DecodeSteps, Way
-from nnterp_mcp.engine.edits import EditOfRuns
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for
 from nnterp_mcp.engine.kv_cache import cache_inputs, takes_rows
@@ -65,7 +64,6 @@ def generate(
     those on `all`, on `last` and on ranges without an end act on every new token too; steps are as they say.
 
     Args:
-        model: The model.
         work: The prompts; progress is reported after each step, with the number of steps over all batches.
         max_new_tokens: How many tokens to generate at most.
         sampling: How to choose them.
@@ -186,7 +184,6 @@ def find_way(model: StandardizedTransformer, length: int) -> Way:
     """The cheapest way to compute the steps of a text that is right for short texts and beyond each mark below it.
 
     Args:
-        model: The model.
         length: The tokens that the longest text is to have.
     """
     lengths, known = lengths_of(model.module), _tried.setdefault(model.module, {})

@@ -88,7 +88,7 @@ def plot_topk_tokens(
 
 
 def plot_target_evolution(
-    probs: Mapping[str, Float[Tensor, "prompt layer"]],
+    probs: Mapping[str, Float[Tensor, "*prompt layer"]],
     title: str | None = None,
     file: str | Path | None = None,
     save_html: bool = True,

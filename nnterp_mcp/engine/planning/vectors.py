@@ -27,7 +27,6 @@ def resolve_vector(
     """The vector that an operation adds or removes at a place.
 
     Args:
-        model: The model.
         asked: What the request says.
         place: Where it is used.
         vectors: Finds named vectors.

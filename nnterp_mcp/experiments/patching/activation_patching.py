@@ -114,9 +114,7 @@ def make_grid(
     """Resolves sites, layers, positions and heads to cells.
 
     Args:
-        model: The model.
         pairs: The pairs of inputs.
-        sites: The sites.
         layers: The layers; of `all`, those that have the site.
         positions: The tokens, each patched by itself, or labelled spans; with heads, all of them together.
         heads: The heads, or at the site `neurons` the neurons, that make the columns, each patched by itself; None for
@@ -258,7 +256,7 @@ class Patcher:
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
         exchange = _Exchange(
-            own, other, ablated or {}, self._corresponding(index), self.grid.by_unit, self.receivers is not None
+            own, other, ablated or {}, self.corresponding(index), self.grid.by_unit, self.receivers is not None
         )
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
@@ -275,8 +273,8 @@ class Patcher:
     def _patches_clean(self, pair: Pair) -> bool:
         return self.direction == "noising" or pair.corrupted is None
 
-    def _corresponding(self, index: int) -> list[list[tuple[int, int]]]:
-        """For each span, the positions of the run that is patched, with those that states are taken from."""
+    def corresponding(self, index: int) -> list[list[tuple[int, int]]]:
+        """For each span of a pair, the positions of the run that is patched, with those that states are taken from."""
         clean_first = self._patches_clean(self.pairs[index])
         return [
             list(zip(*((span.clean, span.corrupted) if clean_first else (span.corrupted, span.clean)), strict=True))
@@ -296,16 +294,19 @@ class Patcher:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
         measured: dict[int, Tensor] = {}
         done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
-        make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
-        branches = make(
+        branch = partial(
+            Branches,
             self.model,
             own.given,
-            edits,
             reduction=lambda order: asked,
             reference=reference,
             batch_tokens=work.batch_tokens,
             own=own,
         )
+        if self.receivers is None:
+            branches = branch(edits)
+        else:
+            branches = PathBranches(self.model, branch, edits, self.receivers, self.through_mlps)
         for batch in branches.run():
             require_finite(batch.numbers["total"], "logits")
             measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)

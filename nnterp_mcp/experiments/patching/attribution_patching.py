@@ -117,7 +117,6 @@ def compare_with_patches(
 
     Args:
         patcher: The question.
-        estimates: Its estimates.
         work: The size of batches, and where progress is reported, in runs.
         count: The number of strongest cells.
         seed: The seed with which the others are drawn.
@@ -168,7 +167,7 @@ def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Te
             good if noising else bad, list(watched.states.values()), allow_unused=True, materialize_grads=True
         )
     slope_of = dict(zip(watched.states, slopes, strict=True))
-    spans = _corresponding(patcher, index, noising)
+    spans = _corresponding(patcher, index)
     tables = {
         place: _Table(
             *(by_position(of[place], place.site)[0].detach() for of in (seen.states, watched.states, slope_of))
@@ -201,12 +200,9 @@ class _Table:
         return change.flatten(2).sum((0, 2)) if change.ndim > 2 else change.sum(0)
 
 
-def _corresponding(patcher: Patcher, index: int, noising: bool) -> list[tuple[list[int], list[int]]]:
+def _corresponding(patcher: Patcher, index: int) -> list[tuple[list[int], list[int]]]:
     """For each span, the positions that are patched and those that states come from; one for all where by head."""
-    spans = [
-        sorted(zip(*((span.clean, span.corrupted) if noising else (span.corrupted, span.clean)), strict=True))
-        for span in patcher.grid.spans[index]
-    ]
+    spans = [sorted(span) for span in patcher.corresponding(index)]
     if patcher.grid.by_unit:
         spans = [sorted({at for span in spans for at in span})]
     return [([at for at, _ in span], [at for _, at in span]) for span in spans]

@@ -175,9 +175,7 @@ def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
 
 
 def _maps_hidden(call: ModuleCall, hidden: Tensor) -> bool:
-    first = next((value for _, value in call.tensors), None)
-    output = first_state(call.output)[1]
-    return first is not None and output is not None and first.shape == hidden.shape and output.shape == hidden.shape
+    return _returns_hidden(call, hidden) and call.tensors[0][1].shape == hidden.shape
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
-from nnterp_mcp.engine.edits import Edit, EditOfRuns
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, pass_data, require_reduced
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
@@ -66,9 +65,9 @@ def try_served_branches(
 
 
 def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first: int) -> BranchBatch:
-    nothing = torch.empty(0, 0)
+    rows, base = torch.empty(len(order), 0), torch.empty(0)
     written = [texts.get(row, []) for row in order]
-    return BranchBatch(order, nothing, nothing, written, texts.get(-1, []), found["values"], first, found["numbers"])
+    return BranchBatch(order, rows, base, written, texts.get(-1, []), found["values"], first, found["numbers"])
 
 
 class _Awaited(dict[Any, Any]):
@@ -220,7 +219,6 @@ def _pass(
     """A pass over an input and its branches.
 
     Args:
-        model: The model.
         run: The input, with what is read of it and carried on.
         visitor: The pass.
         rows: How many rows it begins with, and with how many it ends.

@@ -33,7 +33,6 @@ def steps_of(
     """The steps of a pass, in the order in which the model runs.
 
     Args:
-        model: The model.
         window: The columns that are computed.
         plan: The operations.
         captures: What is captured, under its number.
@@ -57,7 +56,6 @@ def branch_steps(
     """The steps of a pass over an input and its branches.
 
     Args:
-        model: The model.
         branch: The pass.
         present: The number of rows from the start.
         end: Rows and columns at which logits are wanted.
