@@ -93,9 +93,9 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     encoded = _encode(
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
+    position = _target_position(params.target_position, encoded)
     edits = bench.plan(params.interventions, [*prompts, encoded])
-    work = Workload([encoded], edits, bench.batch_tokens, job.progress)
-    target = Target(work, _target_position(params.target_position, encoded))
+    target = Target(Workload([encoded], edits, bench.batch_tokens, job.progress), position)
     targets = follow_targets(params.targets, model)
     if params.source_vectors:
         sources = _gather_vectors(bench, params, params.source_vectors, targets)
