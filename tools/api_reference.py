@@ -109,8 +109,8 @@ def _parameter(parameter: griffe.Parameter) -> str:
 
 def _documented(one: griffe.Object) -> Iterator[str]:
     sections = one.docstring.parsed if one.docstring else []
-    constructor = one.members.get("__init__") if isinstance(one, griffe.Class) else None
-    if isinstance(constructor, griffe.Function) and constructor.docstring:
+    constructor = one.members["__init__"] if isinstance(one, griffe.Class) and "__init__" in one.members else one
+    if constructor is not one and constructor.docstring is not None:
         sections = [*sections, *constructor.docstring.parsed[1:]]
     for section in sections:
         if section.kind is griffe.DocstringSectionKind.text:
