@@ -27,6 +27,7 @@ _STATE_SITES = (
     "heads_output",
     "attentions_output",
     "attentions_raw_output",
+    "mlps_input",
     "mlps_output",
     "mlps_raw_output",
     "layers_output",

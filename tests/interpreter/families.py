@@ -26,6 +26,7 @@ class Family:
         projection: The output projection, whose input is the heads' output.
         mlp: The MLP in a layer.
         norm: The norm behind the last layer.
+        reads: The MLP itself, where `mlp` is the module in it that returns its output.
         lacks: Sites that the tools do not offer.
         multiplier: The field of the configuration by which both are multiplied before they are added.
         interface: Whether its attention goes through the interface that transformers shares among models.
@@ -39,6 +40,7 @@ class Family:
     mlp: str = "mlp"
     added: tuple[str, str] | None = None
     norm: str = "model.norm"
+    reads: str | None = None
     lacks: tuple[str, ...] = ()
     multiplier: str | None = None
     interface: bool = True
@@ -48,6 +50,11 @@ class Family:
     def attention_added(self) -> str:
         """The part of a layer whose output attention adds to the residual stream."""
         return self.added[0] if self.added else self.attention
+
+    @property
+    def mlp_read(self) -> str:
+        """The MLP, whose input is what it reads."""
+        return self.reads or self.mlp
 
     @property
     def mlp_added(self) -> str:
@@ -67,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         projection="self_attn.out_proj",
         mlp="fc2",
         norm="model.decoder.final_layer_norm",
-        lacks=("mlps_output", "mlps_raw_output"),
+        lacks=("mlps_input", "mlps_output", "mlps_raw_output"),
     ),
     # Grouped queries.
     "llama": Family(),
@@ -100,7 +107,9 @@ FAMILIES: dict[str, Family] = {
     # Keys and values from one small state; attention in chunks.
     "deepseek_v3": Family(),
     "llama4_text": Family(
-        mlp="feed_forward", changed={"attention_chunk_size": WINDOW}, lacks=("mlps_output", "mlps_raw_output")
+        mlp="feed_forward",
+        changed={"attention_chunk_size": WINDOW},
+        lacks=("mlps_input", "mlps_output", "mlps_raw_output"),
     ),
     # Experts; attention sinks.
     "qwen3_moe": Family(),
@@ -113,6 +122,7 @@ FAMILIES: dict[str, Family] = {
         "self_attention.dense",
         "mlp.dense_4h_to_h",
         norm="transformer.ln_f",
+        reads="mlp",
         interface=False,
     ),
 }

@@ -34,7 +34,7 @@ Edit = Callable[[Tensor, States], Tensor]
 Edits = Mapping[Place, Sequence[Edit]]
 
 _IMPLEMENTATION = "interpreted"
-_PARTS = ("projection", "attention", "attention_added", "mlp", "mlp_added")
+_PARTS = ("projection", "attention", "attention_added", "mlp_read", "mlp", "mlp_added")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Plain:
                     ),
                     parts["attention"].register_forward_hook(self._after("attentions_raw_output", index)),
                     parts["attention_added"].register_forward_hook(self._after("attentions_output", index, scale)),
+                    parts["mlp_read"].register_forward_pre_hook(self._before("mlps_input", index), with_kwargs=True),
                     parts["mlp"].register_forward_hook(self._after("mlps_raw_output", index)),
                     parts["mlp_added"].register_forward_hook(self._after("mlps_output", index, scale)),
                     layer.register_forward_hook(self._after("layers_output", index)),
@@ -131,7 +132,9 @@ class Plain:
             if site == "layers_input":
                 self._layer = layer
             came = args[0] if args else kwargs["hidden_states"]
-            states = came[0] if site == "layers_input" else came[0].unflatten(-1, (self.heads, -1))
+            states = came.reshape(-1, came.shape[-1])
+            if site == "heads_output":
+                states = states.unflatten(-1, (self.heads, -1))
             edited = self._at(site, layer, states).reshape(came.shape)
             return ((edited, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edited})
 

@@ -22,7 +22,7 @@ from nnterp_mcp.engine.edits import (
     StateEdit,
 )
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.hook_points import Place, known_width, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
 from nnterp_mcp.engine.planning.correspondence import mean_by_position, require_match
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
@@ -52,7 +52,6 @@ from nnterp_mcp.request.operations import (
 from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
-from nnterp_mcp.request.sites import HEAD_SITES
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""
@@ -229,8 +228,9 @@ class _Planner:
         positions = {prompt.index: resolve(operation.positions, prompt) for prompt in chosen}
         reach = Reach(positions, onward, in_step(operation.steps))
         heads = None if operation.heads is None else self._heads(operation.heads, place)
-        if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
-            resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"a state at {place}")
+        width = known_width(self._model, place)
+        if operation.neurons is not None and width is not None:
+            resolve_indices(operation.neurons, width, "neuron", f"a state at {place}")
         change = self._change(operation, place, reach, chosen, heads)
         return lambda gathered: StateEdit(place, reach, change(gathered), heads, operation.neurons)
 

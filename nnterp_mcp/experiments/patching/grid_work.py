@@ -45,7 +45,7 @@ def tokens_of(grid: Grid, pairs: Sequence[Pair]) -> list[int]:
         [len(pair.clean) - min(span.clean, default=0) for span in spans]
         for pair, spans in zip(pairs, grid.spans, strict=True)
     ]
-    if grid.by_head:
+    if grid.by_unit:
         return [sum(map(max, lengths))] * len(grid.cells)
     by_span = [sum(found) for found in zip(*lengths, strict=True)]
     return [by_span[cell.column] for cell in grid.cells]

@@ -99,6 +99,8 @@ class LayerAnatomy:
         mlp_contribution: The same for the MLP.
         core: The module that multiplies probabilities and values: the attention module or one inside it.
         output_projection: The linear map from the heads' outputs to the residual stream, or None.
+        mlp_projection: The linear map from the MLP's neurons to its output; None where experts have one each.
+        num_neurons: The width of what it reads; 0 without it.
         num_heads: Number of attention heads; 0 without attention.
         product: Code and line at which probabilities multiply values; None where they are never formed.
         score_product: Ordinal of the core's product of queries and keys; None where it is not identified.
@@ -121,6 +123,8 @@ class LayerAnatomy:
     mlp_contribution: Site | None = None
     core: Site | None = None
     output_projection: Site | None = None
+    mlp_projection: Site | None = None
+    num_neurons: int = 0
     num_heads: int = 0
     product: tuple[CodeType, int] | None = None
     score_product: int | None = None

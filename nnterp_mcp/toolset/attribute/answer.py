@@ -65,11 +65,11 @@ def part_name(part: AttributedPart, cell: bool = False) -> str:
     layer = f"L{part.layer}"
     if part.source is not None:
         return f"{layer}H{part.index}"
-    if cell and part.kind != "heads_output":
+    if cell and part.kind not in ("heads_output", "neurons"):
         return f"{layer} at {quoted(elided(part.token or '', _TOKEN))} (position {part.index})"
     if part.kind in ("head", "heads_output"):
         return f"{layer}H{part.index}"
-    if part.kind == "neuron":
+    if part.kind in ("neuron", "neurons"):
         return f"{layer}N{part.index}"
     return layer if part.kind == "layer" else f"{layer} {part.kind.replace('mlp', 'MLP')}"
 
@@ -128,8 +128,9 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
+    states = "activation" if result.by == "neuron" else first.kind
     put = (
-        f"The largest estimated effect is that of the clean {first.kind} of {part_name(first, cell=True)}: "
+        f"The largest estimated effect is that of the clean {states} of {part_name(first, cell=True)}: "
         f"{number(brief(first.value.mean))}"
     )
     done = "" if first.patched is None else f" to first order, and {number(brief(first.patched))} when patched"
@@ -149,10 +150,14 @@ def _extremes(order: Sequence[AttributedPart]) -> str:
     least = min(order, key=lambda part: part.value.mean, default=None)
     said = ""
     if most is not None and most.value.mean > 0:
-        said += f" {_spoken(most)} raises it most, by {number(brief(most.value.mean))}."
+        said += f" {_spoken(most)} {_verb(most, 'raise')} it most, by {number(brief(most.value.mean))}."
     if least is not None and least.value.mean < 0:
-        said += f" {_spoken(least)} lowers it most, by {number(brief(-least.value.mean))}."
+        said += f" {_spoken(least)} {_verb(least, 'lower')} it most, by {number(brief(-least.value.mean))}."
     return said
+
+
+def _verb(part: AttributedPart, stem: str) -> str:
+    return stem if part.kind in ("embeddings", "positions") else f"{stem}s"
 
 
 def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
@@ -179,13 +184,13 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
 
 
 def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
-    heads = result.by == "head"
+    units = result.by in ("head", "neuron")
     columns: list[Column[AttributedPart]] = [
         Column("site", lambda part: part.kind, shown=result.by == "sublayer"),
-        Column("head", part_name, shown=heads),
-        Column("layer", lambda part: part.layer, shown=not heads),
-        Column("position", lambda part: part.index, shown=not heads),
-        Column("token", _token, Kind.TEXT, not heads),
+        Column(result.by, part_name, shown=units),
+        Column("layer", lambda part: part.layer, shown=not units),
+        Column("position", lambda part: part.index, shown=not units),
+        Column("token", _token, Kind.TEXT, not units),
         Column("estimate", lambda part: part.value.mean, Kind.BRIEF),
         Column("95 %", lambda part: part.value, Kind.INTERVAL, any(part.value.low is not None for part in parts)),
         Column("patched", lambda part: part.patched, Kind.BRIEF),
@@ -234,7 +239,7 @@ def _peaks(result: AttributeResult) -> Table:
 def _peak(result: AttributeResult, site: str, group: LayerSpan) -> Cell:
     cells = [part for part in result.parts if part.kind == site and part.layer in group[1]]
     peak = max(cells, key=lambda part: abs(part.value.mean), default=None)
-    mark = "H" if result.by == "head" else "@"
+    mark = {"head": "H", "neuron": "N"}.get(result.by, "@")
     return None if peak is None else [brief(peak.value.mean), f"{mark}{peak.index}"]
 
 
@@ -265,7 +270,18 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
-    return notes + left_out(result.total - shown, "part", "parts")
+    return notes + _left_out(shown, result)
+
+
+def _left_out(shown: int, result: AttributeResult) -> list[str]:
+    """Where the parts are that an answer leaves out: of many neurons the table of the run has only the strongest."""
+    if result.total == len(result.parts):
+        return left_out(result.total - shown, "part", "parts")
+    array = "estimates" if result.method == "patching" else "values"
+    return [
+        f"{plural(result.total - shown, 'part')} not shown: read_run part=parts has the {len(result.parts)} strongest, "
+        f"part={array} all."
+    ]
 
 
 _READING = {

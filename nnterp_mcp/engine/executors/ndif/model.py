@@ -111,6 +111,8 @@ class ServedTransformer(StandardizedTransformer):
 
     def width_at(self, place: Place) -> int:
         """The width of a state at a place; of one head where there are heads."""
+        if place.site == "neurons" and place.layer is not None:
+            return self.anatomy.layers[place.layer].num_neurons
         if place.site != "heads_output" or place.layer is None:
             return self.hidden_size
         facts = self.anatomy.layers[place.layer]

@@ -1,0 +1,240 @@
+"""How well a dictionary fits a model at a place: sparsity, reconstruction, and the loss when it stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.cancellation import check_cancelled
+from nnterp_mcp.engine.edits import Patched, StateEdit
+from nnterp_mcp.engine.forward import Plan
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.token_spans import Reach
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import InvalidRequest, NnterpError
+from nnterp_mcp.experiments.features.dictionary import Dictionary
+from nnterp_mcp.experiments.features.readings import read_tokens, require_feature_place, sites_behind
+from nnterp_mcp.experiments.text_scores import score_texts
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.request.feature_sites import FeaturePlace, FeatureSite
+
+LARGEST_FVU = 1.0
+"""Fraction of variance unexplained above which a dictionary says less than the mean of the states."""
+
+LARGEST_RATIO = 2.0
+"""Ratio of active features to declared ones above which a dictionary does not read what it was trained on."""
+
+_CHUNK = 1 << 25
+"""Features that are computed at once."""
+
+_INPUTS: tuple[FeatureSite, ...] = (
+    "layers_output",
+    "layers_input",
+    "residual_mid",
+    "residual_mid_normalized",
+    "mlps_input",
+    "heads_output",
+    "attentions_output",
+    "attentions_raw_output",
+    "mlps_output",
+    "mlps_raw_output",
+)
+"""Where dictionaries read."""
+
+_OUTPUTS: tuple[FeatureSite, ...] = ("mlps_output", "mlps_raw_output", "attentions_output", "attentions_raw_output")
+"""Where transcoders write."""
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """How a dictionary reconstructs states.
+
+    Attributes:
+        l0: Active features at a token, in the mean.
+        fvu: The fraction of the states' variance that it does not explain; 1 is what their mean would do.
+        cosine: Between states and reconstructions, in the mean.
+        silent: The share of features that are active at no token.
+    """
+
+    l0: float
+    fvu: float
+    cosine: float
+    silent: float
+
+    def faults(self, declared_l0: float | None) -> list[str]:
+        """What speaks against the place, in words; empty where nothing does."""
+        found: list[str] = []
+        if not self.fvu <= LARGEST_FVU:
+            found.append(f"the reconstruction explains less than the mean of the states (FVU {self.fvu:.3g})")
+        ratio = 1.0 if not declared_l0 else max(self.l0, 1e-9) / declared_l0
+        if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
+            found.append(f"{self.l0:.3g} features are active at a token, and {declared_l0:.3g} are declared")
+        return found
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss for each next token, in nats.
+
+    Attributes:
+        clean: Of the model.
+        spliced: With the reconstruction in the states' place.
+        zeroed: With zeros in the states' place.
+    """
+
+    clean: float
+    spliced: float
+    zeroed: float
+
+    @property
+    def recovered(self) -> float | None:
+        """The share of the loss from zeroing that the reconstruction avoids; None where zeroing does no harm."""
+        harm = self.zeroed - self.clean
+        return None if harm <= 0 else (self.zeroed - self.spliced) / harm
+
+
+def measure_fit(
+    made: Dictionary, read: Float[Tensor, "token input"], written: Float[Tensor, "token output"]
+) -> tuple[Reconstructed, Float[Tensor, "token output"]]:
+    """Encodes states and compares what is decoded with what it stands for.
+
+    Args:
+        made: The dictionary.
+        read: What it reads.
+        written: What it reconstructs; of an autoencoder the same.
+
+    Returns:
+        The fit, and the reconstruction.
+    """
+    active, parts = torch.zeros(made.latents, dtype=torch.long, device=read.device), []
+    for some in read.split(max(1, _CHUNK // made.latents)):
+        check_cancelled()
+        features = made.encode(some)
+        active += (features > 0).sum(0)
+        parts.append(made.decode(features, some))
+    back, target = torch.cat(parts).double(), written.double()
+    variance = (target - target.mean(0)).square().sum()
+    fit = Reconstructed(
+        l0=float(active.sum()) / len(read),
+        fvu=float((target - back).square().sum() / variance),
+        cosine=float(torch.nn.functional.cosine_similarity(target, back, dim=-1).mean()),
+        silent=float((active == 0).double().mean()),
+    )
+    return fit, torch.cat(parts)
+
+
+def read_all(
+    model: StandardizedTransformer, work: Workload, places: Sequence[FeaturePlace]
+) -> dict[FeaturePlace, Float[Tensor, "token width"]]:
+    """The states of every token but each prompt's first, in the order of the prompts.
+
+    The first token is left out, which is the BOS token in most models and an attention sink in nearly all: its state is
+    unlike any other, and dictionaries are not trained on it.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        places: The places.
+    """
+    positions = [range(1, len(prompt.ids)) for prompt in work.prompts]
+    rows: dict[FeaturePlace, dict[int, Tensor]] = {place: {} for place in places}
+    for found in read_tokens(model, work, places, positions):
+        for place, states in found.states.items():
+            rows[place] |= zip(found.prompts, states.split(list(found.counts)), strict=True)
+    return {place: torch.cat([by[number] for number in sorted(by)]) for place, by in rows.items()}
+
+
+def fit_other_places(
+    model: StandardizedTransformer, work: Workload, made: Dictionary, layer: int
+) -> list[tuple[FeaturePlace, FeaturePlace | None, Reconstructed]]:
+    """How a dictionary fits at every place of a layer whose states have its width, the best first.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        made: The dictionary.
+        layer: The layer.
+    """
+    outputs = [FeaturePlace(site, layer) for site in _OUTPUTS] if made.transcodes else []
+    places = [FeaturePlace(site, layer) for site in _INPUTS]
+    states = read_all(model, work, [place for place in {*places, *outputs} if _has(model, place)])
+    found: list[tuple[FeaturePlace, FeaturePlace | None, Reconstructed]] = []
+    for place in (place for place in places if place in states and states[place].shape[1] == made.encoder.shape[1]):
+        for out in [one for one in outputs if one in states] or [None]:
+            written = states[out or place]
+            if written.shape[1] == made.decoder.shape[1] and out != place:
+                found.append((place, out, measure_fit(made, states[place], written)[0]))
+    return sorted(found, key=lambda one: one[2].fvu)
+
+
+def _has(model: StandardizedTransformer, place: FeaturePlace) -> bool:
+    try:
+        require_feature_place(model, place)
+    except NnterpError:
+        return False
+    return True
+
+
+def measure_losses(
+    model: StandardizedTransformer, work: Workload, place: FeaturePlace, back: Float[Tensor, "token width"]
+) -> Losses:
+    """The loss of the model, with reconstructions in the states' place, and with zeros.
+
+    Args:
+        model: The model.
+        work: The texts.
+        place: Where the reconstructions go.
+        back: They, for every token but the first of each text.
+    """
+    spliced = splice(model, work, place, back)
+    zeroed = splice(model, work, place, torch.zeros_like(back))
+    loss = [_mean_loss(model, replace(work, plan=plan)) for plan in (work.plan, spliced, zeroed)]
+    return Losses(*loss)
+
+
+def _mean_loss(model: StandardizedTransformer, work: Workload) -> float:
+    return -fmean(value for scores in score_texts(model, work) for value in scores)
+
+
+def splice(
+    model: StandardizedTransformer, work: Workload, place: FeaturePlace, states: Float[Tensor, "token width"]
+) -> Plan:
+    """A plan that has given states in a place's stead, at every token but the first of each prompt.
+
+    The residual stream between attention and MLP is set by what attention adds to it.
+
+    Args:
+        model: The model.
+        work: The prompts.
+        place: The place.
+        states: The states, in the order of the prompts.
+
+    Raises:
+        InvalidRequest: It is a place that is only read.
+    """
+    if place.site == "residual_mid_normalized":
+        raise InvalidRequest(f"states at {place.site} are read and not replaced.")
+    target = sites_behind(place)[-1]
+    if place.site == "residual_mid":
+        entering = FeaturePlace("layers_input", place.layer)
+        states = states - read_all(model, work, [entering])[entering]
+    layer = model.anatomy.layers[target.layer] if target.layer is not None else None
+    heads = layer.num_heads if layer is not None and place.site == "heads_output" else 0
+    shaped = states.unflatten(-1, (heads, -1)) if heads else states
+    return Plan({target: [_replaced(work, target, shaped)]}, ["reconstruction"])
+
+
+def _replaced(work: Workload, target: Place, states: Tensor) -> StateEdit:
+    counts = [len(prompt.ids) - 1 for prompt in work.prompts]
+    indices = [prompt.index for prompt in work.prompts]
+    own: Mapping[int, Tensor] = dict(zip(indices, states.split(counts), strict=True))
+    index = {
+        (at, position + 1): position for at, count in zip(indices, counts, strict=True) for position in range(count)
+    }
+    reach = Reach({at: range(1, count + 1) for at, count in zip(indices, counts, strict=True)})
+    return StateEdit(target, reach, Patched(own, index))
