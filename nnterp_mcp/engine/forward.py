@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.edits import Edit, is_skipped
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, is_skipped
 from nnterp_mcp.engine.executors.execution import execute
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.hook_points import Place, in_order
@@ -20,7 +20,7 @@ from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import Batch
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.sites import FACTS
 
 
@@ -44,6 +44,20 @@ class Plan:
     def needs(self) -> set[Place]:
         """Places whose states a pass has to keep for edits further on."""
         return {place for edits in self.edits.values() for edit in edits for place in edit.needs}
+
+    def of_runs(self, owners: Sequence[EncodedPrompt], further: Iterable[Edit] = ()) -> Plan:
+        """The same operations in passes whose rows are runs of the prompts.
+
+        Args:
+            owners: The prompt of each run.
+            further: Edits of single runs, made after the operations.
+        """
+        edits: dict[Place, list[Edit]] = {
+            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.edits.items()
+        }
+        for edit in further:
+            edits.setdefault(edit.place, []).append(edit)
+        return Plan(edits, self.labels)
 
 
 NOTHING = Plan()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.decode_steps import UNBOUNDED, DecodeSteps, Way
 from nnterp_mcp.engine.executors.remote import executed_remotely
-from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for
+from nnterp_mcp.engine.forward import NOTHING, attention_for
 from nnterp_mcp.engine.kv_cache import cache_inputs, takes_rows
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.workload import Workload, ignore_progress
@@ -107,9 +107,7 @@ def with_baseline(work: Workload) -> Workload:
     prompts, count = [*work.prompts, *work.prompts], len(work.prompts)
     rows = [replace(prompt, index=row) for row, prompt in enumerate(prompts)]
     unedited = [replace(prompt, index=_UNEDITED) for prompt in prompts[:count]]
-    owners = [*unedited, *work.prompts]
-    edits = {place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in work.plan.edits.items()}
-    return replace(work, prompts=rows, plan=Plan(edits, work.plan.labels))
+    return replace(work, prompts=rows, plan=work.plan.of_runs([*unedited, *work.prompts]))
 
 
 _UNEDITED = -1

@@ -14,8 +14,8 @@ from torch import Tensor
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches
-from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
-from nnterp_mcp.engine.forward import LogitReduction, Plan, forward
+from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
@@ -242,12 +242,7 @@ class SteeredRuns:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
         rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
-        edits: dict[Place, list[Edit]] = {
-            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.work.plan.edits.items()
-        }
-        for edit in self._edits(range(len(rows))):
-            edits.setdefault(edit.place, []).append(edit)
-        plan = Plan(edits, self.work.plan.labels)
+        plan = self.work.plan.of_runs(owners, self._edits(range(len(rows))))
         return replace(self.work, prompts=rows, plan=plan, progress=ignore_progress)
 
     def _edits(self, runs: Sequence[int]) -> list[StateEdit]:

@@ -251,13 +251,8 @@ def _write_texts(branches: Branches) -> dict[int, list[int]]:
     """The text after each row, and after the unedited input (-1): each is a prompt of its own."""
     base, unedited = branches.base, max(branches.rows) + 1
     rows = [replace(base.prompt, index=row) for row in (*branches.rows, unedited)]
-    owners = [base.prompt] * (unedited + 1)
-    edits: dict[Place, list[Edit]] = {
-        place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in base.edits.items()
-    }
-    for edit in branches.edits:
-        edits.setdefault(edit.place, []).append(edit)
-    work = Workload(rows, Plan(edits), branches.batch_tokens)
+    plan = Plan(base.edits).of_runs([base.prompt] * (unedited + 1), branches.edits)
+    work = Workload(rows, plan, branches.batch_tokens)
     written = generate(branches.model, work, max_new_tokens=branches.new_tokens)
     texts = {prompt.index: generation.ids for prompt, generation in zip(rows, written, strict=True)}
     return texts | {-1: texts.pop(unedited)}
