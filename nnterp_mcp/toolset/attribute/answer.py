@@ -12,7 +12,10 @@ from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart,
 _NUMBERS = 80
 """Numbers of all layers that an answer shows; one for each layer where there are more."""
 
-_BUDGET = 660
+_ESTIMATES = 40
+"""The same for estimates, whose rows in the table are longer."""
+
+_BUDGET = 720
 """Tokens that the rows of the table and the lines of all layers may take, about."""
 
 _TOKEN = 20
@@ -202,7 +205,7 @@ def _token(part: AttributedPart) -> str:
 def _every_layer(result: AttributeResult) -> dict[str, list[float]]:
     """One number for every layer: what its sublayers add, or of estimates the largest at each site; none for tokens."""
     found = _largest(result, False) if result.method == "patching" else _adds(result, False)
-    if sum(map(len, found.values())) > _NUMBERS:
+    if sum(map(len, found.values())) > (_ESTIMATES if result.method == "patching" else _NUMBERS):
         found = _largest(result, True) if result.method == "patching" else _adds(result, True)
     lines = [by_layer(sorted(of), {name: [of[layer] for layer in sorted(of)]}) for name, of in found.items()]
     return {name: values for line in lines for name, values in line.items()}
