@@ -120,7 +120,7 @@ def check_attention_probs(finding: str, facts: Facts) -> None:
     assert f"of the {len(heads)} heads read" in finding
     for kind, words in {"induction": "induction", "previous": "previous-token", "duplicate": "duplicate-token"}.items():
         scores = np.array([head["kinds"][kind] for head in heads])
-        said = claims(rf"{words} (?:none from {NUMBER} on|L(\d+)H(\d+) \({NUMBER}\))", finding)
+        said = claims(rf"{words} (?:none reaches {NUMBER}|L(\d+)H(\d+) \({NUMBER}\))", finding)
         if said[1]:
             assert scores.max() < float(said[1])
             continue
