@@ -339,9 +339,8 @@ def test_both_channels_say_the_same() -> None:
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
-    assert answer.profile is not None
-    tables = len(answer.table.rows) + len(answer.profile.rows)
-    assert len(said.split("\n")) == 4 + tables + len(answer.notes)
+    assert [len(values) for values in answer.by_layer.values()] == [3]
+    assert len(said.split("\n")) == 2 + len(answer.table.rows) + len(answer.by_layer) + len(answer.notes)
 
 
 @pytest.mark.smollm2

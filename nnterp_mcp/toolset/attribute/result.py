@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
+from nnterp_mcp.contract import Measured, Result, ResultPart, TableAnswer
 
 
 class AttributedPart(ResultPart):
@@ -114,8 +114,8 @@ class AttributeResult(Result):
     checked: Checked | None = None
 
 
-class AttributeAnswer(ProfiledAnswer):
-    """The strongest parts, and where they are by layer."""
+class AttributeAnswer(TableAnswer):
+    """The strongest parts, and a number for every layer."""
 
     metric: Annotated[float, Field(description="The metric that is attributed.")]
     error: Annotated[float | None, Field(description="By how much the parts miss it.")] = None
