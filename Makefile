@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test test-all test-versions lint format bundle bench gpu setup clean
+.PHONY: demo test test-all test-versions lint format bundle release-check bench gpu setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -29,6 +29,9 @@ format: setup
 
 bundle: setup ## Pack the bundle for Claude Desktop; needs Node.
 	$(BIN)/python tools/bundle.py --pack dist/nnterp-mcp.mcpb
+
+release-check: setup ## Build all that a release would publish and check it, without publishing it; ARGS="--quick" and the like.
+	$(BIN)/python tools/release.py $(ARGS)
 
 bench: setup ## Measure beside raw transformers and the peers, in environments made below build/; ARGS="--quick" and the like.
 	$(BIN)/python tools/bench.py --peers $(ARGS)

@@ -6,7 +6,6 @@ The commands are imported late, in `commands/parser.py`: an interruption is hand
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -23,11 +22,9 @@ def run_process() -> NoReturn:
     try:
         code = main()
     except BaseException:
-        if not was_interrupted():
-            raise
-        code = EXIT_CODE
-    if not was_interrupted():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
+        if was_interrupted():  # a library may have made an error of its own of it
+            raise SystemExit(EXIT_CODE) from None
+        raise
     sys.exit(EXIT_CODE if was_interrupted() else code)
 
 

@@ -44,9 +44,9 @@ class ModelParams(Params):
 
 
 class ResultPart(BaseModel):
-    """Base of the parts of a result, whose fields are all known."""
+    """Base of the parts of a result, whose fields are all known; NaN and infinities are strings in JSON."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class Measured(ResultPart):

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 _LISTED = 5
@@ -119,18 +118,6 @@ def elided(text: str, limit: int = 24) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 layer, 30 layers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-LayerSpan = tuple[str, list[int]]
-"""Neighbouring layers under one label."""
-
-
-def layer_groups(layers: Sequence[int], count: int) -> list[LayerSpan]:
-    """Layers in at most `count` groups of neighbours, with their labels."""
-    count = min(count, len(layers))
-    keyed = groupby(enumerate(layers), key=lambda item: item[0] * count // len(layers))
-    groups = [[layer for _, layer in group] for _, group in keyed]
-    return [(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", group) for group in groups]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -25,7 +25,10 @@ def announce_interruption() -> None:
 
 
 def end_on_interrupt() -> None:
-    """Makes SIGINT announce the interruption and raise KeyboardInterrupt; a second one ends the process at once."""
+    """Makes SIGINT announce the interruption and unwind; a second one ends the process at once.
+
+    It raises SystemExit: after a KeyboardInterrupt that passed through `exec`, Python ends itself by the signal.
+    """
     signal.signal(signal.SIGINT, _interrupt)
 
 
@@ -38,7 +41,7 @@ def _interrupt(*_: Any) -> None:
     signal.signal(signal.SIGINT, _exit)
     announce_interruption()
     _thread.start_new_thread(_exit_late, ())  # threading's own locks may be taken where the signal came
-    raise KeyboardInterrupt
+    raise SystemExit(EXIT_CODE)
 
 
 def _exit_late() -> None:

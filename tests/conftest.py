@@ -6,12 +6,19 @@ import gc
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+# Before the package: its shapes are checked here, and in every process that a test starts.
+SHAPES = str(Path(__file__).parent / "shapes")
+sys.path.insert(0, SHAPES)
+importlib.import_module("shape_checks").install("nnterp_mcp")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SHAPES, os.environ.get("PYTHONPATH")]))
 
 # Before nnsight, whose `.save` on every object breaks classes that are built later.
 for name in ("mcp.client.sse", "mcp.client.stdio"):

@@ -19,6 +19,12 @@ def test_the_tool_reference_is_current():
     assert subprocess.run(command, check=False).returncode == 0, "run: python tools/reference.py"
 
 
+def test_the_library_s_reference_is_current():
+    pytest.importorskip("griffe")
+    command = [sys.executable, str(ROOT / "tools" / "api_reference.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run: python tools/api_reference.py"
+
+
 def test_every_promise_of_safety_names_a_test_that_exists():
     files = {path.name: path.read_text() for path in ROOT.glob("tests/**/test_*.py")}
     file, found = "", 0

@@ -10,12 +10,12 @@ import pytest
 
 import nnterp_mcp
 
-SOURCE = ast.parse(Path(nnterp_mcp.__file__).read_text(encoding="utf-8"))
+STUB = ast.parse(Path(nnterp_mcp.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 
 
 def declared() -> dict[str, str]:
     """The names that type checkers see, with the modules that they come from."""
-    imports = [node for node in ast.walk(SOURCE) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    imports = [node for node in ast.walk(STUB) if isinstance(node, ast.ImportFrom) and node.level == 0]
     return {name.asname or name.name: node.module or "" for node in imports for name in node.names}
 
 

@@ -39,15 +39,19 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "experiments": LIBRARY,
     "verification": LIBRARY,
     "nnterp": LIBRARY | {"display"},
-    "worker": LIBRARY | SHARED | {"toolset", "runs", "pool", "verification"},
+    "worker": LIBRARY | SHARED | {"toolset", "runs", "pool"},
     "toolset.run": LIBRARY | SHARED | {"toolset", "runs", "pool", "worker"},
+    "worker.main": LIBRARY | SHARED | {"toolset", "runs", "pool", "verification", "worker"},
     "tool_methods": SHARED | {"toolset"},
-    "laboratory": LIBRARY | SHARED | {"toolset", "tool_methods", "runs", "pool", "worker"},
+    "laboratory": LIBRARY | SHARED | {"toolset", "tool_methods", "runs", "pool", "worker", "worker.main"},
     "": LIBRARY | {"nnterp", "verification", "laboratory"},
 }
 """What the modules of each part import besides one another. `toolset` is a tool's spec and its torch-free files;
 `toolset.run` is the file that does the work, which server and worker import by the tool's name; the command line
-imports anything."""
+imports anything. A worker has two parts: what tools work with, and above the tools the loop that calls them."""
+
+WORKER_LOOP = ("main", "load_model", "edit_model")
+"""The files of the worker that stand above the tools."""
 
 TORCH_FREE = ("request", "table", "render", "display", "contract", "toolset", "runs", "pool", "viewer", "server")
 TORCH_FREE_FILES = ("params", "result", "answer", "sets", "figure")
@@ -116,6 +120,8 @@ class House:
         _, *names = module.split(".")
         if len(names) == 3 and names[0] == "toolset" and names[2] not in TORCH_FREE_FILES:
             return "toolset.run"
+        if len(names) == 2 and names[0] == "worker" and names[1] in WORKER_LOOP:
+            return "worker.main"
         return names[0] if names else ""
 
     def tool(self, module: str) -> str | None:
@@ -267,6 +273,16 @@ BREACHES: dict[str, tuple[str, dict[str, str], str]] = {
         "upwards",
         {"server/late.py": "def late():\n    from house.toolset.lens.run import run"},
         "house.server.late imports house.toolset.lens.run",
+    ),
+    "the worker's loop in a tool": (
+        "upwards",
+        {"worker/main.py": "", "toolset/lens/run.py": "from house.worker.main import loop"},
+        "house.toolset.lens.run imports house.worker.main",
+    ),
+    "a tool's work in the workbench": (
+        "upwards",
+        {"worker/workbench.py": "from house.toolset.lens.run import run as lens"},
+        "house.worker.workbench imports house.toolset.lens.run",
     ),
     "the engine in a tool's answer": (
         "upwards",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +54,11 @@ def _write(store: RunStore, options: Namespace) -> None:
     from nnterp_mcp.viewer.page import page_with
     from nnterp_mcp.viewer.snapshot import snapshot
 
+    data, left = snapshot(store, options.run_id)
+    if left:
+        print(left, file=sys.stderr)
     try:
-        options.out.write_text(page_with(snapshot(store, options.run_id)), encoding="utf-8")
+        options.out.write_text(page_with(data), encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{options.out} cannot be written: {error.strerror}.") from None
     print(json.dumps({"run_id": options.run_id, "file": str(options.out)}) if "json" in options else options.out)

@@ -1,4 +1,4 @@
-"""Figures as plain data, independent of how they are drawn. `png.py` and `html.py` draw them."""
+"""Figures as plain data, from which pictures (`png.py`), pages (`html.py`) and the viewer are drawn alike."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class Heatmap:
         values: A value for each row and column; None where there is none.
         colours: The colour scale.
         labels: Text in the cells, such as tokens.
+        square: Draw cells as wide as high.
+        focus: The row and column of the cell at which a page opens; the largest value by default.
     """
 
     title: str
@@ -57,6 +59,8 @@ class Heatmap:
     values: Sequence[Sequence[float | None]]
     colours: Colours
     labels: Sequence[Sequence[str]] | None = None
+    square: bool = False
+    focus: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Curves:
         curves: The lines.
         names: Names of values of x that are no numbers, such as the embeddings before layer 0.
         span: The smallest range of the y axis.
-        whole: True if x takes integers only, such as layers.
+        ranks: True if y is a rank: 1 on top, on a logarithmic axis.
     """
 
     title: str
@@ -102,7 +106,7 @@ class Curves:
     curves: Sequence[Curve]
     names: Mapping[float, str] = field(default_factory=dict)
     span: tuple[float, float] | None = None
-    whole: bool = True
+    ranks: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,30 @@ class Bars:
         along: The label of the x axis, with its unit.
         bars: The bars.
         mark: The name of the marks in the legend.
+        signed: True if values can be of either sign: colours tell those that lower from those that raise.
     """
 
     title: str
     along: str
     bars: Sequence[Bar]
     mark: str | None = None
+    signed: bool = False
 
 
-Panel = Heatmap | Curves | Bars
+@dataclass(frozen=True)
+class Passages:
+    """Passages under their names, such as what a model generated.
+
+    Attributes:
+        title: The panel's title.
+        rows: A name and a text each.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+Panel = Heatmap | Curves | Bars | Passages
 
 
 @dataclass(frozen=True)
@@ -165,9 +184,13 @@ class Figure:
     notes: Sequence[str] = ()
 
 
+MARKS = {" ": "␣", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+"""Whitespace as figures show it."""
+
+
 def visible(text: str) -> str:
-    """A token with visible spaces."""
-    return text.replace(" ", "␣")
+    """A token with visible whitespace."""
+    return text.translate(str.maketrans(MARKS))
 
 
 def some_of(count: int, shown: int, noun: str) -> list[str]:

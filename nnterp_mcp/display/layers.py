@@ -1,11 +1,13 @@
-"""Panels that several figures share: tokens by layer, and means over layers with their spread."""
+"""Parts that several figures share: tokens by layer, targets by layer, means with their spread, names of tokens."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 
-from nnterp_mcp.display.figure import Colours, Curve, Heatmap, visible
+from nnterp_mcp.display.figure import Colours, Curve, Curves, Heatmap, visible
 from nnterp_mcp.formatting import elided, spread
 
 MOST_LAYERS = 64
@@ -17,13 +19,20 @@ EMBEDDINGS = -1.0
 _TOKEN = 18
 """Characters of a token in a cell."""
 
+_BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+"""Names of tokens that are bytes."""
+
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
 
 PROBABILITY = Colours("probability", 0.0, 1.0)
 
 
 def token_table(
-    title: str, across: str, columns: Sequence[str], layers: Mapping[str, Sequence[tuple[str, float]]]
+    title: str,
+    across: str,
+    columns: Sequence[str],
+    layers: Mapping[str, Sequence[tuple[str, float]]],
+    focus: int = 0,
 ) -> Heatmap:
     """Tokens by layer with their probabilities as colours, the first layer at the bottom as the stream flows upwards.
 
@@ -32,6 +41,7 @@ def token_table(
         across: The label of the x axis.
         columns: The columns' names.
         layers: By the layer's name, a token with its probability for each column; of many, some are shown.
+        focus: The column at which a page opens, on top.
     """
     names = list(layers)
     rows = [names[at] for at in spread(range(len(names)), [0, len(names) - 1], MOST_LAYERS)][::-1]
@@ -44,7 +54,69 @@ def token_table(
         values=[[p for _, p in layers[row]] for row in rows],
         colours=PROBABILITY,
         labels=[[visible(elided(token, _TOKEN)) for token, _ in layers[row]] for row in rows],
+        focus=(0, focus),
     )
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A target over the layers.
+
+    Attributes:
+        name: Its name.
+        x: The layers.
+        values: Probability and rank at each.
+        of: The curve that it is a control of, where it is one.
+    """
+
+    name: str
+    x: Sequence[float]
+    values: Sequence[tuple[float, float]]
+    of: str | None = None
+
+
+def followed_panels(title: str, across: str, curves: Sequence[Followed]) -> list[Curves]:
+    """Probabilities, and ranks, which show what happens where all probabilities are close to 0."""
+
+    def drawn(part: int, least: float) -> list[Curve]:
+        return [
+            Curve(
+                one.name,
+                one.x,
+                [max(least, value[part]) for value in one.values],
+                role="measured" if one.of is None else "control",
+                of=one.of,
+            )
+            for one in curves
+        ]
+
+    return [
+        Curves(title, across, "probability", drawn(0, 0.0), span=(0.0, 1.0)),
+        Curves(f"{title}: rank", across, "rank", drawn(1, 1.0), ranks=True),
+    ]
+
+
+def target_names(categories: Mapping[str, Sequence[str]], prompts: int = 1) -> list[str]:
+    """The categories by their tokens, "Paris"; of several prompts, by their names with the first prompt's tokens."""
+    names: list[str] = []
+    for name, tokens in categories.items():
+        spaced = [token for token in tokens if token.startswith((" ", "▁"))] or tokens  # as they follow a text
+        words = "/".join(list(dict.fromkeys(token.strip(" ▁") or token for token in spaced))[:2])
+        words = elided(words or name, 24)
+        names.append(words if prompts == 1 or words == name else f"{elided(name, 20)} ({words}, …)")
+    return names
+
+
+def text_of(tokens: Sequence[str]) -> str:
+    """The text of consecutive tokens by their names, those that are bytes decoded."""
+
+    def decoded(found: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(found[0].replace("<0x", "").replace(">", "")).decode()
+        except UnicodeDecodeError:
+            return found[0]
+
+    return _BYTES.sub(decoded, "".join(tokens))
 
 
 def mean_curve(name: str, x: Sequence[float], samples: Sequence[Sequence[float]]) -> Curve:

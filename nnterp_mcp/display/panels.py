@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import MaxNLocator
 
 from nnterp_mcp.display import style
-from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Heatmap, Panel
-from nnterp_mcp.display.text import fitted, font, literal, width
+from nnterp_mcp.display.figure import MARKS, Bar, Bars, Colours, Curve, Curves, Heatmap, Panel, Passages
+from nnterp_mcp.display.text import FAMILIES, fitted, font, literal, width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,8 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Room:
-    """The size of a panel in inches: the area inside its axes, the margins around it, and its largest height."""
+    """The size of a panel in inches: the area inside its axes, the margins around it, its largest height, and whether
+    its height shrinks with its width."""
 
     width: float
     height: float
@@ -51,6 +52,7 @@ class Room:
     top: float
     bottom: float
     tallest: float = 0.0
+    square: bool = False
 
 
 class Drawer(Protocol):
@@ -69,7 +71,9 @@ def drawer(panel: Panel) -> Drawer:
     """The drawer for a kind of panel."""
     if isinstance(panel, Heatmap):
         return _Grid(panel)
-    return _Lines(panel) if isinstance(panel, Curves) else _Beams(panel)
+    if isinstance(panel, Curves):
+        return _Lines(panel)
+    return _Beams(panel) if isinstance(panel, Bars) else _Words(panel)
 
 
 def _widest(names: Sequence[str], most: float = _LONGEST) -> float:
@@ -86,7 +90,7 @@ def _named(axes: Axes, inches: float, title: str, across: str, up: str) -> None:
     axes.set_title(shown, loc="left", fontproperties=font(SIZE + 1), color=style.INK)
     axes.set_xlabel(literal(across), fontproperties=font(SIZE), color=style.INK)
     axes.set_ylabel(literal(up), fontproperties=font(SIZE), color=style.INK)
-    axes.tick_params(length=2, labelsize=SIZE, labelfontfamily="DejaVu Sans", colors=style.INK)
+    axes.tick_params(length=2, labelsize=SIZE, labelfontfamily=list(FAMILIES), colors=style.INK)
 
 
 def _explain(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], corner: tuple[float, float]) -> None:
@@ -117,6 +121,7 @@ class _Grid:
             right=_BAR + 0.75,
             top=_TITLE,
             bottom=names + _AXIS + _GAP,
+            square=panel.square,
         )
 
     def draw(self, axes: Axes, size: tuple[float, float]) -> None:
@@ -124,7 +129,8 @@ class _Grid:
         shade = shades(panel.colours)
         values = np.array([[np.nan if v is None else v for v in row] for row in panel.values], dtype=float)
         image = shade.to_rgba(np.ma.masked_invalid(values))
-        axes.imshow(image, aspect="auto", interpolation="nearest")
+        axes.imshow(image, aspect="equal" if panel.square else "auto", interpolation="nearest")
+        axes.set_anchor("NW")
         _named(axes, size[0], panel.title, panel.across, panel.down)
         self._name_columns(axes, size[0])
         step = _every(len(panel.rows), size[1])
@@ -137,11 +143,9 @@ class _Grid:
     def _name_columns(self, axes: Axes, inches: float) -> None:
         names = self._panel.columns
         step = _every(len(names), inches) if self._turned else max(1, int(_widest(names) * len(names) / inches + 0.99))
-        columns = range(0, len(names), step)
+        columns = [*range(0, len(names) - step, step), len(names) - 1] if names else []
         room = 1.2 if self._turned else inches
-        axes.set_xticks(
-            list(columns), [_text(names[at], room, SIZE) for at in columns], rotation=90 if self._turned else 0
-        )
+        axes.set_xticks(columns, [_text(names[at], room, SIZE) for at in columns], rotation=90 if self._turned else 0)
 
     def _label(self, axes: Axes, image: np.ndarray, size: tuple[float, float]) -> None:
         labels = self._panel.labels or []
@@ -171,17 +175,16 @@ class _Grid:
         bar = axes.figure.colorbar(shade, cax=beside, extend=extend)
         bar.set_label(literal(fitted(colours.name, max(1.2, size[1]), SIZE)), fontproperties=font(SIZE))
         bar.locator = MaxNLocator(5)
-        bar.ax.tick_params(length=2, labelsize=SIZE, labelfontfamily="DejaVu Sans")
+        bar.ax.tick_params(length=2, labelsize=SIZE, labelfontfamily=list(FAMILIES))
         bar.update_ticks()
 
 
 def shades(colours: Colours) -> ScalarMappable:
     """The colours of a heatmap's values."""
-    name = style.SEQUENTIAL if colours.centre is None else style.DIVERGING
+    stops = style.SEQUENTIAL if colours.centre is None else style.DIVERGING
     low, high = colours.low, colours.high
-    return ScalarMappable(
-        Normalize(low, high if high > low else low + 1, clip=True), colormaps[name].with_extremes(bad=style.BLANK)
-    )
+    shade = LinearSegmentedColormap.from_list("nnterp", stops).with_extremes(bad=style.BLANK)
+    return ScalarMappable(Normalize(low, high if high > low else low + 1, clip=True), shade)
 
 
 class _Lines:
@@ -203,10 +206,13 @@ class _Lines:
         dashes = style.dashes_of(panel.curves)
         drawn: list[Line2D] = []
         for curve, marker in zip(panel.curves, cycle(_MARKERS), strict=False):
-            line = dashes[curve.name][0] if curve.name in dashes else "-"
-            drawn.append(self._draw(axes, curve, colours[curve.name], line, marker))
-        if panel.span is not None:
+            drawn.append(self._draw(axes, curve, colours[curve.name], dashes.get(curve.name, "-"), marker))
+        if panel.ranks:
+            _rank_axis(axes, max((value for curve in panel.curves for value in curve.y), default=10))
+        elif panel.span is not None:
             axes.set_ylim(*_including(axes.get_ylim(), panel.span))
+        if not panel.ranks:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         self._name_ticks(axes)
         names = [_text(curve.name, 2.4, SIZE) for curve in panel.curves]
         _explain(axes, drawn, names, (1.0, 1.02))
@@ -227,16 +233,26 @@ class _Lines:
         return drawn
 
     def _name_ticks(self, axes: Axes) -> None:
+        """Labels as many of the points as have room; there are no ticks in between."""
         names = self._panel.names
-        axes.xaxis.set_major_locator(MaxNLocator(9, integer=self._panel.whole))
-        if not names:
-            return
-        low, high = axes.get_xlim()
-        numbers = [
-            tick for tick in axes.get_xticks() if low <= tick <= high and min(abs(tick - x) for x in names) > 0.9
-        ]
-        ticks = sorted([*names, *numbers])
-        axes.set_xticks(ticks, [literal(names.get(tick, f"{tick:g}")) for tick in ticks])
+        points = sorted({x for curve in self._panel.curves for x in curve.x})
+        if len(points) == 1:
+            axes.set_xlim(points[0] - 1, points[0] + 1)
+        apart = 0.09 * (points[-1] - points[0])
+        kept: list[float] = []
+        for x in points:
+            if not kept or x - kept[-1] >= apart:
+                kept.append(x)
+        axes.set_xticks(kept, [literal(names.get(x, f"{x:g}")) for x in kept])
+
+
+def _rank_axis(axes: Axes, most: float) -> None:
+    """Rank 1 on top, down to the next power of ten below all."""
+    powers = [10**power for power in range(max(1, math.ceil(math.log10(max(most, 10)))) + 1)]
+    axes.set_yscale("log")
+    axes.set_ylim(powers[-1], 0.8)
+    axes.set_yticks(powers, [f"{power:,}" for power in powers])
+    axes.minorticks_off()
 
 
 def _including(limits: tuple[float, float], span: tuple[float, float]) -> tuple[float, float]:
@@ -261,7 +277,7 @@ class _Beams:
         axes.set_axisbelow(True)
         for spine in ("top", "right", "left"):
             axes.spines[spine].set_visible(False)
-        colours = [style.FAINT if bar.role == "control" else style.PALETTE[bar.value < 0] for bar in panel.bars]
+        colours = [_bar_colour(bar, panel.signed) for bar in panel.bars]
         axes.barh(list(places), [bar.value for bar in panel.bars], height=0.72, color=colours)
         for place, bar in enumerate(panel.bars):
             if bar.low is not None and bar.high is not None:
@@ -283,3 +299,43 @@ class _Beams:
         axes.set_yticks(list(places)[::step], [_text(bar.name, 2.6, SIZE) for bar in panel.bars[::step]], rotation=0)
         axes.set_ylim(len(places) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6))
+
+
+def _bar_colour(bar: Bar, signed: bool) -> str:
+    if bar.role == "control":
+        return style.FAINT
+    if signed:
+        return style.LOWERS if bar.value < 0 else style.RAISES
+    return style.PALETTE[0]
+
+
+class _Words:
+    _WIDTH = 5.6
+    _LINES = 3
+
+    def __init__(self, panel: Passages) -> None:
+        self._panel = panel
+        self._names = _widest([name for name, _ in panel.rows], 2.2)
+        self._texts = [
+            wrapped(text.replace("\n", MARKS["\n"]), self._WIDTH - self._names - 0.2, SIZE, self._LINES) or [""]
+            for _, text in panel.rows
+        ]
+
+    def room(self) -> Room:
+        lines = sum(map(len, self._texts))
+        return Room(self._WIDTH, _LINE * lines + 0.06 * len(self._texts), 0.05, 0.1, _TITLE, 0.1)
+
+    def draw(self, axes: Axes, size: tuple[float, float]) -> None:
+        axes.set_axis_off()
+        shown = _text(self._panel.title, size[0], SIZE + 1)
+        axes.set_title(shown, loc="left", fontproperties=font(SIZE + 1), color=style.INK)
+        axes.set_xlim(0, size[0])
+        axes.set_ylim(size[1], 0)
+        top = 0.0
+        for (name, _), lines in zip(self._panel.rows, self._texts, strict=True):
+            label = _text(name, self._names + 0.05, SIZE)
+            axes.text(0, top, label, va="top", fontproperties=font(SIZE), color=style.FAINT)
+            for line in lines:
+                axes.text(self._names + 0.2, top, literal(line), va="top", fontproperties=font(SIZE), color=style.INK)
+                top += _LINE
+            top += 0.06

@@ -20,7 +20,7 @@ class Picture(Figure):
         return cls(**{field.name: getattr(figure, field.name) for field in fields(figure)})
 
     def save(self, path: str | Path) -> None:
-        """Writes the figure as a PNG file, or as a page that loads its plotting library from the network.
+        """Writes the figure as a PNG file, or as a page.
 
         Args:
             path: A file that ends in `.png` or `.html`.

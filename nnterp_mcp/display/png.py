@@ -87,22 +87,25 @@ class _Plan:
         self._head = _EDGE + 0.27 + _LINE * len(self._subtitle) + 0.1
         foot = _LINE * len(self._notes) + _EDGE
         above = [max(r.top + r.bottom for r in row) for row in rows]
-        high = [max(r.height for r in row) for row in rows]
+        high = [max(self._height(r) for r in row) for row in rows]
         margins = sum(above) + _BETWEEN * (len(rows) - 1) + self._head + foot
         self._lowered = min(1.0, (_MOST - margins) / sum(high))
         self.size = (width, min(_MOST, margins + self._lowered * sum(high)))
         self._placed = list(self._place(rows, columns))
+
+    def _height(self, room: Room) -> float:
+        return room.height * (self._shrunk if room.square else 1.0)
 
     def _place(self, rows: Sequence[Sequence[Room]], columns: Sequence[Sequence[Room]]) -> list[_Placed]:
         placed: list[_Placed] = []
         top = self._head
         for row in rows:
             left = _EDGE
-            high = max(room.height for room in row)
+            high = max(map(self._height, row))
             for room, column in zip(row, columns, strict=False):
                 margin = max(one.left for one in column)
                 width = room.width * self._shrunk
-                height = max(room.height, min(high, room.tallest)) * self._lowered
+                height = max(self._height(room), min(high, room.tallest)) * self._lowered
                 one = self._drawers[len(placed)]
                 placed.append(_Placed(one, left + margin, top + room.top, width, height))
                 left += max(r.left + r.right for r in column) + max(r.width for r in column) * self._shrunk + _BETWEEN
@@ -138,7 +141,7 @@ def _encoded(picture: Image.Image) -> bytes:
     while True:
         for reduced in (False, True):
             sink = io.BytesIO()
-            (picture.quantize(256) if reduced else picture).save(sink, "PNG")
+            (picture.quantize(256, Image.Quantize.MAXCOVERAGE) if reduced else picture).save(sink, "PNG")
             if sink.tell() <= LARGEST:
                 return sink.getvalue()
         picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4))

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from functools import cache
+from unicodedata import bidirectional
 
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.textpath import text_to_path
 
-_FAMILY = "DejaVu Sans"
-"""The font that comes with matplotlib, so that a picture is the same on every machine."""
+_LEFT_TO_RIGHT = "\u200e"
+"""An invisible mark that sets the direction of a line."""
+
+_FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Noto Sans SC", "Malgun Gothic", "Apple SD Gothic Neo"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Noto Sans Arabic", "Arial Unicode MS"),
+)
+"""Fonts for other scripts, by preference; those that are installed are used."""
+
+_INSTALLED = {entry.name for entry in fontManager.ttflist}
+
+FAMILIES = ("DejaVu Sans", *(name for name in _FALLBACKS if name in _INSTALLED))
+"""The font that comes with matplotlib, then those for the characters that it lacks."""
 
 
 def font(size: float, bold: bool = False) -> FontProperties:
-    """The font at a size in points."""
-    return FontProperties(family=_FAMILY, size=size, weight="bold" if bold else "normal")
+    """The fonts at a size in points."""
+    return FontProperties(family=FAMILIES, size=size, weight="bold" if bold else "normal")
 
 
 @cache
 def _written() -> frozenset[int]:
-    plain, bold = (FT2Font(findfont(font(10, weight))).get_charmap() for weight in (False, True))
-    return frozenset(plain.keys() & bold.keys())
+    """The characters that some font has."""
+    found = [FontProperties(family=name, weight=weight) for name in FAMILIES for weight in ("normal", "bold")]
+    return frozenset(code for one in found for code in FT2Font(findfont(one)).get_charmap())
 
 
 def legible(text: str) -> str:
@@ -35,8 +49,12 @@ def _escape(char: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Legible text with dollar signs escaped, which matplotlib would take for formulas."""
-    return legible(text).replace("$", "\\$")
+    """Legible text with dollar signs escaped, which matplotlib would take for formulas.
+
+    A label that begins with a token of a language written from the right keeps its number behind it.
+    """
+    shown = legible(text).replace("$", "\\$")
+    return f"{_LEFT_TO_RIGHT}{shown}" if shown and bidirectional(shown[0]) in ("R", "AL") else shown
 
 
 @cache

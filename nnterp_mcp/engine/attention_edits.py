@@ -152,7 +152,7 @@ def _query_and_key(
 
 
 def _look_up(
-    matrix: Float[Tensor, "query key"], query: Int[Tensor, "row query 1"], key: Int[Tensor, "row 1 key"]
+    matrix: Float[Tensor, "token token"], query: Int[Tensor, "row query 1"], key: Int[Tensor, "row 1 key"]
 ) -> Float[Tensor, "row query key"]:
     """The matrix laid over a padded batch; zero beyond its edges."""
     inside = (query >= 0) & (query < matrix.shape[0]) & (key >= 0) & (key < matrix.shape[1])

@@ -36,7 +36,6 @@ def run_halving(
     """Runs batches of rows one after another; one that does not fit the memory is halved, and its halves come in order.
 
     Args:
-        model: The model.
         batches: The rows of each batch.
         run: Computes a batch. It is called again with fewer rows when memory runs out, so it must have no side effects.
         name: Names a row that does not fit alone, for the error.

@@ -59,7 +59,6 @@ class Input:
         """Its states at a position are known to equal those of another run, for everything read until then is the same.
 
         Args:
-            position: The position.
             other: The input of the other run.
             at: The position there.
         """
@@ -93,7 +92,6 @@ class BranchPass:
     Args:
         base: The input.
         edits: The edits of the rows.
-        rows: The rows.
         joins: How many rows join at each hook point; none where all are there from the start.
         frozen: Hook points at which every row has the states of the unedited input, but for its own edits there.
         reads: Hook points whose states are returned, as they are before anything is frozen or edited there by a row.

@@ -235,7 +235,7 @@ class Branches:
         cache = self._prefix_until(first) if caching else None
         ids = ids_of(self.model, self.base)[:, first:].repeat(present, 1)
         logits = run_branch_pass(self.model, ids, visitor, cache, logits=self.logits)
-        return order, ids.new_empty((0, 0)) if logits is None else logits, cache, visitor
+        return order, torch.empty(0, 0, device=ids.device) if logits is None else logits, cache, visitor
 
     def lay_out(self, rows: Sequence[int], sharing: Sharing) -> tuple[list[int], BranchPass, int]:
         """A batch of rows: their order, the pass over them, and how many rows it begins with.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.edits import Edit, is_skipped
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, is_skipped
 from nnterp_mcp.engine.executors.execution import execute
 from nnterp_mcp.engine.executors.remote import executed_remotely
 from nnterp_mcp.engine.hook_points import Place, in_order
@@ -20,8 +20,7 @@ from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.structure.attention_backend import switch_attention
-from nnterp_mcp.model.text.tokenization import Batch
+from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 from nnterp_mcp.request.sites import FACTS
 
 
@@ -45,6 +44,20 @@ class Plan:
     def needs(self) -> set[Place]:
         """Places whose states a pass has to keep for edits further on."""
         return {place for edits in self.edits.values() for edit in edits for place in edit.needs}
+
+    def of_runs(self, owners: Sequence[EncodedPrompt], further: Iterable[Edit] = ()) -> Plan:
+        """The same operations in passes whose rows are runs of the prompts.
+
+        Args:
+            owners: The prompt of each run.
+            further: Edits of single runs, made after the operations.
+        """
+        edits: dict[Place, list[Edit]] = {
+            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.edits.items()
+        }
+        for edit in further:
+            edits.setdefault(edit.place, []).append(edit)
+        return Plan(edits, self.labels)
 
 
 NOTHING = Plan()
@@ -147,7 +160,6 @@ def forward(
     ends at the last of them, and the head runs at the positions asked for alone.
 
     Args:
-        model: The model.
         batch: The prompts.
         plan: The operations, planned for a request that these prompts belong to.
         captures: What to read on the way.
@@ -186,19 +198,13 @@ def most_returned(model: StandardizedTransformer) -> float:
     return math.inf
 
 
-@contextmanager
-def attention_for(model: StandardizedTransformer, plan: Plan, captures: Sequence[Capture] = ()) -> Generator[None]:
+def attention_for(
+    model: StandardizedTransformer, plan: Plan, captures: Sequence[Capture] = ()
+) -> AbstractContextManager[None]:
     """While this lasts, the model forms attention probabilities if the plan or a capture needs them."""
     places = [*plan.edits, *(capture.place for capture in captures)]
-    before = model.attention
-    if before == "eager" or all(place.site != "attention_probabilities" for place in places):
-        yield
-        return
-    model.set_attention("eager")
-    try:
-        yield
-    finally:
-        switch_attention(model.module, before)
+    needed = any(place.site == "attention_probabilities" for place in places)
+    return model.attending_eagerly() if needed else nullcontext()
 
 
 def run(

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.decode_steps import UNBOUNDED, DecodeSteps, Way
-from nnterp_mcp.engine.edits import EditOfRuns
 from nnterp_mcp.engine.executors.remote import executed_remotely
-from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for
+from nnterp_mcp.engine.forward import NOTHING, attention_for
 from nnterp_mcp.engine.kv_cache import cache_inputs, takes_rows
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.workload import Workload, ignore_progress
@@ -65,7 +64,6 @@ def generate(
     those on `all`, on `last` and on ranges without an end act on every new token too; steps are as they say.
 
     Args:
-        model: The model.
         work: The prompts; progress is reported after each step, with the number of steps over all batches.
         max_new_tokens: How many tokens to generate at most.
         sampling: How to choose them.
@@ -109,9 +107,7 @@ def with_baseline(work: Workload) -> Workload:
     prompts, count = [*work.prompts, *work.prompts], len(work.prompts)
     rows = [replace(prompt, index=row) for row, prompt in enumerate(prompts)]
     unedited = [replace(prompt, index=_UNEDITED) for prompt in prompts[:count]]
-    owners = [*unedited, *work.prompts]
-    edits = {place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in work.plan.edits.items()}
-    return replace(work, prompts=rows, plan=Plan(edits, work.plan.labels))
+    return replace(work, prompts=rows, plan=work.plan.of_runs([*unedited, *work.prompts]))
 
 
 _UNEDITED = -1
@@ -186,7 +182,6 @@ def find_way(model: StandardizedTransformer, length: int) -> Way:
     """The cheapest way to compute the steps of a text that is right for short texts and beyond each mark below it.
 
     Args:
-        model: The model.
         length: The tokens that the longest text is to have.
     """
     lengths, known = lengths_of(model.module), _tried.setdefault(model.module, {})

@@ -20,6 +20,7 @@ _PARTS: dict[Site, Part] = {
     "attentions_raw_output": "attention_raw",
     "attentions_output": "attention_contribution",
     "mlps_input": "mlp",
+    "neurons": "mlp_projection",
     "mlps_raw_output": "mlp_raw",
     "mlps_output": "mlp_contribution",
 }
@@ -86,6 +87,13 @@ def accessor(model: StandardizedTransformer, place: Place) -> Any:
 def by_position(value: Tensor, site: Site) -> Float[Tensor, "batch position *head width"]:
     """States with the position as their second dimension; its own inverse."""
     return value.transpose(1, 2) if FACTS[site].heads_first else value
+
+
+def known_width(model: StandardizedTransformer, place: Place) -> int | None:
+    """The width of the states at a place; None where only a pass shows it."""
+    if place.site == "neurons" and place.layer is not None:
+        return model.anatomy.layers[place.layer].num_neurons
+    return model.hidden_size if FACTS[place.site].in_stream else None
 
 
 def require_place(model: StandardizedTransformer, place: Place) -> None:

@@ -84,7 +84,6 @@ def observe(
     """Runs an input once and returns its states at some hook points, and its logits.
 
     Args:
-        model: The model.
         given: The input.
         places: The hook points.
         reduction: What to reduce the logits to, besides.

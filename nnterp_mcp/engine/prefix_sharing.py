@@ -69,7 +69,6 @@ def find_cheapest_sharing(
     """Tries the cheapest sharing under which rows have the logits that they have when they share nothing.
 
     Args:
-        model: The model.
         rows: Some rows; fewer at a time where they do not fit the memory.
         run: The logits of rows that share so much.
         name: Names a batch of one row, for the error.

@@ -24,16 +24,16 @@ class Replacement(NamedTuple):
         row: The row.
         place: The hook point.
         positions: The tokens.
-        states: The state of each of them, of the heads alone that are replaced, where heads are named; or where another
-            run, whose states stayed with a served model, has them.
-        heads: The heads; None for all, or where there are none.
+        states: The state of each of them, of the heads or neurons alone that are replaced, where these are named; or
+            where another run, whose states stayed with a served model, has them.
+        units: The heads, or at the site `neurons` the neurons; None for all, or where there are none.
     """
 
     row: int
     place: Place
     positions: Sequence[int]
     states: Float[Tensor, "position *head width"] | SourceStates
-    heads: tuple[int, ...] | None = None
+    units: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ def source_name(place: Place) -> str:
 
 
 def replace_states(replacements: Iterable[Replacement]) -> list[StateEdit]:
-    """The edits of branches that continue with given states: one for each hook point and choice of heads.
+    """The edits of branches that continue with given states: one for each hook point and choice of heads or neurons.
 
     Args:
         replacements: The states; of two for one position of a row, the later one counts.
     """
     grouped: dict[tuple[Place, tuple[int, ...] | None], list[Replacement]] = {}
     for one in replacements:
-        grouped.setdefault((one.place, one.heads), []).append(one)
-    return [_replace(place, heads, listed) for (place, heads), listed in grouped.items()]
+        grouped.setdefault((one.place, one.units), []).append(one)
+    return [_replace(place, units, listed) for (place, units), listed in grouped.items()]
 
 
-def _replace(place: Place, heads: tuple[int, ...] | None, replacements: Sequence[Replacement]) -> StateEdit:
+def _replace(place: Place, units: tuple[int, ...] | None, replacements: Sequence[Replacement]) -> StateEdit:
     states: dict[int, Tensor] = {}
     index: dict[int, dict[int, int]] = {}
     run: Observed | None = None
@@ -101,4 +101,7 @@ def _replace(place: Place, heads: tuple[int, ...] | None, replacements: Sequence
         index.setdefault(row, {}).update(zip(positions, range(start, start + len(new)), strict=True))
     flat = {(row, at): which for row, found in index.items() for at, which in found.items()}
     change = Patched(states, flat) if run is None else TakenFromRun(run, place, flat)
-    return StateEdit(place, Reach({row: sorted(found) for row, found in index.items()}), change, heads)
+    reach = Reach({row: sorted(found) for row, found in index.items()})
+    if place.site == "neurons":
+        return StateEdit(place, reach, change, neurons=units)
+    return StateEdit(place, reach, change, units)

@@ -15,9 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nnterp_mcp.engine.constants import indices
-from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
-from nnterp_mcp.request.positions import PositionSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +41,6 @@ class Reach:
             yield from (at for at in asked if begin <= at < end)
         if self.goes_on:
             yield from (at for at in range(max(new, begin), end) if self.in_step(at - new + 1))
-
-
-def reach(
-    asked: Sequence[PositionSpec],
-    prompts: Sequence[EncodedPrompt],
-    *,
-    new_tokens: bool,
-    in_step: Callable[[int], bool] = lambda step: True,
-) -> Reach:
-    """Resolves positions in each prompt.
-
-    Raises:
-        InvalidRequest: A position does not exist in one of the prompts.
-    """
-    return Reach({prompt.index: resolve_positions(asked, prompt) for prompt in prompts}, new_tokens, in_step)
 
 
 @dataclass(frozen=True)

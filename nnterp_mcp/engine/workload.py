@@ -66,11 +66,7 @@ class Workload:
         return replace(self, prompts=[self.prompts[number] for number in numbers])
 
     def split(self, model: WrappedModel) -> list[list[int]]:
-        """The batches, as indices into `prompts`: each prompt is computed in its batch as it is computed alone.
-
-        Args:
-            model: The model.
-        """
+        """The batches, as indices into `prompts`: each prompt is computed in its batch as it is computed alone."""
         lengths, new = lengths_of(model.module), self.new_tokens
         most, more = self.batch_tokens, 0
         if new and self.in_parts:
@@ -88,17 +84,12 @@ class Workload:
         """Some of the prompts, padded to one length.
 
         Args:
-            model: The model.
             numbers: Indices into `prompts`.
         """
         return pad_batch([self.prompts[number] for number in numbers], model.pad_id, model.device)
 
     def batches(self, model: WrappedModel) -> list[Batch]:
-        """All prompts in batches.
-
-        Args:
-            model: The model.
-        """
+        """All prompts in batches."""
         return [self.batch(model, numbers) for numbers in self.split(model)]
 
     def run(
@@ -112,7 +103,6 @@ class Workload:
         """Runs every prompt once, and returns what came of each, in the order of the prompts.
 
         Args:
-            model: The model.
             compute: Computes a batch, given the index of each row in `prompts`; returns one value for each row. When
                 memory runs out it is called again with fewer rows, so it must have no other lasting effect.
             patterns: Attention patterns are formed, which grow with the square of a prompt's length.
@@ -170,7 +160,6 @@ def check_memory(model: StandardizedTransformer, rows: int, columns: int, patter
     """Raises before a pass for which the memory is estimated not to suffice.
 
     Args:
-        model: The model.
         rows: Prompts in the batch.
         columns: Tokens of each.
         patterns: True if attention probabilities are formed.

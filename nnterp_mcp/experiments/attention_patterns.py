@@ -110,7 +110,6 @@ def choose_heads(
     """The heads of those of the layers that form attention probabilities.
 
     Args:
-        model: The model.
         layers: The layers; those without attention are left out.
         heads: The heads of each of them.
 
@@ -231,8 +230,6 @@ def capture_heads(
     prompt than over those of one layer. Large ones are reduced layer by layer.
 
     Args:
-        model: The model.
-        batch: The batch.
         queries: For each row, the positions that read.
         chosen: The heads.
         top_k: How many pairs and keys to return.

@@ -59,7 +59,6 @@ def read_lens(
     Distributions are reduced on the device: only the numbers in the readings leave it.
 
     Args:
-        model: The model.
         work: The prompts.
         positions: For each prompt, the positions to read.
         layers: The layers to read, in ascending order.

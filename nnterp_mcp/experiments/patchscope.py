@@ -12,13 +12,14 @@ from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
-from nnterp_mcp.engine.forward import NOTHING, LogitReduction, Plan
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_rows
 from nnterp_mcp.engine.replacements import Replacement, replace_states
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -33,22 +34,23 @@ class Target:
     """A prompt and the token whose state is replaced.
 
     Attributes:
-        ids: The prompt's tokens, without padding.
+        work: The prompt alone, with the operations on it; progress is reported in patches.
         position: The token, counted from 0.
-        index: The prompt's index in the request, by which operations choose prompts.
     """
 
-    ids: tuple[int, ...]
+    work: Workload
     position: int
-    index: int = 0
 
-    def base(self, plan: Plan = NOTHING) -> Input:
-        """The prompt as the input of branches.
+    @property
+    def base(self) -> Input:
+        """The prompt as the input of branches."""
+        (prompt,) = self.work.prompts
+        return Input(prompt, plan=self.work.plan)
 
-        Args:
-            plan: The operations on it.
-        """
-        return Input(EncodedPrompt(self.index, "", list(self.ids), []), plan=plan)
+    @property
+    def ids(self) -> list[int]:
+        """The prompt's tokens."""
+        return self.base.prompt.ids
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,6 @@ def read_patchscope(
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     max_new_tokens: int = 0,
-    plan: Plan = NOTHING,
-    batch_tokens: int = 4096,
-    on_batch: Callable[[int], None] = lambda patches_done: None,
 ) -> PatchscopeReadings:
     """Puts each source's state of each pair's layer into the target prompt, and reads what the model says after it.
 
@@ -94,7 +93,6 @@ def read_patchscope(
     Everything is reduced beside the model: only the numbers in the readings leave the device.
 
     Args:
-        model: The model.
         states: Residual streams after `source_layers`, or any vectors of that width.
         source_layers: The layer of each of a source's states.
         target: The target prompt and the position at which states are put.
@@ -102,9 +100,6 @@ def read_patchscope(
         top_k: Number of top tokens to return.
         categories: For each source, the token ids of each category to follow.
         max_new_tokens: How many tokens to generate greedily; none by default. The patch acts on the prompt only.
-        plan: The operations in force while the target prompt runs, planned for a request that it belongs to.
-        batch_tokens: Tokens in a batch, at most.
-        on_batch: Called after each batch with the number of patches done; what it raises ends the reading.
 
     Returns:
         The readings in the order of the sources, then of the pairs.
@@ -131,10 +126,8 @@ def read_patchscope(
         target,
         states[sources, columns],
         [layer for _ in range(len(states)) for _, layer in pairs],
-        plan=plan,
         reduction=read,
         max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
     )
     readout, unpatched = ReadoutRows(len(sources)), ReadoutRows(len(states))
     said: dict[int, list[int]] = {}
@@ -148,7 +141,7 @@ def read_patchscope(
         ):
             to.put(rows.to(device), Readout(**{name: values[part] for name, values in batch.numbers.items()}))
         said |= zip(batch.rows, batch.continuations, strict=True)
-        on_batch(len(said))
+        target.work.progress(len(said), len(sources), "patches")
     assert batch is not None
     return PatchscopeReadings(
         pairs=list(pairs),
@@ -167,10 +160,8 @@ def patch_target(
     states: Float[Tensor, "row hidden"],
     layers: Sequence[int],
     *,
-    plan: Plan = NOTHING,
     reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
     max_new_tokens: int = 0,
-    batch_tokens: int = 4096,
     prefix: SharedCache | None = None,
 ) -> Branches:
     """Branches of a target prompt, each with one state replaced after one layer.
@@ -178,14 +169,11 @@ def patch_target(
     The patch acts while the prompt is read; tokens that are generated see it through their attention.
 
     Args:
-        model: The model.
         target: The target prompt and the position at which states are replaced.
         states: The state of each row.
         layers: The layer of each row.
-        plan: The operations on the target prompt, planned for a request that it belongs to.
         reduction: Given the rows of a batch in their order, returns the reduction of its logits.
         max_new_tokens: How many tokens to generate.
-        batch_tokens: The most tokens of a batch.
         prefix: Keys and values of the tokens before the position, where a pass has read them.
     """
     rows = zip(range(len(layers)), layers, states.split(1), strict=True)
@@ -194,11 +182,11 @@ def patch_target(
     )
     return Branches(
         model,
-        target.base(plan),
+        target.base,
         edits,
         reduction=reduction,
         max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
+        batch_tokens=target.work.batch_tokens,
         prefix=prefix,
     )
 
@@ -249,4 +237,4 @@ def resolve_target(ids: Sequence[int], position: int) -> Target:
         raise InvalidRequest(
             f"position {position} does not exist: the target prompt has positions 0 to {len(ids) - 1}."
         )
-    return Target(tuple(ids), position % len(ids))
+    return Target(Workload([EncodedPrompt(0, "", list(ids), [])]), position % len(ids))

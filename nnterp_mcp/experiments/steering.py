@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches
-from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
-from nnterp_mcp.engine.forward import LogitReduction, Plan, forward
+from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
@@ -129,7 +130,6 @@ def sweep(
     `all`, `last` or a range without an end.
 
     Args:
-        model: The model.
         work: The prompts; its operations act in every run, the baseline included. Progress is reported in runs that
             were read, then in steps of the generation on top of these.
         directions: What to add after each layer of the sweep.
@@ -164,7 +164,8 @@ def sweep(
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
     shared = runs.shared(generating=max_new_tokens > 0)
-    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, top_k, categories):
+    compare = partial(_comparison, top_k, categories)
+    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, compare):
         reader.take(rows, numbers)
         offer(so_far)
         work.progress(len(reader.done), None if max_new_tokens else len(needed), "runs read")
@@ -232,11 +233,7 @@ class SteeredRuns:
         return min(at[0] for at in self._where.values())
 
     def by_prompt(self, runs: Sequence[int]) -> Iterator[tuple[int, Input, list[StateEdit]]]:
-        """The baseline of each prompt, its input, and the edits of its steered runs.
-
-        Args:
-            runs: Which of the runs.
-        """
+        """The baseline of each prompt, its input, and the edits of its steered runs."""
         for prompt, group in groupby(runs, lambda run: self.doses[run].prompt):
             baseline, *steered = group
             yield baseline, Input(self._prompts[prompt], plan=self.work.plan), self._edits(steered)
@@ -245,12 +242,7 @@ class SteeredRuns:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
         rows = [replace(prompt, index=run) for run, prompt in enumerate(owners)]
-        edits: dict[Place, list[Edit]] = {
-            place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in self.work.plan.edits.items()
-        }
-        for edit in self._edits(range(len(rows))):
-            edits.setdefault(edit.place, []).append(edit)
-        plan = Plan(edits, self.work.plan.labels)
+        plan = self.work.plan.of_runs(owners, self._edits(range(len(rows))))
         return replace(self.work, prompts=rows, plan=plan, progress=ignore_progress)
 
     def _edits(self, runs: Sequence[int]) -> list[StateEdit]:
@@ -272,35 +264,27 @@ class SteeredRuns:
 ReadRuns = Iterator[tuple[Sequence[int], Data]]
 """Runs with their readings by `compare_rows`, each compared with the baseline of its prompt."""
 
+Compare = Callable[[Sequence[int]], LogitReduction]
+"""Reads all rows of a batch, given the row with which each is compared."""
 
-def _comparison(baselines: Sequence[int], top_k: int, categories: Sequence[Sequence[int]]) -> LogitReduction:
-    """Reads all rows of a batch.
 
-    Args:
-        baselines: The row with which each row is compared.
-        top_k: Number of top tokens to return.
-        categories: The tokens to follow.
-    """
+def _comparison(top_k: int, categories: Sequence[Sequence[int]], baselines: Sequence[int]) -> LogitReduction:
     followed = Categories.of([categories] * len(baselines), torch.device("cpu"))
     options = {"rows": torch.arange(len(baselines)), "baselines": torch.tensor(baselines), "top_k": top_k}
     return LogitReduction(compare_rows, options | {"ids": followed.ids, "real": followed.real})
 
 
-def _read_branches(
-    model: StandardizedTransformer, runs: SteeredRuns, top_k: int, categories: Sequence[Sequence[int]]
-) -> ReadRuns:
-    def compare(order: Sequence[int]) -> LogitReduction:
-        return _comparison([0] * (1 + len(order)), top_k, categories)
+def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, compare: Compare) -> ReadRuns:
+    def reduce(order: Sequence[int]) -> LogitReduction:
+        return compare([0] * (1 + len(order)))
 
     for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-        branches = Branches(model, base, edits, reduction=compare, batch_tokens=runs.work.batch_tokens)
+        branches = Branches(model, base, edits, reduction=reduce, batch_tokens=runs.work.batch_tokens)
         for batch in branches.run():
             yield [baseline, *batch.rows], batch.numbers
 
 
-def _read_rows(
-    model: StandardizedTransformer, runs: SteeredRuns, top_k: int, categories: Sequence[Sequence[int]]
-) -> ReadRuns:
+def _read_rows(model: StandardizedTransformer, runs: SteeredRuns, compare: Compare) -> ReadRuns:
     work = replace(runs.as_prompts(), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
     first: dict[int, int] = {}
     baselines = [first.setdefault(dose.prompt, run) for run, dose in enumerate(runs.doses)]
@@ -309,7 +293,7 @@ def _read_rows(
         rows = sorted({*numbers, *(baselines[number] for number in numbers)})
         batch = work.batch(model, rows)  # a batch that begins amid a prompt's runs needs its baseline too
         ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-        asked = _comparison([rows.index(baselines[run]) for run in rows], top_k, categories)
+        asked = compare([rows.index(baselines[run]) for run in rows])
         return rows, forward(model, batch, work.plan, logits=ends, reduction=asked).numbers
 
     return (found for _, found in work.run_batches(model, read))

@@ -80,7 +80,6 @@ def average_states(
     """Reads the residual stream after layers, averaged over positions of each prompt.
 
     Args:
-        model: The model.
         work: The prompts.
         layers: The layers, in ascending order.
         positions: The positions to average over, in each prompt; `all` leaves out the first token, which is often an
@@ -161,7 +160,6 @@ def token_difference(model: StandardizedTransformer, asked: TokenDifference) -> 
     weights); in between neither need mean much.
 
     Args:
-        model: The model.
         asked: The two texts and the matrix; without a negative text the rows themselves.
 
     Raises:
@@ -182,7 +180,6 @@ def random_direction(hidden_size: int, norm: float, seed: int) -> Directions:
     Args:
         hidden_size: Its width.
         norm: Its length.
-        seed: The seed.
     """
     drawn = torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Directions([], (drawn * (norm / drawn.norm())).float())

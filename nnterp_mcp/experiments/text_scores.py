@@ -24,7 +24,6 @@ def score_texts(
     A text that a model finds likely need not make sense, nor be what the model would write: repetition is likely.
 
     Args:
-        model: The model.
         work: The texts, with the operations under which they are scored.
         begins: For each text the position of the first token that is scored; 1 by default, since nothing comes before
             token 0.
@@ -54,7 +53,6 @@ def score_continuations(
     """The log-probability of each token of continuations of prompts, under the model without any intervention.
 
     Args:
-        model: The model.
         work: The prompts; one can stand there several times.
         continuations: The tokens that continue each of them.
     """

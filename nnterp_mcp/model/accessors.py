@@ -15,7 +15,16 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
 from nnterp_mcp.model.traced_tensor import TracedTensor, traced
 
-Part = Literal["block", "attention", "mlp", "attention_raw", "mlp_raw", "attention_contribution", "mlp_contribution"]
+Part = Literal[
+    "block",
+    "attention",
+    "mlp",
+    "mlp_projection",
+    "attention_raw",
+    "mlp_raw",
+    "attention_contribution",
+    "mlp_contribution",
+]
 Side = Literal["input", "output"]
 
 _NAMES: dict[str, str] = {
@@ -23,6 +32,7 @@ _NAMES: dict[str, str] = {
     "attention_raw": "attention",
     "attention_contribution": "attention",
     "mlp": "MLP module",
+    "mlp_projection": "MLP of one hidden layer",
     "mlp_raw": "MLP module",
     "mlp_contribution": "MLP module",
 }

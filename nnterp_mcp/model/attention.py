@@ -72,7 +72,6 @@ class AttentionProbabilities(_OfLayers):
         """Print the line of the modelling code at which they are taken, and what is around it; or what a config names.
 
         Args:
-            layer: The layer.
             allow_dispatch: Accepted for code written for nnterp; the weights are there.
         """
         if self._names_source():
@@ -193,13 +192,13 @@ class HeadsOutput(_OfLayers):
         return facts.output_projection, facts.num_heads
 
 
-def product_source(layer: LayerAnatomy, context: int = 4) -> str:
+def product_source(layer: LayerAnatomy) -> str:
     """The lines of the modelling code around the product of probabilities and values of a layer."""
     assert layer.core is not None
     assert layer.product is not None
     code, line = layer.product
     lines, first = inspect.getsourcelines(code)
-    around = range(max(line - context, first), min(line + context + 1, first + len(lines)))
+    around = range(max(line - 4, first), min(line + 5, first + len(lines)))
     shown = [f"{'-->' if number == line else '   '} {number:5} {lines[number - first].rstrip()}" for number in around]
     head = f"{layer.core.path}: {code.co_name} in {code.co_filename}, line {line}"
     return "\n".join([head, *shown])

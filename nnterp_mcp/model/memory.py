@@ -74,7 +74,6 @@ def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int =
     they are formed.
 
     Args:
-        model: The model.
         rows: Prompts in the batch.
         columns: Tokens of each.
         patterns: True if attention probabilities are formed.
@@ -89,11 +88,7 @@ def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int =
 
 
 def of_cached_token(model: Sized) -> int:
-    """An upper bound of the bytes that the keys and values of one token take in all layers.
-
-    Args:
-        model: The model.
-    """
+    """An upper bound of the bytes that the keys and values of one token take in all layers."""
     config = model.module.config.get_text_config()
     heads = _largest(getattr(config, "num_key_value_heads", None)) or max(1, model.num_heads)
     widths = [_largest(getattr(config, name, None)) for name in ("head_dim", "qk_head_dim", "v_head_dim")]

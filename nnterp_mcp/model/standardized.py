@@ -37,7 +37,6 @@ class CheckedProbabilities(AttentionProbabilities):
         """Verify the shape and sums of one layer's probabilities in a short pass, and that editing them takes effect.
 
         Args:
-            layer: The layer.
             allow_dispatch: Accepted for code written for nnterp; the weights are there.
             use_trace: Accepted for code written for nnterp; the model always runs.
 

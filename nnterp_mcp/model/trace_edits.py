@@ -26,7 +26,6 @@ def leave_out_layers(
     """Leave out layers, inside a trace: the residual stream goes past them as it is.
 
     Args:
-        model: The model.
         first: The first layer that does not run.
         last: The last one.
         skip_with: What they give instead; by default what went into the first.
@@ -59,7 +58,6 @@ def add_to_stream(
     """Add a vector to the residual stream after layers, inside a trace.
 
     Args:
-        model: The model.
         layers: The layers, in any order.
         vector: What is added; moved to the states' device and dtype.
         factor: What it is multiplied by first.
@@ -84,13 +82,12 @@ def add_to_stream(
         output[layer] = states
 
 
-def name_columns(positions: Indices | None, token_positions: Indices | None, depth: int = 3) -> Indices | None:
+def name_columns(positions: Indices | None, token_positions: Indices | None) -> Indices | None:
     """The columns to steer, of nnterp's former and present parameter for them.
 
     Args:
         positions: Under the former name, which warns.
         token_positions: Under the present one.
-        depth: Frames between this one and the caller's code, at which the warning points.
 
     Raises:
         InvalidRequest: Both came.
@@ -102,7 +99,7 @@ def name_columns(positions: Indices | None, token_positions: Indices | None, dep
             "Cannot specify both positions and token_positions, which are two names of one thing.",
             "Give token_positions alone: positions is deprecated.",
         )
-    warnings.warn("positions is deprecated: use token_positions instead.", DeprecationWarning, stacklevel=depth)
+    warnings.warn("positions is deprecated: use token_positions instead.", DeprecationWarning, stacklevel=3)
     return positions
 
 

@@ -63,6 +63,11 @@ class TracedModel(WrappedModel):
         return StateList(self, "mlp", "input")
 
     @property
+    def neurons(self) -> StateList:
+        """The activations of each MLP's hidden layer, which its last linear map reads."""
+        return StateList(self, "mlp_projection", "input")
+
+    @property
     def mlps_output(self) -> StateList:
         """The output of each layer's MLP, as in nnterp: before a norm or multiplier that may follow it."""
         return StateList(self, "mlp_raw", "output")

@@ -26,7 +26,6 @@ def unembed(
 
     Args:
         model: The Hugging Face model, with whatever listens to it standing down.
-        anatomy: Its anatomy.
         hidden: States before the final norm; moved to the model's device and dtype.
         name: What to call the model in an error.
 

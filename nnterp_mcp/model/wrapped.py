@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal, cast
 
 import torch
@@ -82,12 +82,10 @@ class WrappedModel(TransformersModel):
             check: Raises to end the pass.
             tell: Called with what the pass waits for, on models that another machine serves.
         """
-        hooks = [layer.block.module.register_forward_pre_hook(lambda *_: check()) for layer in self.anatomy.layers]
-        try:
+        with ExitStack() as stack:
+            for layer in self.anatomy.layers:
+                stack.enter_context(layer.block.module.register_forward_pre_hook(lambda *_: check()))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @property
     def num_layers(self) -> int:
@@ -159,7 +157,24 @@ class WrappedModel(TransformersModel):
         """
         if implementation not in ("eager", "sdpa"):
             raise InvalidRequest(f"attention {implementation!r} does not exist: choose eager or sdpa.")
+        self.use_attention(implementation)
+
+    def use_attention(self, implementation: str) -> None:
+        """Switch to any implementation of transformers, such as the one that `attention` named before."""
         switch_attention(self.module, implementation)
+
+    @contextmanager
+    def attending_eagerly(self) -> Generator[None]:
+        """While this lasts, the model forms attention probabilities."""
+        before = self.attention
+        if before == "eager":
+            yield
+            return
+        self.set_attention("eager")
+        try:
+            yield
+        finally:
+            self.use_attention(before)
 
     def can(self, capability: str) -> bool:
         """True unless `require` refuses this capability."""

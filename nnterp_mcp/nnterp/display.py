@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from nnterp_mcp.display.figure import Curve, Curves
-from nnterp_mcp.display.html import chart_of, save
+from nnterp_mcp.display.figure import Curve
 from nnterp_mcp.display.layers import mean_curve
+from nnterp_mcp.display.style import colours_of
 from nnterp_mcp.model.text.tokens import token_text
 
 if TYPE_CHECKING:
@@ -84,13 +84,11 @@ def plot_topk_tokens(
         template="plotly_white",
         coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {"title": "probability"}},
     )
-    if file is not None:
-        save(figure, Path(file), save_html)
-    return figure
+    return _saved(figure, file, save_html)
 
 
 def plot_target_evolution(
-    probs: Mapping[str, Float[Tensor, "prompt layer"]],
+    probs: Mapping[str, Float[Tensor, "*prompt layer"]],
     title: str | None = None,
     file: str | Path | None = None,
     save_html: bool = True,
@@ -113,11 +111,50 @@ def plot_target_evolution(
     Returns:
         A figure with a curve for each category.
     """
+    from plotly.graph_objects import Figure
+
     curves = [_curve(name, of) for name, of in probs.items()]
-    panel = Curves(title or "Target probabilities over layers", "layer", "probability", curves, span=(0.0, 1.0))
-    chart = chart_of(panel).update_layout(height=height, width=width)
-    if file is not None:
-        save(chart, Path(file), save_html)
+    colours = colours_of(curves)
+    chart = Figure([trace for curve in curves for trace in _traces(curve, colours[curve.name])])
+    chart.update_layout(
+        title=title or "Target probabilities over layers",
+        height=height,
+        width=width,
+        template="plotly_white",
+        xaxis={"title": "layer"},
+        yaxis={"title": "probability", "range": [0, 1]},
+    )
+    return _saved(chart, file, save_html)
+
+
+def _traces(curve: Curve, colour: str) -> list[Any]:
+    """The band of a curve, where it has one, and its line."""
+    from plotly.graph_objects import Scatter
+
+    line = Scatter(x=list(curve.x), y=list(curve.y), name=curve.name, legendgroup=curve.name, line={"color": colour})
+    if curve.low is None or curve.high is None:
+        return [line]
+    band = Scatter(
+        x=[*curve.x, *reversed(curve.x)],
+        y=[*curve.high, *reversed(curve.low)],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.16,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=curve.name,
+    )
+    return [band, line]
+
+
+def _saved(chart: Figure, file: str | Path | None, save_html: bool) -> Figure:
+    """Writes a plotly figure where a file is given: HTML, or an image, which needs kaleido."""
+    path = Path(file or "")
+    if file is not None and path.suffix not in ("", ".html"):
+        chart.write_image(path)
+    if file is not None and (save_html or path.suffix in ("", ".html")):
+        chart.write_html(path.with_suffix(".html"))
     return chart
 
 

@@ -125,7 +125,7 @@ def _is_exact(model: StandardizedTransformer, sources: Sequence[Sequence[int]], 
         return False
     alone = torch.stack([_read_alone(model, ids) for ids in sources], dim=1)
     pairs = [(states, alone)]
-    prefix = read_prefix(model, target.base(), target.position)
+    prefix = read_prefix(model, target.base, target.position)
     for found, expected in zip(_layers(cache), _layers(prefix), strict=True):
         pairs += [(found.keys, expected.keys), (found.values, expected.values)]
     return all(_is_close(model, found, expected) for found, expected in pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import nnsight
@@ -139,9 +139,10 @@ def patchscope_lens(
     if len(prompts) != count:
         raise InvalidRequest(f"{len(prompts)} target prompts do not match {count} sources.")
     targets = _by_target(model, prompts)
-    states, prefix = (given, None) if given is not None else _read_sources(model, texts, chosen, list(targets))
+    distinct = [target for target, _ in targets]
+    states, prefix = (given, None) if given is not None else _read_sources(model, texts, chosen, distinct)
     probs = torch.empty(count, len(chosen), model.vocab_size)
-    for target, sources in targets.items():
+    for target, sources in targets:
         at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
         of_row = [chosen[place] for _, place in at.tolist()]
         for batch in patch_target(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix).run():
@@ -190,13 +191,14 @@ def _given_states(
     )
 
 
-def _by_target(model: StandardizedTransformer, prompts: TargetPromptBatch) -> dict[Target, list[int]]:
-    """The sources of each different target prompt."""
-    found: dict[Target, list[int]] = {}
+def _by_target(model: StandardizedTransformer, prompts: TargetPromptBatch) -> list[tuple[Target, list[int]]]:
+    """The different target prompts, each with its sources."""
+    found: dict[tuple[tuple[int, ...], int], tuple[Target, list[int]]] = {}
     for source, prompt in enumerate(prompts):
         ids = encode_target(model.tokenizer, prompt.prompt, model.name, model.context, model.embedded).ids
-        found.setdefault(resolve_target(ids, prompt.index_to_patch), []).append(source)
-    return found
+        target = resolve_target(ids, prompt.index_to_patch)
+        found.setdefault((tuple(ids), target.position), (target, []))[1].append(source)
+    return list(found.values())
 
 
 def patchscope_generate(
@@ -235,15 +237,15 @@ def patchscope_generate(
     prompt = target_patch_prompt.prompt
     ids = encode_target(model.tokenizer, prompt, model.name, model.context, model.embedded).ids
     target = resolve_target(ids, target_patch_prompt.index_to_patch)
+    batched = replace(target.work, batch_tokens=(max_batch_size + 1) * (len(ids) + max_length))
     states, prefix = _read_sources(model, texts, chosen, [target])
     said: dict[int, list[int]] = {}
     branches = patch_target(
         model,
-        target,
+        replace(target, work=batched),
         states.flatten(0, 1),
         [layer for layer in chosen for _ in range(states.shape[1])],
         max_new_tokens=max_length,
-        batch_tokens=(max_batch_size + 1) * (len(ids) + max_length),
         prefix=prefix,
     )
     for batch in branches.run():

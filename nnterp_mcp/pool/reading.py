@@ -114,6 +114,9 @@ def _rows(store: RunStore, record: RunRecord, params: ReadRunParams) -> tuple[li
         card = record.arrays[part]
         rows, total = read_array(store, record.id, part, card, params.where, params.offset, params.limit)
         return rows, columns_of_array(part, card), total
+    if part == figures.DATA:  # for the viewer
+        rows = [{part: figures.figure_text(store, record, specs())}]
+        return rows[params.offset :], [part], 1
     if part == "record":
         facts = facts_of(record.model_dump(mode="json"))
     else:

@@ -16,6 +16,7 @@ Site = Literal[
     "attentions_raw_output",
     "attentions_output",
     "mlps_input",
+    "neurons",
     "mlps_raw_output",
     "mlps_output",
     "layers_output",
@@ -23,7 +24,8 @@ Site = Literal[
 """Where an operation acts, in the order in which a layer runs.
 
 `token_embeddings` (no layer) is what the embedding returns; `heads_output` is what each head hands to the output
-projection; `mlps_input` is what the MLP module reads, behind the norm before it; `attentions_output` and `mlps_output`
+projection; `mlps_input` is what the MLP module reads, behind the norm before it, and `neurons` are the activations of
+its hidden layer (gated where there is a gate), which its last linear map reads; `attentions_output` and `mlps_output`
 are what is added to the residual stream, and the raw outputs what the modules compute before a norm or a multiplier
 behind them, where there is one. Queries and keys are taken as they enter their product, after norms and rotary
 embedding.
@@ -66,6 +68,7 @@ FACTS: dict[Site, SiteFacts] = {
     "attentions_raw_output": SiteFacts(in_stream=True),
     "attentions_output": SiteFacts(in_stream=True, receives=True),
     "mlps_input": SiteFacts(in_stream=True, patched=False),
+    "neurons": SiteFacts(patched=False),
     "mlps_raw_output": SiteFacts(in_stream=True),
     "mlps_output": SiteFacts(in_stream=True, receives=True),
     "layers_output": SiteFacts(in_stream=True),

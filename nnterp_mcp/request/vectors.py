@@ -100,6 +100,8 @@ class VectorCard(BaseModel):
         made: Time, in ISO 8601.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     name: VectorName
     model: str
     identity: ModelIdentity

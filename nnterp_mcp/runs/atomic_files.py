@@ -1,13 +1,10 @@
-"""Atomic writes, so that any number of processes may share a folder, and the JSON form of models."""
+"""Atomic writes, so that any number of processes may share a folder."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-
-from pydantic import BaseModel
-from pydantic_core import to_json
 
 
 def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
@@ -32,8 +29,3 @@ def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def as_json(model: BaseModel) -> bytes:
-    """Serializes a model as JSON that its class reads back; NaN and infinities become strings."""
-    return to_json(model.model_dump(), inf_nan_mode="strings")

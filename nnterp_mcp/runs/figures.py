@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -24,6 +25,8 @@ _LARGE = 2_000_000
 
 PICTURE = "figure.png"
 PAGE = "figure.html"
+DATA = "figure"
+"""The part under which the viewer reads a figure."""
 
 
 def figure_of(store: RunStore, record: RunRecord, tools: Tools) -> Figure:
@@ -49,7 +52,7 @@ def draw(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
         Internal: It could not be drawn.
     """
     kept = store.read_file(record.id, PICTURE)
-    if kept is not None and store.read_file(record.id, PAGE) is not None:
+    if kept is not None and _page(store, record) is not None:
         return kept
     stamp = store.result_stamp(record.id)
     try:
@@ -73,17 +76,38 @@ def read_figure(store: RunStore, record: RunRecord, name: str, tools: Tools) -> 
     picture = draw(store, record, tools)
     if name == PICTURE:
         return picture
-    page = store.read_file(record.id, PAGE)
+    page = _page(store, record)
     if page is None:
         raise Internal(f"the page of {record.id} could not be kept", "Make room for runs.")
     return page
 
 
-def light(page: bytes) -> bytes:
-    """A run's interactive page without its plotting library, small enough for a message; browsers load the library."""
-    from nnterp_mcp.display.html import without_library
+def figure_text(store: RunStore, record: RunRecord, tools: Tools) -> str:
+    """A run's figure as JSON for the viewer; without panels where it has none or cannot be drawn."""
+    from nnterp_mcp.display.bundle import data_of
+    from nnterp_mcp.display.html import write_html
 
-    return without_library(page.decode()).encode()
+    try:
+        stamp = store.result_stamp(record.id)
+        if stamp and stamp[0] > _LARGE:
+            page = read_figure(store, record, PAGE, tools).decode()
+        else:
+            page = write_html(figure_of(store, record, tools))
+        data = data_of(page) or {}
+    except NnterpError:
+        data = {}
+    except Exception as error:  # as in `draw`
+        logger.error("[%s] %s", record.id, type(error).__name__, exc_info=error)
+        data = {}
+    return json.dumps(data.get("figure", {"panels": [], "notes": []}), ensure_ascii=False, separators=(",", ":"))
+
+
+def _page(store: RunStore, record: RunRecord) -> bytes | None:
+    """A run's page as it is kept; None for one of an earlier version, which is written anew."""
+    from nnterp_mcp.display.bundle import data_of
+
+    page = store.read_file(record.id, PAGE)
+    return page if page is not None and data_of(page.decode()) is not None else None
 
 
 def where(record: RunRecord) -> str:
@@ -107,8 +131,8 @@ def draw_here(store: RunStore, record: RunRecord, tools: Tools) -> bytes:
         Unsupported: The run has no picture.
         InvalidRequest: The run has no result that can be read.
     """
-    from nnterp_mcp.display.html import write_html  # matplotlib and plotly take a second to import
-    from nnterp_mcp.display.png import draw_png
+    from nnterp_mcp.display.html import write_html
+    from nnterp_mcp.display.png import draw_png  # matplotlib takes a second to import
 
     figure = figure_of(store, record, tools)
     picture = draw_png(figure)

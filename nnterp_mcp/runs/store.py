@@ -166,7 +166,7 @@ class RunStore:
         return path
 
     def write_array(
-        self, run_id: str, name: str, array: Shaped[np.ndarray, ...], axes: Mapping[str, Sequence[int | str]]
+        self, run_id: str, name: str, array: Shaped[np.ndarray, "*axes"], axes: Mapping[str, Sequence[int | str]]
     ) -> ArrayCard:
         """Writes an array into a run's folder.
 
@@ -190,7 +190,7 @@ class RunStore:
         write_whole(self.array_path(run_id, name), content, sync=False)
         return card
 
-    def read_array(self, run_id: str, name: str, index: tuple[Any, ...]) -> Shaped[np.ndarray, ...]:
+    def read_array(self, run_id: str, name: str, index: tuple[Any, ...]) -> Shaped[np.ndarray, "*axes"]:
         """A part of an array.
 
         Args:

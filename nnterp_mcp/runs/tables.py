@@ -64,7 +64,7 @@ def encode_tables(result: BaseModel, facts: Mapping[str, Any]) -> bytes:
             own: dict[str, Sequence[Any]] = {"index": range(len(value)), name: [_cell(item) for item in value]}
             found[name] = _Columns(len(value), own=own)
     rest = result.model_dump(exclude=set(found))
-    tensors: dict[str, Shaped[np.ndarray, ...]] = {}
+    tensors: dict[str, Shaped[np.ndarray, "*axes"]] = {}
     index: dict[str, Any] = {}
     for number, (path, table) in enumerate(found.items()):
         kinds = {name: _encode(tensors, f"{number}.{at}", cells) for at, (name, cells) in enumerate(table.own.items())}
@@ -135,7 +135,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _encode(tensors: dict[str, Shaped[np.ndarray, ...]], name: str, cells: Sequence[Any]) -> str:
+def _encode(tensors: dict[str, Shaped[np.ndarray, "*axes"]], name: str, cells: Sequence[Any]) -> str:
     """Adds a column's tensors; returns its kind."""
     kinds = set(map(type, cells))
     if kinds == {int} and max(map(abs, cells)) < _LARGEST:

@@ -68,8 +68,8 @@ interventions: a list of {op, layers, ...}. op: add (vector, factor), scale (fac
 (from: {prompt, position, layer} or {run}), project_out (vector), all with site, positions, heads or neurons; skip; \
 knockout (heads, query_positions, key_positions); set_attention (heads, pattern). site: token_embeddings, \
 layers_input, layers_output (default of add, patch and project_out), attentions_output and mlps_output (what is added \
-to the stream; before a norm behind it: attentions_raw_output, mlps_raw_output), mlps_input, heads_output, queries, \
-keys, values, attention_probabilities. They act in the order in which the model runs.
+to the stream; before a norm behind it: attentions_raw_output, mlps_raw_output), mlps_input, neurons, heads_output, \
+queries, keys, values, attention_probabilities. They act in the order the model runs in.
 
 Layers and positions count from 0, negative ones from the end. Probabilities run from 0 to 1; entropies and KL \
 divergences are in nats; nnterp://glossary explains words. Errors say what to change."""

@@ -85,7 +85,7 @@ _TEMPLATES = (
         "run://{run_id}/figure.html",
         "figure",
         "A run as an interactive page",
-        "The figure with its numbers under the pointer. It loads plotly.js, which the page in the run's folder holds.",
+        "The figure with its numbers under the pointer, in light and dark; it loads nothing.",
         "text/html",
     ),
     (
@@ -244,7 +244,7 @@ def _part(store: RunStore, record: RunRecord, part: str) -> _Part:
         return _stored(store.find_result(record), "application/json")
     if part in _FIGURES:
         content = figures.read_figure(store, record, part, specs())
-        return _held(figures.light(content) if part == figures.PAGE else content, _FIGURES[part])
+        return _held(content, _FIGURES[part])
     if part not in record.arrays:
         names = ", ".join(["record", "result", *_FIGURES, *record.arrays])
         raise InvalidRequest(f"{record.id} has no part {shown(part)}: its parts are {names}.")

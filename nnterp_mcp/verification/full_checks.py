@@ -77,9 +77,6 @@ def check_thoroughly(model: StandardizedTransformer) -> Report:
 
     Runs some 20 short forward passes. Attention is switched to eager for some of them and back.
 
-    Args:
-        model: The model.
-
     Returns:
         The report.
     """
@@ -183,13 +180,8 @@ class _Bench:
         """The measure under eager attention."""
 
         def measured() -> str:
-            before = self.model.attention
-            self.model.set_attention("eager")
-            try:
+            with self.model.attending_eagerly():
                 return measure()
-            finally:
-                if before in ("eager", "sdpa"):
-                    self.model.set_attention(before)  # pyright: ignore[reportArgumentType]
 
         return measured
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,20 +22,12 @@ class DiffersError(AssertionError):
 
 
 @torch.no_grad()
-def run_plain(model: nn.Module, ids: Ids, mask: Ids | None = None, **options: Any) -> Any:
+def run_plain(model: nn.Module, ids: Ids, **options: Any) -> Any:
     """One forward pass, as transformers documents it."""
-    return model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+    return model(input_ids=ids, use_cache=False, **options)
 
 
-@contextmanager
-def _removed_after(handle: RemovableHandle) -> Generator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> AbstractContextManager[None]:
+def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> RemovableHandle:
     """A forward hook that changes the hidden states that a module returns."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -44,7 +36,7 @@ def replacing_output(module: nn.Module, change: Callable[[Stream], Stream]) -> A
         place = next(i for i, item in enumerate(output) if isinstance(item, Tensor) and item.is_floating_point())
         return type(output)([*output[:place], change(output[place]), *output[place + 1 :]])
 
-    return _removed_after(module.register_forward_hook(hook))
+    return module.register_forward_hook(hook)
 
 
 @contextmanager
@@ -61,9 +53,9 @@ def capturing_output(modules: Sequence[nn.Module], into: dict[int, Stream]) -> G
         yield
 
 
-def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+def replacing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """A forward pre-hook that changes the first positional input of a module."""
-    return _removed_after(module.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:])))
+    return module.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
 
 
 @contextmanager

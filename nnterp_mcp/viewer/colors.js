@@ -1,51 +1,41 @@
-/** Colours of numbers: viridis for amounts, blue to orange for what has two sides. Both are safe for the colour-blind. */
+/** Colours of numbers, from the stops that pictures have too: one scale for amounts, one for what has two signs. */
 
-const VIRIDIS = [
-  [68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140],
-  [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37],
-];
+import { diverging as SIDES, sequential as AMOUNTS } from "./style.js";
 
-/** A ramp from `low` to `high`, dark to bright. */
-export function sequential(low, high) {
+/** The colours of a figure's scale; with a centre its two sides tell what lowers from what raises. */
+export function scale({ low, high, centre = null }) {
+  const stops = (centre === null ? AMOUNTS : SIDES).map(parts);
   return {
     low,
     high,
-    stops: VIRIDIS.map((color) => css(color)),
+    stops: stops.map(css),
     paint(node, value) {
-      const color = viridis(share(value, low, high));
+      const share = high === low ? 0 : Math.max(0, Math.min(1, (value - low) / (high - low)));
+      const color = between(stops, share);
       node.style.background = css(color);
       node.style.color = ink(color);
     },
   };
 }
 
-/** Blue below `middle`, orange above it, as far on either side; the style's own colours, which follow the theme. */
+/** From `low` to `high`, dark to bright. */
+export function sequential(low, high) {
+  return scale({ low, high });
+}
+
+/** Blue below `middle`, red above it, as far on either side. */
 export function diverging(middle, reach) {
-  return {
-    low: middle - reach,
-    high: middle + reach,
-    stops: ["var(--below)", "var(--middle)", "var(--above)"],
-    paint(node, value) {
-      const part = Math.max(-1, Math.min(1, (value - middle) / reach));
-      const side = part < 0 ? "var(--below)" : "var(--above)";
-      node.style.background = `color-mix(in oklab, ${side} ${number(Math.abs(part))}, var(--middle))`;
-      node.style.color = "var(--on-sides)";
-    },
-  };
+  return scale({ low: middle - reach, high: middle + reach, centre: middle });
 }
 
-function number(part) {
-  return `${(100 * part).toFixed(1)}%`;
+function parts(hex) {
+  return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 }
 
-function share(value, low, high) {
-  return high === low ? 0 : Math.max(0, Math.min(1, (value - low) / (high - low)));
-}
-
-function viridis(part) {
-  const place = part * (VIRIDIS.length - 1);
-  const below = Math.min(Math.floor(place), VIRIDIS.length - 2);
-  return VIRIDIS[below].map((start, channel) => start + (place - below) * (VIRIDIS[below + 1][channel] - start));
+function between(stops, share) {
+  const place = share * (stops.length - 1);
+  const below = Math.min(Math.floor(place), stops.length - 2);
+  return stops[below].map((start, channel) => start + (place - below) * (stops[below + 1][channel] - start));
 }
 
 function css(color) {

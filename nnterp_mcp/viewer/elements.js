@@ -38,3 +38,17 @@ export function facts(pairs) {
     shown.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
   );
 }
+
+/** A box that scrolls, with words below it for as long as more lies beyond an edge. */
+export function scroller(box) {
+  const more = element("p", { class: "more", "aria-hidden": "true" });
+  const look = () => {
+    const right = box.scrollLeft + box.clientWidth < box.scrollWidth - 2;
+    const below = box.scrollTop + box.clientHeight < box.scrollHeight - 2;
+    more.textContent = [right ? "more to the right →" : "", below ? "more below ↓" : ""].filter(Boolean).join("  ");
+  };
+  box.addEventListener("scroll", look, { passive: true });
+  const sizes = new ResizeObserver(look);
+  for (const node of [box, ...box.children]) sizes.observe(node);
+  return [box, more];
+}

@@ -1,6 +1,6 @@
 /** A grid of cells that one walks with arrow keys (the ARIA grid pattern); what is large is drawn a window at a time. */
 
-import { element } from "./elements.js";
+import { element, scroller } from "./elements.js";
 
 const ROWS = 64;
 const COLUMNS = 48;
@@ -29,9 +29,21 @@ export class Grid {
     this.table.setAttribute("aria-colcount", this.columns.length + 1);
     this.tooltip = element("div", { class: "tooltip", "aria-hidden": "true", hidden: true });
     this.pager = element("nav", { class: "pager", "aria-label": `Parts of the grid: ${this.label}` });
-    this.node = element("div", { class: "grid-frame" }, this.pager, element("div", { class: "scroll" }, this.table));
+    this.node = element("div", { class: "grid-frame" }, this.pager, scroller(element("div", { class: "scroll" }, this.table)));
     this.node.append(this.tooltip);
     this.listen();
+    const seen = new ResizeObserver(() => this.reveal() && seen.disconnect());
+    seen.observe(this.table);
+  }
+
+  /** Scrolls the box, and not the page, to the selected cell, once it has a size. */
+  reveal() {
+    const box = this.table.parentElement;
+    const node = this.table.querySelector('[aria-selected="true"]');
+    if (!node || box.clientWidth === 0) return false;
+    box.scrollLeft = node.offsetLeft + node.offsetWidth / 2 - box.clientWidth / 2;
+    box.scrollTop = node.offsetTop + node.offsetHeight / 2 - box.clientHeight / 2;
+    return true;
   }
 
   listen() {
@@ -90,14 +102,13 @@ export class Grid {
   steps(name, edge, size, count) {
     const go = (to) => () => this.turnTo(edge, to);
     const from = this[edge];
-    const button = (sign, says, to) =>
-      element("button", { onclick: go(to), disabled: to < 0 || to >= count, "aria-label": says }, sign);
+    const button = (sign, says, to, none) => element("button", { onclick: go(to), disabled: none, "aria-label": says }, sign);
     return element(
       "span",
       { class: "steps" },
-      button("‹", `previous ${name}`, from - size),
+      button("‹", `previous ${name}`, Math.max(0, from - size), from === 0),
       `${name} ${from} to ${Math.min(from + size, count) - 1} of ${count}`,
-      button("›", `next ${name}`, from + size),
+      button("›", `next ${name}`, Math.min(from + size, count - size), from + size >= count),
     );
   }
 
@@ -120,16 +131,21 @@ export class Grid {
   }
 
   /** Selects a cell, and brings it into the window. */
-  async select(row, column, focus = true) {
+  async select(row, column) {
+    if (this.place(row, column)) await this.draw();
+    this.mark(true);
+    this.onSelect(this.row, this.column);
+  }
+
+  /** Makes a cell the selected one, and says whether the window has to move for it. */
+  place(row, column) {
     this.row = Math.max(0, Math.min(row, this.rows.length - 1));
     this.column = Math.max(0, Math.min(column, this.columns.length - 1));
-    const top = this.row - (this.row % ROWS);
-    const left = this.column - (this.column % COLUMNS);
+    const top = windowAt(this.row, this.top, ROWS, this.rows.length);
+    const left = windowAt(this.column, this.left, COLUMNS, this.columns.length);
     const moved = top !== this.top || left !== this.left;
     Object.assign(this, { top, left });
-    if (moved) await this.draw();
-    this.mark(focus);
-    this.onSelect(this.row, this.column);
+    return moved;
   }
 
   mark(focus) {
@@ -194,6 +210,12 @@ export class Grid {
 
 function head({ shows, says }, scope, attributes) {
   return element("th", { scope, "aria-label": says, ...attributes }, shows instanceof Node ? shows.cloneNode(true) : shows);
+}
+
+/** Where the window begins that shows a place: the present one if it does, else a page of it; the last page is full. */
+function windowAt(place, from, size, count) {
+  if (place >= from && place < from + size) return from;
+  return Math.max(0, Math.min(place - (place % size), count - size));
 }
 
 function range(from, to) {

@@ -8,7 +8,7 @@ import { number } from "./wording.js";
 
 /**
  * @typedef {{name: string, of: (item: object) => number|null, ramp?: (values: () => number[]) => object}} Mode
- *   what colours the cells; without a ramp viridis from 0 to the largest value
+ *   what colours the cells; without a ramp from 0 to the largest value
  */
 
 export class Heatmap {
@@ -62,7 +62,7 @@ export class Heatmap {
 
   /** Draws the grid with a cell selected, the one that was if none is named. */
   async draw(row = this.grid.row, column = this.grid.column) {
-    await this.grid.select(row, column, false);
+    this.grid.place(row, column);
     await this.grid.draw();
     this.paint();
     this.select(this.grid.row, this.grid.column);
@@ -74,7 +74,8 @@ export class Heatmap {
     const { low, high, stops } = this.grid.ramp;
     const bar = element("span", { class: "ramp", "aria-hidden": "true" });
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-    this.legend.replaceChildren(number(low), bar, number(high));
+    const beyond = this.values().some((value) => value > high) ? " and more" : "";
+    this.legend.replaceChildren(number(low), bar, `${number(high)}${beyond}`);
     this.legend.setAttribute("aria-label", `${this.mode.name} from ${number(low)} to ${number(high)}`);
     this.legend.setAttribute("role", "img");
   }
@@ -92,18 +93,25 @@ export class Heatmap {
 
   select(row, column) {
     const item = this.item(row, column);
-    if (!item) return;
+    if (!item) {
+      this.selected.textContent = "nothing here";
+      this.panel.replaceChildren();
+      return;
+    }
     this.selected.textContent = this.says(item);
     this.panel.replaceChildren(this.details(item), ...(this.curves ? [this.curve(row, column)] : []));
     this.onSelect(row, column);
   }
 
+  /** A column from its lowest row, the first layer, upwards. */
   curve(selected, column) {
-    const points = this.grid.rows.map((head, row) => {
-      const item = this.item(row, column);
-      return { at: head.says, value: item ? (this.mode.of(item) ?? null) : null };
-    });
-    return curve(points, selected, this.mode.name);
+    const points = this.grid.rows
+      .map((head, row) => {
+        const item = this.item(row, column);
+        return { at: head.says, value: item ? (this.mode.of(item) ?? null) : null };
+      })
+      .reverse();
+    return curve(points, points.length - 1 - selected, this.mode.name);
   }
 }
 

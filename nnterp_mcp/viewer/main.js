@@ -1,6 +1,7 @@
-/** The page: the answer's words, the view of its tool, and all numbers of the run. */
+/** The page: the answer's words, the figure or the view of its tool, and all numbers of the run. */
 
 import { element } from "./elements.js";
+import { notesOf, panels } from "./figure.js";
 import { Run } from "./run.js";
 import { connect } from "./source.js";
 import { allNumbers, table } from "./table.js";
@@ -24,20 +25,24 @@ async function show(answer, read) {
   introduce(answer, run);
   page.stage.replaceChildren();
   if (answer.state) return follow(run, mine, read);
-  const view = run && views[run.tool];
   const body = element("div", { class: "view" });
   say("");
-  if (view) await draw(view, run, body, mine);
+  if (run) await draw(run, body, mine);
   if (mine !== turn) return;
   if (!body.hasChildNodes()) body.append(...tables(answer));
   page.stage.replaceChildren(body, ...(run ? [allNumbers(run)] : []));
 }
 
-async function draw(view, run, body, mine) {
+/** The view of the run's tool with the panels that it lacks, or the whole figure. */
+async function draw(run, body, mine) {
   page.stage.append(body);
   say("Reading the run …");
   try {
-    await view(run, body);
+    const figure = await run.figure();
+    const view = views[run.tool];
+    const covered = view ? await view(run, body, figure) : false; // true: its grid says what the figure's heatmaps say
+    const drawn = figure.panels.filter(({ kind }) => !covered || kind !== "heatmap");
+    if (drawn.length) body.append(panels(drawn), element("div", { class: "note" }, notesOf(figure.notes)));
     if (mine === turn) say("");
   } catch (error) {
     body.replaceChildren();
@@ -52,9 +57,8 @@ function introduce({ finding, notes = [], model }, run) {
   document.title = [tool, model, run?.id].filter(Boolean).join(" · ");
   page.finding.textContent = finding ?? "";
   const told = notes.filter((note) => !note.includes("read_run"));
-  const list = element("ul", {}, told.map((note) => element("li", {}, note)));
-  const id = run ? element("p", { class: "run" }, `run ${run.id}`) : null;
-  page.notes.replaceChildren(...[told.length ? list : null, id].filter(Boolean));
+  const id = run ? [element("p", { class: "run" }, `run ${run.id}`)] : [];
+  page.notes.replaceChildren(...notesOf(told), ...id);
 }
 
 /** A call that goes on: waits for its run, and shows how it ends. */

@@ -46,6 +46,12 @@ export class Run {
     }
   }
 
+  /** The figure of the run; one without panels where there is none. */
+  async figure() {
+    const [row] = await this.rows("figure");
+    return JSON.parse(row.figure);
+  }
+
   /** What is no table in the result, by dotted names. */
   async facts() {
     const rows = await this.rows("result");

@@ -1,6 +1,6 @@
 /** Any part of a run as a plain table, a page at a time. */
 
-import { choice, element } from "./elements.js";
+import { choice, element, scroller } from "./elements.js";
 import { plain } from "./wording.js";
 
 const ROWS = 50;
@@ -9,11 +9,12 @@ const ROWS = 50;
 export function table({ columns, rows }, label) {
   const head = columns.map((name) => element("th", { scope: "col" }, name));
   const body = rows.map((row) => element("tr", {}, row.map((value) => element("td", {}, plain(value)))));
-  return element(
+  const box = element(
     "div",
     { class: "scroll plain", tabindex: 0, role: "region", "aria-label": label },
     element("table", {}, element("thead", {}, element("tr", {}, head)), element("tbody", {}, body)),
   );
+  return element("div", { class: "table" }, scroller(box));
 }
 
 /** Everything that a run holds, part by part; nothing is read before it is opened. */

@@ -1,8 +1,8 @@
 /** How numbers and tokens are written. */
 
 import { element } from "./elements.js";
+import { marks } from "./style.js";
 
-const VISIBLE = { " ": "·", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 const UNSEEN = /([\p{White_Space}\p{Cc}\p{Cf}])/u;
 
 /** A number with three digits that mean something. */
@@ -33,11 +33,11 @@ export function token(text) {
   const parts = text.split(UNSEEN).filter((part) => part !== "");
   const faint = parts.some((part) => !UNSEEN.test(part)) ? "white" : "white alone";
   const shows = parts.map((part) => (UNSEEN.test(part) ? element("span", { class: faint }, seen(part)) : part));
-  return element("span", { class: "token" }, shows);
+  return element("bdi", { class: "token" }, shows);
 }
 
 function seen(character) {
-  return VISIBLE[character] ?? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  return marks[character] ?? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
 /** A count with its noun. */
@@ -45,9 +45,15 @@ export function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
-/** A cell of a table as text: lists in brackets with their texts in quotes, numbers short. */
+/** A cell of a table as text: parts one after the other, those of pairs side by side, texts among them in quotes. */
 export function plain(value) {
-  if (Array.isArray(value)) return `[${value.map((part) => (typeof part === "string" ? quoted(part) : plain(part))).join(", ")}]`;
+  if (Array.isArray(value)) return value.map((part) => (Array.isArray(part) ? part.map(leaf).join(" ") : leaf(part))).join(", ");
+  return typeof value === "string" ? value : leaf(value);
+}
+
+function leaf(value) {
   if (value === null || value === undefined) return "";
+  if (typeof value === "string") return quoted(value);
+  if (Array.isArray(value)) return plain(value);
   return typeof value === "number" ? number(value, 6) : String(value);
 }

@@ -63,7 +63,7 @@ class Checkpoint:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            content = to_json(TypeAdapter(Any).dump_python(part), inf_nan_mode="strings")
+            content = to_json(part, inf_nan_mode="strings")
             write_whole(self._folder / f"{name}.json", content, sync=False)
         except OSError:
             return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest
@@ -32,12 +35,25 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         job.tell(message, round(done, 4), 1)
 
     report("starting the worker's libraries")
-    from transformers.utils import logging
+    with _collection_paused():
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
+        logging.disable_progress_bar()
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
     bench.place(model, origin)
     return card_of(bench, time.monotonic() - begun)
+
+
+@contextmanager
+def _collection_paused() -> Generator[None]:
+    """Pauses garbage collection, which would go through all the objects of a load again and again: they stay anyway."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
@@ -78,9 +94,10 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
     precision = Precision(params.dtype, params.quantization)
     converted = convert_once(located, settings.cache, report)
-    weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report)
-    report("checking the model")
-    model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
+    with _collection_paused():
+        weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report)
+        report("checking the model")
+        model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
     # Hashed after the checks, from which it would take a core.
     return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
 

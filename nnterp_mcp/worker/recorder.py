@@ -14,7 +14,6 @@ from nnterp_mcp.contract import Answer, Result
 from nnterp_mcp.errors import Cancelled, LimitExceeded, NnterpError
 from nnterp_mcp.pool.messages import Recorded
 from nnterp_mcp.runs.arrays import FileRows
-from nnterp_mcp.runs.atomic_files import as_json
 from nnterp_mcp.runs.records import ArrayCard, RunEnvironment, RunError
 from nnterp_mcp.runs.results import write_tables
 from nnterp_mcp.runs.store import RunStore, now
@@ -128,7 +127,7 @@ class Recorder:
             self._unhashed = error is None and any(card.sha256 is None for card in environment.files.values())
             ended = self._end(error) | {"arrays": self.arrays, "environment": environment}
             if result is not None:
-                digest = self._store.write_result(self.run_id, as_json(result))
+                digest = self._store.write_result(self.run_id, result.model_dump_json().encode())
                 ended |= {"result_sha256": digest, "partial": error is not None}
             if result is not None and answer is not None:
                 tables = ResultTables(write_tables(self._store, self.run_id, result, answer))

@@ -77,7 +77,7 @@ def test_a_run_is_written_to_one_file(store: RunStore, tmp_path: Path) -> None:
     done = run("view", kept.id, "--out", str(file), "--runs", str(store.folder))
 
     assert (done.returncode, done.stdout) == (0, f"{file}\n")
-    assert file.read_text(encoding="utf-8") == page_with(snapshot(store, kept.id))
+    assert file.read_text(encoding="utf-8") == page_with(snapshot(store, kept.id)[0])
 
 
 def test_what_cannot_be_shown_is_refused(store: RunStore, tmp_path: Path) -> None:

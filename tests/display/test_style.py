@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from nnterp_mcp.display import style
@@ -36,14 +35,15 @@ def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     return (lights[1] + 0.05) / (lights[0] + 0.05)
 
 
-@pytest.mark.parametrize("name", [style.SEQUENTIAL, style.DIVERGING])
-def test_text_in_a_cell_is_legible_on_every_colour(name: str) -> None:
-    for colour in colormaps[name](np.linspace(0, 1, 256))[:, :3]:
+@pytest.mark.parametrize("centre", [None, 0.5])
+def test_text_in_a_cell_is_legible_on_every_colour(centre: float | None) -> None:
+    for colour in shades(Colours("v", 0, 1, centre)).to_rgba(np.linspace(0, 1, 256))[:, :3]:
         assert contrast(tuple(colour), to_rgb(style.ink_on(*colour))) >= 4.5
 
 
 def test_lines_and_small_text_stand_out_from_white() -> None:
     assert all(contrast(to_rgb(colour), (1, 1, 1)) >= 3 for colour in style.PALETTE)
+    assert all(contrast(to_rgb(colour), to_rgb("#1b1b1f")) >= 3 for colour in style.PALETTE_ON_DARK)
     assert contrast(to_rgb(style.INK), (1, 1, 1)) >= 7
     assert contrast(to_rgb(style.FAINT), (1, 1, 1)) >= 4.5
 
@@ -60,7 +60,7 @@ def test_the_first_curves_are_told_apart_by_everybody(deficiency: str) -> None:
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_a_scale_that_grows_gets_lighter_for_everybody(deficiency: str) -> None:
-    colours = linear(colormaps[style.SEQUENTIAL](np.linspace(0, 1, 64))[:, :3])
+    colours = linear(shades(Colours("v", 0, 1)).to_rgba(np.linspace(0, 1, 64))[:, :3])
     lightness = lab(np.clip(colours @ np.array(DEFICIENCIES[deficiency]).T, 0, 1))[:, 0]
 
     assert (np.diff(lightness) > -0.3).all()

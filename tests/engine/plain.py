@@ -37,6 +37,8 @@ class Names:
     mlp_output: str | None
     mlp_input: str | None = None
     """The MLP itself, where another module returns its output."""
+    down: str = "mlp.down_proj"
+    """The last linear map of the MLP, whose inputs are the neurons."""
     shared: bool = True
     """Whether its attention goes through the interface that transformers shares among models."""
     attention_norm: str | None = None
@@ -47,10 +49,18 @@ class Names:
 
 LLAMA = Names("model.embed_tokens", "model.layers", "self_attn", "self_attn", "self_attn.o_proj", "mlp")
 FAMILIES: dict[str, Names] = {
-    "gpt2": Names("transformer.wte", "transformer.h", "attn", "attn", "attn.c_proj", "mlp"),
+    "gpt2": Names("transformer.wte", "transformer.h", "attn", "attn", "attn.c_proj", "mlp", down="mlp.c_proj"),
     "llama": LLAMA,
     "gemma2": replace(LLAMA, attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
-    "gpt_neox": Names("gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention", "attention.dense", "mlp"),
+    "gpt_neox": Names(
+        "gpt_neox.embed_in",
+        "gpt_neox.layers",
+        "attention",
+        "attention",
+        "attention.dense",
+        "mlp",
+        down="mlp.dense_4h_to_h",
+    ),
     "opt": Names(
         "model.decoder.embed_tokens", "model.decoder.layers", "self_attn", "self_attn", "self_attn.out_proj", None
     ),
@@ -61,6 +71,7 @@ FAMILIES: dict[str, Names] = {
         "self_attention",
         "self_attention.dense",
         "mlp",
+        down="mlp.dense_4h_to_h",
         shared=False,
     ),
     "bloom": Names(
@@ -71,6 +82,7 @@ FAMILIES: dict[str, Names] = {
         "self_attention.dense",
         "mlp.dense_4h_to_h",
         "mlp",
+        down="mlp.dense_4h_to_h",
         shared=False,
     ),
     "smollm2-135m": LLAMA,
@@ -170,6 +182,8 @@ class Plain:
                     hooks += self._behind(layer, "mlps", index, names.mlp_output, names.mlp_norm)
                     reads = layer.get_submodule(names.mlp_input or names.mlp_output)
                     hooks.append(reads.register_forward_pre_hook(self._before("mlps_input", index), with_kwargs=True))
+                    down = layer.get_submodule(names.down)
+                    hooks.append(down.register_forward_pre_hook(self._before("neurons", index), with_kwargs=True))
                 for hook in hooks:
                     stack.callback(hook.remove)
             if not names.shared:

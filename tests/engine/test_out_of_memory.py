@@ -19,7 +19,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patchscope import Target, patch_target
+from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.target_prompts import TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_halved_until_it_does(path: str) -> None:
 
 def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment() -> None:
     model = build()
-    target = Target((3, 14, 15, 9, 26), 4)
+    target = resolve_target([3, 14, 15, 9, 26], 4)
     with limited(model, 12, FAILURES["torch"]) as failed:
         assert patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing == EVERYTHING
         patch_all = patch(model)

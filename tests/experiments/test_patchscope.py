@@ -20,7 +20,7 @@ from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.activations import read_states
-from nnterp_mcp.experiments.patchscope import Target, pair_layers, patch_target, read_patchscope
+from nnterp_mcp.experiments.patchscope import Target, pair_layers, patch_target, read_patchscope, resolve_target
 from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -56,7 +56,7 @@ def test_rows_share_what_the_model_allows(family: str):
 
     patchscope_lens(model, SOURCES[0], TargetPrompt(TARGET, -1))
 
-    target = Target(tuple(ids_of(model, TARGET)), 3)
+    target = resolve_target(ids_of(model, TARGET), 3)
     assert patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing == CHEAPEST[family]
 
 
@@ -71,7 +71,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch):
     found = patchscope_lens(model, SOURCES, TargetPrompt(TARGET, -1))
 
     assert (found - expected_lens(model, SOURCES, TARGET, -1)).abs().max() < TOLERANCE
-    target = Target(tuple(ids_of(model, TARGET)), len(ids_of(model, TARGET)) - 1)
+    target = resolve_target(ids_of(model, TARGET), -1)
     assert not patch_target(model, target, torch.zeros(1, model.hidden_size), [0]).sharing.prefix
 
 
@@ -82,14 +82,13 @@ def test_grid_equals_hooks_whatever_the_batches(family: str, batch_tokens: int):
     prompts = encode_prompts(model.tokenizer, SOURCES, family)
     positions = [[0, len(prompt.ids) - 1] if len(prompt.ids) > 4 else [1] for prompt in prompts]
     every = list(range(model.num_layers))
-    target = Target(tuple(ids_of(model, TARGET)), 6)
+    ((encoded,), done) = encode_prompts(model.tokenizer, [TARGET], family), list[int]()
+    report = lambda patches, total, unit: done.append(patches)  # noqa: E731
+    target = Target(Workload([encoded], batch_tokens=batch_tokens, progress=report), 6)
     states = read_states(model, Workload(prompts), positions, every)
     pairs = pair_layers("all", "all", model.num_layers, family)
-    done: list[int] = []
 
-    readings = read_patchscope(
-        model, states, every, target, pairs, top_k=4, batch_tokens=batch_tokens, on_batch=done.append
-    )
+    readings = read_patchscope(model, states, every, target, pairs, top_k=4)
 
     layers = layers_of(model)
     sources = [(prompt, at) for prompt, all_at in zip(prompts, positions, strict=True) for at in all_at]
@@ -110,7 +109,7 @@ def test_grid_equals_hooks_whatever_the_batches(family: str, batch_tokens: int):
 @pytest.mark.parametrize("position", [-1, 2])
 def test_own_state_changes_nothing(family: str, position: int):
     model = standardized(family)
-    target = Target(tuple(ids_of(model, TARGET)), position % len(ids_of(model, TARGET)))
+    target = resolve_target(ids_of(model, TARGET), position)
     own = plain_states(model.module, layers_of(model), list(target.ids), position)
 
     for batch in patch_target(model, target, own, list(range(model.num_layers))).run():
@@ -125,11 +124,11 @@ def test_interventions_act_on_source_and_target(prompts: Any):
     operation = parse_operation({"op": "zero", "site": "mlps_output", "layers": [1], "prompts": prompts})
     edits = plan(model, [operation], encoded)
     every = list(range(model.num_layers))
-    target = Target(tuple(encoded[1].ids), len(encoded[1].ids) - 1, index=1)
+    target = Target(Workload(encoded[1:], edits), len(encoded[1].ids) - 1)
     states = read_states(model, Workload(encoded[:1], edits), [[-1 % len(encoded[0].ids)]], every)
     pairs = [(layer, layer) for layer in every]
 
-    readings = read_patchscope(model, states, every, target, pairs, plan=edits, max_new_tokens=3, top_k=5)
+    readings = read_patchscope(model, states, every, target, pairs, max_new_tokens=3, top_k=5)
 
     mlp = layers_of(model)[1].mlp
     with hooked(mlp, lambda hidden: 0 * hidden if prompts != 1 else None):

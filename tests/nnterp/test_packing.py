@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from nnterp_mcp.experiments.patchscope import Target
+from nnterp_mcp.experiments.patchscope import Target, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp import packing
 from nnterp_mcp.nnterp.packing import PACKED_TOKENS, read_packed
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
-TARGET = Target((3, 14, 15, 9, 26, 5, 35), 5)
+TARGET = resolve_target([3, 14, 15, 9, 26, 5, 35], 5)
 
 
 def standardized(family: str) -> StandardizedTransformer:
@@ -61,7 +61,7 @@ prompts = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 
 @given(sources=st.lists(prompts, min_size=1, max_size=4), ids=st.lists(st.integers(1, 40), min_size=2, max_size=20))
 def test_equals_each_prompt_alone_whatever_the_prompts(sources: list[list[int]], ids: list[int]):
-    assert_equals_plain(LLAMA, sources, Target(tuple(ids), len(ids) - 1))
+    assert_equals_plain(LLAMA, sources, resolve_target(ids, -1))
 
 
 @pytest.mark.parametrize("family", ["bloom", "gemma3", "lfm2", "mamba2"])
@@ -87,4 +87,4 @@ def test_is_left_where_it_is_not_exact(monkeypatch: pytest.MonkeyPatch):
 
 def test_is_left_where_it_does_not_pay():
     assert read_packed(LLAMA, [[1] * PACKED_TOKENS], [0], TARGET) is None
-    assert read_packed(LLAMA, [[1, 2]], [0], Target((1, 2), 0)) is None
+    assert read_packed(LLAMA, [[1, 2]], [0], resolve_target([1, 2], 0)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any
 
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Curve, Curves, Figure, Heatmap
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages
+from nnterp_mcp.display.layers import target_names
 from nnterp_mcp.errors import NnterpError, Unsupported
+from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
 from nnterp_mcp.runs.figures import figure_of
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset import specs
 from tests.recorded import EXAMPLES, Recorded
+from tests.viewer.kept import attribution_run
 
 DRAWN = {
     "logit_lens",
@@ -82,7 +87,7 @@ def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorde
         figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
 
 
-def test_the_lens_shows_each_readings_top_tokens_and_the_mean_of_targets(recorded: Recorded) -> None:
+def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded) -> None:
     figure, result = read(recorded, "lens")
     readings = result["readings"]
     rows = by_layer(panel(figure, Heatmap))
@@ -93,10 +98,12 @@ def test_the_lens_shows_each_readings_top_tokens_and_the_mean_of_targets(recorde
         assert row == str(layers[0]["layer"])
         assert labels == [shown(layer["top"][0][0]) for layer in layers]
         assert values == [layer["top"][0][1] for layer in layers]
-    targets = curve(panel(figure, Curves), "traps")
-    samples = [[reading["layers"][at]["targets"][1][0] for reading in readings] for at in range(len(rows))]
-    assert targets.y == pytest.approx([fmean(values) for values in samples])
-    assert targets.high == pytest.approx([min(1, fmean(values) + pstdev(values)) for values in samples])
+    for index, name in enumerate(target_names(result["categories"])):
+        probabilities, ranks = [one for one in figure.panels if isinstance(one, Curves)][2 * index : 2 * index + 2]
+        assert (probabilities.title, ranks.title) == (name, f"{name}: rank")
+        assert len(probabilities.curves) == len(ranks.curves) == len(readings)
+        for drawn, reading in zip(probabilities.curves, readings, strict=True):
+            assert drawn.y == [layer["targets"][index][0] for layer in reading["layers"]]
     assert any("Active interventions" in note for note in figure.notes)
 
 
@@ -115,6 +122,8 @@ def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(record
     assert [one.y for one in measured] == [
         [patch["tracked"][index][0] for patch in source["patches"]] for index in range(len(measured))
     ]
+    (written,) = [one for one in figure.panels if isinstance(one, Passages)]
+    assert [text for _, text in written.rows] == [one["text"] for one in said]
     unpatched = [one for one in tracked.curves if one.role == "control"]
     assert [one.y[0] for one in unpatched] == [p for p, _ in source["unpatched"]["tracked"]]
 
@@ -167,9 +176,12 @@ def test_a_sweep_shows_the_effect_over_factors_beside_random_directions(recorded
 
     for layer in (1, 2):
         own, random = curve(curves, f"layer {layer}"), curve(curves, f"layer {layer}, random")
-        assert own.x == [-4, 4]
+        assert own.x == [-4, 0, 4]
+        assert own.y[1] == random.y[1] == 0  # the baseline
         assert random.low is not None
         for at, factor in enumerate(own.x):
+            if factor == 0:
+                continue
             measured = [run["kl"] for run in of(runs, layer=layer, factor=factor, control=None)]
             draws = [
                 fmean(run["kl"] for run in of(runs, layer=layer, factor=factor, control=number))
@@ -204,11 +216,25 @@ def test_an_attribution_shows_its_strongest_parts_and_the_sums_of_layers(recorde
     sums = panel(figure, Curves)
 
     assert [bar.value for bar in bars] == strongest
-    assert len(figure.panels) == 2
+    added = result["whole"]["mean"] - sum(strongest)
+    assert f"{number(added)} is left." in figure.notes[0]
     for one in sums.curves:
         field = {"attention": "attention", "MLP": "mlp", "rest": "rest"}[one.name]
         assert one.y == [layer[field] for layer in result["layers"] if layer[field] is not None]
     assert any(f"of {result['total']} parts" in note for note in figure.notes)
+
+
+def test_every_head_stands_in_a_grid_with_its_unit_and_sign(tmp_path: Path) -> None:
+    heads = np.array([[1.5, -2.0], [0.25, 3.0]])
+    store = RunStore(tmp_path / "runs")
+    figure = figure_of(store, attribution_run(store, heads), specs())
+    drawn = panel(figure, Heatmap)
+
+    assert (drawn.rows, drawn.columns) == (["1", "0"], ["0", "1"])
+    assert drawn.values == heads[::-1].tolist()
+    assert drawn.colours == Colours("adds to the logit difference (logits)", -3.0, 3.0, 0.0)
+    assert panel(figure, Bars).signed
+    assert "sum to 3.75; nothing is left." in figure.notes[0]
 
 
 def test_a_prompt_set_shows_means_and_spread(recorded: Recorded) -> None:

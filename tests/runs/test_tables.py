@@ -284,7 +284,7 @@ def test_what_a_page_leaves_out_is_said() -> None:
     said = answer.text()
 
     assert answer.truncated
-    assert "70 rows follow: offset=20." in said
+    assert "70 more rows: offset=20." in said
     assert "Cells that end in … are cut: format='json' shows them whole, fewer rows show more of each." in said
     assert "… 492 more" in said
     assert not digest(page(long, "json")).truncated

@@ -176,6 +176,27 @@ def test_patches_are_estimated_and_the_strongest_made(bench: Bench, by: str, sit
     assert all(part.patched is not None for part in order[: result.checked.strongest])
 
 
+def test_neurons_are_patched_in_estimate_and_kept_in_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+
+    class Keeping(Job):
+        def keep(self, name: str, array: Any, axes: Any) -> None:
+            kept[name] = (array, axes)
+
+    monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._LISTED", 5)
+    arguments: dict[str, Any] = {"method": "patching", "by": "neuron", "corrupted": OTHER}
+    result = ask(bench, Keeping(1, lambda progress: None), **arguments)
+    array, axes = kept["estimates"]
+
+    assert result.checked is not None
+    assert result.total == array.shape[1] == len(axes["cell"]) > len(result.parts)
+    assert {part.layer for part in result.parts} == set(range(bench.model.num_layers))
+    order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
+    assert all(part.patched is not None for part in order[: result.checked.strongest])
+    assert abs(order[0].value.mean) == pytest.approx(float(array.abs().max()), abs=1e-6)
+    assert f"part=parts has the {len(result.parts)} strongest, part=estimates all" in SPEC.digest(result).notes[-1]
+
+
 def test_equal_runs_are_said_to_be_equal(bench: Bench) -> None:
     result = ask(bench, method="patching", corrupted=PROMPT)
 
@@ -263,7 +284,8 @@ def made_result(method: str, by: str, *, layers: int = 3, width: int = 4, prompt
             patched=patched,
         )  # fmt: skip
 
-    kinds = {"layer": ["layers_output"], "sublayer": ["attentions_output", "mlps_output"], "head": ["heads_output"]}
+    kinds = {"layer": ["layers_output"], "sublayer": ["attentions_output", "mlps_output"], "head": ["heads_output"],
+             "neuron": ["neurons"]}  # fmt: skip
     if by == "token":
         parts = [part("token", None, at) for at in range(width)]
     elif method == "patching":
@@ -302,6 +324,7 @@ CASES = {
     "integrated": made_result("integrated", "token"),
     "patching": made_result("patching", "layer"),
     "patching heads": made_result("patching", "head", prompts=12),
+    "patching neurons": made_result("patching", "neuron").model_copy(update={"total": 46_080}),
 }
 
 
@@ -316,9 +339,8 @@ def test_both_channels_say_the_same() -> None:
 
     assert answer.finding in said
     assert all(note in said for note in answer.notes)
-    assert answer.profile is not None
-    tables = len(answer.table.rows) + len(answer.profile.rows)
-    assert len(said.split("\n")) == 4 + tables + len(answer.notes)
+    assert [len(values) for values in answer.by_layer.values()] == [3]
+    assert len(said.split("\n")) == 2 + len(answer.table.rows) + len(answer.by_layer) + len(answer.notes)
 
 
 @pytest.mark.smollm2

@@ -118,12 +118,12 @@ def test_a_run_that_waits_ends_at_once_and_the_others_go_on(client: Caller, stor
     assert "was cancelled" in text(client.call("read_run", run_id=waiting))
     for run in (last, running):
         cancel(client, run)
-    assert cancel(client, waiting)["finding"] == f"{waiting} is cancelled already; there was nothing to cancel."
+    assert cancel(client, waiting)["finding"] == f"{waiting} had already ended (cancelled)."
 
 
 def test_a_run_that_is_done_stays_as_it_is(client: Caller) -> None:
     run = client.call("logit_lens", prompts="a").structured_content["run_id"]
-    assert cancel(client, run)["finding"] == f"{run} is done already; there was nothing to cancel."
+    assert cancel(client, run)["finding"] == f"{run} had already ended (done)."
     assert not client.call("read_run", run_id=run).is_error
 
 

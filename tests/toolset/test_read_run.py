@@ -140,7 +140,7 @@ def test_rows_as_json_hold_null_for_what_is_no_number_and_fit_a_message() -> Non
     assert 1 < count < 100
     assert len(json.dumps(lines)) < 500_000
     assert answer.truncated
-    assert answer.notes == [f"{490 - count} rows follow: offset={10 + count}."]
+    assert answer.notes == [f"{490 - count} more rows: offset={10 + count}."]
 
 
 class TestParts:

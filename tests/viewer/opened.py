@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page
 
-from nnterp_mcp.viewer.page import viewed_tools
+from nnterp_mcp.viewer.page import explored_tools
 from tests.recorded import EXAMPLES
 
 QUIET = ("about:", "data:", "blob:")
@@ -60,7 +60,7 @@ def opened(browser: Browser, **context: Any) -> Generator[Opened]:
 def has_grid(name: str) -> bool:
     """Whether an example's run is shown as a grid: its tool has a view, and neurons are too many for one."""
     tool, arguments = EXAMPLES[name]
-    return tool in viewed_tools() and arguments.get("by") != "neuron"
+    return tool in explored_tools() and arguments.get("by") != "neuron"
 
 
 def asked(watched: Opened) -> list[str]:

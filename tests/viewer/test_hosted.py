@@ -133,7 +133,7 @@ def test_a_call_that_goes_on_is_followed(tiny: Callable[..., Path], tmp_path: Pa
             host.tell("ui/notifications/tool-result", **plain(late))
             expect(host.view.get_by_role("grid")).to_be_visible(timeout=60_000)
 
-            assert "says" in host.view.locator("#finding").inner_text()
+            assert "predicts" in host.view.locator("#finding").inner_text()
 
 
 def test_what_cannot_be_read_leaves_the_answer(recorded: Recorded, browser: Browser) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from nnterp_mcp.toolset import specs
-from nnterp_mcp.viewer.page import PageSource, page, page_with, policy, viewed_tools
+from nnterp_mcp.viewer.page import PageSource, explored_tools, page, page_with, policy, viewed_tools
 
 
 class Elements(HTMLParser):
@@ -81,10 +81,10 @@ def test_no_module_writes_markup() -> None:
     """Texts of tokenizers become text nodes alone."""
     package = files("nnterp_mcp")
     modules = [*package.joinpath("viewer").iterdir()]
-    modules += [package.joinpath("toolset", name, "view.js") for name in viewed_tools()]
+    modules += [package.joinpath("toolset", name, "view.js") for name in explored_tools()]
     scripts = [module.read_text() for module in modules if module.name.endswith(".js")]
 
-    assert len(scripts) > len(viewed_tools())
+    assert len(scripts) > len(explored_tools())
     for script in scripts:
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|Function\(", script
@@ -94,8 +94,9 @@ def test_no_module_writes_markup() -> None:
 def test_the_tools_with_a_view_are_those_that_have_one_in_their_folder() -> None:
     folders = files("nnterp_mcp").joinpath("toolset")
 
-    assert viewed_tools() == {name for name in specs() if folders.joinpath(name, "view.js").is_file()}
-    assert viewed_tools() >= {"logit_lens", "patchscope", "attention_probs", "patch_activations"}
+    assert explored_tools() == {name for name in specs() if folders.joinpath(name, "view.js").is_file()}
+    assert viewed_tools() > explored_tools() >= {"logit_lens", "patchscope", "attention_probs", "patch_activations"}
+    assert {"train_probe", "collect_activations", "run_prompts"} <= viewed_tools()
 
 
 @given(st.recursive(st.text() | st.sampled_from(["</script>", "<!--", "<script>", "\u2028"]), st.lists))

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
-from nnterp_mcp.contract import Result
+from nnterp_mcp.contract import Result, ResultPart
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, OutOfMemory
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.pool.messages import Recorded
@@ -35,7 +34,7 @@ class Numbers(Result):
     text: str = ""
 
 
-class Part(BaseModel):
+class Part(ResultPart):
     number: float
 
 

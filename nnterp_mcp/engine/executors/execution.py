@@ -7,8 +7,8 @@ What a visitor sees and changes is the same under both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 import nnsight
@@ -78,7 +78,6 @@ def execute(
     Args:
         model: The model, with the attention implementation that the places need.
         inputs: The arguments of its forward pass.
-        visitor: The visitor.
         pick: What to take of the model's logits. Without it the pass ends at the visitor's last place.
 
     Returns:
@@ -173,21 +172,13 @@ def _visit_all(model: StandardizedTransformer, visitor: Visitor) -> None:
             assign(model, place, states)
 
 
-@contextmanager
-def _contiguous_head(model: StandardizedTransformer) -> Generator[None]:
+def _contiguous_head(model: StandardizedTransformer) -> AbstractContextManager[object]:
     """While this lasts, the head reads contiguous copies.
 
     Of the slice that transformers hands it, PyTorch multiplies each row by itself, which takes ten times as long.
     """
     head = model.anatomy.lm_head
-    if head is None:
-        yield
-        return
-    handle = head.module.register_forward_pre_hook(_make_contiguous)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return nullcontext() if head is None else head.module.register_forward_pre_hook(_make_contiguous)
 
 
 def _make_contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,9 +7,10 @@ same steps run on the same buffers without a capture.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,8 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.sites import FACTS
+
+logger = logging.getLogger(__name__)
 
 WORTHWHILE = 8
 """New tokens from which on a capture pays."""
@@ -112,7 +115,8 @@ class StaticSteps:
         except Exception as error:  # the modelling code waits for the device, or whatever else no graph can hold
             if is_out_of_memory(error):
                 raise
-            _UNCAPTURED[self._model.module] = str(error).splitlines()[0]
+            _UNCAPTURED.add(self._model.module)
+            logger.warning("steps of %s are not replayed as graphs: %s", self._model.name, error)
             self._capture = False
             return self._run(walk)
         return self._graphs[reached].replay()
@@ -215,18 +219,13 @@ def are_steady(plan: Plan) -> bool:
 _TAKEN: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 """For each model and attention implementation, True where steps on static buffers proved exact."""
 
-_UNCAPTURED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Why the steps of a model could not be captured."""
+_UNCAPTURED: WeakSet[nn.Module] = WeakSet()
+"""Models whose steps could not be captured."""
 
 
 def captures_steps(model: StandardizedTransformer) -> bool:
     """True where graphs can be captured on the model's device."""
     return model.device.type == "cuda" and len(set(getattr(model.module, "hf_device_map", {}).values())) <= 1
-
-
-def why_uncaptured(model: StandardizedTransformer) -> str | None:
-    """Why the model's steps are not replayed as graphs, where that was tried and failed."""
-    return _UNCAPTURED.get(model.module)
 
 
 def takes_static_steps(model: StandardizedTransformer) -> bool:

@@ -124,7 +124,6 @@ def replaced_layers(model: StandardizedTransformer, layers: Iterable[int]) -> Ge
     """While this lasts, layers return their input and compute nothing.
 
     Args:
-        model: The model.
         layers: The layers; none whose other outputs are needed.
     """
 

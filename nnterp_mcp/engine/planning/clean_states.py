@@ -59,7 +59,6 @@ def gather(
     """Runs the prompts of all requests, each once and without interventions.
 
     Args:
-        model: The model.
         requests: What is needed.
         batch_tokens: Padded tokens in a forward pass, at most.
         known: States that need no run any more; those that are gathered are added.
@@ -109,6 +108,5 @@ def _warn_of_dominance(model: StandardizedTransformer, request: Request, norms: 
     if found is not None:
         at = request.positions[found.state]
         token = token_text(model.tokenizer, request.prompt.ids[at])
-        where = f"position {at} of {quoted(elided(request.prompt.text))}"
         where = f"position {at} of {quoted(elided(request.prompt.text))}"
         remark(dominating(token, where, request.place.layer, found.ratio))

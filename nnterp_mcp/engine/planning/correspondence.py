@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,33 +16,46 @@ from nnterp_mcp.formatting import ranges
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
 
-def mean_by_position(
-    requests: Sequence[Request], reach: Reach, chosen: Sequence[EncodedPrompt], heads: Sequence[int] | None
-) -> Callable[[Gathered], Patched]:
+@dataclass(frozen=True)
+class Destination:
+    """The states that an operation changes.
+
+    Attributes:
+        place: Their hook point.
+        reach: Their positions.
+        prompts: The prompts that they belong to.
+        heads: Their heads; None for all.
+    """
+
+    place: Place
+    reach: Reach
+    prompts: Sequence[EncodedPrompt]
+    heads: Sequence[int] | None
+
+
+def mean_by_position(requests: Sequence[Request], to: Destination) -> Callable[[Gathered], Patched]:
     """The mean of some states over prompts, position by position, for the positions of other prompts.
 
     Args:
         requests: The states of each prompt that is averaged.
-        reach: The positions to which the means go.
-        chosen: The prompts to which they go.
-        heads: The heads that they are for; None for all.
+        to: The states that the means replace.
 
     Raises:
         InvalidRequest: The prompts do not have as many positions.
     """
-    counts = {len(request.positions) for request in requests}
-    odd = next((prompt.index for prompt in chosen if {len(reach.positions[prompt.index])} != counts), None)
+    counts, positions = {len(request.positions) for request in requests}, to.reach.positions
+    odd = next((prompt.index for prompt in to.prompts if {len(positions[prompt.index])} != counts), None)
     if odd is not None:
         raise InvalidRequest(
             f"a mean position by position needs as many positions in each prompt: prompt {odd} has "
-            f"{len(reach.positions[odd])} of them, the prompts of over {ranges(sorted(counts))}.",
+            f"{len(positions[odd])} of them, the prompts of over {ranges(sorted(counts))}.",
             "Name prompts of equal length or other positions; the op mean averages several together by over_positions.",
         )
-    index = {(prompt.index, at): i for prompt in chosen for i, at in enumerate(reach.positions[prompt.index])}
+    index = {(prompt.index, at): i for prompt in to.prompts for i, at in enumerate(positions[prompt.index])}
 
     def mean(gathered: Gathered) -> Patched:
         states = torch.stack([gathered[request].float() for request in requests]).mean(0)
-        return Patched(dict.fromkeys((prompt.index for prompt in chosen), states), index, heads)
+        return Patched(dict.fromkeys((prompt.index for prompt in to.prompts), states), index, to.heads)
 
     return mean
 

@@ -22,9 +22,9 @@ from nnterp_mcp.engine.edits import (
     StateEdit,
 )
 from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.hook_points import Place, known_width, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
-from nnterp_mcp.engine.planning.correspondence import mean_by_position, require_match
+from nnterp_mcp.engine.planning.correspondence import Destination, mean_by_position, require_match
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
 from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
 from nnterp_mcp.engine.token_spans import Reach
@@ -52,10 +52,12 @@ from nnterp_mcp.request.operations import (
 from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
-from nnterp_mcp.request.sites import HEAD_SITES
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""
+
+Making = Callable[[Gathered], Change]
+"""A change that waits for them."""
 
 
 def plan(
@@ -73,7 +75,6 @@ def plan(
     What patches and means take from clean runs is computed here, in as few passes as its prompts need.
 
     Args:
-        model: The model.
         operations: The operations; the order counts only among those at one place.
         prompts: The prompts of the request, by which positions and prompt indices are meant.
         vectors: Finds a vector by its name.
@@ -110,8 +111,6 @@ def check(
     """Refuses operations that no request could make, before there is one; what they mean of prompts is left open.
 
     Args:
-        model: The model.
-        operations: The operations.
         vectors: Finds a vector by its name.
         states: Finds the states of an earlier run.
 
@@ -229,27 +228,21 @@ class _Planner:
         positions = {prompt.index: resolve(operation.positions, prompt) for prompt in chosen}
         reach = Reach(positions, onward, in_step(operation.steps))
         heads = None if operation.heads is None else self._heads(operation.heads, place)
-        if operation.neurons is not None and place.site not in HEAD_SITES and place.layer is not None:
-            resolve_indices(operation.neurons, self._model.hidden_size, "neuron", f"a state at {place}")
-        change = self._change(operation, place, reach, chosen, heads)
+        width = known_width(self._model, place)
+        if operation.neurons is not None and width is not None:
+            resolve_indices(operation.neurons, width, "neuron", f"a state at {place}")
+        change = self._change(operation, Destination(place, reach, chosen, heads))
         return lambda gathered: StateEdit(place, reach, change(gathered), heads, operation.neurons)
 
-    def _change(
-        self,
-        operation: StateOperation,
-        place: Place,
-        reach: Reach,
-        chosen: Sequence[EncodedPrompt],
-        heads: Sequence[int] | None,
-    ) -> Callable[[Gathered], Change]:
+    def _change(self, operation: StateOperation, to: Destination) -> Making:
         if isinstance(operation, Patch):
             make = self._patch if operation.source.run is None else self._patch_from_run
-            return make(operation, place, reach, chosen, heads)
+            return make(operation, to)
         if isinstance(operation, Mean):
-            return self._average(operation, place, reach, chosen, heads)
+            return self._average(operation, to)
         if isinstance(operation, ProjectOut):
-            return self._project_out(operation, place, reach, chosen, heads)
-        change = self._simple(operation, place)
+            return self._project_out(operation, to)
+        change = self._simple(operation, to.place)
         return lambda gathered: change
 
     def _simple(self, operation: StateOperation, place: Place) -> Change:
@@ -258,96 +251,69 @@ class _Planner:
             return Added(vector * operation.factor, label_of(operation.vector), place)
         return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
 
-    def _project_out(
-        self,
-        operation: ProjectOut,
-        place: Place,
-        reach: Reach,
-        chosen: Sequence[EncodedPrompt],
-        heads: Sequence[int] | None,
-    ) -> Callable[[Gathered], Change]:
-        vector, label = resolve_vector(self._model, operation.vector, place, self._vectors), label_of(operation.vector)
+    def _project_out(self, operation: ProjectOut, to: Destination) -> Making:
+        vector = resolve_vector(self._model, operation.vector, to.place, self._vectors)
+        label = label_of(operation.vector)
         if not bool(vector.any()):
             raise InvalidRequest(f"{label} is zero, so it has no direction to project out.")
         if operation.over is None:
-            return lambda gathered: Projected(vector, label, place)
+            return lambda gathered: Projected(vector, label, to.place)
         prompts = self._averaged_prompts(operation.over)
-        requests = [Request(prompt, place, resolve_averaged(operation.positions, prompt)) for prompt in prompts]
+        requests = [Request(prompt, to.place, resolve_averaged(operation.positions, prompt)) for prompt in prompts]
         self.requests += requests
-        mean = mean_by_position(requests, reach, chosen, heads)
-        return lambda gathered: Projected(vector, label, place, mean(gathered))
+        mean = mean_by_position(requests, to)
+        return lambda gathered: Projected(vector, label, to.place, mean(gathered))
 
-    def _average(
-        self,
-        operation: Mean,
-        place: Place,
-        reach: Reach,
-        chosen: Sequence[EncodedPrompt],
-        heads: Sequence[int] | None,
-    ) -> Callable[[Gathered], Change]:
+    def _average(self, operation: Mean, to: Destination) -> Making:
         prompts = self._averaged_prompts(operation.over)
         if operation.over_positions is None:
-            requests = [Request(prompt, place, resolve_positions(operation.positions, prompt)) for prompt in prompts]
+            requests = [Request(prompt, to.place, resolve_positions(operation.positions, prompt)) for prompt in prompts]
             self.requests += requests
-            return mean_by_position(requests, reach, chosen, heads)
+            return mean_by_position(requests, to)
         together = [
-            Request(prompt, place, resolve_averaged(operation.over_positions, prompt), summed=True)
+            Request(prompt, to.place, resolve_averaged(operation.over_positions, prompt), summed=True)
             for prompt in prompts
         ]
         self.requests += together
         count = sum(len(request.positions) for request in together)
-        return lambda gathered: Averaged(torch.stack([gathered[r] for r in together]).sum(0) / count, heads)
+        return lambda gathered: Averaged(torch.stack([gathered[r] for r in together]).sum(0) / count, to.heads)
 
     def _averaged_prompts(self, over: str | Sequence[int | Prompt]) -> list[EncodedPrompt]:
         named = range(len(self._prompts)) if isinstance(over, str) else over
         return [self._named_prompt(one) for one in named if self._prompts or not isinstance(one, int)]
 
-    def _patch(
-        self,
-        operation: Patch,
-        place: Place,
-        reach: Reach,
-        chosen: Sequence[EncodedPrompt],
-        heads: Sequence[int] | None,
-    ) -> Callable[[Gathered], Change]:
-        origin = self._origin(operation, place)
+    def _patch(self, operation: Patch, to: Destination) -> Making:
+        origin = self._origin(operation, to.place)
         requests: dict[int, Request] = {}
         index: dict[tuple[int, int], int] = {}
-        for prompt in chosen:
+        for prompt in to.prompts:
             source = self._source_prompt(operation, prompt)
             positions = resolve_positions(operation.source.position or operation.positions, source)
-            into = reach.positions[prompt.index]
-            require_match(positions, into, prompt, source, place)
+            into = to.reach.positions[prompt.index]
+            require_match(positions, into, prompt, source, to.place)
             requests[prompt.index] = Request(source, origin, positions)
             index |= {(prompt.index, at): min(i, len(positions) - 1) for i, at in enumerate(into)}
         self.requests += requests.values()
-        if place.site == "attention_probabilities":
-            return lambda gathered: PatchedPatterns({p: gathered[r] for p, r in requests.items()}, index, heads)
-        return lambda gathered: Patched({p: gathered[r] for p, r in requests.items()}, index, heads)
+        if to.place.site == "attention_probabilities":
+            return lambda gathered: PatchedPatterns({p: gathered[r] for p, r in requests.items()}, index, to.heads)
+        return lambda gathered: Patched({p: gathered[r] for p, r in requests.items()}, index, to.heads)
 
-    def _patch_from_run(
-        self,
-        operation: Patch,
-        place: Place,
-        reach: Reach,
-        chosen: Sequence[EncodedPrompt],
-        heads: Sequence[int] | None,
-    ) -> Callable[[Gathered], Change]:
-        kept = self._kept(operation, place)
-        origin = self._origin(operation, place)
+    def _patch_from_run(self, operation: Patch, to: Destination) -> Making:
+        kept = self._kept(operation, to.place)
+        origin = self._origin(operation, to.place)
         states: dict[int, torch.Tensor] = {}
         index: dict[tuple[int, int], int] = {}
-        for prompt in chosen:
+        for prompt in to.prompts:
             source = self._prompt_of(kept, operation, prompt)
             asked = operation.source.position
-            at = None
+            where = None
             if asked is not None or not kept.sole(source.index):
-                at = resolve_positions(asked or operation.positions, source)
-            taken, into = kept.take(origin.layer, source.index, at), reach.positions[prompt.index]
-            require_match(range(len(taken)), into, prompt, source, place)
+                where = resolve_positions(asked or operation.positions, source)
+            taken, into = kept.take(origin.layer, source.index, where), to.reach.positions[prompt.index]
+            require_match(range(len(taken)), into, prompt, source, to.place)
             states[prompt.index] = taken.to(self._model.device)
-            index |= {(prompt.index, to): min(i, len(taken) - 1) for i, to in enumerate(into)}
-        change = Patched(states, index, heads)
+            index |= {(prompt.index, at): min(i, len(taken) - 1) for i, at in enumerate(into)}
+        change = Patched(states, index, to.heads)
         return lambda gathered: change
 
     def _kept(self, operation: Patch, place: Place) -> KeptStates:

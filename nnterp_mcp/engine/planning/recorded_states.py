@@ -13,13 +13,7 @@ from nnterp_mcp.request.sites import Site
 
 
 class KeptStates(Protocol):
-    """The states of one run.
-
-    Attributes:
-        run_id: The run.
-        site: Where they were read.
-        prompts: The run's prompts.
-    """
+    """The states of one run."""
 
     @property
     def run_id(self) -> str:

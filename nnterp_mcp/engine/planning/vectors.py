@@ -11,12 +11,11 @@ from torch import Tensor
 
 from nnterp_mcp.engine.edits import require_width
 from nnterp_mcp.engine.executors.remote import executed_remotely
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.hook_points import Place, known_width
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokens import inner_ids
 from nnterp_mcp.request.operations import TokenDifference, Vector, label_of
-from nnterp_mcp.request.sites import HEAD_SITES
 
 Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
 """Finds a vector by its name: one for any layer, or a row for each, without numbers (NaN) where there is none."""
@@ -28,7 +27,6 @@ def resolve_vector(
     """The vector that an operation adds or removes at a place.
 
     Args:
-        model: The model.
         asked: What the request says.
         place: Where it is used.
         vectors: Finds named vectors.
@@ -50,8 +48,8 @@ def resolve_vector(
                 f"{', '.join(having)}."
             )
         vector = vector[place.layer]
-    if place.site not in HEAD_SITES and place.layer is not None:
-        require_width(vector, model.hidden_size, label_of(asked), place)
+    if (width := known_width(model, place)) is not None:
+        require_width(vector, width, label_of(asked), place)
     return vector
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.forward import LogitReduction
-from nnterp_mcp.engine.readouts.next_token import normalize
-from nnterp_mcp.engine.readouts.reductions import measure, measure_rows
+from nnterp_mcp.engine.readouts.numerics import require_finite
+from nnterp_mcp.engine.readouts.reductions import log_probabilities, measure, measure_rows
 from nnterp_mcp.errors import InvalidRequest
 
 MetricName = Literal["logit_difference", "log_probability", "kl"]
@@ -45,8 +45,14 @@ def make_metric(
     Source: Heimersheim and Nanda, "How to use and interpret activation patching" (2024).
     """
     _require_categories(name, targets)
-    reference = None if name != "kl" or clean is None else normalize(clean)
-    return lambda logits: measure(logits, name, targets, reference, normalize)
+    reference = None if name != "kl" or clean is None else log_probabilities(clean)
+
+    def metric(logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
+        measured = measure(logits, name, targets, reference)
+        require_finite(measured, "logits")
+        return measured
+
+    return metric
 
 
 def reduce_to_metric(name: MetricName, targets: Sequence[Sequence[int]]) -> LogitReduction:

@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
-from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import rows_at_once, summarize_distributions
 
 
 @dataclass(frozen=True)
@@ -31,25 +29,6 @@ class Readout:
     entropy: Float[Tensor, "*rows"]
     target_probs: Float[Tensor, "*rows category"]
     target_ranks: Int[Tensor, "*rows category"]
-
-    @classmethod
-    def join(cls, parts: Sequence[Readout]) -> Readout:
-        """The rows of all parts, one part after another."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-    @classmethod
-    def gather(cls, parts: Sequence[Readout], order: Sequence[int], shape: Sequence[int]) -> Readout:
-        """Parts brought into order, on the CPU.
-
-        Args:
-            parts: Readouts of some rows each.
-            order: The place of each row, part by part.
-            shape: The rows' shape in the whole.
-        """
-        inverse = torch.tensor(order, dtype=torch.long).argsort()
-        joined = cls.join(parts)
-        whole = [getattr(joined, field.name).cpu()[inverse] for field in fields(cls)]
-        return cls(*(values.reshape(*shape, *values.shape[1:]) for values in whole))
 
 
 class ReadoutRows:
@@ -122,34 +101,3 @@ class Categories:
     def __getitem__(self, rows: Tensor) -> Categories:
         """The categories of some rows."""
         return Categories(self.ids[rows], self.real[rows])
-
-
-def read_distribution(logits: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
-    """Reduces distributions to their top tokens, their entropy, and the probability and rank of chosen tokens.
-
-    Args:
-        logits: The distributions.
-        top_k: Number of top tokens to return.
-        categories: The tokens to follow in each row.
-    """
-    size = rows_at_once(logits[0].numel(), logits.device)
-    rows = torch.arange(len(logits), device=logits.device).split(size)
-    parts = [read_log_probs(normalize(logits[part]), top_k, categories[part]) for part in rows]
-    return parts[0] if len(parts) == 1 else Readout.join(parts)
-
-
-def read_log_probs(log_probs: Float[Tensor, "row vocabulary"], top_k: int, categories: Categories) -> Readout:
-    """Does what `read_distribution` does, for what is normalized already."""
-    return Readout(**summarize_distributions(log_probs, top_k, categories.ids, categories.real))
-
-
-def normalize(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
-    """Log-probabilities, in float32.
-
-    Raises:
-        InvalidRequest: The logits are not finite.
-    """
-    logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)
-    require_finite(total, "logits")
-    return logits - total

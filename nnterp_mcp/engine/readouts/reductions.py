@@ -21,7 +21,7 @@ def log_probabilities(logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor
     return logits - logits.logsumexp(-1, keepdim=True)
 
 
-def expected(probs: Float[Tensor, "*rows vocabulary"], values: Float[Tensor, "*rows vocabulary"]) -> Tensor:
+def expected(probs: Float[Tensor, "*#rows vocabulary"], values: Float[Tensor, "*#rows vocabulary"]) -> Tensor:
     """The mean of values under probabilities; where a probability is zero the value does not count."""
     mean = torch.linalg.vecdot(probs, values)
     # Only an infinite value has to be left out, and to look for one takes three times as long.
@@ -96,7 +96,6 @@ def measure(
     metric: str,
     targets: Sequence[Sequence[int]],
     reference: Float[Tensor, " vocabulary"] | None,
-    normalize: Callable[[Tensor], Tensor] = log_probabilities,
 ) -> Float[Tensor, " row"]:
     """One number for each distribution; see `metrics.make_metric` for what each of them means.
 
@@ -105,12 +104,11 @@ def measure(
         metric: `logit_difference`, `log_probability` or `kl`.
         targets: Token ids: of the answer, then of the wrong answer.
         reference: The log-probabilities of the clean run; needed by `kl` alone.
-        normalize: Makes log-probabilities of logits.
     """
     if metric == "kl":
-        return divergence(reference, normalize(logits))  # pyright: ignore[reportArgumentType]
+        return divergence(reference, log_probabilities(logits))  # pyright: ignore[reportArgumentType]
     if metric == "log_probability":
-        return normalize(logits)[:, list(targets[0])].logsumexp(-1)
+        return log_probabilities(logits)[:, list(targets[0])].logsumexp(-1)
     right, wrong = (logits[:, list(tokens)].float().logsumexp(-1) for tokens in targets[:2])
     return right - wrong
 
@@ -331,7 +329,6 @@ def average_rows(
     """Means over some states each, in float32.
 
     Args:
-        states: The states.
         options: `rows` and `columns` of the states, the mean of each (`owners`), and the size of each mean (`counts`).
     """
     taken, counts = take_rows(states, options).float(), options["counts"].to(states.device)
@@ -377,7 +374,6 @@ def in_chunks(
         entries: States, or logits.
         project: Makes logits of states; None where these are logits.
         reduce: Given logits, `options` and the slice of entries that these are, returns values of each entry by name.
-        options: Its options.
         width: The number of logits of an entry, where entries are not to be taken all at once.
     """
     size, found = max(1, len(entries)), {}

@@ -184,7 +184,6 @@ def name_counted(
     Args:
         sets: The token ids of each category, for all prompts or for each; of sets that differ, the first is listed.
         asked: The strings that they come from.
-        tokenizer: The tokenizer.
     """
     first = dict(list(sets[0].items())[:_NAMED_CATEGORIES]) if sets else {}
     if not first:

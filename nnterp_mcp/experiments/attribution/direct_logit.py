@@ -322,10 +322,10 @@ class _Sum:
 
     def _neurons(self, layer: int, pulled: Tensor, bias: Tensor) -> dict[LogitPart, Tensor]:
         """The contributions of each neuron and of the biases; empty where not asked for, or without a projection."""
-        read, write = self.states.neurons.get(layer), self.writes[layer].sublayers.get("mlps_output")
-        if read is None or write is None or write.projection is None:
+        read, site = self.states.neurons.get(layer), self.model.anatomy.layers[layer].mlp_projection
+        if read is None or site is None:
             return {}
-        amounts, constant = self._project(write.projection, read, pulled)
+        amounts, constant = self._project(site.module, read, pulled)
         parts = {LogitPart("neuron", layer, neuron): amount for neuron, amount in enumerate(amounts.unbind(1))}
         return parts | _nonzero(LogitPart("mlp bias", layer), constant + bias)
 

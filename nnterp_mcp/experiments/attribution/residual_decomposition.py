@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -97,15 +95,17 @@ def read_parts(
     rows = torch.arange(len(ends))
     columns = torch.tensor([batch.padding[row] + at for row, at in ends])
 
-    def pick(states: Tensor) -> Tensor:
-        return states[rows.to(states.device), columns.to(states.device)].to(model.device)
-
     running = [layer.index for layer in model.anatomy.layers if layer.runs]
     split = [Place(site, layer) for layer, found in writes.items() for site in found.sublayers]
     projected = [
         Place("heads_output", place.layer)
         for place in split
         if heads and place.site == "attentions_output" and _has_heads(model, place.layer)
+    ]
+    hidden = [
+        Place("neurons", place.layer)
+        for place in split
+        if neurons and place.site == "mlps_output" and _has_neurons(model, place.layer)
     ]
     parted: dict[Sublayer, Site] = {}
     parted |= {"attentions_output": "attentions_raw_output"} if heads else {}
@@ -117,21 +117,16 @@ def read_parts(
         if write.norm is not None and site in parted
     }
     streams = [Place("layers_output", layer) for layer in running]
-    places = [Place("token_embeddings"), Place("layers_input", running[0]), *streams, *split, *projected, *raw.values()]
-    wanted = {
-        layer: found.sublayers["mlps_output"].projection
-        for layer, found in writes.items()
-        if neurons and "mlps_output" in found.sublayers
-    }
-    with _read_inputs({layer: module for layer, module in wanted.items() if module is not None}, pick) as inputs:
-        at_end = {"rows": rows, "columns": columns}
-        read = [place.layer for place in projected if sources and place.layer is not None]
-        captures = [
-            *(Capture(place, take_rows, at_end) for place in places),
-            *(Capture(Place("attention_probabilities", layer), take_rows, at_end) for layer in read),
-            *(Capture(Place("values", layer), take_all) for layer in read),
-        ]
-        result = forward(model, batch, plan, captures, ends, LogitReduction(take_tokens, {"tokens": list(tokens)}))
+    entries = [Place("token_embeddings"), Place("layers_input", running[0])]
+    places = [*entries, *streams, *split, *projected, *hidden, *raw.values()]
+    at_end = {"rows": rows, "columns": columns}
+    read = [place.layer for place in projected if sources and place.layer is not None]
+    captures = [
+        *(Capture(place, take_rows, at_end) for place in places),
+        *(Capture(Place("attention_probabilities", layer), take_rows, at_end) for layer in read),
+        *(Capture(Place("values", layer), take_all) for layer in read),
+    ]
+    result = forward(model, batch, plan, captures, ends, LogitReduction(take_tokens, {"tokens": list(tokens)}))
     taken = [states.to(model.device) for states in result.values]
     found = dict(zip(places, taken[: len(places)], strict=True))
     patterns, values = taken[len(places) :][: len(read)], taken[len(places) :][len(read) :]
@@ -143,7 +138,7 @@ def read_parts(
         raw={where: found[place] for where, place in raw.items()},
         heads={place.layer: found[place] for place in projected if place.layer is not None},
         sources={layer: _sources(batch, *of_layer) for layer, *of_layer in zip(read, patterns, values, strict=True)},
-        neurons=inputs,
+        neurons={place.layer: found[place] for place in hidden if place.layer is not None},
         logits=result.numbers["logits"],
     )
 
@@ -166,18 +161,8 @@ def _has_heads(model: StandardizedTransformer, layer: int | None) -> bool:
     return layer is not None and model.anatomy.layers[layer].output_projection is not None
 
 
-@contextmanager
-def _read_inputs(modules: Mapping[int, nn.Module], pick: Any) -> Generator[dict[int, Tensor]]:
-    """Within it, saves the inputs of linear maps inside MLPs, which are no hook points."""
-    found: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        return lambda module, args: found.update({layer: pick(args[0])})
-
-    with ExitStack() as stack:
-        for layer, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
-        yield found
+def _has_neurons(model: StandardizedTransformer, layer: int | None) -> bool:
+    return layer is not None and model.anatomy.layers[layer].mlp_projection is not None
 
 
 def begins_with_embedding(model: StandardizedTransformer) -> bool:

@@ -30,13 +30,11 @@ class Write:
         norm: The norm that it goes through first; None in most models.
         multiplier: What it is multiplied by then (granite's residual multiplier); 1 in most models.
         factor: How many times the stream has what the sublayer's site holds, which is behind both; 1 in nearly all.
-        projection: Of an MLP, the last linear map, which reads its neurons; None where there is no single one.
     """
 
     norm: nn.Module | None = None
     multiplier: float = 1.0
     factor: float = 1.0
-    projection: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -118,16 +116,16 @@ def _layer_writes(layer: LayerAnatomy, tape: Tape, states: dict[Place, Tensor]) 
         return None
     factors, rest = found
     writes: dict[Sublayer, Write] = {
-        name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor, tape, name)
+        name: _write(layer.attention_raw if name == "attentions_output" else layer.mlp_raw, site, factor)
         for (name, site), factor in zip(sublayer_sites(layer).items(), factors, strict=True)
     }
     return LayerWrites(writes, rest)
 
 
-def _write(raw: Site | None, added: Site, factor: float, tape: Tape, name: Sublayer) -> Write:
+def _write(raw: Site | None, added: Site, factor: float) -> Write:
     assert raw is not None
     norm = None if added.module is raw.module else added.module
-    return Write(norm, added.factor, factor, _projection(raw, tape) if name == "mlps_output" else None)
+    return Write(norm, added.factor, factor)
 
 
 def _fit(
@@ -157,17 +155,3 @@ def _solve(total: Tensor, written: Sequence[Tensor], size: float) -> list[float]
     factors = torch.linalg.lstsq(columns, total.flatten()[:, None]).solution
     missing = (columns @ factors)[:, 0] - total.flatten()
     return factors[:, 0].tolist() if float(missing.abs().max()) <= size else None
-
-
-def _projection(site: Site, tape: Tape) -> nn.Module | None:
-    """The linear map whose output is the MLP's own."""
-    outer = tape.of(site.module)
-    if outer is None:
-        return None
-    output = site.read_output(outer.output)
-    maps = [call for call in (outer, *tape.inside(outer)) if _is_linear(call.module) and call.output is output]
-    return maps[-1].module if maps else None
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) and any(weight.ndim == 2 for weight in module.parameters())

@@ -49,7 +49,7 @@ class Cell:
     Attributes:
         site: Where in the layer.
         layer: The layer.
-        column: Which span, or which head where the grid is by head.
+        column: Which span, or which head or neuron where the grid is by these.
     """
 
     site: Site
@@ -69,13 +69,13 @@ class Grid:
     Attributes:
         cells: The cells: by site, then layer, then column.
         spans: The spans of each pair.
-        by_head: Columns are heads, patched at all spans together; else they are spans.
+        by_unit: Columns are heads or neurons, patched at all spans together; else they are spans.
         windows: Where several adjacent layers are patched together, those of each cell, itself included.
     """
 
     cells: list[Cell]
     spans: list[list[Span]]
-    by_head: bool
+    by_unit: bool
     windows: Mapping[Cell, Sequence[Cell]] = field(default_factory=dict)
 
     def patched_with(self, cells: Sequence[Cell]) -> list[Cell]:
@@ -114,13 +114,11 @@ def make_grid(
     """Resolves sites, layers, positions and heads to cells.
 
     Args:
-        model: The model.
         pairs: The pairs of inputs.
-        sites: The sites.
         layers: The layers; of `all`, those that have the site.
         positions: The tokens, each patched by itself, or labelled spans; with heads, all of them together.
-        heads: The heads that make the columns, each patched by itself; None for a grid of layers and positions, in
-            which all heads are patched.
+        heads: The heads, or at the site `neurons` the neurons, that make the columns, each patched by itself; None for
+            a grid of layers and positions, in which all are patched.
         window: How many adjacent layers each cell patches together, about its own layer, as causal tracing does for
             attention and MLPs: one layer alone adds little to what those about it write. Fewer at either end.
 
@@ -138,11 +136,11 @@ def make_grid(
     cells: list[Cell] = []
     windows: dict[Cell, list[Cell]] = {}
     for site in dict.fromkeys(sites):
-        if heads is not None and site not in HEAD_SITES:
+        if heads is not None and site not in HEAD_SITES and site != "neurons":
             having = ", ".join(sorted(HEAD_SITES - {"attention_probabilities"}))
             raise InvalidRequest(f"there are no heads at {site}: those that have some are {having}.")
         for layer in _layers_with(model, site, layers):
-            columns = range(len(spans[0])) if heads is None else _heads(model, heads, layer)
+            columns = range(len(spans[0])) if heads is None else _units(model, site, heads, layer)
             cells += [Cell(site, layer, column) for column in columns]
         if window > 1:
             having = _layers_with(model, site, "all")
@@ -170,9 +168,10 @@ def _layers_with(model: StandardizedTransformer, site: Site, asked: str | int | 
     return having
 
 
-def _heads(model: StandardizedTransformer, asked: str | int | Sequence[int], layer: int) -> list[int]:
-    asked = asked if isinstance(asked, str | int) else tuple(asked)
-    return resolve_indices(asked, model.anatomy.layers[layer].num_heads, "head", f"layer {layer} of {model.name}")
+def _units(model: StandardizedTransformer, site: Site, asked: str | int | Sequence[int], layer: int) -> list[int]:
+    asked, facts = asked if isinstance(asked, str | int) else tuple(asked), model.anatomy.layers[layer]
+    count, unit = (facts.num_neurons, "neuron") if site == "neurons" else (facts.num_heads, "head")
+    return resolve_indices(asked, count, unit, f"layer {layer} of {model.name}")
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class Patcher:
         own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
         assert own is not None
         exchange = _Exchange(
-            own, other, ablated or {}, self._corresponding(index), self.grid.by_head, self.receivers is not None
+            own, other, ablated or {}, self.corresponding(index), self.grid.by_unit, self.receivers is not None
         )
         edits = replace_states(
             new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
@@ -274,8 +273,8 @@ class Patcher:
     def _patches_clean(self, pair: Pair) -> bool:
         return self.direction == "noising" or pair.corrupted is None
 
-    def _corresponding(self, index: int) -> list[list[tuple[int, int]]]:
-        """For each span, the positions of the run that is patched, with those that states are taken from."""
+    def corresponding(self, index: int) -> list[list[tuple[int, int]]]:
+        """For each span of a pair, the positions of the run that is patched, with those that states are taken from."""
         clean_first = self._patches_clean(self.pairs[index])
         return [
             list(zip(*((span.clean, span.corrupted) if clean_first else (span.corrupted, span.clean)), strict=True))
@@ -295,16 +294,19 @@ class Patcher:
         """The metric of each run; those that no edit reaches have that of the unpatched run."""
         measured: dict[int, Tensor] = {}
         done = (index + 1) * runs - len({row for edit in edits for row in edit.reach.positions})
-        make = Branches if self.receivers is None else partial(PathBranches, self.receivers, self.through_mlps)
-        branches = make(
+        branch = partial(
+            Branches,
             self.model,
             own.given,
-            edits,
             reduction=lambda order: asked,
             reference=reference,
             batch_tokens=work.batch_tokens,
             own=own,
         )
+        if self.receivers is None:
+            branches = branch(edits)
+        else:
+            branches = PathBranches(self.model, branch, edits, self.receivers, self.through_mlps)
         for batch in branches.run():
             require_finite(batch.numbers["total"], "logits")
             measured |= zip(batch.rows, batch.numbers["value"][1:], strict=True)
@@ -325,7 +327,7 @@ class _Exchange:
         other: The run from which states are taken; None where states are ablated.
         means: The states that an ablation puts in, by place; zeros where there are none.
         spans: The positions of each span, with those that states are taken from.
-        by_head: A cell's column is a head.
+        by_unit: A cell's column is a head or a neuron.
         along_paths: The rest of the run is frozen.
     """
 
@@ -333,7 +335,7 @@ class _Exchange:
     other: Observed | None
     means: Mapping[Place, Tensor]
     spans: Sequence[Sequence[tuple[int, int]]]
-    by_head: bool
+    by_unit: bool
     along_paths: bool
 
     def decides(self, run: Sequence[Cell], last: Place) -> bool:
@@ -367,23 +369,23 @@ class _Exchange:
         return bool((own != known[place][at]).any() if place in known else own.any())
 
     def _pairs(self, cell: Cell) -> Sequence[tuple[int, int]]:
-        return sorted({at for span in self.spans for at in span}) if self.by_head else self.spans[cell.column]
+        return sorted({at for span in self.spans for at in span}) if self.by_unit else self.spans[cell.column]
 
     def replacement(self, row: int, cell: Cell) -> Replacement | None:
         """The states of a cell that differ from the run's own; None if none do."""
         pairs, other = self._pairs(cell), self.other
-        heads = (cell.column,) if self.by_head else None
+        units = (cell.column,) if self.by_unit else None
         if other is not None and not other.states:
             pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
             states = SourceStates(other, [source for _, source in pairs])
-            return Replacement(row, cell.place, [at for at, _ in pairs], states, heads) if pairs else None
+            return Replacement(row, cell.place, [at for at, _ in pairs], states, units) if pairs else None
         into, from_ = [at for at, _ in pairs], [at for _, at in pairs]
         known = self.means if other is None else other.states
         own = self.own.states[cell.place][into]
         states = known[cell.place][from_] if cell.place in known else torch.zeros_like(own)
-        if self.by_head:
+        if self.by_unit:
             own, states = own[:, [cell.column]], states[:, [cell.column]]
         differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         if not differing:
             return None
-        return Replacement(row, cell.place, [into[index] for index in differing], states[differing], heads)
+        return Replacement(row, cell.place, [into[index] for index in differing], states[differing], units)

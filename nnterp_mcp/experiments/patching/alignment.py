@@ -41,7 +41,6 @@ def align(pairs: Sequence[Pair], asked: Sequence[PositionSpec] | LabelledSpans) 
     and tokens of the longer one that are left over at its beginning are not patched.
 
     Args:
-        pairs: The pairs.
         asked: Positions, each a span of its own, or labelled spans.
 
     Returns:

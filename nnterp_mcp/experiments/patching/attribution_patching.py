@@ -117,7 +117,6 @@ def compare_with_patches(
 
     Args:
         patcher: The question.
-        estimates: Its estimates.
         work: The size of batches, and where progress is reported, in runs.
         count: The number of strongest cells.
         seed: The seed with which the others are drawn.
@@ -168,18 +167,19 @@ def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Te
             good if noising else bad, list(watched.states.values()), allow_unused=True, materialize_grads=True
         )
     slope_of = dict(zip(watched.states, slopes, strict=True))
-    spans = _corresponding(patcher, index, noising)
+    spans = _corresponding(patcher, index)
     tables = {
         place: _Table(
             *(by_position(of[place], place.site)[0].detach() for of in (seen.states, watched.states, slope_of))
         )
         for place in places
     }
-    estimates = [
-        tables[cell.place].estimate(*spans[0 if grid.by_head else cell.column], cell.column if grid.by_head else None)
-        for cell in grid.cells
-    ]
-    return float(good.detach()), float(bad.detach()), torch.stack(estimates).float().cpu()
+    if grid.by_unit:
+        by_unit = {place: table.by_unit(*spans[0]).tolist() for place, table in tables.items()}
+        estimates = [by_unit[cell.place][cell.column] for cell in grid.cells]
+    else:
+        estimates = [float(tables[cell.place].estimate(*spans[cell.column])) for cell in grid.cells]
+    return float(good.detach()), float(bad.detach()), torch.tensor(estimates)
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,20 @@ class _Table:
     own: Float[Tensor, "position *head width"]
     slope: Float[Tensor, "position *head width"]
 
-    def estimate(self, into: Sequence[int], from_: Sequence[int], head: int | None) -> Float[Tensor, ""]:
-        """The estimated effect of the other run's states at some positions, of one head or all."""
+    def estimate(self, into: Sequence[int], from_: Sequence[int]) -> Float[Tensor, ""]:
+        """The estimated effect of the other run's states at some positions."""
+        return ((self.other[from_].double() - self.own[into].double()) * self.slope[into].double()).sum()
+
+    def by_unit(self, into: Sequence[int], from_: Sequence[int]) -> Float[Tensor, " unit"]:
+        """That of each head, or of each neuron, at these positions."""
         change = (self.other[from_].double() - self.own[into].double()) * self.slope[into].double()
-        return (change if head is None else change[:, head]).sum()
+        return change.flatten(2).sum((0, 2)) if change.ndim > 2 else change.sum(0)
 
 
-def _corresponding(patcher: Patcher, index: int, noising: bool) -> list[tuple[list[int], list[int]]]:
+def _corresponding(patcher: Patcher, index: int) -> list[tuple[list[int], list[int]]]:
     """For each span, the positions that are patched and those that states come from; one for all where by head."""
-    spans = [
-        sorted(zip(*((span.clean, span.corrupted) if noising else (span.corrupted, span.clean)), strict=True))
-        for span in patcher.grid.spans[index]
-    ]
-    if patcher.grid.by_head:
+    spans = [sorted(span) for span in patcher.corresponding(index)]
+    if patcher.grid.by_unit:
         spans = [sorted({at for span in spans for at in span})]
     return [([at for at, _ in span], [at for _, at in span]) for span in spans]
 

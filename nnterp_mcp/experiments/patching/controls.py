@@ -18,7 +18,6 @@ def strongest(cells: Sequence[Cell], effects: Sequence[float], count: int, sign:
     """The cells with the largest effects, the strongest first; those without any left out.
 
     Args:
-        cells: The cells.
         effects: Their effects.
         count: The number of cells, at most.
         sign: Only effects of this sign; 0 for either.

@@ -83,8 +83,6 @@ def add_noise(
     what it breaks need not be what the token says.
 
     Args:
-        model: The model.
-        prompts: The prompts.
         positions: The tokens of each prompt: its subject.
         scale: Standard deviation of a prompt's noise, in those of the embeddings of its own tokens.
         samples: Pairs to make of each prompt, with noise of their own.
@@ -150,7 +148,6 @@ def put_in_force(pairs: Sequence[Pair], plan: Callable[[Sequence[EncodedPrompt]]
     position has to be in both, and a state that it takes from another prompt comes from one of the same side.
 
     Args:
-        pairs: The pairs.
         plan: Resolves the operations against prompts.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ def tokens_of(grid: Grid, pairs: Sequence[Pair]) -> list[int]:
         [len(pair.clean) - min(span.clean, default=0) for span in spans]
         for pair, spans in zip(pairs, grid.spans, strict=True)
     ]
-    if grid.by_head:
+    if grid.by_unit:
         return [sum(map(max, lengths))] * len(grid.cells)
     by_span = [sum(found) for found in zip(*lengths, strict=True)]
     return [by_span[cell.column] for cell in grid.cells]
@@ -70,21 +70,19 @@ class Pace:
     Args:
         work: The tokens of each group of cells.
         limit: Seconds that the call may take.
-        clock: Seconds, from any beginning.
     """
 
-    def __init__(self, work: Sequence[int], limit: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, work: Sequence[int], limit: float) -> None:
         self._work = work
-        self._clock = clock
-        self._end = clock() + limit
+        self._end = time.monotonic() + limit
         self._limit = limit
-        self._before = clock()
+        self._before = time.monotonic()
         self._done = 0.0
         self._rates: list[float] = []
 
     def begin(self, group: int) -> None:
         """Begins a group."""
-        self._before = self._clock()
+        self._before = time.monotonic()
         self._done = float(sum(self._work[:group]))
         self._group = group
 
@@ -99,7 +97,7 @@ class Pace:
             LimitExceeded: They are more than the call has left. The first batch does not count: it tries what runs
                 share.
         """
-        now = self._clock()
+        now = time.monotonic()
         finished = sum(self._work[: self._group]) + self._work[self._group] * done / max(1, total)
         if finished > self._done:
             self._rates.append((now - self._before) / (finished - self._done))

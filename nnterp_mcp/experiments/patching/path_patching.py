@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.edits import StateEdit
-from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place, in_order, require_place
-from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -41,15 +37,10 @@ class PathBranches:
     unless they are frozen too.
 
     Args:
+        branch: Given edits of all rows, makes the branches of each of the two runs.
+        edits: The edits of all rows.
         receivers: Where paths end; empty for the logits.
         through_mlps: Recompute MLPs; else they are frozen.
-        model: The model.
-        base: The input that is patched.
-        edits: The edits of all rows.
-        reduction: The reduction of the logits of a batch.
-        reference: The run with which it compares.
-        batch_tokens: The most tokens of a batch over all its rows.
-        own: The run of the input without branches, where there was one.
 
     Raises:
         Unsupported: A layer moves information between positions by something else than attention.
@@ -60,22 +51,14 @@ class PathBranches:
 
     def __init__(
         self,
+        model: StandardizedTransformer,
+        branch: Callable[..., Branches],
+        edits: Sequence[StateEdit],
         receivers: Sequence[Receiver],
         through_mlps: bool,
-        model: StandardizedTransformer,
-        base: Input,
-        edits: Sequence[StateEdit],
-        *,
-        reduction: Callable[[Sequence[int]], LogitReduction],
-        reference: Reference | None = None,
-        batch_tokens: int = 4096,
-        own: Observed | None = None,
     ) -> None:
-        self._base = base
+        self._branch = branch
         self._receivers = receivers
-        self._branch = partial(
-            Branches, model, base, reduction=reduction, reference=reference, batch_tokens=batch_tokens, own=own
-        )
         places = in_order(receiver.place for receiver in receivers)
         for place in places:
             require_place(model, place)
@@ -98,7 +81,7 @@ class PathBranches:
 
     def _received(self, sent: BranchBatch) -> Iterator[Replacement]:
         """The states that receivers get; those that the model had passed before a row began get nothing."""
-        positions = range(sent.first, len(self._base))
+        positions = range(sent.first, len(self._sending.base))
         for receiver in self._receivers:
             heads = None if receiver.heads is None else tuple(receiver.heads)
             for row, states in zip(sent.rows, sent.states[receiver.place], strict=False):

@@ -51,10 +51,7 @@ class Observations:
         """The states at some places of both runs of a pair, and the keys and values of the one that is patched.
 
         Args:
-            model: The model.
             index: The pair's number.
-            pair: The pair.
-            places: The places.
             asked: The metric; it is the same in all calls.
             patches_clean: Whether the clean run is the one that is patched.
         """

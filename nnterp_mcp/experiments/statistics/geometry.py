@@ -119,7 +119,6 @@ def principal_components(states: Float[Tensor, "row width"], count: int) -> Comp
     Where a few dimensions or tokens are far larger than all others, the first components are theirs.
 
     Args:
-        states: The states.
         count: How many components, at most; there are no more than states less one.
 
     Returns:

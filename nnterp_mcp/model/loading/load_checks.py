@@ -202,7 +202,7 @@ def _plainly(model: TracedModel) -> _Padded | str:
     def run() -> _Padded:
         short = probe_ids(model.module, SHORT)
         begun, whole = (model.module(input_ids=ids, use_cache=False).logits for ids in (short, _longer(model, short)))
-        return _Padded(torch.cat([whole[:, :SHORT], begun]), begun, slice(None))
+        return _Padded(torch.cat([whole[:, :SHORT], begun]), begun[0], slice(None))
 
     with model.standing_down():
         return run_or_reason(run)

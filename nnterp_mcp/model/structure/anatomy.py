@@ -21,6 +21,8 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Site:
     """A module through which the residual stream, or a contribution to it, passes.
 
+    Its states have the shape (batch, position, hidden), with one more dimension where there are several streams.
+
     Attributes:
         module: The module.
         path: Its dotted path below the Hugging Face model.
@@ -41,24 +43,24 @@ class Site:
     mutated: bool = False
     factor: float = 1.0
 
-    def read_input(self, inputs: Inputs) -> Float[Tensor, "batch position hidden"]:
+    def read_input(self, inputs: Inputs) -> Float[Tensor, "*batch position hidden"]:
         """The hidden state among the module's inputs."""
         args, kwargs = inputs
         return args[self.entry] if isinstance(self.entry, int) else kwargs[str(self.entry)]
 
-    def write_input(self, inputs: Inputs, hidden: Float[Tensor, "batch position hidden"]) -> Inputs:
+    def write_input(self, inputs: Inputs, hidden: Float[Tensor, "*batch position hidden"]) -> Inputs:
         """The module's inputs with another hidden state."""
         args, kwargs = inputs
         if isinstance(self.entry, int):
             return (*args[: self.entry], hidden, *args[self.entry + 1 :]), kwargs
         return args, {**kwargs, str(self.entry): hidden}
 
-    def read_output(self, output: Any) -> Float[Tensor, "batch position hidden"]:
+    def read_output(self, output: Any) -> Float[Tensor, "*batch position hidden"]:
         """The hidden state in what the module returned."""
         hidden = output if self.exit is None else output[self.exit]
         return hidden if self.factor == 1 else hidden * self.factor
 
-    def write_output(self, output: Any, hidden: Float[Tensor, "batch position hidden"]) -> Any:
+    def write_output(self, output: Any, hidden: Float[Tensor, "*batch position hidden"]) -> Any:
         """The module's output with another hidden state."""
         if self.factor != 1:
             hidden = self._divided(output if self.exit is None else output[self.exit], hidden)
@@ -69,13 +71,13 @@ class Site:
         return rebuilt if isinstance(output, list) else tuple(rebuilt)
 
     def _divided(
-        self, before: Float[Tensor, "batch position hidden"], hidden: Float[Tensor, "batch position hidden"]
-    ) -> Float[Tensor, "batch position hidden"]:
+        self, before: Float[Tensor, "*batch position hidden"], hidden: Float[Tensor, "*batch position hidden"]
+    ) -> Float[Tensor, "*batch position hidden"]:
         """The hidden state before the model's multiplier; unchanged numbers are kept exactly, not rounded twice."""
         divided = hidden / self.factor
         return divided if hidden.requires_grad else torch.where(hidden == before * self.factor, before, divided)
 
-    def make_output(self, hidden: Float[Tensor, "batch position hidden"]) -> Any:
+    def make_output(self, hidden: Float[Tensor, "*batch position hidden"]) -> Any:
         """A substitute output of a module that did not run: the hidden state, and None for the other elements."""
         if self.exit is None:
             return hidden
@@ -99,6 +101,8 @@ class LayerAnatomy:
         mlp_contribution: The same for the MLP.
         core: The module that multiplies probabilities and values: the attention module or one inside it.
         output_projection: The linear map from the heads' outputs to the residual stream, or None.
+        mlp_projection: The linear map from the MLP's neurons to its output; None where experts have one each.
+        num_neurons: The width of what it reads; 0 without it.
         num_heads: Number of attention heads; 0 without attention.
         product: Code and line at which probabilities multiply values; None where they are never formed.
         score_product: Ordinal of the core's product of queries and keys; None where it is not identified.
@@ -121,6 +125,8 @@ class LayerAnatomy:
     mlp_contribution: Site | None = None
     core: Site | None = None
     output_projection: Site | None = None
+    mlp_projection: Site | None = None
+    num_neurons: int = 0
     num_heads: int = 0
     product: tuple[CodeType, int] | None = None
     score_product: int | None = None

@@ -133,17 +133,16 @@ def other_ids(model: nn.Module, ids: Int[Tensor, "*row position"], at: int | sli
 
 
 @torch.no_grad()
-def probe(model: nn.Module, input_ids: Int[Tensor, "1 position"] | None = None) -> Tape:
+def probe(model: nn.Module) -> Tape:
     """Run the model once on a few tokens and record every call.
 
     Args:
         model: A Hugging Face causal LM, wrapped or not; nothing in it is changed.
-        input_ids: The tokens; by default `probe_ids`.
 
     Returns:
         The tape, which references activations: discard it after use.
     """
-    ids = probe_ids(model) if input_ids is None else input_ids
+    ids = probe_ids(model)
     calls: list[ModuleCall] = []
     with _recorded(model, calls, ids.shape[1]):
         output = model(input_ids=ids, use_cache=False)

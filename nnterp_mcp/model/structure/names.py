@@ -16,7 +16,6 @@ def bind_names(root: Any, anatomy: Anatomy) -> None:
 
     Args:
         root: The model, as nnsight wraps it.
-        anatomy: Its anatomy.
     """
     inner = {"embed_tokens": anatomy.embed_tokens, "layers": anatomy.layers_module, "ln_final": anatomy.ln_final}
     for alias, site in {**inner, "lm_head": anatomy.lm_head}.items():

@@ -74,7 +74,7 @@ def hidden_site(call: ModuleCall, paths: dict[int, str]) -> Site:
     return Site(
         call.module,
         paths[id(call.module)],
-        _entry(call),
+        next((place for place, value in call.tensors if value.ndim >= 2), None),
         place,
         1 + len(others),
         carries=any(_is_needed(item) for item in others),
@@ -88,8 +88,8 @@ def _is_needed(item: Any) -> bool:
 
 
 def hidden_input(call: ModuleCall) -> Tensor | None:
-    """The first floating-point input of three or more dimensions."""
-    return next((value for _, value in _inputs(call)), None)
+    """The first floating-point input of two or more dimensions."""
+    return next((value for _, value in call.tensors if value.ndim >= 2), None)
 
 
 def _layer(
@@ -110,16 +110,6 @@ def _layer(
 def _named_call(model: nn.Module, wanted: Names, tape: Tape) -> ModuleCall | None:
     module = find_named(model, wanted)
     return None if module is None else tape.of(module)
-
-
-def _inputs(call: ModuleCall) -> Iterator[tuple[int | str, Tensor]]:
-    for place, value in [*enumerate(call.args), *call.kwargs.items()]:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
-            yield place, value
-
-
-def _entry(call: ModuleCall) -> int | str | None:
-    return next((place for place, _ in _inputs(call)), None)
 
 
 def _hidden(output: Any) -> tuple[int | None, Tensor]:

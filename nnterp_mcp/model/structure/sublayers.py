@@ -70,6 +70,7 @@ def resolve_sublayers(
         **({} if core is None else _heads(core, hidden)),
         mlp=inner_site(mlp, hidden, paths),
         mlp_raw=raw[1],
+        **_neurons(raw[1], calls, hidden, paths),
         mlp_contribution=added[1],
         mixers=tuple(paths[id(inner.module)] for inner in mixers),
         kind=layer.kind or _kind(attention, mixers),
@@ -174,9 +175,7 @@ def _returns_hidden(call: ModuleCall, hidden: Tensor) -> bool:
 
 
 def _maps_hidden(call: ModuleCall, hidden: Tensor) -> bool:
-    first = next((value for _, value in call.tensors), None)
-    output = first_state(call.output)[1]
-    return first is not None and output is not None and first.shape == hidden.shape and output.shape == hidden.shape
+    return _returns_hidden(call, hidden) and call.tensors[0][1].shape == hidden.shape
 
 
 @torch.no_grad()
@@ -214,6 +213,21 @@ def _output_projection(
     if not maps or not isinstance(maps[-1].output, Tensor) or maps[-1].output.shape != hidden.shape:
         return None
     return Site(maps[-1].module, paths[id(maps[-1].module)])
+
+
+def _neurons(mlp: Site | None, calls: list[ModuleCall], hidden: Tensor, paths: dict[int, str]) -> dict[str, Any]:
+    """The linear map whose output is the MLP's own, where it reads one vector for each position, and its width."""
+    outer = next((call for call in reversed(calls) if mlp is not None and call.module is mlp.module), None)
+    if mlp is None or outer is None:
+        return {}
+    output = mlp.read_output(outer.output)
+    for call in reversed(calls):
+        if call.within(mlp.module) and call.is_linear and call.output is output:
+            entry, read = call.tensors[0]
+            if read.shape[:-1] != hidden.shape[:-1]:
+                return {}
+            return {"mlp_projection": Site(call.module, paths[id(call.module)], entry), "num_neurons": read.shape[-1]}
+    return {}
 
 
 def _heads(core: ModuleCall, hidden: Tensor) -> dict[str, Any]:

@@ -17,7 +17,6 @@ def resolve_positions(asked: Sequence[PositionSpec], prompt: EncodedPrompt) -> l
     Args:
         asked: Integers from either end, `last`, `all`, Python-style ranges, pieces of the prompt's text, or turns of
             a chat.
-        prompt: The prompt.
 
     Returns:
         Indices from 0 to `len(prompt.ids) - 1`, in ascending order, each once.

@@ -205,7 +205,6 @@ def pad_batch(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.devic
     """Pads prompts on the left to the length of the longest.
 
     Args:
-        prompts: The prompts.
         pad_id: The id to pad with; masked out.
         device: Where the tensors go.
     """

@@ -78,9 +78,9 @@ _LANGUAGE = (
     'add (vector: a name, numbers or {"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean '
     "(over: prompts or 'all', position by position; over_positions: those together), patch (from: {prompt, position, "
     "layer, run}) and project_out (vector; over: to their mean, not zero; 'all' skips the first token) take site, "
-    "positions, heads; skip; knockout (heads, query_positions, key_positions); set_attention (pattern). Sites: "
-    "token_embeddings, layers_input, mlps_input, layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/heads_output, "
-    "queries, keys, values, attention_probabilities."
+    "positions, heads, neurons; skip; knockout (heads, query_positions, key_positions); set_attention (pattern). "
+    "Sites: token_embeddings, layers_input, mlps_input, neurons, layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/"
+    "heads_output, queries, keys, values, attention_probabilities."
 )
 
 

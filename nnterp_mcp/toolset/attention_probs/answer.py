@@ -74,7 +74,7 @@ def _on_query(query: QueryReading, result: AttentionProbsResult) -> str:
     first = fmean(head.first for head in query.heads)
     return (
         f"{where} attends most to {quoted(elided(token))} at {at}, in {strongest.name} ({number(round(p, 2))}); past "
-        f"the first token, which gets {number(round(first, 2))} in the mean, the strongest key is "
+        f"the first token, which gets {number(round(first, 2))} on average, the strongest key is "
         f"{quoted(elided(common))} at {place} in {count} of {plural(len(query.heads), 'head')}."
     )
 
@@ -110,7 +110,7 @@ def _sharpness(head: HeadReading) -> float:
 def _strongest(heads: Sequence[HeadReading], kind: str) -> str:
     found = _of_a_kind(heads, kind)[:_NAMED]
     if not found:
-        return f"none from {_OF_A_KIND} on"
+        return f"none reaches {_OF_A_KIND}"
     best = number(round(_score(kind)(found[0]), 2))
     return ", ".join([f"{found[0].name} ({best})", *(head.name for head in found[1:])])
 
@@ -195,7 +195,7 @@ def _notes(result: AttentionProbsResult) -> list[str]:
     if sinks and fmean(sinks) > 0.01:
         taker = "interventions or an attention sink" if result.interventions else "an attention sink"
         notes.append(
-            f"Rows sum to less than 1: {number(round(fmean(sinks), 2))} of the attention in the mean goes to no token "
+            f"Rows sum to less than 1: {number(round(fmean(sinks), 2))} of the attention on average goes to no token "
             f"({taker}); entropy counts that as one more key."
         )
     deviations = [head.deviation.first for head in result.heads if head.deviation and head.deviation.first is not None]

@@ -1,6 +1,6 @@
 /** Every head in a grid of layers, and beside it what the selected one attends to, token by token. */
 
-import { sequential } from "../../viewer/colors.js";
+import { scale, sequential } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
 import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead, place } from "../../viewer/predictions.js";
@@ -10,12 +10,13 @@ const KINDS = ["induction", "previous", "duplicate"];
 const NUMBERS = 50_000;
 const MASSES = ["first", "previous", "itself", "duplicate", "induction"];
 
-export async function show(run, stage) {
+export async function show(run, stage, figure) {
   const heads = await run.rows("heads");
   const pairs = Map.groupBy(await run.rows("heads.pairs").catch(() => []), nameOf);
-  const patterns = new Patterns(run, heads, await run.rows("tokens").catch(() => []));
+  const drawn = figure.panels.find(({ square }) => square);
+  const patterns = new Patterns(run, heads, await run.rows("tokens").catch(() => []), drawn);
   const beside = element("section", { class: "pattern", "aria-label": "Attention pattern of the selected head" });
-  const layers = [...new Set(heads.map(({ layer }) => layer))];
+  const layers = [...new Set(heads.map(({ layer }) => layer))].reverse();
   const columns = [...new Set(heads.map(({ head }) => head))].sort((one, other) => one - other);
   const places = new Map(heads.map((head) => [nameOf(head), head]));
   const item = (row, column) => places.get(nameOf({ layer: layers[row], head: columns[column] })) ?? null;
@@ -34,9 +35,15 @@ export async function show(run, stage) {
     beside,
   });
   stage.append(map.node);
-  const score = (head) => map.mode.of(head) ?? -1;
+  const score = (head) => (drawn?.title.split(" ")[0] === nameOf(head) ? Infinity : (map.mode.of(head) ?? -1));
   const best = heads.reduce((one, other) => (score(other) > score(one) ? other : one));
   await map.draw(layers.indexOf(best.layer), columns.indexOf(best.head));
+}
+
+/** The text of tokens by their names; those that are bytes are decoded together. */
+function textOf(tokens) {
+  const bytes = (names) => Uint8Array.from(names.match(/[0-9A-F]{2}/g), (code) => parseInt(code, 16));
+  return tokens.join("").replace(/(?:<0x[0-9A-F]{2}>)+/g, (names) => new TextDecoder().decode(bytes(names)));
 }
 
 function nameOf({ layer, head }) {
@@ -76,8 +83,10 @@ function details(head, pairs) {
 
 /** The patterns that a run kept: an array for each prompt, a row for each head and query, a number for each key. */
 class Patterns {
-  constructor(run, heads, tokens) {
-    Object.assign(this, { run, names: heads.map(nameOf), prompts: tokens.map((row) => row.tokens), prompt: 0 });
+  constructor(run, heads, tokens, drawn) {
+    const colours = drawn?.colours ?? { name: "attention probability", low: 0, high: 1 };
+    const position = drawn ? Number(drawn.rows[drawn.focus[0]].split(" ").at(-1)) : null;
+    Object.assign(this, { run, colours, position, names: heads.map(nameOf), prompts: tokens.map((row) => row.tokens), prompt: 0 });
   }
 
   /** Draws a head's pattern; one that is asked for meanwhile takes its place. */
@@ -107,10 +116,7 @@ class Patterns {
       columns: heads,
       need: ({ rows }) => pattern.need(rows),
       item: (from, to) => pattern.at(from, to),
-      modes: [
-        { name: "attention probability", of: ({ probability }) => probability, ramp: () => sequential(0, 1) },
-        { name: "the same, but to the first token", of: ({ to, probability }) => (to === 0 ? null : probability) },
-      ],
+      modes: [{ name: this.colours.name, of: ({ probability }) => probability, ramp: () => scale(this.colours) }],
       shows: ({ probability }) => hundredths(probability),
       says: ({ from, to, probability }) =>
         `${nameOf(head)}, ${heads[from].says} to ${heads[to].says}: ${number(probability)}`,
@@ -118,12 +124,13 @@ class Patterns {
       curves: false,
     });
     stage.replaceChildren(element("h2", {}, `Pattern of ${nameOf(head)}`), ...this.promptChoice(head, stage), map.node);
-    await map.draw(pattern.count - 1, 0);
+    const at = this.prompt === 0 && this.position !== null ? this.position : pattern.count - 1;
+    await map.draw(at, at);
   }
 
   promptChoice(head, stage) {
     if (this.prompts.length < 2) return [];
-    const texts = this.prompts.map((tokens) => tokens.join(""));
+    const texts = this.prompts.map(textOf);
     const turn = (prompt) => {
       this.prompt = prompt;
       this.draw(head, stage);

@@ -1,19 +1,22 @@
-"""How an attribution is cut down to an answer: its strongest parts, how well they add up, and the sums by layer."""
+"""How an attribution is cut down to an answer: its strongest parts, how well they add up, and every layer's number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.formatting import LayerSpan, brief, elided, layer_groups, number, plural, quoted
-from nnterp_mcp.render import in_force, left_out, shared_tokens
-from nnterp_mcp.table import Cell, Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult
+from nnterp_mcp.formatting import brief, elided, number, plural, quoted
+from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, Table, tabulate
+from nnterp_mcp.toolset.attribute.result import AttributeAnswer, AttributedPart, AttributeResult, LayerSum
 
-_ROWS = 10
-"""Rows of the profile by layer."""
+_NUMBERS = 80
+"""Numbers of all layers that an answer shows; one for each layer where there are more."""
 
-_BUDGET = 520
-"""Tokens that the rows of the table may take, about."""
+_ESTIMATES = 40
+"""The same for estimates, whose rows in the table are longer."""
+
+_BUDGET = 720
+"""Tokens that the rows of the table and the lines of all layers may take, about."""
 
 _TOKEN = 20
 """Characters of a token."""
@@ -29,7 +32,8 @@ def digest(result: AttributeResult) -> AttributeAnswer:
     """The strongest parts, how they add up, and where they are."""
     order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
     order = [part for part in order if part.value.mean]
-    shown = order[: min(result.shown, _room(result))]
+    every = _every_layer(result)
+    shown = order[: min(result.shown, _room(result, sum(map(len, every.values()))))]
     return AttributeAnswer(
         finding=_FINDINGS[result.method](order, result),
         notes=_notes(len(shown), result),
@@ -39,12 +43,12 @@ def digest(result: AttributeResult) -> AttributeAnswer:
         total=result.total,
         truncated=len(shown) < result.total,
         table=_table(shown, result),
-        profile=_profile(result),
+        by_layer=every,
     )
 
 
-def _room(result: AttributeResult) -> int:
-    """The number of rows that fit: those of cells with sites and intervals are long."""
+def _room(result: AttributeResult, numbers: int) -> int:
+    """The number of rows that fit next to the numbers of all layers: those of cells with intervals are long."""
     cells = result.method == "patching"
     cost = (
         12
@@ -53,7 +57,7 @@ def _room(result: AttributeResult) -> int:
         + 12 * (cells and result.by == "sublayer")
         + 14 * (result.whole.low is not None)
     )
-    return max(5, _BUDGET // cost)
+    return max(5, (_BUDGET - PER_LAYER * numbers) // cost)
 
 
 def part_name(part: AttributedPart, cell: bool = False) -> str:
@@ -65,11 +69,11 @@ def part_name(part: AttributedPart, cell: bool = False) -> str:
     layer = f"L{part.layer}"
     if part.source is not None:
         return f"{layer}H{part.index}"
-    if cell and part.kind != "heads_output":
+    if cell and part.kind not in ("heads_output", "neurons"):
         return f"{layer} at {quoted(elided(part.token or '', _TOKEN))} (position {part.index})"
     if part.kind in ("head", "heads_output"):
         return f"{layer}H{part.index}"
-    if part.kind == "neuron":
+    if part.kind in ("neuron", "neurons"):
         return f"{layer}N{part.index}"
     return layer if part.kind == "layer" else f"{layer} {part.kind.replace('mlp', 'MLP')}"
 
@@ -114,7 +118,8 @@ def _integrated(order: Sequence[AttributedPart], result: AttributeResult) -> str
     adds = f"the tokens add up to the difference (error {_error(result)})"
     sums = adds if error < _LOOSE else f"the tokens' sum misses the difference by {number(brief(error))}"
     points = "" if result.points is None else f" ({result.points} gradients)"
-    return f"{_whole(result)}, and {base} with every token's embedding the mean one; {sums}{points}.{_extremes(order)}"
+    mean = f"{base} with every token's embedding replaced by the mean"
+    return f"{_whole(result)}, and {mean}; {sums}{points}.{_extremes(order)}"
 
 
 def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
@@ -128,8 +133,9 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
+    states = "activation" if result.by == "neuron" else first.kind
     put = (
-        f"The largest estimated effect is that of the clean {first.kind} of {part_name(first, cell=True)}: "
+        f"The largest estimated effect is that of the clean {states} of {part_name(first, cell=True)}: "
         f"{number(brief(first.value.mean))}"
     )
     done = "" if first.patched is None else f" to first order, and {number(brief(first.patched))} when patched"
@@ -149,10 +155,14 @@ def _extremes(order: Sequence[AttributedPart]) -> str:
     least = min(order, key=lambda part: part.value.mean, default=None)
     said = ""
     if most is not None and most.value.mean > 0:
-        said += f" {_spoken(most)} raises it most, by {number(brief(most.value.mean))}."
+        said += f" {_spoken(most)} {_verb(most, 'raise')} it most, by {number(brief(most.value.mean))}."
     if least is not None and least.value.mean < 0:
-        said += f" {_spoken(least)} lowers it most, by {number(brief(-least.value.mean))}."
+        said += f" {_spoken(least)} {_verb(least, 'lower')} it most, by {number(brief(-least.value.mean))}."
     return said
+
+
+def _verb(part: AttributedPart, stem: str) -> str:
+    return stem if part.kind in ("embeddings", "positions") else f"{stem}s"
 
 
 def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
@@ -179,13 +189,13 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
 
 
 def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
-    heads = result.by == "head"
+    units = result.by in ("head", "neuron")
     columns: list[Column[AttributedPart]] = [
         Column("site", lambda part: part.kind, shown=result.by == "sublayer"),
-        Column("head", part_name, shown=heads),
-        Column("layer", lambda part: part.layer, shown=not heads),
-        Column("position", lambda part: part.index, shown=not heads),
-        Column("token", _token, Kind.TEXT, not heads),
+        Column(result.by, part_name, shown=units),
+        Column("layer", lambda part: part.layer, shown=not units),
+        Column("position", lambda part: part.index, shown=not units),
+        Column("token", _token, Kind.TEXT, not units),
         Column("estimate", lambda part: part.value.mean, Kind.BRIEF),
         Column("95 %", lambda part: part.value, Kind.INTERVAL, any(part.value.low is not None for part in parts)),
         Column("patched", lambda part: part.patched, Kind.BRIEF),
@@ -197,58 +207,53 @@ def _token(part: AttributedPart) -> str:
     return elided(part.token or "", _TOKEN)
 
 
-def _profile(result: AttributeResult) -> Table | None:
-    """The sums over every few layers; of estimates the strongest cell; nothing for tokens."""
-    if result.method == "patching":
-        return _peaks(result)
-    if not result.layers:
-        return None
-    names = [name for name in _SUMS if any(getattr(one, name) is not None for one in result.layers)]
-    heads = _SUMS if len(names) > 1 else _SUMS | {"rest": "sum"}
-    columns: list[Column[LayerSpan]] = [
-        Column("layers", lambda group: group[0]),
-        *(Column(heads[name], lambda group, name=name: _sum(result, name, group), Kind.BRIEF) for name in names),
-    ]
-    return tabulate(columns, layer_groups([one.layer for one in result.layers], _ROWS))
+def _every_layer(result: AttributeResult) -> dict[str, list[float]]:
+    """One number for every layer: what its sublayers add, or of estimates the largest at each site; none for tokens."""
+    found = _largest(result, False) if result.method == "patching" else _adds(result, False)
+    if sum(map(len, found.values())) > (_ESTIMATES if result.method == "patching" else _NUMBERS):
+        found = _largest(result, True) if result.method == "patching" else _adds(result, True)
+    lines = [by_layer(sorted(of), {name: [of[layer] for layer in sorted(of)]}) for name, of in found.items()]
+    return {name: values for line in lines for name, values in line.items()}
 
 
-_SUMS = {"attention": "attention", "mlp": "MLP", "rest": "rest"}
+def _adds(result: AttributeResult, whole: bool) -> dict[str, dict[int, float]]:
+    """What each layer adds by its number: by sublayer, or as a whole."""
+    found: dict[str, dict[int, float]] = {}
+    for one in result.layers:
+        added = _added(one)
+        for name, value in ({"layer": sum(added.values())} if whole else added).items():
+            found.setdefault(f"{name} adds", {})[one.layer] = value
+    return found
 
 
-def _sum(result: AttributeResult, name: str, group: LayerSpan) -> float | None:
-    found = [getattr(one, name) for one in result.layers if one.layer in group[1] and getattr(one, name) is not None]
-    return sum(found) if found else None
+def _added(one: LayerSum) -> dict[str, float]:
+    """What the sublayers of a layer add, or the layer as a whole where it is not split."""
+    whole = one.attention is None and one.mlp is None
+    added = {"attention": one.attention, "MLP": one.mlp, "layer" if whole else "rest": one.rest}
+    return {name: value for name, value in added.items() if value is not None}
 
 
-def _peaks(result: AttributeResult) -> Table:
-    sites = dict.fromkeys(part.kind for part in result.parts)
-    columns: list[Column[LayerSpan]] = [
-        Column("layers", lambda group: group[0]),
-        *(Column(site, lambda group, site=site: _peak(result, site, group)) for site in sites),
-    ]
-    return tabulate(
-        columns, layer_groups(sorted({part.layer for part in result.parts if part.layer is not None}), _ROWS)
-    )
-
-
-def _peak(result: AttributeResult, site: str, group: LayerSpan) -> Cell:
-    cells = [part for part in result.parts if part.kind == site and part.layer in group[1]]
-    peak = max(cells, key=lambda part: abs(part.value.mean), default=None)
-    mark = "H" if result.by == "head" else "@"
-    return None if peak is None else [brief(peak.value.mean), f"{mark}{peak.index}"]
+def _largest(result: AttributeResult, anywhere: bool) -> dict[str, dict[int, float]]:
+    """The estimate of largest size in each layer by its number: at each site, or at any."""
+    found: dict[str, dict[int, float]] = {}
+    for part in result.parts:
+        if part.layer is not None:
+            at = found.setdefault(f"largest estimate at {'any site' if anywhere else part.kind}", {})
+            at[part.layer] = max(at.get(part.layer, 0.0), part.value.mean, key=abs)
+    return found
 
 
 def _notes(shown: int, result: AttributeResult) -> list[str]:
     notes = [_READING[result.method]]
     kinds = {part.kind for part in result.parts}
     if result.rescaled:
-        notes.append("What comes after the head (a softcap or scale) is held at its factor too.")
+        notes.append("The softcap or scale after the head is frozen at its factor too.")
     if result.by == "source_token":
         notes.append("A pair: attention of the last token to the source (frozen) × its value, through the output (OV).")
     if result.metric == "logit" and len(result.categories) == 1:
-        notes.append("A logit alone also counts what raises every token; a second category takes that off.")
+        notes.append("A logit alone also counts what raises every token; a second category subtracts that.")
     if "rest" in kinds:
-        notes.append("rest: what a layer adds beside attention and MLP, interventions included.")
+        notes.append("rest: what a layer adds apart from attention and MLP, interventions included.")
     if "token choice" in kinds:
         notes.append("token choice: a category's tokens count together; their log-sum-exp less their weighted mean.")
     if result.method == "integrated" and result.base is not None:
@@ -256,8 +261,8 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         missed = max(result.error or 0.0, result.missed or 0.0)
         if missed > _LOOSE * max(way, 0.1):
             notes.append(
-                f"Piece by piece the way from the baseline is missed by {number(brief(missed))} in all, and tokens' "
-                "shares by about as much: more steps go where it bends."
+                f"Piece by piece, the path from the baseline is missed by {number(brief(missed))} in all, and tokens' "
+                "shares are off by about as much: give more steps."
             )
     if result.checked is not None and (result.checked.pearson or 1.0) < _POOR:
         notes.append("Do not rely on the estimates here: trust the patched column, or patch_activations.")
@@ -265,13 +270,24 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
-    return notes + left_out(result.total - shown, "part", "parts")
+    return notes + _left_out(shown, result)
+
+
+def _left_out(shown: int, result: AttributeResult) -> list[str]:
+    """Where the parts are that an answer leaves out: of many neurons the table of the run has only the strongest."""
+    if result.total == len(result.parts):
+        return left_out(result.total - shown, "part", "parts")
+    array = "estimates" if result.method == "patching" else "values"
+    return [
+        f"{plural(result.total - shown, 'part')} not shown: read_run part=parts has the {len(result.parts)} strongest, "
+        f"part={array} all."
+    ]
 
 
 _READING = {
     "direct": "Through the residual stream alone to the logits, norms' scales frozen: an effect through a later layer "
     "counts as that layer's. Sorted by size.",
-    "gradient": "First order: a slope says little where the model saturates; integrated gradients go the whole way.",
+    "gradient": "First order: a slope says little where the model saturates; integrated gradients take the whole path.",
     "integrated": "Against the mean embedding: another baseline gives other numbers.",
-    "patching": "estimate: (clean − corrupted) · slope in the corrupted run; patched: done. profile: strongest cell.",
+    "patching": "estimate: (clean − corrupted) · slope in the corrupted run; patched: done.",
 }

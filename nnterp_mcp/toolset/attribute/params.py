@@ -21,7 +21,7 @@ OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
     "direct": ("head", "source_token", "layer", "sublayer", "neuron"),
     "gradient": ("token",),
     "integrated": ("token",),
-    "patching": ("layer", "sublayer", "head"),
+    "patching": ("layer", "sublayer", "head", "neuron"),
 }
 """To what each method attributes; the first goes without saying."""
 

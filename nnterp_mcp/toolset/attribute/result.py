@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
+from nnterp_mcp.contract import Measured, Result, ResultPart, TableAnswer
 
 
 class AttributedPart(ResultPart):
@@ -76,6 +76,7 @@ class AttributeResult(Result):
         whole: The metric, in the mean over prompts.
         base: That of the baseline (integrated gradients) or of the corrupted runs (patching).
         corruption: How the corrupted runs came about, in words.
+        against: The first corrupted prompt, where there is one.
         error: The largest difference of a prompt's sum of parts and its metric (direct), or of its sum over tokens and
             the difference from the baseline (integrated gradients).
         missed: The same piece by piece of the way from the baseline, where pieces cannot make up for one another.
@@ -100,6 +101,7 @@ class AttributeResult(Result):
     whole: Measured
     base: Measured | None = None
     corruption: str | None = None
+    against: str | None = None
     error: float | None = None
     missed: float | None = None
     points: int | None = None
@@ -112,8 +114,8 @@ class AttributeResult(Result):
     checked: Checked | None = None
 
 
-class AttributeAnswer(ProfiledAnswer):
-    """The strongest parts, and where they are by layer."""
+class AttributeAnswer(TableAnswer):
+    """The strongest parts, and a number for every layer."""
 
     metric: Annotated[float, Field(description="The metric that is attributed.")]
     error: Annotated[float | None, Field(description="By how much the parts miss it.")] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_se
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, Split, attribute_each
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
-from nnterp_mcp.experiments.patching.activation_patching import Grid, Patcher, make_grid
+from nnterp_mcp.experiments.patching.activation_patching import Cell, Grid, Patcher, make_grid
 from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
+from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
@@ -38,6 +39,7 @@ _CHECKED = 10
 """Strongest cells that are really patched."""
 
 _MOST_CELLS = 50_000
+_MOST_NEURONS = 1_000_000
 _MOST_PASSES = 20_000
 
 _COLUMNS = {
@@ -56,6 +58,7 @@ _SITES: dict[str, tuple[Site, ...]] = {
     "layer": ("layers_output",),
     "sublayer": ("attentions_output", "mlps_output"),
     "head": ("heads_output",),
+    "neuron": ("neurons",),
 }
 
 
@@ -271,11 +274,13 @@ def _patching(
     base: AttributeResult,
 ) -> AttributeResult:
     pairs, how = make_pairs(bench, params.prompts, params.corrupted, prompts)
-    heads = "all" if params.parts == "head" else None
-    grid = make_grid(bench.model, pairs, _SITES[params.parts], layers=params.layers, heads=heads)
-    if len(grid.cells) > _MOST_CELLS:
+    units = "all" if params.parts in ("head", "neuron") else None
+    grid = make_grid(bench.model, pairs, _SITES[params.parts], layers=params.layers, heads=units)
+    most = _MOST_NEURONS if params.parts == "neuron" else _MOST_CELLS
+    if len(grid.cells) > most:
         raise LimitExceeded(
-            f"{len(grid.cells)} cells (sites × layers × positions), and at most {_MOST_CELLS} are estimated in a call.",
+            f"{len(grid.cells)} cells (sites × layers × {params.parts if units else 'position'}s), and at most {most} "
+            "are estimated in a call.",
             "Give fewer layers or shorter prompts.",
         )
     patcher = Patcher(
@@ -291,40 +296,66 @@ def _patching(
     checked = replace(work, progress=lambda done, total, unit: job.progress(len(pairs) + done, None, both))
     compared = compare_with_patches(patcher, found, checked, _CHECKED)
     numbers = [pair.index for pair in pairs]
-    parts = _cells(grid, average_draws(found.effects, numbers), pairs[0].clean.prompt, bench)
-    for at, effect in _patched(compared):
-        parts[at].patched = effect
+    effects = average_draws(found.effects, numbers)
+    job.keep("estimates", effects, {"prompt": sorted(set(numbers)), "cell": [_named(cell) for cell in grid.cells]})
+    made = _patched(compared)
+    listed = _listed(grid, effects, made)
+    parts = _cells(grid, effects, listed, pairs[0].clean.prompt, bench)
+    for at, effect in made.items():
+        parts[listed.index(at)].patched = effect
     return base.model_copy(
         update={
             "whole": _mean(average_draws(found.clean, numbers)),
             "base": _mean(average_draws(found.corrupted, numbers)),
             "corruption": how,
+            "against": _against(pairs[0]),
             "parts": parts,
-            "total": len(parts),
+            "total": len(grid.cells),
             "checked": _checked(compared),
         }
     )
 
 
+def _named(cell: Cell) -> str:
+    return f"{cell.site} {cell.layer} {cell.column}"
+
+
+def _listed(grid: Grid, effects: Float[Tensor, "prompt cell"], made: Mapping[int, float]) -> list[int]:
+    """The cells that a result lists: the strongest, the strongest of each layer, and those that were patched."""
+    order = effects.mean(0).abs().argsort(descending=True).tolist()
+    of_layers = {grid.cells[at].place: at for at in reversed(order)}
+    return sorted({*order[:_LISTED], *of_layers.values(), *made})
+
+
+def _against(pair: Pair) -> str | None:
+    """The corrupted prompt, unless noise or an ablation stands for it."""
+    return None if pair.corrupted is None or pair.corrupted.noise is not None else pair.corrupted.prompt.text
+
+
 def _cells(
-    grid: Grid, effects: Float[Tensor, "prompt cell"], first: EncodedPrompt, bench: Bench
+    grid: Grid,
+    effects: Float[Tensor, "prompt cell"],
+    listed: Sequence[int],
+    first: EncodedPrompt,
+    bench: Bench,
 ) -> list[AttributedPart]:
-    """Each cell of the grid, with its token as it stands in the first prompt."""
+    """Cells of the grid, with their tokens as they stand in the first prompt."""
     found: list[AttributedPart] = []
-    for cell, estimate in zip(grid.cells, estimate_mean(effects), strict=True):
+    for at, estimate in zip(listed, estimate_mean(effects[:, listed]), strict=True):
+        cell = grid.cells[at]
         value = Measured(mean=estimate.mean, low=estimate.low, high=estimate.high)
         part = AttributedPart(kind=cell.site, layer=cell.layer, index=cell.column, value=value)
-        if not grid.by_head:
-            (at,) = grid.spans[0][cell.column].clean
-            part.token = token_text(bench.model.tokenizer, first.ids[at])
+        if not grid.by_unit:
+            (position,) = grid.spans[0][cell.column].clean
+            part.token = token_text(bench.model.tokenizer, first.ids[position])
         found.append(part)
     return found
 
 
-def _patched(compared: Comparison | None) -> list[tuple[int, float]]:
+def _patched(compared: Comparison | None) -> dict[int, float]:
     if compared is None:
-        return []
-    return list(zip(compared.cells, compared.effects.mean(0).tolist(), strict=True))
+        return {}
+    return dict(zip(compared.cells, compared.effects.mean(0).tolist(), strict=True))
 
 
 def _checked(compared: Comparison | None) -> Checked | None:

@@ -7,10 +7,10 @@ from nnterp_mcp.toolset.cancel_run.result import CancelRunAnswer, CancelRunResul
 
 def digest(result: CancelRunResult) -> CancelRunAnswer:
     """In words."""
-    done = f"{result.run_id} is {result.state}"
+    done = f"is {result.state}" if result.was_running else f"had already ended ({result.state})"
     kept = "What it had finished is kept: read_run shows it." if result.partial else ""
     return CancelRunAnswer(
-        finding=f"{done}." if result.was_running else f"{done} already; there was nothing to cancel.",
+        finding=f"{result.run_id} {done}.",
         notes=[kept] if kept else [],
         run_id=result.run_id,
         state=result.state,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure
+from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure, some_of
 from nnterp_mcp.display.layers import on_axis
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural
@@ -36,7 +36,9 @@ def figure(result: CollectActivationsResult, arrays: Arrays) -> Figure:
             *layers.components(),
         ],
         notes=[
-            *(["Band of the lengths: one standard deviation over rows."] if layers.varied else []),
+            f"Means over {plural(len(result.averaged_rows), 'state')}.",
+            *(["Band of the lengths: one standard deviation over states."] if layers.varied else []),
+            *some_of(len(result.groups), min(len(result.groups), _GROUPS), "groups"),
             *(["random: the same with prompts assigned to groups at random."] if result.summaries[0].pairs else []),
             *in_force(result.interventions),
         ],

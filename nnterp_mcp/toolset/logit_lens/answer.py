@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median_low
 from typing import Any
 
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
@@ -142,5 +143,5 @@ def _summary(result: LogitLensResult) -> str:
     layers = result.readings[0].layers
     if not starts or len(layers) == 1:
         return f"{where}."
-    found = f"the top token of layer {layers[-1].layer} leads from layer {starts[len(starts) // 2]} on in the median"
+    found = f"the top token of layer {layers[-1].layer} leads from layer {median_low(starts)} on in the median"
     return f"{where}: {found} (earliest {starts[0]}, latest {starts[-1]})."

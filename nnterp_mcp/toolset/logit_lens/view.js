@@ -1,4 +1,4 @@
-/** The lens as a grid of layers and positions; with one position, of layers and ranks. */
+/** The lens as a grid of layers, the last on top, and positions; with one position, of layers and ranks. */
 
 import { sequential } from "../../viewer/colors.js";
 import { choice, element } from "../../viewer/elements.js";
@@ -21,6 +21,7 @@ export async function show(run, stage) {
   } else stage.append(element("p", { class: "prompt" }, await textOf(run, prompts[0])));
   stage.append(body);
   await draw(prompts[0]);
+  return true;
 }
 
 async function textOf(run, prompt) {
@@ -39,8 +40,9 @@ async function drawPrompt(run, body, names, readings) {
       kept.get(row.position).set(row.layer, row);
     }
   };
-  await need([readings[0].position]);
-  const layers = [...kept.get(readings[0].position).keys()];
+  const last = readings.at(-1).position;
+  await need([last]);
+  const layers = [...kept.get(last).keys()].reverse();
   const options = readings.length > 1 ? byPosition(readings, layers, kept, need) : byRank(readings[0], layers, kept);
   const map = new Heatmap({
     ...options,
@@ -51,7 +53,7 @@ async function drawPrompt(run, body, names, readings) {
       predictions(top, [["entropy", `${number(entropy)} nats`], ["KL(last || layer)", `${number(kl)} nats`], ...targets(names, values)]),
   });
   body.replaceChildren(map.node);
-  await map.draw(layers.length - 1, options.columns.length > 1 && readings.length > 1 ? readings.length - 1 : 0);
+  await map.draw(0, options.columns.length > 1 && readings.length > 1 ? readings.length - 1 : 0);
 }
 
 function byPosition(readings, layers, kept, need) {

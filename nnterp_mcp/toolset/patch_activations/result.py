@@ -136,6 +136,7 @@ class PatchActivationsResult(Result):
         clean: The metric of the clean runs.
         corrupted: That of the corrupted ones; None for zeros and means.
         by_head: Columns are heads.
+        at: The positions at which heads are patched, in words.
         columns: The columns.
         categories: The target tokens of the first prompt, by category.
         shared: The tokens that categories share, under `a and b`.
@@ -158,6 +159,7 @@ class PatchActivationsResult(Result):
     clean: Measured
     corrupted: Measured | None
     by_head: bool
+    at: str = ""
     columns: list[GridColumn]
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]

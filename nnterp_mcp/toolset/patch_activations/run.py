@@ -20,7 +20,7 @@ from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_se
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
-from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span
+from nnterp_mcp.experiments.patching.alignment import LabelledSpans
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
@@ -29,11 +29,10 @@ from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.model.text.tokens import span_text
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
+from nnterp_mcp.toolset.patch_activations.columns import columns_of, patched_at, texts_of
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.result import (
     EVERYWHERE,
@@ -117,12 +116,13 @@ def _base(
         window=params.window,
         in_force=list(pairs[0].clean.plan.labels),
         prompts=prompts,
-        texts=_texts(pairs[0]),
+        texts=texts_of(pairs[0]),
         draws=len(pairs) // prompts,
         clean=Measured(mean=0.0),
         corrupted=None,
-        by_head=grid.by_head,
-        columns=_columns(grid, pairs[0], bench.model.tokenizer),
+        by_head=grid.by_unit,
+        at=patched_at(grid, pairs[0].clean.prompt) if grid.by_unit else "",
+        columns=columns_of(grid, pairs[0], bench.model.tokenizer),
         categories=targets.words,
         shared=targets.shared,
         cells=[],
@@ -225,7 +225,7 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
     Raises:
         InvalidRequest: One of them is not in the grid.
     """
-    by_head, found = patcher.grid.by_head, list[Cell]()
+    by_head, found = patcher.grid.by_unit, list[Cell]()
     labels = [column.label for column in columns]
     for given in params.cells:
         site = given.site or params.columns[0][0]
@@ -265,8 +265,8 @@ def _set(
 
 
 def _name(grid: Grid, cell: Cell) -> str:
-    label = str(cell.column) if grid.by_head else grid.spans[0][cell.column].label
-    return name_cell(cell.site, cell.layer, label, grid.by_head)
+    label = str(cell.column) if grid.by_unit else grid.spans[0][cell.column].label
+    return name_cell(cell.site, cell.layer, label, grid.by_unit)
 
 
 def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitScores:
@@ -304,27 +304,6 @@ def _heads(model: StandardizedTransformer, asked: Any, layer: int) -> list[int] 
     if asked is None:
         return None
     return resolve_indices(asked, model.anatomy.layers[layer].num_heads, "head", f"layer {layer} of {model.name}")
-
-
-def _texts(pair: Pair) -> list[str]:
-    """The clean prompt, and the corrupted one unless noise or an ablation stands for it."""
-    other = pair.corrupted
-    return [pair.clean.prompt.text, *([] if other is None or other.noise is not None else [other.prompt.text])]
-
-
-def _columns(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
-    if grid.by_head:
-        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
-    return [_column(span, pair, tokenizer) for span in grid.spans[0]]
-
-
-def _column(span: Span, pair: Pair, tokenizer: Any) -> GridColumn:
-    def tokens(prompt: EncodedPrompt, positions: Sequence[int]) -> str:
-        return span_text(tokenizer, [prompt.ids[at] for at in positions])
-
-    other = pair.corrupted
-    corrupted = None if other is None or other.noise is not None else tokens(other.prompt, span.corrupted)
-    return GridColumn(label=span.label, clean=tokens(pair.clean.prompt, span.clean), corrupted=corrupted)
 
 
 @dataclass(frozen=True)
@@ -369,9 +348,9 @@ class _Summary:
             PatchedCell(
                 site=cell.site,
                 layer=cell.layer,
-                column=labels.index(str(cell.column)) if grid.by_head else cell.column,
-                position=None if grid.by_head else position_of(labels[cell.column]),
-                head=cell.column if grid.by_head else None,
+                column=labels.index(str(cell.column)) if grid.by_unit else cell.column,
+                position=None if grid.by_unit else position_of(labels[cell.column]),
+                head=cell.column if grid.by_unit else None,
                 metric=metric,
                 recovery=recovery,
                 effect=effect,
@@ -390,9 +369,9 @@ def _keep(job: Job, grid: Grid, found: Patching) -> None:
     sites = list(dict.fromkeys(cell.site for cell in grid.cells))
     layers = sorted({cell.layer for cell in grid.cells})
     columns = sorted({cell.column for cell in grid.cells})
-    labels = columns if grid.by_head else [grid.spans[0][column].label for column in columns]
+    labels = columns if grid.by_unit else [grid.spans[0][column].label for column in columns]
     array = torch.full((len(found.values), len(sites), len(layers), len(labels)), torch.nan)
     for at, cell in enumerate(grid.cells):
         array[:, sites.index(cell.site), layers.index(cell.layer), columns.index(cell.column)] = found.values[:, at]
-    axes = {"pair": list(range(len(array))), "site": sites, "layer": layers, "head" if grid.by_head else "span": labels}
+    axes = {"pair": list(range(len(array))), "site": sites, "layer": layers, "head" if grid.by_unit else "span": labels}
     job.keep("metric", array, axes)

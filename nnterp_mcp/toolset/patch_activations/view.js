@@ -1,28 +1,30 @@
-/** The patching grid, layers by positions or heads: blue and orange for below and above the run that is patched. */
+/** The patching grid, the last layer on top, by positions or heads: blue and red for below and above the patched run. */
 
-import { diverging } from "../../viewer/colors.js";
+import { diverging, scale } from "../../viewer/colors.js";
 import { choice, element, facts } from "../../viewer/elements.js";
 import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead } from "../../viewer/predictions.js";
-import { hundredths, number, plural, quoted, token } from "../../viewer/wording.js";
+import { hundredths, number, quoted, token } from "../../viewer/wording.js";
 
-const LEAST = 0.2;
-
-export async function show(run, stage) {
+/** A named set of cells has no grid: the figure shows it. */
+export async function show(run, stage, figure) {
   const found = await run.facts();
   const columns = await run.rows("columns");
-  const cells = await run.rows("cells");
+  const cells = await run.rows("cells").catch(() => []);
+  if (cells.length === 0) return false;
   const sites = [...new Set(cells.map(({ site }) => site))];
+  const { colours } = figure.panels.find(({ kind }) => kind === "heatmap");
   const body = element("div", {});
-  const draw = (index) => drawSite(body, found, columns, cells.filter(({ site }) => site === sites[index]));
+  const draw = (index) => drawSite(body, found, columns, cells.filter(({ site }) => site === sites[index]), colours);
   stage.append(...(found.texts ?? []).map((text) => element("p", { class: "prompt" }, text)));
-  stage.append(element("p", { class: "baselines" }, baselines(found), " ", control(found)));
+  stage.append(element("p", { class: "baselines" }, baselines(found)));
   stage.append(sites.length > 1 ? choice("Site", sites, 0, draw) : element("p", { class: "note" }, `Site: ${sites[0]}`), body);
   await draw(0);
+  return true;
 }
 
-async function drawSite(body, found, columns, cells) {
-  const layers = [...new Set(cells.map(({ layer }) => layer))];
+async function drawSite(body, found, columns, cells, colours) {
+  const layers = [...new Set(cells.map(({ layer }) => layer))].reverse();
   const places = new Map(cells.map((cell) => [`${cell.layer} ${cell.column}`, cell]));
   const heads = columns.map((column) => head(column, found.by_head));
   const map = new Heatmap({
@@ -31,13 +33,14 @@ async function drawSite(body, found, columns, cells) {
     rows: layers.map(layerHead),
     columns: heads,
     item: (row, column) => places.get(`${layers[row]} ${column}`) ?? null,
-    modes: modes(cells[0], found),
+    modes: modes(found, colours),
     shows: (cell, mode) => hundredths(mode.of(cell)),
     says: (cell) => `${where(cell, found)}, ${heads[cell.column].says}: ${told(cell, found)}`,
     details: (cell) => details(cell, found),
   });
   body.replaceChildren(map.node);
-  const strongest = cells.reduce((one, other) => (Math.abs(other.effect) > Math.abs(one.effect) ? other : one));
+  const size = (cell) => (cell.by_construction ? -1 : Math.abs(cell.effect));
+  const strongest = cells.reduce((one, other) => (size(other) > size(one) ? other : one));
   await map.draw(layers.indexOf(strongest.layer), strongest.column);
 }
 
@@ -49,24 +52,14 @@ function head({ label, clean, corrupted }, byHead) {
   return { shows, says: `position ${label} ${quoted(clean ?? "")}${differs ? ` against ${quoted(corrupted)}` : ""}` };
 }
 
-function modes(cell, { metric, clean, ...found }) {
-  const base = found.direction === "denoising" ? (found["corrupted.mean"] ?? found["clean.mean"]) : found["clean.mean"];
-  const measured = {
-    name: metric.replaceAll("_", " "),
-    of: (one) => one.metric,
-    ramp: (values) => diverging(base, reach(values, base, 1e-9)),
-  };
-  const recovery = {
-    name: "recovery",
-    of: (one) => one.recovery,
-    ramp: (values) => diverging(0, reach(values, 0, LEAST)),
-  };
-  return cell.recovery != null ? [recovery, measured] : [measured];
-}
-
-/** How far values lie from a middle, in either direction. */
-function reach(values, middle, least) {
-  return values().reduce((far, value) => Math.max(far, Math.abs(value - middle)), least);
+/** The numbers and the scale of the figure; the metric itself, about that of the patched run. */
+function modes({ metric, direction, ...found }, colours) {
+  const base = direction === "denoising" ? (found["corrupted.mean"] ?? found["clean.mean"]) : found["clean.mean"];
+  const reach = (values) => values().reduce((far, value) => Math.max(far, Math.abs(value - base)), 1e-9);
+  return [
+    { name: colours.name, of: (one) => one.recovery ?? one.effect, ramp: () => scale(colours) },
+    { name: metric.replaceAll("_", " "), of: (one) => one.metric, ramp: (values) => diverging(base, reach(values)) },
+  ];
 }
 
 function name(cell) {
@@ -105,15 +98,4 @@ function details(cell, { metric }) {
 function baselines(found) {
   const corrupted = "corrupted.mean" in found ? `, ${found.corruption} ${number(found["corrupted.mean"])}` : "";
   return `${found.metric.replaceAll("_", " ")}: clean ${number(found["clean.mean"])}${corrupted}.`;
-}
-
-/** The strongest cells together beside as many random ones; nothing where that was not asked for. */
-function control(found) {
-  if (!("together.cells" in found)) return "";
-  const recovers = "together.recovery.mean" in found;
-  const draws = recovers ? found["together.control_recoveries"] : found["together.controls"];
-  const mean = draws.reduce((sum, one) => sum + one, 0) / draws.length;
-  const together = number(found[recovers ? "together.recovery.mean" : "together.metric.mean"]);
-  const random = `${number(mean)} in the mean of ${plural(draws.length, "draw")}`;
-  return `Control: the ${plural(found["together.cells"], "strongest cell")} together give ${together}; as many random cells ${random}.`;
 }

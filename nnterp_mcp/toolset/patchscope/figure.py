@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, some_of, visible
-from nnterp_mcp.display.layers import PROBABILITY, ordinals, token_table
-from nnterp_mcp.formatting import elided, quoted
+from nnterp_mcp.display.figure import Arrays, Colours, Figure, Heatmap, Panel, Passages, some_of, visible
+from nnterp_mcp.display.layers import PROBABILITY, Followed, followed_panels, ordinals, target_names, token_table
+from nnterp_mcp.formatting import elided, quoted, spread
 from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.patchscope.answer import marked, short_names
 from nnterp_mcp.toolset.patchscope.result import PatchReading, PatchscopeResult, SourceReading
@@ -14,10 +14,16 @@ from nnterp_mcp.toolset.patchscope.result import PatchReading, PatchscopeResult,
 _SOURCES = 10
 """Sources side by side."""
 
+_GRIDS = 4
+"""Sources of a grid of layers that are drawn."""
+
 _RANKS = 6
 """Tokens of a layer side by side."""
 
 _CURVES = 8
+
+_TEXTS = 16
+"""Generated texts that are drawn."""
 
 _LABELLED = 160
 """Cells of a grid up to which tokens are written into them."""
@@ -29,16 +35,18 @@ def figure(result: PatchscopeResult, arrays: Arrays) -> Figure:
     one = len(result.sources) == 1
     panels: list[Panel] = []
     if result.layout == "grid":
-        panels += [_grid(source, result) for source in sources[: 1 if one else 4]]
+        panels += [_grid(source, result) for source in sources[:_GRIDS]]
     else:
         panels += [_alone(sources[0], result) if one else _across(sources, result)]
-        panels += [_tracked(sources, result)] if short_names(sources[0], result) else []
+        panels += _tracked(sources, result) if short_names(sources[0], result) else []
+    panels += _texts(sources, result)
     said = f"{_named(sources[0])} → " if one else ""
-    shown = len(panels) if result.layout == "grid" else len(sources)
+    shown = min(len(sources), _GRIDS) if result.layout == "grid" else len(sources)
     return Figure(
         title=f"Patchscope · {result.model}",
         subtitle=f"{said}{marked(result)}".replace("\n", "⏎"),
         panels=panels,
+        columns=3 if len(panels) == 3 and result.layout != "grid" else 2,
         notes=[
             "The token in «» is replaced.",
             *some_of(len(result.sources), shown, "sources"),
@@ -71,33 +79,52 @@ def _across(sources: Sequence[SourceReading], result: PatchscopeResult) -> Heatm
         for at, patch in enumerate(sources[0].patches)
     }
     names = [_named(source) for source in sources]
-    return token_table("what the target prompt says next", "source", names, layers)
+    return token_table("what the target prompt says next", "source", names, layers, focus=len(names) - 1)
 
 
 def _categories(source: SourceReading, result: PatchscopeResult) -> list[str]:
     names = short_names(source, result)
     if result.categories:
-        return [elided(name) for name in names]
+        return target_names(result.categories)
     tokens = [visible(elided(token, 14)) for token in (source.token, source.answer) if token is not None]
     return [f"{name}: {token}" for name, token in zip(names, tokens, strict=True)]
 
 
-def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> Curves:
+def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[Panel]:
+    """Each target of one source, dashed in the unpatched target prompt; or the first target of several sources."""
     if len(sources) == 1:
         chosen = [(name, sources[0], index) for index, name in enumerate(_categories(sources[0], result)[:_CURVES])]
         title = "what is tracked"
     else:
         chosen = [(f"{number}: {_named(source)}", source, 0) for number, source in enumerate(sources[:_CURVES])]
-        title = f"tracked: {elided(short_names(sources[0], result)[0])}"
-    curves: list[Curve] = []
+        first = target_names(result.categories) or short_names(sources[0], result)
+        title = f"tracked: {elided(first[0])}"
+    curves: list[Followed] = []
     for name, source, index in chosen:
         layers = [patch.source_layer for patch in source.patches]
-        curves.append(Curve(name, layers, [patch.tracked[index][0] for patch in source.patches]))
+        curves.append(Followed(name, layers, [patch.tracked[index] for patch in source.patches]))
         if len(sources) == 1:
-            before = source.unpatched.tracked[index][0]
-            ends = [min(layers), max(layers)]
-            curves.append(Curve(f"{name}, unpatched", ends, [before, before], role="control", of=name))
-    return Curves(title, "source layer", "probability", curves, span=(0.0, 1.0))
+            ends = sorted({min(layers), max(layers)})
+            before = [source.unpatched.tracked[index]] * len(ends)
+            curves.append(Followed(f"{name}, unpatched", ends, before, of=name))
+    return list(followed_panels(title, "source layer", curves))
+
+
+def _texts(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[Panel]:
+    """What the target prompt is continued with: of one source at some layers, of several at their last patch."""
+    if sources[0].unpatched.text is None:
+        return []
+    rows = [("unpatched", sources[0].unpatched.text)]
+    if len(sources) > 1:
+        rows += [
+            (f"{_named(source)}, layer {_layer(source.patches[-1], result)}", source.patches[-1].text or "")
+            for source in sources
+        ]
+    else:
+        patches = sources[0].patches
+        at = spread(range(len(patches)), [0, len(patches) - 1], _TEXTS - 1)
+        rows += [(f"layer {_layer(patches[place], result)}", patches[place].text or "") for place in at]
+    return [Passages("generated", rows)]
 
 
 def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:
@@ -108,7 +135,8 @@ def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:
     names = short_names(source, result)
     values = [[_value(cells[row, column], bool(names)) for column in across] for row in up]
     labels = [[visible(elided(cells[row, column].top[0][0], 12)) for column in across] for row in up]
-    what = f"probability of {elided(names[0])}" if names else "probability of the top token"
+    first = (target_names(result.categories) or names or [""])[0]
+    what = f"probability of {elided(first)}" if names else "probability of the top token"
     peak = max(value for row in values for value in row)
     return Heatmap(
         title=f"from {_named(source)} (unpatched: {quoted(source.unpatched.top[0][0])})",
@@ -117,7 +145,7 @@ def _grid(source: SourceReading, result: PatchscopeResult) -> Heatmap:
         columns=[str(layer) for layer in across],
         rows=[str(layer) for layer in up],
         values=values,
-        colours=Colours(what, PROBABILITY.low, max(peak, 1e-6) if peak < 0.5 else PROBABILITY.high),
+        colours=Colours(what, 0.0, max(peak, 1e-6) if names else PROBABILITY.high),
         labels=labels if len(cells) <= _LABELLED else None,
     )
 

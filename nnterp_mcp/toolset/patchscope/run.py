@@ -93,8 +93,9 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
     encoded = _encode(
         model, params.target_prompt, bench.handle, bench.longest_prompt(params.max_new_tokens), len(prompts)
     )
-    target = Target(tuple(encoded.ids), _target_position(params.target_position, encoded), encoded.index)
+    position = _target_position(params.target_position, encoded)
     edits = bench.plan(params.interventions, [*prompts, encoded])
+    target = Target(Workload([encoded], edits, bench.batch_tokens, job.progress), position)
     targets = follow_targets(params.targets, model)
     if params.source_vectors:
         sources = _gather_vectors(bench, params, params.source_vectors, targets)
@@ -106,7 +107,6 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
 
     def scope(group: Sequence[int]) -> list[SourceReading]:
         chosen = sources.some(group)
-        total = len(group) * len(chosen.pairs)
         readings = read_patchscope(
             model,
             chosen.states,
@@ -116,9 +116,6 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             top_k=params.top_k,
             categories=[origin.ids for origin in chosen.origins],
             max_new_tokens=params.max_new_tokens,
-            plan=edits,
-            batch_tokens=bench.batch_tokens,
-            on_batch=lambda done: job.progress(done, total, "patches"),
         )
         own = None if lengths is None else [lengths[source] for source in group]
         return _Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)

@@ -39,11 +39,12 @@ async function draw(stage, options, { names }) {
       predictions(top, [["says", text && quoted(text)], ["entropy", `${entropy.toPrecision(3)} nats`], ...targets(names, tracked)]),
   });
   stage.append(map.node);
-  await map.draw(options.rows.length - 1, options.columns.length - 1);
+  await map.draw(0, options.columns.length - 1);
+  return true;
 }
 
 function bySource({ sources, patches }) {
-  const layers = patches.slice(0, patches.length / sources.length);
+  const layers = patches.slice(0, patches.length / sources.length).reverse();
   const heads = layers.map(({ source_layer: from, target_layer: to }) =>
     from === to ? layerHead(from) : { shows: `${from} → ${to}`, says: `layer ${from} to ${to}` },
   );
@@ -52,21 +53,21 @@ function bySource({ sources, patches }) {
     corner: "layer",
     rows: heads,
     columns: sources.map(head),
-    item: (row, column) => patches[column * layers.length + row],
+    item: (row, column) => patches[(column + 1) * layers.length - 1 - row],
   };
 }
 
 function byLayers({ patches }, source) {
   const own = patches.filter((patch) => patch.source === source);
   const from = [...new Set(own.map((patch) => patch.source_layer))];
-  const to = [...new Set(own.map((patch) => patch.target_layer))];
+  const to = [...new Set(own.map((patch) => patch.target_layer))].sort((one, other) => other - one);
   const places = new Map(own.map((patch) => [`${patch.source_layer} ${patch.target_layer}`, patch]));
   return {
-    label: "Patchscope: what the target prompt says, by source layer and target layer",
-    corner: "from \\ to",
-    rows: from.map(layerHead),
-    columns: to.map((layer) => ({ shows: String(layer), says: `into layer ${layer}` })),
-    item: (row, column) => places.get(`${from[row]} ${to[column]}`) ?? null,
+    label: "Patchscope: what the target prompt says, by target layer and source layer",
+    corner: "to \\ from",
+    rows: to.map((layer) => ({ shows: String(layer), says: `into layer ${layer}` })),
+    columns: from.map(layerHead),
+    item: (row, column) => places.get(`${from[column]} ${to[row]}`) ?? null,
   };
 }
 

@@ -30,8 +30,8 @@ def digest(result: ReadRunResult) -> ReadRunAnswer:
         result = result.model_copy(update={"table": _sized(result.table)})
     count = len(result.table.rows)
     left = result.total - result.offset - count
-    notes = [f"{plural(left, 'row')} follow: offset={result.offset + count}."] if left > 0 else []
-    none = f"no rows from {result.offset} on, of {result.total}" if result.total else "no row is as asked for"
+    notes = [f"{plural(left, 'more row')}: offset={result.offset + count}."] if left > 0 else []
+    none = f"no rows from {result.offset} on, of {result.total}" if result.total else "no row matches"
     shown = f"rows {result.offset} to {result.offset + count - 1} of {result.total}" if count else none
     content, same, cut = _fitted(result.table) if result.format == "table" else (result.table, {}, False)
     if cut:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 
-from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curves, Figure
+from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curve, Curves, Figure, Panel
 from nnterp_mcp.display.layers import mean_curve
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural, quoted
@@ -17,7 +17,7 @@ _READOUTS = {"next_token": "next token", "logit_lens": "logit lens", "patchscope
 
 
 def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
-    """Mean probabilities of the categories with their spread over prompts.
+    """Mean probabilities of the categories with their spread over prompts, and their median ranks.
 
     Raises:
         Unsupported: The call followed no targets, and there is nothing to draw.
@@ -26,28 +26,34 @@ def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
         raise Unsupported("run_prompts draws targets, and this call followed none", "Give targets.")
     by_layer = len(result.layers) > 1
     cut = len(result.categories) > _CATEGORIES
+    spread = f"{'Band' if by_layer else 'Line'}: one standard deviation over {plural(len(result.rows), 'prompt')}."
     return Figure(
         title=f"Prompt set ({_READOUTS.get(result.readout, result.readout)}) · {result.model}",
         subtitle=f"{plural(len(result.rows), 'prompt')}, the first: {quoted(elided(result.rows[0].text, 200))}",
-        panels=[_course(result) if by_layer else _ends(result)],
+        panels=_course(result) if by_layer else [_ends(result)],
         notes=[
-            "Band: one standard deviation over prompts." if by_layer else "Line: one standard deviation over prompts.",
+            *([spread] if len(result.rows) > 1 else []),
             *([f"{_CATEGORIES} of {len(result.categories)} categories are drawn."] if cut else []),
             *result.in_force,
         ],
     )
 
 
-def _course(result: RunPromptsResult) -> Curves:
+def _course(result: RunPromptsResult) -> list[Panel]:
+    names = list(enumerate(map(elided, result.categories[:_CATEGORIES])))
+    places = range(len(result.layers))
     curves = [
-        mean_curve(
-            elided(name),
-            result.layers,
-            [[row.probabilities[at][index] for row in result.rows] for at in range(len(result.layers))],
-        )
-        for index, name in enumerate(result.categories[:_CATEGORIES])
+        mean_curve(name, result.layers, [[row.probabilities[at][index] for row in result.rows] for at in places])
+        for index, name in names
     ]
-    return Curves("targets by layer", "layer", "mean probability", curves, span=(0.0, 1.0))
+    ranks = [
+        Curve(name, result.layers, [max(1.0, median(row.ranks[at][index] for row in result.rows)) for at in places])
+        for index, name in names
+    ]
+    return [
+        Curves("targets by layer", "layer", "mean probability", curves, span=(0.0, 1.0)),
+        Curves("targets by layer: rank", "layer", "median rank", ranks, ranks=True),
+    ]
 
 
 def _ends(result: RunPromptsResult) -> Bars:
@@ -55,5 +61,9 @@ def _ends(result: RunPromptsResult) -> Bars:
     for index, name in enumerate(result.categories[:_CATEGORIES]):
         values = [row.probabilities[-1][index] for row in result.rows]
         mean, deviation = fmean(values), pstdev(values)
-        bars.append(Bar(elided(name), mean, max(0.0, mean - deviation), min(1.0, mean + deviation)))
+        rank = max(1, median(row.ranks[-1][index] for row in result.rows))
+        label = f"{elided(name)} (median rank {rank:g})"
+        several = len(values) > 1
+        low, high = max(0.0, mean - deviation), min(1.0, mean + deviation)
+        bars.append(Bar(label, mean, low if several else None, high if several else None))
     return Bars("targets", "mean probability of the next token", bars)

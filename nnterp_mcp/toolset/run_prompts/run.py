@@ -143,15 +143,15 @@ def _read_patchscope(
     experiment: _Experiment, work: Workload, ends: Sequence[list[int]], followed: Sequence[list[list[int]]]
 ) -> Readout:
     bench, layers = experiment.bench, experiment.layers
+    target = _target(bench)
     return read_patchscope(
         bench.model,
         read_states(bench.model, work, ends, layers),
         layers,
-        _target(bench),
+        replace(target, work=replace(target.work, batch_tokens=work.batch_tokens)),
         pair_layers(layers, "same", bench.model.num_layers, bench.handle),
         top_k=1,
         categories=followed,
-        batch_tokens=work.batch_tokens,
     ).patched
 
 

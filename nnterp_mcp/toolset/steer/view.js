@@ -1,6 +1,5 @@
 /** The sweep, layers by factors: how far the vector moves the next token, beside random directions of equal norm. */
 
-import { diverging } from "../../viewer/colors.js";
 import { choice, element } from "../../viewer/elements.js";
 import { Heatmap } from "../../viewer/heatmap.js";
 import { layerHead, predictions, spoken, targets } from "../../viewer/predictions.js";
@@ -17,25 +16,28 @@ export async function show(run, stage) {
   else stage.append(element("p", { class: "prompt" }, facts.prompts[0]));
   stage.append(body);
   await draw(0);
+  return true;
 }
 
 async function drawPrompt(body, names, runs) {
   const baseline = runs.find(({ layer }) => layer === null);
   const steered = runs.filter(({ layer, control }) => layer !== null && control === null);
-  const layers = [...new Set(steered.map(({ layer }) => layer))];
-  const factors = [...new Set(steered.map(({ factor }) => factor))].sort((one, other) => one - other);
+  const layers = [...new Set(steered.map(({ layer }) => layer))].reverse();
+  const given = new Set(steered.map(({ factor }) => factor));
+  const factors = [...(given.size > 1 || layers.length === 1 ? given.add(0) : given)].sort((one, other) => one - other);
   const cells = new Map(steered.map((one) => [`${one.layer} ${one.factor}`, { ...one, controls: controls(runs, one) }]));
   const map = new Heatmap({
     label: "Steering by layer and factor",
     corner: "layer \\ factor",
     rows: layers.map(layerHead),
     columns: factors.map((factor) => ({ shows: signed(factor), says: `factor ${factor}` })),
-    item: (row, column) => cells.get(`${layers[row]} ${factors[column]}`) ?? null,
-    modes: modes(names, baseline),
+    item: (row, column) => cells.get(`${layers[row]} ${factors[column]}`) ?? unsteered(factors[column], layers[row]),
+    modes: modes(names),
     shows: (cell, mode) => number(mode.of(cell), 2),
     says,
     details: (cell) => details(cell, baseline, names),
   });
+  const unsteered = (factor, layer) => (factor === 0 ? { ...baseline, layer, factor, push: 0, controls: [] } : null);
   body.replaceChildren(map.node);
   const strongest = steered.reduce((one, other) => (other.kl > one.kl ? other : one));
   await map.draw(layers.indexOf(strongest.layer), factors.indexOf(strongest.factor));
@@ -46,16 +48,11 @@ function controls(runs, { layer, factor }) {
   return runs.filter((one) => one.control !== null && one.layer === layer && one.factor === factor);
 }
 
-function modes(names, baseline) {
-  const reach = (values) => values().reduce((far, value) => Math.max(far, Math.abs(value)), 1e-9);
+function modes(names) {
   return [
     { name: "KL from the baseline (nats)", of: ({ kl }) => kl },
-    ...names.map((name, place) => ({
-      name: `change in the probability of ${name}`,
-      of: ({ targets: values }) => values[place][0] - baseline.targets[place][0],
-      ramp: (values) => diverging(0, reach(values)),
-    })),
-    { name: "length of the push, beside the state's", of: ({ push }) => push },
+    ...names.map((name, place) => ({ name: `probability of ${name}`, of: ({ targets: values }) => values[place][0] })),
+    { name: "push, as a share of the state's norm", of: ({ push }) => push },
   ];
 }
 

@@ -18,7 +18,7 @@ def figure(result: TrainProbeResult, arrays: Arrays) -> Figure:
         return _applied_figure(result, result.applied)
     layers = result.layers
     x, names = on_axis([layer.layer for layer in layers])
-    ends = [x[0], x[-1]] if len(x) > 1 else [x[0] - 0.5, x[0] + 0.5]
+    ends = sorted({x[0], x[-1]})
     curves = [
         Curve(
             "held-out accuracy",
@@ -35,8 +35,8 @@ def figure(result: TrainProbeResult, arrays: Arrays) -> Figure:
             [max(layer.shuffled) for layer in layers],
             role="control",
         ),
-        Curve("largest class", ends, [result.majority] * 2, role="control"),
-        Curve("prompt length", ends, [result.length] * 2, role="control"),
+        Curve("largest class", ends, [result.majority] * len(ends), role="control"),
+        Curve("prompt length", ends, [result.length] * len(ends), role="control"),
     ]
     groups = " · ".join(f"{quoted(elided(group.name))} {plural(group.rows, 'row')}" for group in result.groups[:6])
     return Figure(

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnterp_mcp.engine.readouts.next_token import Categories, read_distribution
-from nnterp_mcp.engine.readouts.reductions import expected, take_top
+from nnterp_mcp.engine.readouts.next_token import Categories, Readout
+from nnterp_mcp.engine.readouts.reductions import compare_rows, expected, take_top
 
 
 @given(
@@ -51,7 +51,11 @@ def test_rows_that_are_read_in_parts_are_the_rows_of_the_whole() -> None:
     """A vocabulary of which two rows are too many to be read together."""
     logits = torch.randn(5, 600_000, generator=torch.Generator().manual_seed(0)) * 4
     sets = [[[row, 599_999 - row], []] for row in range(5)]
-    found = read_distribution(logits, 3, Categories.of(sets, logits.device))
+    followed = Categories.of(sets, logits.device)
+    options = {"rows": torch.arange(5), "baselines": None, "ids": followed.ids, "real": followed.real, "top_k": 3}
+    numbers = compare_rows(logits, options, slice(None))
+    assert numbers.pop("total").isfinite().all()
+    found = Readout(**numbers)
     probs = logits.double().softmax(-1)
     ordered = probs.sort(dim=-1, descending=True)
 

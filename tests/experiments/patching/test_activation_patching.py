@@ -37,6 +37,7 @@ SITES = (
     "values",
 )
 BY_HEAD = ("heads_output", "queries", "keys", "values")
+BY_UNIT = (*BY_HEAD, "neurons")
 ANSWER, WRONG = [7, 9], [11]
 POSITIONS = [2, 4, 7, 10]
 """Before the first token that differs, that token, one between, and the last."""
@@ -127,13 +128,13 @@ def test_a_grid_of_layers_and_positions_is_that_of_plain_hooks(subject: Subject,
     assert changed >= 2
 
 
-@pytest.mark.parametrize("site", BY_HEAD)
+@pytest.mark.parametrize("site", BY_UNIT)
 @every_family
-def test_a_grid_of_layers_and_heads_is_that_of_plain_hooks(subject: Subject, site: Any) -> None:
+def test_a_grid_of_layers_and_heads_or_neurons_is_that_of_plain_hooks(subject: Subject, site: Any) -> None:
     if (subject.family, site) in MISSING:
         pytest.skip("the family has no such site")
     pair = pair_of(subject)
-    grid = make_grid(subject.model, [pair], [site], layers=[0, 2], positions=["2:"], heads="all")
+    grid = make_grid(subject.model, [pair], [site], layers=[0, 2], positions=["2:"], heads="0:4")
     patching = Patcher(subject.model, [pair], grid, "noising", targets=[[ANSWER, WRONG]]).patch()
 
     assert pair.corrupted is not None

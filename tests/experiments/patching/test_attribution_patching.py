@@ -18,7 +18,7 @@ from nnterp_mcp.model.text.tokenization import encode_prompts
 from tests.engine.test_executors import MISSING, Subject, build
 from tests.experiments.patching.test_activation_patching import (
     ANSWER,
-    BY_HEAD,
+    BY_UNIT,
     CLEAN,
     SITES,
     WRONG,
@@ -87,8 +87,8 @@ def test_estimates_are_those_of_plain_autograd(subject: Subject, direction: Any)
         logits = subject.plain.logits(given.prompt.ids, {})[-1]
         assert float(metric) == pytest.approx(float(difference(logits)), abs=1e-5)
 
-    by_head: Any = [site for site in BY_HEAD if (subject.family, site) not in MISSING]
-    grid = make_grid(subject.model, [pair], by_head, layers=[1, 2], positions=["2:"], heads="all")
+    by_unit: Any = [site for site in BY_UNIT if (subject.family, site) not in MISSING]
+    grid = make_grid(subject.model, [pair], by_unit, layers=[1, 2], positions=["2:"], heads="all")
     found = estimate_effects(Patcher(subject.model, [pair], grid, direction, targets=TARGETS))
     where = range(2, len(pair.clean))
     close(found.effects[0], expected_effects(subject, own, other, grid.cells, list(where), by_head=True))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.metrics import reduce_to_metric
 from nnterp_mcp.errors import Unsupported
@@ -119,5 +121,6 @@ def test_a_model_that_mixes_positions_by_other_means_is_refused() -> None:
     model = StandardizedTransformer(tiny_model("falcon_h1"), tokenizer=tiny_tokenizer(), name="hybrid")
     prompts = [encode_prompts(model.tokenizer, [text], "it") for text in (CLEAN, CORRUPTED)]
     measure = reduce_to_metric("kl", [])
+    branch = partial(Branches, model, pair_prompts(*prompts)[0].clean, reduction=lambda order: measure)
     with pytest.raises(Unsupported, match=r"moves information between positions by model\.layers\.0\.mamba"):
-        PathBranches([], True, model, pair_prompts(*prompts)[0].clean, [], reduction=lambda order: measure)
+        PathBranches(model, branch, [], [], True)

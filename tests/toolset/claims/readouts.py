@@ -30,7 +30,7 @@ def check_logit_lens(finding: str, facts: Facts) -> None:
         if whole and len(layers) > 1:
             starts = sorted(_start(top, layers) for top in tops)
             said = claims(r"leads from layer (\d+) on in the median \(earliest (\d+), latest (\d+)\)", finding)
-            assert [int(one) for one in said.groups()] == [starts[len(starts) // 2], starts[0], starts[-1]]
+            assert [int(one) for one in said.groups()] == [starts[(len(starts) - 1) // 2], starts[0], starts[-1]]
         return
     shows(claims(rf"\({NUMBER}\)[,.]", finding)[1], readings[0]["layers"][-1]["top"][0][1])
     if not whole or len(layers) == 1:
@@ -102,7 +102,7 @@ def check_attention_probs(finding: str, facts: Facts) -> None:
     for query in facts["queries"][:2]:
         said = claims(
             rf"\(position {query['position']}[^)]*\) attends most to .*? at (\d+), in L(\d+)H(\d+) \({NUMBER}\); "
-            rf"past the first token, which gets {NUMBER} in the mean, the strongest key is .*? at (\d+) in (\d+) of "
+            rf"past the first token, which gets {NUMBER} on average, the strongest key is .*? at (\d+) in (\d+) of "
             r"(\d+) head",
             finding,
         )
@@ -120,7 +120,7 @@ def check_attention_probs(finding: str, facts: Facts) -> None:
     assert f"of the {len(heads)} heads read" in finding
     for kind, words in {"induction": "induction", "previous": "previous-token", "duplicate": "duplicate-token"}.items():
         scores = np.array([head["kinds"][kind] for head in heads])
-        said = claims(rf"{words} (?:none from {NUMBER} on|L(\d+)H(\d+) \({NUMBER}\))", finding)
+        said = claims(rf"{words} (?:none reaches {NUMBER}|L(\d+)H(\d+) \({NUMBER}\))", finding)
         if said[1]:
             assert scores.max() < float(said[1])
             continue

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import spot_of, steps_of
-from nnterp_mcp.engine.forward import Captured, LogitReduction, Pass
+from nnterp_mcp.engine.forward import NOTHING, Captured, LogitReduction, Pass, attention_for
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.model.text.tokenization import Batch
@@ -40,7 +39,7 @@ def run_served_pass(model: ServedTransformer, work: Pass, gradients: bool = Fals
     if of_captures and not model.head:
         rows = len(work.captures) * len(work.captures[0].options["rows"])
         passes.append(replayed(model, rows, "states", read_replayed, passes[0]["options"]))
-    with _attention_for(model, work):
+    with attention_for(model, NOTHING, work.captures):
         found = run_passes(model.connection, passes)[-1]
     return Captured([found["values"][name] for name in names if not of_captures], None, found["numbers"])
 
@@ -70,7 +69,6 @@ def pass_data(
     """A pass with what is read of it.
 
     Args:
-        model: The model.
         inputs: The arguments of its forward pass.
         steps: The steps of the interpreter.
         captures: The names of the captures that are returned.
@@ -105,20 +103,6 @@ def pass_data(
     }
 
 
-@contextmanager
-def _attention_for(model: ServedTransformer, work: Pass) -> Generator[None]:
-    """While this lasts, requests ask for eager attention if a capture needs the probabilities."""
-    before = model.attention
-    if all(capture.place.site != "attention_probabilities" for capture in work.captures):
-        yield
-        return
-    model.set_attention("eager")
-    try:
-        yield
-    finally:
-        model.set_attention("eager" if before == "eager" else "sdpa")
-
-
 def inputs_of(batch: Batch) -> Data:
     """The arguments of a forward pass over a batch."""
     return {**batch.inputs, "use_cache": False}
@@ -128,11 +112,9 @@ def replayed(model: ServedTransformer, rows: int, states: Tensor | str, read: ob
     """A pass of one token a row, in which given states replace the last layer's output.
 
     Args:
-        model: The model.
         rows: The number of states.
         states: The states (row, hidden), or the name under which an earlier pass carries them (row, 1, hidden).
         read: The function that reads the pass.
-        options: Its options.
     """
     at = torch.arange(rows)
     entries: Data = {"rows": at, "columns": torch.zeros_like(at), "heads": None, "neurons": None, "heads_first": False}

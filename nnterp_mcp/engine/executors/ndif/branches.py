@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
-from nnterp_mcp.engine.edits import Edit, EditOfRuns
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, pass_data, require_reduced
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
@@ -66,9 +65,9 @@ def try_served_branches(
 
 
 def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first: int) -> BranchBatch:
-    nothing = torch.empty(0, 0)
+    rows, base = torch.empty(len(order), 0), torch.empty(0)
     written = [texts.get(row, []) for row in order]
-    return BranchBatch(order, nothing, nothing, written, texts.get(-1, []), found["values"], first, found["numbers"])
+    return BranchBatch(order, rows, base, written, texts.get(-1, []), found["values"], first, found["numbers"])
 
 
 class _Awaited(dict[Any, Any]):
@@ -220,7 +219,6 @@ def _pass(
     """A pass over an input and its branches.
 
     Args:
-        model: The model.
         run: The input, with what is read of it and carried on.
         visitor: The pass.
         rows: How many rows it begins with, and with how many it ends.
@@ -253,13 +251,8 @@ def _write_texts(branches: Branches) -> dict[int, list[int]]:
     """The text after each row, and after the unedited input (-1): each is a prompt of its own."""
     base, unedited = branches.base, max(branches.rows) + 1
     rows = [replace(base.prompt, index=row) for row in (*branches.rows, unedited)]
-    owners = [base.prompt] * (unedited + 1)
-    edits: dict[Place, list[Edit]] = {
-        place: [EditOfRuns(edit, owners) for edit in listed] for place, listed in base.edits.items()
-    }
-    for edit in branches.edits:
-        edits.setdefault(edit.place, []).append(edit)
-    work = Workload(rows, Plan(edits), branches.batch_tokens)
+    plan = Plan(base.edits).of_runs([base.prompt] * (unedited + 1), branches.edits)
+    work = Workload(rows, plan, branches.batch_tokens)
     written = generate(branches.model, work, max_new_tokens=branches.new_tokens)
     texts = {prompt.index: generation.ids for prompt, generation in zip(rows, written, strict=True)}
     return texts | {-1: texts.pop(unedited)}

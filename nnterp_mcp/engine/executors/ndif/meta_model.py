@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -76,11 +76,8 @@ def find_patterns(model: PreTrainedModel, cores: dict[int, nn.Module], heads: di
 
         return hook
 
-    hooks = [core.register_forward_hook(look(layer)) for layer, core in cores.items()]
-    try:
-        with torch.no_grad(), without_numbers():
-            model(input_ids=probe_ids(model), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack, torch.no_grad(), without_numbers():
+        for layer, core in cores.items():
+            stack.enter_context(core.register_forward_hook(look(layer)))
+        model(input_ids=probe_ids(model), use_cache=False)
     return found

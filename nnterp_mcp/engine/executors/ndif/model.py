@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nnsight import TransformersModel
@@ -105,12 +105,14 @@ class ServedTransformer(StandardizedTransformer):
         """How the served model attends in the requests of this one."""
         return str(self.connection.model.attn_implementation)
 
-    def set_attention(self, implementation: Literal["eager", "sdpa"]) -> None:
+    def use_attention(self, implementation: str) -> None:
         """Asks for another way in the requests from now on."""
-        self.connection.model._module.set_attn_implementation(implementation)
+        self.connection.model._module.set_attn_implementation("eager" if implementation == "eager" else "sdpa")
 
     def width_at(self, place: Place) -> int:
         """The width of a state at a place; of one head where there are heads."""
+        if place.site == "neurons" and place.layer is not None:
+            return self.anatomy.layers[place.layer].num_neurons
         if place.site != "heads_output" or place.layer is None:
             return self.hidden_size
         facts = self.anatomy.layers[place.layer]

@@ -33,7 +33,6 @@ def steps_of(
     """The steps of a pass, in the order in which the model runs.
 
     Args:
-        model: The model.
         window: The columns that are computed.
         plan: The operations.
         captures: What is captured, under its number.
@@ -57,7 +56,6 @@ def branch_steps(
     """The steps of a pass over an input and its branches.
 
     Args:
-        model: The model.
         branch: The pass.
         present: The number of rows from the start.
         end: Rows and columns at which logits are wanted.
@@ -84,7 +82,7 @@ def _send(
 def _shape_at(model: ServedTransformer, place: Place, rows: int, columns: int) -> list[int]:
     """The shape of the states at a hook point, as edits there have to know it."""
     if place.site != "heads_output" or place.layer is None:
-        return [rows, columns, model.hidden_size]
+        return [rows, columns, model.width_at(place)]
     return [rows, columns, model.anatomy.layers[place.layer].num_heads, model.width_at(place)]
 
 
@@ -97,6 +95,8 @@ def spot_of(model: ServedTransformer, place: Place) -> Data:
         return {"path": facts.block.path, "side": "input", "item": facts.block.entry, "heads": 0}
     if place.site == "mlps_input" and facts.mlp is not None:
         return {"path": facts.mlp.path, "side": "input", "item": facts.mlp.entry, "heads": 0}
+    if place.site == "neurons" and facts.mlp_projection is not None:
+        return {"path": facts.mlp_projection.path, "side": "input", "item": facts.mlp_projection.entry, "heads": 0}
     if place.site == "heads_output" and facts.output_projection is not None:
         path, entry = facts.output_projection.path, facts.output_projection.entry
         return {"path": path, "side": "input", "item": entry, "heads": facts.num_heads}

@@ -1,0 +1,51 @@
+"""The names of the library and the modules that define them; `__init__.py` loads each when it is first used."""
+
+from nnterp_mcp.engine.hook_points import Place as Place
+from nnterp_mcp.engine.planning.plan import plan as plan
+from nnterp_mcp.engine.readouts.targets import get_first_tokens as get_first_tokens
+from nnterp_mcp.experiments.activations import collect as collect
+from nnterp_mcp.experiments.activations import index_rows as index_rows
+from nnterp_mcp.experiments.attribution.direct_logit import attribute_directly as attribute_directly
+from nnterp_mcp.experiments.attribution.gradients import integrate_gradients as integrate_gradients
+from nnterp_mcp.experiments.attribution.gradients import multiply_gradients as multiply_gradients
+from nnterp_mcp.experiments.patching.activation_patching import Patcher as Patcher
+from nnterp_mcp.experiments.patching.activation_patching import make_grid as make_grid
+from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches as compare_with_patches
+from nnterp_mcp.experiments.patching.attribution_patching import estimate_effects as estimate_effects
+from nnterp_mcp.experiments.patching.corruption import ablate as ablate
+from nnterp_mcp.experiments.patching.corruption import add_noise as add_noise
+from nnterp_mcp.experiments.patching.corruption import pair_prompts as pair_prompts
+from nnterp_mcp.experiments.patching.corruption import put_in_force as put_in_force
+from nnterp_mcp.experiments.patching.corruption import resample as resample
+from nnterp_mcp.experiments.patching.path_patching import Receiver as Receiver
+from nnterp_mcp.experiments.probes import deal_folds as deal_folds
+from nnterp_mcp.experiments.probes import make_probe as make_probe
+from nnterp_mcp.experiments.probes import predict_held_out as predict_held_out
+from nnterp_mcp.experiments.probes import probe_boundary as probe_boundary
+from nnterp_mcp.experiments.target_prompts import TargetPrompt as TargetPrompt
+from nnterp_mcp.experiments.target_prompts import it_repeat_prompt as it_repeat_prompt
+from nnterp_mcp.experiments.target_prompts import repeat_prompt as repeat_prompt
+from nnterp_mcp.laboratory import Laboratory as Laboratory
+from nnterp_mcp.model.loading.load_checks import check_model as check_model
+from nnterp_mcp.model.loading.verdicts import Check as Check
+from nnterp_mcp.model.standardized import StandardizedTransformer as StandardizedTransformer
+from nnterp_mcp.model.structure.modules import ModuleAccessor as ModuleAccessor
+from nnterp_mcp.model.structure.rename import RenameConfig as RenameConfig
+from nnterp_mcp.model.structure.rename import get_rename_dict as get_rename_dict
+from nnterp_mcp.model.text.tokenization import encode_prompts as encode_prompts
+from nnterp_mcp.nnterp.activations import collect_token_activations_batched as collect_token_activations_batched
+from nnterp_mcp.nnterp.activations import compute_next_token_probs as compute_next_token_probs
+from nnterp_mcp.nnterp.activations import get_token_activations as get_token_activations
+from nnterp_mcp.nnterp.lens import logit_lens as logit_lens
+from nnterp_mcp.nnterp.patchscope import TargetPromptBatch as TargetPromptBatch
+from nnterp_mcp.nnterp.patchscope import patch_object_attn_lens as patch_object_attn_lens
+from nnterp_mcp.nnterp.patchscope import patchscope_generate as patchscope_generate
+from nnterp_mcp.nnterp.patchscope import patchscope_lens as patchscope_lens
+from nnterp_mcp.nnterp.prompts import Prompt as Prompt
+from nnterp_mcp.nnterp.prompts import run_prompts as run_prompts
+from nnterp_mcp.nnterp.steering import steer as steer
+from nnterp_mcp.request.operations import parse_operation as parse_operation
+from nnterp_mcp.verification.full_checks import Report as Report
+from nnterp_mcp.verification.full_checks import check_thoroughly as check_thoroughly
+
+__version__: str
