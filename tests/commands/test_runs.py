@@ -114,7 +114,7 @@ def test_a_part_of_a_run_is_shown_page_by_page(recorded: Recorded, capsys: pytes
     asked = ["runs", "show", recorded.ids["lens"], "--part", "readings.layers", "--limit", "3"]
 
     assert main([*asked, "--data", str(recorded.settings.data)]) == 0
-    assert capsys.readouterr().out.endswith("\n13 rows follow: --offset 3.\n")
+    assert capsys.readouterr().out.endswith("\n13 more rows: --offset 3.\n")
 
 
 def test_no_run_and_no_id(store: RunStore) -> None:

@@ -28,6 +28,7 @@ _STATE_SITES = (
     "attentions_output",
     "attentions_raw_output",
     "mlps_input",
+    "neurons",
     "mlps_output",
     "mlps_raw_output",
     "layers_output",
@@ -230,9 +231,10 @@ class Cases:
     def _vector(self, site: str) -> Any:
         width = self._width(site)
         serving = [name for name, anywhere in self.names.items() if anywhere or site == "layers_output"]
-        if serving and site not in _HEAD_SITES and self.dice.random() < 0.4:
+        in_stream = site not in _HEAD_SITES and site != "neurons"
+        if serving and in_stream and self.dice.random() < 0.4:
             return self.dice.choice(serving)
-        if self.dice.random() < 0.3 and site not in _HEAD_SITES:
+        if self.dice.random() < 0.3 and in_stream:
             of = self.dice.choice(("embeddings", "unembeddings"))
             return {"positive": " cat", "negative": self.dice.choice((" dog sun", None)), "of": of}
         return [round(self.dice.gauss(0, 1), 3) for _ in range(width)]

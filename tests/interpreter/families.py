@@ -26,6 +26,7 @@ class Family:
         projection: The output projection, whose input is the heads' output.
         mlp: The MLP in a layer.
         norm: The norm behind the last layer.
+        down: The last linear map of the MLP, whose inputs are the neurons.
         reads: The MLP itself, where `mlp` is the module in it that returns its output.
         lacks: Sites that the tools do not offer.
         multiplier: The field of the configuration by which both are multiplied before they are added.
@@ -40,6 +41,7 @@ class Family:
     mlp: str = "mlp"
     added: tuple[str, str] | None = None
     norm: str = "model.norm"
+    down: str = "mlp.down_proj"
     reads: str | None = None
     lacks: tuple[str, ...] = ()
     multiplier: str | None = None
@@ -67,14 +69,16 @@ _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     # Positions added to the embedding, queries, keys and values in one matrix.
-    "gpt2": Family("transformer.wte", "transformer.h", "attn", "attn.c_proj", norm="transformer.ln_f"),
+    "gpt2": Family(
+        "transformer.wte", "transformer.h", "attn", "attn.c_proj", norm="transformer.ln_f", down="mlp.c_proj"
+    ),
     "opt": Family(
         "model.decoder.embed_tokens",
         "model.decoder.layers",
         projection="self_attn.out_proj",
         mlp="fc2",
         norm="model.decoder.final_layer_norm",
-        lacks=("mlps_input", "mlps_output", "mlps_raw_output"),
+        lacks=("mlps_input", "neurons", "mlps_output", "mlps_raw_output"),
     ),
     # Grouped queries.
     "llama": Family(),
@@ -92,9 +96,14 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family(added=("post_self_attn_layernorm", "post_mlp_layernorm")),
     # Attention and MLP side by side.
     "gpt_neox": Family(
-        "gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention.dense", norm="gpt_neox.final_layer_norm"
+        "gpt_neox.embed_in",
+        "gpt_neox.layers",
+        "attention",
+        "attention.dense",
+        norm="gpt_neox.final_layer_norm",
+        down="mlp.dense_4h_to_h",
     ),
-    "phi": Family(projection="self_attn.dense", norm="model.final_layernorm"),
+    "phi": Family(projection="self_attn.dense", norm="model.final_layernorm", down="mlp.fc2"),
     "cohere2": Family(changed=_SLIDING),
     "falcon": Family(
         "transformer.word_embeddings",
@@ -102,18 +111,19 @@ FAMILIES: dict[str, Family] = {
         "self_attention",
         "self_attention.dense",
         norm="transformer.ln_f",
+        down="mlp.dense_4h_to_h",
         interface=False,
     ),
     # Keys and values from one small state; attention in chunks.
-    "deepseek_v3": Family(),
+    "deepseek_v3": Family(lacks=("neurons",)),
     "llama4_text": Family(
         mlp="feed_forward",
         changed={"attention_chunk_size": WINDOW},
-        lacks=("mlps_input", "mlps_output", "mlps_raw_output"),
+        lacks=("mlps_input", "neurons", "mlps_output", "mlps_raw_output"),
     ),
     # Experts; attention sinks.
-    "qwen3_moe": Family(),
-    "gpt_oss": Family(changed=_SLIDING),
+    "qwen3_moe": Family(lacks=("neurons",)),
+    "gpt_oss": Family(changed=_SLIDING, lacks=("neurons",)),
     # Distances added to the scores, the residual stream added inside attention and MLP.
     "bloom": Family(
         "transformer.word_embeddings",
@@ -123,6 +133,7 @@ FAMILIES: dict[str, Family] = {
         "mlp.dense_4h_to_h",
         norm="transformer.ln_f",
         reads="mlp",
+        down="mlp.dense_4h_to_h",
         interface=False,
     ),
 }

@@ -110,6 +110,10 @@ class Plain:
             stack.callback(embedding.register_forward_hook(self._after("token_embeddings", -1)).remove)
             for index, layer in enumerate(self.model.get_submodule(family.layers)):
                 parts = {name: layer.get_submodule(getattr(family, name)) for name in _PARTS}
+                if "neurons" not in family.lacks:
+                    down = layer.get_submodule(family.down)
+                    hook = down.register_forward_pre_hook(self._before("neurons", index), with_kwargs=True)
+                    stack.callback(hook.remove)
                 for hook in (
                     layer.register_forward_pre_hook(self._before("layers_input", index), with_kwargs=True),
                     parts["projection"].register_forward_pre_hook(

@@ -81,7 +81,7 @@ def compare(before: Any, after: Any, tolerance: float, without: Collection[str] 
 
 
 def compare_arrays(
-    field: str, before: Float[np.ndarray, "*axes"], after: Float[np.ndarray, "*axes"], tolerance: float
+    field: str, before: Float[np.ndarray, "*axes"], after: Float[np.ndarray, "*others"], tolerance: float
 ) -> FieldComparison:
     """Compares two arrays, as `compare` does numbers."""
     import numpy as np
