@@ -11,7 +11,7 @@ from nnterp_mcp.errors import InvalidRequest, LimitExceeded
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.named_sets import NamedSet
 from nnterp_mcp.request.vectors import check_name, is_name
-from nnterp_mcp.runs.atomic_files import as_json, write_whole
+from nnterp_mcp.runs.atomic_files import write_whole
 
 _SUFFIX = ".json"
 _MOST = 1000
@@ -39,7 +39,7 @@ class PromptSetStore:
             raise LimitExceeded(f"{_MOST} prompt sets are stored already.", "Delete some: session delete_set=NAME.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(named.name), as_json(named))
+            write_whole(self._path(named.name), named.model_dump_json().encode())
         except OSError as error:
             raise LimitExceeded(f"the set {named.name!r} cannot be written: {error.strerror}.") from error
         return bool(near)
