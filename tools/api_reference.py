@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import griffe
 from project import ROOT, keep_current
 
+import nnterp_mcp
+
 TARGET = ROOT / "docs" / "api.md"
 
 CHAPTERS = {
@@ -44,8 +46,8 @@ def page() -> str:
     package = loader.load("nnterp_mcp")
     loader.resolve_aliases()
     chapters: dict[str, list[griffe.Object]] = {title: [] for title in CHAPTERS.values()}
-    for name in package.exports or []:
-        target = package[str(name)]
+    for name in sorted(set(dir(nnterp_mcp)) - {"__version__"}):
+        target = package[name]
         found = target.final_target if isinstance(target, griffe.Alias) else target
         if isinstance(found, griffe.Class | griffe.Function):
             chapters[CHAPTERS[found.path.split(".")[1]]].append(found)
@@ -101,7 +103,8 @@ def _signature(one: griffe.Object) -> Iterator[str]:
 
 
 def _parameter(parameter: griffe.Parameter) -> str:
-    stars = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}.get(parameter.kind, "")
+    kinds = griffe.ParameterKind
+    stars = "*" if parameter.kind is kinds.var_positional else "**" if parameter.kind is kinds.var_keyword else ""
     kind = f": {parameter.annotation}" if parameter.annotation is not None else ""
     default = f" = {parameter.default}" if parameter.default is not None and not stars else ""
     return f"{stars}{parameter.name}{kind}{default}"
