@@ -75,8 +75,12 @@ def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> d
         layers: The layers, in ascending order.
         numbers: For each name the numbers, in the order of the layers.
     """
-    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
-    span = f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
+    if len(layers) == 1:
+        span = f"layer {layers[0]}"
+    elif list(layers) == list(range(layers[0], layers[-1] + 1)):
+        span = f"layers {layers[0]} to {layers[-1]}"
+    else:
+        span = f"layers {', '.join(map(str, layers))}"
     return {
         f"{elided(name, 40)}, {span}": [round(value, 2 if abs(value) < 10 else 1) for value in values]
         for name, values in numbers.items()
