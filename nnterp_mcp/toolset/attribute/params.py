@@ -34,10 +34,16 @@ class AttributeParams(ModelParams):
 
     prompts: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "A text, a chat or a list of these.")]
     targets: TargetSets
-    method: Annotated[AttributionMethod, Field(description="See above.")] = "direct"
+    method: Annotated[
+        AttributionMethod,
+        Field(description="direct (adds up), gradient (× input), integrated (gradients) or patching (estimates)."),
+    ] = "direct"
     by: Annotated[
         By | None,
-        Field(description="Parts; default head, layer (patching) or token."),
+        Field(
+            description="Parts to which it is attributed; by default head (direct), layer (patching) or token. "
+            "source_token is for direct alone."
+        ),
     ] = None
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
@@ -47,8 +53,15 @@ class AttributeParams(ModelParams):
             'For patching: prompts, or {"replace": "France", "with": "Spain"}.',
         ),
     ] = None
-    steps: Annotated[int, Field(ge=1, le=1024, description="Steps of integrated.")] = 128
-    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most.")] = 10
+    steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Most points between the mean embedding and the prompt at which integrated takes gradients.",
+        ),
+    ] = 128
+    top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most, the largest in size first.")] = 10
     interventions: Edits = ()
     plot: Plot = False
 

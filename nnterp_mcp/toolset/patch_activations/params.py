@@ -171,7 +171,11 @@ _Spans = Annotated[
 ]
 _HeadColumns = Annotated[
     Heads | None,
-    schemas.as_schema(schemas.INDICES, "Heads patched one by one."),
+    schemas.as_schema(
+        schemas.INDICES,
+        "Heads to patch one by one, at all positions together: 'all' or a list; site heads_output, "
+        "queries, keys or values.",
+    ),
 ]
 _Receivers = Annotated[
     tuple[GivenReceiver, ...] | None,
@@ -194,17 +198,31 @@ _Cells = Annotated[
 class PatchActivationsParams(ModelParams):
     """Two runs, the states of one that replace those of the other, and the metric."""
 
-    clean: Annotated[Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts with the answer.")]
+    clean: Annotated[
+        Prompts,
+        schemas.as_schema(
+            schemas.PROMPTS, "Prompts after which the model gives the answer: a text, a chat or a list of these."
+        ),
+    ]
     corrupted: CorruptedField
     targets: TargetSets = Field(default_factory=lambda: ({},))
     sites: _SiteList = None
-    layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "Layers patched.")] = "all"
+    layers: Annotated[
+        Layers,
+        schemas.as_schema(schemas.INDICES, "Layers to patch, each by itself: a layer, a list, a range or 'all'."),
+    ] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None
     direction: Annotated[_Direction, Field(description="noising patches clean runs with corrupted states.")] = (
         "denoising"
     )
-    metric: Annotated[MetricChoice, Field(description="kl is KL(clean ‖ patched).")] = "auto"
+    metric: Annotated[
+        MetricChoice,
+        Field(
+            description="What is measured after the last token, in logits or nats; auto takes logit_difference with"
+            " two targets, log_probability with one, and kl, KL(clean ‖ patched), with none."
+        ),
+    ] = "auto"
     receivers: _Receivers = None
     paths: Annotated[
         _Paths, Field(description="Paths to receivers: direct recomputes MLPs, residual freezes them.")
@@ -213,7 +231,9 @@ class PatchActivationsParams(ModelParams):
     complement: Annotated[bool, Field(description="Measure the cells' faithfulness, completeness and minimality.")] = (
         False
     )
-    window: Annotated[int, Field(ge=1, le=1000, description="Adjacent layers patched together.")] = 1
+    window: Annotated[
+        int, Field(ge=1, le=1000, description="Number of adjacent layers that each cell patches together.")
+    ] = 1
     interventions: Edits = ()
     control: Annotated[bool, Field(description="Compare the strongest cells with 20 random sets.")] = False
     plot: Plot = False

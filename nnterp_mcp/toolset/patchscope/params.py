@@ -72,7 +72,7 @@ class PatchscopeParams(ModelParams):
             "Names of vectors from make_vector, in place of source_prompts.",
         ),
     ] = None
-    factor: Annotated[float, Field(description="Multiplies source_vectors.")] = 1.0
+    factor: Annotated[float, Field(description="Factor by which source_vectors are multiplied.")] = 1.0
     source_positions: Annotated[
         Positions,
         schemas.as_schema(

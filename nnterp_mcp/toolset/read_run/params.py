@@ -79,7 +79,7 @@ class ReadRunParams(Params):
             {**schemas.array(schemas.TEXT), "maxItems": _MOST_COLUMNS}, "Columns to show; all by default."
         ),
     ] = None
-    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to skip.")] = 0
+    offset: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Rows to skip from the start.")] = 0
     limit: Annotated[int, Field(ge=1, le=500, description="Rows to show at most.")] = 20
     format: Annotated[
         Format, Field(description="Format of the rows; csv and json give every digit. picture draws the whole run.")

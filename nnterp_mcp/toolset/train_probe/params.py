@@ -33,13 +33,16 @@ class TrainProbeParams(ModelParams):
         VectorName | None, Field(description="A saved probe or vector to apply to these prompts, without fitting one.")
     ] = None
     site: StateSite = "layers_output"
-    method: Annotated[Literal["logistic", "ridge", "difference_of_means"], Field(description="Kind of probe.")] = (
-        "logistic"
-    )
+    method: Annotated[
+        Literal["logistic", "ridge", "difference_of_means"],
+        Field(description="Kind of probe: logistic or ridge regression, or the difference of class means."),
+    ] = "logistic"
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation.")] = 5
-    shuffles: Annotated[int, Field(ge=1, le=100, description="Times that labels are shuffled.")] = 5
+    folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation that gives the accuracy.")] = 5
+    shuffles: Annotated[
+        int, Field(ge=1, le=100, description="How often the probe is fitted to shuffled labels, as a control.")
+    ] = 5
     save_as: Annotated[VectorName | None, Field(description="Name under which to save the probes.")] = None
     plot: Plot = False
 
