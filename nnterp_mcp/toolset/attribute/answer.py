@@ -24,6 +24,9 @@ _TOKEN = 20
 _POOR = 0.5
 """The correlation with real patches below which an answer warns of its estimates."""
 
+_PLURAL = ("embeddings", "positions")
+"""Parts whose name is a plural."""
+
 _LOOSE = 0.05
 """The share of the whole that integrated gradients may miss before the answer asks for more steps."""
 
@@ -82,6 +85,8 @@ def _spoken(part: AttributedPart) -> str:
     """A part in a sentence, where one of several equal tokens needs its position."""
     if part.source is not None:
         return f"{part_name(part)} from {quoted(elided(part.token or '', _TOKEN))} (position {part.source})"
+    if part.layer is None and part.kind != "token":
+        return f"The {part.kind}"
     return f"{part_name(part)} (position {part.index})" if part.kind == "token" else part_name(part)
 
 
@@ -162,7 +167,7 @@ def _extremes(order: Sequence[AttributedPart]) -> str:
 
 
 def _verb(part: AttributedPart, stem: str) -> str:
-    return stem if part.kind in ("embeddings", "positions") else f"{stem}s"
+    return stem if part.kind in _PLURAL else f"{stem}s"
 
 
 def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:

@@ -109,7 +109,7 @@ def check_attribute(finding: str, facts: Facts) -> None:
     parts, values = facts["parts"], mean_of(facts["parts"], "value")
     shows(claims(rf" is {NUMBER}", finding)[1], facts["whole"]["mean"])
     for words, at in (("raises", int(values.argmax())), ("lowers", int(values.argmin()))):
-        said = re.search(rf"(\S+)(?: \S+)? {words} it most, by {NUMBER}\.", finding)
+        said = re.search(rf"(\S+)(?: \S+)? {words}? it most, by {NUMBER}\.", finding)
         assert (said is not None) == (values[at] > 0 if words == "raises" else values[at] < 0)
         if said:
             shows(said[2], abs(values[at]))
