@@ -18,6 +18,9 @@ _WORDS = (
 _MARK = "France"
 """A word that every prompt has, for positions by text."""
 
+_NOT_PATCHED = ("token_embeddings", "mlps_input", "neurons")
+"""Sites that patch_activations does not patch."""
+
 _STATE_SITES = (
     "token_embeddings",
     "layers_input",
@@ -168,7 +171,7 @@ class Cases:
         clean, corrupted = [one for one, _ in pairs], [other for _, other in pairs]
         call = self._call(clean)
         found: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "interventions": call["interventions"]}
-        sites = [site for site in self.sites if site != "token_embeddings" and "raw" not in site]
+        sites = [site for site in self.sites if site not in _NOT_PATCHED and "raw" not in site]
         found["sites"] = self.dice.sample([site for site in sites if site in _HEAD_SITES] if by_head else sites, 1)
         found |= {"heads": [0, 2]} if by_head else {"positions": sorted({1, self.dice.randrange(2, 4)})}
         found["layers"] = self.dice.sample(range(self.subject.plain.layers), 2)
