@@ -311,7 +311,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
         elif detail["type"] == "missing":
             lines.append(f"{spec.name} needs the argument {name!r}.")
         elif detail["type"] == "value_error":
-            lines.append(f"{detail['msg'].removeprefix('Value error, ')}.")
+            lines.append(f"{detail['msg'].removeprefix('Value error, ').removesuffix('.')}.")
         else:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             lines.append(f"{name}: {message}, not {shown(detail['input'])}.")

@@ -26,7 +26,7 @@ _WORDINGS = (
     (r"\boffset=(\d+)", r"--offset \1"),
     (r"format='json' shows them whole, fewer rows show more of each", "--json shows them whole"),
 )
-"""What answers tell an agent to call, and the command for it."""
+"""Tool calls that answers suggest to an agent, and the commands that do the same."""
 
 
 def show(store: RunStore, run_id: str) -> str:

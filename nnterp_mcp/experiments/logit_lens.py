@@ -64,7 +64,8 @@ def read_lens(
         layers: The layers to read, in ascending order.
         top_k: Number of top tokens to return.
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
-        inverse: Read the distribution of the negated logits: its top tokens are those that a layer speaks against most.
+        inverse: Read the distribution of the negated logits: its top tokens are those that a layer most strongly
+            demotes.
 
     Returns:
         The readings in the order of the prompts and their positions.

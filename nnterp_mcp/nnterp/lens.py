@@ -49,7 +49,7 @@ def logit_lens(
         prompts: One text or several.
         remote: Only False.
         return_inv_logits: Return the inverse lens too: the distribution of the negated logits, whose top tokens are
-            those that a layer speaks against most.
+            those that a layer most strongly demotes.
 
     Raises:
         InvalidRequest: A prompt is empty.

@@ -194,7 +194,10 @@ def test_neurons_are_patched_in_estimate_and_kept_in_whole(bench: Bench, monkeyp
     order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
     assert all(part.patched is not None for part in order[: result.checked.strongest])
     assert abs(order[0].value.mean) == pytest.approx(float(array.abs().max()), abs=1e-6)
-    assert f"part=parts has the {len(result.parts)} strongest, part=estimates all" in SPEC.digest(result).notes[-1]
+    assert (
+        f"part=parts has {len(result.parts)}, the strongest among them, part=estimates all"
+        in SPEC.digest(result).notes[-1]
+    )
 
 
 def test_equal_runs_are_said_to_be_equal(bench: Bench) -> None:

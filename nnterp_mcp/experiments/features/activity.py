@@ -124,7 +124,7 @@ def _encode(
 
 @dataclass(frozen=True)
 class Difference:
-    """How two groups of prompts differ in their features.
+    """Differences between two groups of prompts in their mean feature activations.
 
     Attributes:
         means: The first group's mean activation less the second's.

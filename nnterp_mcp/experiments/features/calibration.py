@@ -1,4 +1,4 @@
-"""How well a dictionary fits a model at a place: sparsity, reconstruction, and the loss when it stands in."""
+"""Fit of a dictionary to a model at a hook point: sparsity, reconstruction error, and loss recovered by splicing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _OUTPUTS: tuple[FeatureSite, ...] = ("mlps_output", "mlps_raw_output", "attentio
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """How a dictionary reconstructs states.
+    """Sparsity and reconstruction error of a dictionary on some states.
 
     Attributes:
         l0: Active features at a token, in the mean.
@@ -67,7 +67,7 @@ class Reconstructed:
     silent: float
 
     def faults(self, declared_l0: float | None) -> list[str]:
-        """What speaks against the place, in words; empty where nothing does."""
+        """Signs that the hook point is the wrong one, as sentences; empty if there are none."""
         found: list[str] = []
         if not self.fvu <= LARGEST_FVU:
             found.append(f"the reconstruction explains less than the mean of the states (FVU {self.fvu:.3g})")
@@ -152,7 +152,7 @@ def read_all(
 def fit_other_places(
     model: StandardizedTransformer, work: Workload, made: Dictionary, layer: int
 ) -> list[tuple[FeaturePlace, FeaturePlace | None, Reconstructed]]:
-    """How a dictionary fits at every place of a layer whose states have its width, the best first.
+    """Fit of a dictionary at every hook point of a layer whose states have its width, the best first.
 
     Args:
         model: The model.

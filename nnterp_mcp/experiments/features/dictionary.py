@@ -13,11 +13,11 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest
 
 Normalization = Literal["none", "constant_norm", "layer_norm", "expected_norm"]
-"""What is done to states before they are encoded: nothing; scaled to the norm sqrt(width) each; centred and scaled to a
+"""Normalization of states before they are encoded: none; scaled to the norm sqrt(width) each; centred and scaled to a
 standard deviation of 1 each; or all scaled by one factor, so that their mean norm is sqrt(width)."""
 
 _EPSILON = 1e-5
-"""What SAELens adds to a state's standard deviation before it divides by it."""
+"""Added to a state's standard deviation before dividing by it, as in SAELens."""
 
 
 @dataclass(frozen=True)

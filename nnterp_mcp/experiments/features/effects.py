@@ -1,4 +1,4 @@
-"""What features write: their direct effect on the logits, and which others write the like."""
+"""Direct effects of features on the logits, and features with similar decoder rows."""
 
 from __future__ import annotations
 

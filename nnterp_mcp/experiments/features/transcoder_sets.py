@@ -86,7 +86,7 @@ def _load_cross_layer(path: Path, layer: int) -> Dictionary:
 
 
 def _read_decoder(path: Path, layer: int, target: int) -> Float[Tensor, "latent output"]:
-    """What the features of a layer write to another."""
+    """The decoder from the features of one layer to the output of another."""
     return open_tensors(path.with_name(f"W_dec_{layer}.safetensors")).read(f"W_dec_{layer}")[:, target - layer]
 
 
@@ -96,7 +96,7 @@ def reconstruct_target(
     decoders: Mapping[int, Callable[[], Float[Tensor, "latent output"]]],
     bias: Float[Tensor, " output"],
 ) -> Float[Tensor, "token output"]:
-    """What a cross-layer transcoder makes of a layer: the sum of what features of this layer and of those before write.
+    """A layer's output as a cross-layer transcoder reconstructs it: the sum over features of it and the layers before.
 
     Args:
         target: The layer.

@@ -74,7 +74,7 @@ def estimate_effects(patcher: Patcher, work: Workload = _WORK) -> Estimates:
 
     Raises:
         InvalidRequest: The metric needs other targets, or has no slope at the run that is patched.
-        Unsupported: The patcher ablates, follows paths, patches windows, or has operations in force.
+        Unsupported: The patcher ablates, follows paths, patches windows, or acts on inputs with interventions.
 
     Source: Nanda, "Attribution Patching" (2023); Syed et al., "Attribution Patching Outperforms Automated Circuit
     Discovery" (2023).

@@ -142,7 +142,7 @@ def ablate(prompts: Sequence[EncodedPrompt]) -> list[Pair]:
 
 
 def put_in_force(pairs: Sequence[Pair], plan: Callable[[Sequence[EncodedPrompt]], Plan]) -> list[Pair]:
-    """The same pairs with operations in force in both runs of each.
+    """The same pairs, with interventions active in both runs of each.
 
     They are planned for the clean prompts and for the corrupted ones: a piece of text that an operation names as its
     position has to be in both, and a state that it takes from another prompt comes from one of the same side.

@@ -284,8 +284,8 @@ def _left_out(shown: int, result: AttributeResult) -> list[str]:
         return left_out(result.total - shown, "part", "parts")
     array = "estimates" if result.method == "patching" else "values"
     return [
-        f"{plural(result.total - shown, 'part')} not shown: read_run part=parts has the {len(result.parts)} strongest, "
-        f"part={array} all."
+        f"{plural(result.total - shown, 'part')} not shown: read_run part=parts has {len(result.parts)}, the strongest "
+        f"among them, part={array} all."
     ]
 
 
