@@ -36,7 +36,7 @@ LONG = (
 def test_an_interrupted_command_says_so_in_one_line(moment: float, tmp_path: Path) -> None:
     """During the imports, and at work. A terminal sends the signal to the whole process group.
 
-    Before the package's first line runs, Python itself tells of the interruption.
+    Before the command's first line runs, Python itself reports the interruption.
     """
     started = {
         command: subprocess.Popen(
@@ -57,7 +57,7 @@ def test_an_interrupted_command_says_so_in_one_line(moment: float, tmp_path: Pat
     for command, process in started.items():
         _, said = process.communicate(timeout=60)
         lines = [line for line in said.splitlines() if not line.startswith(("no server answers", "  …"))]
-        if moment < 1 and "nnterp_mcp" not in said and "interrupted" not in said:
+        if moment < 1 and "run_process()" not in said and "interrupted" not in said:
             continue
         assert (process.returncode, lines) == (130, ["interrupted"]), (command, said)
 
