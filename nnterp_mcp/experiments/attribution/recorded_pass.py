@@ -73,9 +73,7 @@ def record(
     Raises:
         torch.OutOfMemoryError: The activations of all layers, which autograd keeps, are estimated not to fit.
     """
-    rows, columns = batch.inputs["input_ids"].shape
-    if of_pass(model, rows, columns, model.attention == "eager", model.num_layers) > free(model.device):
-        raise torch.OutOfMemoryError("estimated to be too large")
+    require_room(model, batch, model.num_layers)
     tracked = [Track(ENTRANCE, leaf=True, value=embeddings), *(Track(at) for at in places if at != ENTRANCE)]
     edits = {**plan.edits, **{edit.place: [*plan.edits.get(edit.place, ()), edit] for edit in tracked}}
     captures = [Capture(edit.place, None) for edit in tracked]
@@ -84,6 +82,22 @@ def record(
     assert found.logits is not None
     states = {edit.place: states for edit, states in zip(tracked, found.values, strict=True)}
     return RecordedPass(found.logits.float(), states)
+
+
+def require_room(model: StandardizedTransformer, batch: Batch, layers: int) -> None:
+    """Raises before a pass whose activations, which autograd keeps, are estimated not to fit.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        layers: How many layers autograd records.
+
+    Raises:
+        torch.OutOfMemoryError: They do not fit.
+    """
+    rows, columns = batch.inputs["input_ids"].shape
+    if of_pass(model, rows, columns, model.attention == "eager", layers) > free(model.device):
+        raise torch.OutOfMemoryError("estimated to be too large")
 
 
 @contextmanager

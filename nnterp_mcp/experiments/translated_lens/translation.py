@@ -1,0 +1,146 @@
+"""What a translating lens does to a state before the final norm and the head read it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.model.standardized import StandardizedTransformer
+
+Method = Literal["jacobian", "tuned"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a lens was fitted, as far as its file says.
+
+    Attributes:
+        prompts: The number of prompts; None where nobody says.
+        corpus: What these were.
+        model: The model's name.
+        unembedding: The hash of the unembedding matrix, as `hash_unembedding` makes it.
+    """
+
+    prompts: int | None = None
+    corpus: str | None = None
+    model: str | None = None
+    unembedding: str | None = None
+
+
+@dataclass(frozen=True)
+class LensTranslation:
+    """A matrix for each of some layers, and for a tuned lens a bias.
+
+    A layer that has none is read as it is: for a Jacobian lens that is right at the last layer alone.
+
+    Attributes:
+        method: A Jacobian lens reads the residual stream after a layer as J h; a tuned lens as h + W h + b, of which
+            `matrices` holds I + W.
+        matrices: (output, hidden) by layer, in float32.
+        biases: (output,) by layer.
+        provenance: How it was fitted.
+    """
+
+    method: Method
+    matrices: dict[int, Float[Tensor, "output hidden"]]
+    biases: dict[int, Float[Tensor, " output"]]
+    provenance: Provenance = Provenance()
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that it translates."""
+        return sorted(self.matrices)
+
+    @property
+    def width(self) -> int:
+        """The width of the states that it translates."""
+        return next(iter(self.matrices.values())).shape[1]
+
+    def translate(self, states: Float[Tensor, "*rows hidden"], layer: int) -> Float[Tensor, "*rows hidden"]:
+        """States after a layer as states after the last one, in float32."""
+        states = states.float()
+        if layer in self.matrices:
+            states = states @ self.matrices[layer].to(states.device).T
+        return states + self.biases[layer].to(states.device) if layer in self.biases else states
+
+    def require(self, model: StandardizedTransformer, layers: Sequence[int]) -> None:
+        """Checks that it was fitted on this model, as far as can be told, and covers the layers.
+
+        Raises:
+            InvalidRequest: Width, layers or unembedding are another model's, or a layer is missing.
+        """
+        whose = f"the {self.method} lens"
+        if self.width != model.hidden_size:
+            raise InvalidRequest(
+                f"{whose} translates states of width {self.width}, and those of this model have {model.hidden_size}."
+            )
+        if self.layers[-1] >= model.num_layers:
+            raise InvalidRequest(
+                f"{whose} has a layer {self.layers[-1]}, and this model has layers 0 to {model.num_layers - 1}."
+            )
+        theirs = self.provenance.unembedding
+        if theirs is not None and theirs != hash_unembedding(model):
+            raise InvalidRequest(f"{whose} was fitted on other weights: the unembedding differs.")
+        missing = [layer for layer in layers if layer not in self.matrices and layer != model.num_layers - 1]
+        if missing:
+            listed = ", ".join(str(layer) for layer in missing)
+            raise InvalidRequest(f"{whose} has no layer {listed}.", f"It has {self.layers[0]} to {self.layers[-1]}.")
+
+
+def hash_unembedding(model: StandardizedTransformer) -> str:
+    """The hash by which the tuned-lens library tells unembedding matrices apart: of a few numbers, to one digit."""
+    weight = unembedding(model).detach().float().cpu().numpy()
+    return hashlib.sha256(np.array_str(weight, precision=1).encode()).hexdigest()
+
+
+def unembedding(model: StandardizedTransformer) -> Float[Tensor, "vocabulary hidden"]:
+    """The matrix of the head.
+
+    Raises:
+        InvalidRequest: The head has none.
+    """
+    weight = getattr(model.anatomy.lm_head and model.anatomy.lm_head.module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise InvalidRequest("the head of this model has no matrix of one row for each token.")
+    return weight
+
+
+def stream_after(layer: int) -> Place:
+    """The hook point that a lens reads at a layer: the residual stream after it."""
+    return Place("layers_output", layer)
+
+
+def shuffled(lens: LensTranslation, seed: int = 0) -> LensTranslation:
+    """The same matrices at other layers: a control that says whether a layer needs its own."""
+    layers, source = lens.layers, torch.Generator().manual_seed(seed)
+    turn = int(torch.randint(1, max(2, len(layers)), (), generator=source))
+    moved = layers[turn:] + layers[:turn]
+    return LensTranslation(
+        lens.method,
+        {layer: lens.matrices[other] for layer, other in zip(layers, moved, strict=True)},
+        {layer: lens.biases[other] for layer, other in zip(layers, moved, strict=True) if other in lens.biases},
+        lens.provenance,
+    )
+
+
+def random_like(lens: LensTranslation, seed: int = 0) -> LensTranslation:
+    """Random matrices with the singular values of the lens's own: a control for what any such map would do."""
+    source = torch.Generator().manual_seed(seed)
+
+    def rotate(matrix: Float[Tensor, "output hidden"]) -> Float[Tensor, "output hidden"]:
+        values = torch.linalg.svdvals(matrix)
+        left, right = (torch.linalg.qr(torch.randn(size, size, generator=source)).Q for size in matrix.shape)
+        return (left[:, : len(values)] * values) @ right[:, : len(values)].T
+
+    return LensTranslation(
+        lens.method, {layer: rotate(matrix) for layer, matrix in lens.matrices.items()}, {}, lens.provenance
+    )
