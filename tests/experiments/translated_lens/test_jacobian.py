@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ SKIP = 2
 
 @pytest.fixture(scope="module", params=[family for family in FAMILIES if family != "smollm2-135m"])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    return build(request.param, lambda: None)
+    return build(request.param, Path)
 
 
 @pytest.fixture(scope="module")
 def llama() -> Subject:
-    return build("llama", lambda: None)
+    return build("llama", Path)
 
 
 def prompts(subject: Subject, *lengths: int) -> list[EncodedPrompt]:

@@ -107,7 +107,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_lens_of_another_model_is_refused() -> None:
-    model = build("llama", lambda: None).model
+    model = build("llama", Path).model
     square = torch.eye(model.hidden_size)
 
     LensTranslation("tuned", {0: square}, {}, Provenance(unembedding=hash_unembedding(model))).require(model, [0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ LAYER = 1
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return build("gemma2", lambda: None)
+    return build("gemma2", Path)
 
 
 def plain_states(subject: Subject, layer: int, *lengths: int) -> Tensor:
