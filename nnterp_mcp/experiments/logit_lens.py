@@ -17,6 +17,7 @@ from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import join, split_rows, summarize_lens
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.activations import capture_stream
+from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 
@@ -31,6 +32,7 @@ class LensReadings:
         layers: The layers that were read, in ascending order.
         readout: Top tokens, entropies and targets, by reading and layer.
         kl: KL(last layer ‖ this layer), in nats.
+        plain: The readings of the plain lens at the same places, where these are those of a translating one.
     """
 
     prompts: list[int]
@@ -38,6 +40,7 @@ class LensReadings:
     layers: list[int]
     readout: Readout
     kl: Float[Tensor, "reading layer"]
+    plain: LensReadings | None = None
 
 
 def read_lens(
@@ -49,6 +52,7 @@ def read_lens(
     top_k: int = 3,
     categories: Sequence[Sequence[Sequence[int]]] | None = None,
     inverse: bool = False,
+    translation: LensTranslation | None = None,
 ) -> LensReadings:
     """Reads the residual stream after each layer through the model's own final norm, head and logit transform.
 
@@ -66,38 +70,52 @@ def read_lens(
         categories: For each prompt, the token ids of each category whose probability and rank to follow.
         inverse: Read the distribution of the negated logits: its top tokens are those that a layer most strongly
             demotes.
+        translation: What states are translated by before they are read; the plain lens reads them too.
 
     Returns:
         The readings in the order of the prompts and their positions.
 
     Raises:
+        InvalidRequest: The translation is of another model, or lacks a layer.
         Unsupported: The model's lens is not exact.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     model.require("lens")
+    if translation is not None:
+        translation.require(model, layers)
     followed = Categories.of(categories or [[]] * len(positions), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
+    count = len(layers) * (1 if translation is None else 2)
 
     def run(batch: Batch, numbers: Sequence[int]) -> list[Data]:
         asked = [positions[number] for number in numbers]
         owners = [number for number in numbers for _ in positions[number]]
         chosen = followed[torch.tensor(owners, dtype=torch.long, device=model.device)]
-        options = {"count": len(layers), "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
-        reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(read) * model.vocab_size)
-        found = forward(model, batch, work.plan, capture_stream(batch, asked, read), reduction=reduction).numbers
+        options = {"count": count, "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
+        captures = capture_stream(batch, asked, read)
+        if translation is not None:
+            captures = [*(translation.capture(capture) for capture in captures[: len(layers)]), *captures]
+        reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(captures) * model.vocab_size)
+        found = forward(model, batch, work.plan, captures, reduction=reduction).numbers
         require_finite(found.pop("total"), "logits")
         return split_rows(found, [len(here) for here in asked])
 
     whole = {name: values.cpu() for name, values in join(work.run(model, run)).items()}
-    return LensReadings(
-        prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
-        positions=[at for here in positions for at in here],
-        layers=list(layers),
-        kl=whole.pop("kl"),
-        readout=Readout(**whole),
-    )
+    found: LensReadings | None = None
+    for start in range(0, count, len(layers))[::-1]:  # the plain lens stands behind
+        own = {name: values[:, start : start + len(layers)] for name, values in whole.items()}
+        found = LensReadings(
+            prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
+            positions=[at for here in positions for at in here],
+            layers=list(layers),
+            kl=own.pop("kl"),
+            readout=Readout(**own),
+            plain=found,
+        )
+    assert found is not None
+    return found
 
 
 @executed_remotely

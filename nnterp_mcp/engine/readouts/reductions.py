@@ -323,6 +323,13 @@ def take_rows(states: Float[Tensor, "row position ..."], options: dict[str, Any]
     return states[options["rows"].to(states.device), options["columns"].to(states.device)]
 
 
+def translate_rows(states: Float[Tensor, "row position hidden"], options: dict[str, Any]) -> Float[Tensor, "entry out"]:
+    """The states at some `rows` and `columns`, in float32, times a `matrix`, plus a `bias` where it is not None."""
+    taken, matrix, bias = take_rows(states, options).float(), options["matrix"], options["bias"]
+    moved = taken @ matrix.to(taken.device).T
+    return moved if bias is None else moved + bias.to(moved.device)
+
+
 def average_rows(
     states: Float[Tensor, "row position *head width"], options: dict[str, Any]
 ) -> Float[Tensor, "mean *head width"]:

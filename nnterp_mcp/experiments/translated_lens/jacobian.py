@@ -46,6 +46,19 @@ class JacobianSums:
             raise InvalidRequest("fits can be merged if they have the same layers and the same width.")
         return JacobianSums(self.layers, self.total + other.total, self.prompts + other.prompts)
 
+    @classmethod
+    def of(cls, lens: LensTranslation) -> JacobianSums:
+        """The sums behind a lens that says on how many prompts it was fitted, to the precision of float32.
+
+        Raises:
+            InvalidRequest: It does not say.
+        """
+        prompts = lens.provenance.prompts
+        if not prompts:
+            raise InvalidRequest("the lens does not say on how many prompts it was fitted, so it cannot be merged.")
+        means = torch.stack([lens.matrices[layer] for layer in lens.layers])
+        return cls(lens.layers, means.double() * prompts, prompts)
+
     def lens(self, provenance: Provenance = Provenance()) -> LensTranslation:  # noqa: B008 - frozen
         """The lens: the mean of the prompts' Jacobians."""
         means = (self.total / self.prompts).float()
@@ -54,7 +67,12 @@ class JacobianSums:
 
 
 def fit_jacobian(
-    model: StandardizedTransformer, work: Workload, layers: Sequence[int], *, skip: int = SKIPPED
+    model: StandardizedTransformer,
+    work: Workload,
+    layers: Sequence[int],
+    *,
+    skip: int = SKIPPED,
+    keep: Callable[[JacobianSums], None] | None = None,
 ) -> JacobianSums:
     """Averages the Jacobians of the final residual stream with respect to the stream after each layer.
 
@@ -69,6 +87,7 @@ def fit_jacobian(
         work: The prompts; no operations.
         layers: The layers, in ascending order.
         skip: How many of a prompt's first tokens to leave out.
+        keep: Called after each prompt with the sums over the prompts so far, so that they survive if the fit is ended.
 
     Returns:
         The sums over the prompts, in the order of the layers.
@@ -94,10 +113,12 @@ def fit_jacobian(
         done += rows
         work.progress(done, len(work.prompts) * width, "Jacobian rows")
 
-    total = torch.zeros(len(layers), width, width, dtype=torch.float64)
+    sums = JacobianSums([*layers], torch.zeros(len(layers), width, width, dtype=torch.float64), 0)
     for prompt in work.prompts:
-        total += _jacobian(model, work, prompt, layers, skip, report)
-    return JacobianSums([*layers], total, len(work.prompts))
+        sums += JacobianSums(sums.layers, _jacobian(model, work, prompt, layers, skip, report), 1)
+        if keep is not None:
+            keep(sums)
+    return sums
 
 
 def _jacobian(

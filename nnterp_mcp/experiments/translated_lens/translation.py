@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnterp_mcp.engine.forward import Capture
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.readouts.reductions import translate_rows
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
-
-Method = Literal["jacobian", "tuned"]
+from nnterp_mcp.request.lenses import LensMethod
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LensTranslation:
         provenance: How it was fitted.
     """
 
-    method: Method
+    method: LensMethod
     matrices: dict[int, Float[Tensor, "output hidden"]]
     biases: dict[int, Float[Tensor, " output"]]
     provenance: Provenance = Provenance()
@@ -71,6 +71,22 @@ class LensTranslation:
         if layer in self.matrices:
             states = states @ self.matrices[layer].to(states.device).T
         return states + self.biases[layer].to(states.device) if layer in self.biases else states
+
+    def pull_back(self, directions: Float[Tensor, "direction output"], layer: int) -> Float[Tensor, "direction hidden"]:
+        """Directions after the last layer as directions after another one.
+
+        But for the final norm, the lens's logit of a token is the state's projection on the direction that is pulled
+        back from the row of the unembedding.
+        """
+        return directions @ self.matrices[layer] if layer in self.matrices else directions
+
+    def capture(self, plain: Capture) -> Capture:
+        """A capture of the residual stream after a layer, translated."""
+        layer = plain.place.layer
+        if layer not in self.matrices:
+            return plain
+        parts = {"matrix": self.matrices[layer], "bias": self.biases.get(layer)}
+        return Capture(plain.place, translate_rows, {**plain.options, **parts})
 
     def require(self, model: StandardizedTransformer, layers: Sequence[int]) -> None:
         """Checks that it was fitted on this model, as far as can be told, and covers the layers.

@@ -32,7 +32,7 @@ class TunedSums:
 
     Attributes:
         layers: The layers, in ascending order.
-        squares: The sum of h hᵀ, h the states after each layer with a 1 appended, the first token left out.
+        squares: The sum of h hᵀ, h the states after each layer with a 1 appended.
         products: The sum of h (h_last - h)ᵀ.
         tokens: The number of tokens.
         prompts: The number of prompts.
@@ -78,7 +78,7 @@ class TunedSums:
         return found
 
 
-def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[int]) -> TunedSums:
+def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[int], *, skip: int = 1) -> TunedSums:
     """Gathers what the closed form of a tuned lens needs: h + W h + b ≈ h_last, by least squares over tokens.
 
     Published tuned lenses minimize KL(model ‖ lens) by gradient descent instead. Least squares is its closed form for
@@ -88,14 +88,15 @@ def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[i
 
     Args:
         model: The model.
-        work: The prompts; no operations. Each first token is left out.
+        work: The prompts; no operations.
         layers: The layers before the last one, in ascending order.
+        skip: How many of a prompt's first tokens to leave out.
 
     Returns:
         The sums over all tokens.
 
     Raises:
-        InvalidRequest: No prompt has two tokens.
+        InvalidRequest: No prompt has more tokens than are left out.
 
     Source: Belrose et al., "Eliciting Latent Predictions from Transformers with the Tuned Lens" (2023).
     """
@@ -109,7 +110,7 @@ def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[i
         pairs = [
             (row, padding + at)
             for row, (padding, prompt) in enumerate(zip(batch.padding, batch.prompts, strict=True))
-            for at in range(1, len(prompt.ids))
+            for at in range(skip, len(prompt.ids))
         ]
         rows, columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         captures = [Capture(place, take_rows, {"rows": rows, "columns": columns}) for place in places]
@@ -122,5 +123,5 @@ def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[i
             squares[at] += (extended.T @ extended).cpu()
             products[at] += (extended.T @ (last.to(state) - state)).cpu()
     if not tokens:
-        raise InvalidRequest("a tuned lens is fitted on tokens after the first, and no prompt has two.")
+        raise InvalidRequest(f"no prompt has more than {skip} tokens, and a fit leaves out the first {skip}.")
     return TunedSums([*layers], squares, products, tokens, len(work.prompts), hash_unembedding(model))

@@ -9,10 +9,10 @@ from typing import Any
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, Lens, LensReading, LogitLensAnswer, LogitLensResult
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensAnswer, LogitLensResult
 
-_SAYS: dict[Lens, str] = {"logit": "predicts", "inverse": "most strongly demotes"}
-_WOULD_SAY: dict[Lens, str] = {"logit": "would predict", "inverse": "would most strongly demote"}
+_SAYS = {"logit": "predicts", "inverse": "most strongly demotes"}
+_WOULD_SAY = {"logit": "would predict", "inverse": "would most strongly demote"}
 
 _BUDGET = 700
 """Tokens that the rows of an answer may take, about."""
@@ -69,11 +69,11 @@ def _finding(reading: LensReading, result: LogitLensResult) -> str:
     where = f"{quoted(elided(reading.token))} (position {reading.position})"
     if last.layer != result.last_layer:
         top, p = last.top[0]
-        says = f"{_WOULD_SAY[result.lens]} {quoted(elided(top))}"
+        says = f"{_WOULD_SAY.get(result.lens, 'would predict')} {quoted(elided(top))}"
         return f"After {where}, layer {last.layer} of {result.model} {says} ({number(p)})."
     answer, p = last.top[0]
-    says = f"After {where}, {result.model} {_SAYS[result.lens]} {quoted(elided(answer))} ({number(p)})"
-    return f"{says}{_leads(reading)}."
+    says = f"After {where}, {result.model} {_SAYS.get(result.lens, 'predicts')} {quoted(elided(answer))} ({number(p)})"
+    return f"{says}{_leads(reading)}{_by_lens(reading, result)}."
 
 
 def _leads(reading: LensReading) -> str:
@@ -90,6 +90,13 @@ def _leads(reading: LensReading) -> str:
     return f", the top token at every layer read from {start} on (layer {before.layer}: {top})"
 
 
+def _by_lens(reading: LensReading, result: LogitLensResult) -> str:
+    """The fitted lens by which that is so, and from where on it is so by the logit lens."""
+    if result.fitted is None or len(reading.layers) == 1:
+        return ""
+    return f", by the {result.fitted}; by the logit lens from layer {reading.plain_leads_from} on"
+
+
 def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
     reading = result.readings[0]
     layers = [layer.layer for layer in reading.layers]
@@ -99,6 +106,7 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
         Column("top tokens", lambda layer: layer.top, Kind.TOP),
         Column("entropy", lambda layer: layer.entropy),
         Column(_KL, lambda layer: layer.kl),
+        *([Column("logit lens", lambda layer: layer.plain, Kind.TOP)] if result.fitted else []),
         *_targets(result),
     ]
     return tabulate(columns, (layer for layer in reading.layers if layer.layer in shown)), len(layers) - len(shown)
@@ -130,6 +138,7 @@ def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
         Column("token", lambda reading: reading.token, Kind.TOKEN),
         Column("answer", lambda reading: _layer(reading).top[0], Kind.TOP),
         Column("leads from", lambda reading: reading.leads_from),
+        *([Column("with the logit lens", lambda reading: reading.plain_leads_from)] if result.fitted else []),
         Column("entropy", lambda reading: _layer(reading).entropy),
         *_targets(result),
     ]
@@ -144,4 +153,8 @@ def _summary(result: LogitLensResult) -> str:
     if not starts or len(layers) == 1:
         return f"{where}."
     found = f"the top token of layer {layers[-1].layer} leads from layer {median_low(starts)} on in the median"
-    return f"{where}: {found} (earliest {starts[0]}, latest {starts[-1]})."
+    by = ""
+    if result.fitted is not None:
+        plain = median_low(sorted(reading.plain_leads_from or 0 for reading in result.readings))
+        by = f", by the {result.fitted}; by the logit lens from layer {plain} on"
+    return f"{where}: {found} (earliest {starts[0]}, latest {starts[-1]}){by}."

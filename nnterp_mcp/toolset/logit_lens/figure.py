@@ -25,7 +25,7 @@ _CATEGORIES = 8
 _FEW_CATEGORIES = 3
 """Of several readings."""
 
-_TITLES = {"logit": "Logit lens", "inverse": "Inverse logit lens (what is spoken against)"}
+_TITLES = {"logit": "Logit lens", "inverse": "Inverse logit lens (the tokens that a layer most demotes)"}
 
 
 def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
@@ -37,7 +37,7 @@ def figure(result: LogitLensResult, arrays: Arrays) -> Figure:
     where = quoted(elided(readings[0].text, 400)) if len(texts) == 1 else where
     alone = f"{where}  → after {quoted(readings[0].token)} (position {readings[0].position})"
     return Figure(
-        title=f"{_TITLES[result.lens]} · {result.model}",
+        title=f"{result.fitted or _TITLES[result.lens]} · {result.model}",
         subtitle=where if several else alone,
         panels=[_across(readings), *_by_reading(readings, result)] if several else _alone(readings[0], result),
         columns=2 if several else 3,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request.fields import Plot, TopK
+from nnterp_mcp.request.lenses import LensChoice
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import Targets
-from nnterp_mcp.toolset.logit_lens.result import Lens
 
 
 class LogitLensParams(ModelParams):
@@ -23,8 +21,6 @@ class LogitLensParams(ModelParams):
     positions: Positions = ("last",)
     top_k: TopK = 3
     targets: Targets = Field(default_factory=dict)
-    lens: Annotated[Lens, Field(description="inverse reads negated logits: the tokens that a layer most demotes.")] = (
-        "logit"
-    )
+    lens: LensChoice = "logit"
     interventions: Interventions = ()
     plot: Plot = False

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import operator
+from typing import Annotated
+
+from pydantic import Field
 
 from nnterp_mcp.contract import Result, ResultPart, TableAnswer
-
-Lens = Literal["logit", "inverse"]
+from nnterp_mcp.request.lenses import LensCard
 
 
 class LayerReading(ResultPart):
-    """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats."""
+    """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats.
+
+    Attributes:
+        plain: The logit lens's top token and its probability, where another lens was fitted.
+    """
 
     layer: int
     top: list[tuple[str, float]]
     entropy: float
     kl: float
     targets: list[tuple[float, int]]
+    plain: Annotated[tuple[str, float] | None, Field(exclude_if=operator.not_)] = None
 
 
 class LensReading(ResultPart):
-    """The lens at one position of one prompt; the final answer is the model's own top token there."""
+    """The lens at one position of one prompt; the final answer is the model's own top token there.
+
+    Attributes:
+        leads_from: The layer from which on that token is on top; None where the last layer was not read.
+        plain_leads_from: The same for the logit lens, where another lens was fitted.
+    """
 
     prompt: int
     text: str
@@ -28,13 +40,20 @@ class LensReading(ResultPart):
     token: str
     layers: list[LayerReading]
     leads_from: int | None
+    plain_leads_from: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class LogitLensResult(Result):
-    """Every reading, at every layer that was asked for."""
+    """Every reading, at every layer that was asked for.
+
+    Attributes:
+        lens: The lens that was asked for.
+        fitted: What is known of it, where it is a fitted one.
+    """
 
     model: str
-    lens: Lens = "logit"
+    lens: str = "logit"
+    fitted: Annotated[LensCard | None, Field(exclude_if=operator.not_)] = None
     last_layer: int
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]

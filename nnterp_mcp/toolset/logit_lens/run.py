@@ -15,6 +15,7 @@ from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensResult
 from nnterp_mcp.worker.job import Finished, Job
+from nnterp_mcp.worker.lenses import find_lens
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -28,6 +29,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     work = bench.workload(prompts, params.interventions, job)
     positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
+    fitted = find_lens(bench, params.lens)
 
     def read(group: Sequence[int]) -> Iterator[list[LensReading]]:
         found = read_lens(
@@ -38,6 +40,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             top_k=params.top_k,
             categories=[list(targets.ids.values())] * len(group),
             inverse=params.lens == "inverse",
+            translation=fitted and fitted[0],
         )
         readings = (_reading(found, index, prompts, model.tokenizer) for index in count())
         return (list(islice(readings, len(positions[number]))) for number in group)
@@ -46,6 +49,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
         return LogitLensResult(
             model=bench.handle,
             lens=params.lens,
+            fitted=fitted and fitted[1],
             last_layer=model.num_layers - 1,
             categories=targets.words,
             shared=targets.shared,
@@ -57,7 +61,7 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
 
 
 def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt], tokenizer: Any) -> LensReading:
-    prompt, position = prompts[readings.prompts[index]], readings.positions[index]
+    prompt, position, plain = prompts[readings.prompts[index]], readings.positions[index], readings.plain
     columns = zip(
         readings.layers,
         readings.readout.top_ids[index].tolist(),
@@ -73,7 +77,8 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
         text=prompt.text,
         position=position,
         token=token_text(tokenizer, prompt.ids[position]),
-        leads_from=readings.layers[leading_from(readings.readout.top_ids[index, :, 0].tolist())],
+        leads_from=_leads_from(readings, index),
+        plain_leads_from=plain and _leads_from(plain, index),
         layers=[
             LayerReading(
                 layer=layer,
@@ -81,7 +86,17 @@ def _reading(readings: LensReadings, index: int, prompts: Sequence[EncodedPrompt
                 entropy=entropy,
                 kl=kl,
                 targets=list(zip(target_probs, target_ranks, strict=True)),
+                plain=plain and _top(plain, index, at, tokenizer),
             )
-            for layer, ids, probs, entropy, kl, target_probs, target_ranks in columns
+            for at, (layer, ids, probs, entropy, kl, target_probs, target_ranks) in enumerate(columns)
         ],
     )
+
+
+def _leads_from(readings: LensReadings, index: int) -> int:
+    return readings.layers[leading_from(readings.readout.top_ids[index, :, 0].tolist())]
+
+
+def _top(readings: LensReadings, index: int, at: int, tokenizer: Any) -> tuple[str, float]:
+    readout = readings.readout
+    return token_text(tokenizer, int(readout.top_ids[index, at, 0])), float(readout.top_probs[index, at, 0])

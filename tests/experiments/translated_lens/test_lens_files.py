@@ -19,12 +19,12 @@ from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.experiments.translated_lens.lens_files import export_lens, read_lens_file, save_lens
 from nnterp_mcp.experiments.translated_lens.translation import (
     LensTranslation,
-    Method,
     Provenance,
     hash_unembedding,
     random_like,
     shuffled,
 )
+from nnterp_mcp.request.lenses import LensMethod
 from tests.engine.test_executors import build
 
 PYTHON = os.environ.get("NNTERP_MCP_LENSES_PYTHON", "")
@@ -33,7 +33,7 @@ libraries = pytest.mark.skipif(not PYTHON, reason="NNTERP_MCP_LENSES_PYTHON name
 WIDTH, LAYERS = 8, 3
 
 
-def made(method: Method, layers: int = LAYERS) -> LensTranslation:
+def made(method: LensMethod, layers: int = LAYERS) -> LensTranslation:
     source = torch.Generator().manual_seed(1)
     matrices = {layer: torch.randn(WIDTH, WIDTH, generator=source).half().float() for layer in range(layers)}
     biases = {layer: torch.randn(WIDTH, generator=source) for layer in range(layers)} if method == "tuned" else {}
@@ -48,7 +48,7 @@ def equal(one: LensTranslation, other: LensTranslation, tolerance: float = 0.0) 
 
 
 @pytest.mark.parametrize("method", ["jacobian", "tuned"])
-def test_a_saved_lens_is_the_same_lens(method: Method, tmp_path: Path) -> None:
+def test_a_saved_lens_is_the_same_lens(method: LensMethod, tmp_path: Path) -> None:
     lens = made(method)
     save_lens(lens, tmp_path / "own.safetensors")
 
@@ -59,7 +59,7 @@ def test_a_saved_lens_is_the_same_lens(method: Method, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), [("jacobian", "lens.pt"), ("tuned", "lens")])
-def test_an_exported_lens_is_the_same_lens(method: Method, name: str, tmp_path: Path) -> None:
+def test_an_exported_lens_is_the_same_lens(method: LensMethod, name: str, tmp_path: Path) -> None:
     lens = made(method)
     export_lens(lens, tmp_path / name)
 

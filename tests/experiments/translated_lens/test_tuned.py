@@ -56,6 +56,6 @@ def test_merged_fits_are_one_fit(subject: Subject) -> None:
         _ = whole + fit_tuned(subject.model, Workload(texts[:1]), [1])
 
 
-def test_prompts_of_one_token_are_refused(subject: Subject) -> None:
-    with pytest.raises(InvalidRequest, match="no prompt has two"):
+def test_short_prompts_are_refused(subject: Subject) -> None:
+    with pytest.raises(InvalidRequest, match="no prompt has more than 1 tokens"):
         fit_tuned(subject.model, Workload(prompts(subject, 1)), [0])
