@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
+from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from tests.conftest import FAMILIES
@@ -240,3 +242,39 @@ def test_the_inverse_lens_is_of_the_negated_logits(subject: Subject) -> None:
 
     assert (expected.gather(-1, inverse.readout.top_ids) - inverse.readout.top_probs).abs().max() < 2e-5
     assert (expected.topk(10).values - inverse.readout.top_probs).abs().max() < 2e-5
+
+
+def test_an_identity_translates_to_the_plain_lens_to_the_last_bit(subject: Subject) -> None:
+    identity = torch.eye(subject.model.hidden_size)
+    lens = LensTranslation("jacobian", dict.fromkeys(range(subject.model.num_layers - 1), identity), {})
+
+    found = subject.read(translation=lens)
+
+    assert found.plain is not None
+    assert torch.equal(found.readout.top_probs, found.plain.readout.top_probs)
+    assert torch.equal(found.kl, found.plain.kl)
+    assert torch.equal(found.plain.kl, subject.read().kl)
+
+
+def test_a_translated_state_is_read_through_norm_and_head(subject: Subject) -> None:
+    width, last = subject.model.hidden_size, subject.model.num_layers - 1
+    source = torch.Generator().manual_seed(0)
+    matrices = {1: torch.randn(width, width, generator=source) / width**0.5}
+    lens = LensTranslation("tuned", matrices, {1: torch.randn(width, generator=source)})
+    ids = subject.encoded[2].ids
+    states: list[Tensor] = []
+    blocks, tail = TAILS[subject.model.name]
+    hook = blocks(subject.plain)[1].register_forward_hook(
+        lambda module, inputs, output: states.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        subject.plain(torch.tensor([ids]))
+        hook.remove()
+        wanted = tail(subject.plain, states[0][0, -1:] @ matrices[1].T + lens.biases[1]).double().softmax(-1)[0]
+
+    work = Workload([subject.encoded[2]])
+    found = read_lens(subject.model, work, [[len(ids) - 1]], [1, last], top_k=20, translation=lens).readout
+
+    assert (wanted[found.top_ids[0, 0]] - found.top_probs[0, 0]).abs().max() < 1e-5
+    with pytest.raises(InvalidRequest, match="has no layer 0"):
+        read_lens(subject.model, work, [[0]], [0], translation=lens)

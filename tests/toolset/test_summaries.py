@@ -33,6 +33,17 @@ RISING = [
     for i in range(10)
 ]
 SHORT = {"categories": {"capital": ["Paris", " Paris"]}}
+FITTED: dict[str, Any] = {"lens": "own", "fitted": {"name": "own", "method": "jacobian", "prompts": 124}}
+
+
+def fit(**more: Any) -> dict[str, Any]:
+    layers = [
+        {"layer": at, "kl": 5 - at / 2, "plain_kl": 15.0 - at, "agreement": at / 10, "plain_agreement": at / 20}
+        for at in range(10)
+    ]
+    return {"model": "tiny", "card": FITTED["fitted"], "tokens": 3210, "checked": 38, "layers": layers} | more
+
+
 CARD: dict[str, Any] = {
     "handle": "tiny",
     "architecture": "LlamaForCausalLM",
@@ -84,6 +95,16 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "logit_lens",
         lens([reading(RISING, 7)], **SHORT, shared={"capital and city": [" Paris"]}),
     ),
+    "lens that was fitted": (
+        "logit_lens",
+        lens([reading([layer | {"plain": (" a", 0.5)} for layer in RISING], 7, plain_leads_from=9)], **SHORT, **FITTED),
+    ),
+    "fitted lens of several readings": (
+        "logit_lens",
+        lens([reading(RISING, 7, plain_leads_from=8), reading(RISING, 9, prompt=1, plain_leads_from=9)], **FITTED),
+    ),
+    "fit": ("fit_lens", fit()),
+    "fit that is merged": ("fit_lens", fit(merged=100, replaced=True)),
     "model": ("load_model", CARD),
     "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),
     "model of an unknown architecture": ("load_model", CARD | {"architecture": "NewForCausalLM", "verified": False}),
