@@ -36,7 +36,7 @@ _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("torch", "transformers", "nnsight", "tokenizers")
 
 
-class Checked(Protocol):
+class CheckedModel(Protocol):
     """A model that was checked."""
 
     @property
@@ -111,7 +111,7 @@ class FormerChecks:
             self._found = _read(self._record, model)
         return self._found
 
-    def keep(self, model: Checked) -> None:
+    def keep(self, model: CheckedModel) -> None:
         """Remembers what was found about a model that `recall` did not know, unless its files changed meanwhile."""
         if self._record is None or self._found is not None or _states(self._folder) != self._files:
             return
