@@ -62,7 +62,7 @@ def number(value: int | float) -> str:
     return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
 
 
-def short(value: float) -> float:
+def coarse(value: float) -> float:
     """A number among many: two digits after the point, or one that means something."""
     if 0 < abs(value) < 0.01:
         return float(f"{value:.1g}")
