@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test test-all test-versions lint format bundle release-check bench gpu setup clean
+.PHONY: demo test test-all test-versions lint format generated bundle release-check bench gpu setup clean
 demo: setup ## Start a server, connect a client, load the default model and show a logit lens.
 	$(BIN)/nnterp-mcp demo
 
@@ -26,6 +26,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+generated: setup ## Write the generated files anew: both references, the stubs, the manifests and the counts of tokens.
+	$(BIN)/python tools/generated.py
 
 bundle: setup ## Pack the bundle for Claude Desktop; needs Node.
 	$(BIN)/python tools/bundle.py --pack dist/nnterp-mcp.mcpb

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import html
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
@@ -222,6 +222,8 @@ class ToolSpec(Generic[_P, _R, _A]):
         name: The tool's name, also its folder's.
         title: A short title for people.
         description: When to use it and what it measures, at most 2 KB: some clients cut there.
+        examples: Arguments of calls that succeed on every loaded model, in any order; the first gives little beyond
+            what is required. The reference shows them, and the tests that run over all tools make them.
         params: Its parameters.
         digest: Cuts a result down to an answer; its annotations say which classes these are.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.
@@ -237,6 +239,7 @@ class ToolSpec(Generic[_P, _R, _A]):
     name: str
     title: str
     description: str
+    examples: Sequence[Mapping[str, Any]] = field(hash=False)
     params: type[_P]
     digest: Callable[[_R], _A]
     figure: Callable[[_R, Arrays], Figure] | None = None

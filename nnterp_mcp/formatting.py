@@ -14,9 +14,11 @@ _LISTED = 5
 SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
+_NOTHING = 1e-6
+"""What a share may lack of 1 by the rounding of its computation."""
+
 _UNSEEN = re.compile(
-    "[\\x00-\\x08\\x0b\\x0c\\x0d-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff"
-    "\\ud800-\\udfff\\U000e0000-\\U000e007f]"
+    "[\\x00-\\x08\\x0b\\x0c\\x0d-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff\\U000e0000-\\U000e007f]"
 )
 """Controls of terminals (C0, C1), separators of lines, controls of direction, tags, halves of characters."""
 
@@ -31,12 +33,14 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def rounded(value: Any, digits: int = SIGNIFICANT) -> Any:
-    """Rounds every float in plain data to so many significant digits."""
+    """Rounds every float in plain data to so many significant digits, none from below to 1: 0.9998 stays."""
 
     def shorten(leaf: Any) -> Any:
         if not isinstance(leaf, float) or leaf == 0.0 or not math.isfinite(leaf):
             return leaf
-        return round(leaf, digits - 1 - math.floor(math.log10(abs(leaf))))
+        near = round(leaf, digits - 1 - math.floor(math.log10(abs(leaf))))
+        below = 1 - abs(leaf)
+        return round(leaf, -math.floor(math.log10(below))) if abs(near) == 1.0 and below > _NOTHING else near
 
     return map_leaves(value, shorten)
 
@@ -58,6 +62,13 @@ def number(value: int | float) -> str:
     return f"{short:.{SIGNIFICANT}g}" if abs(short) < 1e-3 or abs(short) >= 1000 else str(short)
 
 
+def coarse(value: float) -> float:
+    """A number among many: two digits after the point, or one that means something."""
+    if 0 < abs(value) < 0.01:
+        return float(f"{value:.1g}")
+    return round(value, 2 if abs(value) < 10 else 1)
+
+
 def brief(value: float) -> float:
     """Two digits after the point, or two that mean something."""
     return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
@@ -65,7 +76,7 @@ def brief(value: float) -> float:
 
 def percent(share: float) -> str:
     """A share of 1 in per cent."""
-    return f"{number(100 * share)} %"
+    return f"{100 * rounded(share):.5g} %"
 
 
 def size(count: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from nnterp_mcp.formatting import elided, plural, quoted
+from nnterp_mcp.formatting import coarse, elided, plural, quoted
 from nnterp_mcp.request.selectors import SHARED_PAIRS
 
 _SHARED = 3
@@ -81,10 +81,7 @@ def by_layer(layers: Sequence[int], numbers: Mapping[str, Sequence[float]]) -> d
         span = f"layers {layers[0]} to {layers[-1]}"
     else:
         span = f"layers {', '.join(map(str, layers))}"
-    return {
-        f"{elided(name, 40)}, {span}": [round(value, 2 if abs(value) < 10 else 1) for value in values]
-        for name, values in numbers.items()
-    }
+    return {f"{elided(name, 40)}, {span}": [coarse(value) for value in values] for name, values in numbers.items()}
 
 
 def left_out(count: int, noun: str, part: str, instead: str = "") -> list[str]:

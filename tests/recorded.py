@@ -11,6 +11,7 @@ from typing import Any
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.toolset import specs
 from tests.serving import Caller, stdio, text
 
 CAPITALS = {"capital": ["Paris", "Rome"], "traps": "London"}
@@ -95,7 +96,13 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         {"prompts": "The capital of France is", "targets": {"answer": "Paris", "wrong": "London"}, "by": "neuron"},
     ),
 }
-"""What is run, in this order: a tool with its arguments under a name. Vectors come first."""
+EXAMPLES |= {
+    tool: (tool, dict(spec.examples[0]))
+    for tool, spec in specs().items()
+    if spec.place == "worker" and spec.recorded and tool not in {tool for tool, _ in EXAMPLES.values()}
+}
+"""What is run, in this order: a tool with its arguments under a name. Vectors come first; a tool of which no test asks
+for a particular run has its first example."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from generated import SCRIPTS, stale
 from project import PROJECT, ROOT
 
 DIST = ROOT / "dist"
 PLACE = ROOT / "build" / "release"
-GENERATED = ("reference", "api_reference", "server_json", "bundle", "plugin", "stubs", "token_budget")
-"""Scripts in tools/ whose files are part of a release; `--check` says whether these are current."""
-
 HANDSHAKE = [
     {
         "jsonrpc": "2.0",
@@ -97,10 +95,9 @@ def check_generated() -> str:
     Raises:
         SystemExit: One is not current.
     """
-    for script in GENERATED:
-        named = ("-m", "tools.stubs") if script == "stubs" else (f"tools/{script}.py",)
-        run(sys.executable, *named, "--check")
-    return f"{len(GENERATED)} scripts"
+    if failed := stale("--check"):
+        raise SystemExit(f"not current: {', '.join(failed)}; run `make generated`")
+    return f"{len(SCRIPTS)} scripts"
 
 
 def build() -> str:

@@ -25,41 +25,11 @@ from nnterp_mcp.toolset import specs
 
 TARGET = Path(__file__).parent.parent / "docs" / "tokens.md"
 
-PROMPT = "The capital of France is"
-CAPITALS = {"answer": "Paris", "wrong": "Madrid"}
-MOODS = {
-    "positive": ["I love this film so", "She smiled and was very", "What a wonderful day, I feel"],
-    "negative": ["I hate this film so", "She wept and was very", "What a terrible day, I feel"],
+CALLS = {
+    name: spec.examples[0]
+    for name, spec in sorted(specs().items(), key=lambda item: (item[0] != "load_model", item[1].place == "server"))
 }
-RUN = "the run before"
-"""Stands for the id of the run that the call before made."""
-
-CALLS: dict[str, dict[str, Any]] = {
-    "load_model": {"model": "smollm2-135m"},
-    "tokenize": {"prompts": PROMPT},
-    "inspect_model": {},
-    "logit_lens": {"prompts": PROMPT},
-    "patchscope": {"source_prompts": PROMPT},
-    "attention_probs": {"prompts": PROMPT},
-    "generate": {"prompts": PROMPT},
-    "run_prompts": {"prompts": [PROMPT, "The capital of Spain is"], "targets": {"capital": ["Paris", "Madrid"]}},
-    "make_vector": {"name": "joy", "method": "mean_difference", **MOODS},
-    "steer": {"prompts": "I think that my life is", "vector": "joy", "layers": "10:20", "factors": [-4, 4]},
-    "patch_activations": {
-        "clean": PROMPT,
-        "corrupted": {"replace": "France", "with": "Spain"},
-        "targets": CAPITALS,
-    },
-    "attribute": {"prompts": PROMPT, "targets": CAPITALS},
-    "collect_activations": {"prompts": MOODS},
-    "train_probe": {"prompts": MOODS, "folds": 3},
-    "read_run": {"run_id": RUN},
-    "cancel_run": {"run_id": RUN},
-    "edit_model": {"interventions": [{"op": "skip", "layers": 3}]},
-    "session": {},
-    "unload_model": {},
-}
-"""One call of each tool, with little beyond what it needs, in an order in which they work."""
+"""The first example of each tool; those that change or end what is loaded come after the experiments."""
 
 _ROW = re.compile(r"^\| `(\w+)` \| ([\d,]+) \|", re.MULTILINE)
 
@@ -114,7 +84,7 @@ async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
             costs: dict[str, Cost] = {}
             run = ""
             for tool, arguments in CALLS.items():
-                given = {name: run if value == RUN else value for name, value in arguments.items()}
+                given = {name: run if name == "run_id" else value for name, value in arguments.items()}
                 result: Any = await client.call_tool(tool, given)
                 if result.is_error:
                     raise RuntimeError(f"{tool}: {result.content[0].text}")

@@ -76,7 +76,7 @@ def reference() -> str:
 
 
 def section(spec: ToolSpec[Any, Any, Any]) -> str:
-    """One tool: what it does, how it behaves, and its parameters."""
+    """One tool: what it does, how it behaves, its parameters and calls of it."""
     schema = spec.input_schema()
     hints = {
         "reads only": spec.read_only,
@@ -93,6 +93,8 @@ def section(spec: ToolSpec[Any, Any, Any]) -> str:
     lines = [f"## `{spec.name}`\n", f"{spec.description}\n", f"*{spec.title}: {behaviour}.*\n"]
     if rows:
         lines += ["| parameter | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+        calls = (f"`{json.dumps(example, ensure_ascii=False)}`" for example in spec.examples)
+        lines.append(f"For example: {'; '.join(calls)}.\n")
     return "\n".join(lines)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.interpreter.checks import CHECKS
 from tests.interpreter.families import FAMILIES
-from tests.interpreter.runs import CHECKS, Outcome, play
+from tests.interpreter.runs import Outcome, play
 from tests.interpreter.served import play_served, serve
 from tests.interpreter.subject import Subject
 

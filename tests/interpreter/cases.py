@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from nnterp_mcp.toolset import specs
+from tests.interpreter.checks import CHECKS
 from tests.interpreter.subject import Subject
 from tests.interpreter.text import Text
 
@@ -54,6 +56,8 @@ _TOOLS = {
     "make_vector": 1,
 }
 """How often each tool is drawn."""
+_RARE = 3
+"""How often one that is drawn from its examples."""
 
 
 @dataclass
@@ -77,9 +81,14 @@ class Cases:
 
     def draw(self, without: str = "") -> Call:
         """One call."""
-        tools = {tool: weight for tool, weight in _TOOLS.items() if tool != without}
+        tools = _TOOLS | {tool: _RARE for tool in CHECKS if tool not in _TOOLS}
+        tools.pop(without, None)
         tool = self.dice.choices(list(tools), list(tools.values()))[0]
-        return tool, getattr(self, f"_{tool}")()
+        return tool, getattr(self, f"_{tool}")() if tool in _TOOLS else self._example(tool)
+
+    def _example(self, tool: str) -> dict[str, Any]:
+        """An example of a tool, with prompts and operations that are drawn."""
+        return {**self.dice.choice(specs()[tool].examples), **self._call(self.prompts())}
 
     def lasting(self) -> list[dict[str, Any]]:
         """Operations that fit every call."""

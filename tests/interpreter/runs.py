@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from nnterp_mcp.errors import NnterpError
-from tests.interpreter import causal_tools, reading_tools, writing_tools
 from tests.interpreter.cases import Call, Cases
+from tests.interpreter.checks import CHECKS
 from tests.interpreter.comparison import Comparison
 from tests.interpreter.language import Operation
 from tests.interpreter.subject import Subject
-
-Check = Callable[[Subject, dict[str, Any], Any, Comparison], None]
-
-CHECKS: dict[str, Check] = {
-    "generate": writing_tools.generate,
-    "steer": writing_tools.steer,
-    "logit_lens": reading_tools.logit_lens,
-    "run_prompts": reading_tools.run_prompts,
-    "collect_activations": reading_tools.collect_activations,
-    "attention_probs": reading_tools.attention_probs,
-    "patchscope": reading_tools.patchscope,
-    "patch_activations": causal_tools.patch_activations,
-    "attribute": causal_tools.attribute,
-    "make_vector": writing_tools.make_vector,
-}
 
 
 @dataclass(frozen=True)

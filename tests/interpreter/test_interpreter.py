@@ -118,10 +118,18 @@ def test_a_server_with_edits_in_force_and_the_interpreter_agree(family: str, tmp
 
 def test_every_tool_that_takes_interventions_is_compared() -> None:
     from nnterp_mcp.toolset import specs
-    from tests.interpreter.runs import CHECKS
+    from tests.interpreter.checks import CHECKS
 
-    taking = {name for name, spec in specs().items() if "interventions" in spec.params.model_fields}
-    assert {*CHECKS, "edit_model"} == taking | {"make_vector"}
+    taking = {name for name, spec in specs().items() if "interventions" in spec.params.model_fields} - {"edit_model"}
+    for tool in taking - CHECKS.keys():
+        pytest.fail(
+            f"write in tests/interpreter/reading_tools.py what {tool} should answer, computed without this package: "
+            f"`def {tool}(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None`, like "
+            "logit_lens there. Its examples are then drawn with random prompts and interventions; write a method "
+            f"`_{tool}` of Cases in tests/interpreter/cases.py, with a weight in _TOOLS, only if it takes no `prompts`"
+            " or its other arguments should vary too."
+        )
+    assert CHECKS.keys() == taking | {"make_vector"}
 
 
 def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:
@@ -144,8 +152,8 @@ def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:
 
 def test_what_means_something_else_is_noticed(tmp_path: Path) -> None:
     """The same call with another operation in the interpreter's hands differs from what the tool says."""
+    from tests.interpreter.checks import CHECKS
     from tests.interpreter.comparison import Comparison
-    from tests.interpreter.runs import CHECKS
     from tests.interpreter.subject import Subject
 
     subject = Subject.make("llama", "auto", "left", tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 
 from nnterp_mcp.toolset import specs
-from tests.limits.bed import PROMPT, Bed, Tally, made, rows
+from tests.limits.bed import Bed, Tally, made, rows
 from tests.limits.extremes import extremes, large
 from tests.server.test_any_params import arguments, may_unload, valid
 
@@ -72,7 +72,7 @@ def _try_any(bed: Bed, tool: str, calls: int) -> Tally:
     @settings(
         max_examples=calls, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(arguments(tool, known or [{"prompts": PROMPT}]))
+    @given(arguments(tool, known))
     def try_one(chosen: dict[str, object]) -> None:
         if not may_unload(tool, chosen, bed.folder):
             bed.outcome(tool, chosen)

@@ -34,7 +34,7 @@ def digest(result: Result) -> Answer:
     return Answer(finding="")
 
 
-SPEC = ToolSpec(name="asked", title="", description="", params=Asked, digest=digest)
+SPEC = ToolSpec(name="asked", title="", description="", examples=[], params=Asked, digest=digest)
 EXAMPLES: list[dict[str, Any]] = [
     {"op": "add", "layers": 12, "vector": {"positive": " love", "negative": " hate"}, "factor": 8},
     {"op": "add", "site": "token_embeddings", "vector": [0.5, -1], "positions": ["last", {"text": "a"}]},

@@ -54,6 +54,15 @@ MEAN_AND_SCALE: list[dict[str, Any]] = [
     {"op": "mean", "site": "keys", "layers": 1, "steps": [1, 2], "over": [0, 1], "over_positions": "1:"},
     {"op": "scale", "site": "keys", "layers": 1, "factor": 0.5, "prompts": "all"},
 ]
+MORE: dict[str, list[dict[str, Any]]] = {
+    "edit_model": [{"interventions": OPERATIONS[:1]}, {"interventions": []}],
+    "generate": [{"prompts": ["a b c", "d e f g h"], "max_new_tokens": 3, "interventions": MEAN_AND_SCALE}],
+    "patch_activations": [PAIR],
+    "patchscope": [{"source_vectors": "vector", "max_new_tokens": 2}],
+    "steer": [{"prompts": PROMPT, "vector": "vector", "layers": [1], "factors": [1, 2]}],
+}
+"""Calls that the examples have nothing like: of a vector that there is, and of operations on rows that differ."""
+
 NAMES = sorted({name for operation in OPERATIONS for name in operation} | {"renormalise", "of", "seed"})
 
 
@@ -62,39 +71,10 @@ def _nested(depth: int) -> Any:
 
 
 def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
-    """Arguments that a tool takes; none for a tool that is not known here, which is fuzzed from its schema alone."""
-    prompts: list[dict[str, Any]] = [{"prompts": PROMPT}, {"prompts": ["a b", "c d e"], "layers": "1:3"}]
-    known: dict[str, list[dict[str, Any]]] = {
-        "load_model": [{"model": folder}],
-        "unload_model": [{"model": "nothing"}],
-        "session": [{}],
-        "edit_model": [{"interventions": OPERATIONS[:1]}, {"interventions": []}],
-        "cancel_run": [{"run_id": run_id}],
-        "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
-        "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
-        "tokenize": [{"prompts": PROMPT}],
-        "generate": [
-            {"prompts": PROMPT, "max_new_tokens": 2},
-            {"prompts": ["a b c", "d e f g h"], "max_new_tokens": 3, "interventions": MEAN_AND_SCALE},
-        ],
-        "make_vector": [
-            {"name": "made", "method": "mean_difference", "positive": ["a", "b"], "negative": ["c", "d"]},
-            {"name": "made", "method": "random", "norm": 1.0},
-        ],
-        "steer": [{"prompts": PROMPT, "vector": "vector", "layers": [1], "factors": [1, 2]}],
-        "patchscope": [{"source_prompts": PROMPT}, {"source_vectors": "vector", "max_new_tokens": 2}],
-        "run_prompts": [{"prompts": ["a", "b"], "targets": {"one": "a"}}],
-        "logit_lens": prompts,
-        "attention_probs": prompts,
-        "collect_activations": prompts,
-        "attribute": [
-            {"prompts": PROMPT, "targets": {"answer": " a", "wrong": " b"}, "method": method} | more
-            for method, more in (("direct", {"by": "neuron"}), ("gradient", {}), ("patching", {"corrupted": PROMPT}))
-        ],
-        "train_probe": [{"prompts": {"a": ["a b", "c"], "b": ["d", "e"]}, "layers": 1, "shuffles": 1}],
-        "patch_activations": [PAIR, {**PAIR, "sites": "heads_output", "positions": "last", "layers": [1]}],
-    }
-    return known.get(tool, [])
+    """Arguments that a tool takes."""
+    given = {"run_id": run_id} | ({"model": folder} if tool == "load_model" else {})
+    examples = [{name: given.get(name, value) for name, value in one.items()} for one in specs()[tool].examples]
+    return examples + MORE.get(tool, [])
 
 
 def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
@@ -166,7 +146,7 @@ def test_any_arguments_are_answered(tool: str, bed: Bed) -> None:
     assert [bed.outcome(tool, one) for one in known] == [expected] * len(known)
 
     @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-    @given(arguments(tool, known or [{"prompts": PROMPT}]))
+    @given(arguments(tool, known))
     def every_input_is_answered(chosen: dict[str, Any]) -> None:
         assume(not may_unload(tool, chosen, bed.folder))
         bed.outcome(tool, chosen)

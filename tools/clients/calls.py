@@ -1,8 +1,10 @@
-"""Calls of every tool, with a value of each kind that its parameters take."""
+"""The examples of every tool, and calls with a value of each kind that parameters take."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from nnterp_mcp.toolset import specs
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Paris"}]
 OPERATIONS: list[dict[str, Any]] = [
@@ -17,11 +19,11 @@ OPERATIONS: list[dict[str, Any]] = [
 ]
 PROMPTS = {"prompts": ["a", "b c"]}
 CALLS: list[tuple[str, dict[str, Any]]] = [
+    *((tool, dict(example)) for tool, spec in specs().items() for example in spec.examples),
     ("attention_probs", PROMPTS | {"layers": [0, 2], "heads": [1], "query_positions": [0, 1], "top_k": 4}),
     ("attention_probs", PROMPTS | {"heads": 1, "query_positions": {"text": "a"}, "interventions": OPERATIONS}),
     ("attribute", {"prompts": CHAT, "targets": {"x": ["a"], "y": "b"}, "method": "integrated", "steps": 8}),
     ("attribute", PROMPTS | {"targets": [{"x": "a"}, {"x": "b"}], "layers": 1, "top_k": 3}),
-    ("cancel_run", {"run_id": "a-1"}),
     ("collect_activations", {"prompts": {"x": ["a"], "y": [CHAT]}, "layers": [1], "positions": [0, 1]}),
     ("collect_activations", {"prompts": CHAT, "site": "keys", "interventions": OPERATIONS[:1]}),
     ("edit_model", {"interventions": OPERATIONS}),
@@ -30,7 +32,6 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("load_model", {"model": "smollm2-135m", "dtype": "float32"}),
     ("logit_lens", PROMPTS | {"layers": [0, -1], "positions": [{"turn": 1, "role": "user"}], "targets": {"x": ["a"]}}),
     ("make_vector", {"name": "v", "method": "mean_difference", "positive": ["a"], "negative": ["b"], "layers": [1]}),
-    ("make_vector", {"name": "v", "method": "random", "norm": 2, "seed": 3}),
     ("patch_activations", {"clean": ["a"], "corrupted": ["b"], "sites": ["queries"], "heads": [0, 1], "window": 2}),
     ("patch_activations", {"clean": "a", "corrupted": {"noise": 3, "positions": [3], "samples": 4}, "layers": 2}),
     (
@@ -47,10 +48,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("read_run", {"run_id": "a-1", "where": {"layer": [3, 4]}, "columns": ["layer"], "offset": 2, "limit": 5}),
     ("run_prompts", {"prompts": [{"prompt": "a", "targets": {"x": ["a"]}}], "layers": [1], "batch_tokens": 64}),
     ("run_prompts", {"prompts": {"path": "a.csv"}, "readout": "logit_lens"}),
-    ("session", {}),
     ("steer", PROMPTS | {"vector": [1.5, 2.5], "layers": [1, 2], "factors": [1, 2], "max_new_tokens": 2}),
     ("steer", PROMPTS | {"vector": {"positive": "a", "negative": "b"}, "layers": 1, "factors": 2}),
     ("tokenize", {"prompts": [CHAT, CHAT], "chat": True}),
     ("train_probe", {"prompts": {"x": ["a", "b"], "y": ["c"]}, "folds": 3, "shuffles": 2, "layers": [0, 1]}),
-    ("unload_model", {"model": "m"}),
 ]

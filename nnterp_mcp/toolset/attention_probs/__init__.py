@@ -16,6 +16,10 @@ SPEC = ToolSpec(
         "the strongest pairs; with query_positions, what these tokens read. Heads are also scored on "
         "repeated random tokens. Attention shows where information could be read, not its use."
     ),
+    examples=[
+        {"prompts": "The capital of France is"},
+        {"prompts": ["A B A B A", "one two"], "layers": "1:3", "query_positions": "last"},
+    ],
     params=AttentionProbsParams,
     digest=digest,
     figure=figure,

@@ -13,6 +13,7 @@ SPEC = ToolSpec(
         "Stop a run that takes too long: ends it before its next batch and answers once the model is free. "
         "What the run had finished is kept, marked partial."
     ),
+    examples=[{"run_id": "logit_lens-k3f7qa"}],
     params=CancelRunParams,
     digest=digest,
     place="server",

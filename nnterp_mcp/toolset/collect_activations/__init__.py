@@ -15,6 +15,10 @@ SPEC = ToolSpec(
         "prompts lie apart: by layer norms, cosine and gap between group means next to those of random "
         "groups, and principal components."
     ),
+    examples=[
+        {"prompts": {"positive": ["I love this film", "I won"], "negative": ["I hate this film", "I lost"]}},
+        {"prompts": ["Rome is", "one two three"], "positions": "all", "layers": "1:3"},
+    ],
     params=CollectActivationsParams,
     digest=digest,
     figure=figure,

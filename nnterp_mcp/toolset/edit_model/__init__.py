@@ -13,6 +13,7 @@ SPEC = ToolSpec(
         "Keep interventions active in every later call on a model, by any client, until they are cleared or "
         "the model is unloaded. Answers name them; generate's baseline stays unedited."
     ),
+    examples=[{"interventions": [{"op": "skip", "layers": 3}]}, {"interventions": []}],
     params=EditModelParams,
     digest=digest,
     place="server",

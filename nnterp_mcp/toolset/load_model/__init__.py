@@ -14,6 +14,7 @@ SPEC = ToolSpec(
         "stays for every tool and client until unload_model, and checks that readings will be exact. The "
         "answer names the model's handle."
     ),
+    examples=[{"model": "smollm2-135m"}],
     params=LoadModelParams,
     digest=digest,
     place="server",

@@ -15,6 +15,15 @@ SPEC = ToolSpec(
         "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random; "
         "file. Reports how well unseen prompts are told apart."
     ),
+    examples=[
+        {
+            "name": "joy",
+            "method": "mean_difference",
+            "positive": ["I love this film so", "She smiled and was very", "What a wonderful day, I feel"],
+            "negative": ["I hate this film so", "She wept and was very", "What a terrible day, I feel"],
+        },
+        {"name": "chance", "method": "random", "norm": 2.0, "seed": 7},
+    ],
     params=MakeVectorParams,
     digest=digest,
     read_only=False,

@@ -16,6 +16,10 @@ SPEC = ToolSpec(
         "target. The default target makes it repeat a token; 'Syria: a country\\nx' with target_position "
         '{"text": "x"} and max_new_tokens makes it describe one. Silence does not prove absence.'
     ),
+    examples=[
+        {"source_prompts": "The capital of France is"},
+        {"source_prompts": "The capital of France", "source_layers": [1, 2], "max_new_tokens": 2},
+    ],
     params=PatchscopeParams,
     digest=digest,
     figure=figure,

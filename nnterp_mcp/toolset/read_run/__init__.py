@@ -13,6 +13,10 @@ SPEC = ToolSpec(
         "Wait for a run, or read all that it holds: its answer, tables of every number (paged and filtered), "
         "arrays, and the record of how it was made. Runs outlive the server."
     ),
+    examples=[
+        {"run_id": "logit_lens-k3f7qa"},
+        {"run_id": "logit_lens-k3f7qa", "part": "readings.layers", "where": {"layer": 1}},
+    ],
     params=ReadRunParams,
     digest=digest,
     place="server",

@@ -15,6 +15,19 @@ SPEC = ToolSpec(
         "next token, how often each category is most likely and the top token, the layer from which each "
         "prompt's final top token leads, and the prompts in which the first category is least likely."
     ),
+    examples=[
+        {
+            "prompts": ["The capital of France is", "The capital of Spain is"],
+            "targets": {"capital": ["Paris", "Madrid"]},
+        },
+        {
+            "prompts": [
+                {"prompt": "Rome is in", "targets": {"country": "Italy"}},
+                {"prompt": "Oslo is in", "targets": {"country": "Norway"}},
+            ],
+            "readout": "logit_lens",
+        },
+    ],
     params=RunPromptsParams,
     digest=digest,
     figure=figure,

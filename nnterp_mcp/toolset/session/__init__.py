@@ -14,6 +14,7 @@ SPEC = ToolSpec(
         "(each fits only the weights it was made on) and the saved prompt sets. save_set stores prompts, with "
         'groups and targets, that every tool then takes as {"set": NAME}, or {"set": NAME, "group": GROUP}.'
     ),
+    examples=[{}],
     params=SessionParams,
     digest=digest,
     place="server",

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nnterp_mcp.contract import Params
 from nnterp_mcp.request.prompt_sets import ContentsField
 from nnterp_mcp.request.vectors import VectorName
 
 
+def _require_text(given: Any) -> Any:
+    if isinstance(given, Mapping | list):
+        raise ValueError(
+            'save_set is the name alone: give save_set="capitals" and the prompts in the argument prompts, '
+            "as a list or as {group: list}"
+        )
+    return given
+
+
 class SessionParams(Params):
     """A prompt set to save or to delete; nothing to list what there is."""
 
     save_set: Annotated[
-        VectorName | None, Field(description='Name to save prompts under; later calls give {"set": NAME} for them.')
+        VectorName | None,
+        BeforeValidator(_require_text),
+        Field(description='Name to save prompts under; later calls give {"set": NAME} for them.'),
     ] = None
     prompts: ContentsField | None = None
     delete_set: Annotated[VectorName | None, Field(description="A saved prompt set to delete.")] = None

@@ -16,6 +16,21 @@ SPEC = ToolSpec(
         "the baseline: KL(steered || baseline) in nats, targets, and generated text (steered at every token) "
         "with its perplexity under the unedited model. `push` is the length added divided by the state's."
     ),
+    examples=[
+        {
+            "prompts": "I think that my life is",
+            "vector": {"positive": " good", "negative": " bad"},
+            "layers": [1, 2],
+            "factors": [-4, 4],
+        },
+        {
+            "prompts": "I feel",
+            "vector": {"positive": " Paris", "negative": " Rome"},
+            "layers": 2,
+            "factors": 3,
+            "max_new_tokens": 3,
+        },
+    ],
     params=SteerParams,
     digest=digest,
     figure=figure,

@@ -15,6 +15,7 @@ SPEC = ToolSpec(
         ' of it), and with "part": "after" what the template writes after it. A chat that ends with the '
         'assistant\'s message is continued, unless that has "closed": true.'
     ),
+    examples=[{"prompts": "The capital of France is"}],
     params=TokenizeParams,
     digest=digest,
     recorded=False,

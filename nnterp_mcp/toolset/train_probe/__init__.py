@@ -15,6 +15,15 @@ SPEC = ToolSpec(
         "layer, next to shuffled labels, the largest class and prompt length. It does not show that the "
         "model uses it. save_as keeps the directions for steer."
     ),
+    examples=[
+        {
+            "prompts": {
+                "positive": ["I love this film so", "She smiled and was very", "What a wonderful day, I feel"],
+                "negative": ["I hate this film so", "She wept and was very", "What a terrible day, I feel"],
+            },
+            "folds": 3,
+        },
+    ],
     params=TrainProbeParams,
     digest=digest,
     figure=figure,

@@ -85,12 +85,11 @@ def _finding(result: TrainProbeResult, best: ProbedLayer) -> str:
     where = "on the embeddings" if best.layer is None else f"at layer {best.layer}"
     control = "the best layer gives" if several else "it is"
     return (
-        f"{result.method} probes ({result.site} of {result.model}) for {names}: the held-out accuracy {where}"
-        f"{', the best layer,' if several else ''} is {number(best.accuracy)} "
-        f"(95 %: {number(best.low)} to {number(best.high)}); with shuffled labels {control} "
-        f"{number(fmean(chance))}, at most {number(max(chance))} over {plural(len(chance), 'shuffle')}; the largest "
-        f"class alone gives {number(result.majority)}, prompt length alone {number(result.length)}. "
-        f"{_verdict(result, best)}"
+        f"{result.method} probes ({result.site} of {result.model}) for {names}: the held-out accuracy "
+        f"{where}{', the best layer,' if several else ''} is {number(best.accuracy)} (95 %: {number(best.low)} to "
+        f"{number(best.high)}); with shuffled labels {control} {number(fmean(chance))}, at most {number(max(chance))} "
+        f"over {plural(len(chance), 'shuffle')}; the largest class alone gives {number(result.majority)}, prompt "
+        f"length alone {number(result.length)}. {_verdict(result, best)}"
     )
 
 

@@ -13,6 +13,7 @@ SPEC = ToolSpec(
         "Free memory: ends a model's process, which returns all of its memory. Calls that are running on the "
         "model end with an error."
     ),
+    examples=[{"model": "smollm2-135m"}],
     params=UnloadModelParams,
     digest=digest,
     place="server",
