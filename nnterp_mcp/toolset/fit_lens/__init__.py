@@ -17,6 +17,17 @@ SPEC = ToolSpec(
         "compute. Reports KL(last layer || layer) on built-in texts, next to the logit lens. If it is "
         "cancelled, a Jacobian lens of the prompts that are done is kept."
     ),
+    examples=[
+        {
+            "name": "tuned",
+            "method": "tuned",
+            "prompts": [
+                "The river bends twice before it reaches the town.",
+                "Two astronauts walked on the Moon while a third circled above them.",
+            ],
+            "skip_first": 1,
+        },
+    ],
     params=FitLensParams,
     digest=digest,
     figure=figure,
