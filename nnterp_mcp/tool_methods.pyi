@@ -10,7 +10,6 @@ from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
-from nnterp_mcp.toolset.fit_lens.result import FitLensResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
 from nnterp_mcp.toolset.logit_lens.result import LogitLensResult
@@ -64,16 +63,6 @@ class ToolMethods:
         pool: Literal["none", "mean", "last"] = "none",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> CollectActivationsResult: ...
-    def fit_lens(
-        self,
-        name: str,
-        method: Literal["jacobian", "tuned"],
-        prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
-        *,
-        layers: int | str | Sequence[int] = "all",
-        skip_first: int = 16,
-        merge: str | None = None,
-    ) -> FitLensResult: ...
     def generate(
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
@@ -98,7 +87,7 @@ class ToolMethods:
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         top_k: int = 3,
         targets: Mapping[str, Any] | None = None,
-        lens: str = "logit",
+        lens: Literal["logit", "inverse"] = "logit",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> LogitLensResult: ...
     def make_vector(
@@ -129,7 +118,6 @@ class ToolMethods:
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         norm: float | None = None,
         seed: int = 0,
-        lens: str | None = None,
         file: str | None = None,
     ) -> MakeVectorResult: ...
     def patch_activations(

@@ -64,7 +64,9 @@ def test_the_library_s_snippets_run(tmp_path: Path):
 
 @pytest.mark.slow
 def test_snippets_pass_a_type_checker(tmp_path: Path):
-    for number, block in enumerate([*snippets(ROOT / "README.md"), "\n".join(snippets(LIBRARY))]):
+    pages = (ROOT / "README.md", ROOT / "docs" / "methods" / "translated-lenses.md")
+    blocks = [block for page in pages for block in snippets(page)]
+    for number, block in enumerate([*blocks, "\n".join(snippets(LIBRARY))]):
         (tmp_path / f"snippet_{number}.py").write_text(block)
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

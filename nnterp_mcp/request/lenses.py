@@ -1,28 +1,15 @@
-"""Lenses by name: what a caller may write, and what is known of a fitted lens without its numbers."""
+"""Lenses as a caller names them, and what is known of a fitted one without its numbers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from nnterp_mcp.request.arguments import LONGEST_STRING, shown
-from nnterp_mcp.request.vectors import LONGEST_VECTOR, check_name
+from nnterp_mcp.formatting import plural
+from nnterp_mcp.request.arguments import LONGEST_STRING
 
 LensMethod = Literal["jacobian", "tuned"]
-
-OWN: tuple[str, str] = ("logit", "inverse")
-"""The lenses that need no fit: the model's own norm and head, and the same with negated logits."""
-
-
-def _check_name(name: str) -> str:
-    if check_name(name) in OWN:
-        raise ValueError(f"{shown(name)} is the name of a lens that needs no fit: choose another")
-    return name
-
-
-LensName = Annotated[str, Field(max_length=LONGEST_VECTOR), AfterValidator(_check_name)]
-"""A lens is named as a vector is."""
 
 LensChoice = Annotated[
     str,
@@ -30,8 +17,8 @@ LensChoice = Annotated[
         min_length=1,
         max_length=LONGEST_STRING,
         description=(
-            "logit; inverse: the tokens that a layer most demotes; or a lens of fit_lens, or the path of a published "
-            "Jacobian lens (.pt) or tuned lens (params.pt)."
+            "logit; inverse: the tokens that a layer most demotes; or the file of a Jacobian or tuned lens "
+            "(.safetensors, .pt), read next to the logit lens."
         ),
     ),
 ]
@@ -41,7 +28,7 @@ class LensCard(BaseModel):
     """What is known of a fitted lens.
 
     Attributes:
-        name: Its name, or its file's.
+        name: Its file's name.
         method: How it translates states.
         prompts: The number of prompts that it was fitted on; None where its file does not say.
         corpus: What these were, as its file says.
@@ -56,8 +43,8 @@ class LensCard(BaseModel):
 
     def __str__(self) -> str:
         """As answers name it."""
-        method = {"jacobian": "Jacobian", "tuned": "tuned"}[self.method]
+        kind = {"jacobian": "Jacobian", "tuned": "tuned"}[self.method]
         if self.prompts is None:
-            return f"{method} lens {self.name!r}"
+            return f"{kind} lens {self.name!r}"
         of = f" of {self.corpus}" if self.corpus else ""
-        return f"{method} lens {self.name!r} (fitted on {self.prompts} prompt{'' if self.prompts == 1 else 's'}{of})"
+        return f"{kind} lens {self.name!r} (fitted on {plural(self.prompts, 'prompt')}{of})"

@@ -33,17 +33,7 @@ RISING = [
     for i in range(10)
 ]
 SHORT = {"categories": {"capital": ["Paris", " Paris"]}}
-FITTED: dict[str, Any] = {"lens": "own", "fitted": {"name": "own", "method": "jacobian", "prompts": 124}}
-
-
-def fit(**more: Any) -> dict[str, Any]:
-    layers = [
-        {"layer": at, "kl": 5 - at / 2, "plain_kl": 15.0 - at, "agreement": at / 10, "plain_agreement": at / 20}
-        for at in range(10)
-    ]
-    return {"model": "tiny", "card": FITTED["fitted"], "tokens": 3210, "checked": 38, "layers": layers} | more
-
-
+FITTED: dict[str, Any] = {"lens": "own.pt", "fitted": {"name": "own.pt", "method": "jacobian", "prompts": 124}}
 CARD: dict[str, Any] = {
     "handle": "tiny",
     "architecture": "LlamaForCausalLM",
@@ -103,8 +93,6 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "logit_lens",
         lens([reading(RISING, 7, plain_leads_from=8), reading(RISING, 9, prompt=1, plain_leads_from=9)], **FITTED),
     ),
-    "fit": ("fit_lens", fit()),
-    "fit that is merged": ("fit_lens", fit(merged=100, replaced=True)),
     "model": ("load_model", CARD),
     "model that was checked before": ("load_model", CARD | {"checked_before": True}),
     "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),

@@ -79,7 +79,9 @@ def read_lens_file(path: Path) -> LensTranslation:
     try:
         lens = _read(path)
     except pickle.UnpicklingError as error:
-        raise Forbidden(f"{path.name} is a pickle of more than tensors, which could run code") from error
+        raise Forbidden(
+            f"{path.name} does not hold tensors alone: other pickles are not read, for they could run code"
+        ) from error
     except NnterpError:  # some of ours are errors of the system too
         raise
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:

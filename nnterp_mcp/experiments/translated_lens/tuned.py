@@ -22,7 +22,7 @@ from nnterp_mcp.experiments.translated_lens.translation import (
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 
-RIDGE = 1e-3
+RIDGE = 0.1
 """Penalty on W, as a share of the mean variance of a component of the states."""
 
 

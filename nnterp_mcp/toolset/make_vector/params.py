@@ -11,7 +11,6 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
 from nnterp_mcp.request.fields import ProbedLayers, ProbedPositions
-from nnterp_mcp.request.lenses import LensName
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
 from nnterp_mcp.request.vectors import VectorName
 
@@ -41,7 +40,7 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "principal_component": ("run", "layers", "positions", "norm"),
     "activation": ("run", "layers", "positions", "norm"),
     "embedding_difference": ("negative", "norm"),
-    "unembedding_difference": ("negative", "lens", "norm"),
+    "unembedding_difference": ("negative", "norm"),
     "random": ("seed",),
     "file": ("layers", "norm"),
     "delete": (),
@@ -84,10 +83,6 @@ class MakeVectorParams(ModelParams):
     positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed with which the method random draws.")] = 0
-    lens: Annotated[
-        LensName | None,
-        Field(description="For unembedding_difference: a lens of fit_lens, to get one direction for each layer."),
-    ] = None
     file: Annotated[
         str | None,
         Field(

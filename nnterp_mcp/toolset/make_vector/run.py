@@ -25,7 +25,6 @@ from nnterp_mcp.experiments.steering_vectors import (
     random_direction,
     token_difference,
 )
-from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
@@ -35,7 +34,6 @@ from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
 from nnterp_mcp.worker.dominance import dominant_in_means
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.lenses import find_lens
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -139,15 +137,7 @@ def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:
     texts = [str(prompts[0]) if prompts else None for prompts in (params.positive, params.negative)]
     matrix = params.method.removesuffix("_difference") + "s"
     asked = TokenDifference.model_validate({"positive": texts[0], "negative": texts[1], "of": matrix})
-    made = token_difference(bench.model, asked)
-    found = find_lens(bench, params.lens) if params.lens is not None else None
-    return made if found is None else _through(found[0], made, bench.model.num_layers)
-
-
-def _through(lens: LensTranslation, made: Directions, num_layers: int) -> Directions:
-    """The direction at each layer that the lens translates to this one."""
-    layers = sorted({*lens.layers, num_layers - 1})
-    return Directions(layers, torch.cat([lens.pull_back(made.vectors, layer) for layer in layers]))
+    return token_difference(bench.model, asked)
 
 
 def _from_file(bench: Bench, params: MakeVectorParams) -> Directions:
