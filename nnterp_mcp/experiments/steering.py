@@ -279,7 +279,7 @@ def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, compare: C
         return compare([0] * (1 + len(order)))
 
     for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-        branches = Branches(model, base, edits, reduction=reduce, batch_tokens=runs.work.batch_tokens)
+        branches = Branches(model, base, edits, reduction=reduce, work=runs.work)
         for batch in branches.run():
             yield [baseline, *batch.rows], batch.numbers
 
@@ -315,7 +315,7 @@ def _generate(
         return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
     for baseline, base, edits in runs.by_prompt(speaking):
-        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=runs.work.batch_tokens)
+        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, work=runs.work)
         for batch in branches.run():
             said |= zip([baseline, *batch.rows], [batch.base_continuation, *batch.continuations], strict=True)
             report(len(said))

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from nnterp_mcp.nnterp.packing import read_packed
 from torch import Tensor
 
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import read_lens
-from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
+from nnterp_mcp.experiments.patched_target import patch_target, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.nnterp.packing import read_packed
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from nnterp_mcp.verification.tiny_configs import WINDOW
 

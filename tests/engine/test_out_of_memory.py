@@ -17,9 +17,9 @@ from nnterp_mcp.engine.generation import find_way, generate
 from nnterp_mcp.engine.prefix_sharing import Sharing, known_sharing
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
+from nnterp_mcp.experiments.patched_target import patch_target, resolve_target
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.target_prompts import TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model

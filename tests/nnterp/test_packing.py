@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nnterp_mcp.nnterp.packing import PACKED_TOKENS, read_packed
 from transformers import DynamicCache
 
-from nnterp_mcp.experiments.patchscope import Target, resolve_target
+from nnterp_mcp.experiments.patched_target import Target, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.nnterp import packing
-from nnterp_mcp.nnterp.packing import PACKED_TOKENS, read_packed
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 TARGET = resolve_target([3, 14, 15, 9, 26, 5, 35], 5)
