@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from nnsight.util import apply
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnterp_mcp.engine.executors.execution import execute
 from nnterp_mcp.engine.hook_points import Place, in_order
@@ -64,10 +64,14 @@ class PackedPass:
         tokens: The tokens whose states are read.
         layers: The layers after which they are read.
         continuations: The continuations of the last text.
+        last: The last layer that runs; its output has as many columns as the model's inputs again.
 
     Attributes:
         places: The hook points, in the order in which the model comes to them.
         states: The states of the tokens after each layer that was read.
+        tail: The number of columns of a continuation: the replaced token and those behind it.
+        columns: The number of columns when all continuations have joined.
+        whole: The number of columns of the model's inputs: one that none of its other dimensions has.
     """
 
     skipped: Collection[int] = ()
@@ -79,28 +83,22 @@ class PackedPass:
         tokens: Sequence[Token],
         layers: Sequence[int],
         continuations: Sequence[Continuation],
+        last: int,
     ) -> None:
         self.texts = texts
         self.position = position
         self.states: dict[int, Float[Tensor, "token hidden"]] = {}
-        self.places = in_order(
-            {Place("layers_output", layer) for layer in (*layers, *(one.layer for one in continuations))}
-        )
+        touched = {*layers, *(one.layer for one in continuations), last}
+        self.places = in_order(Place("layers_output", layer) for layer in touched)
         self._ends = list(accumulate(map(len, texts)))
         self._columns = torch.tensor([self._ends[text] - len(texts[text]) + at for text, at in tokens])
         self._layers = frozenset(layers)
+        self._last = last
         self._order = sorted(range(len(continuations)), key=lambda row: continuations[row].layer)
         self.continuations = continuations
-
-    @property
-    def columns(self) -> int:
-        """The number of columns when all continuations have joined."""
-        return self._ends[-1] + self.tail * len(self.continuations)
-
-    @property
-    def tail(self) -> int:
-        """The number of columns of a continuation: the replaced token and those behind it."""
-        return len(self.texts[-1]) - self.position
+        self.tail = len(texts[-1]) - position
+        self.columns = self._ends[-1] + self.tail * len(continuations)
+        self.whole = _next_prime(max(_SMALLEST_WIDTH, self.columns))
 
     @property
     def outcomes(self) -> list[int]:
@@ -113,10 +111,10 @@ class PackedPass:
         return self._ends[-1] + self.tail * sum(one.layer < layer for one in self.continuations)
 
     def inputs(self, model: StandardizedTransformer) -> dict[str, Any]:
-        """The model's inputs: wide enough for all columns, and of a width that none of its other dimensions has."""
+        """The model's inputs, with every column from the start."""
         texts = [*self.texts, *[self.texts[-1][self.position :]] * len(self._order)]
         firsts = [0] * len(self.texts) + [self.position] * len(self._order)
-        width = _next_prime(max(_SMALLEST_WIDTH, self.columns))
+        width = self.whole
         owners = torch.tensor([owner for owner, text in enumerate(texts) for _ in text])
         seen = owners[:, None] == owners
         seen[self._ends[-1] :, self._ends[-1] - len(self.texts[-1]) : self._ends[-1] - self.tail] = True
@@ -137,12 +135,12 @@ class PackedPass:
         layer, joining = place.layer, [one for one in self.continuations if one.layer == place.layer]
         if layer in self._layers:
             self.states[layer] = value[0].index_select(0, self._columns.to(value.device))
-        if not joining:
-            return value
-        end = self._ends[-1]
-        tails = value[:, end - self.tail : end].repeat(len(joining), 1, 1)
-        tails[:, 0] = torch.stack([self.states[one.source_layer][one.token].to(value.device) for one in joining])
-        return torch.cat([value, tails.flatten(0, 1)[None]], dim=1)
+        if joining:
+            end = self._ends[-1]
+            tails = value[:, end - self.tail : end].repeat(len(joining), 1, 1)
+            tails[:, 0] = torch.stack([self.states[one.source_layer][one.token].to(value.device) for one in joining])
+            value = torch.cat([value, tails.flatten(0, 1)[None]], dim=1)
+        return nn.functional.pad(value, (0, 0, 0, self.whole - value.shape[1])) if layer == self._last else value
 
 
 def run_packed(model: StandardizedTransformer, packed: PackedPass) -> Float[Tensor, "row vocabulary"]:
@@ -156,7 +154,7 @@ def run_packed(model: StandardizedTransformer, packed: PackedPass) -> Float[Tens
     keeps = "logits_to_keep" in inspect.signature(model.module.forward).parameters
     if keeps:
         inputs["logits_to_keep"] = ends
-    with _narrowed(model, inputs["input_ids"].shape[1], packed.width):
+    with _narrowed(model, packed.whole, packed.width):
         logits = execute(model, inputs, packed, lambda made: (made[0] if keeps else made[0, ends]).float())
     assert logits is not None
     return logits

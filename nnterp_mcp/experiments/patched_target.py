@@ -114,7 +114,7 @@ class SourceTokens:
         texts = [*(prompt.ids for prompt in self.work.prompts), target.ids]
         tokens = [Token(text, at) for text, here in enumerate(self.positions) for at in here]
         rows = [Continuation(token, *pair) for token in range(len(tokens)) for pair in pairs]
-        packed = PackedPass(texts, target.position, tokens, self.layers, rows)
+        packed = PackedPass(texts, target.position, tokens, self.layers, rows, model.anatomy.last.index)
 
         def run() -> SourceStates:
             check_memory(model, 1, packed.columns, model.attention == "eager")
