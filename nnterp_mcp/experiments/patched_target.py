@@ -139,7 +139,7 @@ class SourceTokens:
             return all(agree(model, *part) for part in parts)
 
         def read() -> SourceStates | None:
-            exact = recall(model.module, ("packed", model.attention), packed.columns, is_exact)
+            exact = recall(model.module, ("packed", model.attention), max(map(len, texts)), is_exact)
             return run() if exact else None
 
         (found,) = (_pays(model, packed) and attempt(model, read)) or (None,)
