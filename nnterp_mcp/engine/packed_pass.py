@@ -143,6 +143,7 @@ class PackedPass:
         return nn.functional.pad(value, (0, 0, 0, self.whole - value.shape[1])) if layer == self._last else value
 
 
+@torch.inference_mode()
 def run_packed(model: StandardizedTransformer, packed: PackedPass) -> Float[Tensor, "row vocabulary"]:
     """Runs a packed pass.
 
