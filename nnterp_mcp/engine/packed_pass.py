@@ -41,7 +41,7 @@ class Token(NamedTuple):
     position: int
 
 
-class Continuation(NamedTuple):
+class PatchedText(NamedTuple):
     """The last text with one state replaced.
 
     Attributes:
@@ -82,7 +82,7 @@ class PackedPass:
         position: int,
         tokens: Sequence[Token],
         layers: Sequence[int],
-        continuations: Sequence[Continuation],
+        continuations: Sequence[PatchedText],
         last: int,
     ) -> None:
         self.texts = texts

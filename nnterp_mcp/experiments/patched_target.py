@@ -15,7 +15,7 @@ from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.observation import observe, reduce_logits
-from nnterp_mcp.engine.packed_pass import Continuation, PackedPass, Token, run_packed
+from nnterp_mcp.engine.packed_pass import PackedPass, PatchedText, Token, run_packed
 from nnterp_mcp.engine.prefix_sharing import agree, recall
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload, check_memory
@@ -58,7 +58,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class SourceStates:
+class SourceReadings:
     """The states of sources and, where one pass gave both, the logits of the target prompt that they are put into.
 
     Attributes:
@@ -72,7 +72,7 @@ class SourceStates:
     layers: Sequence[int]
     logits: Float[Tensor, "row vocabulary"] | None = None
 
-    def some(self, sources: Sequence[int]) -> SourceStates:
+    def some(self, sources: Sequence[int]) -> SourceReadings:
         """Some of the sources, by number."""
         chosen, logits = list(sources), self.logits
         if logits is not None:
@@ -95,13 +95,13 @@ class SourceTokens:
     positions: Sequence[Sequence[int]]
     layers: Sequence[int]
 
-    def read(self, model: StandardizedTransformer) -> SourceStates:
+    def read(self, model: StandardizedTransformer) -> SourceReadings:
         """Reads the states in the order of the prompts and their positions."""
-        return SourceStates(read_states(model, self.work, self.positions, self.layers), self.layers)
+        return SourceReadings(read_states(model, self.work, self.positions, self.layers), self.layers)
 
     def read_for(
         self, model: StandardizedTransformer, target: Target, pairs: Sequence[LayerPair], *, max_new_tokens: int = 0
-    ) -> SourceStates:
+    ) -> SourceReadings:
         """Reads the states, in one pass with the patched target prompt where the model reads short texts so.
 
         Args:
@@ -113,14 +113,14 @@ class SourceTokens:
             return self.read(model)
         texts = [*(prompt.ids for prompt in self.work.prompts), target.ids]
         tokens = [Token(text, at) for text, here in enumerate(self.positions) for at in here]
-        rows = [Continuation(token, *pair) for token in range(len(tokens)) for pair in pairs]
+        rows = [PatchedText(token, *pair) for token in range(len(tokens)) for pair in pairs]
         packed = PackedPass(texts, target.position, tokens, self.layers, rows, model.anatomy.last.index)
 
-        def run() -> SourceStates:
+        def run() -> SourceReadings:
             check_memory(model, 1, packed.columns, model.attention == "eager")
             logits = run_packed(model, packed)
             states = torch.stack([packed.states[layer].to(model.device) for layer in self.layers], dim=1)
-            return SourceStates(states, self.layers, logits)
+            return SourceReadings(states, self.layers, logits)
 
         def is_exact() -> bool:
             """Compares with the sources alone, and with branches of the target prompt."""
@@ -138,18 +138,21 @@ class SourceTokens:
             ]
             return all(agree(model, *part) for part in parts)
 
-        def read() -> SourceStates | None:
+        def read() -> SourceReadings | None:
             exact = recall(model.module, ("packed", model.attention), max(map(len, texts)), is_exact)
             return run() if exact else None
 
-        (found,) = (_pays(model, packed) and attempt(model, read)) or (None,)
+        (found,) = (_pays(model, packed, target) and attempt(model, read)) or (None,)
         return found or self.read(model)
 
 
-def _pays(model: StandardizedTransformer, packed: PackedPass) -> bool:
+def _pays(model: StandardizedTransformer, packed: PackedPass, target: Target) -> bool:
     """True for a packed pass of few columns, whose texts are encoded alike and whose states go upwards."""
     kinds = {lengths_of(model.module).kind(len(text)) for text in packed.texts}
-    few = packed.columns <= PACKED_COLUMNS and len(packed.continuations) < LOGITS_AT_ONCE // model.vocab_size
+    few = (
+        packed.columns <= min(PACKED_COLUMNS, target.work.batch_tokens)
+        and len(packed.continuations) < LOGITS_AT_ONCE // model.vocab_size
+    )
     return few and len(kinds) == 1 and all(one.source_layer <= one.layer for one in packed.continuations)
 
 
@@ -190,7 +193,7 @@ def patch_target(
 def run_patches(
     model: StandardizedTransformer,
     target: Target,
-    sources: SourceStates,
+    sources: SourceReadings,
     pairs: Sequence[LayerPair],
     *,
     reduction: Callable[[Sequence[int]], LogitReduction] | None = None,

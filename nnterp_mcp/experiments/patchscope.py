@@ -14,7 +14,7 @@ from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRo
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_rows
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.patched_target import LayerPair, SourceStates, Target, run_patches
+from nnterp_mcp.experiments.patched_target import LayerPair, SourceReadings, Target, run_patches
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.selectors import resolve_layers
 
@@ -40,7 +40,7 @@ class PatchscopeReadings:
 
 def read_patchscope(
     model: StandardizedTransformer,
-    sources: SourceStates,
+    sources: SourceReadings,
     target: Target,
     pairs: Sequence[LayerPair],
     *,

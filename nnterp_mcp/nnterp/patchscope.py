@@ -15,7 +15,7 @@ from torch import Tensor
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, run_halving
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.patched_target import SourceStates, SourceTokens, Target, resolve_target, run_patches
+from nnterp_mcp.experiments.patched_target import SourceReadings, SourceTokens, Target, resolve_target, run_patches
 from nnterp_mcp.experiments.patchscope import layers_in_order
 from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, repeat_prompt
 from nnterp_mcp.model.loading.adoption import standardize
@@ -144,7 +144,7 @@ def patchscope_lens(
         tokens = _last_tokens(model, texts, chosen)
         states = tokens.read_for(model, targets[0][0], pairs) if len(targets) == 1 else tokens.read(model)
     else:
-        states, pairs = SourceStates(given.transpose(0, 1), range(len(chosen))), list(enumerate(chosen))
+        states, pairs = SourceReadings(given.transpose(0, 1), range(len(chosen))), list(enumerate(chosen))
     probs = torch.empty(count, len(chosen), model.vocab_size)
     for target, sources in targets:
         at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))

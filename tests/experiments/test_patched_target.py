@@ -15,7 +15,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.patched_target import (
     PACKED_COLUMNS,
     LayerPair,
-    SourceStates,
+    SourceReadings,
     SourceTokens,
     Target,
     resolve_target,
@@ -30,7 +30,7 @@ SHORT = [3, 14, 15, 9, 26, 5, 35]
 
 def read(
     model: StandardizedTransformer, texts: Sequence[Sequence[int]], target: Target, pairs: Sequence[LayerPair]
-) -> SourceStates:
+) -> SourceReadings:
     """The states of the last token of each text and, where it has several, of the first."""
     work = Workload([EncodedPrompt(row, "", list(ids), []) for row, ids in enumerate(texts)])
     positions = [sorted({0, len(ids) - 1}) for ids in texts]

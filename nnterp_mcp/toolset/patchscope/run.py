@@ -20,7 +20,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import top_tokens
-from nnterp_mcp.experiments.patched_target import LayerPair, SourceStates, SourceTokens, Target
+from nnterp_mcp.experiments.patched_target import LayerPair, SourceReadings, SourceTokens, Target
 from nnterp_mcp.experiments.patchscope import PatchscopeReadings, pair_layers, read_patchscope
 from nnterp_mcp.experiments.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -76,7 +76,7 @@ class _Sources:
         origins: Where each source comes from.
     """
 
-    read: SourceStates
+    read: SourceReadings
     pairs: list[LayerPair]
     origins: list[_Origin]
 
@@ -300,7 +300,7 @@ def _gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str]
     )
     words, ids = _words(params.targets, model.tokenizer), list(targets.ids.values())
     origins = [_Origin(words, ids, vector=name) for name in kept]
-    return _Sources(SourceStates(params.factor * states.to(model.device), layers), pairs, origins)
+    return _Sources(SourceReadings(params.factor * states.to(model.device), layers), pairs, origins)
 
 
 def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_layers: int) -> list[int]:

@@ -31,7 +31,7 @@ from nnterp_mcp.experiments.activations import collect, index_rows, read_states,
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
 from nnterp_mcp.experiments.logit_lens import read_lens, top_tokens
-from nnterp_mcp.experiments.patched_target import SourceStates, resolve_target
+from nnterp_mcp.experiments.patched_target import SourceReadings, resolve_target
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
 from nnterp_mcp.experiments.patching.path_patching import Receiver
@@ -404,7 +404,7 @@ def test_patchscope(pair: Pair) -> None:
 
     found = read_patchscope(
         pair.served,
-        SourceStates(states, range(4)),
+        SourceReadings(states, range(4)),
         resolve_target(target.ids, 2),
         pairs,
         categories=[[[4]]],
