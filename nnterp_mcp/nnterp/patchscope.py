@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor
 
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, run_halving
 from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.errors import InvalidRequest
@@ -142,13 +143,17 @@ def patchscope_lens(
     distinct = [target for target, _ in targets]
     states, prefix = (given, None) if given is not None else _read_sources(model, texts, chosen, distinct)
     probs = torch.empty(count, len(chosen), model.vocab_size)
-    for target, sources in targets:
-        at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
-        of_row = [chosen[place] for _, place in at.tolist()]
-        for batch in patch_target(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix).run():
-            parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
-            for logits, rows in parts:
-                probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+    done = 0
+    with progress_bar() as bar:
+        for target, sources in targets:
+            at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
+            of_row = [chosen[place] for _, place in at.tolist()]
+            for batch in patch_target(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix).run():
+                parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
+                for logits, rows in parts:
+                    probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+                done += len(batch.rows)
+                bar.count(done, count * len(chosen), "patches")
     return probs
 
 
@@ -248,8 +253,10 @@ def patchscope_generate(
         max_new_tokens=max_length,
         prefix=prefix,
     )
-    for batch in branches.run():
-        said |= zip(batch.rows, batch.continuations, strict=True)
+    with progress_bar() as bar:
+        for batch in branches.run():
+            said |= zip(batch.rows, batch.continuations, strict=True)
+            bar.count(len(said), states.shape[0] * states.shape[1], "continuations")
     width = max(map(len, said.values()))
     rows = [ids + said[row] + [model.pad_id] * (width - len(said[row])) for row in range(len(said))]
     return dict(zip(chosen, torch.tensor(rows).split(states.shape[1]), strict=True))
@@ -290,14 +297,16 @@ def patch_object_attn_lens(
         raise InvalidRequest(f"{len(sources)} source prompts do not match {len(targets)} target prompts.")
     entering = get_token_activations(model, sources, get_activations=lambda model, layer: model.attentions_input[layer])
     probs = torch.empty(len(targets), model.num_layers, model.vocab_size)
-    for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
-        target = resolve_target(prompt.ids, attn_idx_patch)
-        states = entering[:, prompt.index if len(sources) > 1 else 0]
-        rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
-        batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
-        name = f"a prompt of {len(target.ids)} tokens with one patched row"
-        patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
-        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+    with progress_bar() as bar:
+        for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
+            target = resolve_target(prompt.ids, attn_idx_patch)
+            states = entering[:, prompt.index if len(sources) > 1 else 0]
+            rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
+            batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
+            name = f"a prompt of {len(target.ids)} tokens with one patched row"
+            patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
+            probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+            bar.count(prompt.index + 1, len(targets), "prompts")
     return probs
 
 
