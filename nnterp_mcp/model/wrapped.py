@@ -206,7 +206,7 @@ class WrappedModel(TransformersModel):
         self._refusals = dict(reasons)
 
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        """Runs a trace.
+        """Runs the model under a trace's interventions; traces and generations call it.
 
         Raises:
             OutOfOrderError: A value was requested after the model had computed it; under its standard name.
