@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nnterp_mcp.display.figure import Arrays, Figure, Heatmap, Panel, Passages, some_of, visible
-from nnterp_mcp.display.layers import PROBABILITY
+from nnterp_mcp.display.layers import PROBABILITY, unbroken
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.render import in_force
@@ -68,7 +68,7 @@ def _named(result: GenerateResult, prompt: int, run: str) -> str:
 def _written(result: GenerateResult, runs: list[tuple[str, Continuation]]) -> list[Panel]:
     if result.scored:
         return []
-    return [Passages("generated", [(name, text.text) for name, text in runs[:_TEXTS]])]
+    return [Passages("generated", [(name, unbroken(text.text)) for name, text in runs[:_TEXTS]])]
 
 
 def _tokens(name: str, text: Continuation, scored: bool) -> Heatmap:
