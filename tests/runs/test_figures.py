@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages, visible
 from nnterp_mcp.display.layers import target_names
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.formatting import number
@@ -33,6 +33,8 @@ DRAWN = {
     "attribute",
     "run_prompts",
     "collect_activations",
+    "generate",
+    "make_vector",
 }
 
 
@@ -68,7 +70,7 @@ def test_the_tools_where_people_would_look_have_figures() -> None:
     assert all("plot" in spec.params.model_fields for spec in specs().values() if spec.figure is not None)
 
 
-@pytest.mark.parametrize("name", [name for name, (tool, _) in EXAMPLES.items() if tool in DRAWN])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "random vector"])
 def test_every_figure_names_what_it_shows(name: str, recorded: Recorded) -> None:
     figure, result = read(recorded, name)
 
@@ -81,10 +83,45 @@ def test_every_figure_names_what_it_shows(name: str, recorded: Recorded) -> None
             assert [len(row) for row in one.values] == [len(one.columns)] * len(one.rows)
 
 
-@pytest.mark.parametrize("name", ["vector", "sampling"])
-def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorded) -> None:
-    with pytest.raises(NnterpError, match=r"has no picture: (make_vector|generate) draws none"):
-        figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
+def test_a_run_without_a_picture_is_refused_by_name(recorded: Recorded) -> None:
+    undrawn = recorded.store.read(recorded.ids["random vector"])
+    with pytest.raises(Unsupported, match="a picture shows directions by layer, and this vector has none"):
+        figure_of(recorded.store, undrawn, specs())
+    with pytest.raises(NnterpError, match=r"has no picture: make_vector draws none"):
+        figure_of(recorded.store, undrawn, {})
+
+
+def test_a_text_shows_each_token_with_its_probability(recorded: Recorded) -> None:
+    figure, result = read(recorded, "sampling")
+    (text,) = result["texts"]
+
+    for name in ("baseline", "edited"):
+        drawn = panel(figure, Heatmap, name)
+        values = [value for row in drawn.values for value in row if value is not None]
+        assert values == pytest.approx(np.exp(text[name]["log_probs"]))
+        labels = [label for row in drawn.labels for label in row if label]
+        assert labels == [visible(token) for token in text[name]["tokens"]]
+        row, column = drawn.focus
+        assert row * len(drawn.columns) + column == text["differs_at"]
+    assert panel(figure, Passages).rows == [(name, text[name]["text"]) for name in ("baseline", "edited")]
+
+
+def test_a_vector_shows_norms_separation_and_how_alike_its_directions_are(recorded: Recorded) -> None:
+    figure, result = read(recorded, "vector")
+    layers = [one["layer"] for one in result["directions"]]
+    norms = panel(figure, Curves, "norm")
+    cosines = panel(figure, Heatmap, "cosine")
+    vectors = load_file(next(recorded.settings.data.glob("vectors/**/joy.safetensors")))
+    (states,) = vectors.values()
+    unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+
+    assert (curve(norms, "vector").x, curve(norms, "vector").y) == (
+        layers,
+        [one["norm"] for one in result["directions"]],
+    )
+    assert curve(norms, "states").y == [one["stream"] for one in result["directions"]]
+    assert np.array(cosines.values)[::-1] == pytest.approx(unit @ unit.T, abs=1e-6)
+    assert (cosines.columns, cosines.rows) == ([str(layer) for layer in layers], [str(layer) for layer in layers[::-1]])
 
 
 def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded) -> None:
@@ -275,6 +312,6 @@ def test_a_large_result_is_drawn_in_another_process(recorded: Recorded, monkeypa
     assert figures.draw(recorded.store, record, specs()) == here == (folder / figures.PICTURE).read_bytes()
     assert (folder / figures.PAGE).exists()
 
-    undrawn = recorded.store.read(recorded.ids["vector"])
-    with pytest.raises(Unsupported, match=r"has no picture: make_vector draws none"):
+    undrawn = recorded.store.read(recorded.ids["random vector"])
+    with pytest.raises(Unsupported, match="this vector has none"):
         figures.draw(recorded.store, undrawn, specs())

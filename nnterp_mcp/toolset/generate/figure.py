@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from nnterp_mcp.display.figure import Arrays, Figure, Heatmap, Panel, Passages, some_of, visible
 from nnterp_mcp.display.layers import PROBABILITY, unbroken
@@ -34,7 +35,7 @@ def figure(result: GenerateResult, arrays: Arrays) -> Figure:
         Unsupported: No text has a token.
     """
     runs = [
-        (_named(result, one.index, name), text)
+        _Written(_named(result, one.index, name), text, one.differs_at)
         for one in result.texts
         for name, text in (("baseline", one.baseline), ("edited", one.edited))
         if text is not None and text.tokens
@@ -42,13 +43,13 @@ def figure(result: GenerateResult, arrays: Arrays) -> Figure:
     if not runs:
         raise Unsupported("this run has no token to draw", "Generate some, or score longer prompts.")
     drawn = runs[:_GRIDS]
-    longest = max(len(text.tokens) for _, text in drawn)
+    longest = max(len(run.text.tokens) for run in drawn)
     first = quoted(elided(result.texts[0].prompt, 200))
     several = len(result.texts) > 1
     return Figure(
         title=f"{'Scored' if result.scored else 'Generated'} text · {result.model}",
         subtitle=f"{plural(len(result.texts), 'prompt')}, the first: {first}" if several else first,
-        panels=[*_written(result, runs), *(_tokens(name, text, result.scored) for name, text in drawn)],
+        panels=[*_passages(result, runs), *(_tokens(run, result.scored) for run in drawn)],
         notes=[
             "Probabilities are those of the model that wrote the text, before temperature."
             if not result.scored
@@ -65,15 +66,24 @@ def _named(result: GenerateResult, prompt: int, run: str) -> str:
     return ", ".join([*names, *([run] if result.interventions else [])]) or "text"
 
 
-def _written(result: GenerateResult, runs: list[tuple[str, Continuation]]) -> list[Panel]:
+@dataclass(frozen=True)
+class _Written:
+    """A text under its name, and the token at which those of the prompt part."""
+
+    name: str
+    text: Continuation
+    differs_at: int | None
+
+
+def _passages(result: GenerateResult, runs: list[_Written]) -> list[Panel]:
     if result.scored:
         return []
-    return [Passages("generated", [(name, unbroken(text.text)) for name, text in runs[:_TEXTS]])]
+    return [Passages("generated", [(run.name, unbroken(run.text.text)) for run in runs[:_TEXTS]])]
 
 
-def _tokens(name: str, text: Continuation, scored: bool) -> Heatmap:
-    """The tokens in rows, as they are read; the first row on top."""
-    tokens, log_probs = text.tokens[:_TOKENS], text.log_probs[:_TOKENS]
+def _tokens(run: _Written, scored: bool) -> Heatmap:
+    """The tokens in rows, as they are read; opens where the texts part, or at the least likely token."""
+    tokens, log_probs = run.text.tokens[:_TOKENS], run.text.log_probs[:_TOKENS]
     across = min(_ACROSS, len(tokens))
     starts = range(0, len(tokens), across)
     values: list[float | None] = [*map(math.exp, log_probs)]
@@ -81,15 +91,16 @@ def _tokens(name: str, text: Continuation, scored: bool) -> Heatmap:
     missing = -len(tokens) % across
     values, labels = values + [None] * missing, labels + [""] * missing
     least = min(range(len(tokens)), key=log_probs.__getitem__)
+    at = run.differs_at if run.differs_at is not None and run.differs_at < len(tokens) else least
     first = 1 if scored else 0
     return Heatmap(
-        title=f"{name}: probability of each token",
-        across="token of the row",
-        down="from prompt token" if scored else "from new token",
+        title=f"{run.name}: probability of each token",
+        across="+",
+        down="prompt token" if scored else "new token",
         columns=[str(at) for at in range(across)],
         rows=[str(first + start) for start in starts],
         values=[values[start : start + across] for start in starts],
         colours=PROBABILITY,
         labels=[labels[start : start + across] for start in starts],
-        focus=(least // across, least % across),
+        focus=(at // across, at % across),
     )
