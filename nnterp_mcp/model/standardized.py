@@ -16,10 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.attention import AttentionProbabilities
 from nnterp_mcp.model.loading.finite_weights import first_pass
+from nnterp_mcp.model.loading.former_checks import Findings, FormerChecks
 from nnterp_mcp.model.loading.load_checks import check_attention, check_model
 from nnterp_mcp.model.loading.sources import load_both
 from nnterp_mcp.model.loading.verdicts import Check
 from nnterp_mcp.model.structure.attention_taps import watch
+from nnterp_mcp.model.structure.call_recorder import Tape
 from nnterp_mcp.model.structure.context_lengths import forget_longest
 from nnterp_mcp.model.structure.names import bind_names
 from nnterp_mcp.model.structure.rename import RenameConfig, read_names
@@ -71,6 +73,7 @@ class StandardizedTransformer(TracedModel):
         name: What errors and cards call the model; by default its id, or its class.
         rename: Further names for modules, as nnsight's `rename`: from a module's own name to the one to add. A
             standard name says which module has it, as `rename_config` does.
+        former: Former checks of the files that a loaded model was read from: where it is the same, it is not run.
         **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default. `attn_rename`, `mlp_rename` and the
             like, nnterp's former way to say what is in a `RenameConfig`, are understood.
 
@@ -106,6 +109,7 @@ class StandardizedTransformer(TracedModel):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
         rename: Mapping[str, str | list[str]] | None = None,
+        former: FormerChecks | None = None,
         **kwargs: Any,
     ) -> None:
         if remote:
@@ -119,7 +123,9 @@ class StandardizedTransformer(TracedModel):
                 f"attn_implementation={kwargs['attn_implementation']!r} forms no attention probabilities: "
                 "leave it out, or leave out enable_attention_probs."
             )
-        loaded, tokenizer = load_both(model, tokenizer, trust_remote_code, kwargs, tokenizer_kwargs or {})
+        loaded, tokenizer, former = load_both(
+            model, tokenizer, trust_remote_code, kwargs, tokenizer_kwargs or {}, former
+        )
         side = tokenizer.padding_side if "padding_side" in (tokenizer_kwargs or {}) else None
         if not loaded.can_generate():
             raise Unsupported(
@@ -128,8 +134,11 @@ class StandardizedTransformer(TracedModel):
             )
         forget_longest(loaded)
         self.name = name or _name_of(model) or type(loaded).__name__
-        tape = first_pass(loaded, self.name)
-        self.anatomy = resolve(loaded, tape, rename_config)
+        if rename_config is not None or not check_renaming:
+            former = None
+        known = None if former is None else former.recall(loaded, tokenizer)
+        tape = None if known else first_pass(loaded, self.name)
+        self.anatomy = known.anatomy if known else resolve(loaded, tape, rename_config)
         self.checks = []
         self._refusals = {}
         self.rename_config = rename_config
@@ -148,7 +157,18 @@ class StandardizedTransformer(TracedModel):
         if enable_attention_probs:
             self.set_attention("eager")
         if check_renaming:
-            self.checks = check_model(self, tape)
+            self._check(tape, known, former)
+
+    def _check(self, tape: Tape | None, known: Findings | None, former: FormerChecks | None) -> None:
+        """Verifies the model, unless a former load did."""
+        if known is not None:
+            self.checks = known.checks
+            self.refuse(known.refusals)
+            self.pad_on(known.padding_side)
+            return
+        self.checks = check_model(self, tape)
+        if former is not None:
+            former.keep(self)
 
     @property
     def attention_probabilities(self) -> CheckedProbabilities:

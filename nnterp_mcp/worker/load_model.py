@@ -85,6 +85,7 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
 
 def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:
     """Reads a model onto this machine."""
+    from nnterp_mcp.model.loading.former_checks import FormerChecks
     from nnterp_mcp.model.loading.load import Precision, read_model
     from nnterp_mcp.model.loading.locate import convert_once, locate
     from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -94,10 +95,11 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
     located = locate(params.model, params.revision, settings.cache, code, report, relative=False)
     precision = Precision(params.dtype, params.quantization)
     converted = convert_once(located, settings.cache, report)
+    former = None if converted.gguf else FormerChecks(converted.folder, settings.cache)
     with _collection_paused():
-        weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report)
+        weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report, former)
         report("checking the model")
-        model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle)
+        model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle, former=former)
     # Hashed after the checks, from which it would take a core.
     return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
 

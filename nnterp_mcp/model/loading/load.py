@@ -24,6 +24,7 @@ from nnterp_mcp.formatting import size
 from nnterp_mcp.model import memory
 from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
+from nnterp_mcp.model.loading.former_checks import FormerChecks
 from nnterp_mcp.model.loading.locations import Located, Report
 from nnterp_mcp.model.loading.weights import Precision, fit, quantize
 from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
@@ -32,7 +33,13 @@ from nnterp_mcp.request.model_folder import refuse_encoder
 
 
 def read_model(
-    located: Located, precision: Precision, device: str, attention: str, code: bool, report: Report
+    located: Located,
+    precision: Precision,
+    device: str,
+    attention: str,
+    code: bool,
+    report: Report,
+    former: FormerChecks | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Reads a model and its tokenizer.
 
@@ -43,6 +50,7 @@ def read_model(
         attention: `auto`, `sdpa` or `eager`.
         code: True if the model's own code may run.
         report: Told what is being done.
+        former: Former checks of the files: weights that were found finite are not looked through again.
 
     Returns:
         The transformers model in evaluation mode, and its tokenizer.
@@ -84,10 +92,12 @@ def read_model(
             )
         model, info = loaded
         _require_complete(type(model).__name__, info, located.origin)
-        require_finite_weights(model, located.origin)
         tokenizer = _read_tokenizer(located, code, gguf)
-    fill_padding(tokenizer, embedded_ids(model))
-    return model.eval().requires_grad_(False), tokenizer
+        fill_padding(tokenizer, embedded_ids(model))
+        model.eval().requires_grad_(False)
+        if former is None or former.recall(model, tokenizer) is None:
+            require_finite_weights(model, located.origin)
+    return model, tokenizer
 
 
 def _count_weights(located: Located, config: Any, code: bool) -> int:

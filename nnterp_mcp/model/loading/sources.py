@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.loading.build_limits import built_within
 from nnterp_mcp.model.loading.finite_weights import require_finite_weights
+from nnterp_mcp.model.loading.former_checks import FormerChecks
 from nnterp_mcp.model.loading.load import read_config
 from nnterp_mcp.model.loading.locate import convert_once, locate
 from nnterp_mcp.model.text.tokens import embedded_ids, fill_padding
@@ -24,7 +25,8 @@ def load_both(
     trust_remote_code: bool,
     options: dict[str, Any],
     tokenizer_options: Mapping[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    former: FormerChecks | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, FormerChecks | None]:
     """A model and its tokenizer, read from where they are if they are not in memory yet.
 
     Args:
@@ -33,6 +35,10 @@ def load_both(
         trust_remote_code: Run modelling code that comes with the weights.
         options: Passed to `from_pretrained`; `device_map` is "auto" by default.
         tokenizer_options: Passed to the tokenizer's, or set on it.
+        former: Former checks of the files that a model in memory was read from.
+
+    Returns:
+        The model, its tokenizer, and the former checks of its files; None where it was made in memory.
 
     Raises:
         UnknownModel: There is no such model.
@@ -51,7 +57,7 @@ def load_both(
             raise InvalidRequest(f"a {type(model).__name__} in memory came without a tokenizer: pass tokenizer=.")
         found = _tokenizer(tokenizer, source, {"trust_remote_code": trust_remote_code}, tokenizer_options)
         fill_padding(found, embedded_ids(model))
-        return model.eval(), found
+        return model.eval(), found, former
     options.pop("dispatch", None)  # nnsight's: to read the weights at once, as happens here
     cache = Settings().cache
     located = locate(str(model), options.pop("revision", None), cache, trust_remote_code, lambda _: None)
@@ -61,12 +67,15 @@ def load_both(
         common["gguf_file"] = located.gguf
     options = {"device_map": "auto", "use_safetensors": True} | options
     options.setdefault("config", read_config(located, trust_remote_code))
+    former = None if located.gguf else FormerChecks(located.folder, cache)
     with built_within(located.origin, located.folder, located.gguf):
         read: Any = AutoModelForCausalLM.from_pretrained(located.folder, **common, **options)
-    require_finite_weights(read, located.origin)
     found = _tokenizer(tokenizer, located.folder, common, tokenizer_options)
     fill_padding(found, embedded_ids(read))
-    return read.eval(), found
+    read.eval()
+    if former is None or former.recall(read, found) is None:
+        require_finite_weights(read, located.origin)
+    return read, found, former
 
 
 def _tokenizer(
