@@ -67,7 +67,7 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _further(package: griffe.Object, home: str) -> Iterator[griffe.Object]:
+def _further(package: griffe.Object | griffe.Alias, home: str) -> Iterator[griffe.Object]:
     """The public names of a module, without those of the package."""
     module = package[home.removeprefix("nnterp_mcp.")]
     own = [name for name, one in module.members.items() if not isinstance(one, griffe.Alias) and one.docstring]

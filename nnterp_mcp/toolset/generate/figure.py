@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nnterp_mcp.display.figure import Arrays, Figure, Heatmap, Panel, Passages, some_of, visible
-from nnterp_mcp.display.layers import PROBABILITY, unbroken
+from nnterp_mcp.display.layers import PROBABILITY, text_of, unbroken
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural, quoted
 from nnterp_mcp.render import in_force
@@ -74,11 +74,17 @@ class _Written:
     text: Continuation
     differs_at: int | None
 
+    @property
+    def legible(self) -> str:
+        """The text, with bytes that are no characters by their names."""
+        shown = unbroken(self.text.text)
+        return shown if "\ufffd" not in shown else text_of(self.text.tokens)
+
 
 def _passages(result: GenerateResult, runs: list[_Written]) -> list[Panel]:
     if result.scored:
         return []
-    return [Passages("generated", [(run.name, unbroken(run.text.text)) for run in runs[:_TEXTS]])]
+    return [Passages("generated", [(run.name, run.legible) for run in runs[:_TEXTS]])]
 
 
 def _tokens(run: _Written, scored: bool) -> Heatmap:
