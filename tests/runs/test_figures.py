@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages, visible
-from nnterp_mcp.display.layers import target_names
+from nnterp_mcp.display.layers import target_names, text_of
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
@@ -56,6 +56,11 @@ def curve(curves: Curves, name: str) -> Curve:
 def shown(token: str) -> str:
     """A token as a cell shows it."""
     return (token if len(token) <= 18 else f"{token[:17]}…").replace(" ", "␣")
+
+
+def whole(text: str) -> str:
+    """A text without the bytes of a character that it does not end."""
+    return f"{text.rstrip(chr(0xFFFD))}…" if text.endswith("\ufffd") else text
 
 
 def by_layer(heatmap: Heatmap) -> list[tuple[str, list[str], list[float | None]]]:
@@ -103,7 +108,9 @@ def test_a_text_shows_each_token_with_its_probability(recorded: Recorded) -> Non
         assert labels == [visible(token) for token in text[name]["tokens"]]
         row, column = drawn.focus
         assert row * len(drawn.columns) + column == text["differs_at"]
-    assert panel(figure, Passages).rows == [(name, text[name]["text"]) for name in ("baseline", "edited")]
+    texts = [(name, whole(text[name]["text"])) for name in ("baseline", "edited")]
+    for (name, expected), drawn in zip(texts, panel(figure, Passages).rows, strict=True):
+        assert drawn == (name, expected if "\ufffd" not in expected else text_of(text[name]["tokens"]))
 
 
 def test_a_vector_shows_norms_separation_and_how_alike_its_directions_are(recorded: Recorded) -> None:
@@ -160,7 +167,7 @@ def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(record
         [patch["tracked"][index][0] for patch in source["patches"]] for index in range(len(measured))
     ]
     (written,) = [one for one in figure.panels if isinstance(one, Passages)]
-    assert [text for _, text in written.rows] == [one["text"] for one in said]
+    assert [text for _, text in written.rows] == [whole(one["text"]) for one in said]
     unpatched = [one for one in tracked.curves if one.role == "control"]
     assert [one.y[0] for one in unpatched] == [p for p, _ in source["unpatched"]["tracked"]]
 
