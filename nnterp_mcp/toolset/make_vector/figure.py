@@ -34,7 +34,7 @@ def figure(result: MakeVectorResult, arrays: Arrays) -> Figure:
     layers = [one.layer for one in result.directions if one.layer is not None]
     if result.deleted or not layers:
         raise Unsupported("a picture shows directions by layer, and this vector has none", "See the answer's table.")
-    cosines = [_cosines(layers, arrays)] if len(layers) > 1 else []
+    cosines = [_cosines(layers, arrays)] if len(layers) > 1 and "cosines" in arrays else []
     return Figure(
         title=f"Vector {elided(result.card.name, 40)} ({result.card.method.replace('_', ' ')}) · {result.model}",
         subtitle=" and ".join(f"{count} {side} prompts" for count, side in zip(result.prompts, _SIDES, strict=False)),
@@ -64,7 +64,7 @@ def _cosines(layers: Sequence[int], arrays: Arrays) -> Heatmap:
     """How alike the directions of two layers are; the first layer at the bottom left."""
     shown = spread(range(len(layers)), [0, len(layers) - 1], _MOST)
     between = arrays["cosines"]
-    values = [[float(between[row][column]) for column in shown] for row in shown[::-1]]
+    values = [[max(-1.0, min(1.0, float(between[row][column]))) for column in shown] for row in shown[::-1]]
     names = [str(layers[at]) for at in shown]
     return Heatmap(
         title="cosine between the directions of two layers",
