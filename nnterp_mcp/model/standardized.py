@@ -87,9 +87,11 @@ class StandardizedTransformer(TracedModel):
         anatomy: Its modules and layers, as they were resolved.
         rename_config: Which modules are which, as it was given.
         checks: What was verified when it was wrapped; empty without `check_renaming`.
+        checked_before: That was at an earlier load of the same files.
     """
 
     checks: list[Check]
+    checked_before: bool = False
     remote_calls: Mapping[str, Callable[..., Any]] = MappingProxyType({})
     """Functions of the engine that a served model replaces, by name; none for a local model."""
 
@@ -162,7 +164,7 @@ class StandardizedTransformer(TracedModel):
     def _check(self, tape: Tape | None, known: Findings | None, former: FormerChecks | None) -> None:
         """Verifies the model, unless a former load did."""
         if known is not None:
-            self.checks = known.checks
+            self.checks, self.checked_before = known.checks, True
             self.refuse(known.refusals)
             self.pad_on(known.padding_side)
             return

@@ -80,6 +80,7 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
         revision=origin.revision,
         verified=architecture in verified_classes(),
         checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
+        checked_before=model.checked_before,
     )
 
 

@@ -85,6 +85,7 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
         lens([reading(RISING, 7)], **SHORT, shared={"capital and city": [" Paris"]}),
     ),
     "model": ("load_model", CARD),
+    "model that was checked before": ("load_model", CARD | {"checked_before": True}),
     "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),
     "model of an unknown architecture": ("load_model", CARD | {"architecture": "NewForCausalLM", "verified": False}),
     "session": (

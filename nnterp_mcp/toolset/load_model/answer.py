@@ -11,11 +11,13 @@ def digest(result: LoadModelResult) -> LoadModelAnswer:
     failed = [check.name for check in result.checks if not check.passed]
     state = "was loaded already" if result.already_loaded else f"is loaded ({seconds(result.seconds)})"
     passed = f"{len(result.checks) - len(failed)} of {plural(len(result.checks), 'check')} passed"
+    if result.checked_before:
+        passed += ", at an earlier load of the same files"
     return LoadModelAnswer(
         finding=f"{result.handle} {state}; {passed}.",
         notes=_notes(result, failed),
         model=result.handle,
-        card=result.model_dump(exclude={"handle", "checks", "already_loaded", "verified"}),
+        card=result.model_dump(exclude={"handle", "checks", "checked_before", "already_loaded", "verified"}),
         checks=[f"{check.name}: {'passed' if check.passed else 'FAILED'}, {check.detail}" for check in result.checks],
     )
 

@@ -19,7 +19,11 @@ class CheckLine(ResultPart):
 
 
 class LoadModelResult(Result):
-    """The card of a loaded model; sizes in bytes."""
+    """The card of a loaded model; sizes in bytes.
+
+    Attributes:
+        checked_before: The checks are those of an earlier load of the same files.
+    """
 
     handle: str
     architecture: str
@@ -38,6 +42,7 @@ class LoadModelResult(Result):
     revision: str | None
     verified: bool
     checks: list[CheckLine]
+    checked_before: bool = False
     already_loaded: bool = False
 
 

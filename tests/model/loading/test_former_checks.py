@@ -60,6 +60,7 @@ def test_a_second_load_runs_nothing_and_finds_the_same(load: Callable[..., Labor
         second = load()
     assert ran == []
     assert second.card.checks == first.card.checks
+    assert (first.card.checked_before, second.card.checked_before) == (False, True)
     assert write_anatomy(second.bench.model.anatomy) == write_anatomy(first.bench.model.anatomy)
     one, other = (lab.logit_lens("The capital of France is") for lab in (first, second))
     assert one == other
