@@ -35,6 +35,7 @@ DRAWN = {
     "collect_activations",
     "generate",
     "make_vector",
+    "features",
 }
 
 
