@@ -58,7 +58,7 @@ def opened(browser: Browser, **context: Any) -> Generator[Opened]:
 
 
 def has_grid(name: str) -> bool:
-    """Whether an example's run is shown as a grid: its tool has a view, and neurons are too many for one; or its figure."""
+    """Whether an example is shown as a grid: by its figure, or its tool has a view and neurons are not too many for one."""
     tool, arguments = EXAMPLES[name]
     return name in ("vector", "sampling") or (tool in explored_tools() and arguments.get("by") != "neuron")
 
