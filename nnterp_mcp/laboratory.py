@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.picture import Picture
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
@@ -156,28 +155,13 @@ class Laboratory(ToolMethods):
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         with sets_from(PromptSetStore(self.bench.settings.data / "prompt_sets").find):
             params = spec.parse(arguments)
-        with _progress_bar() if self._on_progress is None else nullcontext(self._on_progress) as tell:
+        with progress_bar() as bar:
+            tell = self._on_progress or (lambda told: bar.tell(told.done, told.total, told.message))
             job = _Job(0, tell)
             result = run_tool(self.bench, spec, params, job)
         self.arrays = job.arrays
         result.shown_by(spec.summarize)
         return result
-
-
-@contextmanager
-def _progress_bar() -> Generator[TellProgress]:
-    """A bar on standard error or in a notebook, from the third second of a call on."""
-    from tqdm.auto import tqdm
-
-    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(total=1.0, delay=2, leave=False, disable=not seen, bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:
-
-        def tell(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.n = progress.done
-            bar.set_description_str(progress.message)
-
-        yield tell
 
 
 def _place(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor
 
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, run_halving
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
@@ -146,12 +147,16 @@ def patchscope_lens(
     else:
         states, pairs = SourceReadings(given.transpose(0, 1), range(len(chosen))), list(enumerate(chosen))
     probs = torch.empty(count, len(chosen), model.vocab_size)
-    for target, sources in targets:
-        at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
-        for batch in run_patches(model, target, states.some(sources), pairs):
-            parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
-            for logits, rows in parts:
-                probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+    done = 0
+    with progress_bar() as bar:
+        for target, sources in targets:
+            at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
+            for batch in run_patches(model, target, states.some(sources), pairs):
+                parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
+                for logits, rows in parts:
+                    probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+                done += len(batch.rows)
+                bar.count(done, count * len(chosen), "patches")
     return probs
 
 
@@ -235,8 +240,10 @@ def patchscope_generate(
     batched = replace(target.work, batch_tokens=(max_batch_size + 1) * (len(ids) + max_length))
     sources, pairs = _last_tokens(model, texts, chosen).read(model), [(layer, layer) for layer in chosen]
     said: dict[int, list[int]] = {}
-    for batch in run_patches(model, replace(target, work=batched), sources, pairs, max_new_tokens=max_length):
-        said |= zip(batch.rows, batch.continuations, strict=True)
+    with progress_bar() as bar:
+        for batch in run_patches(model, replace(target, work=batched), sources, pairs, max_new_tokens=max_length):
+            said |= zip(batch.rows, batch.continuations, strict=True)
+            bar.count(len(said), len(texts) * len(chosen), "continuations")
     width = max(map(len, said.values()))
     rows = [ids + said[row] + [model.pad_id] * (width - len(said[row])) for row in range(len(said))]
     by_layer = torch.tensor(rows).unflatten(0, (len(texts), len(chosen))).transpose(0, 1)
@@ -278,14 +285,16 @@ def patch_object_attn_lens(
         raise InvalidRequest(f"{len(sources)} source prompts do not match {len(targets)} target prompts.")
     entering = get_token_activations(model, sources, get_activations=lambda model, layer: model.attentions_input[layer])
     probs = torch.empty(len(targets), model.num_layers, model.vocab_size)
-    for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
-        target = resolve_target(prompt.ids, attn_idx_patch)
-        states = entering[:, prompt.index if len(sources) > 1 else 0]
-        rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
-        batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
-        name = f"a prompt of {len(target.ids)} tokens with one patched row"
-        patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
-        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+    with progress_bar() as bar:
+        for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
+            target = resolve_target(prompt.ids, attn_idx_patch)
+            states = entering[:, prompt.index if len(sources) > 1 else 0]
+            rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
+            batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
+            name = f"a prompt of {len(target.ids)} tokens with one patched row"
+            patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
+            probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+            bar.count(prompt.index + 1, len(targets), "prompts")
     return probs
 
 

@@ -151,5 +151,5 @@ def _find_vector(name: str, record: RunRecord, store: VectorStore) -> VectorCard
             return card
     raise InvalidRequest(
         f"{record.id} used the vector {name!r} of {record.model}, and that is gone.",
-        "Make it again with make_vector, or say with --data where vectors are kept.",
+        "Make it again under that name, or say with --data where vectors are kept.",
     )

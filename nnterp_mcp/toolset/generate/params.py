@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request.arguments import LARGEST_SEED
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import DescribedInterventions
 from nnterp_mcp.request.prompts import Prompts
 
@@ -32,3 +33,4 @@ class GenerateParams(ModelParams):
         False
     )
     logprobs: Annotated[bool, Field(description="Show the log-probability of each token, in nats.")] = False
+    plot: Plot = False

@@ -11,7 +11,7 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
-from nnterp_mcp.request.fields import ProbedLayers, ProbedPositions
+from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
 from nnterp_mcp.request.vectors import VectorName
 
@@ -99,6 +99,7 @@ class MakeVectorParams(ModelParams):
             description="JSON or safetensors file of one direction, or one per layer.",
         ),
     ] = None
+    plot: Plot = False
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +124,7 @@ class MakeVectorParams(ModelParams):
         missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
-        taken = {"name", "method", "model", *_NEEDS[self.method], *_TAKES[self.method]}
+        taken = {"name", "method", "model", "plot", *_NEEDS[self.method], *_TAKES[self.method]}
         fields = type(self).model_fields
         odd = [name for name in fields if name not in taken and getattr(self, name) != fields[name].default]
         if odd:

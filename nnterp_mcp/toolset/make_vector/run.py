@@ -58,6 +58,9 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         )
     card = _card(bench, params, made, sets)
     replaced = bench.vectors.save(card, made.vectors.numpy())
+    if made.layers:
+        unit = made.vectors / made.norms[:, None].clamp_min(torch.finfo(made.norms.dtype).tiny)
+        job.keep("cosines", unit @ unit.T, {"layer": made.layers, "other_layer": made.layers})
     return MakeVectorResult(
         model=bench.handle,
         card=card,
@@ -82,7 +85,7 @@ def _card(bench: Bench, params: MakeVectorParams, made: Directions, sets: Averag
         reading=sets.reading,
         classes=list(sets.states) if len(sets.states) > 1 else [],
         held_out=[] if apart is None or not bool(apart.held_out.isfinite().all()) else apart.held_out.tolist(),
-        request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
+        request=params.model_dump(mode="json", exclude={"model", "plot"}, exclude_defaults=True),
         versions={package: version(package) for package in _PACKAGES},
         made=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
