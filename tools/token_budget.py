@@ -53,6 +53,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "attribute": {"prompts": PROMPT, "targets": CAPITALS},
     "collect_activations": {"prompts": MOODS},
     "train_probe": {"prompts": MOODS, "folds": 3},
+    "load_features": {"name": "d", "source": "dictionary"},
+    "features": {"dictionary": "d", "prompts": PROMPT},
     "read_run": {"run_id": RUN},
     "cancel_run": {"run_id": RUN},
     "edit_model": {"interventions": [{"op": "skip", "layers": 3}]},
@@ -109,6 +111,8 @@ async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
     """The tokens of every tool's default answer, from a real server."""
     with tempfile.TemporaryDirectory() as data:
         environment = {**os.environ, "NNTERP_MCP_DATA": data, "NNTERP_MCP_REPLY_WITHIN": "600"}
+        environment["NNTERP_MCP_FOLDERS"] = json.dumps([data])
+        save_random_dictionary(Path(data) / "dictionary")
         server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env=environment)
         async with Client(stdio_client(server)) as client:
             costs: dict[str, Cost] = {}
@@ -121,6 +125,19 @@ async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
                 run = result.structured_content.get("run_id", run)
                 costs[tool] = Cost(count(_settled(result.content[0].text)), count(_settled(result.structured_content)))
             return costs
+
+
+def save_random_dictionary(folder: Path) -> None:
+    """Writes a random autoencoder of the default model's residual stream in SAELens' layout."""
+    import torch
+    from safetensors.torch import save_file
+
+    rows = torch.randn(2048, 576, generator=torch.Generator().manual_seed(0)) / 24
+    biases = {"b_enc": torch.zeros(2048), "b_dec": torch.zeros(576)}
+    config = {"architecture": "topk", "k": 32, "metadata": {"hook_name": "blocks.15.hook_resid_post"}}
+    folder.mkdir()
+    save_file({"W_enc": rows.T.contiguous(), "W_dec": rows, **biases}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config))
 
 
 def _settled(content: Any) -> Any:

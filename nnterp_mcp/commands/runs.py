@@ -206,9 +206,8 @@ def _chosen(fields: list[FieldComparison]) -> tuple[list[FieldComparison], int]:
 
 def _export(options: Namespace) -> None:
     from nnterp_mcp.commands.reproduce.export import export
-    from nnterp_mcp.runs.vectors import VectorStore
 
-    script = export(_store(options).read(options.run_id), VectorStore(settings_of(options).data / "vectors"))
+    script = export(_store(options).read(options.run_id), settings_of(options).data)
     if options.output is None:
         print(script, end="")
         return

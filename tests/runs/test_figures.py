@@ -33,6 +33,7 @@ DRAWN = {
     "attribute",
     "run_prompts",
     "collect_activations",
+    "features",
 }
 
 

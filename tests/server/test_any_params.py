@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from nnterp_mcp.toolset import specs
+from tests.dictionaries import DICTIONARY
 from tests.limits.bed import PROMPT, Bed, made, rows
 
 EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "30"))
@@ -71,6 +72,11 @@ def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
         "edit_model": [{"interventions": OPERATIONS[:1]}, {"interventions": []}],
         "cancel_run": [{"run_id": run_id}],
         "read_run": [{"run_id": run_id}, {"run_id": run_id, "part": "readings.layers", "where": {"layer": 1}}],
+        "load_features": [{"name": "other", "source": str(DICTIONARY)}],
+        "features": [
+            {"dictionary": "dictionary", "prompts": PROMPT, "features": [1, 2]},
+            {"dictionary": "dictionary", "prompts": {"a": ["a b", "c"], "b": ["d", "e"]}},
+        ],
         "inspect_model": [{}, {"path": "layers[1].self_attn", "source": True}],
         "tokenize": [{"prompts": PROMPT}],
         "generate": [

@@ -22,9 +22,7 @@ class GenerateParams(ModelParams):
         Field(ge=0, le=2048, description="Tokens written at most; 0 scores the prompts instead."),
     ] = 32
     temperature: Annotated[float, Field(ge=0, le=100, description="Sampling temperature; 0 takes the top token.")] = 0.0
-    top_p: Annotated[
-        float, Field(gt=0, le=1, description="Nucleus sampling: probability mass to sample from; 1 is all.")
-    ] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling: probability mass.")] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000, description="Tokens to sample from; 0 is all.")] = 0
     seed: Annotated[
         int,

@@ -14,9 +14,7 @@ from nnterp_mcp.request.vectors import VectorName
 class SessionParams(Params):
     """A prompt set to save or to delete; nothing to list what there is."""
 
-    save_set: Annotated[
-        VectorName | None, Field(description='Name to save prompts under; later calls give {"set": NAME} for them.')
-    ] = None
+    save_set: Annotated[VectorName | None, Field(description="Name to save prompts under.")] = None
     prompts: ContentsField | None = None
     delete_set: Annotated[VectorName | None, Field(description="A saved prompt set to delete.")] = None
 
