@@ -121,13 +121,19 @@ class Desk:
         """Runs calls one after another; one that gives way continues when it is resumed."""
         while True:
             message = self._inbox.calls.get()
-            if isinstance(message, Resume):
-                current = self._paused.pop(message.id, None)
-            else:
-                current = greenlet(partial(self._run, *message))
-            if current is not None:
-                self._threads.choose()
-                current.switch()
+            self._threads.choose()
+            if not isinstance(message, Resume):
+                self._begin(*message)
+            elif (paused := self._paused.pop(message.id, None)) is not None:
+                paused.switch()
+
+    def _begin(self, call: Call, job: Job) -> None:
+        try:
+            greenlet(partial(self._run, call, job)).switch()
+        except MemoryError as error:  # the first frame of a greenlet takes a block of memory, outside of every handler
+            _RESERVE.clear()
+            self._send(job, _failure(call, job, error))
+            _reserve()
 
     def _run(self, call: Call, job: Job) -> None:
         if call.recorded is not None:
@@ -135,8 +141,12 @@ class Desk:
         self._send(job, _answer(self._bench, call, job))
         if job.recorder is not None:
             job.recorder.settle(self._bench.files)
+<<<<<<< HEAD
         if call.tool == "load_model" and self._bench.files is not None:
             warm(self._bench, waiting=lambda: not self._inbox.calls.empty())
+=======
+        _reserve()
+>>>>>>> house
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()
@@ -182,7 +192,12 @@ def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
         result = _run(bench, call, job)
         return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
-        return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
+        _RESERVE.clear()  # before anything that allocates
+        return _failure(call, job, error)
+
+
+def _failure(call: Call, job: Job, error: BaseException) -> Failure:
+    return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
 
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:
@@ -202,10 +217,13 @@ def _close(call: Call, job: Job, result: Result) -> dict[str, Any]:
 
 
 _RESERVE: list[bytearray] = []
-"""Memory in which the record of a call that ran out of it is written: pydantic hangs where it gets none."""
+"""Memory for the failure of a call that ran out of it, until that is recorded and sent: where Python gets none for its
+own small objects, no handler runs, and pydantic hangs."""
 
 
 def _reserve() -> None:
+    if _RESERVE:
+        return
     with suppress(MemoryError):
         _RESERVE[:] = [bytearray(64 << 20)]  # zeros that nobody has touched take address space alone
 
@@ -215,11 +233,8 @@ def _give_up(job: Job, error: BaseException) -> NnterpError:
     known = error if isinstance(error, NnterpError) else _translate(error)
     if job.recorder is None:
         return known
-    if isinstance(known, OutOfMemory):
-        _RESERVE.clear()
     partial = _partial(job)
     job.recorder.fail(known, partial)
-    _reserve()
     if partial is None:
         return known
     return type(known)(known.message, f"{known.next_step} {_KEPT.format(job.recorder.run_id)}".strip())

@@ -14,12 +14,12 @@ _END_WITHIN = 5.0
 
 
 def signalled(name: str) -> Callable[[Scene], str]:
-    """A signal to a server with a call that computes and one that waits; then another server."""
+    """A signal to a server with two long calls that take turns; then another server."""
 
     def inject(scene: Scene) -> str:
         long = scene.begin_long()
         known = scene.run_ids("logit_lens")
-        waiting = scene.client.begin("logit_lens", prompts="a", model="tiny-llama")
+        waiting = scene.client.begin("logit_lens", prompts=LONG, model="tiny-llama")
         (queued,) = until(lambda: scene.run_ids("logit_lens") - known)
         workers = workers_of(scene.process)
         begun = time.monotonic()
@@ -95,7 +95,7 @@ def _state(scene: Scene, run_id: str) -> str:
 
 
 _OWN = {"batch_tokens": 1, "reply_within": 600}
-_ENDED = r"the server ended; the runs are cancelled, partial and cancelled$"
+_ENDED = r"the server ended; the runs are cancelled, partial and cancelled(, partial)?$"
 _KEEPING: dict[str, tuple[dict[str, Any], str]] = {
     "attention_probs": ({"prompts": LONG}, "heads"),
     "collect_activations": ({"prompts": LONG}, "rows"),

@@ -7,11 +7,13 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.faults.scene import Fault, Long, Scene, attempt, seen
 
+_ZERO = [{"op": "zero", "layers": "all", "site": "mlps_output"}]
 _LONG_PROMPTS = ["a b c d " * 25] * 200
 
 
@@ -42,31 +44,20 @@ def babbling(scene: Scene) -> str:
     return _failed(scene, long)
 
 
-def starved(scene: Scene) -> str:
-    """The kernel refuses the worker any more memory while it computes."""
-    worker = scene.worker()
-    unlimited = worker.rlimit(psutil.RLIMIT_AS)
-    worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms + (8 << 20), resource.RLIM_INFINITY))
-    try:
-        return attempt(scene.client, "logit_lens", prompts=_LONG_PROMPTS, positions="all", top_k=20)
-    finally:
-        if worker.is_running():
-            worker.rlimit(psutil.RLIMIT_AS, unlimited)
+def starved(room: int, **arguments: Any) -> Callable[[Scene], str]:
+    """The kernel refuses the worker more memory than so many bytes beyond what it has."""
 
+    def inject(scene: Scene) -> str:
+        worker = scene.worker()
+        unlimited = worker.rlimit(psutil.RLIMIT_AS)
+        worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms + room, resource.RLIM_INFINITY))
+        try:
+            return attempt(scene.client, "logit_lens", prompts=_LONG_PROMPTS, positions="all", top_k=20, **arguments)
+        finally:
+            if worker.is_running():
+                worker.rlimit(psutil.RLIMIT_AS, unlimited)
 
-def starved_with_interventions(scene: Scene) -> str:
-    """The same in the middle of a pass that interventions change; none of them may outlive it."""
-    worker = scene.worker()
-    unlimited = worker.rlimit(psutil.RLIMIT_AS)
-    worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms, resource.RLIM_INFINITY))
-    zero = {"op": "zero", "layers": "all", "site": "mlps_output"}
-    try:
-        return attempt(
-            scene.client, "logit_lens", prompts=_LONG_PROMPTS, positions="all", top_k=20, interventions=[zero]
-        )
-    finally:
-        if worker.is_running():
-            worker.rlimit(psutil.RLIMIT_AS, unlimited)
+    return inject
 
 
 def _failed(scene: Scene, long: Long) -> str:
@@ -103,9 +94,10 @@ FAULTS += [
     ),
     Fault(
         "a worker out of memory (RLIMIT_AS)",
-        starved,
+        starved(8 << 20),
         r"out_of_memory: |worker_lost: .* was killed by SIGABRT",
         slow=True,
     ),
-    Fault("out of memory within an intervention", starved_with_interventions, r"out_of_memory: ", slow=True),
+    Fault("out of memory within an intervention", starved(8 << 20, interventions=_ZERO), r"out_of_memory: ", slow=True),
+    Fault("out of memory before a call begins", starved(0), r"out_of_memory: ", slow=True),
 ]

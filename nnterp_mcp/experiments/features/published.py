@@ -77,7 +77,7 @@ def assemble(
         skip: (output, input), or None for none.
 
     Raises:
-        InvalidRequest: A shape does not fit, or a number is not finite.
+        InvalidRequest: A shape does not fit.
     """
     if encoder.ndim != 2 or decoder.ndim != 2:
         raise InvalidRequest(f"encoder and decoder of {file.path.name} must be matrices.")
@@ -92,8 +92,6 @@ def assemble(
         "gate's bias": (activation.gate_bias, (latents,)),
         "magnitude's bias": (activation.magnitude_bias, (latents,)),
     }
-    if not all(bool(tensor.isfinite().all()) for tensor in (encoder, decoder, bias, decoder_bias)):
-        raise InvalidRequest(f"{file.path.name} has numbers that are not finite.")
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise InvalidRequest(

@@ -73,7 +73,7 @@ def _finding(result: FeaturesResult) -> str:
 def _comparison(result: FeaturesResult, shuffled: float, of: str) -> str:
     first = result.features[0]
     beyond = sum(abs(one.difference or 0.0) > shuffled for one in result.features)
-    exceed = f"{plural(beyond, 'feature')} of {len(result.features)} exceed it" if beyond else "no feature exceeds it"
+    exceed = f"{beyond} of {len(result.features)} features are beyond it" if beyond else "no feature is beyond it"
     names = " and ".join(quoted(elided(name)) for name in result.groups)
     return (
         f"{names} differ most in feature {first.feature} of {of}: {number(first.difference or 0.0)} in mean "

@@ -53,8 +53,8 @@ def _notes(result: LoadFeaturesResult, faulty: list[LoadedLayer], hidden: int) -
     notes: list[str] = []
     for one in faulty[:_FAULTS]:
         best = one.elsewhere[0] if one.elsewhere else None
-        where = ""
-        if best is not None and best.fvu is not None and best.fvu < (one.fit.fvu or 0.0):
+        where = " It fits at no other hook point of this layer."
+        if best is not None and best.fvu is not None and best.fvu < min(1.0, one.fit.fvu or 0.0):
             where = f" It fits best at {best.place} (FVU {number(best.fvu)}, L0 {number(best.l0)})."
         notes.append(f"{one.fit.place}: {'; '.join(one.faults)}.{where}")
     notes += left_out(len(faulty) - _FAULTS, "dictionary that does not fit", "layers")
