@@ -26,6 +26,7 @@ from nnterp_mcp.toolset.load_model.result import LoadModelResult
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.load_model import card_of
+from nnterp_mcp.worker.threads import threads_of_process
 from nnterp_mcp.worker.workbench import Bench
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Laboratory(ToolMethods):
 
     A tool takes the arguments that it takes over MCP and returns its whole result, before anything is rounded or left
     out; a notebook shows it as the answer that an agent sees. Nothing is recorded, but named vectors are kept where the
-    server keeps them.
+    server keeps them. While a call runs, torch uses one thread less for each core that other processes use, and as many
+    as before afterwards; `OMP_NUM_THREADS` fixes their number.
 
     Attributes:
         card: The card of the loaded model.
@@ -158,7 +160,8 @@ class Laboratory(ToolMethods):
         with progress_bar() as bar:
             tell = self._on_progress or (lambda told: bar.tell(told.done, told.total, told.message))
             job = _Job(0, tell)
-            result = run_tool(self.bench, spec, params, job)
+            with threads_of_process().chosen():
+                result = run_tool(self.bench, spec, params, job)
         self.arrays = job.arrays
         result.shown_by(spec.summarize)
         return result

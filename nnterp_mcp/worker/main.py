@@ -43,6 +43,7 @@ from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.threads import Threads
+from nnterp_mcp.worker.warming import warm
 from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
@@ -140,7 +141,12 @@ class Desk:
         self._send(job, _answer(self._bench, call, job))
         if job.recorder is not None:
             job.recorder.settle(self._bench.files)
+<<<<<<< HEAD
+        if call.tool == "load_model" and self._bench.files is not None:
+            warm(self._bench, waiting=lambda: not self._inbox.calls.empty())
+=======
         _reserve()
+>>>>>>> house
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()
