@@ -141,12 +141,9 @@ class Desk:
         self._send(job, _answer(self._bench, call, job))
         if job.recorder is not None:
             job.recorder.settle(self._bench.files)
-<<<<<<< HEAD
+        _reserve()
         if call.tool == "load_model" and self._bench.files is not None:
             warm(self._bench, waiting=lambda: not self._inbox.calls.empty())
-=======
-        _reserve()
->>>>>>> house
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()
