@@ -17,6 +17,7 @@ from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.request.access import admit_model
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.named_sets import sets_from
+from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.runs.prompt_sets import PromptSetStore
 from nnterp_mcp.settings import Settings
@@ -155,13 +156,14 @@ class Laboratory(ToolMethods):
         return f"Laboratory({self.bench.handle!r})"
 
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
-        with sets_from(PromptSetStore(self.bench.settings.data / "prompt_sets").find):
+        with sets_from(PromptSetStore(self.bench.settings.data / "prompt_sets").find), collect_remarks() as remarks:
             params = spec.parse(arguments)
         with progress_bar() as bar:
             tell = self._on_progress or (lambda told: bar.tell(told.done, told.total, told.message))
             job = _Job(0, tell)
             with threads_of_process().chosen():
                 result = run_tool(self.bench, spec, params, job)
+        result.remarks += remarks
         self.arrays = job.arrays
         result.shown_by(spec.summarize)
         return result

@@ -193,8 +193,7 @@ QUESTIONS = (
         "headline-head",
         f"In {GIVEN!r}, which head of {_LAYERS} attends most from the last token to {INDIRECT!r} (position "
         f"{INDIRECT_AT}), and with which probability? How far does {_METRIC} change {_ZERO} (negative if it falls), "
-        f"and "
-        "does the head support that answer?",
+        "and does the head support that answer?",
         Parts(
             {
                 "head": Head(),
@@ -207,17 +206,13 @@ QUESTIONS = (
     ),
     Question(
         "circuit-complement",
-        f"The clean prompts are {'; '.join(map(repr, TOLD))}. The metric is the logit of the name that completes "
-        f"each "
-        f"({', '.join(names[0] for names in TOLD.values())}) minus that of the name that is repeated, in the mean. "
-        f"A head "
-        "is ablated where its output (before the output projection) at every position is the mean at that position "
-        "over "
-        f"{'; '.join(map(repr, UNTOLD))}. The circuit is {', '.join(CIRCUIT)}. On a scale from 0 (all heads of all "
-        f"layers "
-        "ablated) to 1 (none), what is the metric with all heads but the circuit ablated (faithfulness), what with "
-        "the "
-        "circuit alone ablated (completeness), and do the other heads carry more than half of the behaviour?",
+        f"The clean prompts are {'; '.join(map(repr, TOLD))}. The metric is the logit of the name that completes each "
+        f"({', '.join(names[0] for names in TOLD.values())}) minus that of the name that is repeated, in the mean. A "
+        "head is ablated where its output (before the output projection) at every position is the mean at that "
+        f"position over {'; '.join(map(repr, UNTOLD))}. The circuit is {', '.join(CIRCUIT)}. On a scale from 0 (all "
+        "heads of all layers ablated) to 1 (none), what is the metric with all heads but the circuit ablated "
+        "(faithfulness), what with the circuit alone ablated (completeness), and do the other heads carry more than "
+        "half of the behaviour?",
         Parts(
             {
                 "faithfulness": Number(absolute=0.02),
@@ -229,11 +224,9 @@ QUESTIONS = (
     ),
     Question(
         "rival-sets",
-        f"Two sets of heads are claimed to carry {_METRIC}: {_SETS}. How far does it change with the outputs "
-        f"(before the "
-        "output projection) of a set's heads zero together at every position, for each set (negative if it falls), "
-        "and "
-        "which matters more?",
+        f"Two sets of heads are claimed to carry {_METRIC}: {_SETS}. How far does it change with the outputs (before "
+        "the output projection) of a set's heads zero together at every position, for each set (negative if it "
+        "falls), and which matters more?",
         Parts(
             {
                 "first": Number(absolute=0.05),
@@ -245,11 +238,9 @@ QUESTIONS = (
     ),
     Question(
         "direct-or-mediated",
-        f"How much does {MEDIATED} add at the last position to {_METRIC} through the residual stream alone (the "
-        f"final "
+        f"How much does {MEDIATED} add at the last position to {_METRIC} through the residual stream alone (the final "
         f"norm's scale frozen), and how far does that difference change {_ZERO} (negative if it falls)? It acts "
-        f"directly "
-        "if the first is more than half of the second in size.",
+        "directly if the first is more than half of the second in size.",
         Parts(
             {
                 "direct": Number(absolute=0.03),
@@ -261,26 +252,20 @@ QUESTIONS = (
     ),
     Question(
         "two-claims",
-        f"The clean prompt is {CLEAN!r}, the corrupted one {CORRUPTED!r}, the metric {_CAPITAL}. Claim A: after "
-        f"layer "
-        f"{MIDDLE} the country's token (position {COUNTRY}) still carries the answer; claim B: the last token "
-        f"already "
-        "does. What is the recovery (0: corrupted, 1: clean) with the clean residual stream after that layer put "
-        "into the "
-        "corrupted run at the country, and at the last token? Which claim is supported?",
+        f"The clean prompt is {CLEAN!r}, the corrupted one {CORRUPTED!r}, the metric {_CAPITAL}. Claim A: after layer "
+        f"{MIDDLE} the country's token (position {COUNTRY}) still carries the answer; claim B: the last token already "
+        "does. What is the recovery (0: corrupted, 1: clean) with the clean residual stream after that layer put into "
+        "the corrupted run at the country, and at the last token? Which claim is supported?",
         Parts({"country": Number(absolute=0.02), "last": Number(absolute=0.02), "claim": Choice(("A", "B"))}),
         carrier,
     ),
     Question(
         "readable-late",
-        f"The residual stream at position {COUNTRY} after {CLEAN!r} minus that after {CORRUPTED!r} is a direction "
-        f"that "
-        f"tells the countries apart after layer {EARLY} and after layer {LATE}. How far does {_CAPITAL} change in "
-        f"the "
+        f"The residual stream at position {COUNTRY} after {CLEAN!r} minus that after {CORRUPTED!r} is a direction that "
+        f"tells the countries apart after layer {EARLY} and after layer {LATE}. How far does {_CAPITAL} change in the "
         f"corrupted prompt if the difference after layer {EARLY} is added there at position {COUNTRY}, and if that "
-        f"after "
-        f"layer {LATE} is? The later direction is causal too if its effect is at least a quarter of the earlier "
-        f"one's.",
+        f"after layer {LATE} is? The later direction is causal too if its effect is at least a quarter of the earlier "
+        "one's.",
         Parts(
             {
                 "early": Number(absolute=0.05),

@@ -183,8 +183,7 @@ QUESTIONS = (
     Question(
         "attended-or-used",
         f"In {SAID!r}, which head attends most from the last token to {ANSWER!r}? How far does {_LOG} {ANSWER!r} "
-        f"change "
-        f"{_ZERO}, and is there a head whose removal changes it more?",
+        f"change {_ZERO}, and is there a head whose removal changes it more?",
         Parts(
             {
                 "head": Head(),
@@ -198,12 +197,10 @@ QUESTIONS = (
     Question(
         "readable-or-causal",
         f"At layers_output of layer {ATTRIBUTE_LAYER}, at the last token, take the mean over {BEGUN!r} followed by "
-        f"each of {', '.join(COLOURS[0])} less that over the same followed by {', '.join(COLOURS[1])} as the "
-        f"direction of "
-        f"colour, and with {', '.join(AMOUNTS[0])} less {', '.join(AMOUNTS[1])} that of amount. How far does adding "
-        f"{FACTOR:g} "
-        f"times each at every position of that layer change the log-odds of {HOT!r} to {COLD!r} (in nats) after "
-        f"{BEGUN + ' ' + BEGUN.split()[0]!r}? Both are read perfectly by a linear probe: which one is causal?",
+        f"each of {', '.join(COLOURS[0])} less that over the same followed by {', '.join(COLOURS[1])} as the direction "
+        f"of colour, and with {', '.join(AMOUNTS[0])} less {', '.join(AMOUNTS[1])} that of amount. How far does adding "
+        f"{FACTOR:g} times each at every position of that layer change the log-odds of {HOT!r} to {COLD!r} (in nats) "
+        f"after {BEGUN + ' ' + BEGUN.split()[0]!r}? Both are read perfectly by a linear probe: which one is causal?",
         Parts(
             {
                 "colour": Number(absolute=0.02),
@@ -216,9 +213,8 @@ QUESTIONS = (
     ),
     Question(
         "looks-copied",
-        f"The model completes {PAIRED!r} by {FOLLOWER!r}. What is {_LOG} that, how far does it change with the "
-        f"outputs of "
-        "all heads of both layers zero, and is it attention that copies the word?",
+        f"The model completes {PAIRED!r} by {FOLLOWER!r}. What is {_LOG} that, how far does it change with the outputs "
+        "of all heads of both layers zero, and is it attention that copies the word?",
         Parts(
             {
                 "log_probability": Number(absolute=0.02),
@@ -231,8 +227,7 @@ QUESTIONS = (
     ),
     Question(
         "no-circuit",
-        f"After {NOISE!r}, which head changes {_LOG} {NOISE_ANSWER!r} most {_ZERO}, by how much, and is that at "
-        f"least "
+        f"After {NOISE!r}, which head changes {_LOG} {NOISE_ANSWER!r} most {_ZERO}, by how much, and is that at least "
         "twice as much as any other head?",
         Parts(
             {

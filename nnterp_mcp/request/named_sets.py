@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnterp_mcp.request.arguments import decoded, shown
+from nnterp_mcp.request.remarks import remark
 
 UNGROUPED = "prompts"
 """The one group of prompts that came in a list."""
@@ -94,13 +95,20 @@ def with_targets(given: Any, listed: bool) -> Any:
 
     Args:
         given: The arguments.
-        listed: The tool takes targets for each prompt; otherwise those that are the same for all prompts are taken.
+        listed: The tool takes targets for each prompt; otherwise those that are the same for all prompts are taken,
+            and a remark says that others are not.
     """
     if not isinstance(given, Mapping) or given.get("targets") is not None:
         return given
     found = next((found for name in _RUN if (found := _look_up(given.get(name))) is not None), None)
     targets = [] if found is None else [item.targets for item in found[0].items(found[1])]
-    if not any(targets) or not (listed or all(one == targets[0] for one in targets)):
+    if found is None or not any(targets):
+        return given
+    if not listed and any(one != targets[0] for one in targets):
+        remark(
+            f"The targets of the set {found[0].name!r} differ between its prompts, and none of them is followed: this "
+            "tool takes one map of targets for all prompts; run_prompts takes one for each."
+        )
         return given
     return {**given, "targets": targets if listed else targets[0]}
 

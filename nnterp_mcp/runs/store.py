@@ -154,7 +154,7 @@ class RunStore:
             InvalidRequest: There is none, or it is damaged.
         """
         if record.result_sha256 is None:
-            raise without_result(record)
+            raise _without_result(record)
         path = self.file_path(record.id, RESULT)
         try:
             with path.open("rb") as source:
@@ -357,15 +357,21 @@ def unwritable(error: OSError) -> LimitExceeded:
     )
 
 
-def without_result(record: RunRecord) -> InvalidRequest:
+def _without_result(record: RunRecord) -> InvalidRequest:
     """The error for a run without a result."""
     if record.error is not None:
-        why, what = record.error.message, record.error.next_step
+        why, what, typed = record.error.message, record.error.next_step, ""
     elif record.state == "interrupted":
-        why, what = "its server ended before it did", "Make the call again: it takes up what was finished."
+        why = "its server ended before it did"
+        what = typed = "Make the call again: it takes up what was finished."
     else:
-        why, what = f"it is {record.state}", "session shows how far it is."
-    return InvalidRequest(f"{record.id} has no result: {why}.", f"{what} part='record' shows its parameters.".strip())
+        why = f"it is {record.state}"
+        what, typed = "session shows how far it is.", "nnterp-mcp runs shows when it has ended."
+    return InvalidRequest(
+        f"{record.id} has no result: {why}.",
+        f"{what} part='record' shows its parameters.".strip(),
+        f"{typed} --part record shows its parameters.".strip(),
+    )
 
 
 def _size(folder: Path) -> int:

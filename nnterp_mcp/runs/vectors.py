@@ -124,14 +124,23 @@ class VectorStore:
                 f"the vector {name!r} does not belong to {model} ({identity}): it was made on {other.model} "
                 f"({other.identity}), and means nothing to other weights.",
                 "Make it for this model with make_vector.",
+                "A client makes it for this model with the tool make_vector.",
             )
         names = [card.name for card in self.cards(identity)]
         known = "its vectors are " + shown(", ".join(names), 200).strip("'") if names else "it has none"
-        return InvalidRequest(f"{model} has no vector {shown(name)}: {known}.", "Make it with make_vector.")
+        return InvalidRequest(
+            f"{model} has no vector {shown(name)}: {known}.",
+            "Make it with make_vector.",
+            "A client makes it with the tool make_vector.",
+        )
 
 
 def _damaged(name: str) -> InvalidRequest:
-    return InvalidRequest(f"the file of the vector {name!r} is damaged.", "Make it again with make_vector.")
+    return InvalidRequest(
+        f"the file of the vector {name!r} is damaged.",
+        "Make it again with make_vector.",
+        "A client makes it again with the tool make_vector.",
+    )
 
 
 def _require_name(name: str) -> str:

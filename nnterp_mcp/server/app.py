@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -36,6 +36,7 @@ from nnterp_mcp.pool.live_runs import LiveRun, late
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.named_sets import sets_from
+from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.runs import figures
 from nnterp_mcp.server import apps, identity, replies, skills, tasks
 from nnterp_mcp.server.completions import Completions
@@ -188,10 +189,12 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult 
     facts = request.facts
     facts |= {"tool": request.spec.name, "outcome": "ok"}
     try:
-        answer = await _answer(request, await anyio.to_thread.run_sync(_parse, request, arguments))
+        params, remarks = await anyio.to_thread.run_sync(_parse, request, arguments)
+        answer = await _answer(request, params)
         if isinstance(answer, tasks.Task):
             facts["outcome"] = "task"
             return answer
+        answer.notes = [*answer.notes, *remarks]
         if isinstance(answer, Late):
             facts["outcome"] = answer.state
         return await anyio.to_thread.run_sync(replies.answered, answer)
@@ -209,11 +212,11 @@ async def _call(request: _Request, arguments: dict[str, Any]) -> CallToolResult 
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
 
 
-def _parse(request: _Request, arguments: dict[str, Any]) -> Params:
-    """Validates arguments; runs on a thread, so that other clients do not wait."""
+def _parse(request: _Request, arguments: dict[str, Any]) -> tuple[Params, Iterable[str]]:
+    """Validates arguments, with remarks on them; runs on a thread, so that other clients do not wait."""
     require_few_values(arguments)
-    with sets_from(request.session.prompt_sets.find):
-        return request.spec.parse(arguments)
+    with sets_from(request.session.prompt_sets.find), collect_remarks() as remarks:
+        return request.spec.parse(arguments), remarks
 
 
 async def _answer(request: _Request, params: Params) -> Answer | tasks.Task:

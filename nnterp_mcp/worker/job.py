@@ -122,7 +122,7 @@ class Job:
 
     def told(self, result: _R) -> _R:
         """Adds the call's remarks to a result."""
-        result.remarks = list(self.remarks)
+        result.remarks = [*result.remarks, *self.remarks]
         return result
 
     def keep(self, name: str, array: Tensor, axes: Mapping[str, Sequence[int | str]]) -> None:

@@ -112,12 +112,12 @@ class Recorder:
             return [f"This answer could not be recorded ({problem}): read_run will not find it."]
         return [f"The array {name} could not be kept ({reason})." for name, reason in self._lost.items()]
 
-    def fail(self, error: NnterpError, partial: Result | None, answer: Answer | None = None) -> None:
-        """Closes the record of a call that raised, with its partial result and the answer that this gives."""
+    def fail(self, error: NnterpError, partial: Result | None) -> None:
+        """Closes the record of a call that raised, with its partial result."""
         if self._checkpoint is not None:
             self._checkpoint.release()
         with WRITING:
-            self._close(partial, error, answer)
+            self._close(partial, error, None)
 
     def _close(self, result: Result | None, error: NnterpError | None, answer: Answer | None) -> str | None:
         """Completes the record; returns the reason of a failure, or None."""

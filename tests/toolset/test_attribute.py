@@ -39,6 +39,17 @@ def ask(bench: Bench, job: Job | None = None, **arguments: Any) -> AttributeResu
     return SPEC.result.model_validate_json(result.model_dump_json())
 
 
+class Keeping(Job):
+    """A job that keeps arrays in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(1, lambda progress: None)
+        self.kept: dict[str, Any] = {}
+
+    def keep(self, name: str, array: Any, axes: Any) -> None:
+        self.kept[name] = array, axes
+
+
 def logit_difference(bench: Bench, prompt: str) -> float:
     """Computed by the Hugging Face model alone."""
     import torch
@@ -78,15 +89,9 @@ def test_layers_that_are_not_split_stay_whole(bench: Bench) -> None:
 
 
 def test_many_neurons_are_listed_in_part_and_kept_in_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, Any] = {}
-
-    class Keeping(Job):
-        def keep(self, name: str, array: Any, axes: Any) -> None:
-            kept[name] = (array, axes)
-
     monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._LISTED", 20)
-    result = ask(bench, Keeping(1, lambda progress: None), by="neuron")
-    array, axes = kept["values"]
+    result = ask(bench, keeping := Keeping(), by="neuron")
+    array, axes = keeping.kept["values"]
 
     assert len(result.parts) == 20
     assert result.total == array.shape[1] == len(axes["part"]) > 300
@@ -177,16 +182,10 @@ def test_patches_are_estimated_and_the_strongest_made(bench: Bench, by: str, sit
 
 
 def test_neurons_are_patched_in_estimate_and_kept_in_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, Any] = {}
-
-    class Keeping(Job):
-        def keep(self, name: str, array: Any, axes: Any) -> None:
-            kept[name] = (array, axes)
-
     monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._LISTED", 5)
     arguments: dict[str, Any] = {"method": "patching", "by": "neuron", "corrupted": OTHER}
-    result = ask(bench, Keeping(1, lambda progress: None), **arguments)
-    array, axes = kept["estimates"]
+    result = ask(bench, keeping := Keeping(), **arguments)
+    array, axes = keeping.kept["estimates"]
 
     assert result.checked is not None
     assert result.total == array.shape[1] == len(axes["cell"]) > len(result.parts)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnterp_mcp.engine.branch_pass import Input
@@ -51,6 +51,7 @@ class Comparison:
         cells: Which cells of the grid were patched: the strongest by their estimate, then others drawn at random.
         strongest: How many of them are the strongest.
         effects: What the patches did to the metric of each run.
+        by_construction: For which cells that follows from what is replaced, as it does for `Patching`.
         pearson: The correlation of estimates and effects over these cells, in the mean over pairs; None where one of
             the two does not vary.
         agreement: The share of the strongest cells whose effect has the sign that was estimated.
@@ -59,6 +60,7 @@ class Comparison:
     cells: list[int]
     strongest: int
     effects: Float[Tensor, "pair checked"]
+    by_construction: Bool[Tensor, " checked"]
     pearson: float | None
     agreement: float
 
@@ -141,6 +143,7 @@ def compare_with_patches(
         cells=chosen,
         strongest=len(first),
         effects=effects,
+        by_construction=patched.by_construction,
         pearson=float(torch.corrcoef(both)[0, 1]) if varies else None,
         agreement=float((real.sign() == estimated.sign())[: len(first)].double().mean()),
     )

@@ -34,7 +34,7 @@ _LOOSE = 0.05
 def digest(result: AttributeResult) -> AttributeAnswer:
     """The strongest parts, how they add up, and where they are."""
     order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
-    order = [part for part in order if part.value.mean]
+    order = [part for part in order if part.value.mean and not part.by_construction]
     every = _every_layer(result)
     shown = order[: min(result.shown, _room(result, sum(map(len, every.values()))))]
     return AttributeAnswer(
@@ -130,8 +130,10 @@ def _integrated(order: Sequence[AttributedPart], result: AttributeResult) -> str
 def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     assert result.base is not None
     opening = f"{_whole(result)}, with {result.corruption} {number(brief(result.base.mean))}."
-    if not order or result.checked is None:
+    if result.checked is None:
         return f"{opening} No cell changes anything: the two runs have the same states there."
+    if not order:
+        return f"{opening} Every effect follows by construction: the patch makes the run the other run."
     found = result.checked
     alike = (
         "" if found.pearson is None else f"correlate {found.pearson:.2f} with real patches over {found.cells} cells, "
@@ -273,6 +275,9 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append("Do not rely on the estimates here: trust the patched column, or patch_activations.")
     if result.whole.low is not None and result.by not in ("token", "source_token"):
         notes.append(f"Means over {plural(len(result.prompts), 'prompt')}; 95 % intervals by resampling them.")
+    trivial = [part_name(part, cell=True) for part in result.parts if part.by_construction]
+    if trivial:
+        notes.append(f"Not counted as findings, since they follow by construction: {', '.join(trivial)}.")
     notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
     return notes + _left_out(shown, result)

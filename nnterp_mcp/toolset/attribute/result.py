@@ -23,6 +23,8 @@ class AttributedPart(ResultPart):
         value: What it adds to the metric; of a patched cell, the estimate of what the patch does.
         logits: What it adds to the logit of each category, in the mean over prompts (direct, several categories).
         patched: What the patch did, where it was made, in the mean over prompts.
+        by_construction: What the patch does follows from what is replaced, such as the last layer's output at the last
+            position.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class AttributedPart(ResultPart):
     value: Measured
     logits: list[float] = Field(default_factory=list[float])
     patched: float | None = None
+    by_construction: bool = False
 
 
 class LayerSum(ResultPart):

@@ -301,8 +301,9 @@ def _patching(
     made = _patched(compared)
     listed = _listed(grid, effects, made)
     parts = _cells(grid, effects, listed, pairs[0].clean.prompt, bench)
-    for at, effect in made.items():
-        parts[listed.index(at)].patched = effect
+    for (at, effect), follows in zip(made.items(), [] if compared is None else compared.by_construction, strict=True):
+        part = parts[listed.index(at)]
+        part.patched, part.by_construction = effect, bool(follows)
     return base.model_copy(
         update={
             "whole": _mean(average_draws(found.clean, numbers)),
