@@ -49,8 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, BaseExceptionGroup) as error:
         if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has read enough
+        _close_output()  # whoever read the output has read enough
         return 0
+    except OSError as error:  # a full disk, a quota, a folder that may not be written
+        _close_output()
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {(error.strerror or str(error)).rstrip('.')}{where}.", file=sys.stderr)
+        return 2
+
+
+def _close_output() -> None:
+    """Lets nothing more be written to standard output, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: NnterpError) -> None:

@@ -223,7 +223,8 @@ class ToolSpec(Generic[_P, _R, _A]):
         title: A short title for people.
         description: When to use it and what it measures, at most 2 KB: some clients cut there.
         examples: Arguments of calls that succeed on every loaded model, in any order; the first gives little beyond
-            what is required. The reference shows them, and the tests that run over all tools make them.
+            what is required. The reference shows them, and the tests that run over all tools make them, with a model,
+            run or dictionary that is there in place of `model`, `run_id`, `source` and `dictionary`.
         params: Its parameters.
         digest: Cuts a result down to an answer; its annotations say which classes these are.
         figure: Turns a result, and the arrays of its run, into a figure; None for a tool that has no picture.

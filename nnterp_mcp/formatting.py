@@ -63,9 +63,9 @@ def number(value: int | float) -> str:
 
 
 def coarse(value: float) -> float:
-    """A number among many: two digits after the point, or one that means something."""
-    if 0 < abs(value) < 0.01:
-        return float(f"{value:.1g}")
+    """A number among many: two digits after the point, or below 0.01 one that means something; 0 below 0.0001."""
+    if abs(value) < 0.01:
+        return float(f"{value:.1g}") if abs(value) >= 1e-4 else 0.0
     return round(value, 2 if abs(value) < 10 else 1)
 
 

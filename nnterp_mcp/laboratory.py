@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.display.picture import Picture
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
@@ -28,6 +27,7 @@ from nnterp_mcp.toolset.load_model.result import LoadModelResult
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.load_model import card_of
+from nnterp_mcp.worker.threads import threads_of_process
 from nnterp_mcp.worker.workbench import Bench
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Laboratory(ToolMethods):
 
     A tool takes the arguments that it takes over MCP and returns its whole result, before anything is rounded or left
     out; a notebook shows it as the answer that an agent sees. Nothing is recorded, but named vectors are kept where the
-    server keeps them.
+    server keeps them. While a call runs, torch uses one thread less for each core that other processes use, and as many
+    as before afterwards; `OMP_NUM_THREADS` fixes their number.
 
     Attributes:
         card: The card of the loaded model.
@@ -157,29 +158,15 @@ class Laboratory(ToolMethods):
     def _run(self, spec: ToolSpec[Any, Any, Any], arguments: Mapping[str, Any]) -> Result:
         with sets_from(PromptSetStore(self.bench.settings.data / "prompt_sets").find), collect_remarks() as remarks:
             params = spec.parse(arguments)
-        with _progress_bar() if self._on_progress is None else nullcontext(self._on_progress) as tell:
+        with progress_bar() as bar:
+            tell = self._on_progress or (lambda told: bar.tell(told.done, told.total, told.message))
             job = _Job(0, tell)
-            result = run_tool(self.bench, spec, params, job)
+            with threads_of_process().chosen():
+                result = run_tool(self.bench, spec, params, job)
         result.remarks += remarks
         self.arrays = job.arrays
         result.shown_by(spec.summarize)
         return result
-
-
-@contextmanager
-def _progress_bar() -> Generator[TellProgress]:
-    """A bar on standard error or in a notebook, from the third second of a call on."""
-    from tqdm.auto import tqdm
-
-    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(total=1.0, delay=2, leave=False, disable=not seen, bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:
-
-        def tell(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.n = progress.done
-            bar.set_description_str(progress.message)
-
-        yield tell
 
 
 def _place(

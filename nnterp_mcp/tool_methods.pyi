@@ -10,8 +10,10 @@ from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
+from nnterp_mcp.toolset.features.result import FeaturesResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
+from nnterp_mcp.toolset.load_features.result import LoadFeaturesResult
 from nnterp_mcp.toolset.logit_lens.result import LogitLensResult
 from nnterp_mcp.toolset.make_vector.result import MakeVectorResult
 from nnterp_mcp.toolset.patch_activations.result import PatchActivationsResult
@@ -63,6 +65,16 @@ class ToolMethods:
         pool: Literal["none", "mean", "last"] = "none",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> CollectActivationsResult: ...
+    def features(
+        self,
+        dictionary: str,
+        *,
+        prompts: Mapping[str, Any] | Sequence[str] | None = None,
+        features: Sequence[int] | None = None,
+        layer: int | None = None,
+        positions: int | str = "all",
+        interventions: Sequence[Mapping[str, Any]] | None = None,
+    ) -> FeaturesResult: ...
     def generate(
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
@@ -79,6 +91,9 @@ class ToolMethods:
     def inspect_model(
         self, path: str | None = None, *, source: bool = False, start: int | None = None
     ) -> InspectModelResult: ...
+    def load_features(
+        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None
+    ) -> LoadFeaturesResult: ...
     def logit_lens(
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
@@ -99,6 +114,8 @@ class ToolMethods:
             "activation",
             "embedding_difference",
             "unembedding_difference",
+            "decoder_row",
+            "encoder_row",
             "random",
             "file",
             "delete",

@@ -12,6 +12,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
+from tests.dictionaries import DICTIONARY, random_dictionary
 from tests.serving import Caller, stdio, text
 
 CAPITALS = {"capital": ["Paris", "Rome"], "traps": "London"}
@@ -95,6 +96,11 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "attribute",
         {"prompts": "The capital of France is", "targets": {"answer": "Paris", "wrong": "London"}, "by": "neuron"},
     ),
+    "dictionary": ("load_features", {"name": "random", "source": str(DICTIONARY)}),
+    "features": (
+        "features",
+        {"dictionary": "random", "prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}},
+    ),
 }
 EXAMPLES |= {
     tool: (tool, dict(spec.examples[0]))
@@ -133,6 +139,7 @@ class Recorded:
 @contextmanager
 def record_examples(model: Path, data: Path) -> Generator[Recorded]:
     """Has a server on a tiny model run every example."""
+    random_dictionary()
     with stdio(data=data) as caller:
         answers = {"": caller.call("load_model", model=str(model))}
         answers |= {name: caller.call(tool, **arguments) for name, (tool, arguments) in EXAMPLES.items()}

@@ -209,8 +209,8 @@ def test_a_laboratory_draws_what_a_server_draws(lab: Laboratory, recorded: Recor
         served = figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
         assert [panel.title for panel in drawn.panels] == [panel.title for panel in served.panels]
         assert draw_png(drawn) == draw_png(served)
-    with pytest.raises(NnterpError, match="generate draws no figure"):
-        lab.figure(lab.call("generate", prompts="a", max_new_tokens=1))
+    with pytest.raises(NnterpError, match="tokenize draws no figure"):
+        lab.figure(lab.call("tokenize", prompts="a"))
 
 
 def test_a_result_says_how_its_input_was_read(lab: Laboratory) -> None:

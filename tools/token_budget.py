@@ -25,9 +25,10 @@ from nnterp_mcp.toolset import specs
 
 TARGET = Path(__file__).parent.parent / "docs" / "tokens.md"
 
+_FIRST = ("load_model", "load_features")
 CALLS = {
-    name: spec.examples[0]
-    for name, spec in sorted(specs().items(), key=lambda item: (item[0] != "load_model", item[1].place == "server"))
+    name: specs()[name].examples[0]
+    for name in (*_FIRST, *sorted(specs().keys() - _FIRST, key=lambda name: (specs()[name].place == "server", name)))
 }
 """The first example of each tool; those that change or end what is loaded come after the experiments."""
 
@@ -79,6 +80,8 @@ async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
     """The tokens of every tool's default answer, from a real server."""
     with tempfile.TemporaryDirectory() as data:
         environment = {**os.environ, "NNTERP_MCP_DATA": data, "NNTERP_MCP_REPLY_WITHIN": "600"}
+        environment["NNTERP_MCP_FOLDERS"] = json.dumps([data])
+        save_random_dictionary(Path(data) / "dictionary")
         server = StdioServerParameters(command=sys.executable, args=["-m", "nnterp_mcp", "serve"], env=environment)
         async with Client(stdio_client(server)) as client:
             costs: dict[str, Cost] = {}
@@ -91,6 +94,19 @@ async def count_answers(count: Callable[[object], int]) -> dict[str, Cost]:
                 run = result.structured_content.get("run_id", run)
                 costs[tool] = Cost(count(_settled(result.content[0].text)), count(_settled(result.structured_content)))
             return costs
+
+
+def save_random_dictionary(folder: Path) -> None:
+    """Writes a random autoencoder of the default model's residual stream in SAELens' layout."""
+    import torch
+    from safetensors.torch import save_file
+
+    rows = torch.randn(2048, 576, generator=torch.Generator().manual_seed(0)) / 24
+    biases = {"b_enc": torch.zeros(2048), "b_dec": torch.zeros(576)}
+    config = {"architecture": "topk", "k": 32, "metadata": {"hook_name": "blocks.15.hook_resid_post"}}
+    folder.mkdir()
+    save_file({"W_enc": rows.T.contiguous(), "W_dec": rows, **biases}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config))
 
 
 def _settled(content: Any) -> Any:

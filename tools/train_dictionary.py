@@ -18,28 +18,37 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nnterp_mcp.engine.forward import forward
+from nnterp_mcp.engine.generation import generate
+from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.features.calibration import measure_fit, measure_losses, read_all
 from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.experiments.features.dictionary import Activation, Dictionary
 from nnterp_mcp.experiments.features.layouts import find_dictionaries
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts, pad_batch
 from nnterp_mcp.request.feature_sites import FeaturePlace
 
 Report = Callable[[str], None]
 
+_LIKELY = 500
+"""Tokens of which each next one is sampled: sorting the whole vocabulary would take half of the time."""
+
 
 def sample_texts(model: StandardizedTransformer, count: int, length: int) -> list[EncodedPrompt]:
-    """Texts that the model writes at temperature 1 after nothing but its first token."""
+    """Texts that the model writes at temperature 1, one after each of the tokens that it finds likeliest at a start."""
     tokenizer: Any = model.tokenizer
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0
-    ids = torch.full((count, 1), begin)
-    with torch.no_grad(), model.standing_down():
-        made: Any = model.module.generate(  # pyright: ignore[reportCallIssue]
-            ids, do_sample=True, top_k=0, min_new_tokens=length - 1, max_new_tokens=length - 1
-        )
-    return [EncodedPrompt(index, "", row, []) for index, row in enumerate(made.tolist())]
+    begin = EncodedPrompt(0, "", [tokenizer.bos_token_id or 0], [])
+    logits = forward(model, pad_batch([begin], model.pad_id, model.device), logits=[(0, 0)]).logits
+    assert logits is not None
+    first = logits[0].topk(count).indices.tolist()
+    starts = [EncodedPrompt(index, "", [*begin.ids, token], []) for index, token in enumerate(first)]
+    made = generate(
+        model, Workload(starts), max_new_tokens=length - 2, sampling=Sampling(temperature=1.0, top_k=_LIKELY)
+    )
+    texts = [start.ids + text.ids for start, text in zip(starts, made, strict=True)]
+    return [EncodedPrompt(index, "", ids, []) for index, ids in enumerate(texts)]
 
 
 def train(

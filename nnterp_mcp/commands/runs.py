@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.commands.flags import add_folders, add_json, add_run_id, relative_difference, settings_of, whole_number
+from nnterp_mcp.commands.output import write_output
 from nnterp_mcp.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -206,13 +207,9 @@ def _chosen(fields: list[FieldComparison]) -> tuple[list[FieldComparison], int]:
 
 def _export(options: Namespace) -> None:
     from nnterp_mcp.commands.reproduce.export import export
-    from nnterp_mcp.runs.vectors import VectorStore
 
-    script = export(_store(options).read(options.run_id), VectorStore(settings_of(options).data / "vectors"))
+    script = export(_store(options).read(options.run_id), settings_of(options).data)
     if options.output is None:
         print(script, end="")
-        return
-    try:
-        options.output.write_text(script, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{options.output} cannot be written: {error.strerror}.") from None
+    else:
+        write_output(options.output, script)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.commands.flags import add_folders, add_json, add_run_id, settings_of, whole_number
+from nnterp_mcp.commands.output import write_output
 from nnterp_mcp.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def _write(store: RunStore, options: Namespace) -> None:
     data, left = snapshot(store, options.run_id)
     if left:
         print(left, file=sys.stderr)
-    try:
-        options.out.write_text(page_with(data), encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{options.out} cannot be written: {error.strerror}.") from None
+    write_output(options.out, page_with(data))
     print(json.dumps({"run_id": options.run_id, "file": str(options.out)}) if "json" in options else options.out)
 
 

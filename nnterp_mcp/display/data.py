@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nnterp_mcp.display import style
-from nnterp_mcp.display.figure import Curves, Figure, Panel
+from nnterp_mcp.display.figure import Bars, Curves, Figure, Heatmap, Panel, ordered
 from nnterp_mcp.formatting import escaped_data, finite, rounded
 
 _DIGITS = 5
@@ -22,6 +22,11 @@ def figure_data(figure: Figure) -> dict[str, Any]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     data = {"kind": type(panel).__name__.lower(), **asdict(panel)}
+    if isinstance(panel, Heatmap):
+        data["rows"], data["columns"] = list(map(ordered, panel.rows)), list(map(ordered, panel.columns))
+        data["labels"] = None if panel.labels is None else [list(map(ordered, row)) for row in panel.labels]
+    if isinstance(panel, Bars):
+        data["bars"] = [asdict(bar) | {"name": ordered(bar.name)} for bar in panel.bars]
     if isinstance(panel, Curves):
         series, dashes = style.series_of(panel.curves), style.dashes_of(panel.curves)
         data["names"] = list(panel.names.items())

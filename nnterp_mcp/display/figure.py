@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from unicodedata import bidirectional
 
 Role = Literal["measured", "control"]
 """The role of a curve or a bar; controls are grey."""
@@ -191,6 +193,20 @@ MARKS = {" ": "␣", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 def visible(text: str) -> str:
     """A token with visible whitespace."""
     return text.translate(str.maketrans(MARKS))
+
+
+_LEFT_TO_RIGHT = "\u200e"
+"""An invisible mark that sets the direction of what is next to it."""
+
+_FROM_THE_LEFT = re.compile(r"<0x[0-9A-F]{2}>| (?:-?\d+|\(-?\d+\))$")
+"""Bytes and the position at the end of a token's name, which are read from the left in every language."""
+
+
+def ordered(name: str) -> str:
+    """A token's name with its bytes and position in their order, if it has letters that are read from the right."""
+    if not any(bidirectional(char) in ("R", "AL") for char in name):
+        return name
+    return _LEFT_TO_RIGHT + _FROM_THE_LEFT.sub(lambda found: f"{_LEFT_TO_RIGHT}{found[0]}{_LEFT_TO_RIGHT}", name)
 
 
 def some_of(count: int, shown: int, noun: str) -> list[str]:

@@ -22,6 +22,9 @@ _TOKEN = 18
 _BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 """Names of tokens that are bytes."""
 
+_UNFINISHED = re.compile("\ufffd+$")
+"""What a tokenizer makes of the bytes of a character that is not complete."""
+
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
 
 PROBABILITY = Colours("probability", 0.0, 1.0)
@@ -149,3 +152,8 @@ def on_axis(layers: Sequence[int | None]) -> tuple[list[float], dict[float, str]
 def ordinals(count: int) -> list[str]:
     """The names of ranks, of which there are at most 20: 1st, 2nd, 3rd, 4th."""
     return [f"{rank}{_ENDINGS.get(rank, 'th')}" for rank in range(1, count + 1)]
+
+
+def unbroken(text: str) -> str:
+    """A generated text without the bytes of a character that its last token began."""
+    return _UNFINISHED.sub("…", text)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from unicodedata import bidirectional
 
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.textpath import text_to_path
 
-_LEFT_TO_RIGHT = "\u200e"
-"""An invisible mark that sets the direction of a line."""
+from nnterp_mcp.display.figure import ordered
 
 _FALLBACKS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
@@ -49,12 +47,8 @@ def _escape(char: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Legible text with dollar signs escaped, which matplotlib would take for formulas.
-
-    A label that begins with a token of a language written from the right keeps its number behind it.
-    """
-    shown = legible(text).replace("$", "\\$")
-    return f"{_LEFT_TO_RIGHT}{shown}" if shown and bidirectional(shown[0]) in ("R", "AL") else shown
+    """Legible text with dollar signs escaped, which matplotlib would take for formulas."""
+    return ordered(legible(text).replace("$", "\\$"))
 
 
 @cache

@@ -25,9 +25,9 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, takes_rows
 from nnterp_mcp.engine.observation import Observed, Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
-from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall_sharing
+from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall
 from nnterp_mcp.engine.token_spans import Reach
-from nnterp_mcp.engine.workload import tokens_cached
+from nnterp_mcp.engine.workload import Workload, tokens_cached
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -43,6 +43,9 @@ _SHARED_PER_TOKEN = 8
 _ENOUGH = 128
 """Tokens from which on a pass on a CPU takes time for each more: rows of another first position begin a new batch."""
 
+DEFAULTS = Workload(())
+"""The size of batches where no request says another."""
+
 _IN_STREAM: frozenset[Site] = frozenset({"token_embeddings", "layers_input", "layers_output"})
 """Sites at which the residual stream is all that a row carries."""
 
@@ -54,9 +57,8 @@ class BranchBatch:
     Attributes:
         rows: Which rows these are.
         logits: The logits after the input's last token; empty where only states were asked for.
-        base_logits: The same of the unedited input.
         continuations: The tokens generated after each row, greedily; the one that ended the text is among them.
-        base_continuation: The same of the unedited input.
+        base_continuation: The tokens generated after the unedited input.
         states: The states at each hook point that was asked for, before anything was frozen or edited there by a row,
             from position `first` on. A row that had not joined yet is missing: it was still the unedited input.
         first: The first position that was computed.
@@ -65,7 +67,6 @@ class BranchBatch:
 
     rows: list[int]
     logits: Float[Tensor, "row vocabulary"]
-    base_logits: Float[Tensor, " vocabulary"]
     continuations: list[list[int]]
     base_continuation: list[int]
     states: dict[Place, Float[Tensor, "joined position *head width"]]
@@ -90,9 +91,8 @@ class Branches:
             the unedited input are the first.
         reference: The run with which the reduction compares.
         max_new_tokens: How many tokens to generate.
-        batch_tokens: The most tokens of a batch over all its rows; those that rows share count for little where
-            nothing is generated.
-        prefix: Keys and values of at least the tokens before the last position at which a row begins to differ.
+        work: The request, for the most tokens of a batch over all its rows; those that rows share count for little
+            where nothing is generated.
         own: The run of the input without branches, where there was one: its keys and values are the prefix.
     """
 
@@ -108,8 +108,7 @@ class Branches:
         reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
         reference: Reference | None = None,
         max_new_tokens: int = 0,
-        batch_tokens: int = 4096,
-        prefix: SharedCache | None = None,
+        work: Workload = DEFAULTS,
         own: Observed | None = None,
     ) -> None:
         self.model = model
@@ -119,11 +118,11 @@ class Branches:
         self.reduction = reduction if logits else None
         self.reference = reference
         self.new_tokens = max_new_tokens
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = work.batch_tokens
         self._frozen = frozen
         self.logits = logits
         self.own = own
-        self._prefix = prefix if own is None else own.cache
+        self._prefix = None if own is None else own.cache
         self._one_row = f"a prompt of {len(base)} tokens with one patched row"
         self._first: dict[int, int] = {}
         self._entrance: dict[int, Place] = {}
@@ -175,7 +174,7 @@ class Branches:
             kind(late) == kind(length),
             self.base.operations,
         )
-        return recall_sharing(self.model.module, situation, length, lambda: self._try_sharing(sites, late))
+        return recall(self.model.module, situation, length, lambda: self._try_sharing(sites, late))
 
     @torch.inference_mode()
     def _try_sharing(self, sites: Sequence[Site], position: int) -> Sharing:
@@ -223,7 +222,7 @@ class Branches:
             numbers = {} if self.reduction is None else reduce_logits(self.reduction(order), logits, self.reference)
             said = self._continue(order, logits, cache)
         states = {place: value[1:] for place, value in visitor.states.items()}
-        return BranchBatch(order, logits[1:], logits[:1].flatten(), said[1:], said[0], states, visitor.first, numbers)
+        return BranchBatch(order, logits[1:], said[1:], said[0], states, visitor.first, numbers)
 
     def _read(
         self, rows: Sequence[int], sharing: Sharing

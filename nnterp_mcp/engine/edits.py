@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -242,6 +242,33 @@ class PatchedPatterns:
             start = padding[prompt] - begin
             new[entry, :, start : start + pattern.shape[-1]] = pattern.to(new)
         return {"op": "replace", "value": new}
+
+
+Rewrite = Callable[[Float[Tensor, "entry *head width"], Sequence[Tensor]], Float[Tensor, "entry *head width"]]
+"""From the states that an edit reaches, and those of earlier hook points at the same tokens, to what they become."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The states as a function makes them.
+
+    Attributes:
+        rewrite: The function.
+        reads: The earlier hook points that it reads.
+    """
+
+    rewrite: Rewrite
+    reads: Sequence[Place] = ()
+
+    def resolve(self, states: Reached) -> Data:
+        """The function, with the entries that it reads."""
+        rows, columns = states.chosen.on(states.device)
+        return {
+            "op": "rewrite",
+            "rewrite": self.rewrite,
+            "reads": [str(place) for place in self.reads],
+            "index": None if rows is None else (rows, columns),
+        }
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ A *resolved edit* is a dictionary, made by an edit of `engine.edits` for one bat
 - Of attention probabilities: `op` is `set_pattern`, with masks of `queries` and `heads` and the `pattern` (row, query,
   key); or `knock_out`, with the `cuts` (masks of `queries`, `keys` and `heads`, and `renormalise`), the keys that each
   query can read (`readable`), and the `others`, edits that are made before.
+- Of features, on this machine alone: `op` is `rewrite`, with a `rewrite` of the states given those that it `reads`
+  (names of earlier hook points, with the `index` of the entries).
 - For autograd, on this machine alone: `leaf`, where its graph begins, with a `value` in place of the states or None;
   and `view`, after which the states are a tensor of their own, whose gradient can be asked for.
 """
@@ -78,6 +80,10 @@ def become(part: Float[Tensor, "entry *head width"], edit: Data, seen: Data) -> 
         states, index = seen[edit["name"]].to(part.device), edit["index"]
         taken = states.flatten(0, 1) if index is None else states[tuple(at.to(part.device) for at in index)]
         return taken if edit["heads"] is None else taken[:, edit["heads"].to(part.device)]
+    if op == "rewrite":
+        reads = [seen[name].to(part.device) for name in edit["reads"]]
+        taken = [read.flatten(0, 1) if edit["index"] is None else read[edit["index"]] for read in reads]
+        return edit["rewrite"](part, taken)
     value = edit["value"]
     if op == "scale":
         return part * value if value else torch.zeros_like(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 Row = TypeVar("Row")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ NO_SHARING = Sharing(prefix=False, layers=False)
 _LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
 """The order of trials, the cheapest first; sharing nothing is right for every model."""
 
-_tried: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[int, Sharing]]] = WeakKeyDictionary()
-"""By model and situation: the longest prompt that was tried, and the sharing that was exact on it."""
+_tried: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[int, Any]]] = WeakKeyDictionary()
+"""By model and situation: the longest prompt that was tried, and what was found exact on it."""
 
 
-def recall_sharing(module: nn.Module, situation: Hashable, length: int, find: Callable[[], Sharing]) -> Sharing:
-    """Returns the sharing that a model allows in a situation, tried once for prompts up to each length.
+def recall(module: nn.Module, situation: Hashable, length: int, find: Callable[[], Found]) -> Found:
+    """Returns what a model allows in a situation, tried once for prompts up to each length.
 
     Args:
         module: The model.
@@ -48,16 +49,14 @@ def recall_sharing(module: nn.Module, situation: Hashable, length: int, find: Ca
         find: Tries it.
     """
     known = _tried.setdefault(module, {})
-    longest, sharing = known.get(situation, (0, NO_SHARING))
-    if longest < length:
-        sharing = find()
-        known[situation] = length, sharing
-    return sharing
+    if known.get(situation, (0, None))[0] < length:
+        known[situation] = length, find()
+    return known[situation][1]
 
 
 def known_sharing(module: nn.Module) -> list[Sharing]:
     """Returns the sharing that a model was found to allow in each situation so far."""
-    return [sharing for _, sharing in _tried.get(module, {}).values()]
+    return [found for _, found in _tried.get(module, {}).values() if isinstance(found, Sharing)]
 
 
 def find_cheapest_sharing(
@@ -79,7 +78,6 @@ def find_cheapest_sharing(
 
     def find(some: Sequence[Row]) -> Sharing:
         expected = run(some, NO_SHARING)
-        tolerance = TOLERANCES.get(model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
         for sharing in _LADDER:
             try:
                 found = run(some, sharing)
@@ -87,9 +85,15 @@ def find_cheapest_sharing(
                 if says_nothing(error):
                     raise
                 continue
-            if found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance):
+            if agree(model, found, expected):
                 return sharing
         return NO_SHARING
 
     found = list(run_halving(model, [rows], find, name))
     return Sharing(all(one.prefix for one in found), all(one.layers for one in found))
+
+
+def agree(model: StandardizedTransformer, found: Tensor, expected: Tensor) -> bool:
+    """True if numbers differ no more than rounding in the model's dtype makes them."""
+    tolerance = TOLERANCES.get(model.module.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance)

@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.branches import BranchBatch, Branches
+from nnterp_mcp.engine.branches import BranchBatch
 from nnterp_mcp.engine.forward import LogitReduction
-from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.kv_cache import SharedCache
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.readouts.reductions import compare_rows
-from nnterp_mcp.engine.replacements import Replacement, replace_states
-from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.patched_target import LayerPair, SourceReadings, Target, run_patches
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.selectors import resolve_layers
-
-LayerPair = tuple[int, int]
-"""The layer after which a state is read, and the layer after which it is put into the target prompt."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A prompt and the token whose state is replaced.
-
-    Attributes:
-        work: The prompt alone, with the operations on it; progress is reported in patches.
-        position: The token, counted from 0.
-    """
-
-    work: Workload
-    position: int
-
-    @property
-    def base(self) -> Input:
-        """The prompt as the input of branches."""
-        (prompt,) = self.work.prompts
-        return Input(prompt, plan=self.work.plan)
-
-    @property
-    def ids(self) -> list[int]:
-        """The prompt's tokens."""
-        return self.base.prompt.ids
 
 
 @dataclass(frozen=True)
@@ -74,8 +40,7 @@ class PatchscopeReadings:
 
 def read_patchscope(
     model: StandardizedTransformer,
-    states: Float[Tensor, "source layer hidden"],
-    source_layers: Sequence[int],
+    sources: SourceReadings,
     target: Target,
     pairs: Sequence[LayerPair],
     *,
@@ -93,8 +58,7 @@ def read_patchscope(
     Everything is reduced beside the model: only the numbers in the readings leave the device.
 
     Args:
-        states: Residual streams after `source_layers`, or any vectors of that width.
-        source_layers: The layer of each of a source's states.
+        sources: The states.
         target: The target prompt and the position at which states are put.
         pairs: Source layer and target layer of each patch, the same for all sources.
         top_k: Number of top tokens to return.
@@ -107,32 +71,23 @@ def read_patchscope(
     Source: Ghandeharioun et al., "Patchscopes: A Unifying Framework for Inspecting Hidden Representations of Language
     Models" (2024).
     """
+    states, total = sources.states, len(sources.states) * len(pairs)
     if states.shape[-1] != model.hidden_size:
         raise InvalidRequest(f"states of width {states.shape[-1]} do not fit: {model.name} has {model.hidden_size}.")
-    sources = [source for source in range(len(states)) for _ in pairs]
-    columns = [source_layers.index(layer) for _ in range(len(states)) for layer, _ in pairs]
     followed = Categories.of(categories or [[]] * len(states), torch.device("cpu"))
     every = torch.arange(len(states))
 
     def read(order: Sequence[int]) -> LogitReduction:
         """The unpatched distribution once for each source, whose categories differ, and that of each row."""
-        chosen = followed[torch.cat([every, torch.tensor(sources)[list(order)]])]
+        chosen = followed[torch.cat([every, torch.tensor(order) // len(pairs)])]
         rows = torch.cat([torch.zeros_like(every), torch.arange(1, 1 + len(order))])
         options = {"rows": rows, "ids": chosen.ids, "real": chosen.real, "top_k": top_k, "baselines": None}
         return LogitReduction(compare_rows, options)
 
-    branches = patch_target(
-        model,
-        target,
-        states[sources, columns],
-        [layer for _ in range(len(states)) for _, layer in pairs],
-        reduction=read,
-        max_new_tokens=max_new_tokens,
-    )
-    readout, unpatched = ReadoutRows(len(sources)), ReadoutRows(len(states))
+    readout, unpatched = ReadoutRows(total), ReadoutRows(len(states))
     said: dict[int, list[int]] = {}
     batch: BranchBatch | None = None
-    for batch in branches.run():
+    for batch in run_patches(model, target, sources, pairs, reduction=read, max_new_tokens=max_new_tokens):
         require_finite(batch.numbers.pop("total"), "logits")
         device = batch.numbers["entropy"].device
         for to, rows, part in (
@@ -141,7 +96,7 @@ def read_patchscope(
         ):
             to.put(rows.to(device), Readout(**{name: values[part] for name, values in batch.numbers.items()}))
         said |= zip(batch.rows, batch.continuations, strict=True)
-        target.work.progress(len(said), len(sources), "patches")
+        target.work.progress(len(said), total, "patches")
     assert batch is not None
     return PatchscopeReadings(
         pairs=list(pairs),
@@ -151,43 +106,6 @@ def read_patchscope(
         ],
         unpatched=unpatched.read((len(states),)),
         unpatched_continuation=batch.base_continuation,
-    )
-
-
-def patch_target(
-    model: StandardizedTransformer,
-    target: Target,
-    states: Float[Tensor, "row hidden"],
-    layers: Sequence[int],
-    *,
-    reduction: Callable[[Sequence[int]], LogitReduction] | None = None,
-    max_new_tokens: int = 0,
-    prefix: SharedCache | None = None,
-) -> Branches:
-    """Branches of a target prompt, each with one state replaced after one layer.
-
-    The patch acts while the prompt is read; tokens that are generated see it through their attention.
-
-    Args:
-        target: The target prompt and the position at which states are replaced.
-        states: The state of each row.
-        layers: The layer of each row.
-        reduction: Given the rows of a batch in their order, returns the reduction of its logits.
-        max_new_tokens: How many tokens to generate.
-        prefix: Keys and values of the tokens before the position, where a pass has read them.
-    """
-    rows = zip(range(len(layers)), layers, states.split(1), strict=True)
-    edits = replace_states(
-        Replacement(row, Place("layers_output", layer), [target.position], state) for row, layer, state in rows
-    )
-    return Branches(
-        model,
-        target.base,
-        edits,
-        reduction=reduction,
-        max_new_tokens=max_new_tokens,
-        batch_tokens=target.work.batch_tokens,
-        prefix=prefix,
     )
 
 
@@ -225,16 +143,3 @@ def layers_in_order(layers: str | int | Sequence[int], num_layers: int, name: st
     if isinstance(layers, str | int):
         return resolve_layers(layers, num_layers, name)
     return [index for layer in layers for index in resolve_layers(layer, num_layers, name)]
-
-
-def resolve_target(ids: Sequence[int], position: int) -> Target:
-    """A target from tokens and a position that counts from either end.
-
-    Raises:
-        InvalidRequest: The position does not exist.
-    """
-    if not -len(ids) <= position < len(ids):
-        raise InvalidRequest(
-            f"position {position} does not exist: the target prompt has positions 0 to {len(ids) - 1}."
-        )
-    return Target(Workload([EncodedPrompt(0, "", list(ids), [])]), position % len(ids))

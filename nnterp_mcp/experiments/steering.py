@@ -82,11 +82,6 @@ def doses_of(prompt: int, layers: Sequence[int], factors: Sequence[float], contr
     return [Dose(prompt), *cells]
 
 
-def runs_of(doses: Sequence[Dose]) -> list[Dose]:
-    """The doses that need a run of their own, in their order."""
-    return list(dict.fromkeys(dose.run for dose in doses))
-
-
 def spread_over_doses(made: Sweep, doses: Sequence[Dose]) -> Sweep:
     """A sweep over all doses, from one over those that needed a run."""
     index = {dose: row for row, dose in enumerate(made.doses)}
@@ -150,7 +145,7 @@ def sweep(
     """
     prompts, layers = work.prompts, sorted(directions)
     doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
-    needed = runs_of(doses)
+    needed = list(dict.fromkeys(dose.run for dose in doses))
     runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed), positions)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     quiet = replace(work, progress=ignore_progress)
@@ -252,13 +247,13 @@ class SteeredRuns:
             dose = self.doses[run]
             if dose.layer is not None:
                 by_layer.setdefault(dose.layer, {})[run] = dose.factor * self._drawn[dose.layer, dose.control]
-        return [self._edit(layer, added) for layer, added in by_layer.items()]
-
-    def _edit(self, layer: int, added: Mapping[int, Tensor]) -> StateEdit:
-        which = {run: index for index, run in enumerate(added)}
-        reach = Reach({run: self._where[self.doses[run].prompt] for run in added}, self._onward)
-        change = AddedByEntry(torch.stack(list(added.values())), lambda run, position: which[run])
-        return StateEdit(Place("layers_output", layer), reach, change)
+        edits: list[StateEdit] = []
+        for layer, added in by_layer.items():
+            reach = Reach({run: self._where[self.doses[run].prompt] for run in added}, self._onward)
+            choose = {run: index for index, run in enumerate(added)}.__getitem__
+            change = AddedByEntry(torch.stack(list(added.values())), lambda run, position, choose=choose: choose(run))
+            edits.append(StateEdit(Place("layers_output", layer), reach, change))
+        return edits
 
 
 ReadRuns = Iterator[tuple[Sequence[int], Data]]
@@ -279,7 +274,7 @@ def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, compare: C
         return compare([0] * (1 + len(order)))
 
     for baseline, base, edits in runs.by_prompt(range(len(runs.doses))):
-        branches = Branches(model, base, edits, reduction=reduce, batch_tokens=runs.work.batch_tokens)
+        branches = Branches(model, base, edits, reduction=reduce, work=runs.work)
         for batch in branches.run():
             yield [baseline, *batch.rows], batch.numbers
 
@@ -315,7 +310,7 @@ def _generate(
         return {generation.prompt: generation.ids for generation in found}
     said: dict[int, list[int]] = {}
     for baseline, base, edits in runs.by_prompt(speaking):
-        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, batch_tokens=runs.work.batch_tokens)
+        branches = Branches(model, base, edits, max_new_tokens=max_new_tokens, work=runs.work)
         for batch in branches.run():
             said |= zip([baseline, *batch.rows], [batch.base_continuation, *batch.continuations], strict=True)
             report(len(said))

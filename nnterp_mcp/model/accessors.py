@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex, cast
 
 from jaxtyping import Float
 from nnsight.intervention.envoy import Envoy
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.structure.anatomy import Anatomy, LayerAnatomy, Site
-from nnterp_mcp.model.traced_tensor import TracedTensor, traced
+from nnterp_mcp.model.traced_tensor import TracedTensor
 
 Part = Literal[
     "block",
@@ -169,7 +169,7 @@ class StateList:
         """The hidden states of one layer, for every row and position (padding included)."""
         site = self.site(layer)
         envoy: Any = self.model.envoy(site)
-        return traced(site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site))
+        return cast("TracedTensor", site.read_input(envoy.inputs) if self.side == "input" else read_output(envoy, site))
 
     def __setitem__(self, layer: SupportsIndex, hidden: Float[Tensor, "batch position hidden"]) -> None:
         """Replace the hidden states of one layer; other inputs or outputs of the module stay."""

@@ -81,7 +81,7 @@ def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int =
     """
     size = model.module.dtype.itemsize
     config = model.module.config.get_text_config()
-    widest = max(_largest(getattr(config, "intermediate_size", None)), 4 * model.hidden_size)
+    widest = max(_largest(config, "intermediate_size"), 4 * model.hidden_size)
     states = rows * columns * size * (_STATES * model.hidden_size + 3 * widest)
     formed = _PATTERNS * model.num_heads * max(size, 4) * layers if patterns else 0
     return states * layers + rows * columns**2 * (size + formed)
@@ -90,14 +90,18 @@ def of_pass(model: Sized, rows: int, columns: int, patterns: bool, layers: int =
 def of_cached_token(model: Sized) -> int:
     """An upper bound of the bytes that the keys and values of one token take in all layers."""
     config = model.module.config.get_text_config()
-    heads = _largest(getattr(config, "num_key_value_heads", None)) or max(1, model.num_heads)
-    widths = [_largest(getattr(config, name, None)) for name in ("head_dim", "qk_head_dim", "v_head_dim")]
+    heads = _largest(config, "num_key_value_heads") or max(1, model.num_heads)
+    widths = [_largest(config, name) for name in ("head_dim", "qk_head_dim", "v_head_dim")]
     width = max(widths) or model.hidden_size // max(1, model.num_heads)
     return 2 * model.num_layers * heads * width * model.module.dtype.itemsize
 
 
-def _largest(size: Any) -> int:
-    """A size of a configuration; the largest where it lists one for each layer."""
+def _largest(config: Any, name: str) -> int:
+    """A size in a configuration; the largest where its layers differ."""
+    try:
+        size = getattr(config, name, None)
+    except RuntimeError:  # transformers refuses to give one size where each layer has its own
+        size = [getattr(layer, name, None) for layer in config.per_layer_config]
     sizes = size if isinstance(size, list | tuple) else [size]
     return max((one for one in sizes if isinstance(one, int)), default=0)
 

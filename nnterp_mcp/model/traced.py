@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.accessors import ModuleList, StateList, read_output
 from nnterp_mcp.model.attention import AttentionProbabilities, HeadsOutput, HeadStates
-from nnterp_mcp.model.traced_tensor import TracedTensor, traced
+from nnterp_mcp.model.traced_tensor import TracedTensor
 from nnterp_mcp.model.unembedding import unembed
 from nnterp_mcp.model.wrapped import WrappedModel
 
@@ -121,7 +121,7 @@ class TracedModel(WrappedModel):
     def token_embeddings(self) -> Float[TracedTensor, "batch position hidden"]:
         """The embedded tokens, before anything is added to them."""
         site = self.anatomy.embed_tokens
-        return traced(read_output(self.envoy(site), site))
+        return cast("TracedTensor", read_output(self.envoy(site), site))
 
     @token_embeddings.setter
     def token_embeddings(self, value: Float[Tensor, "batch position hidden"]) -> None:
@@ -144,12 +144,12 @@ class TracedModel(WrappedModel):
         logits = self.logits
         mask = self._mask
         if mask is None or mask.shape[1] != logits.shape[1] or bool(mask[:, -1].all()):
-            return traced(logits[:, -1].softmax(-1))
+            return cast("TracedTensor", logits[:, -1].softmax(-1))
         rows = Mediator.current("next_token_probs").batch_group
         if rows is not None:
             mask = mask[rows[0] : rows[0] + rows[1]]
         last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-        return traced(logits[torch.arange(len(last)), last.to(logits.device)].softmax(-1))
+        return cast("TracedTensor", logits[torch.arange(len(last)), last.to(logits.device)].softmax(-1))
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
         args, kwargs = super()._batch(invokes, fn)
@@ -171,7 +171,7 @@ class TracedModel(WrappedModel):
         """
         self.require("lens")
         with self.standing_down():
-            return traced(unembed(self._module, self.anatomy, hidden_state, self.name))
+            return cast("TracedTensor", unembed(self._module, self.anatomy, hidden_state, self.name))
 
     def get_topk_closest_tokens(
         self, hidden_state: Float[Tensor, "*row hidden"], k: int = 5

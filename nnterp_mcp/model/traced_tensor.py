@@ -17,8 +17,3 @@ if TYPE_CHECKING:
 
 else:
     TracedTensor = Tensor
-
-
-def traced(value: Tensor) -> TracedTensor:
-    """The same value, typed as one that a trace hands out."""
-    return value  # pyright: ignore[reportReturnType]

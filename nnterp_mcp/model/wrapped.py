@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
+from nnsight.intervention.interleaver import OutOfOrderError
 from transformers import PreTrainedModel
 
 from nnterp_mcp.errors import InvalidRequest, Unsupported
@@ -17,6 +18,7 @@ from nnterp_mcp.model.structure.anatomy import Anatomy, Site
 from nnterp_mcp.model.structure.attention_backend import current_attention, switch_attention
 from nnterp_mcp.model.structure.call_recorder import input_device
 from nnterp_mcp.model.structure.context_lengths import stretch_of, table_length
+from nnterp_mcp.model.structure.locations import explain_order
 from nnterp_mcp.model.structure.rename import RenameConfig
 from nnterp_mcp.model.text.tokens import embedded_ids
 
@@ -202,6 +204,20 @@ class WrappedModel(TransformersModel):
     def refuse(self, reasons: dict[str, str]) -> None:
         """Set the capabilities that `require` refuses, each with its reason."""
         self._refusals = dict(reasons)
+
+    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model under a trace's interventions; traces and generations call it.
+
+        Raises:
+            OutOfOrderError: A value was requested after the model had computed it; under its standard name.
+        """
+        try:
+            return super().interleave(fn, *args, **kwargs)
+        except OutOfOrderError as error:
+            explained = explain_order(self.anatomy, str(error))
+            if explained is not None:
+                error.args = (explained,)
+            raise
 
     def envoy(self, site: Site) -> Envoy:
         """The nnsight wrapper of a module of the anatomy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import nnsight
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from nnsight import TransformersModel
 from torch import Tensor
 
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.model.accessors import StateList
@@ -95,7 +97,7 @@ def collect_token_activations_batched(
         get_activations: What to read of a layer; the residual stream after it by default.
         remote: Only False.
         idx: Token of the unpadded prompt, from either end; the last by default.
-        tqdm: Wraps the batches to show progress.
+        tqdm: Wraps the batches to show progress; by default a bar appears after two seconds.
         use_session: Kept for nnterp's signature; batches always run one after another.
 
     Raises:
@@ -114,8 +116,11 @@ def collect_token_activations_batched(
     work = Workload(encoded, batch_size=batch_size)
     groups = work.split(model)
     found: dict[int, Tensor] = {}
-    for group in tqdm(groups) if tqdm else groups:
-        found |= zip(group, work.some(group).run(model, read), strict=True)
+    with progress_bar() if tqdm is None else nullcontext() as bar:
+        for group in tqdm(groups) if tqdm else groups:
+            found |= zip(group, work.some(group).run(model, read), strict=True)
+            if bar is not None:
+                bar.count(len(found), len(encoded), "prompts")
     return torch.stack([found[number] for number in range(len(encoded))], dim=1)
 
 

@@ -37,6 +37,7 @@ from nnterp_mcp.nnterp.steering import steer
 
 States = Float[Tensor, "batch position hidden"]
 GetModuleOutput = Callable[[Any, int], Tensor]
+"""nnterp's name for what reads a module's output of one layer inside a trace."""
 
 
 def get_embed_tokens(model: Any) -> Envoy:

@@ -12,16 +12,17 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor
 
+from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, run_halving
-from nnterp_mcp.engine.kv_cache import SharedCache
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.patchscope import Target, layers_in_order, patch_target, resolve_target
+from nnterp_mcp.experiments.patched_target import SourceReadings, SourceTokens, Target, resolve_target, run_patches
+from nnterp_mcp.experiments.patchscope import layers_in_order
 from nnterp_mcp.experiments.target_prompts import TargetPrompt, encode_target, repeat_prompt
 from nnterp_mcp.model.loading.adoption import standardize
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.nnterp.activations import get_token_activations, refuse_remote
-from nnterp_mcp.nnterp.packing import read_packed
 
 _ROWS_AT_ONCE = 16
 """Distributions that are normalized at one time: few enough to stay in a processor's cache."""
@@ -139,31 +140,30 @@ def patchscope_lens(
     if len(prompts) != count:
         raise InvalidRequest(f"{len(prompts)} target prompts do not match {count} sources.")
     targets = _by_target(model, prompts)
-    distinct = [target for target, _ in targets]
-    states, prefix = (given, None) if given is not None else _read_sources(model, texts, chosen, distinct)
+    pairs = [(layer, layer) for layer in chosen]
+    if given is None:
+        tokens = _last_tokens(model, texts, chosen)
+        states = tokens.read_for(model, targets[0][0], pairs) if len(targets) == 1 else tokens.read(model)
+    else:
+        states, pairs = SourceReadings(given.transpose(0, 1), range(len(chosen))), list(enumerate(chosen))
     probs = torch.empty(count, len(chosen), model.vocab_size)
-    for target, sources in targets:
-        at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
-        of_row = [chosen[place] for _, place in at.tolist()]
-        for batch in patch_target(model, target, states[at[:, 1], at[:, 0]], of_row, prefix=prefix).run():
-            parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
-            for logits, rows in parts:
-                probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+    done = 0
+    with progress_bar() as bar:
+        for target, sources in targets:
+            at = torch.cartesian_prod(torch.tensor(sources), torch.arange(len(chosen)))
+            for batch in run_patches(model, target, states.some(sources), pairs):
+                parts = zip(batch.logits.split(_ROWS_AT_ONCE), at[batch.rows].split(_ROWS_AT_ONCE), strict=True)
+                for logits, rows in parts:
+                    probs[rows[:, 0], rows[:, 1]] = logits.softmax(-1).cpu()
+                done += len(batch.rows)
+                bar.count(done, count * len(chosen), "patches")
     return probs
 
 
-def _read_sources(
-    model: StandardizedTransformer, texts: Sequence[str], layers: Sequence[int], targets: Sequence[Target]
-) -> tuple[Float[Tensor, "layer source hidden"], SharedCache | None]:
-    """The states after each source; together with the beginning of the target prompt, where there is one for all."""
-    read = sorted(set(layers))
-    places = [read.index(layer) for layer in layers]
-    if len(targets) == 1:
-        encoded = encode_prompts(model.tokenizer, texts, model.name, model.context, model.embedded)
-        packed = read_packed(model, [prompt.ids for prompt in encoded], read, targets[0])
-        if packed is not None:
-            return packed[0][places], packed[1]
-    return get_token_activations(model, texts, read)[places], None
+def _last_tokens(model: StandardizedTransformer, texts: Sequence[str], layers: Sequence[int]) -> SourceTokens:
+    """The last token of each text."""
+    encoded = encode_prompts(model.tokenizer, texts, model.name, model.context, model.embedded)
+    return SourceTokens(Workload(encoded), [[len(prompt.ids) - 1] for prompt in encoded], sorted(set(layers)))
 
 
 def _given_states(
@@ -238,21 +238,16 @@ def patchscope_generate(
     ids = encode_target(model.tokenizer, prompt, model.name, model.context, model.embedded).ids
     target = resolve_target(ids, target_patch_prompt.index_to_patch)
     batched = replace(target.work, batch_tokens=(max_batch_size + 1) * (len(ids) + max_length))
-    states, prefix = _read_sources(model, texts, chosen, [target])
+    sources, pairs = _last_tokens(model, texts, chosen).read(model), [(layer, layer) for layer in chosen]
     said: dict[int, list[int]] = {}
-    branches = patch_target(
-        model,
-        replace(target, work=batched),
-        states.flatten(0, 1),
-        [layer for layer in chosen for _ in range(states.shape[1])],
-        max_new_tokens=max_length,
-        prefix=prefix,
-    )
-    for batch in branches.run():
-        said |= zip(batch.rows, batch.continuations, strict=True)
+    with progress_bar() as bar:
+        for batch in run_patches(model, replace(target, work=batched), sources, pairs, max_new_tokens=max_length):
+            said |= zip(batch.rows, batch.continuations, strict=True)
+            bar.count(len(said), len(texts) * len(chosen), "continuations")
     width = max(map(len, said.values()))
     rows = [ids + said[row] + [model.pad_id] * (width - len(said[row])) for row in range(len(said))]
-    return dict(zip(chosen, torch.tensor(rows).split(states.shape[1]), strict=True))
+    by_layer = torch.tensor(rows).unflatten(0, (len(texts), len(chosen))).transpose(0, 1)
+    return dict(zip(chosen, by_layer.contiguous(), strict=True))
 
 
 @torch.no_grad()
@@ -290,14 +285,16 @@ def patch_object_attn_lens(
         raise InvalidRequest(f"{len(sources)} source prompts do not match {len(targets)} target prompts.")
     entering = get_token_activations(model, sources, get_activations=lambda model, layer: model.attentions_input[layer])
     probs = torch.empty(len(targets), model.num_layers, model.vocab_size)
-    for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
-        target = resolve_target(prompt.ids, attn_idx_patch)
-        states = entering[:, prompt.index if len(sources) > 1 else 0]
-        rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
-        batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
-        name = f"a prompt of {len(target.ids)} tokens with one patched row"
-        patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
-        probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+    with progress_bar() as bar:
+        for prompt in encode_prompts(model.tokenizer, targets, model.name, model.context, model.embedded):
+            target = resolve_target(prompt.ids, attn_idx_patch)
+            states = entering[:, prompt.index if len(sources) > 1 else 0]
+            rows = max(1, min(4096 // len(target.ids), LOGITS_AT_ONCE // model.vocab_size))
+            batches = [first.tolist() for first in torch.arange(model.num_layers).split(rows)]
+            name = f"a prompt of {len(target.ids)} tokens with one patched row"
+            patch = partial(_patch_attention, model, target, states, num_patches=num_patches)
+            probs[prompt.index] = torch.cat([*run_halving(model, batches, patch, name)])
+            bar.count(prompt.index + 1, len(targets), "prompts")
     return probs
 
 

@@ -15,6 +15,9 @@ from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
 _MOST_FILES = 10_000
 """Files of a model's folder and its subfolders, at most."""
 
+_DEPTH = 5
+"""Folders below the one that is named in which dictionaries are looked for."""
+
 _ALLOW = "Whoever starts the server allows a folder with --folder."
 
 
@@ -52,14 +55,39 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
     """
     found = _allowed_model(name, _resolved(folders)) if _is_path(name) else None
     source = name if found is None else str(found)
-    if not any(fnmatchcase(source, pattern) for pattern in patterns):
-        raise Forbidden(
-            f"this server does not load {shown(source)}: it allows {', '.join(patterns)}",
-            "Whoever starts the server allows more with --allow-model.",
-        )
+    _require_allowed(source, patterns)
     if found is not None:
         require_readable(source, *find_checkpoint(found))
     return source
+
+
+def admit_dictionary(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """Checks that a server may read a dictionary of features.
+
+    Args:
+        name: A folder, or a Hub id with a path below it.
+        patterns: Glob patterns of allowed Hub ids and resolved paths.
+        folders: The folders of allowed local files; a relative path is tried in each.
+
+    Returns:
+        The folder; None for an address on the Hub.
+
+    Raises:
+        Forbidden: No pattern allows it, or it lies outside of the folders, or a file in it does.
+        InvalidRequest: There is no such folder.
+        LimitExceeded: The folder holds more files than a model has.
+    """
+    roots = _resolved(folders)
+    local = name.startswith((".", "~", "/")) or name[1:2] == ":" or "\\" in name or "\0" in name
+    below = _inside(name, roots, "dictionaries are read") if local or roots else []
+    found = next((path for path in below if path.is_dir()), None)
+    if found is None and local:
+        raise InvalidRequest(f"there is no folder {shown(name)} in {_listed(roots)}.")
+    source = "/".join(name.split("/")[:2]) if found is None else str(found)
+    _require_allowed(source, patterns)
+    if found is not None:
+        _require_inside(found, name, roots, _DEPTH)
+    return found
 
 
 def _is_path(name: str) -> bool:
@@ -75,7 +103,21 @@ def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
             f"there is no file or folder {shown(name)}",
             "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
         )
-    for count, entry in enumerate(_entries(found, 2) if found.is_dir() else ()):
+    _require_inside(found, name, roots)
+    return found
+
+
+def _require_allowed(source: str, patterns: Sequence[str]) -> None:
+    if not any(fnmatchcase(source, pattern) for pattern in patterns):
+        raise Forbidden(
+            f"this server does not load {shown(source)}: it allows {', '.join(patterns)}",
+            "Whoever starts the server allows more with --allow-model.",
+        )
+
+
+def _require_inside(found: Path, name: str, roots: Sequence[Path], depth: int = 2) -> None:
+    """Refuses a folder with a link that leads out of the allowed ones, or with more files than a model has."""
+    for count, entry in enumerate(_entries(found, depth) if found.is_dir() else ()):
         if count == _MOST_FILES:
             raise LimitExceeded(
                 f"{shown(name)} holds more than {_MOST_FILES} files, and a model fewer", "Name the model's own folder."
@@ -83,7 +125,6 @@ def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
         # Only a link leads anywhere else; resolve() would raise on a loop of them.
         if entry.is_symlink() and not _is_inside(Path(os.path.realpath(entry)), roots):
             raise Forbidden(f"{entry.path} is a link that leads outside of {_listed(roots)}", _ALLOW)
-    return found
 
 
 def _entries(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:

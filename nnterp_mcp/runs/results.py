@@ -37,6 +37,7 @@ def read_result(store: RunStore, record: RunRecord, tools: Tools) -> Result:
     raise InvalidRequest(
         f"the result of {record.id} was written by nnterp-mcp {writer}, and {version('nnterp-mcp')} cannot read it.",
         "part='record' shows its parameters, to run it again.",
+        f"nnterp-mcp runs show {record.id} --part record shows its parameters, to run it again.",
     )
 
 

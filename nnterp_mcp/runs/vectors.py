@@ -61,7 +61,7 @@ class VectorStore:
         path = self._path(card.name, card.identity)
         replaced = _read_card(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({_TENSOR: directions}, {_METADATA: card.model_dump_json()}))
+        write_whole(path, save({_TENSOR: directions.copy()}, {_METADATA: card.model_dump_json()}))
         return replaced
 
     def load(self, name: str, identity: ModelIdentity, model: str) -> StoredVector:

@@ -51,17 +51,17 @@ from nnterp_mcp.toolset import specs
 logger = logging.getLogger(__name__)
 
 INSTRUCTIONS = """\
-A laboratory for looking inside open-weight language models. A loaded model stays warm for every call and client.
-1. Load: load_model ("smollm2-135m" is built in). While one model is loaded, leave `model` out.
+A laboratory for looking inside open-weight language models. A loaded model stays for every call and client.
+1. Load: load_model ("smollm2-135m" is built in). With one model loaded, leave `model` out.
 2. Look: tokenize (positions), logit_lens and patchscope (what each layer holds), attention_probs (what heads read; \
-induction and other kinds of heads), inspect_model (modules and sites).
+induction and other kinds of heads), features (sparse autoencoders), inspect_model (modules, sites).
 3. Hypothesise: attribute (which parts or tokens give an answer), collect_activations and train_probe (what can be \
-read off). Say beforehand what would count against it.
+read off). Say what would count against it.
 4. Intervene: patch_activations (which states carry an answer), make_vector and steer, generate (text beside its \
 baseline), `interventions` in most tools that run the model, edit_model (edits that stay).
 5. Control: control=true in steer and patch_activations, shuffled labels in train_probe, random heads beside those you \
 knock out, run_prompts over many prompts.
-6. Report numbers with their control, n and run_id. Every experiment is a run on disk: read_run gives all that an \
+6. Report numbers with their control, n and run_id. Experiments are runs on disk: read_run gives all that an \
 answer left out, and waits for a call that goes on (cancel_run ends it); session lists models, vectors and runs. \
 plot=true adds a picture.
 

@@ -4,6 +4,7 @@ import { element } from "./elements.js";
 import { marks } from "./style.js";
 
 const UNSEEN = /([\p{White_Space}\p{Cc}\p{Cf}])/u;
+const BYTE = /(<0x[0-9A-F]{2}>)/;
 
 /** A number with three digits that mean something. */
 export function number(value, digits = 3) {
@@ -32,8 +33,13 @@ export function quoted(token) {
 export function token(text) {
   const parts = text.split(UNSEEN).filter((part) => part !== "");
   const faint = parts.some((part) => !UNSEEN.test(part)) ? "white" : "white alone";
-  const shows = parts.map((part) => (UNSEEN.test(part) ? element("span", { class: faint }, seen(part)) : part));
-  return element("bdi", { class: "token" }, shows);
+  const shows = parts.map((part) => (UNSEEN.test(part) ? element("span", { class: faint }, seen(part)) : apart(part)));
+  return element("bdi", { class: "token", dir: BYTE.test(text) ? "ltr" : null }, shows);
+}
+
+/** Bytes keep their own direction among letters that are read from the right. */
+function apart(text) {
+  return text.split(BYTE).map((part) => (BYTE.test(part) ? element("bdi", {}, part) : part));
 }
 
 function seen(character) {

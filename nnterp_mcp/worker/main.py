@@ -43,6 +43,7 @@ from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.threads import Threads
+from nnterp_mcp.worker.warming import warm
 from nnterp_mcp.worker.workbench import Bench
 
 _LAST_WRITE = 2.0
@@ -141,6 +142,8 @@ class Desk:
         if job.recorder is not None:
             job.recorder.settle(self._bench.files)
         _reserve()
+        if call.tool == "load_model" and self._bench.files is not None:
+            warm(self._bench, waiting=lambda: not self._inbox.calls.empty())
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()

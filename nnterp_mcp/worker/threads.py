@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
 
 import psutil
 
@@ -35,6 +38,24 @@ class Threads:
         if wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
 
+    @contextmanager
+    def chosen(self) -> Generator[None]:
+        """While this lasts, passes run on as many threads as others leave cores for, at most as many as before.
+
+        For a process that is not ours alone: its number of threads is what it was afterwards.
+        """
+        torch = sys.modules.get("torch")
+        before = 1 if torch is None else int(torch.get_num_threads())
+        wanted = threads_for(self._others, psutil.cpu_count() or 1, before)
+        if torch is None or wanted == before or "OMP_NUM_THREADS" in os.environ:
+            yield
+            return
+        torch.set_num_threads(wanted)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def _watch(self) -> None:
         process, pause = psutil.Process(), threading.Event()
         before = _seconds(process)
@@ -43,6 +64,12 @@ class Threads:
             now = _seconds(process)
             passed, others = (new - old for new, old in zip(now, before, strict=True))
             self._others, before = max(0.0, others) / max(passed, 1e-9) * (psutil.cpu_count() or 1), now
+
+
+@cache
+def threads_of_process() -> Threads:
+    """The one that watches the load for this process."""
+    return Threads()
 
 
 def threads_for(others: float, cores: int, most: int) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.engine.workload import Workload
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
+    from nnterp_mcp.worker.dictionaries import Dictionaries
     from nnterp_mcp.worker.recorded_states import Collected
 
 
@@ -111,6 +112,13 @@ class Bench:
     def vectors(self) -> VectorStore:
         """The named vectors of every model."""
         return VectorStore(self.settings.data / "vectors")
+
+    @cached_property
+    def dictionaries(self) -> Dictionaries:
+        """The dictionaries of features of the loaded model."""
+        from nnterp_mcp.worker.dictionaries import Dictionaries
+
+        return Dictionaries(self.model, self.identity, self.handle, self.settings)
 
     def find_vector(self, name: str) -> Tensor:
         """A named vector of the loaded model, as interventions look it up.
@@ -211,7 +219,7 @@ class Bench:
         """
         from nnterp_mcp.engine.planning.plan import check
 
-        check(self.model, operations, self.find_vector, states=self.find_states)
+        check(self.model, operations, self.find_vector, states=self.find_states, features=self.dictionaries.find_basis)
 
     def workload(self, prompts: Sequence[EncodedPrompt], operations: Sequence[Operation], job: Job) -> Workload:
         """The prompts of a request with its interventions, in batches of this server's size, reporting to its job.
@@ -241,6 +249,7 @@ class Bench:
             prompts,
             self.find_vector,
             states=self.find_states,
+            features=self.dictionaries.find_basis,
             known=known,
             batch_tokens=self.batch_tokens,
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnterp_mcp.cli import main
+from nnterp_mcp.commands.output import write_output
 from nnterp_mcp.commands.parser import build_parser
 from nnterp_mcp.settings import Settings
 from tests.recorded import Recorded
@@ -79,6 +80,33 @@ def test_a_closed_pipe_ends_a_command_quietly(recorded: Recorded) -> None:
     for process in started:
         assert process.stderr is not None
         assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nnterp_mcp", "completion", "bash"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(data=tmp_path), check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device.\n")
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    old = tmp_path / "run.py"
+    old.write_text("old")
+    limited = (
+        "import resource, sys; from pathlib import Path; from nnterp_mcp.commands.output import write_output\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_output(Path(sys.argv[1]), 'new ' * 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, str(old)], capture_output=True, text=True, check=False)
+
+    assert done.stderr.strip().endswith("run.py cannot be written: File too large.")
+    assert old.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
+    write_output(old, "new")
+    assert old.read_text() == "new"
 
 
 def test_connect_to_a_server_that_is_away_says_so_and_ends_with_its_input() -> None:

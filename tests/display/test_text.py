@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.ft2font import FT2Font
 
+from nnterp_mcp.display.figure import ordered
 from nnterp_mcp.display.text import FAMILIES, fitted, legible, literal, width, wrapped
 
 
@@ -55,3 +56,10 @@ def test_no_text_is_a_formula(text: str) -> None:
     assert not is_math_text(written)
     assert not mode
     assert shown == legible(text)
+
+
+def test_bytes_and_positions_keep_their_place_next_to_letters_read_from_the_right() -> None:
+    assert ordered(" Paris (4)") == " Paris (4)"
+    mark = "\u200e"
+    assert ordered("ב<0xD7> (9)") == f"{mark}ב{mark}<0xD7>{mark}{mark} (9){mark}"
+    assert literal("שלום") == f"{mark}שלום"

@@ -15,11 +15,13 @@ from nnterp_mcp.engine import prefix_sharing
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.token_spans import Reach
+from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import parse_operation
 from tests.engine.plain import Edits
@@ -69,6 +71,11 @@ def hooks_of(row: Replacement) -> Edits:
     return {(row.place.site, row.place.layer or 0): put}
 
 
+def keep_base(order: Sequence[int]) -> LogitReduction:
+    """The logits of the unedited input."""
+    return LogitReduction(lambda logits, options, entries: {"base": logits[0]}, {})
+
+
 def assert_plain(
     subject: Subject, branches: Branches, rows: Sequence[Replacement], ids: list[int], edits: Edits
 ) -> None:
@@ -76,7 +83,7 @@ def assert_plain(
     for batch in branches.run():
         found |= zip(batch.rows, batch.logits, strict=True)
         base = subject.plain.logits(ids, edits)[-1]
-        assert float((batch.base_logits - base).abs().max()) <= TOLERANCE * max(1.0, float(base.abs().max()))
+        assert float((batch.numbers["base"] - base).abs().max()) <= TOLERANCE * max(1.0, float(base.abs().max()))
     assert sorted(found) == list(range(len(rows)))
     for row in rows:
         expected = subject.plain.logits(ids, joined(edits, hooks_of(row)))[-1]
@@ -99,7 +106,9 @@ def test_rows_with_operations_share_everything_and_equal_plain_hooks(
     operations = [parse_operation(operation)] if operation else []
     base = Input(prompt, plan=plan(subject.model, operations, [prompt]))
     rows = replacements(subject, [1, 6, LENGTH - 1])
-    branches = Branches(subject.model, base, replace_states(rows), batch_tokens=150)
+    branches = Branches(
+        subject.model, base, replace_states(rows), reduction=keep_base, work=Workload((), batch_tokens=150)
+    )
 
     assert branches.sharing == Sharing(prefix=True, layers=True)
     assert subject.model.attention == attention
@@ -115,7 +124,9 @@ def test_rows_beyond_a_sliding_window_share_the_tokens_before_them(subject: Subj
     operations = [parse_operation(operation)] if operated else []
     base = Input(prompt, plan=plan(subject.model, operations, [prompt]))
     rows = replacements(subject, [2, window - 1, window + 3, window + 19], ["layers_output"])
-    branches = Branches(subject.model, base, replace_states(rows), batch_tokens=4 * window)
+    branches = Branches(
+        subject.model, base, replace_states(rows), reduction=keep_base, work=Workload((), batch_tokens=4 * window)
+    )
 
     assert branches.sharing == Sharing(prefix=True, layers=True)
     assert_plain(subject, branches, rows, prompt.ids, edits if operated else {})
@@ -149,7 +160,13 @@ def test_any_states_of_a_row_together_in_any_batches(subject: Subject, data: st.
     pool = replacements(subject, range(LENGTH))
     chosen = [data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3)) for _ in range(3)]
     rows = [one._replace(row=number) for number, listed in enumerate(chosen) for one in listed]
-    branches = Branches(subject.model, Input(prompt), replace_states(rows), batch_tokens=data.draw(st.integers(1, 100)))
+    branches = Branches(
+        subject.model,
+        Input(prompt),
+        replace_states(rows),
+        reduction=keep_base,
+        work=Workload((), batch_tokens=data.draw(st.integers(1, 100))),
+    )
     found = {row: logits for batch in branches.run() for row, logits in zip(batch.rows, batch.logits, strict=True)}
 
     for number, listed in enumerate(chosen):
@@ -202,7 +219,7 @@ def test_a_batch_with_operations_that_does_not_fit_the_memory_is_halved(subject:
         if len(args[0]) > 6:
             raise torch.OutOfMemoryError
 
-    branches = Branches(subject.model, base, replace_states(rows))
+    branches = Branches(subject.model, base, replace_states(rows), reduction=keep_base)
     hook = subject.model.module.get_submodule("model.layers.3.mlp").register_forward_pre_hook(limit)
     try:
         assert_plain(subject, branches, rows, prompt.ids, edits)
@@ -220,7 +237,7 @@ def test_a_skipped_layer_does_not_run(subject: Subject, layer: int, positions: l
     base = Input(prompt, plan=plan(subject.model, [skip], [prompt]))
     pool = replacements(subject, positions, ["layers_output"])
     rows = [one._replace(row=row) for row, one in enumerate(one for one in pool if one.place.layer == 3)]
-    branches = Branches(subject.model, base, replace_states(rows))
+    branches = Branches(subject.model, base, replace_states(rows), reduction=keep_base)
     entered: Tensor = torch.empty(0)
 
     def enter(states: Tensor) -> None:

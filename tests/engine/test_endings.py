@@ -9,7 +9,8 @@ import torch
 
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.patchscope import read_patchscope, resolve_target
+from nnterp_mcp.experiments.patched_target import SourceReadings, resolve_target
+from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
@@ -39,9 +40,9 @@ def texts_of(model: StandardizedTransformer, prompts: list[EncodedPrompt]) -> di
         swept = sweep(model, Workload(prompts), {1: zeros}, (1.0,), positions=(positions,), max_new_tokens=NEW)
         found[f"steer at {positions}: baseline"] = [swept.texts[row] for row in (0, 2)]
         found[f"steer at {positions}"] = [swept.texts[row] for row in (1, 3)]
-    nothing = torch.zeros(1, 1, model.hidden_size)
+    nothing = SourceReadings(torch.zeros(1, 1, model.hidden_size), [1])
     readings = [
-        read_patchscope(model, nothing, [1], resolve_target(prompt.ids, 0), [(1, 1)], max_new_tokens=NEW)
+        read_patchscope(model, nothing, resolve_target(prompt.ids, 0), [(1, 1)], max_new_tokens=NEW)
         for prompt in prompts
     ]
     found["patchscope"] = [one.unpatched_continuation for one in readings]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,10 +13,9 @@ from torch import Tensor
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.logit_lens import read_lens
-from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
+from nnterp_mcp.experiments.patched_target import SourceTokens, patch_target, resolve_target
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
-from nnterp_mcp.nnterp.packing import read_packed
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from nnterp_mcp.verification.tiny_configs import WINDOW
 
@@ -109,18 +108,18 @@ def test_a_patched_prompt_goes_on_across_a_switch() -> None:
 
 def test_packed_prompts_are_not_read_with_one_another_s_frequencies() -> None:
     model, plain = build("phi3", "longrope"), Plain("phi3", "longrope")
-    layers = [model.num_layers - 1]
+    last = model.num_layers - 1
 
-    def read(lengths: Sequence[int], target: int) -> Callable[[], Tensor] | None:
-        sources = [ids_of(length, length) for length in lengths]
-        found = read_packed(model, sources, layers, resolve_target(ids_of(target + 1, 0), target))
-        return None if found is None else lambda: model.project_on_vocab(found[0][0])
+    def read(lengths: Sequence[int], target: int) -> Tensor | None:
+        """The logits after each source; None where they did not run in one pass with the target prompt."""
+        sources = Workload([EncodedPrompt(row, "", ids_of(length, length), []) for row, length in enumerate(lengths)])
+        tokens = SourceTokens(sources, [[length - 1] for length in lengths], [last])
+        found = tokens.read_for(model, resolve_target(ids_of(target, 0), -1), [(last, last)])
+        return None if found.logits is None else model.project_on_vocab(found.states[:, 0])
 
     assert read([WINDOW + 1, WINDOW + 2], WINDOW + 1) is not None
     assert read([WINDOW + 1, 5], WINDOW + 1) is None
-    packed = read([4, 6], 5)
-    assert packed is not None
-    with torch.no_grad():
-        found = packed()
+    found = read([4, 6], 5)
+    assert found is not None
     for row, length in enumerate((4, 6)):
         assert torch.allclose(found[row].log_softmax(-1), plain.after(ids_of(length, length)), atol=1e-4)

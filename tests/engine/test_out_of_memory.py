@@ -17,16 +17,15 @@ from nnterp_mcp.engine.generation import find_way, generate
 from nnterp_mcp.engine.prefix_sharing import Sharing, known_sharing
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Cancelled, Internal, InvalidRequest, OutOfMemory
+from nnterp_mcp.experiments.patched_target import SourceTokens, patch_target, resolve_target
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
-from nnterp_mcp.experiments.patchscope import patch_target, resolve_target
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.target_prompts import TargetPrompt
 from nnterp_mcp.model.loading.load_checks import check_model
 from nnterp_mcp.model.memory import is_out_of_memory, says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.nnterp import packing
 from nnterp_mcp.nnterp.activations import get_token_activations
 from nnterp_mcp.nnterp.patchscope import patch_object_attn_lens, patchscope_generate, patchscope_lens
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
@@ -147,11 +146,12 @@ def test_what_was_found_of_a_model_does_not_depend_on_the_memory_of_the_moment()
     assert set(known_sharing(model.module)) == {EVERYTHING}
     assert_equal(patch(build()), patch_all)
 
-    sources = [[7, 8, 9], [10, 11, 12]]
+    prompts = Workload([EncodedPrompt(row, "", ids, []) for row, ids in enumerate([[7, 8, 9], [10, 11, 12]])])
+    sources = SourceTokens(prompts, [[2], [2]], range(3))
     with limited(model, len(target.ids) + 3, FAILURES["torch"]) as failed:
-        assert packing.read_packed(model, sources, range(3), target) is None
+        assert sources.read_for(model, target, [(0, 0)]).logits is None
     assert failed
-    assert packing.read_packed(model, sources, range(3), target) is not None
+    assert sources.read_for(model, target, [(0, 0)]).logits is not None
 
     with limited(model, 0, FAILURES["numpy"]), pytest.raises(MemoryError):
         find_way(model, 10)
@@ -162,7 +162,7 @@ def test_a_row_that_does_not_fit_alone_is_named() -> None:
     model = build()
     with limited(model, 1, FAILURES["torch"]):
         with pytest.raises(OutOfMemory, match=r"a prompt of \d+ tokens with one patched row does not fit"):
-            patchscope_lens(model, TEXTS[0], TARGET, layers=[2])
+            patchscope_lens(model, None, TARGET, layers=[2], latents=torch.zeros(1, 1, model.hidden_size))
         with pytest.raises(OutOfMemory, match=r"a prompt of \d+ tokens does not fit the memory of cpu, even alone"):
             get_token_activations(model, TEXTS[0])
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.workload import ReportProgress, Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.steering import Dose, Sweep, doses_of, runs_of, sweep
+from nnterp_mcp.experiments.steering import Dose, Sweep, doses_of, sweep
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -201,7 +201,8 @@ def test_each_prompt_alone_and_small_batches_give_the_same(subject: Subject) -> 
     small = subject.sweep(controls=1, top_k=4, batch_tokens=40, progress=lambda *what: told.append(what))
 
     assert len(told) > 3
-    assert told[-1] == (len(runs_of(whole.doses)), len(runs_of(whole.doses)), "runs read")
+    runs = len({dose.run for dose in whole.doses})
+    assert told[-1] == (runs, runs, "runs read")
     assert small.doses == whole.doses
     assert (small.readout.top_probs - whole.readout.top_probs).abs().max() < 1e-5
     assert (small.kl - whole.kl).abs().max() < 1e-4 * max(1.0, float(whole.kl.max()))

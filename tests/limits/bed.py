@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnterp_mcp.errors import BY_CODE
+from tests.dictionaries import DICTIONARY, random_dictionary
 from tests.limits.pulse import longest
 from tests.serving import Caller, stdio, text
 
@@ -55,6 +56,7 @@ class Bed:
         for tool, arguments in (
             ("load_model", {"model": self.folder}),
             ("make_vector", {"name": "vector", "method": "random", "norm": 1.0}),
+            ("load_features", {"name": "dictionary", "source": str(random_dictionary())}),
             ("session", {}),
             ("read_run", {"run_id": "logit_lens-aaaaaa"}),
             ("logit_lens", {"prompts": PROMPT}),
@@ -106,7 +108,7 @@ def made(folder: Path, data: Path) -> Generator[Bed]:
         f"from tests.limits.pulse import install; install({str(pulse)!r})\n"
         "from nnterp_mcp.cli import main\nmain(['serve'])"
     )
-    limits = {"max_models": 1, "reply_within": 600, "allowed_models": json.dumps([str(folder)])}
+    limits = {"max_models": 1, "reply_within": 600, "allowed_models": json.dumps([str(folder), str(DICTIONARY)])}
     with stdio([sys.executable, "-c", code], data=data, runs=data / "runs", **limits) as client:
         yield Bed(client, folder, pulse)
 

@@ -98,3 +98,9 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, 
 
 def test_free_memory_is_the_machines() -> None:
     assert 0 < memory.free(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("model_type", "heads", "widest"), [("gemma4_text", 2, 32), ("dots3_note_text", 4, 24)])
+def test_layers_of_different_widths_count_as_the_widest(model_type: str, heads: int, widest: int) -> None:
+    model = fresh(model_type, check_renaming=False)
+    assert memory.of_cached_token(model) == 2 * model.num_layers * heads * widest * 4

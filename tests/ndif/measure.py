@@ -13,9 +13,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from tests.serving import Caller, stdio
 
 FRANCE, ITALY = "The capital of France is", "The capital of Italy is"
 CAPITALS = {"answer": "Paris", "wrong": "Rome"}
+REPEATS = 5
 VOCABULARY, LAYERS, HEADS = 49152, 30, 9
 LOGITS = VOCABULARY * 4
 """Bytes of one distribution in float32."""
@@ -116,18 +119,28 @@ def _row(
     runs: Path,
 ) -> None:
     results: list[Any] = []
-    seconds: list[float] = []
     before = way.sent, way.received
     for handle in handles:
         client.call(tool, model=handle, **arguments)  # the first call of a kind compiles its traces
-        client.call(tool, model=handle, **arguments)
-        before, begun = (way.sent, way.received), time.monotonic()
+        before = way.sent, way.received
         answer = client.call(tool, model=handle, **arguments)
-        seconds.append(time.monotonic() - begun)
         assert not answer.is_error, answer.content[0].text
         run = answer.structured_content.get("run_id")
         results.append(_result(runs, run) if run else answer.structured_content)
-    _print(name, results, (way.sent - before[0], way.received - before[1]), whole, seconds)
+    traffic = way.sent - before[0], way.received - before[1]
+    seconds = _time([partial(client.call, tool, model=handle, **arguments) for handle in handles])
+    _print(name, results, traffic, whole, seconds)
+
+
+def _time(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """The median seconds of each call, all of them in turn."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(REPEATS):
+        for call, times in zip(calls, taken, strict=True):
+            begun = time.monotonic()
+            call()
+            times.append(time.monotonic() - begun)
+    return [median(times) for times in taken]
 
 
 def _print(name: str, results: Sequence[Any], traffic: tuple[int, int], whole: int, seconds: Sequence[float]) -> None:
@@ -145,7 +158,7 @@ def simulate() -> None:
 
     from nnterp_mcp.engine.executors.ndif.checks import check_served
     from nnterp_mcp.engine.executors.ndif.client import Traffic
-    from nnterp_mcp.model.loading.load import locate
+    from nnterp_mcp.model.loading.locate import locate
     from nnterp_mcp.model.loading.locations import BUILTIN
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.settings import Settings
@@ -168,16 +181,13 @@ def simulate() -> None:
         ]
         for name, (tool, arguments, whole) in CALLS.items():
             results: list[Any] = []
-            seconds: list[float] = []
             for bench in benches:
                 call(bench, tool, arguments)
-                begun = time.monotonic()
-                call(bench, tool, arguments)
-                seconds.append(time.monotonic() - begun)
                 connection.traffic, connection.counts = Traffic(), True
                 found = call(bench, tool, arguments)
                 connection.counts = False
                 results.append({field: value for field, value in found.items() if field not in ("model", "seconds")})
+            seconds = _time([partial(call, bench, tool, arguments) for bench in benches])
             _print(name, results, (connection.traffic.sent, connection.traffic.received), whole, seconds)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages
-from nnterp_mcp.display.layers import target_names
+from nnterp_mcp.display.figure import Bars, Colours, Curve, Curves, Figure, Heatmap, Passages, visible
+from nnterp_mcp.display.layers import target_names, text_of
 from nnterp_mcp.errors import NnterpError, Unsupported
 from nnterp_mcp.formatting import number
 from nnterp_mcp.runs import figures
@@ -46,6 +46,11 @@ def shown(token: str) -> str:
     return (token if len(token) <= 18 else f"{token[:17]}…").replace(" ", "␣")
 
 
+def whole(text: str) -> str:
+    """A text without the bytes of a character that it does not end."""
+    return f"{text.rstrip(chr(0xFFFD))}…" if text.endswith("\ufffd") else text
+
+
 def by_layer(heatmap: Heatmap) -> list[tuple[str, list[str], list[float | None]]]:
     """The rows from the bottom, as the layers come."""
     assert heatmap.labels is not None
@@ -57,7 +62,7 @@ def test_every_tool_that_takes_plot_has_a_figure() -> None:
     assert {name for name, spec in specs().items() if "plot" in spec.params.model_fields} == DRAWN
 
 
-@pytest.mark.parametrize("name", [name for name, (tool, _) in EXAMPLES.items() if tool in DRAWN])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "random vector"])
 def test_every_figure_names_what_it_shows(name: str, recorded: Recorded) -> None:
     figure, result = read(recorded, name)
 
@@ -70,10 +75,47 @@ def test_every_figure_names_what_it_shows(name: str, recorded: Recorded) -> None
             assert [len(row) for row in one.values] == [len(one.columns)] * len(one.rows)
 
 
-@pytest.mark.parametrize("name", ["vector", "sampling"])
-def test_a_run_without_a_picture_is_refused_by_name(name: str, recorded: Recorded) -> None:
-    with pytest.raises(NnterpError, match=r"has no picture: (make_vector|generate) draws none"):
-        figure_of(recorded.store, recorded.store.read(recorded.ids[name]), specs())
+def test_a_run_without_a_picture_is_refused_by_name(recorded: Recorded) -> None:
+    undrawn = recorded.store.read(recorded.ids["random vector"])
+    with pytest.raises(Unsupported, match="a picture shows directions by layer, and this vector has none"):
+        figure_of(recorded.store, undrawn, specs())
+    with pytest.raises(NnterpError, match=r"has no picture: make_vector draws none"):
+        figure_of(recorded.store, undrawn, {})
+
+
+def test_a_text_shows_each_token_with_its_probability(recorded: Recorded) -> None:
+    figure, result = read(recorded, "sampling")
+    (text,) = result["texts"]
+
+    for name in ("baseline", "edited"):
+        drawn = panel(figure, Heatmap, name)
+        values = [value for row in drawn.values for value in row if value is not None]
+        assert values == pytest.approx(np.exp(text[name]["log_probs"]))
+        labels = [label for row in drawn.labels for label in row if label]
+        assert labels == [visible(token) for token in text[name]["tokens"]]
+        row, column = drawn.focus
+        assert row * len(drawn.columns) + column == text["differs_at"]
+    texts = [(name, whole(text[name]["text"])) for name in ("baseline", "edited")]
+    for (name, expected), drawn in zip(texts, panel(figure, Passages).rows, strict=True):
+        assert drawn == (name, expected if "\ufffd" not in expected else text_of(text[name]["tokens"]))
+
+
+def test_a_vector_shows_norms_separation_and_how_alike_its_directions_are(recorded: Recorded) -> None:
+    figure, result = read(recorded, "vector")
+    layers = [one["layer"] for one in result["directions"]]
+    norms = panel(figure, Curves, "norm")
+    cosines = panel(figure, Heatmap, "cosine")
+    vectors = load_file(next(recorded.settings.data.glob("vectors/**/joy.safetensors")))
+    (states,) = vectors.values()
+    unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+
+    assert (curve(norms, "vector").x, curve(norms, "vector").y) == (
+        layers,
+        [one["norm"] for one in result["directions"]],
+    )
+    assert curve(norms, "states").y == [one["stream"] for one in result["directions"]]
+    assert np.array(cosines.values)[::-1] == pytest.approx(unit @ unit.T, abs=1e-6)
+    assert (cosines.columns, cosines.rows) == ([str(layer) for layer in layers], [str(layer) for layer in layers[::-1]])
 
 
 def test_the_lens_shows_each_readings_top_tokens_and_targets(recorded: Recorded) -> None:
@@ -112,7 +154,7 @@ def test_a_patchscope_shows_what_the_target_says_beside_the_unpatched_one(record
         [patch["tracked"][index][0] for patch in source["patches"]] for index in range(len(measured))
     ]
     (written,) = [one for one in figure.panels if isinstance(one, Passages)]
-    assert [text for _, text in written.rows] == [one["text"] for one in said]
+    assert [text for _, text in written.rows] == [whole(one["text"]) for one in said]
     unpatched = [one for one in tracked.curves if one.role == "control"]
     assert [one.y[0] for one in unpatched] == [p for p, _ in source["unpatched"]["tracked"]]
 
@@ -264,6 +306,6 @@ def test_a_large_result_is_drawn_in_another_process(recorded: Recorded, monkeypa
     assert figures.draw(recorded.store, record, specs()) == here == (folder / figures.PICTURE).read_bytes()
     assert (folder / figures.PAGE).exists()
 
-    undrawn = recorded.store.read(recorded.ids["vector"])
-    with pytest.raises(Unsupported, match=r"has no picture: make_vector draws none"):
+    undrawn = recorded.store.read(recorded.ids["random vector"])
+    with pytest.raises(Unsupported, match="this vector has none"):
         figures.draw(recorded.store, undrawn, specs())

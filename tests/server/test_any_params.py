@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from nnterp_mcp.toolset import specs
+from tests.dictionaries import DICTIONARY
 from tests.limits.bed import PROMPT, Bed, made, rows
 
 EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "30"))
@@ -72,7 +73,8 @@ def _nested(depth: int) -> Any:
 
 def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
     """Arguments that a tool takes."""
-    given = {"run_id": run_id} | ({"model": folder} if tool == "load_model" else {})
+    given = {"run_id": run_id, "source": str(DICTIONARY), "dictionary": "dictionary"}
+    given |= {"model": folder} if tool == "load_model" else {}
     examples = [{name: given.get(name, value) for name, value in one.items()} for one in specs()[tool].examples]
     return examples + MORE.get(tool, [])
 

@@ -130,13 +130,13 @@ def test_a_late_run_gives_its_picture_when_it_is_read(tiny: Callable[..., Path])
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"prompts": PROMPT, "max_new_tokens": 1}, "has no picture: generate draws none"),
+        ({"name": "chance", "method": "random", "norm": 1.0}, "a picture shows directions by layer"),
         ({}, "a picture shows a whole run, not part='readings'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(arguments: dict[str, Any], why: str, client: Caller) -> None:
     if arguments:
-        run_id = client.call("generate", **arguments).structured_content["run_id"]
+        run_id = client.call("make_vector", **arguments).structured_content["run_id"]
         refused = client.call("read_run", run_id=run_id, format="picture")
     else:
         run_id = client.call("logit_lens", prompts=PROMPT).structured_content["run_id"]

@@ -11,7 +11,7 @@ from tools.train_dictionary import train_both
 @pytest.mark.slow
 def test_both_dictionaries_are_trained_and_read_again(tmp_path: Path) -> None:
     said: list[str] = []
-    train_both(standardized("llama", "sdpa"), tmp_path, 2, texts=8, latents=96, k=8, steps=300, report=said.append)
+    train_both(standardized("llama", "sdpa"), tmp_path, 2, texts=32, latents=96, k=8, steps=300, report=said.append)
 
     *_, autoencoder, transcoder = said
     assert autoencoder.startswith("sae: ")

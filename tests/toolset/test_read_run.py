@@ -264,6 +264,7 @@ class TestArrays:
         answer = client.call("attention_probs", prompts="a b c d", layers=[1, 3]).structured_content
         assert answer is not None
         run = answer["run_id"]
+        until(lambda: "state" not in read(client, run))
         arrays = store.read(run).arrays
         name, card = next(iter(arrays.items()))
         assert f"{name} ({' × '.join(card.axes)})" in read(client, run)["notes"][-1]

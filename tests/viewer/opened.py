@@ -58,9 +58,9 @@ def opened(browser: Browser, **context: Any) -> Generator[Opened]:
 
 
 def has_grid(name: str) -> bool:
-    """Whether an example's run is shown as a grid: its tool has a view, and neurons are too many for one."""
+    """Whether an example is shown as a grid: by its figure, or by a view, for which neurons are too many."""
     tool, arguments = EXAMPLES[name]
-    return tool in explored_tools() and arguments.get("by") != "neuron"
+    return name in ("vector", "sampling") or (tool in explored_tools() and arguments.get("by") != "neuron")
 
 
 def asked(watched: Opened) -> list[str]:

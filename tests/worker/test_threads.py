@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import torch
 
 from nnterp_mcp.worker.threads import Threads, threads_for
 
@@ -50,3 +51,23 @@ def test_other_processes_are_seen_and_the_own_is_not(monkeypatch: pytest.MonkeyP
         while time.monotonic() < end and threads._others < 0.4 * cores:  # pyright: ignore[reportPrivateUsage]
             sum(range(100_000))  # own work on one core, for which others would be taken
         assert 0.4 * cores <= threads._others <= 1.1 * cores  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(("others", "fixed", "inside"), [(0.0, False, 2), (100.0, False, 1), (100.0, True, 2)])
+def test_a_shared_process_has_its_threads_back(
+    others: float, fixed: bool, inside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    threads = Threads()
+    if not fixed:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    threads._others = others  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads.chosen():
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,27 +13,26 @@ from pydantic.fields import FieldInfo
 from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.runs.records import RunRecord
-from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.toolset import specs
 
 _WIDTH = 100
 """Characters of a literal that stays on one line."""
 
 
-def export(record: RunRecord, store: VectorStore) -> str:
+def export(record: RunRecord, data: Path) -> str:
     """Writes a script that makes a run's call again and prints its answer; `result` then holds every number.
 
-    Named vectors are made again from their recorded requests, in a temporary folder.
+    Named vectors are made and dictionaries loaded again from their recorded requests, in a temporary folder.
 
     Args:
         record: The run.
-        store: The named vectors.
+        data: The folder of the named vectors and of the loaded dictionaries.
 
     Raises:
         InvalidRequest: The run did not finish, or a vector that it used is gone.
     """
-    rerun = prepare_rerun(record, store)
-    own_vectors = bool(rerun.vectors) or not rerun.spec.read_only
+    rerun = prepare_rerun(record, data)
+    own_vectors = bool(rerun.vectors or rerun.dictionaries) or not rerun.spec.read_only
     lines = [_head(rerun), ""]
     if own_vectors:
         lines += ["from tempfile import TemporaryDirectory", ""]
@@ -40,7 +40,8 @@ def export(record: RunRecord, store: VectorStore) -> str:
     if own_vectors:
         lines += ["from nnterp_mcp.settings import Settings", "", _FOLDER]
     lines += ["", f"lab = {_laboratory(rerun, own_vectors)}"]
-    made = [f"lab.{_call(specs()[card.tool], card.request)}" for card in rerun.vectors]
+    made = [f"lab.{_call(specs()['load_features'], card.request)}" for card in rerun.dictionaries]
+    made += [f"lab.{_call(specs()[card.tool], card.request)}" for card in rerun.vectors]
     lines += ["", *made, f"result = lab.{_call(rerun.spec, rerun.arguments)}", "", "print(lab.show(result))", ""]
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from nnterp_mcp.commands.reproduce.rerun import Rerun, prepare_rerun
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.laboratory import Laboratory, TellProgress
+from nnterp_mcp.runs.dictionaries import DictionaryStore
 from nnterp_mcp.runs.records import RunEnvironment, RunRecord
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
@@ -69,7 +70,7 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: TellP
         NnterpError: The model cannot be loaded, or the call fails now.
     """
     store = RunStore(settings.runs)
-    rerun = prepare_rerun(_hashed(store, run_id), VectorStore(settings.data / "vectors"))
+    rerun = prepare_rerun(_hashed(store, run_id), settings.data)
     before = _read(rerun, store)
     with _apart(rerun, settings) as own:
         lab = Laboratory(**rerun.loading, settings=own, handle=rerun.record.model, on_progress=on_progress)
@@ -121,6 +122,9 @@ def _apart(rerun: Rerun, settings: Settings) -> Generator[Settings]:
         own = VectorStore(Path(folder) / "vectors")
         for card in rerun.vectors:
             own.save(card, VectorStore(settings.data / "vectors").load(card.name, card.identity, card.model).directions)
+        listed = DictionaryStore(Path(folder) / "dictionaries")
+        for card in rerun.dictionaries:
+            listed.save(card)
         yield settings.model_copy(update={"data": Path(folder)})
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.request.dictionaries import ROW_METHODS, DictionaryCard
 from nnterp_mcp.request.vectors import VectorCard
+from nnterp_mcp.runs.dictionaries import DictionaryStore
 from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.toolset import specs
@@ -28,6 +31,7 @@ class Rerun:
         loading: The parameters of `load_model`, with the revision and dtype that were resolved.
         vectors: The named vectors that it used, as they are now.
         replaced: Those of them that were made anew after the run, so that their numbers may differ.
+        dictionaries: The loaded dictionaries of features that it used.
     """
 
     record: RunRecord
@@ -36,23 +40,28 @@ class Rerun:
     loading: dict[str, Any]
     vectors: list[VectorCard]
     replaced: list[str]
+    dictionaries: list[DictionaryCard]
 
 
-def prepare_rerun(record: RunRecord, store: VectorStore) -> Rerun:
+def prepare_rerun(record: RunRecord, data: Path) -> Rerun:
     """Finds what is needed to run a call again.
 
     Args:
         record: The run.
-        store: The named vectors.
+        data: The folder of the named vectors and of the loaded dictionaries.
 
     Raises:
         InvalidRequest: The run did not finish, or only deleted something; this version does not know the tool or its
-            parameters; or a vector that it used is gone.
+            parameters; or a vector or a dictionary that it used is gone.
     """
     spec = _require_finished(record)
     arguments = {name: value for name, value in record.params.items() if name != "model"}
     spec.parse(arguments)
+    store = VectorStore(data / "vectors")
     vectors = [_find_vector(name, record, store) for name in dict.fromkeys(_named_vectors(arguments))]
+    used = [
+        name for request in (arguments, *(card.request for card in vectors)) for name in _named_dictionaries(request)
+    ]
     return Rerun(
         record=record,
         spec=spec,
@@ -60,6 +69,9 @@ def prepare_rerun(record: RunRecord, store: VectorStore) -> Rerun:
         loading=_loading(record),
         vectors=vectors,
         replaced=[card.name for card in vectors if record.ended is not None and card.made > record.ended],
+        dictionaries=[
+            _find_dictionary(name, record, DictionaryStore(data / "dictionaries")) for name in dict.fromkeys(used)
+        ],
     )
 
 
@@ -106,6 +118,32 @@ def _named_vectors(value: Any) -> Iterator[str]:
             yield from _named_vectors(part)
 
 
+def _named_dictionaries(value: Any) -> Iterator[str]:
+    """The dictionaries that a request names, at any depth, and the one of whose rows a vector is made."""
+    if isinstance(value, dict):
+        if value.get("method") in ROW_METHODS:
+            yield str(value["positive"][0]).partition(":")[0]
+        for name, part in value.items():
+            if name == "dictionary" and isinstance(part, str):
+                yield part
+            else:
+                yield from _named_dictionaries(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_dictionaries(part)
+
+
+def _find_dictionary(name: str, record: RunRecord, store: DictionaryStore) -> DictionaryCard:
+    environment = record.environment
+    for card in store.cards():
+        if card.name == name and environment is not None and card.identity.fingerprint == environment.fingerprint:
+            return card
+    raise InvalidRequest(
+        f"{record.id} used the dictionary {name!r} of {record.model}, and that is gone.",
+        "Load it again with load_features, or say with --data where dictionaries are listed.",
+    )
+
+
 def _find_vector(name: str, record: RunRecord, store: VectorStore) -> VectorCard:
     environment = record.environment
     for card in store.cards():
@@ -113,5 +151,5 @@ def _find_vector(name: str, record: RunRecord, store: VectorStore) -> VectorCard
             return card
     raise InvalidRequest(
         f"{record.id} used the vector {name!r} of {record.model}, and that is gone.",
-        "Make it again with make_vector, or say with --data where vectors are kept.",
+        "Make it again under that name, or say with --data where vectors are kept.",
     )

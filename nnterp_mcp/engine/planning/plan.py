@@ -25,6 +25,7 @@ from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, known_width, require_place
 from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, gather
 from nnterp_mcp.engine.planning.correspondence import Destination, mean_by_position, require_match
+from nnterp_mcp.engine.planning.features import FindFeatures, find_bases, rewritten
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
 from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
 from nnterp_mcp.engine.token_spans import Reach
@@ -35,6 +36,7 @@ from nnterp_mcp.model.text.positions import resolve_averaged, resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.operations import (
     Add,
+    EditFeatures,
     IndexSpec,
     Knockout,
     Mean,
@@ -67,6 +69,7 @@ def plan(
     vectors: Vectors | None = None,
     *,
     states: FindStates | None = None,
+    features: FindFeatures | None = None,
     known: Known | None = None,
     batch_tokens: int = 4096,
 ) -> Plan:
@@ -79,6 +82,7 @@ def plan(
         prompts: The prompts of the request, by which positions and prompt indices are meant.
         vectors: Finds a vector by its name.
         states: Finds the states of an earlier run.
+        features: Finds loaded dictionaries of features.
         known: States of clean runs, shared among plans of one request: none of its sources runs twice.
         batch_tokens: Padded tokens in a forward pass over sources, at most.
 
@@ -91,7 +95,7 @@ def plan(
     """
     if not operations:
         return NOTHING
-    planner = _Planner(model, prompts, vectors, states)
+    planner = _Planner(model, prompts, vectors, states, features)
     drafts = [draft for operation in operations for draft in planner.draft(operation)]
     gathered = gather(model, planner.requests, batch_tokens, {} if known is None else known)
     edits: dict[Place, list[Edit]] = {}
@@ -107,18 +111,20 @@ def check(
     vectors: Vectors | None = None,
     *,
     states: FindStates | None = None,
+    features: FindFeatures | None = None,
 ) -> None:
     """Refuses operations that no request could make, before there is one; what they mean of prompts is left open.
 
     Args:
         vectors: Finds a vector by its name.
         states: Finds the states of an earlier run.
+        features: Finds loaded dictionaries of features.
 
     Raises:
         InvalidRequest: A layer, head or vector does not exist or fit.
         Unsupported: The model cannot do it; by name.
     """
-    planner = _Planner(model, (), vectors, states)
+    planner = _Planner(model, (), vectors, states, features)
     for operation in operations:
         list(planner.draft(operation))
 
@@ -145,12 +151,14 @@ class _Planner:
         prompts: Sequence[EncodedPrompt],
         vectors: Vectors | None,
         states: FindStates | None,
+        features: FindFeatures | None,
     ) -> None:
         self.requests: list[Request] = []
         self._model = model
         self._prompts = prompts
         self._vectors = vectors
         self._states = states
+        self._features = features
         self._encoded: dict[Any, EncodedPrompt] = {}
 
     def draft(self, operation: Operation) -> Iterator[Draft]:
@@ -162,6 +170,8 @@ class _Planner:
             yield from self._knock_out(operation, chosen)
         elif isinstance(operation, SetAttention):
             yield from self._set_attention(operation, chosen)
+        elif isinstance(operation, EditFeatures):
+            yield from self._edit_features(operation, chosen)
         else:
             for place in self._places(operation, site_of(operation)):
                 yield self._change_states(operation, place, chosen)
@@ -197,6 +207,16 @@ class _Planner:
         for place in self._places(operation, "layers_output"):
             entrance = Place("layers_input", place.layer)
             edit = StateEdit(place, reach, PassedOn(entrance), needs=(entrance,))
+            yield lambda gathered, edit=edit: edit
+
+    def _edit_features(self, operation: EditFeatures, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:
+        model = self._model
+        layers = [None] if operation.layers is None else resolve_layers(operation.layers, model.num_layers, model.name)
+        positions = {prompt.index: resolve_averaged(operation.positions, prompt) for prompt in chosen}
+        reach = Reach(positions, goes_on(operation.positions), in_step(operation.steps))
+        for basis in find_bases(model, operation, layers, self._features):
+            change = rewritten(operation, basis)
+            edit = StateEdit(basis.writes, reach, change, needs=change.reads)
             yield lambda gathered, edit=edit: edit
 
     def _knock_out(self, operation: Knockout, chosen: Sequence[EncodedPrompt]) -> Iterator[Draft]:

@@ -60,6 +60,44 @@ class Activity:
         """The share of tokens at which each feature is active."""
         return self.features.bincount(minlength=self.latents) / max(1, len(self.prompts))
 
+    def matched(self, feature: int, count: int, seed: int = 0) -> list[int]:
+        """Random features that are active about as often and as strongly as a feature: within a factor of two of both.
+
+        Args:
+            feature: The feature.
+            count: How many, at most.
+            seed: The seed with which they are drawn.
+        """
+        counts = self.features.bincount(minlength=self.latents)
+        sums = torch.zeros(self.latents).index_add_(0, self.features, self.values)
+        alike = torch.ones(self.latents, dtype=torch.bool)
+        for measure in (counts, sums / counts.clamp_min(1)):
+            alike &= (measure >= measure[feature] / 2) & (measure <= measure[feature] * 2)
+        alike[feature] = False
+        alike &= counts > 0
+        found = alike.nonzero()[:, 0]
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+        return found[order[:count]].tolist()
+
+    def rows(self, features: Sequence[int]) -> Float[Tensor, "feature token"]:
+        """The activations of some features at every token."""
+        made = torch.zeros(len(features), len(self.prompts))
+        for row, feature in enumerate(features):
+            here = self.features == feature
+            made[row, self.tokens[here]] = self.values[here]
+        return made
+
+    def strongest_at_tokens(self, count: int) -> list[list[tuple[int, float]]]:
+        """The features that are strongest at each token, with their activations, the strongest first."""
+        order = torch.argsort(self.values, descending=True)
+        tokens = self.tokens[order]
+        order = order[torch.argsort(tokens, stable=True)]
+        sizes = self.tokens.bincount(minlength=len(self.prompts)).tolist()
+        return [
+            list(zip(self.features[some].tolist(), self.values[some].tolist(), strict=True))
+            for some in (here[:count] for here in order.split(sizes))
+        ]
+
     def strongest(self, feature: int, count: int) -> list[tuple[int, float]]:
         """The tokens at which a feature is strongest, with its activation, the strongest first."""
         entries = (self.features == feature).nonzero()[:, 0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.errors import InvalidRequest
@@ -123,6 +123,26 @@ class Dictionary:
         if self.skip is not None:
             made = made + torch.nn.functional.linear(read, self.skip)
         return made if self.transcodes else self._restored(made, read)
+
+    def decode_change(
+        self,
+        change: Float[Tensor, "token chosen"],
+        chosen: Int[Tensor, " chosen"],
+        states: Float[Tensor, "token input"],
+    ) -> Float[Tensor, "token output"]:
+        """The change of the reconstruction from changes of some features.
+
+        Args:
+            change: How far each of them changes.
+            chosen: Their indices.
+            states: The states that were encoded.
+        """
+        moved = change @ self.decoder[chosen]
+        if self.transcodes:
+            return moved
+        if self.normalization == "constant_norm":
+            return moved * (states.norm(dim=-1, keepdim=True) / states.shape[-1] ** 0.5)
+        return moved * states.std(-1, keepdim=True) if self.normalization == "layer_norm" else moved
 
     def reconstruct(self, states: Float[Tensor, "token input"]) -> Float[Tensor, "token output"]:
         """The states as the dictionary has them: encoded and decoded."""

@@ -92,16 +92,17 @@ def read_tokens(
         taken = {place: states.float().flatten(1) for place, states in zip(needed, found, strict=True)}
         for states in taken.values():
             require_finite(states, "states")
-        made = {place: _combine(model, place, [taken[one] for one in sites_behind(place)]) for place in places}
+        made = {place: combine(model, place, [taken[one] for one in sites_behind(place)]) for place in places}
         return TokenStates(numbers, [len(here) for here in asked], made)
 
     for _, found in work.run_batches(model, read):
         yield found
 
 
-def _combine(
+def combine(
     model: StandardizedTransformer, place: FeaturePlace, parts: Sequence[Float[Tensor, "token width"]]
 ) -> Float[Tensor, "token width"]:
+    """The states at a place, from those at the hook points behind it."""
     total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     if place.site != "residual_mid_normalized":
         return total

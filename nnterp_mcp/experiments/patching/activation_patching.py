@@ -300,7 +300,7 @@ class Patcher:
             own.given,
             reduction=lambda order: asked,
             reference=reference,
-            batch_tokens=work.batch_tokens,
+            work=work,
             own=own,
         )
         if self.receivers is None:

@@ -8,6 +8,7 @@ last, and all others in the order listed.
 from nnterp_mcp.request.operations.kinds import (
     OPERATIONS,
     Add,
+    EditFeatures,
     Knockout,
     Mean,
     Operation,
@@ -39,6 +40,7 @@ __all__ = [
     "OPERATIONS",
     "Add",
     "DescribedInterventions",
+    "EditFeatures",
     "Heads",
     "IndexSpec",
     "Interventions",

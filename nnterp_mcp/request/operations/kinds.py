@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AliasChoices, Field, model_validator
 
-from nnterp_mcp.request.arguments import Given
+from nnterp_mcp.request.arguments import LONGEST_NAME, Given
 from nnterp_mcp.request.operations.operands import (
     AttentionPattern,
     AveragedPrompts,
+    FeatureIndices,
     Heads,
     Neurons,
     PromptIndices,
@@ -165,17 +166,54 @@ class SetAttention(BaseOperation):
     pattern: AttentionPattern
 
 
+class EditFeatures(BaseOperation):
+    """Changes features of a loaded dictionary in the states that it reconstructs.
+
+    The state moves by the decoder rows of the features times the change of their activations. So the reconstruction
+    error stays as it is, and activations that do not change leave the state as it is, to the last bit.
+
+    Among the positions, `all` leaves out the first token, as in `ProjectOut`.
+
+    Attributes:
+        op: `scale` and `zero` multiply the activations, `add` adds to them, `set` replaces them.
+        dictionary: The name of the dictionary.
+        features: The features.
+        factor: What `scale` multiplies by.
+        value: What `add` adds, or `set` sets.
+        positions: The positions of the prompt; they reach on to new tokens as in other operations.
+    """
+
+    op: Literal["scale", "zero", "add", "set"]
+    site: Literal["features"] = "features"
+    dictionary: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    features: FeatureIndices
+    factor: float | None = None
+    value: float | None = None
+    positions: Positions = ("all",)
+
+    @model_validator(mode="after")
+    def _has_its_number(self) -> Self:
+        needed = {"scale": "factor", "zero": "", "add": "value", "set": "value"}[self.op]
+        for name in ("factor", "value"):
+            if (name == needed) != (getattr(self, name) is not None):
+                raise ValueError(f"{self.op} at features {'needs' if name == needed else 'takes no'} {name}")
+        return self
+
+
 StateOperation = Add | Scale | Zero | Mean | Patch | ProjectOut
 """An operation on the states of a site."""
 
-Operation = StateOperation | Skip | Knockout | SetAttention
+Operation = StateOperation | Skip | Knockout | SetAttention | EditFeatures
 """One intervention."""
 
 OPERATIONS: dict[str, type[Operation]] = {
     cls.model_fields["op"].default: cls
     for cls in (Add, Scale, Zero, Mean, Patch, ProjectOut, Skip, Knockout, SetAttention)
 }
-"""Every operation under its name."""
+"""Every operation on states and attention under its name."""
+
+FEATURE_OPERATIONS = get_args(EditFeatures.model_fields["op"].annotation)
+"""The operations on features."""
 
 _DEFAULT_SITES: dict[str, Site] = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output"}
 
@@ -196,6 +234,8 @@ def site_of(operation: StateOperation) -> Site:
 
 
 def _check(operation: Operation) -> None:
+    if isinstance(operation, EditFeatures):
+        return  # its dictionary says where it acts
     site = site_of(operation) if isinstance(operation, StateOperation) else None
     if site == "token_embeddings" and operation.layers is not None:
         raise ValueError(f"{operation.op} takes no layers at token_embeddings, which come before the first layer")

@@ -42,6 +42,7 @@ def _as_steps(value: Any) -> IndexSpec:
 
 Heads = Annotated[IndexSpec, _indices("heads")]
 Neurons = Annotated[IndexSpec, _indices("neurons", MOST_NUMBERS)]
+FeatureIndices = Annotated[IndexSpec, _indices("features", MOST_NUMBERS)]
 PromptIndices = Annotated[IndexSpec, _indices("prompts", MOST_PROMPTS)]
 Steps = Annotated[IndexSpec, BeforeValidator(_as_steps)]
 

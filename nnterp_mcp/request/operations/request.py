@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import MOST_OPERATIONS, decoded, require_at_most, shown, without_nulls
-from nnterp_mcp.request.operations.kinds import OPERATIONS, BaseOperation, Operation
+from nnterp_mcp.request.operations.kinds import FEATURE_OPERATIONS, OPERATIONS, BaseOperation, EditFeatures, Operation
 from nnterp_mcp.request.operations.operands import Source
 
 
@@ -40,20 +40,28 @@ def parse_operation(value: Any, index: int = 0) -> Operation:
     if not isinstance(value, dict) or not isinstance(value.get("op"), str):
         raise ValueError(f"intervention {index} must be an object whose op is one of {known}, not {shown(value)}")
     name = value["op"]
-    if name not in OPERATIONS:
+    kind = _kind(name, value)
+    if kind is None:
         raise ValueError(f"intervention {index}: there is no op {shown(name)}: the ops are {known}")
     try:
-        return OPERATIONS[name].model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"intervention {index}: {_explain(error, OPERATIONS[name])}") from None
+        raise ValueError(f"intervention {index}: {_explain(error, kind, name)}") from None
 
 
-def _explain(error: ValidationError, operation: type[Operation]) -> str:
-    return "; ".join(dict.fromkeys(_explain_one(detail, operation) for detail in error.errors()))
+def _kind(name: str, value: dict[str, Any]) -> type[Operation] | None:
+    """The class of an operation; those on features share names with those on states."""
+    of_features = value.get("site") == "features" or name not in OPERATIONS
+    if name in FEATURE_OPERATIONS and of_features:
+        return EditFeatures
+    return OPERATIONS.get(name)
 
 
-def _explain_one(detail: Any, operation: type[Operation]) -> str:
-    op = operation.model_fields["op"].default
+def _explain(error: ValidationError, operation: type[Operation], op: str) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(detail, operation, op) for detail in error.errors()))
+
+
+def _explain_one(detail: Any, operation: type[Operation], op: str) -> str:
     path = [str(part) for part in detail["loc"]]
     name = ".".join(path)
     if detail["type"] == "extra_forbidden":
@@ -91,7 +99,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema('Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
+    _schema('Edits, [{"op": "skip", "layers": 3}], as in generate.'),
 ]
 """The interventions that are active during a call."""
 

@@ -11,6 +11,7 @@ from typing import Literal
 from nnterp_mcp.formatting import elided, plural, quoted, ranges
 from nnterp_mcp.request.operations.kinds import (
     Add,
+    EditFeatures,
     Knockout,
     Mean,
     Operation,
@@ -62,6 +63,8 @@ def _opening(operation: Operation) -> str:
         return "skip"
     if isinstance(operation, SetAttention):
         return f"set_attention to {operation.pattern if isinstance(operation.pattern, str) else 'a matrix'}"
+    if isinstance(operation, EditFeatures):
+        return _feature_edit(operation)
     if isinstance(operation, Knockout):
         return "knockout" if operation.renormalise else "knockout without renormalising"
     operand = ""
@@ -74,17 +77,30 @@ def _opening(operation: Operation) -> str:
     return f"{operation.op}{operand} at {site_of(operation)}"
 
 
+def _feature_edit(operation: EditFeatures) -> str:
+    operand = {
+        "scale": f" by {operation.factor or 0.0:g}",
+        "zero": "",
+        "add": f" {operation.value or 0.0:g} to",
+        "set": f" to {operation.value or 0.0:g}",
+    }[operation.op]
+    features = f"{_indices('feature', operation.features)} of {quoted(elided(operation.dictionary))}"
+    if operation.op == "add":
+        return f"add{operand} {features}"
+    return f"{operation.op} {features}{operand}"
+
+
 def _parts(operation: Operation) -> Iterator[str]:
     if operation.layers is not None:
         yield _indices("layer", operation.layers)
-    if not isinstance(operation, Skip):
+    if not isinstance(operation, Skip | EditFeatures):
         by_head = not isinstance(operation, StateOperation) or site_of(operation) in HEAD_SITES
         if by_head:
             yield _indices("head", "all" if operation.heads is None else operation.heads)
-    if isinstance(operation, StateOperation):
-        if operation.neurons is not None:
+    if isinstance(operation, StateOperation | EditFeatures):
+        if isinstance(operation, StateOperation) and operation.neurons is not None:
             yield _indices("neuron", operation.neurons)
-        yield describe_positions("position", operation.positions, isinstance(operation, ProjectOut))
+        yield describe_positions("position", operation.positions, isinstance(operation, ProjectOut | EditFeatures))
     elif not isinstance(operation, Skip):
         yield describe_positions("query", operation.query_positions)
     if isinstance(operation, Knockout):
@@ -103,7 +119,7 @@ def _parts(operation: Operation) -> Iterator[str]:
 def _steps(operation: Operation) -> str:
     """The decode steps; an operation whose positions end with the prompt never reaches a new token."""
     onward = isinstance(operation, Skip) or (
-        goes_on(operation.positions if isinstance(operation, StateOperation) else operation.query_positions)
+        goes_on(_positions(operation))
         and not isinstance(operation, Patch)
         and not (isinstance(operation, Mean) and operation.over_positions is None)
         and not (isinstance(operation, ProjectOut) and operation.over is not None)
@@ -111,6 +127,12 @@ def _steps(operation: Operation) -> str:
     )
     steps = "every step" if operation.steps == "all" else _indices("step", operation.steps)
     return steps if onward else "prompt tokens only" + ("" if operation.steps == "all" else f", {steps}")
+
+
+def _positions(operation: StateOperation | EditFeatures | Knockout | SetAttention) -> Sequence[PositionSpec]:
+    """The positions that an operation changes, or whose queries it changes."""
+    on_states = isinstance(operation, StateOperation | EditFeatures)
+    return operation.positions if on_states else operation.query_positions
 
 
 def _source(source: Source) -> str:

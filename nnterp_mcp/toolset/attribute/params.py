@@ -36,7 +36,7 @@ class AttributeParams(ModelParams):
     targets: TargetSets
     method: Annotated[
         AttributionMethod,
-        Field(description="direct (adds up), gradient (× input), integrated (gradients) or patching (estimates)."),
+        Field(description="direct alone adds up exactly."),
     ] = "direct"
     by: Annotated[
         By | None,
@@ -58,7 +58,7 @@ class AttributeParams(ModelParams):
         Field(
             ge=1,
             le=1024,
-            description="Most points between the mean embedding and the prompt at which integrated takes gradients.",
+            description="Points at which integrated takes gradients, at most.",
         ),
     ] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most, the largest in size first.")] = 10

@@ -10,7 +10,7 @@ SPEC = ToolSpec(
     name="cancel_run",
     title="End a run",
     description=(
-        "Stop a run that takes too long: ends it before its next batch and answers once the model is free. "
+        "Stop a run: ends it before its next batch and answers once the model is free. "
         "What the run had finished is kept, marked partial."
     ),
     examples=[{"run_id": "logit_lens-k3f7qa"}],

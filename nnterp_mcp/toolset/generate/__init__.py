@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.generate.answer import digest
+from nnterp_mcp.toolset.generate.figure import figure
 from nnterp_mcp.toolset.generate.params import GenerateParams
 
 SPEC = ToolSpec(
@@ -27,5 +28,6 @@ SPEC = ToolSpec(
     ],
     params=GenerateParams,
     digest=digest,
+    figure=figure,
     group="causal",
 )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request.arguments import LARGEST_SEED
+from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import DescribedInterventions
 from nnterp_mcp.request.prompts import Prompts
 
@@ -22,9 +23,7 @@ class GenerateParams(ModelParams):
         Field(ge=0, le=2048, description="Tokens written at most; 0 scores the prompts instead."),
     ] = 32
     temperature: Annotated[float, Field(ge=0, le=100, description="Sampling temperature; 0 takes the top token.")] = 0.0
-    top_p: Annotated[
-        float, Field(gt=0, le=1, description="Nucleus sampling: probability mass to sample from; 1 is all.")
-    ] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling: probability mass.")] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000, description="Tokens to sample from; 0 is all.")] = 0
     seed: Annotated[
         int,
@@ -34,3 +33,4 @@ class GenerateParams(ModelParams):
         False
     )
     logprobs: Annotated[bool, Field(description="Show the log-probability of each token, in nats.")] = False
+    plot: Plot = False

@@ -10,9 +10,8 @@ SPEC = ToolSpec(
     name="load_model",
     title="Load a model",
     description=(
-        "Call this first: loads an open-weight causal language model into a process of its own, where it "
-        "stays for every tool and client until unload_model, and checks that readings will be exact. The "
-        "answer names the model's handle."
+        "Call this first: loads an open-weight causal language model, which stays for every tool and client "
+        "until unload_model, and checks that readings will be exact. The answer names the model's handle."
     ),
     examples=[{"model": "smollm2-135m"}],
     params=LoadModelParams,

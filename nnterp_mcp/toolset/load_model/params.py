@@ -44,7 +44,7 @@ class LoadModelParams(Params):
         str,
         Field(
             max_length=LONGEST_NAME,
-            description="auto, cpu, cuda, cuda:1 or mps; auto takes an accelerator where there is one.",
+            description="auto (an accelerator, if any), cpu, cuda, cuda:1 or mps.",
         ),
     ] = "auto"
     attention: Annotated[

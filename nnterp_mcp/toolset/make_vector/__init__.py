@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.toolset.make_vector.answer import digest
+from nnterp_mcp.toolset.make_vector.figure import figure
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 
 SPEC = ToolSpec(
@@ -26,6 +27,7 @@ SPEC = ToolSpec(
     ],
     params=MakeVectorParams,
     digest=digest,
+    figure=figure,
     read_only=False,
     destructive=True,
     group="causal",

@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
-from nnterp_mcp.request.fields import ProbedLayers, ProbedPositions
+from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
+from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
 from nnterp_mcp.request.vectors import VectorName
 
@@ -20,6 +21,8 @@ VectorMethod = Literal[
     "activation",
     "embedding_difference",
     "unembedding_difference",
+    "decoder_row",
+    "encoder_row",
     "random",
     "file",
     "delete",
@@ -31,6 +34,8 @@ _NEEDS: dict[VectorMethod, tuple[str, ...]] = {
     "activation": ("positive",),
     "embedding_difference": ("positive",),
     "unembedding_difference": ("positive",),
+    "decoder_row": ("positive",),
+    "encoder_row": ("positive",),
     "random": ("norm",),
     "file": ("file",),
     "delete": (),
@@ -41,6 +46,8 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "activation": ("run", "layers", "positions", "norm"),
     "embedding_difference": ("negative", "norm"),
     "unembedding_difference": ("negative", "norm"),
+    "decoder_row": ("norm",),
+    "encoder_row": ("norm",),
     "random": ("seed",),
     "file": ("layers", "norm"),
     "delete": (),
@@ -63,14 +70,15 @@ _PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), With
 class MakeVectorParams(ModelParams):
     """The vector to make, and the prompts or tokens to make it of."""
 
-    name: Annotated[VectorName, Field(description="Its name: letters, digits, . _ -")]
+    name: Annotated[VectorName, Field(description="The vector's name.")]
     method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]
     prompts: Annotated[
         PromptGroups | None,
         schemas.as_schema(schemas.OBJECT, 'Both groups: {"positive": [...], "negative": [...]}, or {"set": NAME}.'),
     ] = None
     positive: Annotated[
-        _PromptSet, Field(description="Prompts to point towards; one text for (un)embedding_difference.")
+        _PromptSet,
+        Field(description="Prompts to point towards; one text for (un)embedding_difference; for a row 'DICTIONARY:5'."),
     ] = ()
     negative: Annotated[
         _PromptSet, Field(description="Prompts to point away from; as many for principal_component.")
@@ -91,6 +99,7 @@ class MakeVectorParams(ModelParams):
             description="JSON or safetensors file of one direction, or one per layer.",
         ),
     ] = None
+    plot: Plot = False
 
     @model_validator(mode="before")
     @classmethod
@@ -115,7 +124,7 @@ class MakeVectorParams(ModelParams):
         missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
-        taken = {"name", "method", "model", *_NEEDS[self.method], *_TAKES[self.method]}
+        taken = {"name", "method", "model", "plot", *_NEEDS[self.method], *_TAKES[self.method]}
         fields = type(self).model_fields
         odd = [name for name in fields if name not in taken and getattr(self, name) != fields[name].default]
         if odd:
@@ -124,6 +133,9 @@ class MakeVectorParams(ModelParams):
             raise ValueError(f"positions was settled when {self.run} collected its states: leave it out")
         if self.method.endswith("embedding_difference"):
             self._check_texts()
+        if self.method in ROW_METHODS:
+            self._check_texts()
+            parse_row(str(self.positive[0]))
         return self
 
     def _check_texts(self) -> None:

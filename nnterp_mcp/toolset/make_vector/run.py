@@ -26,6 +26,7 @@ from nnterp_mcp.experiments.steering_vectors import (
     token_difference,
 )
 from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.dictionaries import parse_row
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.vectors import ReadTokens, VectorCard
@@ -57,6 +58,9 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         )
     card = _card(bench, params, made, sets)
     replaced = bench.vectors.save(card, made.vectors.numpy())
+    if made.layers:
+        unit = made.vectors / made.norms[:, None].clamp_min(torch.finfo(made.norms.dtype).tiny)
+        job.keep("cosines", unit @ unit.T, {"layer": made.layers, "other_layer": made.layers})
     return MakeVectorResult(
         model=bench.handle,
         card=card,
@@ -81,7 +85,7 @@ def _card(bench: Bench, params: MakeVectorParams, made: Directions, sets: Averag
         reading=sets.reading,
         classes=list(sets.states) if len(sets.states) > 1 else [],
         held_out=[] if apart is None or not bool(apart.held_out.isfinite().all()) else apart.held_out.tolist(),
-        request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
+        request=params.model_dump(mode="json", exclude={"model", "plot"}, exclude_defaults=True),
         versions={package: version(package) for package in _PACKAGES},
         made=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
@@ -140,6 +144,15 @@ def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:
     return token_difference(bench.model, asked)
 
 
+def _from_row(bench: Bench, params: MakeVectorParams) -> Directions:
+    name, layer, feature = parse_row(str(params.positive[0]))
+    loaded = bench.dictionaries.find(name, layer)
+    loaded.require([feature])
+    of_decoder = params.method == "decoder_row"
+    rows = loaded.dictionary.decoder if of_decoder else loaded.dictionary.encoder
+    return given_directions(rows[feature].cpu(), bench.model.hidden_size, [], str(params.positive[0]))
+
+
 def _from_file(bench: Bench, params: MakeVectorParams) -> Directions:
     assert params.file is not None
     path = allowed_file(params.file, bench.settings.folders)
@@ -178,6 +191,8 @@ _FROM_STATES: dict[VectorMethod, Callable[..., Directions]] = {
 _OTHERWISE: dict[VectorMethod, Callable[[Bench, MakeVectorParams], Directions]] = {
     "embedding_difference": _between_tokens,
     "unembedding_difference": _between_tokens,
+    "decoder_row": _from_row,
+    "encoder_row": _from_row,
     "random": _random,
     "file": _from_file,
 }

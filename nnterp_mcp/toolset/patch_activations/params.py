@@ -209,7 +209,7 @@ class PatchActivationsParams(ModelParams):
     sites: _SiteList = None
     layers: Annotated[
         Layers,
-        schemas.as_schema(schemas.INDICES, "Layers to patch, each by itself: a layer, a list, a range or 'all'."),
+        schemas.as_schema(schemas.INDICES, "Layers to patch, each by itself."),
     ] = "all"
     positions: _Spans = Field(default_factory=lambda: ("all",))
     heads: _HeadColumns = None

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Colours, Figure, Heatmap, Panel, Passages, some_of, visible
-from nnterp_mcp.display.layers import PROBABILITY, Followed, followed_panels, ordinals, target_names, token_table
+from nnterp_mcp.display.layers import (
+    PROBABILITY,
+    Followed,
+    followed_panels,
+    ordinals,
+    target_names,
+    token_table,
+    unbroken,
+)
 from nnterp_mcp.formatting import elided, quoted, spread
 from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.patchscope.answer import marked, short_names
@@ -114,16 +122,16 @@ def _texts(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[P
     """What the target prompt is continued with: of one source at some layers, of several at their last patch."""
     if sources[0].unpatched.text is None:
         return []
-    rows = [("unpatched", sources[0].unpatched.text)]
+    rows = [("unpatched", unbroken(sources[0].unpatched.text))]
     if len(sources) > 1:
         rows += [
-            (f"{_named(source)}, layer {_layer(source.patches[-1], result)}", source.patches[-1].text or "")
+            (f"{_named(source)}, layer {_layer(source.patches[-1], result)}", unbroken(source.patches[-1].text or ""))
             for source in sources
         ]
     else:
         patches = sources[0].patches
         at = spread(range(len(patches)), [0, len(patches) - 1], _TEXTS - 1)
-        rows += [(f"layer {_layer(patches[place], result)}", patches[place].text or "") for place in at]
+        rows += [(f"layer {_layer(patches[place], result)}", unbroken(patches[place].text or "")) for place in at]
     return [Passages("generated", rows)]
 
 

@@ -20,7 +20,8 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import top_tokens
-from nnterp_mcp.experiments.patchscope import LayerPair, PatchscopeReadings, Target, pair_layers, read_patchscope
+from nnterp_mcp.experiments.patched_target import LayerPair, SourceReadings, SourceTokens, Target
+from nnterp_mcp.experiments.patchscope import PatchscopeReadings, pair_layers, read_patchscope
 from nnterp_mcp.experiments.target_prompts import encode_target, it_repeat_prompt, repeat_prompt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -70,20 +71,18 @@ class _Sources:
     """The states that are put into the target prompt.
 
     Attributes:
-        states: The states, on the model's device.
-        layers: The layer that each of a source's states comes from.
+        read: The states, on the model's device.
         pairs: Source layer and target layer of each patch.
         origins: Where each source comes from.
     """
 
-    states: Float[Tensor, "source layer hidden"]
-    layers: list[int]
+    read: SourceReadings
     pairs: list[LayerPair]
     origins: list[_Origin]
 
     def some(self, group: Sequence[int]) -> _Sources:
         """Some of the sources, by number."""
-        return replace(self, states=self.states[list(group)], origins=[self.origins[source] for source in group])
+        return replace(self, read=self.read.some(group), origins=[self.origins[source] for source in group])
 
 
 def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
@@ -101,7 +100,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         sources = _gather_vectors(bench, params, params.source_vectors, targets)
         lengths = _lengths(model, sources, encoded, target.position, edits)
     else:
-        sources = _gather_states(bench, params, prompts, edits, targets)
+        sources = _gather_states(bench, params, prompts, target, targets)
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
 
@@ -109,8 +108,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         chosen = sources.some(group)
         readings = read_patchscope(
             model,
-            chosen.states,
-            chosen.layers,
+            chosen.read,
             target,
             chosen.pairs,
             top_k=params.top_k,
@@ -146,9 +144,9 @@ def _lengths(
     """For each source and pair, how long the vector is and how long the state that it replaces."""
     into = sorted({layer for _, layer in sources.pairs})
     (replaced,) = read_states(model, Workload([target], plan), [[position]], into).float().norm(dim=-1).tolist()
-    own = sources.states.float().norm(dim=-1).tolist()
+    own = sources.read.states.float().norm(dim=-1).tolist()
     return [
-        [(row[sources.layers.index(origin)], replaced[into.index(layer)]) for origin, layer in sources.pairs]
+        [(row[sources.read.layers.index(origin)], replaced[into.index(layer)]) for origin, layer in sources.pairs]
         for row in own
     ]
 
@@ -258,7 +256,7 @@ def _gather_states(
     bench: Bench,
     params: PatchscopeParams,
     prompts: Sequence[EncodedPrompt],
-    plan: Plan,
+    target: Target,
     targets: FollowedTargets,
 ) -> _Sources:
     """The residual streams of the source prompts.
@@ -270,14 +268,15 @@ def _gather_states(
     positions = [resolve_positions(params.source_positions, prompt) for prompt in prompts]
     pairs = pair_layers(params.source_layers, params.target_layers, model.num_layers, bench.handle)
     layers = sorted({layer for layer, _ in pairs} | {model.num_layers - 1})
-    states = read_states(model, Workload(prompts, plan, bench.batch_tokens), positions, layers)
+    work = Workload(prompts, target.work.plan, bench.batch_tokens)
+    read = SourceTokens(work, positions, layers).read_for(model, target, pairs, max_new_tokens=params.max_new_tokens)
     words = _words(params.targets, model.tokenizer)
     at = [(prompt, position) for prompt in prompts for position in positions[prompt.index]]
     origins = [
         _origin(model, prompt, position, answer, words, targets.ids)
-        for (prompt, position), answer in zip(at, _answers(model, states[:, -1]), strict=True)
+        for (prompt, position), answer in zip(at, _answers(model, read.states[:, -1]), strict=True)
     ]
-    return _Sources(states, layers, pairs, origins)
+    return _Sources(read, pairs, origins)
 
 
 def _gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str], targets: FollowedTargets) -> _Sources:
@@ -301,7 +300,7 @@ def _gather_vectors(bench: Bench, params: PatchscopeParams, names: Sequence[str]
     )
     words, ids = _words(params.targets, model.tokenizer), list(targets.ids.values())
     origins = [_Origin(words, ids, vector=name) for name in kept]
-    return _Sources(params.factor * states.to(model.device), layers, pairs, origins)
+    return _Sources(SourceReadings(params.factor * states.to(model.device), layers), pairs, origins)
 
 
 def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_layers: int) -> list[int]:

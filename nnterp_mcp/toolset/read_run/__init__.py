@@ -11,7 +11,7 @@ SPEC = ToolSpec(
     title="Read a run",
     description=(
         "Wait for a run, or read all that it holds: its answer, tables of every number (paged and filtered), "
-        "arrays, and the record of how it was made. Runs outlive the server."
+        "arrays, and the record of how it was made."
     ),
     examples=[
         {"run_id": "logit_lens-k3f7qa"},

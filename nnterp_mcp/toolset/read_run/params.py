@@ -60,7 +60,7 @@ class ReadRunParams(Params):
         str,
         Field(
             max_length=LONGEST_NAME,
-            description="'answer' (as the tool gave it), a table or an array that the answer names as a part, 'result' "
+            description="'answer', a table or an array that the answer names as a part, 'result' "
             "(the fields that are no tables) or 'record' (parameters, versions, hashes, times).",
         ),
     ] = "answer"

@@ -11,9 +11,9 @@ from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.logit_lens import leading_from, read_lens
-from nnterp_mcp.experiments.patchscope import Target, pair_layers, read_patchscope, resolve_target
+from nnterp_mcp.experiments.patched_target import SourceTokens, Target, resolve_target
+from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
 from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
 from nnterp_mcp.formatting import plural
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -144,15 +144,10 @@ def _read_patchscope(
 ) -> Readout:
     bench, layers = experiment.bench, experiment.layers
     target = _target(bench)
-    return read_patchscope(
-        bench.model,
-        read_states(bench.model, work, ends, layers),
-        layers,
-        replace(target, work=replace(target.work, batch_tokens=work.batch_tokens)),
-        pair_layers(layers, "same", bench.model.num_layers, bench.handle),
-        top_k=1,
-        categories=followed,
-    ).patched
+    target = replace(target, work=replace(target.work, batch_tokens=work.batch_tokens))
+    pairs = pair_layers(layers, "same", bench.model.num_layers, bench.handle)
+    sources = SourceTokens(work, ends, layers).read_for(bench.model, target, pairs)
+    return read_patchscope(bench.model, sources, target, pairs, top_k=1, categories=followed).patched
 
 
 def _target(bench: Bench) -> Target:

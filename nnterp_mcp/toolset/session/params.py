@@ -27,7 +27,7 @@ class SessionParams(Params):
     save_set: Annotated[
         VectorName | None,
         BeforeValidator(_require_text),
-        Field(description='Name to save prompts under; later calls give {"set": NAME} for them.'),
+        Field(description="Name to save prompts under."),
     ] = None
     prompts: ContentsField | None = None
     delete_set: Annotated[VectorName | None, Field(description="A saved prompt set to delete.")] = None

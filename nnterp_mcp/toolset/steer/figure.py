@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.display.figure import Arrays, Colours, Curve, Curves, Figure, Heatmap, Panel, Passages
-from nnterp_mcp.display.layers import target_names
+from nnterp_mcp.display.layers import target_names, unbroken
 from nnterp_mcp.formatting import elided, number, plural, quoted
 from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
@@ -57,7 +57,10 @@ def _texts(result: SteerResult) -> list[Passages]:
     """What the model writes, unsteered first."""
     own = [run for run in result.runs if run.prompt == 0 and run.control is None and run.text is not None]
     rows = [
-        ("baseline" if run.layer is None else f"layer {run.layer}, factor {number(run.factor)}", run.text or "")
+        (
+            "baseline" if run.layer is None else f"layer {run.layer}, factor {number(run.factor)}",
+            unbroken(run.text or ""),
+        )
         for run in own[:_TEXTS]
     ]
     return [Passages("generated", rows)] if rows else []

@@ -34,7 +34,7 @@ Factors = Annotated[
     BeforeValidator(_as_factors),
     schemas.as_schema(
         schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
-        "Factors by which the vector is multiplied: a number or a list of up to 32.",
+        "Factors of the vector, up to 32.",
     ),
 ]
 

@@ -9,10 +9,7 @@ from nnterp_mcp.toolset.unload_model.params import UnloadModelParams
 SPEC = ToolSpec(
     name="unload_model",
     title="Unload a model",
-    description=(
-        "Free memory: ends a model's process, which returns all of its memory. Calls that are running on the "
-        "model end with an error."
-    ),
+    description=("Free memory: ends a model's process. Calls that are running on the model end with an error."),
     examples=[{"model": "smollm2-135m"}],
     params=UnloadModelParams,
     digest=digest,

@@ -17,7 +17,6 @@ from nnterp_mcp.cli import main
 from nnterp_mcp.commands.reproduce.comparison import compare
 from nnterp_mcp.commands.reproduce.export import as_source, export
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.runs.vectors import VectorStore
 from tests.recorded import EXAMPLES, Recorded
 from tests.recorded_runs import JSON
 from tests.serving import environment
@@ -44,7 +43,7 @@ def scripts(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> dic
     folder = tmp_path_factory.mktemp("scripts")
     paths = {name: folder / f"{run_id}.py" for name, run_id in recorded.ids.items()}
     for name, path in paths.items():
-        path.write_text(export(recorded.store.read(recorded.ids[name]), recorded.vectors))
+        path.write_text(export(recorded.store.read(recorded.ids[name]), recorded.settings.data))
     return paths
 
 
@@ -123,7 +122,7 @@ def test_vectors_are_made_from_what_they_were_made_of(scripts: dict[str, Path]) 
 
 def test_a_vector_that_is_gone_cannot_be_made_again(recorded: Recorded, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="used the vector 'joy' of tiny-llama, and that is gone"):
-        export(recorded.store.read(recorded.ids["steering"]), VectorStore(tmp_path))
+        export(recorded.store.read(recorded.ids["steering"]), tmp_path)
 
 
 def test_the_command_prints_or_writes(

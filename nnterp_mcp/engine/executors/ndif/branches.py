@@ -65,9 +65,8 @@ def try_served_branches(
 
 
 def _batch(order: list[int], texts: Mapping[int, list[int]], found: Data, first: int) -> BranchBatch:
-    rows, base = torch.empty(len(order), 0), torch.empty(0)
-    written = [texts.get(row, []) for row in order]
-    return BranchBatch(order, rows, base, written, texts.get(-1, []), found["values"], first, found["numbers"])
+    rows, written = torch.empty(len(order), 0), [texts.get(row, []) for row in order]
+    return BranchBatch(order, rows, written, texts.get(-1, []), found["values"], first, found["numbers"])
 
 
 class _Awaited(dict[Any, Any]):

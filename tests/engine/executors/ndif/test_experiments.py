@@ -31,10 +31,11 @@ from nnterp_mcp.experiments.activations import collect, index_rows, read_states,
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
 from nnterp_mcp.experiments.logit_lens import read_lens, top_tokens
+from nnterp_mcp.experiments.patched_target import SourceReadings, resolve_target
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import ablate, add_noise, pair_prompts
 from nnterp_mcp.experiments.patching.path_patching import Receiver
-from nnterp_mcp.experiments.patchscope import read_patchscope, resolve_target
+from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering import sweep
 from nnterp_mcp.experiments.steering_vectors import average_states
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -402,7 +403,12 @@ def test_patchscope(pair: Pair) -> None:
     pairs = [(0, 1), (3, 2)]
 
     found = read_patchscope(
-        pair.served, states, [0, 1, 2, 3], resolve_target(target.ids, 2), pairs, categories=[[[4]]], max_new_tokens=2
+        pair.served,
+        SourceReadings(states, range(4)),
+        resolve_target(target.ids, 2),
+        pairs,
+        categories=[[[4]]],
+        max_new_tokens=2,
     )
 
     for column, (origin, layer) in enumerate(pairs):

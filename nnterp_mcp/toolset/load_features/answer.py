@@ -1,0 +1,75 @@
+"""How loaded dictionaries are told: how each fits, and what speaks against its place."""
+
+from __future__ import annotations
+
+from nnterp_mcp.formatting import number, plural, quoted
+from nnterp_mcp.render import left_out
+from nnterp_mcp.table import Column, tabulate
+from nnterp_mcp.toolset.load_features.result import LoadedLayer, LoadFeaturesAnswer, LoadFeaturesResult
+
+_SHOWN = 8
+_FAULTS = 3
+_COLUMNS: list[Column[LoadedLayer]] = [
+    Column("reads", lambda one: one.fit.place),
+    Column("features", lambda one: one.features),
+    Column("activation", lambda one: one.activation),
+    Column("L0", lambda one: one.fit.l0),
+    Column("declared", lambda one: one.declared_l0),
+    Column("FVU", lambda one: one.fit.fvu),
+    Column("cosine", lambda one: one.fit.cosine),
+    Column("loss recovered", lambda one: one.recovered),
+    Column("silent", lambda one: one.silent),
+]
+
+
+def digest(result: LoadFeaturesResult) -> LoadFeaturesAnswer:
+    """How each fits."""
+    faulty = [one for one in result.layers if one.faults]
+    shown = [*faulty, *(one for one in result.layers if not one.faults)][:_SHOWN]
+    shown.sort(key=lambda one: -1 if one.layer is None else one.layer)
+    return LoadFeaturesAnswer(
+        finding=_finding(result, faulty),
+        notes=_notes(result, faulty, len(result.layers) - len(shown)),
+        model=result.model,
+        total=len(result.layers),
+        truncated=len(shown) < len(result.layers),
+        table=tabulate(_COLUMNS, shown),
+    )
+
+
+def _finding(result: LoadFeaturesResult, faulty: list[LoadedLayer]) -> str:
+    many = len(result.layers)
+    what = "a dictionary" if many == 1 else f"{many} dictionaries"
+    fits = "it fits" if many == 1 else "they fit"
+    if faulty:
+        fits = "it does not fit there" if many == 1 else f"{len(faulty)} do not fit there"
+    layout = result.layers[0].layout
+    return (
+        f"{quoted(result.name)} is {what} of features for {result.model} ({layout}): on {result.tokens} tokens {fits}."
+    )
+
+
+def _notes(result: LoadFeaturesResult, faulty: list[LoadedLayer], hidden: int) -> list[str]:
+    notes: list[str] = []
+    for one in faulty[:_FAULTS]:
+        best = one.elsewhere[0] if one.elsewhere else None
+        where = " It fits at no other hook point of this layer."
+        if best is not None and best.fvu is not None and best.fvu < min(1.0, one.fit.fvu or 0.0):
+            where = f" It fits best at {best.place} (FVU {number(best.fvu)}, L0 {number(best.l0)})."
+        notes.append(f"{one.fit.place}: {'; '.join(one.faults)}.{where}")
+    notes += left_out(len(faulty) - _FAULTS, "dictionary that does not fit", "layers")
+    notes += left_out(hidden, "dictionary", "layers")
+    notes.append(
+        "FVU: 0 is exact, 1 is the mean of the states. Loss recovered: 1 is the model's own loss, 0 that with zeros in "
+        "the states' place. Silent: share of features active at no token. First tokens are left out."
+    )
+    found = [one for one in result.layers if one.scale is not None]
+    if found:
+        notes.append(
+            f"The input is scaled by {number(found[0].scale or 1.0)}, from the mean norm here: the files leave it out."
+        )
+    named = {one.trained_on for one in result.layers if one.trained_on}
+    notes += (
+        [f"Trained on {plural(len(named), 'model')}, as the files say: {', '.join(sorted(named))}."] if named else []
+    )
+    return notes

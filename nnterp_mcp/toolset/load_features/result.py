@@ -1,0 +1,84 @@
+"""Result and answer of `load_features`."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+
+
+class FeatureFit(ResultPart):
+    """How a dictionary fits at a place.
+
+    Attributes:
+        place: What it reads, and where a transcoder writes.
+        l0: Active features at a token, in the mean.
+        fvu: The fraction of variance unexplained; None for a layer of a cross-layer transcoder, which alone
+            reconstructs nothing.
+        cosine: Between states and reconstructions, in the mean.
+    """
+
+    place: str
+    l0: float
+    fvu: float | None
+    cosine: float | None
+
+
+class LoadedLayer(ResultPart):
+    """A dictionary, and how it fits the model.
+
+    Attributes:
+        layer: The layer that it reads; None for the embeddings.
+        layout: Whose layout its files have.
+        activation: Its activation function.
+        features: The number of its features.
+        trained_on: The model that its files name.
+        declared_l0: The active features that its files declare.
+        fit: How it fits where it reads.
+        silent: The share of features that are active at no token.
+        loss: The model's mean loss, in nats.
+        spliced: With the reconstruction in the states' place.
+        zeroed: With zeros in the states' place.
+        recovered: The share of the harm of zeroing that the reconstruction avoids.
+        scale: The factor of its input that was found here, where its files leave it out.
+        faults: What speaks against the place.
+        elsewhere: How it fits at other places of the layer, the best first; looked for where there are faults.
+    """
+
+    layer: int | None
+    layout: str
+    activation: str
+    features: int
+    trained_on: str | None
+    declared_l0: float | None
+    fit: FeatureFit
+    silent: float
+    loss: float | None
+    spliced: float | None
+    zeroed: float | None
+    recovered: float | None
+    scale: float | None
+    faults: list[str]
+    elsewhere: list[FeatureFit]
+
+
+class LoadFeaturesResult(Result):
+    """The dictionaries under a name.
+
+    Attributes:
+        model: The model's handle.
+        name: The name.
+        source: The folder or the address.
+        revision: The Hub's commit.
+        tokens: The tokens that they were checked on.
+        layers: The dictionaries.
+    """
+
+    model: str
+    name: str
+    source: str
+    revision: str | None
+    tokens: int
+    layers: list[LoadedLayer]
+
+
+class LoadFeaturesAnswer(TableAnswer):
+    """The dictionaries, and how they fit."""

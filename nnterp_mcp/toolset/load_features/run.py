@@ -1,0 +1,137 @@
+"""`load_features` in the worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.features.calibration import (
+    Reconstructed,
+    fit_other_places,
+    measure_fit,
+    measure_losses,
+    read_all,
+)
+from nnterp_mcp.experiments.features.calibration_texts import TEXTS
+from nnterp_mcp.experiments.features.published import Published
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.request.dictionaries import DictionaryCard, DictionaryLayer
+from nnterp_mcp.request.feature_sites import FeaturePlace
+from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.load_features.params import LoadFeaturesParams
+from nnterp_mcp.toolset.load_features.result import FeatureFit, LoadedLayer, LoadFeaturesResult
+from nnterp_mcp.worker.job import Job
+
+if TYPE_CHECKING:
+    from nnterp_mcp.worker.workbench import Bench
+
+_ELSEWHERE = 5
+"""Other places that a result names."""
+
+
+def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResult:
+    """Finds the dictionaries, checks each against the model, and keeps their card."""
+    layers = None if params.layers == "all" else resolve_layers(params.layers, bench.model.num_layers, bench.handle)
+    kept = bench.dictionaries
+    found, source, revision = kept.publish(params.source, layers, job.tell)
+    if not found:
+        raise InvalidRequest(f"{params.source} has no dictionary of these layers.")
+    dictionaries = [kept.place(one, params.site) for one in found]  # pyright: ignore[reportArgumentType]
+    work = bench.workload(_built_in(bench), (), job)
+    kept.shelf.drop(params.name)
+    loaded: list[LoadedLayer] = []
+    for number, one in enumerate(dictionaries):
+        loaded.append(_calibrate(bench, params.name, one, work))
+        job.progress(number + 1, len(dictionaries), "dictionaries checked")
+    kept.store.save(
+        DictionaryCard(
+            name=params.name,
+            identity=bench.identity,
+            source=source,
+            revision=revision,
+            layers=[_entry(one, layer) for one, layer in zip(dictionaries, loaded, strict=True)],
+            request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    )
+    return LoadFeaturesResult(
+        model=bench.handle,
+        name=params.name,
+        source=params.source,
+        revision=revision,
+        tokens=sum(len(prompt.ids) - 1 for prompt in work.prompts),
+        layers=loaded,
+    )
+
+
+def _built_in(bench: Bench) -> list[EncodedPrompt]:
+    """The built-in texts, each cut to what the model reads."""
+    most = bench.longest_prompt()
+    texts = encode_prompts(bench.model.tokenizer, TEXTS, bench.handle)
+    return [replace(text, ids=text.ids[:most]) for text in texts]
+
+
+def _entry(found: Published, layer: LoadedLayer) -> DictionaryLayer:
+    assert found.reads is not None
+    return DictionaryLayer(layer=layer.layer, reads=found.reads.site, writes=found.writes, scale=layer.scale)
+
+
+def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> LoadedLayer:
+    """Checks one dictionary on the texts.
+
+    Raises:
+        InvalidRequest: Its width is not that of the states.
+    """
+    model, place, out = bench.model, found.reads, found.writes
+    assert place is not None
+    states = read_all(model, work, list(dict.fromkeys([place, *([out] if out else [])])))
+    read, written = states[place], states[out or place]
+    made = bench.dictionaries.load(name, found, None)
+    scale = None
+    if made.normalization == "expected_norm":
+        scale = read.shape[1] ** 0.5 / float(read.norm(dim=-1).mean())
+        bench.dictionaries.shelf.drop(name)
+        made = bench.dictionaries.load(name, found, scale)
+    for at, width, own in (
+        (place, read.shape[1], made.encoder.shape[1]),
+        (out or place, written.shape[1], made.decoder.shape[1]),
+    ):
+        if width != own:
+            raise InvalidRequest(
+                f"{found.name} is for states of width {own}, and those at the {at} of {bench.handle} have {width}.",
+                "It is of another model or another site.",
+            )
+    fit, back = measure_fit(made, read, written)
+    cross = bool(found.decoders)  # what a layer gets from those before it is not in it
+    faults = [] if cross else fit.faults(found.declared_l0)
+    others = fit_other_places(model, work, made, place.layer) if faults and place.layer is not None else []
+    losses = (
+        None
+        if cross or (out or place).site == "residual_mid_normalized"
+        else measure_losses(model, work, out or place, back)
+    )
+    return LoadedLayer(
+        layer=place.layer,
+        layout=found.layout,
+        activation=made.activation.name,
+        features=made.latents,
+        trained_on=found.trained_on,
+        declared_l0=found.declared_l0,
+        fit=_told(place, out, None if cross else fit, fit.l0),
+        silent=fit.silent,
+        loss=losses and losses.clean,
+        spliced=losses and losses.spliced,
+        zeroed=losses and losses.zeroed,
+        recovered=losses and losses.recovered,
+        scale=scale,
+        faults=faults,
+        elsewhere=[_told(at, to, other, other.l0) for at, to, other in others if (at, to) != (place, out)][:_ELSEWHERE],
+    )
+
+
+def _told(place: FeaturePlace, out: FeaturePlace | None, fit: Reconstructed | None, l0: float) -> FeatureFit:
+    where = str(place) if out is None else f"{place}, to {out.site}"
+    return FeatureFit(place=where, l0=l0, fvu=fit and fit.fvu, cosine=fit and fit.cosine)

@@ -1,0 +1,79 @@
+"""Makes the first calls after a load as fast as later ones: runs small calls while none waits.
+
+What is lazy is then there: the tools' modules, the hash of the weights, pages of mapped weights, the kernels' choices,
+and what is found once for each model, such as the ways of generation and of sharing prefixes that are exact on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nnterp_mcp.errors import Cancelled
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.execution import run_tool
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
+
+_MOST = 10.0
+"""Seconds that warming takes, at most."""
+
+_TEXT, _OTHER = "The capital of France is", "The capital of Spain is"
+_TARGETS = {"answer": " Paris", "wrong": " Madrid"}
+_CALLS: dict[str, dict[str, Any]] = {
+    "logit_lens": {"prompts": _TEXT, "targets": _TARGETS},
+    "run_prompts": {"prompts": [_TEXT, _OTHER]},
+    "generate": {"prompts": _TEXT, "max_new_tokens": 2},
+    "patchscope": {"source_prompts": _TEXT},
+    "patch_activations": {"clean": _TEXT, "corrupted": _OTHER, "targets": _TARGETS},
+    "attribute": {"prompts": _TEXT, "targets": _TARGETS},
+    "attention_probs": {"prompts": _TEXT, "layers": 0},
+}
+
+
+@dataclass
+class _Warming(Job):
+    """A call without a caller, which ends as soon as one waits."""
+
+    until: float = 0.0
+    waiting: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        if self.waiting() or time.monotonic() > self.until:
+            raise Cancelled("a call waits for the model")
+
+
+def warm(bench: Bench, waiting: Callable[[], bool]) -> None:
+    """Warms a model that was loaded.
+
+    Args:
+        bench: The model.
+        waiting: True as soon as a call waits; warming then ends before the model's next layer.
+    """
+    until = time.monotonic() + _MOST
+    for step in _steps(bench):
+        job = _Warming(0, lambda progress: None, until=until, waiting=waiting)
+        try:
+            job.check()
+            step(job)
+        except Cancelled:
+            return
+        except BaseException:  # what a model cannot do is said to whoever asks for it
+            continue
+
+
+def _steps(bench: Bench) -> Iterator[Callable[[Job], object]]:
+    yield lambda job: bench.environment
+    for tool, arguments in _CALLS.items():
+        yield partial(_call, bench, tool, arguments)
+    for name in (name for name, spec in specs().items() if spec.place != "server"):
+        yield lambda job, name=name: importlib.import_module(f"nnterp_mcp.toolset.{name}.run")
+
+
+def _call(bench: Bench, tool: str, arguments: dict[str, Any], job: Job) -> None:
+    spec = specs()[tool]
+    spec.summarize(run_tool(bench, spec, spec.parse(arguments), job))
