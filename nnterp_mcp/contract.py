@@ -324,7 +324,7 @@ def _explain(spec: ToolSpec[Any, Any, Any], error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-_COMMON = {"finding", "notes", "run_id", "model", "total", "truncated", "by_layer"}
+_COMMON = {"finding", "notes", "run_id", "model", "total", "truncated", "by_layer", "table", "profile"}
 """Fields that answers of most tools have, and whose names say what they are."""
 
 

@@ -69,7 +69,7 @@ class ToolMethods:
         self,
         dictionary: str,
         *,
-        prompts: Mapping[str, Any] | Sequence[str] | None = None,
+        prompts: Mapping[str, Any] | str | Sequence[str] | None = None,
         features: Sequence[int] | None = None,
         layer: int | None = None,
         positions: int | str = "all",
@@ -102,7 +102,7 @@ class ToolMethods:
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         top_k: int = 3,
         targets: Mapping[str, Any] | None = None,
-        lens: Literal["logit", "inverse"] = "logit",
+        lens: str = "logit",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> LogitLensResult: ...
     def make_vector(

@@ -13,7 +13,9 @@ from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.sites import Site
 from nnterp_mcp.request.targets import Targets
 
-ModelHandle = Annotated[str | None, Field(max_length=LONGEST_STRING, description="Optional if one is loaded.")]
+ModelHandle = Annotated[
+    str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional if one is loaded.")
+]
 RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
 Plot = Annotated[bool, Field(description="Adds a picture.")]
 TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]
@@ -37,5 +39,5 @@ BriefTargets = Annotated[
 ]
 Edits = Annotated[
     Interventions,
-    schemas.as_schema(schemas.OPERATION_LIST, 'Edits, [{"op": "skip", "layers": 3}], as in generate.'),
+    schemas.as_schema(schemas.OPERATION_LIST, 'Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]

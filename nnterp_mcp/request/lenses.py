@@ -17,8 +17,7 @@ LensChoice = Annotated[
         min_length=1,
         max_length=LONGEST_STRING,
         description=(
-            "logit; inverse: the tokens that a layer most demotes; or the file of a Jacobian or tuned lens "
-            "(.safetensors, .pt), read next to the logit lens."
+            "logit; inverse: the tokens that a layer most demotes; or the file of a fitted Jacobian or tuned lens."
         ),
     ),
 ]

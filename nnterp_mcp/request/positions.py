@@ -141,7 +141,7 @@ def _is_slice(value: str) -> bool:
 Layers = Annotated[
     LayerSpec,
     BeforeValidator(_as_layers),
-    schemas.as_schema(schemas.INDICES, "A layer, a list, '4:20' or 'all'; -1 is the last."),
+    schemas.as_schema(schemas.INDICES, "A layer, a list, '4:20' (4 to 19) or 'all'; -1 is the last."),
 ]
 Positions = Annotated[
     tuple[PositionSpec, ...],

@@ -20,7 +20,7 @@ _LARGEST = 1_000_000
 MOST_FEATURES = 64
 """Features that a call can name."""
 
-_PROMPTS = schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS)
+_PROMPTS = schemas.union(schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS)
 """The commonest forms of groups; the others are taken too, and an agent pays for each that is listed."""
 
 _POSITIONS = schemas.union(schemas.INTEGER, schemas.TEXT, maxLength=LONGEST_RANGE)
@@ -41,7 +41,7 @@ def _as_features(value: Any) -> Any:
 class FeaturesParams(ModelParams):
     """A dictionary, and the prompts or the features to read."""
 
-    dictionary: Annotated[DictionaryName, Field(description="From load_features.")]
+    dictionary: Annotated[DictionaryName, Field(description="Its name, from load_features.")]
     prompts: Annotated[
         dict[str, tuple[Prompt, ...]],
         BeforeValidator(_as_groups),

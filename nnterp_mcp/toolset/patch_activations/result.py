@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
 from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
@@ -192,8 +190,8 @@ class PatchActivationsResult(Result):
 class PatchActivationsAnswer(ProfiledAnswer):
     """The strongest cells and all layers, or the measures of a set."""
 
-    clean: Annotated[float, Field(description="Metric of the clean run.")]
-    corrupted: Annotated[float | None, Field(description="Metric of the corrupted run.")] = None
+    clean: float
+    corrupted: float | None = None
 
 
 def effect_name(result: PatchActivationsResult) -> str:
