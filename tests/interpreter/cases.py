@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 from nnterp_mcp.toolset import specs
+from tests.dictionaries import write
 from tests.interpreter.checks import CHECKS
+from tests.interpreter.reading_tools import DICTIONARY_LAYER, dictionary_of
 from tests.interpreter.subject import Subject
 from tests.interpreter.text import Text
 
@@ -54,6 +56,7 @@ _TOOLS = {
     "patch_activations": 4,
     "attribute": 5,
     "make_vector": 1,
+    "features": 3,
 }
 """How often each tool is drawn."""
 _RARE = 3
@@ -68,11 +71,13 @@ class Cases:
         subject: The model.
         dice: Where chance comes from.
         names: Vectors that were made, and whether each serves every layer.
+        dictionary: The dictionary of features is loaded.
     """
 
     subject: Subject
     dice: Random
     names: dict[str, bool] = field(default_factory=dict[str, bool])
+    dictionary: bool = False
 
     @property
     def sites(self) -> list[str]:
@@ -211,6 +216,14 @@ class Cases:
         if method == "mean_difference":
             found |= {"positive": self.prompts(), "negative": self.prompts()}
         return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
+
+    def _features(self) -> dict[str, Any]:
+        if not self.dictionary:
+            folder, width = dictionary_of(self.subject), self.subject.widths["layers_output"]
+            write(folder, f"blocks.{DICTIONARY_LAYER}.hook_resid_post", width, 24)
+            self.subject.lab.call("load_features", name="d", source=str(folder))
+            self.dictionary = True
+        return self._call(self.prompts()) | {"dictionary": "d"}
 
     def _layers(self) -> Any:
         count = self.subject.plain.layers

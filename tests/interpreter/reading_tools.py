@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.interpreter.comparison import Comparison, divergence, entropy
@@ -16,6 +18,15 @@ Arguments = dict[str, Any]
 
 REPEAT = "king king\n1135 1135\nhello hello\n?"
 """The patchscope's own target prompt."""
+
+
+DICTIONARY_LAYER = 1
+"""The layer after which the dictionary of features reads."""
+
+
+def dictionary_of(subject: Subject) -> Path:
+    """The folder of the dictionary that is loaded for a subject."""
+    return subject.folder.parent / f"dictionary-{subject.folder.name}"
 
 
 def texts(subject: Subject, arguments: Arguments, name: str = "prompts") -> list[Text]:
@@ -171,3 +182,19 @@ def text(subject: Subject, told: Comparison, what: str, found: str, ids: list[in
         told.ties += 1
     else:
         told.same(what, found, subject.by.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def features(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
+    """The strongest features at every token but the first."""
+    weights = load_file(dictionary_of(subject) / "sae_weights.safetensors")
+    prompts = texts(subject, arguments)
+    asked = [(which, at) for which, text in enumerate(prompts) for at in text.at(without_first("all", text))]
+    told.same("tokens", [(one.prompt, one.position) for one in result.at_tokens], asked)
+    for which in range(len(prompts)):
+        states = subject.run(arguments["interventions"], prompts, which).states["layers_output", DICTIONARY_LAYER]
+        active = (states @ weights["W_enc"] + weights["b_enc"]).relu()
+        for token in result.at_tokens:
+            if token.prompt == which:
+                found = [one.activation for one in token.strongest]
+                told.near("strongest", found, active[token.position].topk(len(found)).values)
+                told.near("named", found, active[token.position][[one.feature for one in token.strongest]])

@@ -73,8 +73,8 @@ def _nested(depth: int) -> Any:
 
 def valid(tool: str, run_id: str, folder: str) -> list[dict[str, Any]]:
     """Arguments that a tool takes."""
-    given = {"run_id": run_id, "source": str(DICTIONARY), "dictionary": "dictionary"}
-    given |= {"model": folder} if tool == "load_model" else {}
+    given = {"run_id": run_id, "dictionary": "dictionary"}
+    given |= {"load_model": {"model": folder}, "load_features": {"source": str(DICTIONARY)}}.get(tool, {})
     examples = [{name: given.get(name, value) for name, value in one.items()} for one in specs()[tool].examples]
     return examples + MORE.get(tool, [])
 

@@ -17,8 +17,8 @@ SPEC = ToolSpec(
         "with factor; add or set with value)."
     ),
     examples=[
-        {"dictionary": "d", "prompts": "The capital of France is"},
-        {"dictionary": "d", "prompts": "The capital of France is", "features": [1, 2]},
+        {"dictionary": "d", "prompts": ["The capital of France is"]},
+        {"dictionary": "d", "prompts": ["The capital of France is"], "features": [1, 2]},
         {"dictionary": "d", "prompts": {"a": ["Rome is", "Paris"], "b": ["one two three", "four"]}},
     ],
     params=FeaturesParams,
