@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_RANGE, MOST_PROMPTS, decoded, whole
+from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_TEXT, MOST_PROMPTS, decoded, whole
 from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Edits, Plot
 from nnterp_mcp.request.positions import Positions
@@ -20,7 +20,9 @@ _LARGEST = 1_000_000
 MOST_FEATURES = 64
 """Features that a call can name."""
 
-_PROMPTS = schemas.union(schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS)
+_PROMPTS = schemas.union(
+    schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS
+)
 """The commonest forms of groups; the others are taken too, and an agent pays for each that is listed."""
 
 _POSITIONS = schemas.union(schemas.INTEGER, schemas.TEXT, maxLength=LONGEST_RANGE)
