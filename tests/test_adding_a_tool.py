@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -44,6 +45,14 @@ def test_the_pages_code_is_clean(checkout: Path) -> None:
         command = [sys.executable, "-m", "ruff", *arguments, *blocks()]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+def test_what_the_pages_code_imports_is_there() -> None:
+    imported = re.findall(r"^ *from (nnterp_mcp\.\S+) import (.+)$", "\n".join(blocks().values()), re.MULTILINE)
+    for module, names in imported:
+        if ".surprisal" not in module:
+            found = importlib.import_module(module)
+            assert [name for name in names.split(", ") if not hasattr(found, name)] == []
 
 
 @pytest.mark.slow
