@@ -33,8 +33,9 @@ _CALL = re.compile(r"^> (\w+) (?=\{)", re.MULTILINE)
 _PASSING = (
     (re.compile(r"\b([a-z_]+)-[a-z2-7]{6}\b"), r"\1-RUN"),
     (re.compile(r"\b(?:\d+ min )?[\d.]+ m?s\b"), "TIME"),
+    (re.compile(", at an earlier load of the same files"), ""),
 )
-"""What no second run says again: ids of runs, and seconds."""
+"""What no second run says again: ids of runs, seconds, and whether the model was loaded before."""
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 _NOISE = 1e-4

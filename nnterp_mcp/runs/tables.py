@@ -98,12 +98,16 @@ def _columns_of(found: Mapping[str, _Columns], path: str | None) -> list[str]:
 def _split(items: Sequence[BaseModel]) -> tuple[dict[str, list[Any]], dict[str, dict[int, Any]]]:
     """The columns of some items, and by field the lists in them that are tables, by the item's number.
 
-    The fields of a part become columns under dotted names, its mean under the part's own.
+    The fields of a part become columns under dotted names, its mean under the part's own. A field that is left out of
+    the record where it is None is no column where all items leave it out.
     """
     columns: dict[str, list[Any]] = {}
     nested: dict[str, dict[int, Any]] = {}
-    for name in dict.fromkeys(name for kind in dict.fromkeys(map(type, items)) for name in kind.model_fields):
+    fields = {name: field for kind in dict.fromkeys(map(type, items)) for name, field in kind.model_fields.items()}
+    for name, field in fields.items():
         values = [getattr(item, name, None) for item in items]
+        if field.exclude_if is not None and all(value is None for value in values):
+            continue
         if _SCALARS.issuperset(map(type, values)):
             columns[name] = values
             continue
