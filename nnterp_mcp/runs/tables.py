@@ -103,10 +103,10 @@ def _split(items: Sequence[BaseModel]) -> tuple[dict[str, list[Any]], dict[str, 
     """
     columns: dict[str, list[Any]] = {}
     nested: dict[str, dict[int, Any]] = {}
-    fields = {name: field for kind in dict.fromkeys(map(type, items)) for name, field in kind.model_fields.items()}
-    for name, field in fields.items():
+    known = {name: info for kind in dict.fromkeys(map(type, items)) for name, info in kind.model_fields.items()}
+    for name, info in known.items():
         values = [getattr(item, name, None) for item in items]
-        if field.exclude_if is not None and all(value is None for value in values):
+        if info.exclude_if is not None and all(value is None for value in values):
             continue
         if _SCALARS.issuperset(map(type, values)):
             columns[name] = values
