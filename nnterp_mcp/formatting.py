@@ -15,7 +15,7 @@ SIGNIFICANT = 3
 """Digits that a number keeps in an answer."""
 
 _NOTHING = 1e-6
-"""What a share may lack of 1 by the rounding of its computation."""
+"""Largest rounding error by which a share that is 1 may fall short of it."""
 
 _UNSEEN = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0d-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff\\U000e0000-\\U000e007f]"

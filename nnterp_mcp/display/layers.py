@@ -23,7 +23,7 @@ _BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 """Names of tokens that are bytes."""
 
 _UNFINISHED = re.compile("\ufffd+$")
-"""What a tokenizer makes of the bytes of a character that is not complete."""
+"""The replacement character, by which a tokenizer decodes an incomplete character."""
 
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
 

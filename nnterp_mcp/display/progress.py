@@ -13,7 +13,7 @@ DELAY = 2.0
 
 
 class ProgressBar:
-    """How far a call is. A timer shows it, since a single pass that takes long reports nothing on its way.
+    """The progress of a call, shown by a timer: a single long pass reports nothing until it ends.
 
     Args:
         seen: Somebody looks at standard error, or at a notebook.

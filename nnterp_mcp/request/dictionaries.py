@@ -88,7 +88,7 @@ class DictionaryLayer(BaseModel):
 
 
 class DictionaryCard(BaseModel):
-    """What a handle of dictionaries stands for.
+    """The dictionaries behind a handle.
 
     Attributes:
         name: The handle, unique for a model.

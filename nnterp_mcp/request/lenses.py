@@ -24,7 +24,7 @@ LensChoice = Annotated[
 
 
 class LensCard(BaseModel):
-    """What is known of a fitted lens.
+    """Metadata of a fitted lens.
 
     Attributes:
         name: Its file's name.

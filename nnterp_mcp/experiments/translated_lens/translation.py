@@ -1,4 +1,4 @@
-"""What a translating lens does to a state before the final norm and the head read it."""
+"""Affine maps of hidden states, applied before the final norm and the head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnterp_mcp.request.lenses import LensMethod
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a lens was fitted, as far as its file says.
+    """The origin of a fitted lens, as recorded in its file.
 
     Attributes:
         prompts: The number of prompts; None where nobody says.

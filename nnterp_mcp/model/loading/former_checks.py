@@ -67,7 +67,7 @@ class CheckedModel(Protocol):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a model's first passes and checks found.
+    """Findings of a model's first passes and checks.
 
     Attributes:
         anatomy: Its modules and layers.
@@ -98,7 +98,7 @@ class FormerChecks:
         self._found: Findings | None = None
 
     def recall(self, model: PreTrainedModel, tokenizer: Any) -> Findings | None:
-        """What a former load of this model found; None where none did, or anything has changed since.
+        """The findings of an earlier load of this model; None if there was none or anything has changed since.
 
         Args:
             model: The model as it was read.

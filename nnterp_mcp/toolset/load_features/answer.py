@@ -1,4 +1,4 @@
-"""How loaded dictionaries are told: how each fits, and what speaks against its place."""
+"""Summarizes the fit of each loaded dictionary, and any evidence against its hook point."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS: list[Column[LoadedLayer]] = [
 
 
 def digest(result: LoadFeaturesResult) -> LoadFeaturesAnswer:
-    """How each fits."""
+    """A row for each dictionary: its fit."""
     faulty = [one for one in result.layers if one.faults]
     shown = [*faulty, *(one for one in result.layers if not one.faults)][:_SHOWN]
     shown.sort(key=lambda one: -1 if one.layer is None else one.layer)

@@ -6,7 +6,7 @@ from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 
 class FeatureFit(ResultPart):
-    """How a dictionary fits at a place.
+    """The fit of a dictionary at a hook point.
 
     Attributes:
         place: What it reads, and where a transcoder writes.

@@ -61,7 +61,7 @@ def _curve(directions: Sequence[DirectionFacts], name: str, field: str) -> Curve
 
 
 def _cosines(layers: Sequence[int], arrays: Arrays) -> Heatmap:
-    """How alike the directions of two layers are; the first layer at the bottom left."""
+    """Cosines between the directions of each two layers; the first layer at the bottom left."""
     shown = spread(range(len(layers)), [0, len(layers) - 1], _MOST)
     between = arrays["cosines"]
     values = [[max(-1.0, min(1.0, float(between[row][column]))) for column in shown] for row in shown[::-1]]
