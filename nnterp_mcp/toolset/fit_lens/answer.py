@@ -54,14 +54,14 @@ def _finding(result: FitLensResult) -> str:
 
 
 def _notes(result: FitLensResult) -> list[str]:
-    notes = [f"{plural(result.resumed, 'text')} had been fitted by an earlier call."] if result.resumed else []
+    notes = [f"{plural(result.resumed, 'prompt')} had been fitted by an earlier call."] if result.resumed else []
     if result.merged:
-        notes.append(f"{plural(result.merged, 'text')} came with the lens that was merged.")
+        notes.append(f"{plural(result.merged, 'prompt')} came with the lens that was merged.")
     if result.replaced:
         notes.append("It replaces a lens of that name.")
     if result.layers:
         notes.append(
             f"KL and agreement (the share of equal top tokens) are means over {plural(result.checked, 'token')} of "
-            "built-in texts. Fit and evaluate on different texts."
+            "built-in texts. Fit and evaluate on different prompts."
         )
     return notes

@@ -27,10 +27,10 @@ class FitLensParams(ModelParams):
     method: LensMethod
     prompts: Annotated[PromptSetField, schemas.as_schema(_PROMPTS, 'Varied texts, {"set": NAME} or {"path": FILE}.')]
     layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to translate.")] = "all"
-    skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens of each text to leave out.")] = 16
+    skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens of each prompt to leave out.")] = 16
     merge: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="A Jacobian lens of other texts to add these to."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="Jacobian lens of other prompts to add these to."),
     ] = None
     plot: Plot = False
 

@@ -35,8 +35,8 @@ class FitLensResult(Result):
         model: The model's handle.
         card: The metadata of the lens.
         replaced: A lens of that name was there before.
-        merged: The number of texts of the lens that was merged.
-        resumed: The number of texts of this call that an earlier one had fitted.
+        merged: The number of prompts of the lens that was merged.
+        resumed: The number of prompts of this call that an earlier one had fitted.
         checked: The number of tokens of built-in texts on which it was read.
         layers: How it reads each layer; none of a fit that was stopped.
     """

@@ -58,7 +58,7 @@ def _fit_tuned(bench: Bench, params: FitLensParams, job: Job, work: Workload, la
 
 
 def _fit_jacobian(bench: Bench, params: FitLensParams, job: Job, work: Workload, layers: list[int]) -> FitLensResult:
-    """Fits a Jacobian lens text by text, and saves the lens of those that are done after each."""
+    """Fits a Jacobian lens prompt by prompt, and saves the lens of those that are done after each."""
     numbers: dict[str, int] = {}
     for number, prompt in enumerate(work.prompts):
         numbers.setdefault(hash_prompt(prompt), number)
@@ -79,8 +79,8 @@ def _fit_jacobian(bench: Bench, params: FitLensParams, job: Job, work: Workload,
         return _result(bench, params, count, replaced=start.replaced, merged=start.merged, resumed=start.resumed)
 
     known = () if sums is None else sums.hashes
-    pending = [[number] for text, number in numbers.items() if text not in known]
-    return job.in_parts(pending, int, compute, assemble, "texts", checkpoints=False)
+    pending = [[number] for prompt, number in numbers.items() if prompt not in known]
+    return job.in_parts(pending, int, compute, assemble, "prompts", checkpoints=False)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class _Start:
 
     Attributes:
         sums: The Jacobians; None if there are none.
-        merged: The number of texts of the lens that is merged.
-        resumed: The number of texts of this call that an earlier one fitted.
+        merged: The number of prompts of the lens that is merged.
+        resumed: The number of prompts of this call that an earlier one fitted.
         replaced: Another lens of the name is lost.
     """
 
@@ -100,7 +100,7 @@ class _Start:
     replaced: bool = False
 
 
-def _start(bench: Bench, params: FitLensParams, layers: Sequence[int], texts: Collection[str]) -> _Start:
+def _start(bench: Bench, params: FitLensParams, layers: Sequence[int], prompts: Collection[str]) -> _Start:
     base = None if params.merge is None else _mergeable(bench, params, layers)
     merged = base.prompts if base is not None else 0
     saved = read_saved_lens(bench, params.name)
@@ -108,7 +108,7 @@ def _start(bench: Bench, params: FitLensParams, layers: Sequence[int], texts: Co
         own, before = JacobianSums.of(saved), set(base.hashes) if base is not None else set[str]()
         added = set(own.hashes) - before
         complete = before <= set(own.hashes) and own.prompts - merged == len(added)
-        if added and complete and added <= set(texts) and saved.provenance.skip == params.skip_first:
+        if added and complete and added <= set(prompts) and saved.provenance.skip == params.skip_first:
             return _Start(own, merged, len(added))
     return _Start(base, merged, 0, saved is not None and params.name != params.merge)
 
