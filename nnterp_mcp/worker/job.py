@@ -183,8 +183,8 @@ class Job:
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.
         """
-        unsaved = self.recorder is None or len(groups) == 1 or not checkpoints
-        checkpoint = Checkpoint(None) if unsaved else self.recorder.checkpoint()
+        recorder = self.recorder if checkpoints and len(groups) > 1 else None
+        checkpoint = Checkpoint(None) if recorder is None else recorder.checkpoint()
         found: dict[int, _M] = {}
         taken, seconds, total = 0, 0.0, sum(map(len, groups))
 

@@ -24,7 +24,7 @@ class FitLensParams(ModelParams):
     """The lens to fit, and the prompts to fit it on."""
 
     name: Annotated[LensName, Field(description="Its name.")]
-    method: LensMethod
+    method: Annotated[LensMethod, Field(description="See above.")]
     prompts: Annotated[PromptSetField, schemas.as_schema(_PROMPTS, 'Varied texts, {"set": NAME} or {"path": FILE}.')]
     layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to translate.")] = "all"
     skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens of each prompt to leave out.")] = 16
