@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -81,41 +81,72 @@ def read_lens(
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
+    asked = [None] if translation is None else [translation, None]
+    found = read_lenses(model, work, positions, layers, asked, top_k=top_k, categories=categories, inverse=inverse)
+    return found[0] if translation is None else replace(found[0], plain=found[1])
+
+
+def read_lenses(
+    model: StandardizedTransformer,
+    work: Workload,
+    positions: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    translations: Sequence[LensTranslation | None],
+    *,
+    top_k: int = 3,
+    categories: Sequence[Sequence[Sequence[int]]] | None = None,
+    inverse: bool = False,
+) -> list[LensReadings]:
+    """Reads the same states through several lenses in one pass.
+
+    Args:
+        translations: The translation of each lens; None for the plain lens. The other arguments are those of
+            `read_lens`.
+
+    Returns:
+        The readings of each lens.
+
+    Raises:
+        InvalidRequest: A translation is of another model, or lacks a layer.
+        Unsupported: The model's lens is not exact.
+    """
     model.require("lens")
-    if translation is not None:
-        translation.require(model, layers)
+    for translation in translations:
+        if translation is not None:
+            translation.require(model, layers)
     followed = Categories.of(categories or [[]] * len(positions), model.device)
     last = model.num_layers - 1
     read = [*layers] if layers[-1] == last else [*layers, last]
-    count = len(layers) * (1 if translation is None else 2)
+    count = len(layers) * len(translations)
 
-    def run(batch: Batch, numbers: Sequence[int]) -> list[Data]:
+    def run(batch: Batch, numbers: Sequence[int]) -> Sequence[Data]:
         asked = [positions[number] for number in numbers]
         owners = [number for number in numbers for _ in positions[number]]
         chosen = followed[torch.tensor(owners, dtype=torch.long, device=model.device)]
         options = {"count": count, "inverse": inverse, "top_k": top_k, "ids": chosen.ids, "real": chosen.real}
-        captures = capture_stream(batch, asked, read)
-        if translation is not None:
-            captures = [*(translation.capture(capture) for capture in captures[: len(layers)]), *captures]
+        plain = capture_stream(batch, asked, read)
+        own = plain[: len(layers)]
+        captures = [one if lens is None else lens.capture(one) for lens in translations for one in own]
+        if captures[-1] is not plain[-1]:
+            captures.append(plain[-1])  # divergences are from the model's own output
         reduction = LogitReduction(summarize_lens, options, of_captures=True, width=len(captures) * model.vocab_size)
         found = forward(model, batch, work.plan, captures, reduction=reduction).numbers
         require_finite(found.pop("total"), "logits")
         return split_rows(found, [len(here) for here in asked])
 
     whole = {name: values.cpu() for name, values in join(work.run(model, run)).items()}
-    found: LensReadings | None = None
-    for start in range(0, count, len(layers))[::-1]:  # the plain lens stands behind
+
+    def readings(start: int) -> LensReadings:
         own = {name: values[:, start : start + len(layers)] for name, values in whole.items()}
-        found = LensReadings(
+        return LensReadings(
             prompts=[prompt.index for prompt, here in zip(work.prompts, positions, strict=True) for _ in here],
             positions=[at for here in positions for at in here],
             layers=list(layers),
             kl=own.pop("kl"),
             readout=Readout(**own),
-            plain=found,
         )
-    assert found is not None
-    return found
+
+    return [readings(start) for start in range(0, count, len(layers))]
 
 
 @executed_remotely

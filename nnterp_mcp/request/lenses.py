@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from nnterp_mcp.formatting import plural
-from nnterp_mcp.request.arguments import LONGEST_STRING, shown
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_STRING, decoded, require_at_most, shown
 from nnterp_mcp.request.vectors import LONGEST_VECTOR, check_name
 
 LensMethod = Literal["jacobian", "tuned"]
+
+_MOST_LENSES = 4
 
 UNFITTED: tuple[str, str] = ("logit", "inverse")
 """The lenses that need no fit: the model's own norm and head, and the same with negated logits."""
@@ -35,6 +38,27 @@ LensChoice = Annotated[
         ),
     ),
 ]
+
+
+def _as_choices(value: Any) -> tuple[str, ...]:
+    chosen = decoded(value)
+    names = [chosen] if isinstance(chosen, str) else chosen
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"lens must be the name or file of a fitted lens, or a list of these, not {shown(value)}")
+    require_at_most(_MOST_LENSES, names, "lens", "lenses")
+    if any(name in UNFITTED or len(name) > LONGEST_STRING for name in names):
+        raise ValueError("lens takes fitted lenses alone: the logit lens is read next to them")
+    return tuple(dict.fromkeys(names))
+
+
+LensChoices = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_choices),
+    schemas.as_schema(
+        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT)), "Fitted lenses, for logit_lens; adds their controls."
+    ),
+]
+"""Fitted lenses that are compared with the logit lens."""
 
 
 class LensCard(BaseModel):

@@ -339,3 +339,69 @@ def test_a_target_longer_than_a_token_is_named(bench: Bench) -> None:
         for note in remarks
     )
     assert not any('"a" by' in note for note in remarks)
+
+
+@pytest.fixture(scope="module")
+def lens_file(bench: Bench) -> str:
+    from nnterp_mcp import Workload, fit_jacobian, save_lens
+
+    texts = bench.encode(["The mill on the second bend of the river was built"])
+    path = bench.settings.folders[0] / "own.safetensors"
+    save_lens(fit_jacobian(bench.model, Workload(texts), [0, 1, 2], skip=2).lens(), path)
+    return str(path)
+
+
+def test_lenses_are_compared_with_controls_by_the_ranks_of_the_targets(bench: Bench, lens_file: str) -> None:
+    import torch
+
+    from nnterp_mcp import Workload, random_like, read_lens, read_lens_file, shuffled
+
+    found = ask(bench, readout="logit_lens", lens=lens_file)
+
+    own = read_lens_file(Path(lens_file))
+    words = [first_tokens(bench, words) for words in TARGETS.values()]
+    work, layers = Workload(bench.encode(PROMPTS)), range(bench.model.num_layers)
+    ends = [[len(prompt.ids) - 1] for prompt in work.prompts]
+    assert [lens.lens for lens in found.lenses if lens.category == "capital"] == [
+        "own.safetensors",
+        "logit lens",
+        "own.safetensors, other layers' maps",
+        "own.safetensors, random maps",
+    ]
+    for at, translation in enumerate((own, None, shuffled(own), random_like(own))):
+        plain = read_lens(bench.model, work, ends, layers, categories=[words] * len(PROMPTS), translation=translation)
+        ranks = torch.tensor([(row.lens_ranks or [])[at] for row in found.rows])
+        assert torch.equal(ranks, plain.readout.target_ranks)
+        share = (ranks[..., 0] <= 10).double().mean(0)
+        assert [layer.mean for layer in found.lenses[at].in_top] == pytest.approx(share.tolist())
+    assert found.rows[0].ranks == (found.rows[0].lens_ranks or [])[0]
+    assert found.lenses[1].gain.mean == 0
+    answer = SPEC.digest(found)
+    assert answer.lenses is not None
+    assert "by the Jacobian lens 'own.safetensors' (fitted on 1 prompt)" in answer.finding
+
+
+def test_of_identities_nothing_is_gained(bench: Bench) -> None:
+    import torch
+
+    from nnterp_mcp import LensTranslation, save_lens
+
+    path = bench.settings.folders[0] / "identity.safetensors"
+    save_lens(LensTranslation("jacobian", {at: torch.eye(bench.model.hidden_size) for at in range(3)}, {}), path)
+    plain = ask(bench, readout="logit_lens")
+
+    found = ask(bench, readout="logit_lens", lens=[str(path)])
+
+    assert [row.probabilities for row in found.rows] == [row.probabilities for row in plain.rows]
+    for row in found.rows:
+        assert row.lens_ranks is not None
+        assert row.lens_ranks[0] == row.lens_ranks[1] == row.lens_ranks[2]
+    assert [lens.gain.mean for lens in found.lenses[:3]] == [0, 0, 0]
+
+
+def test_lenses_that_cannot_be_compared_are_refused(bench: Bench, lens_file: str) -> None:
+    with pytest.raises(InvalidRequest, match='lens is for readout="logit_lens"'):
+        ask(bench, lens=lens_file)
+    with pytest.raises(InvalidRequest, match="the logit lens is read next to them"):
+        ask(bench, readout="logit_lens", lens="logit")
+    assert ask(bench, readout="logit_lens", lens=lens_file, targets={}).lenses == []

@@ -1,4 +1,4 @@
-"""Intervals: of a mean or of a patch's recovery by resampling prompts, of a share by Wilson's formula."""
+"""Intervals: of means and recoveries by resampling prompts, of medians by order statistics, of shares by Wilson."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def average_draws(values: Float[Tensor, "pair ..."], prompts: Sequence[int]) -> 
 def estimate_mean(values: Float[Tensor, "prompt run"]) -> list[Estimate]:
     """The mean of each run over prompts, with the interval that resampling the prompts gives."""
     return _estimates(values.mean(0), _resampled(values.double()) if len(values) > 1 else None)
+
+
+def estimate_median(values: Sequence[float]) -> Estimate:
+    """The lower median of one value a prompt, with the 95 % interval that order statistics give; for few, without."""
+    count, ordered = len(values), sorted(values)
+    heads = torch.arange(count + 1, dtype=torch.float64)
+    logs = math.lgamma(count + 1) - (heads + 1).lgamma() - (count - heads + 1).lgamma() - count * math.log(2)
+    below = int((logs.exp().cumsum(0) < _QUANTILES[0]).sum())
+    ends = (ordered[below - 1], ordered[count - below]) if below else (None, None)
+    return Estimate(ordered[(count - 1) // 2], *ends)
 
 
 def estimate_recovery(

@@ -139,28 +139,25 @@ def stream_after(layer: int) -> Place:
     return Place("layers_output", layer)
 
 
-def shuffled(lens: LensTranslation, seed: int = 0) -> LensTranslation:
-    """The same matrices at other layers: a control that says whether a layer needs its own."""
-    layers, source = lens.layers, torch.Generator().manual_seed(seed)
-    turn = int(torch.randint(1, max(2, len(layers)), (), generator=source))
-    moved = layers[turn:] + layers[:turn]
+def shuffled(lens: LensTranslation) -> LensTranslation:
+    """The same maps at other layers, half of all layers away: a control that says whether a layer needs its own."""
+    layers = lens.layers
+    half = max(1, len(layers) // 2)
+    origins = dict(zip(layers, layers[half:] + layers[:half], strict=True))
     return LensTranslation(
         lens.method,
-        {layer: lens.matrices[other] for layer, other in zip(layers, moved, strict=True)},
-        {layer: lens.biases[other] for layer, other in zip(layers, moved, strict=True) if other in lens.biases},
+        {layer: lens.matrices[origin] for layer, origin in origins.items()},
+        {layer: lens.biases[origin] for layer, origin in origins.items() if origin in lens.biases},
         lens.provenance,
     )
 
 
 def random_like(lens: LensTranslation, seed: int = 0) -> LensTranslation:
-    """Random matrices with the singular values of the lens's own: a control for what any such map would do."""
+    """Random matrices with the singular values and biases of the lens's own: a control for what any such map would do.
+
+    Each matrix is multiplied by a random rotation from either side, the same two at every layer.
+    """
     source = torch.Generator().manual_seed(seed)
-
-    def rotate(matrix: Float[Tensor, "output hidden"]) -> Float[Tensor, "output hidden"]:
-        values = torch.linalg.svdvals(matrix)
-        left, right = (torch.linalg.qr(torch.randn(size, size, generator=source)).Q for size in matrix.shape)
-        return (left[:, : len(values)] * values) @ right[:, : len(values)].T
-
-    return LensTranslation(
-        lens.method, {layer: rotate(matrix) for layer, matrix in lens.matrices.items()}, {}, lens.provenance
-    )
+    left, right = (torch.linalg.qr(torch.randn(lens.width, lens.width, generator=source)).Q for _ in range(2))
+    rotated = {layer: left @ matrix @ right for layer, matrix in lens.matrices.items()}
+    return LensTranslation(lens.method, rotated, lens.biases, lens.provenance)

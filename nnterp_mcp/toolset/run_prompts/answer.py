@@ -7,7 +7,14 @@ from statistics import fmean, median, median_low, pstdev
 from nnterp_mcp.formatting import elided, number, percent, plural, quoted
 from nnterp_mcp.render import by_layer, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsAnswer, RunPromptsResult
+from nnterp_mcp.toolset.run_prompts.result import (
+    PLAIN_LENS,
+    TOP,
+    LensPass,
+    PromptRow,
+    RunPromptsAnswer,
+    RunPromptsResult,
+)
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
@@ -31,6 +38,7 @@ def digest(result: RunPromptsResult) -> RunPromptsAnswer:
         categories=_categories(result),
         by_layer=_by_layer(result),
         examples=examples,
+        lenses=_lenses(result) if result.lenses else None,
     )
 
 
@@ -46,7 +54,7 @@ def _finding(result: RunPromptsResult) -> str:
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
         f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top "
-        f"token in {percent(on_top)}.{_depth(result)}"
+        f"token in {percent(on_top)}.{_depth(result)}{_comparison(result)}"
     )
 
 
@@ -57,6 +65,48 @@ def _depth(result: RunPromptsResult) -> str:
         return ""
     span = f"earliest {depths[0]}, latest {depths[-1]}"
     return f" A prompt's final top token is on top from layer {median_low(depths)} on in the median ({span})."
+
+
+def _comparison(result: RunPromptsResult) -> str:
+    """The gain of the first fitted lens over the logit lens, on the first category."""
+    if not result.lenses:
+        return ""
+    lens, plain = result.lenses[0], next(lens for lens in result.lenses if lens.lens == PLAIN_LENS)
+    low, high = lens.gain.low or 0.0, lens.gain.high or 0.0
+    if lens.gain.low is None:
+        verdict = "of one prompt"
+    else:
+        verdict = "more" if low > 0 else "less" if high < 0 else "no clear difference"
+        verdict = f"95 % interval {number(low)} to {number(high)}: {verdict}"
+    return (
+        f" {quoted(elided(lens.category))} is among the top {TOP} first at layer {_layer(lens.first)} in the median by "
+        f"the {result.fitted[0]}, and at layer {_layer(plain.first)} by the logit lens; it is so at "
+        f"{percent(lens.share.mean)} and {percent(plain.share.mean)} of the layers (difference "
+        f"{number(lens.gain.mean)}, {verdict})."
+    )
+
+
+def _layer(layer: int | None) -> int | str:
+    return "none" if layer is None else layer
+
+
+def _lenses(result: RunPromptsResult) -> Table:
+    """The lenses by how early they have the first category's targets among their top tokens."""
+
+    def interval(lens: LensPass) -> list[int | str] | None:
+        ends = lens.first_interval
+        return None if ends is None else [_layer(ends[0]), "to", _layer(ends[1])]
+
+    several = len(result.rows) > 1
+    columns: list[Column[LensPass]] = [
+        Column("lens", lambda lens: lens.lens),
+        Column(f"first in top {TOP}", lambda lens: _layer(lens.first)),
+        Column("95 %", interval, shown=any(lens.first_interval for lens in result.lenses)),
+        Column("share of layers", lambda lens: lens.share.mean, Kind.BRIEF),
+        Column("minus logit lens", lambda lens: lens.gain.mean, Kind.BRIEF),
+        Column("95 %", lambda lens: lens.gain, Kind.INTERVAL, several),
+    ]
+    return tabulate(columns, [lens for lens in result.lenses if lens.category == result.categories[0]])
 
 
 def _wins(result: RunPromptsResult) -> list[float]:
@@ -86,7 +136,14 @@ def _categories(result: RunPromptsResult) -> Table:
 
 
 def _by_layer(result: RunPromptsResult) -> dict[str, list[float]]:
-    """The mean probability of the categories at every layer read."""
+    """The mean probability of the categories at every layer read; of compared lenses, how often they read the first."""
+    if result.lenses:
+        shares = {
+            f"in top {TOP}, {lens.lens}": [layer.mean for layer in lens.in_top]
+            for lens in result.lenses
+            if lens.of is None and lens.category == result.categories[0]
+        }
+        return by_layer(result.layers, shares)
     means = {
         f"mean p of {elided(name)}": [
             fmean(row.probabilities[at][index] for row in result.rows) for at in range(len(result.layers))
@@ -123,6 +180,11 @@ def _notes(result: RunPromptsResult, shown_prompts: int) -> list[str]:
     if result.taken:
         notes.append(f"{plural(result.taken, 'prompt')} taken over from an equal call that did not finish.")
     notes += on_categories(result.categories, result.shared, _CATEGORIES, "rows")
+    if result.lenses:
+        notes.append(
+            f"Lenses are compared by {quoted(elided(result.categories[0]))}. Other layers' maps, and random maps with "
+            "the same singular values, are controls. Other categories, and controls by layer: read_run part=lenses."
+        )
     if shown_prompts < len(result.rows):
         hidden = plural(len(result.rows) - shown_prompts, "prompt")
         speed = number(len(result.rows) / max(result.seconds, 1e-9))

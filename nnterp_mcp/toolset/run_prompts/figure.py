@@ -8,7 +8,7 @@ from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curve, Curves, Figure, 
 from nnterp_mcp.display.layers import mean_curve
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural, quoted
-from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
+from nnterp_mcp.toolset.run_prompts.result import TOP, RunPromptsResult
 
 _CATEGORIES = 8
 """Target categories that are drawn."""
@@ -53,7 +53,28 @@ def _course(result: RunPromptsResult) -> list[Panel]:
     return [
         Curves("targets by layer", "layer", "mean probability", curves, span=(0.0, 1.0)),
         Curves("targets by layer: rank", "layer", "median rank", ranks, ranks=True),
+        *([_lenses(result)] if result.lenses else []),
     ]
+
+
+def _lenses(result: RunPromptsResult) -> Curves:
+    """How often each lens has the first category's targets among its top tokens, controls in their lens's colour."""
+    curves = [
+        Curve(
+            lens.lens,
+            result.layers,
+            [at.mean for at in lens.in_top],
+            low=[at.low or 0.0 for at in lens.in_top] if several else None,
+            high=[at.high or 0.0 for at in lens.in_top] if several else None,
+            role="measured" if lens.of is None else "control",
+            of=lens.of,
+        )
+        for several in [len(result.rows) > 1]
+        for lens in result.lenses
+        if lens.category == result.categories[0]
+    ]
+    title = f"{elided(result.categories[0])} in the top {TOP}, by lens (95 % intervals)"
+    return Curves(title, "layer", "share of prompts", curves, span=(0.0, 1.0))
 
 
 def _ends(result: RunPromptsResult) -> Bars:

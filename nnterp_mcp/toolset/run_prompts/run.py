@@ -11,7 +11,7 @@ from nnterp_mcp.engine.readouts.next_token import Readout
 from nnterp_mcp.engine.readouts.targets import find_shared_tokens, get_first_tokens, name_counted
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.logit_lens import leading_from, read_lens
+from nnterp_mcp.experiments.logit_lens import leading_from, read_lenses
 from nnterp_mcp.experiments.patched_target import SourceTokens, Target, resolve_target
 from nnterp_mcp.experiments.patchscope import pair_layers, read_patchscope
 from nnterp_mcp.experiments.target_prompts import encode_target, repeat_prompt
@@ -22,6 +22,7 @@ from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.prompt_sets import PromptItem
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
 from nnterp_mcp.request.targets import TokenId
+from nnterp_mcp.toolset.run_prompts.lenses import PLAIN, ComparedLens, compare_lenses, score
 from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
 from nnterp_mcp.toolset.run_prompts.result import PromptRow, RunPromptsResult
 from nnterp_mcp.worker.job import Finished, Job
@@ -41,6 +42,7 @@ class _Experiment:
         layers: The layers to read.
         names: The categories.
         categories: For each prompt, the token ids of each category.
+        lenses: The lenses of the readout `logit_lens`, the first of which the rows are from.
     """
 
     bench: Bench
@@ -49,15 +51,16 @@ class _Experiment:
     layers: list[int]
     names: list[str]
     categories: list[list[list[int]]]
+    lenses: Sequence[ComparedLens] = (PLAIN,)
 
     def read(self, group: Sequence[int]) -> list[PromptRow]:
         """Reads some of the prompts, and decodes their tokens."""
         work = self.work.some(group)
         followed = [self.categories[number] for number in group]
         ends = [[len(prompt.ids) - 1] for prompt in work.prompts]
-        readout = (_read_patchscope if self.readout == "patchscope" else _read_lens)(self, work, ends, followed)
+        readouts = (_read_patchscope if self.readout == "patchscope" else _read_lenses)(self, work, ends, followed)
         tokenizer = self.bench.model.tokenizer
-        return [_row(tokenizer, prompt, readout, row, self.layers) for row, prompt in enumerate(work.prompts)]
+        return [_row(tokenizer, prompt, readouts, row, self.layers) for row, prompt in enumerate(work.prompts)]
 
 
 def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
@@ -75,6 +78,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
         last if params.readout == "next_token" else resolve_layers(params.layers, model.num_layers, bench.handle),
         names,
         targets,
+        compare_lenses(bench, params.lens),
     )
 
     def assemble(done: Finished[PromptRow]) -> RunPromptsResult:
@@ -89,6 +93,8 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
             asked=len(prompts),
             taken=done.taken,
             seconds=done.seconds,
+            fitted=[lens.card for lens in experiment.lenses if lens.card is not None],
+            lenses=score(experiment.lenses, names, done.items, experiment.layers),
         )
 
     return job.in_parts(experiment.work.split(model), PromptRow, experiment.read, assemble)
@@ -124,22 +130,24 @@ def _targets(
     return names, [list(one.values()) for one in ids]
 
 
-def _read_lens(
+def _read_lenses(
     experiment: _Experiment, work: Workload, ends: Sequence[list[int]], followed: Sequence[list[list[int]]]
-) -> Readout:
+) -> list[Readout]:
+    translations = [lens.translation for lens in experiment.lenses]
     model = experiment.bench.model
-    return read_lens(model, work, ends, experiment.layers, categories=followed, top_k=1).readout
+    found = read_lenses(model, work, ends, experiment.layers, translations, categories=followed, top_k=1)
+    return [readings.readout for readings in found]
 
 
 def _read_patchscope(
     experiment: _Experiment, work: Workload, ends: Sequence[list[int]], followed: Sequence[list[list[int]]]
-) -> Readout:
+) -> list[Readout]:
     bench, layers = experiment.bench, experiment.layers
     target = _target(bench)
     target = replace(target, work=replace(target.work, batch_tokens=work.batch_tokens))
     pairs = pair_layers(layers, "same", bench.model.num_layers, bench.handle)
     sources = SourceTokens(work, ends, layers).read_for(bench.model, target, pairs)
-    return read_patchscope(bench.model, sources, target, pairs, top_k=1, categories=followed).patched
+    return [read_patchscope(bench.model, sources, target, pairs, top_k=1, categories=followed).patched]
 
 
 def _target(bench: Bench) -> Target:
@@ -162,7 +170,10 @@ def _shared(names: list[str], targets: list[list[list[int]]], tokenizer: object)
     return {pair: list(tokens) for pair, tokens in shared.items()}
 
 
-def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int, layers: Sequence[int]) -> PromptRow:
+def _row(
+    tokenizer: object, prompt: EncodedPrompt, readouts: Sequence[Readout], index: int, layers: Sequence[int]
+) -> PromptRow:
+    readout = readouts[0]
     top = zip(readout.top_ids[index, -1].tolist(), readout.top_probs[index, -1].tolist(), strict=True)
     tops = readout.top_ids[index, :, 0].tolist()
     return PromptRow(
@@ -172,4 +183,5 @@ def _row(tokenizer: object, prompt: EncodedPrompt, readout: Readout, index: int,
         probabilities=readout.target_probs[index].tolist(),
         ranks=readout.target_ranks[index].tolist(),
         leads_from=layers[leading_from(tops)] if len(tops) > 1 else None,
+        lens_ranks=[each.target_ranks[index].tolist() for each in readouts] if len(readouts) > 1 else None,
     )
