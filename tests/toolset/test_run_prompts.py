@@ -378,7 +378,7 @@ def test_lenses_are_compared_with_controls_by_the_ranks_of_the_targets(bench: Be
     assert found.lenses[1].gain.mean == 0
     answer = SPEC.digest(found)
     assert answer.lenses is not None
-    assert "by the Jacobian lens 'own.safetensors' (fitted on 1 prompt)" in answer.finding
+    assert "By the Jacobian lens 'own.safetensors' (fitted on 1 prompt)" in answer.finding
 
 
 def test_of_identities_nothing_is_gained(bench: Bench) -> None:

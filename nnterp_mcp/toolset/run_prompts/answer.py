@@ -54,7 +54,7 @@ def _finding(result: RunPromptsResult) -> str:
     return (
         f"{count} on {result.model} ({result.readout}, layer {result.layers[-1]}): "
         f"{quoted(elided(result.categories[best]))}{most} has a mean probability of {number(mean)} and is the top "
-        f"token in {percent(on_top)}.{_depth(result)}{_comparison(result)}"
+        f"token in {percent(on_top)}.{_comparison(result) if result.lenses else _depth(result)}"
     )
 
 
@@ -69,20 +69,12 @@ def _depth(result: RunPromptsResult) -> str:
 
 def _comparison(result: RunPromptsResult) -> str:
     """The gain of the first fitted lens over the logit lens, on the first category."""
-    if not result.lenses:
-        return ""
     lens, plain = result.lenses[0], next(lens for lens in result.lenses if lens.lens == PLAIN_LENS)
-    low, high = lens.gain.low or 0.0, lens.gain.high or 0.0
-    if lens.gain.low is None:
-        verdict = "of one prompt"
-    else:
-        verdict = "more" if low > 0 else "less" if high < 0 else "no clear difference"
-        verdict = f"95 % interval {number(low)} to {number(high)}: {verdict}"
+    ends = f" ({number(lens.gain.low)} to {number(lens.gain.high or 0.0)})" if lens.gain.low is not None else ""
     return (
-        f" {quoted(elided(lens.category))} is among the top {TOP} first at layer {_layer(lens.first)} in the median by "
-        f"the {result.fitted[0]}, and at layer {_layer(plain.first)} by the logit lens; it is so at "
-        f"{percent(lens.share.mean)} and {percent(plain.share.mean)} of the layers (difference "
-        f"{number(lens.gain.mean)}, {verdict})."
+        f" By the {result.fitted[0]}, {quoted(elided(lens.category))} enters the top {TOP} at layer "
+        f"{_layer(lens.first)} in the median (logit lens: {_layer(plain.first)}), and the share of layers at which it "
+        f"is among them is larger by {number(lens.gain.mean)}{ends}."
     )
 
 

@@ -28,7 +28,7 @@ def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
     cut = len(result.categories) > _CATEGORIES
     spread = f"{'Band' if by_layer else 'Line'}: one standard deviation over {plural(len(result.rows), 'prompt')}."
     return Figure(
-        title=f"Prompt set ({_READOUTS.get(result.readout, result.readout)}) · {result.model}",
+        title=f"Prompt set ({_readout(result)}) · {result.model}",
         subtitle=f"{plural(len(result.rows), 'prompt')}, the first: {quoted(elided(result.rows[0].text, 200))}",
         panels=_course(result) if by_layer else [_ends(result)],
         notes=[
@@ -37,6 +37,10 @@ def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
             *result.in_force,
         ],
     )
+
+
+def _readout(result: RunPromptsResult) -> str:
+    return str(result.fitted[0]) if result.fitted else _READOUTS.get(result.readout, result.readout)
 
 
 def _course(result: RunPromptsResult) -> list[Panel]:

@@ -31,7 +31,7 @@ class PromptRow(ResultPart):
     probabilities: list[list[float]]
     ranks: list[list[int]]
     leads_from: int | None = None
-    lens_ranks: list[list[list[int]]] | None = Field(None, exclude_if=operator.not_)
+    lens_ranks: list[list[list[int]]] | None = Field(default=None, exclude_if=operator.not_)
 
 
 class LensPass(ResultPart):
