@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.formatting import number, plural, quoted
+from nnterp_mcp.formatting import number, plural, quoted, size
 from nnterp_mcp.render import left_out
-from nnterp_mcp.table import Column, tabulate
+from nnterp_mcp.table import Column, Table, tabulate
 from nnterp_mcp.toolset.load_features.result import LoadedLayer, LoadFeaturesAnswer, LoadFeaturesResult
 
 _SHOWN = 8
@@ -24,6 +24,11 @@ _COLUMNS: list[Column[LoadedLayer]] = [
 
 def digest(result: LoadFeaturesResult) -> LoadFeaturesAnswer:
     """A row for each dictionary: its fit."""
+    if result.freed is not None:
+        finding = f"{quoted(result.name)} is unloaded from {result.model}: {size(result.freed)} of memory are freed."
+        return LoadFeaturesAnswer(
+            finding=finding, model=result.model, total=0, truncated=False, table=Table(columns=[], rows=[])
+        )
     faulty = [one for one in result.layers if one.faults]
     shown = [*faulty, *(one for one in result.layers if not one.faults)][:_SHOWN]
     shown.sort(key=lambda one: -1 if one.layer is None else one.layer)

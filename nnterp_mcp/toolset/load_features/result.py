@@ -34,6 +34,7 @@ class LoadedLayer(ResultPart):
         declared_l0: The active features that its files declare.
         fit: How it fits where it reads.
         silent: The share of features that are active at no token.
+        nbytes: The memory that it takes, in bytes.
         loss: The model's mean loss, in nats.
         spliced: With the reconstruction in the states' place.
         zeroed: With zeros in the states' place.
@@ -51,6 +52,7 @@ class LoadedLayer(ResultPart):
     declared_l0: float | None
     fit: FeatureFit
     silent: float
+    nbytes: int = 0
     loss: float | None
     spliced: float | None
     zeroed: float | None
@@ -70,6 +72,7 @@ class LoadFeaturesResult(Result):
         revision: The Hub's commit.
         tokens: The tokens that they were checked on.
         layers: The dictionaries.
+        freed: The bytes of memory that were freed, where the name was unloaded.
     """
 
     model: str
@@ -78,6 +81,7 @@ class LoadFeaturesResult(Result):
     revision: str | None
     tokens: int
     layers: list[LoadedLayer]
+    freed: int | None = None
 
 
 class LoadFeaturesAnswer(TableAnswer):
