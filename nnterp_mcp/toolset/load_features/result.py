@@ -41,7 +41,9 @@ class LoadedLayer(ResultPart):
         recovered: The share of the harm of zeroing that the reconstruction avoids.
         scale: The factor of its input that was found here, where its files leave it out.
         faults: What speaks against the place.
-        elsewhere: How it fits at other places of the layer, the best first; looked for where there are faults.
+        here: The FVU where it reads on the sample of tokens on which hook points are compared.
+        better: It fits the first place of `elsewhere` clearly better.
+        elsewhere: How it fits on that sample at other places, the best first.
     """
 
     layer: int | None
@@ -59,6 +61,8 @@ class LoadedLayer(ResultPart):
     recovered: float | None
     scale: float | None
     faults: list[str]
+    here: float | None = None
+    better: bool = False
     elsewhere: list[FeatureFit]
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.features.calibration import (
+    Candidate,
     Reconstructed,
-    fit_other_places,
+    compare_places,
+    find_better,
     measure_fit,
     measure_losses,
     read_all,
@@ -125,7 +127,8 @@ def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> Loa
     fit, back = measure_fit(made, read, written)
     cross = bool(found.decoders)  # what a layer gets from those before it is not in it
     faults = [] if cross else fit.faults(found.declared_l0)
-    others = fit_other_places(model, work, made, place.layer) if faults and place.layer is not None else []
+    others = [] if cross or place.layer is None else compare_places(model, work, made, place, out)
+    better = find_better(others, place, out)
     losses = (
         None
         if cross or (out or place).site == "residual_mid_normalized"
@@ -147,8 +150,14 @@ def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> Loa
         recovered=losses and losses.recovered,
         scale=scale,
         faults=faults,
-        elsewhere=[_told(at, to, other, other.l0) for at, to, other in others if (at, to) != (place, out)][:_ELSEWHERE],
+        here=next((one.fit.fvu for one in others if (one.place, one.out) == (place, out)), None),
+        better=better is not None,
+        elsewhere=[_candidate(one) for one in others if (one.place, one.out) != (place, out)][:_ELSEWHERE],
     )
+
+
+def _candidate(found: Candidate) -> FeatureFit:
+    return _told(found.place, found.out, found.fit, found.fit.l0)
 
 
 def _told(place: FeaturePlace, out: FeaturePlace | None, fit: Reconstructed | None, l0: float) -> FeatureFit:
