@@ -72,12 +72,7 @@ class Activity:
         """
         counts = self.features.bincount(minlength=self.latents)
         sums = torch.zeros(self.latents).index_add_(0, self.features, self.values)
-        alike = torch.ones(self.latents, dtype=torch.bool)
-        for measure in (counts, sums / counts.clamp_min(1)):
-            alike &= (measure >= measure[feature] / 2) & (measure <= measure[feature] * 2)
-        alike[feature] = False
-        alike &= counts > 0
-        found = alike.nonzero()[:, 0]
+        found = torch.tensor(find_matched(counts, sums, feature), dtype=torch.long)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         return found[order[:count]].tolist()
 
@@ -105,6 +100,35 @@ class Activity:
         entries = (self.features == feature).nonzero()[:, 0]
         top = self.values[entries].topk(min(count, len(entries)))
         return list(zip(self.tokens[entries[top.indices]].tolist(), top.values.tolist(), strict=True))
+
+
+def find_matched(
+    counts: Int[Tensor, " latent"],
+    sums: Float[Tensor, " latent"],
+    feature: int,
+    fewest: int = 0,
+    without: Sequence[int] = (),
+) -> list[int]:
+    """Features that are active about as often and as strongly as one: within a factor of two of both.
+
+    Args:
+        counts: At how many tokens each feature is active.
+        sums: The sum of its activations.
+        feature: The feature.
+        fewest: Where fewer are so close, the nearest ones in both on a logarithmic scale, this many.
+        without: Features that are not taken.
+    """
+    apart = torch.zeros(len(counts))
+    for measure in (counts.float(), sums / counts.clamp_min(1)):
+        ratio = measure.clamp_min(1e-9) / measure[feature].clamp_min(1e-9)
+        apart = torch.maximum(apart, ratio.log2().abs())
+    apart[counts == 0] = torch.inf
+    apart[[feature, *without]] = torch.inf
+    found = (apart <= 1).nonzero()[:, 0]
+    if len(found) < fewest:
+        found = apart.argsort()[:fewest]
+        found = found[apart[found].isfinite()]
+    return found.tolist()
 
 
 def read_activity(
