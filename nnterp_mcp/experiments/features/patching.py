@@ -22,9 +22,7 @@ from nnterp_mcp.experiments.features.attribution import PlacedDictionary, featur
 from nnterp_mcp.experiments.features.readings import sites_behind
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, Patching
 from nnterp_mcp.experiments.patching.attribution_patching import detached, record_run, require_slopes
-
-DRAWS = 20
-"""Random sets of features, and random directions, with which a set is compared."""
+from nnterp_mcp.experiments.patching.controls import DRAWS
 
 _FEWEST = 5
 """Features that were active alike, below which the nearest are drawn from."""

@@ -20,7 +20,7 @@ from nnterp_mcp.toolset.attribute.result import AttributedPart, Checked
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-LISTED = 1000
+MOST_LISTED = 1000
 """Parts that a result lists: neurons are many; the array has all."""
 
 
@@ -33,7 +33,7 @@ def choose_listed(grid: Grid, effects: Float[Tensor, "prompt cell"], made: Mappi
     """The cells that a result lists: the strongest, the strongest of each layer, and those that were patched."""
     order = effects.mean(0).abs().argsort(descending=True).tolist()
     of_layers = {grid.cells[at].place: at for at in reversed(order)}
-    return sorted({*order[:LISTED], *of_layers.values(), *made})
+    return sorted({*order[:MOST_LISTED], *of_layers.values(), *made})
 
 
 def corrupted_text(pair: Pair) -> str | None:

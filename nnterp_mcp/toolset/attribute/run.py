@@ -26,7 +26,7 @@ from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.sites import Site
 from nnterp_mcp.toolset.attribute.cells import (
-    LISTED,
+    MOST_LISTED,
     cell_name,
     choose_listed,
     corrupted_text,
@@ -144,7 +144,7 @@ def _direct(
 
 def _by_part(found: DirectLogits, each: Sequence[DirectLogits]) -> list[AttributedPart]:
     """The largest parts in the mean over prompts."""
-    order = found.values.mean(0).abs().argsort(descending=True)[:LISTED].sort().values
+    order = found.values.mean(0).abs().argsort(descending=True)[:MOST_LISTED].sort().values
     estimates = estimate_mean(found.values[:, order])
     columns = [dict(zip(one.parts, one.values.mean(0).tolist(), strict=True)) for one in each]
     parts = [found.parts[at] for at in order.tolist()]
@@ -186,7 +186,7 @@ def _by_source(
             value=Measured(mean=value),
             logits=[float(one.values[prompt, column[part]]) for one, column in zip(each, columns, strict=True)],
         )
-        for _, prompt, part, value in sorted(amounts, key=lambda amount: -amount[0])[:LISTED]
+        for _, prompt, part, value in sorted(amounts, key=lambda amount: -amount[0])[:MOST_LISTED]
     ]
 
 
@@ -236,7 +236,7 @@ def _tokens(
     metric = default_metric(len(params.targets[0]))
     if params.parts == "feature":
         placed = find_placed(bench, params, job)
-        parts, whole, total = multiply_slopes(bench, work, _ids(targets), placed, metric, LISTED)
+        parts, whole, total = multiply_slopes(bench, work, _ids(targets), placed, metric, MOST_LISTED)
         labels = list(work.plan.labels)
         return base.model_copy(update={"in_force": labels, "whole": _mean(whole), "parts": parts, "total": total + 1})
     if params.method == "gradient":
@@ -351,7 +351,7 @@ def _patching_features(
     grid = make_grid(bench.model, pairs, ["layers_output"], layers=[0], positions=everywhere)
     metric = default_metric(len(params.targets[0]))
     patcher = Patcher(bench.model, pairs, grid, metric=metric, targets=_ids(targets))
-    found = estimate_features(bench, work, patcher, placed, params.dictionary or "", LISTED, _CHECKED)
+    found = estimate_features(bench, work, patcher, placed, params.dictionary or "", MOST_LISTED, _CHECKED)
     numbers = [pair.index for pair in pairs]
     return base.model_copy(
         update={
