@@ -196,6 +196,7 @@ class ToolMethods:
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         readout: Literal["next_token", "logit_lens", "patchscope"] = "next_token",
         layers: int | str | Sequence[int] = "all",
+        lens: str | Sequence[str] | None = None,
         batch_tokens: int | None = None,
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> RunPromptsResult: ...
