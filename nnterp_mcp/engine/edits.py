@@ -216,6 +216,28 @@ class Projected:
 
 
 @dataclass(frozen=True)
+class Swapped:
+    """The states with their coordinates along two vectors exchanged.
+
+    Attributes:
+        read: The direction whose product with a state is how far the two coordinates differ.
+        written: What one unit of that adds.
+        label: Both vectors, as errors name them.
+        place: Where they are used.
+    """
+
+    read: Float[Tensor, " width"]
+    written: Float[Tensor, " width"]
+    label: str
+    place: Place
+
+    def resolve(self, states: Reached) -> Data:
+        """Both directions."""
+        require_width(self.read, states.shape[-1], self.label, self.place)
+        return {"op": "swap", "value": on_device(torch.stack([self.read, self.written]), states.device)}
+
+
+@dataclass(frozen=True)
 class PatchedPatterns:
     """Attention of another run in attention's place: what each query reads from each key of its prompt.
 

@@ -6,9 +6,9 @@ A *resolved edit* is a dictionary, made by an edit of `engine.edits` for one bat
 
 - Of states: `rows` and `columns` of the entries that change, None for all of them; `heads` and `neurons` of these, None
   for all; `heads_first`, whether the states are (row, head, position, width) and not (row, position, …); and what the
-  states become: `op` is `add`, `scale`, `project_out` or `replace`, with its `value`; `project_out` also with the
-  states whose component along the value they get (`component_of`, None for zero); or `take`, with the `name` of states
-  of an earlier hook point and the `index` of those that are taken.
+  states become: `op` is `add`, `scale`, `project_out`, `swap` or `replace`, with its `value`; `project_out` also with
+  the states whose component along the value they get (`component_of`, None for zero); or `take`, with the `name` of
+  states of an earlier hook point and the `index` of those that are taken.
 - Of attention probabilities: `op` is `set_pattern`, with masks of `queries` and `heads` and the `pattern` (row, query,
   key); or `knock_out`, with the `cuts` (masks of `queries`, `keys` and `heads`, and `renormalise`), the keys that each
   query can read (`readable`), and the `others`, edits that are made before.
@@ -94,6 +94,10 @@ def become(part: Float[Tensor, "entry *head width"], edit: Data, seen: Data) -> 
         direction = torch.nn.functional.normalize(value.to(exact), dim=0)
         change = exact if edit["component_of"] is None else exact - edit["component_of"].to(exact)
         return part - ((change @ direction)[..., None] * direction).to(part)
+    if op == "swap":
+        exact = part.float()
+        read, written = value.to(exact)
+        return part + ((exact @ read)[..., None] * written).to(part)
     return value.to(part).expand_as(part)
 
 

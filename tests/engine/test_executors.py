@@ -167,6 +167,13 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
         unit = (vector / vector.norm()).to(states)
         states -= (states @ unit)[..., None] * unit
 
+    def swap(states: Tensor, layer: int, prompt: int) -> None:
+        pair = torch.stack([vector, vector.flip(0)], dim=1).double()
+        exact = states[1:].double()
+        found = torch.linalg.lstsq(pair, exact.flatten(0, -2).T).solution
+        moved = 2 * (pair @ (found[[1, 0]] - found)).T
+        states[1:] = (exact + moved.reshape(exact.shape)).to(states)
+
     def project_on_mean(states: Tensor, layer: int, prompt: int) -> None:
         unit = (vector / vector.norm()).to(states)
         for at in (0, -1):
@@ -209,6 +216,7 @@ def state_cases(subject: Subject, site: str) -> list[Case]:
     numbers = vector.tolist()
     case("add", add, vector=numbers, factor=1.5, positions=[0, -2], **chosen)
     case("project_out", project_out, vector=numbers)
+    case("swap", swap, vector=numbers, other=numbers[::-1], factor=2)
     case("project_out", project_out_everywhere, vector=numbers, positions="0:")
     case("project_out", project_on_mean, vector=numbers, over=[0, 2], positions=[0, -1], **chosen)
     case("mean", average, over="all", over_positions="all", **chosen)
@@ -437,6 +445,7 @@ def test_errors_say_what_came_and_what_is_allowed(subject: Subject, snapshot: Sn
         {"op": "add", "layers": 1, "site": "keys", "vector": [1.0, 2.0]},
         {"op": "add", "layers": 1, "vector": "mine"},
         {"op": "project_out", "layers": 1, "vector": [0.0] * 64},
+        {"op": "swap", "layers": 1, "vector": [1.0] * 64, "other": [2.0] * 64},
         {"op": "patch", "layers": 1, "from": {"prompt": 1}},
         {"op": "patch", "layers": 1, "from": {"prompt": 7}},
         {"op": "patch", "layers": 1, "from": {"layer": 9}},

@@ -45,6 +45,7 @@ EXAMPLES: list[dict[str, Any]] = [
     {"op": "patch", "layers": 3, "from": {"prompt": 0, "position": "last", "layer": 4}},
     {"op": "patch", "layers": 3, "from": {"prompt": [{"role": "user", "content": "hi"}]}},
     {"op": "project_out", "layers": "all", "vector": "refusal"},
+    {"op": "swap", "layers": "all", "vector": "france", "other": "china", "factor": 2},
     {"op": "project_out", "layers": 3, "positions": "last", "vector": "refusal", "over": ["Rome is", "Paris is"]},
     {"op": "skip", "layers": [3, 4]},
     {"op": "knockout", "layers": 3, "heads": [0], "query_positions": "last", "key_positions": 2, "renormalise": False},
@@ -105,7 +106,7 @@ def test_operations_have_short_names(snapshot: SnapshotAssertion) -> None:
 
 def test_the_schema_is_small_and_names_every_op_and_site() -> None:
     schema = json.dumps(TypeAdapter(DescribedInterventions).json_schema(), ensure_ascii=False)
-    assert len(schema) < 820
+    assert len(schema) < 870
     assert all(op in schema for op in OPERATIONS)
     assert all(site in schema or site.removesuffix("output") in schema for site in SITES)
 

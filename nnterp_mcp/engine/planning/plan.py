@@ -20,6 +20,7 @@ from nnterp_mcp.engine.edits import (
     Projected,
     Scaled,
     StateEdit,
+    Swapped,
 )
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.hook_points import Place, known_width, require_place
@@ -47,6 +48,7 @@ from nnterp_mcp.request.operations import (
     SetAttention,
     Skip,
     StateOperation,
+    Swap,
     describe,
     label_of,
     site_of,
@@ -54,6 +56,9 @@ from nnterp_mcp.request.operations import (
 from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
+
+_PARALLEL = 0.999
+"""The cosine of two vectors above which a swap of their coordinates would only amplify noise."""
 
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""
@@ -244,7 +249,7 @@ class _Planner:
             or (isinstance(operation, ProjectOut) and operation.over is not None)
         )
         onward = not by_position and goes_on(operation.positions)
-        resolve = resolve_averaged if isinstance(operation, ProjectOut) else resolve_positions
+        resolve = resolve_averaged if isinstance(operation, ProjectOut | Swap) else resolve_positions
         positions = {prompt.index: resolve(operation.positions, prompt) for prompt in chosen}
         reach = Reach(positions, onward, in_step(operation.steps))
         heads = None if operation.heads is None else self._heads(operation.heads, place)
@@ -262,7 +267,7 @@ class _Planner:
             return self._average(operation, to)
         if isinstance(operation, ProjectOut):
             return self._project_out(operation, to)
-        change = self._simple(operation, to.place)
+        change = self._swap(operation, to.place) if isinstance(operation, Swap) else self._simple(operation, to.place)
         return lambda gathered: change
 
     def _simple(self, operation: StateOperation, place: Place) -> Change:
@@ -283,6 +288,20 @@ class _Planner:
         self.requests += requests
         mean = mean_by_position(requests, to)
         return lambda gathered: Projected(vector, label, to.place, mean(gathered))
+
+    def _swap(self, operation: Swap, place: Place) -> Change:
+        pair = [resolve_vector(self._model, one, place, self._vectors) for one in (operation.vector, operation.other)]
+        label = f"{label_of(operation.vector)} and {label_of(operation.other)}"
+        one, other = (vector.double() for vector in pair)
+        cosine = float(torch.nn.functional.cosine_similarity(one, other, dim=0).abs())
+        if not (bool(one.any()) and bool(other.any())) or cosine > _PARALLEL:
+            raise InvalidRequest(
+                f"{label} have a cosine of {cosine:.4f} at the {place}, so that no coordinates along both can be told "
+                "apart."
+            )
+        coordinates = torch.linalg.pinv(torch.stack([one, other], dim=1))
+        read = operation.factor * (coordinates[1] - coordinates[0])
+        return Swapped(read.float(), (one - other).float(), label, place)
 
     def _average(self, operation: Mean, to: Destination) -> Making:
         prompts = self._averaged_prompts(operation.over)

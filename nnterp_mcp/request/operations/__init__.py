@@ -18,6 +18,7 @@ from nnterp_mcp.request.operations.kinds import (
     SetAttention,
     Skip,
     StateOperation,
+    Swap,
     Zero,
     site_of,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Source",
     "StateOperation",
     "Steps",
+    "Swap",
     "TokenDifference",
     "Vector",
     "Zero",

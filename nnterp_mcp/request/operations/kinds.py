@@ -124,6 +124,25 @@ class ProjectOut(BaseStateOperation):
     over: AveragedPrompts | None = None
 
 
+class Swap(BaseStateOperation):
+    """Exchanges the coordinates of the states along two vectors: of two concepts, one takes the other's place.
+
+    With V the matrix of the two vectors and c = V⁺ h, the state h becomes h + factor · V (σ(c) - c), σ exchanging the
+    two coordinates; what is orthogonal to both vectors stays as it is. Among the positions, `all` leaves out the first
+    token, as in `ProjectOut`.
+
+    Attributes:
+        vector: One vector.
+        other: The other, of another direction.
+        factor: 1 exchanges; 2 is the "double-strength" swap of the Jacobian lens's paper.
+    """
+
+    op: Literal["swap"] = "swap"
+    vector: Vector
+    other: Vector
+    factor: float = 1.0
+
+
 class Skip(BaseOperation):
     """Lets the named layers pass on what came in, each of them, the first and the last included."""
 
@@ -200,7 +219,7 @@ class EditFeatures(BaseOperation):
         return self
 
 
-StateOperation = Add | Scale | Zero | Mean | Patch | ProjectOut
+StateOperation = Add | Scale | Zero | Mean | Patch | ProjectOut | Swap
 """An operation on the states of a site."""
 
 Operation = StateOperation | Skip | Knockout | SetAttention | EditFeatures
@@ -208,14 +227,14 @@ Operation = StateOperation | Skip | Knockout | SetAttention | EditFeatures
 
 OPERATIONS: dict[str, type[Operation]] = {
     cls.model_fields["op"].default: cls
-    for cls in (Add, Scale, Zero, Mean, Patch, ProjectOut, Skip, Knockout, SetAttention)
+    for cls in (Add, Scale, Zero, Mean, Patch, ProjectOut, Swap, Skip, Knockout, SetAttention)
 }
 """Every operation on states and attention under its name."""
 
 FEATURE_OPERATIONS = get_args(EditFeatures.model_fields["op"].annotation)
 """The operations on features."""
 
-_DEFAULT_SITES: dict[str, Site] = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output"}
+_DEFAULT_SITES: dict[str, Site] = dict.fromkeys(("add", "patch", "project_out", "swap"), "layers_output")
 
 
 def site_of(operation: StateOperation) -> Site:

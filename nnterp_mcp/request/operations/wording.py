@@ -21,6 +21,7 @@ from nnterp_mcp.request.operations.kinds import (
     SetAttention,
     Skip,
     StateOperation,
+    Swap,
     site_of,
 )
 from nnterp_mcp.request.operations.operands import IndexSpec, Source, TokenDifference
@@ -74,6 +75,9 @@ def _opening(operation: Operation) -> str:
         operand = f" {operation.factor:g} × {label_of(operation.vector)}"
     elif isinstance(operation, ProjectOut):
         operand = f" {label_of(operation.vector)}"
+    elif isinstance(operation, Swap):
+        times = "" if operation.factor == 1 else f" {operation.factor:g} ×"
+        operand = f"{times} {label_of(operation.vector)} and {label_of(operation.other)}"
     return f"{operation.op}{operand} at {site_of(operation)}"
 
 
@@ -100,7 +104,9 @@ def _parts(operation: Operation) -> Iterator[str]:
     if isinstance(operation, StateOperation | EditFeatures):
         if isinstance(operation, StateOperation) and operation.neurons is not None:
             yield _indices("neuron", operation.neurons)
-        yield describe_positions("position", operation.positions, isinstance(operation, ProjectOut | EditFeatures))
+        yield describe_positions(
+            "position", operation.positions, isinstance(operation, ProjectOut | Swap | EditFeatures)
+        )
     elif not isinstance(operation, Skip):
         yield describe_positions("query", operation.query_positions)
     if isinstance(operation, Knockout):
