@@ -48,6 +48,10 @@ class Edit(Protocol):
         ...
 
 
+_PARALLEL = 0.999
+"""The cosine of two vectors above which a swap of their coordinates would only amplify noise."""
+
+
 @dataclass(frozen=True)
 class Reached:
     """The states that an edit reaches in one pass.
@@ -230,6 +234,24 @@ class Swapped:
     written: Float[Tensor, " width"]
     label: str
     place: Place
+
+    @classmethod
+    def along(cls, pair: Sequence[Float[Tensor, " width"]], factor: float, label: str, place: Place) -> Swapped:
+        """The exchange of the coordinates along two vectors, times a factor.
+
+        Raises:
+            InvalidRequest: The vectors have one direction, or one of them none.
+        """
+        one, other = (vector.double() for vector in pair)
+        cosine = float(torch.nn.functional.cosine_similarity(one, other, dim=0).abs())
+        if not (bool(one.any()) and bool(other.any())) or cosine > _PARALLEL:
+            raise InvalidRequest(
+                f"{label} have a cosine of {cosine:.4f} at the {place}, so that no coordinates along both can be told "
+                "apart."
+            )
+        coordinates = torch.linalg.pinv(torch.stack([one, other], dim=1))
+        read = factor * (coordinates[1] - coordinates[0])
+        return cls(read.float(), (one - other).float(), label, place)
 
     def resolve(self, states: Reached) -> Data:
         """Both directions."""

@@ -57,9 +57,6 @@ from nnterp_mcp.request.positions import goes_on
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.selectors import in_step, resolve_indices, resolve_layers
 
-_PARALLEL = 0.999
-"""The cosine of two vectors above which a swap of their coordinates would only amplify noise."""
-
 Draft = Callable[[Gathered], Edit]
 """An edit that waits for states of clean runs."""
 
@@ -292,16 +289,7 @@ class _Planner:
     def _swap(self, operation: Swap, place: Place) -> Change:
         pair = [resolve_vector(self._model, one, place, self._vectors) for one in (operation.vector, operation.other)]
         label = f"{label_of(operation.vector)} and {label_of(operation.other)}"
-        one, other = (vector.double() for vector in pair)
-        cosine = float(torch.nn.functional.cosine_similarity(one, other, dim=0).abs())
-        if not (bool(one.any()) and bool(other.any())) or cosine > _PARALLEL:
-            raise InvalidRequest(
-                f"{label} have a cosine of {cosine:.4f} at the {place}, so that no coordinates along both can be told "
-                "apart."
-            )
-        coordinates = torch.linalg.pinv(torch.stack([one, other], dim=1))
-        read = operation.factor * (coordinates[1] - coordinates[0])
-        return Swapped(read.float(), (one - other).float(), label, place)
+        return Swapped.along(pair, operation.factor, label, place)
 
     def _average(self, operation: Mean, to: Destination) -> Making:
         prompts = self._averaged_prompts(operation.over)

@@ -36,13 +36,17 @@ def score_lenses(ranks: Int[torch.Tensor, "lens prompt layer"], plain: int, top:
         plain: Which of the lenses is the plain one.
         top: The rank up to which a target counts as read.
     """
-    read = ((ranks > 0) & (ranks <= top)).float()
+    read = ((ranks > 0) & (ranks <= top)).double()
     none = torch.ones_like(read[..., :1])
     first = torch.cat([read, none], dim=-1).argmax(-1)
-    shares = read.mean(-1)
+    counts, layers = read.sum(-1), ranks.shape[-1]
     return [
         LensScore(in_top=estimate_mean(own), share=share, gain=gain, first=estimate_median(layer))
         for own, share, gain, layer in zip(
-            read, estimate_mean(shares.T), estimate_mean((shares - shares[plain]).T), first.tolist(), strict=True
+            read,
+            estimate_mean(counts.T / layers),
+            estimate_mean((counts - counts[plain]).T / layers),
+            first.tolist(),
+            strict=True,
         )
     ]
