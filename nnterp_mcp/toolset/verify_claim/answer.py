@@ -1,0 +1,102 @@
+"""How the test of a claim is cut down to an answer: the verdict, its reasons, and a row for each test."""
+
+from __future__ import annotations
+
+from nnterp_mcp.contract import Measured
+from nnterp_mcp.formatting import brief, elided, number, plural, quoted
+from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, Table, tabulate
+from nnterp_mcp.toolset.verify_claim.result import ClaimTest, Dose, VerifyClaimAnswer, VerifyClaimResult
+
+_REASONS = 4
+"""Reasons that an answer gives."""
+
+
+def digest(result: VerifyClaimResult) -> VerifyClaimAnswer:
+    """The verdict with its reasons, every test, and the dose response."""
+    hidden = len(result.nulls) + len(result.prompts)
+    return VerifyClaimAnswer(
+        finding=f"{result.outcome.capitalize()}: {_claim(result)}. {' '.join(map(_sentence, result.reasons[:_REASONS]))}",
+        notes=_notes(result),
+        model=result.model,
+        verdict=result.outcome,
+        total=len(result.tests),
+        truncated=hidden > 0,
+        table=_tests(result),
+        by_layer={},
+        doses=_doses(result),
+    )
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
+
+
+def _claim(result: VerifyClaimResult) -> str:
+    """The claim as a sentence in quotes."""
+    kinds = {"both": "necessary and sufficient", "necessity": "necessary", "sufficiency": "sufficient"}
+    component = result.component or "the component"
+    if result.sign < 0:
+        return f'"{component} opposes {_metric(result)} in {result.model}"'
+    verb = "is" if len(result.parts) < 2 else "are"
+    return f'"{component} {verb} {kinds[result.asserts]} for {_metric(result)} in {result.model}"'
+
+
+def _metric(result: VerifyClaimResult) -> str:
+    names = [quoted(elided(name)) for name in result.categories][:2]
+    if result.metric == "logit_difference":
+        return f"the logit difference {' − '.join(names)}"
+    return (
+        f"the log-probability of {names[0]}" if result.metric == "log_probability" and names else "what clean runs say"
+    )
+
+
+def _tests(result: VerifyClaimResult) -> Table:
+    columns: list[Column[ClaimTest]] = [
+        Column("test", lambda test: test.test),
+        Column("effect", lambda test: test.effect.mean, Kind.BRIEF),
+        Column(
+            "95 %", lambda test: test.effect, Kind.INTERVAL, any(test.effect.low is not None for test in result.tests)
+        ),
+        Column("random 95th", lambda test: test.null_95, Kind.BRIEF),
+        Column("p", lambda test: test.p, Kind.BRIEF),
+        Column("holds", lambda test: test.holds),
+        Column("decides", lambda test: test.decides),
+    ]
+    return tabulate(columns, result.tests)
+
+
+def _doses(result: VerifyClaimResult) -> Table | None:
+    if not result.doses:
+        return None
+    columns: list[Column[Dose]] = [
+        Column("strength", lambda dose: dose.strength),
+        Column("effect", lambda dose: dose.effect.mean, Kind.BRIEF),
+    ]
+    return tabulate(columns, result.doses)
+
+
+def _notes(result: VerifyClaimResult) -> list[str]:
+    notes = [_split(result)]
+    if result.tests:
+        apart = "of the same layers" if result.within == 0 else f"of layers up to {result.within} away"
+        notes.append(
+            f"Effects are shares of the gap {number(brief(_gap(result)))} (specificity: nats), positive as predicted; "
+            f"p against {plural(len(result.nulls), 'random component')} {apart}."
+        )
+    notes += [f"Not measured: {reason}." for reason in result.unmeasured]
+    if result.tests and not result.control:
+        notes.append("Without control_prompts, specificity is not tested.")
+    notes += shared_tokens(result.shared)
+    notes += left_out(len(result.nulls), "random component", "nulls")
+    return notes
+
+
+def _split(result: VerifyClaimResult) -> str:
+    used = f", {result.left_out} that served to find the claim left out" if result.left_out else ""
+    return f"Tested on {plural(len(result.prompts), 'prompt')}{used}; corrupted runs: {result.corruption or 'none'}."
+
+
+def _gap(result: VerifyClaimResult) -> float:
+    gap = result.gap or Measured(mean=0.0)
+    return gap.mean
