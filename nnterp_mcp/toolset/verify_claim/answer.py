@@ -15,8 +15,9 @@ _REASONS = 4
 def digest(result: VerifyClaimResult) -> VerifyClaimAnswer:
     """The verdict with its reasons, every test, and the dose response."""
     hidden = len(result.nulls) + len(result.prompts)
+    reasons = " ".join(map(_sentence, result.reasons[:_REASONS]))
     return VerifyClaimAnswer(
-        finding=f"{result.outcome.capitalize()}: {_claim(result)}. {' '.join(map(_sentence, result.reasons[:_REASONS]))}",
+        finding=f"{result.outcome.capitalize()}: {_claim(result)}. {reasons}",
         notes=_notes(result),
         model=result.model,
         verdict=result.outcome,
