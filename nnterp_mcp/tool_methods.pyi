@@ -22,6 +22,7 @@ from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.toolset.steer.result import SteerResult
 from nnterp_mcp.toolset.tokenize.result import TokenizeResult
 from nnterp_mcp.toolset.train_probe.result import TrainProbeResult
+from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 
 def laboratory_tools() -> dict[str, ToolSpec[Any, Any, Any]]: ...
 def parameters_of(spec: ToolSpec[Any, Any, Any]) -> dict[str, Parameter]: ...
@@ -220,3 +221,19 @@ class ToolMethods:
         shuffles: int = 5,
         save_as: str | None = None,
     ) -> TrainProbeResult: ...
+    def verify_claim(
+        self,
+        claim: Sequence[str | Mapping[str, Any]],
+        clean: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        corrupted: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        found_on: str | Sequence[str],
+        *,
+        targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        metric: Literal["auto", "logit_difference", "log_probability", "kl"] = "auto",
+        sign: Literal["drives", "opposes"] = "drives",
+        asserts: Literal["both", "necessity", "sufficiency"] = "both",
+        least: float = 0.1,
+        control_prompts: Sequence[str] | None = None,
+        positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] | None = None,
+        nulls: int = 39,
+    ) -> VerifyClaimResult: ...

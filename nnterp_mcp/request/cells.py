@@ -18,7 +18,7 @@ PATCHED_SITES: tuple[Site, ...] = tuple(site for site, facts in FACTS.items() if
 
 _MOST_SPANS = 256
 _MOST_CELLS = 1000
-_HEAD = re.compile(r"L(\d+)H(\d+)")
+_NAMED = re.compile(r"(?:(?P<site>\w+) )?L(?P<layer>\d+)(?:H(?P<head>\d+))?(?:@(?P<span>.+))?")
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
 
 
@@ -89,10 +89,15 @@ def as_cells(value: Any) -> Any:
 def _as_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    found = _HEAD.fullmatch(value)
-    if found is None:
-        raise ValueError(f'a cell is a head such as "L23H4" or an object with layers, not {shown(value)}')
-    return {"site": "heads_output", "layers": int(found[1]), "heads": int(found[2])}
+    found = _NAMED.fullmatch(value)
+    if found is None or (found["site"] is None and found["head"] is None):
+        raise ValueError(
+            f'a cell is a head such as "L23H4", a name such as "mlps_output L3@2", or an object with layers, not '
+            f"{shown(value)}"
+        )
+    given = {"site": found["site"] or "heads_output", "layers": int(found["layer"])}
+    given |= {} if found["head"] is None else {"heads": int(found["head"])}
+    return given | ({} if found["span"] is None else {"positions": found["span"]})
 
 
 Spans = Annotated[

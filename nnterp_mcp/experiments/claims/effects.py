@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.readouts.metrics import MetricName
 from nnterp_mcp.experiments.claims.trials import Trial
-from nnterp_mcp.experiments.claims.verdict import Test, TestName
+from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName
 from nnterp_mcp.experiments.statistics.bootstrap import (
     Estimate,
     estimate_difference,
@@ -78,7 +78,7 @@ class Evidence:
     controls: Float[Tensor, "control component"] | None = None
     sign: int = 1
     least: float = 0.1
-    decides: Sequence[TestName] = ("necessity", "sufficiency")
+    decides: Sequence[CriterionName] = ("necessity", "sufficiency")
 
     @property
     def gap(self) -> Estimate:
@@ -90,11 +90,11 @@ class Evidence:
         """Clean and corrupted runs differ, so that effects are shares of something."""
         return estimate_recovery(self.baselines[:, :1], *self.baselines.T) is not None
 
-    def tests(self) -> list[Test]:
+    def criteria(self) -> list[Criterion]:
         """The tests that could be made; none where clean and corrupted runs do not differ."""
         if not self.measurable:
             return []
-        names: tuple[TestName, ...] = ("necessity", "mean ablation", "sufficiency")
+        names: tuple[CriterionName, ...] = ("necessity", "mean ablation", "sufficiency")
         found = [self._test(name, self.values[name], name in self.decides) for name in names if name in self.values]
         found.append(self._dose_response())
         return found if self.controls is None else [*found, self._specificity(self.controls)]
@@ -112,9 +112,9 @@ class Evidence:
         moved = values - baseline if name == "sufficiency" else baseline - values
         return (self.sign * moved / gap).tolist()
 
-    def _test(self, name: TestName, values: Float[Tensor, "prompt component"], decides: bool) -> Test:
+    def _test(self, name: CriterionName, values: Float[Tensor, "prompt component"], decides: bool) -> Criterion:
         effect, *nulls = self._shares(values, restored=name == "sufficiency")
-        return Test(name, effect, [null.mean for null in nulls], self.least, decides)
+        return Criterion(name, effect, [null.mean for null in nulls], self.least, decides)
 
     def _shares(self, values: Float[Tensor, "prompt component"], *, restored: bool = False) -> list[Estimate]:
         """The share of the gap that is closed (restored) or opened, in the predicted direction."""
@@ -127,17 +127,17 @@ class Evidence:
         between = {strength: self.values[_dose(strength)] for strength in STRENGTHS}
         return {**between, 1.0: self.values["necessity"]}
 
-    def _dose_response(self) -> Test:
+    def _dose_response(self) -> Criterion:
         """The effect at half the strength; the rank correlation is over all strengths."""
         effect, *nulls = self._shares(self.values[_dose(_HALF)])
         rank = rank_correlation([0.0, *(share.mean for _, share in self.doses())])
-        return Test("dose response", effect, [null.mean for null in nulls], 0.0, "necessity" in self.decides, rank)
+        return Criterion("dose response", effect, [null.mean for null in nulls], 0.0, "necessity" in self.decides, rank)
 
-    def _specificity(self, controls: Float[Tensor, "control component"]) -> Test:
+    def _specificity(self, controls: Float[Tensor, "control component"]) -> Criterion:
         """The divergence on the behaviour's prompts less that on control prompts, in nats."""
         own = self.values[DIVERGENCE]
         effect, *nulls = estimate_difference(own, controls)
-        return Test("specificity", effect, [null.mean for null in nulls], 0.0, decides=True)
+        return Criterion("specificity", effect, [null.mean for null in nulls], 0.0, decides=True)
 
 
 def _signed(estimate: Estimate, sign: int) -> Estimate:

@@ -28,15 +28,15 @@ MONOTONE = 0.8
 """The rank correlation of strength and effect from which on a response counts as rising with the dose."""
 
 Outcome = Literal["supported", "not supported", "inconclusive"]
-TestName = Literal["necessity", "mean ablation", "sufficiency", "dose response", "specificity"]
+CriterionName = Literal["necessity", "mean ablation", "sufficiency", "dose response", "specificity"]
 
 
 @dataclass(frozen=True)
-class Test:
+class Criterion:
     """One comparison of a claim with random components.
 
     Attributes:
-        name: The test.
+        name: The one.
         effect: The effect, positive where it is as the claim predicts.
         nulls: The effects of the random components.
         least: The smallest effect that counts.
@@ -44,7 +44,7 @@ class Test:
         rank: The rank correlation of strengths and effects, of a dose response.
     """
 
-    name: TestName
+    name: CriterionName
     effect: Estimate
     nulls: Sequence[float]
     least: float
@@ -88,27 +88,27 @@ class Verdict:
     reasons: list[str]
 
 
-def judge(gap: Estimate | None, prompts: int, tests: Sequence[Test]) -> Verdict:
+def judge(gap: Estimate | None, prompts: int, criteria: Sequence[Criterion]) -> Verdict:
     """The verdict.
 
     Args:
         gap: The metric of clean less that of corrupted runs; None where it is not what effects are shares of.
         prompts: The prompts that did not serve to find the claim.
-        tests: The tests.
+        criteria: The criteria.
     """
-    deciding = [test for test in tests if test.decides]
+    deciding = [one for one in criteria if one.decides]
     obstacles = _obstacles(gap, prompts, deciding)
     if obstacles:
         return Verdict("inconclusive", obstacles)
-    failed = [_failure(test) for test in deciding if test.fails]
-    doubtful = [_doubt(test) for test in deciding if not test.fails and not test.holds]
-    doubtful += [f"{test.name}, which does not decide, has the opposite sign." for test in tests if _contradicts(test)]
-    held = [f"{test.name}: {_compared(test)}." for test in deciding if test.holds]
+    failed = [_failure(one) for one in deciding if one.fails]
+    doubtful = [_doubt(one) for one in deciding if not one.fails and not one.holds]
+    doubtful += [f"{one.name}, which does not decide, has the opposite sign." for one in criteria if _contradicts(one)]
+    held = [f"{one.name}: {_compared(one)}." for one in deciding if one.holds]
     outcome: Outcome = "not supported" if failed else "inconclusive" if doubtful else "supported"
     return Verdict(outcome, [*failed, *doubtful, *held])
 
 
-def _obstacles(gap: Estimate | None, prompts: int, deciding: Sequence[Test]) -> list[str]:
+def _obstacles(gap: Estimate | None, prompts: int, deciding: Sequence[Criterion]) -> list[str]:
     """The reasons for which no test can decide."""
     found: list[str] = []
     if prompts < FEWEST_PROMPTS:
@@ -116,7 +116,7 @@ def _obstacles(gap: Estimate | None, prompts: int, deciding: Sequence[Test]) -> 
         found.append(f"{left} left that did not serve to find the claim: a test takes at least {FEWEST_PROMPTS}.")
     if gap is not None and (gap.low is None or gap.high is None or gap.low <= 0 <= gap.high) and prompts:
         found.append("Clean and corrupted runs do not surely differ: there is no behaviour here to explain.")
-    nulls = min((len(test.nulls) for test in deciding), default=0)
+    nulls = min((len(one.nulls) for one in deciding), default=0)
     if nulls < FEWEST_NULLS and prompts:
         found.append(
             f"There are only {nulls} different random components, with which p is at least {1 / (1 + nulls):.2g}: a "
@@ -125,33 +125,33 @@ def _obstacles(gap: Estimate | None, prompts: int, deciding: Sequence[Test]) -> 
     return found
 
 
-def _contradicts(test: Test) -> bool:
-    return not test.decides and test.effect.high is not None and test.effect.high < 0
+def _contradicts(one: Criterion) -> bool:
+    return not one.decides and one.effect.high is not None and one.effect.high < 0
 
 
-def _failure(test: Test) -> str:
-    if test.effect.high is not None and test.effect.high < 0:
-        return f"{test.name}: the effect has the opposite sign ({_value(test)})."
-    if not test.exceeds:
-        return f"{test.name}: no larger than in random components ({_compared(test)})."
-    return f"{test.name}: too small, {_value(test)}, where {number(test.least)} is the least that counts."
+def _failure(one: Criterion) -> str:
+    if one.effect.high is not None and one.effect.high < 0:
+        return f"{one.name}: the effect has the opposite sign ({_value(one)})."
+    if not one.exceeds:
+        return f"{one.name}: no larger than in random components ({_compared(one)})."
+    return f"{one.name}: too small, {_value(one)}, where {number(one.least)} is the least that counts."
 
 
-def _doubt(test: Test) -> str:
-    if test.rank is not None and test.rank < MONOTONE:
-        return f"{test.name}: the effect does not rise with the strength (rank correlation {test.rank:.2f})."
-    if not test.sure:
-        return f"{test.name}: the interval of the effect includes zero ({_value(test)})."
-    return f"{test.name}: {_value(test)}, where {number(test.least)} is the least that counts."
+def _doubt(one: Criterion) -> str:
+    if one.rank is not None and one.rank < MONOTONE:
+        return f"{one.name}: the effect does not rise with the strength (rank correlation {one.rank:.2f})."
+    if not one.sure:
+        return f"{one.name}: the interval of the effect includes zero ({_value(one)})."
+    return f"{one.name}: {_value(one)}, where {number(one.least)} is the least that counts."
 
 
-def _compared(test: Test) -> str:
-    reaching = sum(null >= test.effect.mean for null in test.nulls)
-    share = f"{reaching or 'none'} of {len(test.nulls)} as large"
-    return f"{number(brief(test.effect.mean))}, {share}, p = {number(brief(test.p))}"
+def _compared(one: Criterion) -> str:
+    reaching = sum(null >= one.effect.mean for null in one.nulls)
+    share = f"{reaching or 'none'} of {len(one.nulls)} as large"
+    return f"{number(brief(one.effect.mean))}, {share}, p = {number(brief(one.p))}"
 
 
-def _value(test: Test) -> str:
-    low, high = test.effect.low, test.effect.high
+def _value(one: Criterion) -> str:
+    low, high = one.effect.low, one.effect.high
     ends = "" if low is None or high is None else f" [{number(brief(low))} to {number(brief(high))}]"
-    return f"{number(brief(test.effect.mean))}{ends}"
+    return f"{number(brief(one.effect.mean))}{ends}"

@@ -11,25 +11,23 @@ SPEC = ToolSpec(
     name="verify_claim",
     title="Verify a claim",
     description=(
-        "Test a claim that components drive a behaviour, on prompts that did not serve to find it: necessity, "
-        "sufficiency, dose response and specificity against matched random components, and a verdict. Effects are "
-        "shares of the clean-corrupted gap."
+        "Test the claim that a component drives a behaviour on held-out prompts: necessity, sufficiency, dose response "
+        "and specificity against random components, and a verdict."
     ),
     examples=[
         {
             "claim": ["L1H2"],
-            "clean": ["The capital of France is", "The capital of Italy is"],
-            "corrupted": ["The capital of Spain is", "The capital of Japan is"],
+            "clean": [f"The {word} of France is" for word in ("capital", "king", "people", "river")],
+            "corrupted": {"replace": "France", "with": "Spain"},
             "targets": {"answer": "Paris", "wrong": "Madrid"},
-            "found_on": "theory",
+            "found_on": ["theory"],
         },
         {
-            "claim": [{"site": "mlps_output", "layers": 1}],
-            "clean": [f"The capital of {country} is" for country in ("France", "Italy", "Spain", "Japan", "China")],
+            "claim": ["mlps_output L1@country"],
+            "clean": [f"The capital of {country} is" for country in ("France", "Spain", "Italy", "Japan", "China")],
             "corrupted": {"ablate": "resample"},
-            "targets": {"answer": "Paris", "wrong": "Madrid"},
             "found_on": ["The capital of France is"],
-            "control_prompts": ["one two three", "two one three"],
+            "positions": {"country": -2},
         },
     ],
     params=VerifyClaimParams,

@@ -6,7 +6,7 @@ from nnterp_mcp.contract import Measured
 from nnterp_mcp.formatting import brief, elided, number, plural, quoted
 from nnterp_mcp.render import left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.verify_claim.result import ClaimTest, Dose, VerifyClaimAnswer, VerifyClaimResult
+from nnterp_mcp.toolset.verify_claim.result import ClaimCriterion, Dose, VerifyClaimAnswer, VerifyClaimResult
 
 _REASONS = 4
 """Reasons that an answer gives."""
@@ -21,7 +21,7 @@ def digest(result: VerifyClaimResult) -> VerifyClaimAnswer:
         notes=_notes(result),
         model=result.model,
         verdict=result.outcome,
-        total=len(result.tests),
+        total=len(result.criteria),
         truncated=hidden > 0,
         table=_tests(result),
         by_layer={},
@@ -35,12 +35,14 @@ def _sentence(reason: str) -> str:
 
 def _claim(result: VerifyClaimResult) -> str:
     """The claim as a sentence in quotes."""
-    kinds = {"both": "necessary and sufficient", "necessity": "necessary", "sufficiency": "sufficient"}
-    component = result.component or "the component"
-    if result.sign < 0:
-        return f'"{component} opposes {_metric(result)} in {result.model}"'
-    verb = "is" if len(result.parts) < 2 else "are"
-    return f'"{component} {verb} {kinds[result.asserts]} for {_metric(result)} in {result.model}"'
+    component, several = result.component or "the component", len(result.parts) > 1
+    said = {
+        "drives": f"{'drive' if several else 'drives'}",
+        "opposes": f"{'oppose' if several else 'opposes'}",
+        "necessary": f"{'are' if several else 'is'} necessary for",
+        "sufficient": f"{'are' if several else 'is'} sufficient for",
+    }[result.predicts]
+    return f'"{component} of {result.model} {said} {_metric(result)}"'
 
 
 def _metric(result: VerifyClaimResult) -> str:
@@ -53,18 +55,16 @@ def _metric(result: VerifyClaimResult) -> str:
 
 
 def _tests(result: VerifyClaimResult) -> Table:
-    columns: list[Column[ClaimTest]] = [
-        Column("test", lambda test: test.test),
-        Column("effect", lambda test: test.effect.mean, Kind.BRIEF),
-        Column(
-            "95 %", lambda test: test.effect, Kind.INTERVAL, any(test.effect.low is not None for test in result.tests)
-        ),
-        Column("random 95th", lambda test: test.null_95, Kind.BRIEF),
-        Column("p", lambda test: test.p, Kind.BRIEF),
-        Column("holds", lambda test: test.holds),
-        Column("decides", lambda test: test.decides),
+    columns: list[Column[ClaimCriterion]] = [
+        Column("test", lambda one: one.criterion),
+        Column("effect", lambda one: one.effect.mean, Kind.BRIEF),
+        Column("95 %", lambda one: one.effect, Kind.INTERVAL, len(result.prompts) > 1),
+        Column("random 95th", lambda one: one.null_95, Kind.BRIEF),
+        Column("p", lambda one: one.p, Kind.BRIEF),
+        Column("holds", lambda one: one.holds),
+        Column("decides", lambda one: one.decides),
     ]
-    return tabulate(columns, result.tests)
+    return tabulate(columns, result.criteria)
 
 
 def _doses(result: VerifyClaimResult) -> Table | None:
@@ -79,14 +79,14 @@ def _doses(result: VerifyClaimResult) -> Table | None:
 
 def _notes(result: VerifyClaimResult) -> list[str]:
     notes = [_split(result)]
-    if result.tests:
+    if result.criteria:
         apart = "of the same layers" if result.within == 0 else f"of layers up to {result.within} away"
         notes.append(
             f"Effects are shares of the gap {number(brief(_gap(result)))} (specificity: nats), positive as predicted; "
             f"p against {plural(len(result.nulls), 'random component')} {apart}."
         )
     notes += [f"Not measured: {reason}." for reason in result.unmeasured]
-    if result.tests and not result.control:
+    if result.criteria and not result.control:
         notes.append("Without control_prompts, specificity is not tested.")
     notes += shared_tokens(result.shared)
     notes += left_out(len(result.nulls), "random component", "nulls")

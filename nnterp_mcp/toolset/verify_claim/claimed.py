@@ -29,7 +29,11 @@ def spans_of(pairs: Sequence[Pair], positions: Any, cells: Sequence[GivenCell]) 
     whole: LabelledSpans = {EVERYWHERE: (("all",), ("all",))}
     if isinstance(positions, Mapping):
         return align(pairs, {label: (span.clean, span.corrupted) for label, span in positions.items()})
-    if positions == ("all",) and all(cell.positions is None for cell in cells):
+    labels = [str(one) for cell in cells for one in cell.positions or ()]
+    for label in labels:
+        if not label.isdigit():
+            raise InvalidRequest(f"there is no position {label!r}.", f'Say where it is: positions={{"{label}": …}}.')
+    if positions == ("all",) and not labels:
         for pair in pairs:
             align([pair], positions)
         return align(pairs, whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Curve, Curves, Figure, Panel
 from nnterp_mcp.formatting import plural
-from nnterp_mcp.toolset.verify_claim.result import ClaimTest, VerifyClaimResult
+from nnterp_mcp.toolset.verify_claim.result import ClaimCriterion, VerifyClaimResult
 
 _RANDOM = 20
 """Random components that are drawn, the largest effects."""
@@ -12,7 +12,7 @@ _RANDOM = 20
 
 def figure(result: VerifyClaimResult, arrays: Arrays) -> Figure:
     """A panel for each test, with the claim first; then the effect by strength."""
-    panels: list[Panel] = [_panel(test, result) for test in result.tests]
+    panels: list[Panel] = [_panel(one, result) for one in result.criteria]
     if result.doses:
         strengths = [0.0, *(dose.strength for dose in result.doses)]
         effects = [0.0, *(dose.effect.mean for dose in result.doses)]
@@ -26,9 +26,9 @@ def figure(result: VerifyClaimResult, arrays: Arrays) -> Figure:
     )
 
 
-def _panel(test: ClaimTest, result: VerifyClaimResult) -> Bars:
-    bars = [Bar("claim", test.effect.mean, test.effect.low, test.effect.high)]
-    effects = sorted((null.effects[test.test] for null in result.nulls), reverse=True)
+def _panel(one: ClaimCriterion, result: VerifyClaimResult) -> Bars:
+    bars = [Bar("claim", one.effect.mean, one.effect.low, one.effect.high)]
+    effects = sorted((null.effects[one.criterion] for null in result.nulls), reverse=True)
     bars += [Bar(f"random {at + 1}", effect, role="control") for at, effect in enumerate(effects[:_RANDOM])]
-    unit = "nats" if test.test == "specificity" else "share of the gap"
-    return Bars(f"{test.test} (p = {test.p:.2g})", unit, bars, signed=True)
+    unit = "nats" if one.criterion == "specificity" else "share of the gap"
+    return Bars(f"{one.criterion} (p = {one.p:.2g})", unit, bars, signed=True)

@@ -35,50 +35,46 @@ _Claim = Annotated[
     BeforeValidator(as_cells),
     Field(min_length=1),
     schemas.as_schema(
-        schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT)),
-        'Cells as in patch_activations: ["L23H4", {"site": "mlps_output", "layers": 3, "positions": "city"}].',
+        schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT)),
+        'Cells: ["L23H4", "mlps_output L3", "mlps_output L3@city"].',
     ),
 ]
 _Origin = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_origin),
     schemas.as_schema(
-        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT)),
-        'What the claim was found with, whose prompts the test leaves out: run ids, prompts, or "theory" for none.',
+        schemas.array(schemas.TEXT), 'What found the claim, to be left out: run ids, prompts, or "theory" for nothing.'
     ),
 ]
+
+Predicted = Literal["drives", "necessary", "sufficient", "opposes"]
+"""The claim: that a component is necessary and sufficient, either, or both for the opposite."""
 
 
 class VerifyClaimParams(ModelParams):
     """The claim, the behaviour, and how the claim was found."""
 
     claim: _Claim
-    clean: Annotated[
-        Prompts, schemas.as_schema(schemas.PROMPTS, "Prompts with the behaviour, at least 4 not in found_on.")
+    clean: Annotated[Prompts, schemas.as_schema(schemas.array(schemas.TEXT), "4 or more prompts not in found_on.")]
+    corrupted: Annotated[
+        CorruptedField,
+        schemas.as_schema(
+            schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT)),
+            'Prompts; {"replace": "France", "with": "Spain"}; {"ablate": "resample"}.',
+        ),
     ]
-    corrupted: CorruptedField
     found_on: _Origin
-    targets: TargetSets = Field(default_factory=lambda: ({},))
-    metric: Annotated[
-        Literal["auto", "logit_difference", "log_probability", "kl"],
-        Field(description="As in patch_activations."),
-    ] = "auto"
-    sign: Annotated[
-        Literal["drives", "opposes"], Field(description="The predicted effect of the component on the behaviour.")
-    ] = "drives"
-    asserts: Annotated[Literal["both", "necessity", "sufficiency"], Field(description="What the verdict requires.")] = (
-        "both"
-    )
-    least: Annotated[float, Field(gt=0, le=1, description="Smallest share of the gap that counts.")] = 0.1
+    targets: Annotated[
+        TargetSets, schemas.as_schema(schemas.OBJECT, '{"answer": "Paris", "wrong": "Rome"}, or a list of these.')
+    ] = Field(default_factory=lambda: ({},))
+    predicts: Predicted = "drives"
     control_prompts: Annotated[
         Prompts | tuple[()],
-        schemas.as_schema(
-            schemas.array(schemas.TEXT),
-            "Prompts without the behaviour, of one length, that it must not change as much.",
-        ),
+        schemas.as_schema(schemas.array(schemas.TEXT), "Equally long prompts without the behaviour."),
     ] = ()
-    positions: Spans = Field(default_factory=lambda: ("all",))
-    nulls: Annotated[int, Field(ge=20, le=999, description="Random components.")] = 39
+    positions: Annotated[
+        Spans, schemas.as_schema(schemas.OBJECT, 'Spans: {"city": {"clean": 2, "corrupted": "2:4"}}.')
+    ] = Field(default_factory=lambda: ("all",))
     plot: Plot = False
 
     @model_validator(mode="after")

@@ -8,11 +8,11 @@ from nnterp_mcp.contract import Measured, Result, ResultPart, TableAnswer
 from nnterp_mcp.table import TableField
 
 
-class ClaimTest(ResultPart):
+class ClaimCriterion(ResultPart):
     """One test of the claim.
 
     Attributes:
-        test: Its name.
+        criterion: Its name.
         effect: The effect, positive where it is as predicted; a share of the gap, of specificity nats.
         null_95: The 95th percentile of the effects of random components; None without any.
         p: (1 + random components with at least as large an effect) / (1 + their number).
@@ -21,7 +21,7 @@ class ClaimTest(ResultPart):
         rank: The rank correlation of strength and effect, of the dose response.
     """
 
-    test: str
+    criterion: str
     effect: Measured
     null_95: float | None
     p: float
@@ -71,9 +71,7 @@ class VerifyClaimResult(Result):
         model: The model's handle.
         component: The claim's component, in words.
         parts: Its parts.
-        sign: 1 if it is claimed to drive the behaviour, -1 to oppose it.
-        asserts: What the verdict requires.
-        least: The smallest share of the gap that counts.
+        predicts: The predicted role of the component.
         metric: The metric.
         categories: The target tokens of the first prompt, by category.
         shared: The tokens that categories share, under `a and b`.
@@ -84,7 +82,7 @@ class VerifyClaimResult(Result):
         gap: The metric of clean less that of corrupted runs.
         within: Layers by which random components lie apart from the claim's.
         unmeasured: Tests that could not be made, each with why.
-        tests: The tests.
+        criteria: The criteria.
         doses: The dose response.
         prompts: The prompts of the test.
         control: Control prompts.
@@ -95,9 +93,7 @@ class VerifyClaimResult(Result):
     model: str
     component: str
     parts: list[str]
-    sign: int
-    asserts: str
-    least: float
+    predicts: str
     metric: str
     categories: dict[str, list[str]]
     shared: dict[str, list[str]] = Field(default_factory=dict)
@@ -108,7 +104,7 @@ class VerifyClaimResult(Result):
     gap: Measured | None
     within: int
     unmeasured: list[str] = Field(default_factory=list)
-    tests: list[ClaimTest]
+    criteria: list[ClaimCriterion]
     doses: list[Dose]
     prompts: list[HeldOutPrompt]
     control: int

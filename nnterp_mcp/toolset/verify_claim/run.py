@@ -11,23 +11,23 @@ import torch
 
 from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.readouts.metrics import MetricName, default_metric
+from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.claims.components import Component
 from nnterp_mcp.experiments.claims.effects import CONTROL_TRIAL, Evidence, doses_of, trials_of
 from nnterp_mcp.experiments.claims.random_components import Drawn, Draws
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
-from nnterp_mcp.experiments.claims.verdict import Test, TestName, judge
+from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName, judge
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.toolset.verify_claim.claimed import name_part, parts_of, spans_of
 from nnterp_mcp.toolset.verify_claim.held_out import HeldOut, hold_out
-from nnterp_mcp.toolset.verify_claim.params import VerifyClaimParams
+from nnterp_mcp.toolset.verify_claim.params import Predicted, VerifyClaimParams
 from nnterp_mcp.toolset.verify_claim.result import (
-    ClaimTest,
+    ClaimCriterion,
     Dose,
     HeldOutPrompt,
     RandomComponent,
@@ -39,8 +39,19 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 _MOST_RUNS = 50_000
+_NULLS = 39
+"""Random components, of which one may have as large an effect at p = 0.05."""
+
 _TOGETHER = 8
 """Components that are computed and saved together."""
+
+_BOTH: tuple[CriterionName, ...] = ("necessity", "sufficiency")
+_DECIDING: dict[Predicted, tuple[CriterionName, ...]] = {
+    "drives": _BOTH,
+    "opposes": _BOTH,
+    "necessary": ("necessity",),
+    "sufficient": ("sufficiency",),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class _Prepared:
     """Everything that is measured, before it is.
 
     Attributes:
-        behaviour: The prompts of the test.
+        behaviour: The prompts of the one.
         controls: The control prompts; None without any.
         trials: The trials of every component, by name.
         doses: Those of the claim's component alone.
@@ -132,10 +143,10 @@ def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepare
     spans = spans_of(pairs, params.positions, params.claim)
     parts = parts_of(model, params.claim, spans[0])
     shortest = min(range(len(pairs)), key=lambda at: len(pairs[at].clean))
-    drawn = Draws(model, parts, spans[shortest], _lengths(pairs[shortest])).draw(params.nulls)
+    drawn = Draws(model, parts, spans[shortest], _lengths(pairs[shortest])).draw(_NULLS)
     components = [Component(found) for found in (tuple(parts), *drawn.sets)]
     places = list(dict.fromkeys(part.place for one in components for part in one.parts))
-    metric: MetricName = default_metric(len(held.categories.ids)) if params.metric == "auto" else params.metric
+    metric = default_metric(len(held.categories.ids))
     behaviour = Behaviour(model, pairs, spans, metric, [list(one.ids.values()) for one in held.targets], places)
     even = len(pairs) > 1 and len({len(pair.clean) for pair in pairs}) == 1
     unmeasured = [] if even else ["mean ablation: the clean prompts are not equally long"]
@@ -150,7 +161,7 @@ def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepare
     if prepared.runs > _MOST_RUNS:
         raise LimitExceeded(
             f"{prepared.runs} runs (prompts × trials × components), and at most {_MOST_RUNS} are made in a call.",
-            "Give fewer prompts or nulls.",
+            "Give fewer prompts.",
         )
     return prepared
 
@@ -169,18 +180,16 @@ def _result(
 ) -> VerifyClaimResult:
     """The verdict on what is measured so far."""
     evidence = None if prepared is None else _evidence(params, prepared, found)
-    tests = [] if evidence is None else evidence.tests()
+    criteria = [] if evidence is None else evidence.criteria()
     gap = None if evidence is None else evidence.gap
-    verdict = judge(gap, len(held.pairs), tests)
+    verdict = judge(gap, len(held.pairs), criteria)
     parts = [] if prepared is None else [name_part(part, prepared.spans) for part in prepared.components[0].parts]
     return VerifyClaimResult(
         model=bench.handle,
         component=", ".join(parts[:6]) + (f" and {len(parts) - 6} more" if len(parts) > 6 else ""),
         parts=parts,
-        sign=1 if params.sign == "drives" else -1,
-        asserts=params.asserts,
-        least=params.least,
-        metric=params.metric if prepared is None else prepared.behaviour.metric,
+        predicts=params.predicts,
+        metric=default_metric(len(held.categories.ids)),
         categories=held.categories.words,
         shared=held.categories.shared,
         corruption=held.corruption,
@@ -190,11 +199,11 @@ def _result(
         gap=None if gap is None else _measured(gap),
         within=0 if prepared is None else prepared.drawn.within,
         unmeasured=[] if prepared is None else prepared.unmeasured,
-        tests=[_test(test) for test in tests],
+        criteria=[_criterion(one) for one in criteria],
         doses=[] if evidence is None else _doses(evidence),
         prompts=[] if evidence is None else _prompts(held, evidence),
         control=len(params.control_prompts),
-        nulls=[] if prepared is None else _nulls(prepared, tests),
+        nulls=[] if prepared is None else _nulls(prepared, criteria),
         runs=0 if prepared is None else prepared.runs,
     )
 
@@ -202,26 +211,24 @@ def _result(
 def _evidence(params: VerifyClaimParams, prepared: _Prepared, found: Sequence[ComponentRuns]) -> Evidence | None:
     if not found or found[0].number != 0:
         return None
-    both: tuple[TestName, ...] = ("necessity", "sufficiency")
     return Evidence(
         {name: torch.tensor([one.values[name] for one in found if name in one.values]).T for name in found[0].values},
         prepared.behaviour.baselines(),
         torch.tensor([one.controls for one in found]).T if prepared.controls is not None else None,
-        sign=1 if params.sign == "drives" else -1,
-        least=params.least,
-        decides=both if params.asserts == "both" else (params.asserts,),
+        sign=-1 if params.predicts == "opposes" else 1,
+        decides=_DECIDING[params.predicts],
     )
 
 
-def _test(test: Test) -> ClaimTest:
-    return ClaimTest(
-        test=test.name,
-        effect=_measured(test.effect),
-        null_95=float(torch.tensor(test.nulls).quantile(0.95)) if test.nulls else None,
-        p=test.p,
-        holds=test.holds,
-        decides=test.decides,
-        rank=test.rank,
+def _criterion(one: Criterion) -> ClaimCriterion:
+    return ClaimCriterion(
+        criterion=one.name,
+        effect=_measured(one.effect),
+        null_95=float(torch.tensor(one.nulls).quantile(0.95)) if one.nulls else None,
+        p=one.p,
+        holds=one.holds,
+        decides=one.decides,
+        rank=one.rank,
     )
 
 
@@ -250,13 +257,13 @@ def _prompts(held: HeldOut, evidence: Evidence) -> list[HeldOutPrompt]:
     ]
 
 
-def _nulls(prepared: _Prepared, tests: Sequence[Test]) -> list[RandomComponent]:
+def _nulls(prepared: _Prepared, criteria: Sequence[Criterion]) -> list[RandomComponent]:
     """The random components that are measured so far."""
-    done = min((len(test.nulls) for test in tests), default=0)
+    done = min((len(one.nulls) for one in criteria), default=0)
     return [
         RandomComponent(
             component=", ".join(name_part(part, prepared.spans) for part in parts),
-            effects={test.name: test.nulls[at] for test in tests},
+            effects={one.name: one.nulls[at] for one in criteria},
         )
         for at, parts in enumerate(prepared.drawn.sets[:done])
     ]
