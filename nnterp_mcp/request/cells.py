@@ -17,7 +17,9 @@ PATCHED_SITES: tuple[Site, ...] = tuple(site for site, facts in FACTS.items() if
 """The sites that cells have."""
 
 _MOST_SPANS = 256
-_MOST_CELLS = 1000
+MOST_NAMED = 1000
+"""Cells that a call names, at most."""
+
 _NAMED = re.compile(r"(?:(?P<site>\w+) )?L(?P<layer>\d+)(?:H(?P<head>\d+))?(?:@(?P<span>.+))?")
 _POSITIONS: TypeAdapter[tuple[PositionSpec, ...]] = TypeAdapter(Positions)
 
@@ -82,7 +84,7 @@ def as_cells(value: Any) -> Any:
     """Cells as they are validated: a head such as "L23H4" as the object that it stands for."""
     given = decoded(value)
     listed = given if isinstance(given, list | tuple) else [given]
-    require_at_most(_MOST_CELLS, listed, "cells")
+    require_at_most(MOST_NAMED, listed, "cells")
     return [_as_cell(one) for one in listed]
 
 
@@ -114,7 +116,7 @@ Cells = Annotated[
     tuple[GivenCell, ...],
     BeforeValidator(as_cells),
     schemas.as_schema(
-        schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=_MOST_CELLS),
+        schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=MOST_NAMED),
         'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
     ),
 ]

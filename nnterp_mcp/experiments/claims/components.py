@@ -17,7 +17,7 @@ Fractions = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentPart:
     """The states at one hook point.
 
     Attributes:
@@ -80,5 +80,5 @@ class Component:
         exchange: How states are exchanged.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[ComponentPart, ...]
     exchange: Exchange = Whole()

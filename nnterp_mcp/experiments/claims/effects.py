@@ -49,7 +49,7 @@ def trials_of(metric: MetricName, *, means: bool, controls: bool) -> dict[str, T
     return trials
 
 
-def doses_of(metric: MetricName) -> dict[str, Trial]:
+def dose_trials(metric: MetricName) -> dict[str, Trial]:
     """The trials of the claim's component alone, by name: the other strengths."""
     others = (strength for strength in STRENGTHS if strength != _HALF)
     return {_dose(strength): Trial("clean", "other", metric, strength) for strength in others}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.claims.components import Part
+from nnterp_mcp.experiments.claims.components import ComponentPart
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.sites import Site
@@ -21,7 +21,7 @@ _TRIES = 50
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomSets:
     """Random sets.
 
     Attributes:
@@ -29,7 +29,7 @@ class Drawn:
         within: The layers by which a part may lie apart from the one that it stands for.
     """
 
-    sets: list[tuple[Part, ...]]
+    sets: list[tuple[ComponentPart, ...]]
     within: int
 
 
@@ -49,29 +49,29 @@ class Draws:
     """
 
     model: StandardizedTransformer
-    parts: Sequence[Part]
+    parts: Sequence[ComponentPart]
     spans: Sequence[Span]
     lengths: tuple[int, int]
 
-    def draw(self, count: int, seed: int = 0) -> Drawn:
+    def draw(self, count: int, seed: int = 0) -> RandomSets:
         """So many different sets, or fewer where there are no more.
 
         Args:
             count: Sets that are wanted.
             seed: The seed of the draws.
         """
-        best = Drawn([], 0)
+        best = RandomSets([], 0)
         for within in range(self.model.num_layers):
             found = self._within(within, count, random.Random(seed))
             if len(found) > len(best.sets):
-                best = Drawn(found, within)
+                best = RandomSets(found, within)
             if len(found) == count:
                 break
         return best
 
-    def _within(self, within: int, count: int, dice: random.Random) -> list[tuple[Part, ...]]:
+    def _within(self, within: int, count: int, dice: random.Random) -> list[tuple[ComponentPart, ...]]:
         choices = [self._choices(part, within) for part in self.parts]
-        found: dict[frozenset[Part], tuple[Part, ...]] = {}
+        found: dict[frozenset[ComponentPart], tuple[ComponentPart, ...]] = {}
         for _ in range(count * _TRIES):
             drawn = self._draw(choices, dice)
             if drawn:
@@ -80,7 +80,7 @@ class Draws:
                 break
         return list(found.values())
 
-    def _choices(self, part: Part, within: int) -> list[Part]:
+    def _choices(self, part: ComponentPart, within: int) -> list[ComponentPart]:
         """The parts that may stand for one, those at drawn tokens last, with no tokens yet."""
         site, layer = part.place.site, part.place.layer or 0
         layers = [at for at in range(self.model.num_layers) if abs(at - layer) <= within]
@@ -94,17 +94,17 @@ class Draws:
         other_tokens = alike if part.unit is None and self._free(part) > 0 else []
         return [*same_tokens, *(replace(one, drawn=(0.0,)) for one in other_tokens)]
 
-    def _units(self, place: Place, part: Part) -> Sequence[int | None]:
+    def _units(self, place: Place, part: ComponentPart) -> Sequence[int | None]:
         return [None] if part.unit is None else range(self.model.anatomy.layers[place.layer or 0].num_heads)
 
-    def _named(self, part: Part) -> int:
+    def _named(self, part: ComponentPart) -> int:
         return len(part.tokens(self.spans, self.lengths))
 
-    def _free(self, part: Part) -> int:
+    def _free(self, part: ComponentPart) -> int:
         return min(self.lengths) - self._named(part)
 
-    def _draw(self, choices: Sequence[Sequence[Part]], dice: random.Random) -> tuple[Part, ...]:
-        drawn: list[Part] = []
+    def _draw(self, choices: Sequence[Sequence[ComponentPart]], dice: random.Random) -> tuple[ComponentPart, ...]:
+        drawn: list[ComponentPart] = []
         for part, listed in zip(self.parts, choices, strict=True):
             left = [one for one in listed if one not in drawn]
             if not left:

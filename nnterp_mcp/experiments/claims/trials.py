@@ -19,7 +19,7 @@ from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.claims.components import Component, Part
+from nnterp_mcp.experiments.claims.components import Component, ComponentPart
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -173,7 +173,7 @@ class Behaviour:
         own: Observed,
         other: Observed | None,
         component: Component,
-        part: Part,
+        part: ComponentPart,
         trial: Trial,
     ) -> Replacement | None:
         """The states of a part that differ from the run's own; None if none do."""
@@ -194,7 +194,7 @@ class Behaviour:
             return None
         return Replacement(row, part.place, [into[one] for one in differing], states[differing], units)
 
-    def _tokens(self, index: int, part: Part) -> list[tuple[int, int]]:
+    def _tokens(self, index: int, part: ComponentPart) -> list[tuple[int, int]]:
         pair = self.pairs[index]
         clean = len(pair.clean)
         return part.tokens(self.spans[index], (clean, clean if pair.corrupted is None else len(pair.corrupted)))

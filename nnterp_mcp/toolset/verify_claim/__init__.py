@@ -24,10 +24,11 @@ SPEC = ToolSpec(
         },
         {
             "claim": ["mlps_output L1@country"],
-            "clean": [f"The capital of {country} is" for country in ("France", "Spain", "Italy", "Japan", "China")],
-            "corrupted": {"ablate": "resample"},
+            "clean": [f"The capital of France {word}" for word in ("is", "and", "of", "that", "France")],
+            "corrupted": {"replace": "capital of France", "with": "capital of Spain"},
             "found_on": ["The capital of France is"],
             "positions": {"country": -2},
+            "predicts": "necessary",
         },
     ],
     params=VerifyClaimParams,

@@ -6,7 +6,7 @@ from nnterp_mcp.contract import Measured
 from nnterp_mcp.formatting import brief, elided, number, plural, quoted
 from nnterp_mcp.render import left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.verify_claim.result import ClaimCriterion, Dose, VerifyClaimAnswer, VerifyClaimResult
+from nnterp_mcp.toolset.verify_claim.result import ClaimCriterion, DoseEffect, VerifyClaimAnswer, VerifyClaimResult
 
 _REASONS = 4
 """Reasons that an answer gives."""
@@ -70,7 +70,7 @@ def _tests(result: VerifyClaimResult) -> Table:
 def _doses(result: VerifyClaimResult) -> Table | None:
     if not result.doses:
         return None
-    columns: list[Column[Dose]] = [
+    columns: list[Column[DoseEffect]] = [
         Column("strength", lambda dose: dose.strength),
         Column("effect", lambda dose: dose.effect.mean, Kind.BRIEF),
     ]

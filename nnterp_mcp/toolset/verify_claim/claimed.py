@@ -7,7 +7,7 @@ from typing import Any
 
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.claims.components import Part
+from nnterp_mcp.experiments.claims.components import ComponentPart
 from nnterp_mcp.experiments.claims.random_components import STREAM
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair
@@ -16,7 +16,7 @@ from nnterp_mcp.request.cells import GivenCell
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 from nnterp_mcp.request.sites import HEAD_SITES
 
-EVERYWHERE = "all"
+WHOLE = "all"
 """The label of the span that covers prompts as a whole."""
 
 
@@ -26,7 +26,7 @@ def spans_of(pairs: Sequence[Pair], positions: Any, cells: Sequence[GivenCell]) 
     Raises:
         InvalidRequest: Tokens do not correspond.
     """
-    whole: LabelledSpans = {EVERYWHERE: (("all",), ("all",))}
+    whole: LabelledSpans = {WHOLE: (("all",), ("all",))}
     if isinstance(positions, Mapping):
         return align(pairs, {label: (span.clean, span.corrupted) for label, span in positions.items()})
     labels = [str(one) for cell in cells for one in cell.positions or ()]
@@ -40,7 +40,7 @@ def spans_of(pairs: Sequence[Pair], positions: Any, cells: Sequence[GivenCell]) 
     return align(pairs, positions)
 
 
-def parts_of(model: StandardizedTransformer, cells: Sequence[GivenCell], spans: Sequence[Span]) -> list[Part]:
+def parts_of(model: StandardizedTransformer, cells: Sequence[GivenCell], spans: Sequence[Span]) -> list[ComponentPart]:
     """The parts that cells name.
 
     Args:
@@ -52,7 +52,7 @@ def parts_of(model: StandardizedTransformer, cells: Sequence[GivenCell], spans: 
         InvalidRequest: A layer, a head or a span does not exist, or the residual stream is named at whole prompts.
         Unsupported: The model does not have a site.
     """
-    found: dict[Part, None] = {}
+    found: dict[ComponentPart, None] = {}
     for cell in cells:
         site = cell.site or ("layers_output" if cell.heads is None else "heads_output")
         if cell.heads is not None and site not in HEAD_SITES:
@@ -66,7 +66,7 @@ def parts_of(model: StandardizedTransformer, cells: Sequence[GivenCell], spans: 
         for layer in resolve_layers(cell.layers, model.num_layers, model.name):
             require_place(model, Place(site, layer))
             for unit in _units(model, cell, layer):
-                found[Part(Place(site, layer), unit, chosen)] = None
+                found[ComponentPart(Place(site, layer), unit, chosen)] = None
     return list(found)
 
 
@@ -81,14 +81,14 @@ def _spans(cell: GivenCell, spans: Sequence[Span]) -> tuple[int, ...] | None:
     """The spans that a cell names; None for whole prompts."""
     labels = [span.label for span in spans]
     if cell.positions is None:
-        return None if labels == [EVERYWHERE] else tuple(range(len(spans)))
+        return None if labels == [WHOLE] else tuple(range(len(spans)))
     for label in map(str, cell.positions):
         if label not in labels:
             raise InvalidRequest(f"there is no position {label!r}: there are {', '.join(labels)}.")
     return tuple(labels.index(str(label)) for label in cell.positions)
 
 
-def name_part(part: Part, spans: Sequence[Span]) -> str:
+def name_part(part: ComponentPart, spans: Sequence[Span]) -> str:
     """A part as answers name it: L23H4, or "mlps_output L3@4" with positions or labels behind the layer."""
     head = "" if part.unit is None else f"H{part.unit}"
     site = "" if part.place.site == "heads_output" else f"{part.place.site} "

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import MOST_PROMPTS, decoded, require_at_most, shown
-from nnterp_mcp.request.cells import GivenCell, Spans, as_cells
+from nnterp_mcp.request.cells import MOST_NAMED, GivenCell, Spans, as_cells
 from nnterp_mcp.request.corruption import Ablated, CorruptedField, Noise
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.named_sets import prompts_of
@@ -30,21 +30,21 @@ def _as_origin(value: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
+_TEXTS: schemas.Schema = schemas.array(schemas.TEXT) | {"maxItems": MOST_PROMPTS}
+
 _Claim = Annotated[
     tuple[GivenCell, ...],
     BeforeValidator(as_cells),
     Field(min_length=1),
     schemas.as_schema(
-        schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT)),
+        schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_NAMED),
         'Cells: ["L23H4", "mlps_output L3", "mlps_output L3@city"].',
     ),
 ]
 _Origin = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_origin),
-    schemas.as_schema(
-        schemas.array(schemas.TEXT), 'What found the claim, to be left out: run ids, prompts, or "theory" for nothing.'
-    ),
+    schemas.as_schema(_TEXTS, 'What found the claim, to be left out: run ids, prompts, or "theory" for nothing.'),
 ]
 
 Predicted = Literal["drives", "necessary", "sufficient", "opposes"]
@@ -55,11 +55,11 @@ class VerifyClaimParams(ModelParams):
     """The claim, the behaviour, and how the claim was found."""
 
     claim: _Claim
-    clean: Annotated[Prompts, schemas.as_schema(schemas.array(schemas.TEXT), "4 or more prompts not in found_on.")]
+    clean: Annotated[Prompts, schemas.as_schema(_TEXTS, "4 or more prompts not in found_on.")]
     corrupted: Annotated[
         CorruptedField,
         schemas.as_schema(
-            schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT)),
+            schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS),
             'Prompts; {"replace": "France", "with": "Spain"}; {"ablate": "resample"}.',
         ),
     ]
@@ -67,10 +67,10 @@ class VerifyClaimParams(ModelParams):
     targets: Annotated[
         TargetSets, schemas.as_schema(schemas.OBJECT, '{"answer": "Paris", "wrong": "Rome"}, or a list of these.')
     ] = Field(default_factory=lambda: ({},))
-    predicts: Predicted = "drives"
+    predicts: Annotated[Predicted, Field(description="drives is both.")] = "drives"
     control_prompts: Annotated[
         Prompts | tuple[()],
-        schemas.as_schema(schemas.array(schemas.TEXT), "Equally long prompts without the behaviour."),
+        schemas.as_schema(_TEXTS, "Equally long prompts without the behaviour."),
     ] = ()
     positions: Annotated[
         Spans, schemas.as_schema(schemas.OBJECT, 'Spans: {"city": {"clean": 2, "corrupted": "2:4"}}.')

@@ -30,7 +30,7 @@ class ClaimCriterion(ResultPart):
     rank: float | None = None
 
 
-class Dose(ResultPart):
+class DoseEffect(ResultPart):
     """The effect of exchanging a part of the claim's states."""
 
     strength: float
@@ -105,7 +105,7 @@ class VerifyClaimResult(Result):
     within: int
     unmeasured: list[str] = Field(default_factory=list)
     criteria: list[ClaimCriterion]
-    doses: list[Dose]
+    doses: list[DoseEffect]
     prompts: list[HeldOutPrompt]
     control: int
     nulls: list[RandomComponent]

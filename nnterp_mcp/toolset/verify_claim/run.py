@@ -15,8 +15,8 @@ from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.claims.components import Component
-from nnterp_mcp.experiments.claims.effects import CONTROL_TRIAL, Evidence, doses_of, trials_of
-from nnterp_mcp.experiments.claims.random_components import Drawn, Draws
+from nnterp_mcp.experiments.claims.effects import CONTROL_TRIAL, Evidence, dose_trials, trials_of
+from nnterp_mcp.experiments.claims.random_components import Draws, RandomSets
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName, judge
 from nnterp_mcp.experiments.patching.alignment import Span
@@ -28,7 +28,7 @@ from nnterp_mcp.toolset.verify_claim.held_out import HeldOut, hold_out
 from nnterp_mcp.toolset.verify_claim.params import Predicted, VerifyClaimParams
 from nnterp_mcp.toolset.verify_claim.result import (
     ClaimCriterion,
-    Dose,
+    DoseEffect,
     HeldOutPrompt,
     RandomComponent,
     VerifyClaimResult,
@@ -103,7 +103,7 @@ class _Prepared:
     trials: dict[str, Trial]
     doses: dict[str, Trial]
     components: list[Component]
-    drawn: Drawn
+    drawn: RandomSets
     spans: Sequence[Span]
     unmeasured: list[str]
 
@@ -157,7 +157,7 @@ def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepare
     elif params.control_prompts:
         unmeasured.append("specificity: it compares mean ablations")
     trials = trials_of(metric, means=even, controls=controls is not None)
-    prepared = _Prepared(behaviour, controls, trials, doses_of(metric), components, drawn, spans[0], unmeasured)
+    prepared = _Prepared(behaviour, controls, trials, dose_trials(metric), components, drawn, spans[0], unmeasured)
     if prepared.runs > _MOST_RUNS:
         raise LimitExceeded(
             f"{prepared.runs} runs (prompts × trials × components), and at most {_MOST_RUNS} are made in a call.",
@@ -232,10 +232,10 @@ def _criterion(one: Criterion) -> ClaimCriterion:
     )
 
 
-def _doses(evidence: Evidence) -> list[Dose]:
+def _doses(evidence: Evidence) -> list[DoseEffect]:
     if not evidence.measurable:
         return []
-    return [Dose(strength=strength, effect=_measured(effect)) for strength, effect in evidence.doses()]
+    return [DoseEffect(strength=strength, effect=_measured(effect)) for strength, effect in evidence.doses()]
 
 
 def _prompts(held: HeldOut, evidence: Evidence) -> list[HeldOutPrompt]:

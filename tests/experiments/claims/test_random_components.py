@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.experiments.claims.components import Part
+from nnterp_mcp.experiments.claims.components import ComponentPart as Part
 from nnterp_mcp.experiments.claims.random_components import Draws
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -37,7 +37,11 @@ def test_heads_are_drawn_from_the_nearest_layers_that_have_enough_others(model: 
 
 
 def test_sets_have_as_many_different_parts_of_the_same_sites(model: StandardizedTransformer) -> None:
-    claimed = [Part(Place("heads_output", 1), 0), Part(Place("heads_output", 1), 1), Part(Place("mlps_output", 2))]
+    claimed = [
+        Part(Place("heads_output", 1), 0),
+        Part(Place("heads_output", 1), 1),
+        Part(Place("mlps_output", 2)),
+    ]
     found = draw(model, *claimed)
 
     assert len({frozenset(drawn) for drawn in found.sets}) == 30

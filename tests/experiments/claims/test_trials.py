@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.metrics import make_metric
-from nnterp_mcp.experiments.claims.components import Component, Part
+from nnterp_mcp.experiments.claims.components import Component, ComponentPart
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.patching.alignment import Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, pair_prompts
@@ -22,8 +22,8 @@ from tests.engine.test_executors import ROUNDING, TOLERANCE, Subject, build
 CLEAN = ["The capital of France is", "The capital of France and"]
 CORRUPTED = ["The capital of Spain is", "The capital of Spain and"]
 TARGETS = [[7, 9], [11]]
-HEAD = Component((Part(Place("heads_output", 1), 1), Part(Place("heads_output", 2), 0)))
-MLP = Component((Part(Place("mlps_output", 1), None, (4,)),))
+HEAD = Component((ComponentPart(Place("heads_output", 1), 1), ComponentPart(Place("heads_output", 2), 0)))
+MLP = Component((ComponentPart(Place("mlps_output", 1), None, (4,)),))
 TRIALS = [
     Trial("clean", "other", "logit_difference"),
     Trial("clean", "other", "logit_difference", 0.25),
@@ -72,7 +72,7 @@ def expected(subject: Subject, pairs: list[Pair], at: int, component: Component,
     return float(metric(subject.plain.logits(own, edits)[-1][None])[0])
 
 
-def exchange(part: Part, new: Tensor) -> Callable[[Tensor], None]:
+def exchange(part: ComponentPart, new: Tensor) -> Callable[[Tensor], None]:
     heads: Any = slice(None) if part.unit is None else [part.unit]
     positions = range(len(new)) if part.spans is None else part.spans
 
@@ -103,6 +103,6 @@ def test_every_trial_is_that_of_plain_hooks(subject: Subject) -> None:
 
 def test_drawn_tokens_are_others_than_those_of_the_spans() -> None:
     spans = [Span("city", (3,), (3,)), Span("end", (5,), (6,))]
-    part = Part(Place("mlps_output", 1), None, (0, 1), (0.1, 0.9))
+    part = ComponentPart(Place("mlps_output", 1), None, (0, 1), (0.1, 0.9))
 
     assert part.tokens(spans, (6, 7)) == [(0, 1), (4, 5)]
