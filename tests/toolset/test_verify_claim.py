@@ -58,7 +58,7 @@ def test_a_claim_is_tested_against_matched_random_components(usual: tuple[Verify
     assert [dose.strength for dose in result.doses] == [0.25, 0.5, 0.75, 1.0]
     assert result.runs == 5 * (40 * 3 + 2)
     assert said[0].message.startswith(f"{result.runs} runs, about ")
-    assert answer.finding.startswith(f'{result.outcome.capitalize()}: "L1H2, L2H0 of tiny drive')
+    assert answer.finding.startswith(f"{result.outcome.capitalize()}: L1H2, L2H0 of tiny drive")
     assert any("mean ablation: the clean prompts are not equally long" in note for note in answer.notes)
 
 

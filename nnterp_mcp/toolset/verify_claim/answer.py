@@ -34,7 +34,7 @@ def _sentence(reason: str) -> str:
 
 
 def _claim(result: VerifyClaimResult) -> str:
-    """The claim as a sentence in quotes."""
+    """The claim as a sentence."""
     component, several = result.component or "the component", len(result.parts) > 1
     said = {
         "drives": f"{'drive' if several else 'drives'}",
@@ -42,7 +42,7 @@ def _claim(result: VerifyClaimResult) -> str:
         "necessary": f"{'are' if several else 'is'} necessary for",
         "sufficient": f"{'are' if several else 'is'} sufficient for",
     }[result.predicts]
-    return f'"{component} of {result.model} {said} {_metric(result)}"'
+    return f"{component} of {result.model} {said} {_metric(result)}"
 
 
 def _metric(result: VerifyClaimResult) -> str:
@@ -85,7 +85,7 @@ def _notes(result: VerifyClaimResult) -> list[str]:
             f"Effects are shares of the gap {number(brief(_gap(result)))} (specificity: nats), positive as predicted; "
             f"p against {plural(len(result.nulls), 'random component')} {apart}."
         )
-    notes += [f"Not measured: {reason}." for reason in result.unmeasured]
+    notes += [f"Not measured: {reason}." for reason in result.unmeasured if result.criteria]
     if result.criteria and not result.control:
         notes.append("Without control_prompts, specificity is not tested.")
     notes += shared_tokens(result.shared)
