@@ -11,6 +11,7 @@ from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
 from nnterp_mcp.toolset.features.result import FeaturesResult
+from nnterp_mcp.toolset.fit_lens.result import FitLensResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
 from nnterp_mcp.toolset.load_features.result import LoadFeaturesResult
@@ -46,7 +47,8 @@ class ToolMethods:
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
         method: Literal["direct", "gradient", "integrated", "patching"] = "direct",
-        by: Literal["layer", "sublayer", "head", "source_token", "neuron", "token"] | None = None,
+        by: Literal["layer", "sublayer", "head", "source_token", "neuron", "token", "feature"] | None = None,
+        dictionary: str | None = None,
         layers: int | str | Sequence[int] = "all",
         corrupted: Mapping[str, Any]
         | str
@@ -76,6 +78,16 @@ class ToolMethods:
         positions: int | str = "all",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> FeaturesResult: ...
+    def fit_lens(
+        self,
+        name: str,
+        method: Literal["jacobian", "tuned"],
+        prompts: Mapping[str, Any] | Sequence[str],
+        *,
+        layers: int | str = "all",
+        skip_first: int = 16,
+        merge: str | None = None,
+    ) -> FitLensResult: ...
     def generate(
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
@@ -136,6 +148,7 @@ class ToolMethods:
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         norm: float | None = None,
         seed: int = 0,
+        lens: str | None = None,
         file: str | None = None,
     ) -> MakeVectorResult: ...
     def patch_activations(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most, shown
+from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.positions import Layers, Positions, PositionSpec
 from nnterp_mcp.request.sites import FACTS, Site
 
@@ -17,6 +18,7 @@ PATCHED_SITES: tuple[Site, ...] = tuple(site for site, facts in FACTS.items() if
 """The sites that cells have."""
 
 _MOST_SPANS = 256
+_MOST_FEATURES = 256
 MOST_NAMED = 1000
 """Cells that a call names, at most."""
 
@@ -80,6 +82,19 @@ class GivenCell(Given):
         return shown(self.model_dump(mode="json", exclude_none=True))
 
 
+class GivenFeatures(Given):
+    """Features of a loaded dictionary, at the positions of the call."""
+
+    site: Literal["features"]
+    dictionary: DictionaryName
+    features: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        BeforeValidator(_as_tuple),
+        Field(min_length=1, max_length=_MOST_FEATURES),
+    ]
+    layers: int | None = None
+
+
 def as_cells(value: Any) -> Any:
     """Cells as they are validated: a head such as "L23H4" as the object that it stands for."""
     given = decoded(value)
@@ -90,7 +105,8 @@ def as_cells(value: Any) -> Any:
 
 def _as_cell(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        features = isinstance(value, Mapping) and value.get("site") == "features"
+        return GivenFeatures.model_validate(value) if features else value
     found = _NAMED.fullmatch(value)
     if found is None or (found["site"] is None and found["head"] is None):
         raise ValueError(
@@ -113,11 +129,12 @@ Spans = Annotated[
 """Positions, or spans by label."""
 
 Cells = Annotated[
-    tuple[GivenCell, ...],
+    tuple[GivenCell | GivenFeatures, ...],
     BeforeValidator(as_cells),
     schemas.as_schema(
         schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=MOST_NAMED),
-        'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
+        'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}], or [{"site": "features", '
+        '"dictionary": NAME, "features": [5]}].',
     ),
 ]
 """Cells that are patched together."""

@@ -26,6 +26,7 @@ class FeatureBasis:
         latents: The number of its features.
         reads: The hook points whose states it reads, added up where there are several.
         writes: The hook point that it reconstructs.
+        width: The width of the states there.
         encode: The features of states, from those of each hook point that it reads.
         write: Given changes of chosen features, their indices and the states that were read, the change of the
             reconstruction.
@@ -35,6 +36,7 @@ class FeatureBasis:
     latents: int
     reads: Sequence[Place]
     writes: Place
+    width: int
     encode: Callable[[Sequence[Float[Tensor, "token width"]]], Float[Tensor, "token latent"]]
     write: Callable[[Float[Tensor, "token chosen"], Tensor, Sequence[Tensor]], Float[Tensor, "token output"]]
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import Given, decoded, require_at_most, shown
-from nnterp_mcp.request.cells import PATCHED_SITES, Cells, Spans
+from nnterp_mcp.request.cells import PATCHED_SITES, Cells, GivenCell, GivenFeatures, Spans
 from nnterp_mcp.request.corruption import CorruptedField
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Heads, Interventions
@@ -143,13 +143,23 @@ class PatchActivationsParams(ModelParams):
     plot: Plot = False
 
     @property
+    def grid_cells(self) -> list[GivenCell]:
+        """The cells that lie in the grid."""
+        return [cell for cell in self.cells if isinstance(cell, GivenCell)]
+
+    @property
+    def features(self) -> list[GivenFeatures]:
+        """The cells that are features."""
+        return [cell for cell in self.cells if isinstance(cell, GivenFeatures)]
+
+    @property
     def columns(self) -> tuple[Sequence[Site], Any]:
         """The sites of the grid, and its heads where it is by head."""
-        heads = self.heads
-        if heads is None and any(cell.heads is not None for cell in self.cells):
+        heads, cells = self.heads, self.grid_cells
+        if heads is None and any(cell.heads is not None for cell in cells):
             heads = "all"
         usual: Site = "layers_output" if heads is None else "heads_output"
-        named: dict[Site, None] = dict.fromkeys(cell.site for cell in self.cells if cell.site is not None)
+        named: dict[Site, None] = dict.fromkeys(cell.site for cell in cells if cell.site is not None)
         return self.sites or tuple(named) or (usual,), heads
 
     @property
@@ -165,4 +175,13 @@ class PatchActivationsParams(ModelParams):
             raise ValueError('complement goes with cells, such as ["L23H4"]')
         if self.cells and (self.control or self.window > 1):
             raise ValueError("cells are compared with random sets in any case, and take no control and no window")
+        if self.features:
+            self._require_features_alone()
         return self
+
+    def _require_features_alone(self) -> None:
+        if self.grid_cells or len({(cell.dictionary, cell.layers) for cell in self.features}) > 1:
+            raise ValueError("cells of site features are those of one dictionary and one layer, without other cells")
+        for name in ("receivers", "complement", "heads", "sites"):
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"features are patched together, along all paths: leave out {name}")
