@@ -96,7 +96,7 @@ CLAIM: dict[str, Any] = {
                 "necessity: 0.61, none of 39 as large, p = 0.025."],
     "left_out": 2,
     "gap": {"mean": 4.2, "low": 3.1, "high": 5.2},
-    "within": 1,
+    "kind": "component of layers up to 1 away",
     "unmeasured": ["mean ablation: the clean prompts are not equally long"],
     "criteria": [
         {"criterion": name, "effect": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "null_95": 0.1, "p": p,

@@ -124,6 +124,20 @@ def test_control_prompts_and_mean_ablation_need_equal_lengths(bench: Bench) -> N
     assert not result.criteria[1].decides
 
 
+def test_a_direction_is_tested_against_random_ones(bench: Bench) -> None:
+    import torch
+
+    width = bench.model.hidden_size
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(5)).tolist()
+    found = ask(bench, claim={"vector": direction, "layer": 1})
+    whole = ask(bench, claim={"rows": torch.eye(width).tolist(), "layer": 1})
+
+    assert found.kind == "direction there"
+    assert len(found.nulls) == 39
+    assert abs(found.criteria[0].effect.mean) < 0.5
+    assert [one.effect.mean for one in whole.criteria[:2]] == pytest.approx([1.0, 1.0], abs=1e-4)
+
+
 def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
     partial: list[Any] = []
 
@@ -150,6 +164,10 @@ def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
         ({"claim": ["layers_output L1"]}, "is the whole run"),
         ({"claim": ["mlps_output L1@city"]}, "there is no position 'city'"),
         ({"claim": [{"site": "mlps_output", "layers": 1, "heads": 0}]}, "there are no heads at mlps_output"),
+        ({"claim": {"vector": [1.0, 2.0], "layer": 1}}, "has 2 numbers"),
+        ({"claim": {"rows": [[1.0] * 64, [2.0] * 64], "layer": 1}}, "are not independent"),
+        ({"claim": {"rows": [[1.0]], "vector": [1.0], "layer": 1}}, "give one of them"),
+        ({"claim": {"vector": [1.0], "layer": 1, "site": "heads_output"}}, "directions are claimed at"),
         ({"claim": "somewhere"}, 'a cell is a head such as "L23H4"'),
         ({"corrupted": {"ablate": "zero"}}, "corrupted must be prompts"),
         ({"corrupted": ["The capital of Spain is"]}, "5 clean prompts and 1 corrupted ones"),

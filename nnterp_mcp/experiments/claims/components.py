@@ -50,7 +50,7 @@ class ComponentPart:
         return sorted({free[int(one * len(free))] for one in self.drawn}) if free else []
 
 
-class Exchange(Protocol):
+class StateExchange(Protocol):
     """Moves a run's states towards those of another run."""
 
     def __call__(
@@ -72,6 +72,28 @@ class Whole:
 
 
 @dataclass(frozen=True, eq=False)
+class Along:
+    """Exchanges what states have along a subspace, and leaves the rest: own + (other - own) R^T R.
+
+    Attributes:
+        rows: An orthonormal basis of the subspace.
+
+    Source: Geiger et al., "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
+    Representations" (2024).
+    """
+
+    rows: Float[Tensor, "dimension width"]
+
+    def __call__(
+        self, own: Float[Tensor, "token *head width"], other: Float[Tensor, "token *head width"], strength: float
+    ) -> Float[Tensor, "token *head width"]:
+        """The states whose coordinates in the subspace are on the way to the other's."""
+        rows = self.rows.to(own.device)
+        moved = (other.float() - own.float()) @ rows.T @ rows
+        return (own.float() + strength * moved).to(own)
+
+
+@dataclass(frozen=True, eq=False)
 class Component:
     """States at some hook points that are exchanged together.
 
@@ -81,4 +103,4 @@ class Component:
     """
 
     parts: tuple[ComponentPart, ...]
-    exchange: Exchange = Whole()
+    exchange: StateExchange = Whole()

@@ -6,6 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.claims.components import ComponentPart
@@ -116,6 +120,20 @@ class Draws:
                 one = replace(one, drawn=tuple((place + 0.5) / free for place in at))
             drawn.append(one)
         return tuple(drawn)
+
+
+def draw_subspaces(width: int, dimensions: int, count: int, seed: int = 0) -> list[Float[Tensor, "dimension width"]]:
+    """Orthonormal bases of random subspaces, uniform over all of their dimension; of one dimension, random directions.
+
+    Args:
+        width: The width of the states.
+        dimensions: Those of each subspace.
+        count: Subspaces.
+        seed: The seed of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (torch.randn(width, dimensions, generator=generator) for _ in range(count))
+    return [torch.linalg.qr(one).Q.T.contiguous() for one in drawn]
 
 
 def _has(model: StandardizedTransformer, place: Place) -> bool:

@@ -11,8 +11,8 @@ SPEC = ToolSpec(
     name="verify_claim",
     title="Verify a claim",
     description=(
-        "Test the claim that a component drives a behaviour on held-out prompts: necessity, sufficiency, dose response "
-        "and specificity against random components, and a verdict."
+        "Test on held-out prompts that a component drives a behaviour: necessity, sufficiency, dose response and "
+        "specificity against random ones, and a verdict."
     ),
     examples=[
         {

@@ -80,10 +80,9 @@ def _doses(result: VerifyClaimResult) -> Table | None:
 def _notes(result: VerifyClaimResult) -> list[str]:
     notes = [_split(result)]
     if result.criteria:
-        apart = "of the same layers" if result.within == 0 else f"of layers up to {result.within} away"
         notes.append(
             f"Effects are shares of the gap {number(brief(_gap(result)))} (specificity: nats), positive as predicted; "
-            f"p against {plural(len(result.nulls), 'random component')} {apart}."
+            f"p against {len(result.nulls)} random {_plural(result.kind)}."
         )
     notes += [f"Not measured: {reason}." for reason in result.unmeasured if result.criteria]
     if result.criteria and not result.control:
@@ -91,6 +90,11 @@ def _notes(result: VerifyClaimResult) -> list[str]:
     notes += shared_tokens(result.shared)
     notes += left_out(len(result.nulls), "random component", "nulls")
     return notes
+
+
+def _plural(kind: str) -> str:
+    noun, _, rest = kind.partition(" ")
+    return f"{noun}s {rest}"
 
 
 def _split(result: VerifyClaimResult) -> str:

@@ -80,7 +80,7 @@ class VerifyClaimResult(Result):
         reasons: The reasons, the most important one first.
         left_out: Clean prompts that served to find the claim.
         gap: The metric of clean less that of corrupted runs.
-        within: Layers by which random components lie apart from the claim's.
+        kind: One of the random components, in words.
         unmeasured: Tests that could not be made, each with why.
         criteria: The criteria.
         doses: The dose response.
@@ -102,7 +102,7 @@ class VerifyClaimResult(Result):
     reasons: list[str]
     left_out: int
     gap: Measured | None
-    within: int
+    kind: str
     unmeasured: list[str] = Field(default_factory=list)
     criteria: list[ClaimCriterion]
     doses: list[DoseEffect]

@@ -16,14 +16,12 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.claims.components import Component
 from nnterp_mcp.experiments.claims.effects import CONTROL_TRIAL, Evidence, dose_trials, trials_of
-from nnterp_mcp.experiments.claims.random_components import Draws, RandomSets
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName, judge
-from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate
 from nnterp_mcp.formatting import seconds
-from nnterp_mcp.toolset.verify_claim.claimed import name_part, parts_of, spans_of
+from nnterp_mcp.toolset.verify_claim.claimed import Claimed, cells_of, find_claimed, spans_of
 from nnterp_mcp.toolset.verify_claim.held_out import HeldOut, hold_out
 from nnterp_mcp.toolset.verify_claim.params import Predicted, VerifyClaimParams
 from nnterp_mcp.toolset.verify_claim.result import (
@@ -92,9 +90,7 @@ class _Prepared:
         controls: The control prompts; None without any.
         trials: The trials of every component, by name.
         doses: Those of the claim's component alone.
-        components: The claim's component, then the random ones.
-        drawn: The random ones.
-        spans: The spans of the first pair.
+        claimed: The claim's component and the random ones.
         unmeasured: Tests that cannot be made, each with why.
     """
 
@@ -102,10 +98,13 @@ class _Prepared:
     controls: Behaviour | None
     trials: dict[str, Trial]
     doses: dict[str, Trial]
-    components: list[Component]
-    drawn: RandomSets
-    spans: Sequence[Span]
+    claimed: Claimed
     unmeasured: list[str]
+
+    @property
+    def components(self) -> list[Component]:
+        """The claim's component, then the random ones."""
+        return [self.claimed.component, *self.claimed.randoms]
 
     @property
     def runs(self) -> int:
@@ -140,11 +139,11 @@ class _Prepared:
 
 def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepared:
     model, pairs = bench.model, held.pairs
-    spans = spans_of(pairs, params.positions, params.claim)
-    parts = parts_of(model, params.claim, spans[0])
+    cells = cells_of(params.claim)
+    spans = spans_of(pairs, params.positions, cells)
     shortest = min(range(len(pairs)), key=lambda at: len(pairs[at].clean))
-    drawn = Draws(model, parts, spans[shortest], _lengths(pairs[shortest])).draw(_NULLS)
-    components = [Component(found) for found in (tuple(parts), *drawn.sets)]
+    claimed = find_claimed(bench, params.claim, spans[shortest], _lengths(pairs[shortest]), _NULLS)
+    components = [claimed.component, *claimed.randoms]
     places = list(dict.fromkeys(part.place for one in components for part in one.parts))
     metric = default_metric(len(held.categories.ids))
     behaviour = Behaviour(model, pairs, spans, metric, [list(one.ids.values()) for one in held.targets], places)
@@ -153,11 +152,11 @@ def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepare
     controls = None
     if params.control_prompts and even:
         prompts = [Pair(Input(prompt), None) for prompt in bench.encode(params.control_prompts)]
-        controls = Behaviour(model, prompts, spans_of(prompts, params.positions, params.claim), "kl", (), places)
+        controls = Behaviour(model, prompts, spans_of(prompts, params.positions, cells), "kl", (), places)
     elif params.control_prompts:
         unmeasured.append("specificity: it compares mean ablations")
     trials = trials_of(metric, means=even, controls=controls is not None)
-    prepared = _Prepared(behaviour, controls, trials, dose_trials(metric), components, drawn, spans[0], unmeasured)
+    prepared = _Prepared(behaviour, controls, trials, dose_trials(metric), claimed, unmeasured)
     if prepared.runs > _MOST_RUNS:
         raise LimitExceeded(
             f"{prepared.runs} runs (prompts × trials × components), and at most {_MOST_RUNS} are made in a call.",
@@ -183,7 +182,7 @@ def _result(
     criteria = [] if evidence is None else evidence.criteria()
     gap = None if evidence is None else evidence.gap
     verdict = judge(gap, len(held.pairs), criteria)
-    parts = [] if prepared is None else [name_part(part, prepared.spans) for part in prepared.components[0].parts]
+    parts = [] if prepared is None else prepared.claimed.names
     return VerifyClaimResult(
         model=bench.handle,
         component=", ".join(parts[:6]) + (f" and {len(parts) - 6} more" if len(parts) > 6 else ""),
@@ -197,7 +196,7 @@ def _result(
         reasons=verdict.reasons,
         left_out=len(params.clean) - len(held.pairs),
         gap=None if gap is None else _measured(gap),
-        within=0 if prepared is None else prepared.drawn.within,
+        kind="" if prepared is None else prepared.claimed.kind,
         unmeasured=[] if prepared is None else prepared.unmeasured,
         criteria=[_criterion(one) for one in criteria],
         doses=[] if evidence is None else _doses(evidence),
@@ -261,11 +260,8 @@ def _nulls(prepared: _Prepared, criteria: Sequence[Criterion]) -> list[RandomCom
     """The random components that are measured so far."""
     done = min((len(one.nulls) for one in criteria), default=0)
     return [
-        RandomComponent(
-            component=", ".join(name_part(part, prepared.spans) for part in parts),
-            effects={one.name: one.nulls[at] for one in criteria},
-        )
-        for at, parts in enumerate(prepared.drawn.sets[:done])
+        RandomComponent(component=name, effects={one.name: one.nulls[at] for one in criteria})
+        for at, name in enumerate(prepared.claimed.random_names[:done])
     ]
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.metrics import make_metric
-from nnterp_mcp.experiments.claims.components import Component, ComponentPart
+from nnterp_mcp.experiments.claims.components import Along, Component, ComponentPart
+from nnterp_mcp.experiments.claims.random_components import draw_subspaces
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.patching.alignment import Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, pair_prompts
@@ -99,6 +100,16 @@ def test_every_trial_is_that_of_plain_hooks(subject: Subject) -> None:
                     wanted, abs=ROUNDING.get(subject.family, TOLERANCE) * 10
                 )
     assert (values[:, 0] - behaviour.baselines()[:, :1]).abs().min() > 1e-4
+
+
+def test_a_direction_moves_states_along_itself_alone() -> None:
+    own, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+    (rows,) = draw_subspaces(8, 2, 1)
+    moved = Along(rows)(own, other, 0.5)
+
+    assert rows @ rows.T == pytest.approx(torch.eye(2), abs=1e-5)
+    assert (moved - own) @ rows.T == pytest.approx(0.5 * (other - own) @ rows.T, abs=1e-5)
+    assert (moved - own) - (moved - own) @ rows.T @ rows == pytest.approx(torch.zeros(3, 8), abs=1e-5)
 
 
 def test_drawn_tokens_are_others_than_those_of_the_spans() -> None:
