@@ -88,6 +88,46 @@ def test_features_are_patched_next_to_their_controls(
     assert 'Zeros in place of features 1, 2, 3 of "causes" together' in text
 
 
+def test_few_features_are_probed_next_to_the_states(
+    bench: Bench,  # noqa: F811
+    dictionary: str,
+    count_tokens: Callable[[object], int],
+) -> None:
+    import numpy as np
+    import torch
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from tests.dictionaries import plain_states
+
+    groups = {
+        "places": ["Paris is good", "Rome is in Italy", "the king of France", "in the city of Rome"],
+        "numbers": ["one two three", "four five six", "seven and one", "two and six"],
+    }
+    spec, result = call(bench, "train_probe", prompts=groups, dictionary=dictionary, folds=4, positions="last")
+    texts = [text for of_group in groups.values() for text in of_group]
+    rows = torch.randn(24, bench.model.hidden_size, generator=torch.Generator().manual_seed(1))
+    states = torch.stack([plain_states("llama", prompt.ids, LAYER)[-1] for prompt in bench.encode(texts)])
+    features, labels = (states @ rows.T).relu().numpy(), np.repeat([0, 1], 4)
+    right = []
+    for out in range(4):  # the i-th prompts of both groups are in one fold
+        train = np.array([at % 4 != out for at in range(8)])
+        apart = abs(features[train & (labels == 0)].mean(0) - features[train & (labels == 1)].mean(0))
+        (best,) = np.argsort(-apart)[:1]
+        scaler = StandardScaler().fit(features[train][:, [best]])
+        probe = LogisticRegression().fit(scaler.transform(features[train][:, [best]]), labels[train])
+        right += list(probe.predict(scaler.transform(features[~train][:, [best]])) == labels[~train])
+    answer = spec.summarize(result)
+
+    assert [one.count for one in result.sparse] == [1, 2, 4, 8, 16, None]
+    assert result.sparse[0].accuracy == pytest.approx(np.mean(right))
+    assert all(len(one.features) == one.count for one in result.sparse[:-1])
+    assert "the states themselves" in answer.text()
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+    with pytest.raises(InvalidRequest, match="leave out save_as"):
+        call(bench, "train_probe", prompts=groups, dictionary=dictionary, save_as="v")
+
+
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "go together": ("attribute", {"prompts": "a b", "targets": TARGETS, "by": "feature"}),
     "attributes by token, feature": (

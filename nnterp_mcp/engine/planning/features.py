@@ -69,6 +69,7 @@ def find_bases(
 def rewritten(operation: EditFeatures, basis: FeatureBasis) -> Rewritten:
     """The change of the states at the hook point that a dictionary reconstructs."""
     chosen = torch.tensor(resolve_indices(operation.features, basis.latents, "feature", operation.dictionary))
+    along = None if operation.random is None else _direction(basis.width, operation.random)
     earlier = [place for place in basis.reads if place != basis.writes]
 
     def rewrite(part: Tensor, reads: Sequence[Tensor]) -> Tensor:
@@ -78,10 +79,18 @@ def rewritten(operation: EditFeatures, basis: FeatureBasis) -> Rewritten:
         at = chosen.to(part.device)
         active = basis.encode(states)[:, at]
         change = _changed(operation, active) - active
-        moved = own + basis.write(change, at, states)
+        move = basis.write(change, at, states)
+        if along is not None:
+            move = move.norm(dim=-1, keepdim=True) * along.to(move)
+        moved = own + move
         return torch.where((change != 0).any(-1, keepdim=True), moved, own).view_as(part).to(part)
 
     return Rewritten(rewrite, earlier)
+
+
+def _direction(width: int, seed: int) -> Float[Tensor, " width"]:
+    drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm()
 
 
 def _changed(operation: EditFeatures, active: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:

@@ -27,6 +27,9 @@ _POOR = 0.5
 _PLURAL = ("embeddings", "positions")
 """Parts whose name is a plural."""
 
+_OF_DICTIONARY = ("feature", "decoder bias", "reconstruction error")
+"""Parts that an answer by feature shows; the layers around the dictionary are in the run."""
+
 _LOOSE = 0.05
 """The share of the whole that integrated gradients may miss before the answer asks for more steps."""
 
@@ -35,6 +38,8 @@ def digest(result: AttributeResult) -> AttributeAnswer:
     """The strongest parts, how they add up, and where they are."""
     order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
     order = [part for part in order if part.value.mean and not part.by_construction]
+    if result.by == "feature":
+        order = [part for part in order if part.kind in _OF_DICTIONARY]
     every = _every_layer(result)
     shown = order[: min(result.shown, _room(result, sum(map(len, every.values()))))]
     return AttributeAnswer(
@@ -294,9 +299,11 @@ def _on_features(result: AttributeResult) -> list[str]:
     error = next((part.value.mean for part in result.parts if part.kind == "reconstruction error"), 0.0)
     if result.method == "patching":
         return [f"Features of {quoted(result.dictionary or '')}, at all positions but the first."]
+    others = [part.value.mean for part in result.parts if part.kind not in _OF_DICTIONARY]
+    rest = f"; the {plural(len(others), 'other part')}, such as layers, {number(brief(sum(others)))}" if others else ""
     return [
         f"Features of {quoted(result.dictionary or '')}; the reconstruction error, which no feature explains, counts "
-        f"{number(brief(error))}."
+        f"{number(brief(error))}{rest}."
     ]
 
 

@@ -23,8 +23,8 @@ class LoadFeaturesParams(ModelParams):
     source: Annotated[
         DictionarySource,
         Field(
-            description="Folder, or Hub id and path, such as google/gemma-scope-2b-pt-res/layer_20; 'unload' frees the "
-            "name."
+            description="Folder, Hub id and path such as google/gemma-scope-2b-pt-res/layer_20, or saelens:RELEASE/ID; "
+            "'unload' frees the name."
         ),
     ]
     layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to load.")] = "all"
