@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -176,7 +176,9 @@ def make_edge_graph(model: StandardizedTransformer) -> EdgeGraph:
             )
         attention = found.sublayers["attentions_output"]
         if attention.factor != 1 or found.sublayers["mlps_output"].factor != 1:
-            raise Unsupported(f"layer {facts.index} of {model.name} adds a multiple of what its attention or MLP wrote.")
+            raise Unsupported(
+                f"layer {facts.index} of {model.name} adds a multiple of what its attention or MLP wrote."
+            )
         layers.append(GraphLayer(facts.index, facts.num_heads, sent, read, attention, sequential=True))
         sent, read = sent + facts.num_heads + 1, read + 3 * facts.num_heads + 1
     places = [place for layer in layers for place in layer.places]
@@ -185,13 +187,7 @@ def make_edge_graph(model: StandardizedTransformer) -> EdgeGraph:
     if find_ports(model, places) is None:
         raise Unsupported(f"the edges of {model.name} are out of reach: its layers share a module, or are renamed.")
     reads = _reads_attention(model, [layer.index for layer in layers])
-    return EdgeGraph(
-        model,
-        [
-            GraphLayer(layer.index, layer.heads, layer.writes, layer.reads, layer.attention, sequential)
-            for layer, sequential in zip(layers, reads, strict=True)
-        ],
-    )
+    return EdgeGraph(model, [replace(layer, sequential=one) for layer, one in zip(layers, reads, strict=True)])
 
 
 def _reads_attention(model: StandardizedTransformer, layers: Sequence[int]) -> list[bool]:

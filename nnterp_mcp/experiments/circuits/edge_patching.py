@@ -50,7 +50,7 @@ class EdgePatcher:
 
     @property
     def copies(self) -> int:
-        """How many runs fit one pass, about; one where a multiplier follows a sublayer, whose site writes no new rows."""
+        """How many runs fit one pass, about; one where the model multiplies what a sublayer wrote, row by row."""
         facts = [self.graph.model.anatomy.layers[layer.index] for layer in self.graph.layers]
         written = (site for layer in facts for site in (layer.attention_contribution, layer.mlp_contribution))
         if any(site is not None and site.factor != 1 for site in written):

@@ -46,7 +46,7 @@ def score_edges(patcher: EdgePatcher, shares: Sequence[float]) -> Float[Tensor, 
     Source: Hanna et al., "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms"
     (2024); Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery" (2023).
     """
-    graph, model = patcher.graph, patcher.graph.model
+    graph = patcher.graph
     difference = patcher.corrupted - patcher.clean
     scores = torch.zeros(len(graph.senders), len(graph.receivers), dtype=torch.float64)
 
@@ -56,15 +56,13 @@ def score_edges(patcher: EdgePatcher, shares: Sequence[float]) -> Float[Tensor, 
         products = torch.einsum("sph,crph->sr", difference[:senders], slope.float())
         scores[:senders, columns] += products.double().cpu() / len(shares)
 
-    with gradients(model.module):
+    with gradients(graph.model.module):
         for start in range(0, len(shares), patcher.copies):
-            chosen = list(shares[start : start + patcher.copies])
-            for layers in _groups(patcher, len(chosen)):
+            along = torch.tensor(shares[start : start + patcher.copies], device=difference.device)[:, None, None]
+            for layers in _groups(patcher, len(along)):
                 check_cancelled()
-                along = torch.tensor(chosen, device=difference.device)[:, None, None]
                 entry = (patcher.clean[:1] + along * difference[:1]).requires_grad_()
-                only = graph.layers[-1] in layers
-                visitor = SlopePass(graph, entry, layers, lambda layer, slope: add(layer, slope) if layer or only else None)  # noqa: B023
+                visitor = SlopePass(graph, entry, layers, add)
                 metric = patcher.metric(run_split(graph, patcher.given, visitor)).sum()
                 torch.autograd.grad(metric, entry)
     return torch.where(graph.exists, scores, 0)

@@ -1,7 +1,7 @@
 """Forward passes in which every receiver of a layer reads a residual stream of its own.
 
-The layer runs on a batch with one row for each receiver. Queries, keys and values of a head are taken from the rows that
-are theirs, the MLP's from another; one more row is the stream itself, to which all add.
+The layer runs on a batch with one row for each receiver. Queries, keys and values of a head are taken from their own
+rows, the MLP's input from another; one more row is the stream itself, to which all add.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SplitPass:
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """Splits, joins or reads the rows at one place."""
-        layer = self._layers.get(cast(int, place.layer))
+        layer = self._layers.get(cast("int", place.layer))
         if place == self.graph.entry:
             value = self.entry.to(value)
         if layer is None:
@@ -139,7 +139,9 @@ class SlopePass(SplitPass):
         return rows
 
     def finish(self, stream: Float[Tensor, "copy position hidden"]) -> Float[Tensor, "copy position hidden"]:
-        """The stream, whose slope is handed over."""
+        """The stream, whose slope is handed over with the last layer's."""
+        if self.graph.layers[-1].index not in self._layers:
+            return stream
         end = stream.view_as(stream)
         end.register_hook(lambda slope: self._on_slope(None, slope[:, None]))  # pyright: ignore[reportUnknownMemberType]
         return end
@@ -239,7 +241,7 @@ def _rows_of(layer: GraphLayer) -> int:
     return 3 * layer.heads + 2
 
 
-def _copied(layer: GraphLayer, states: Float[Tensor, "copy *state"]) -> Float[Tensor, "copy row *state"]:
+def _copied(layer: GraphLayer, states: Float[Tensor, " copy *state"]) -> Float[Tensor, "copy row *state"]:
     """The states of each copy, for every row."""
     return states[:, None].expand(-1, _rows_of(layer), *states.shape[1:])
 
