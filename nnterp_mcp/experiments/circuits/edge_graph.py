@@ -141,6 +141,19 @@ class EdgeGraph:
         of = {(node.layer, node.head): at for at, node in enumerate(self.senders)}
         return [of[node.layer, node.head] for node in self.receivers[:-1]] + [len(self.senders)]
 
+    @cached_property
+    def inputs(self) -> list[list[int]]:
+        """The receivers that are inputs of each sender, and last the logits."""
+        found: list[list[int]] = [[] for _ in range(len(self.senders) + 1)]
+        for receiver, sender in enumerate(self.component):
+            found[sender].append(receiver)
+        return found
+
+    @cached_property
+    def sources(self) -> list[range]:
+        """The senders that write before each receiver reads: all up to some."""
+        return [range(count) for count in self.exists.sum(0).tolist()]
+
     @property
     def entry(self) -> Place:
         """Where the embeddings enter the first layer."""

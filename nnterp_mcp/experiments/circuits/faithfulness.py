@@ -97,18 +97,14 @@ def measure_sizes(
         else []
         for at, circuit in enumerate(circuits)
     ]
-    masks = torch.stack(
-        [as_mask(graph, circuit) for circuit in circuits]
-        + [as_mask(graph, circuit) for of_size in drawn for circuit in of_size]
-    )
+    every = [*circuits, *(circuit for of_size in drawn for circuit in of_size)]
     found: list[Tensor] = []
     for at, patcher in enumerate(patchers):
-        parts = masks.split(patcher.copies)
         values: list[Tensor] = []
-        for part in parts:
-            values.append(patcher.run(part))
-            done = at * len(masks) + sum(map(len, values))
-            progress(done, len(patchers) * len(masks), "runs")
+        for start in range(0, len(every), patcher.copies):
+            part = every[start : start + patcher.copies]
+            values.append(patcher.run(torch.stack([as_mask(graph, circuit) for circuit in part])))
+            progress(at * len(every) + start + len(part), len(patchers) * len(every), "runs")
         found.append(torch.cat(values))
     table = torch.stack(found)
     rest = table[:, len(circuits) :].split([len(of_size) for of_size in drawn], 1)

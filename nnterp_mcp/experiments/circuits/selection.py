@@ -28,40 +28,32 @@ def rank_edges(graph: EdgeGraph, scores: Float[Tensor, "sender receiver"]) -> li
 
     Source: Hanna et al., "Have Faith in Faithfulness" (2024).
     """
-    inputs = _inputs_of(graph)
+    inputs = graph.inputs
     sizes = scores.abs().tolist()
-    sending: list[list[int]] = [column.nonzero()[:, 0].tolist() for column in graph.exists.T]
     open_edges: list[tuple[float, int, int]] = []
     order: list[Edge] = []
     reached = {len(graph.senders)}
-    _open(open_edges, inputs[len(graph.senders)], sending, sizes)
+    _open(open_edges, graph, inputs[-1], sizes)
     while open_edges:
         _, sender, receiver = heapq.heappop(open_edges)
         order.append((sender, receiver))
         if sender not in reached:
             check_cancelled()
             reached.add(sender)
-            _open(open_edges, inputs[sender], sending, sizes)
+            _open(open_edges, graph, inputs[sender], sizes)
     return order
 
 
 def _open(
     open_edges: list[tuple[float, int, int]],
-    receivers: Iterable[int],
-    sending: Sequence[Sequence[int]],
+    graph: EdgeGraph,
+    receivers: Sequence[int],
     sizes: Sequence[Sequence[float]],
 ) -> None:
+    """Adds the edges to some receivers to a heap, the largest score first."""
     for receiver in receivers:
-        for sender in sending[receiver]:
+        for sender in graph.sources[receiver]:
             heapq.heappush(open_edges, (-sizes[sender][receiver], sender, receiver))
-
-
-def _inputs_of(graph: EdgeGraph) -> list[list[int]]:
-    """The receivers that belong to each sender, and last the logits."""
-    found: list[list[int]] = [[] for _ in range(len(graph.senders) + 1)]
-    for receiver, sender in enumerate(graph.component):
-        found[sender].append(receiver)
-    return found
 
 
 def prune_edges(graph: EdgeGraph, edges: Iterable[Edge]) -> list[Edge]:
@@ -85,19 +77,18 @@ def draw_circuit(graph: EdgeGraph, size: int, dice: random.Random) -> list[Edge]
         size: The number of edges.
         dice: The random numbers.
     """
-    inputs = _inputs_of(graph)
-    sending: list[list[int]] = [column.nonzero()[:, 0].tolist() for column in graph.exists.T]
     found: dict[Edge, None] = {}
     for _ in range(size):
         component = len(graph.senders)
         while component and len(found) < size:
-            receiver = dice.choice(inputs[component])
-            component = dice.choice(sending[receiver])
+            receiver = dice.choice(graph.inputs[component])
+            component = dice.choice(graph.sources[receiver])
             found[component, receiver] = None
         if len(found) >= size:
             break
     if len(found) < size:
-        others = [edge for edge in map(tuple, graph.exists.nonzero().tolist()) if edge not in found]
+        every = ((sender, receiver) for receiver, senders in enumerate(graph.sources) for sender in senders)
+        others = [edge for edge in every if edge not in found]
         found |= dict.fromkeys(dice.sample(others, size - len(found)))
     return list(found)
 

@@ -1,0 +1,112 @@
+"""From a circuit of many edges to its strongest ones, and faithfulness by size."""
+
+from __future__ import annotations
+
+from nnterp_mcp.formatting import brief, number, percent, plural
+from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.table import Column, Kind, tabulate
+from nnterp_mcp.toolset.find_circuit.result import (
+    ENOUGH,
+    CircuitEdge,
+    CircuitSize,
+    FindCircuitAnswer,
+    FindCircuitResult,
+)
+
+_EDGES = 10
+_CELLS = 10
+
+_EDGE_COLUMNS: list[Column[CircuitEdge]] = [
+    Column("from", lambda edge: edge.sender),
+    Column("to", lambda edge: edge.receiver),
+    Column("score", lambda edge: edge.score, Kind.BRIEF),
+    Column("patched", lambda edge: edge.effect, Kind.BRIEF),
+]
+
+
+def digest(result: FindCircuitResult) -> FindCircuitAnswer:
+    """The circuit's faithfulness with its control, the strongest edges, and the curve."""
+    hidden = max(0, len(result.edges) - _EDGES)
+    curve: list[Column[CircuitSize]] = [
+        Column("edges", lambda size: size.edges),
+        Column("faithfulness", lambda size: size.faithfulness.mean, Kind.BRIEF),
+        Column("95 %", lambda size: size.faithfulness, Kind.INTERVAL, len(result.measured) > 1),
+        Column(
+            "random circuits",
+            lambda size: [brief(min(size.randoms)), "to", brief(max(size.randoms))] if size.randoms else None,
+            shown=any(size.randoms for size in result.curve),
+        ),
+    ]
+    return FindCircuitAnswer(
+        finding=f"{result.model}: {_finding(result)}",
+        notes=_notes(hidden, result),
+        model=result.model,
+        total=len(result.edges),
+        truncated=hidden > 0,
+        table=tabulate(_EDGE_COLUMNS, result.edges[:_EDGES]),
+        profile=tabulate(curve, result.curve) if result.curve else None,
+        cells=[part.cell for part in result.parts[:_CELLS]],
+    )
+
+
+def _finding(result: FindCircuitResult) -> str:
+    unit = result.metric.replace("_", " ")
+    runs = (
+        f"clean runs have a {unit} of {number(brief(result.clean.mean))}, corrupted ones "
+        f"{number(brief(result.corrupted.mean))}"
+    )
+    chosen = result.chosen
+    if chosen is None:
+        return f"{runs}; they do not differ, so that no circuit carries the difference."
+    prompts = plural(len(result.measured), "held-out prompt" if _held_out(result) else "prompt")
+    said = (
+        f"{runs}. With {plural(chosen.edges, 'edge')} of {result.total} ({percent(chosen.share)}) intact and all others "
+        f"corrupted, faithfulness is {number(brief(chosen.faithfulness.mean))} on {prompts}"
+    )
+    return f"{said}. {_compared(chosen)}{_patched(result)}"
+
+
+def _held_out(result: FindCircuitResult) -> bool:
+    return not set(result.scored) & set(result.measured)
+
+
+def _compared(chosen: CircuitSize) -> str:
+    if not chosen.randoms:
+        return "No random circuit was measured."
+    reaching = sum(value >= chosen.faithfulness.mean for value in chosen.randoms)
+    count = len(chosen.randoms)
+    share = number(brief((1 + reaching) / (count + 1)))
+    return (
+        f"{reaching or 'None'} of {count} random circuits of as many edges {'is' if count == 1 else 'are'} as faithful "
+        f"(at most {number(brief(max(chosen.randoms)))}; (n + 1) / (N + 1) = {share})."
+    )
+
+
+def _patched(result: FindCircuitResult) -> str:
+    count = sum(edge.effect is not None for edge in result.edges)
+    if not count:
+        return ""
+    correlation = "" if result.pearson is None else f", correlation {number(brief(result.pearson))}"
+    return (
+        f" Patched one by one, {percent(result.agreement)} of the {count} strongest edges move the metric the way that "
+        f"their score says{correlation}."
+    )
+
+
+def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
+    notes = [
+        f"Scores: estimated change of the metric if the edge alone were corrupted (EAP-IG, {plural(result.steps, 'step')}"
+        f", mean of {plural(len(result.scored), 'prompt')}); patched: the change that it made."
+    ]
+    if result.chosen is not None and result.chosen.faithfulness.mean < ENOUGH:
+        notes.append("The circuit does not do what the model does: give more edges, or read its curve.")
+    if not _held_out(result):
+        notes.append("Circuits were measured on the prompts on which they were found: 4 or more give held-out ones.")
+    if result.under is not None and result.from_one is not None:
+        notes.append(
+            f"Over the share of edges, the area under the curve (CPR) is {number(brief(result.under))}, that between "
+            f"it and 1 (CMD) {number(brief(result.from_one))}."
+        )
+    notes += shared_tokens(result.shared)
+    notes += left_out(len(result.parts) - _CELLS, "head or MLP", "parts")
+    return notes + left_out(hidden, "edge", "edges")
