@@ -26,6 +26,16 @@ NodeKind = Literal["embeddings", "head", "queries", "keys", "values", "mlp", "lo
 HEAD_INPUTS: tuple[Site, ...] = ("queries", "keys", "values")
 """The inputs of a head, each a receiver of its own."""
 
+_SITES: tuple[Site, ...] = (
+    "layers_input",
+    "heads_output",
+    "attentions_output",
+    "mlps_input",
+    "mlps_output",
+    "layers_output",
+)
+"""Where the rows of a layer are split, joined and read, its heads' inputs aside."""
+
 _TOKENS = (1, 2, 3)
 """The prompt on which it is seen what MLPs read."""
 
@@ -77,11 +87,8 @@ class GraphLayer:
     @property
     def places(self) -> list[Place]:
         """The hook points at which a pass that tells its receivers apart stops."""
-        sites: list[Site] = ["layers_input", *HEAD_INPUTS, "heads_output", "attentions_output"]
-        sites += ["mlps_input", "mlps_output", "layers_output"]
-        if self.attention.norm is not None:
-            sites.append("attentions_raw_output")
-        return [Place(site, self.index) for site in sites]
+        raw: tuple[Site, ...] = () if self.attention.norm is None else ("attentions_raw_output",)
+        return [Place(site, self.index) for site in (*_SITES, *HEAD_INPUTS, *raw)]
 
     @property
     def receivers(self) -> slice:
@@ -212,7 +219,8 @@ def _reads_attention(model: StandardizedTransformer, layers: Sequence[int]) -> l
     read = [Place("mlps_input", layer) for layer in layers]
     with gradients(model.module):
         states = record(model, batch, NOTHING, [*written, *read]).states
-        return [
-            torch.autograd.grad(states[end].sum(), states[start], retain_graph=True, allow_unused=True)[0] is not None
+        slopes = [
+            torch.autograd.grad(states[end].sum(), states[start], retain_graph=True, allow_unused=True)[0]
             for start, end in zip(written, read, strict=True)
         ]
+    return [slope is not None for slope in slopes]  # pyright: ignore[reportUnnecessaryComparison] - see allow_unused

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnterp_mcp.formatting import brief, number, percent, plural
 from nnterp_mcp.render import left_out, shared_tokens
-from nnterp_mcp.table import Column, Kind, tabulate
+from nnterp_mcp.table import Cell, Column, Kind, tabulate
 from nnterp_mcp.toolset.find_circuit.result import (
     ENOUGH,
     CircuitEdge,
@@ -29,11 +31,13 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
     hidden = max(0, len(result.edges) - _EDGES)
     curve: list[Column[CircuitSize]] = [
         Column("edges", lambda size: size.edges),
-        Column("faithfulness", lambda size: size.faithfulness.mean, Kind.BRIEF),
+        Column("faithfulness", lambda size: size.faithfulness.mean, Kind.HUNDREDTHS),
         Column("95 %", lambda size: size.faithfulness, Kind.INTERVAL, len(result.measured) > 1),
         Column(
             "random circuits",
-            lambda size: [brief(min(size.randoms)), "to", brief(max(size.randoms))] if size.randoms else None,
+            lambda size: (
+                [_hundredths(min(size.randoms)), "to", _hundredths(max(size.randoms))] if size.randoms else None
+            ),
             shown=any(size.randoms for size in result.curve),
         ),
     ]
@@ -44,7 +48,7 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
         total=len(result.edges),
         truncated=hidden > 0,
         table=tabulate(_EDGE_COLUMNS, result.edges[:_EDGES]),
-        profile=tabulate(curve, result.curve) if result.curve else None,
+        profile=tabulate(curve, _partial(result)) if result.curve else None,
         cells=[part.cell for part in result.parts[:_CELLS]],
     )
 
@@ -60,8 +64,8 @@ def _finding(result: FindCircuitResult) -> str:
         return f"{runs}; they do not differ, so that no circuit carries the difference."
     prompts = plural(len(result.measured), "held-out prompt" if _held_out(result) else "prompt")
     said = (
-        f"{runs}. With {plural(chosen.edges, 'edge')} of {result.total} ({percent(chosen.share)}) intact and all others "
-        f"corrupted, faithfulness is {number(brief(chosen.faithfulness.mean))} on {prompts}"
+        f"{runs}. With {plural(chosen.edges, 'edge')} of {result.total} ({percent(chosen.share)}) intact and every "
+        f"other corrupted, faithfulness is {number(_hundredths(chosen.faithfulness.mean))} on {prompts}"
     )
     return f"{said}. {_compared(chosen)}{_patched(result)}"
 
@@ -78,7 +82,7 @@ def _compared(chosen: CircuitSize) -> str:
     share = number(brief((1 + reaching) / (count + 1)))
     return (
         f"{reaching or 'None'} of {count} random circuits of as many edges {'is' if count == 1 else 'are'} as faithful "
-        f"(at most {number(brief(max(chosen.randoms)))}; (n + 1) / (N + 1) = {share})."
+        f"(at most {number(_hundredths(max(chosen.randoms)))}; (n + 1) / (N + 1) = {share})."
     )
 
 
@@ -94,9 +98,10 @@ def _patched(result: FindCircuitResult) -> str:
 
 
 def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
+    over = "" if len(result.scored) == 1 else f", mean of {len(result.scored)} prompts"
     notes = [
-        f"Scores: estimated change of the metric if the edge alone were corrupted (EAP-IG, {plural(result.steps, 'step')}"
-        f", mean of {plural(len(result.scored), 'prompt')}); patched: the change that it made."
+        "Scores: estimated change of the metric if the edge alone were corrupted (EAP-IG, "
+        f"{plural(result.steps, 'step')}{over}); patched: the change that it made."
     ]
     if result.chosen is not None and result.chosen.faithfulness.mean < ENOUGH:
         notes.append("The circuit does not do what the model does: give more edges, or read its curve.")
@@ -108,5 +113,19 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
             f"it and 1 (CMD) {number(brief(result.from_one))}."
         )
     notes += shared_tokens(result.shared)
-    notes += left_out(len(result.parts) - _CELLS, "head or MLP", "parts")
+    notes += left_out(len(result.parts) - _CELLS, "part", "parts")
     return notes + left_out(hidden, "edge", "edges")
+
+
+def _hundredths(value: float) -> float:
+    """A faithfulness to two digits after the point."""
+    return round(value, 2) + 0.0
+
+
+def _range(values: Sequence[float]) -> Cell:
+    return [_hundredths(min(values)), "to", _hundredths(max(values))]
+
+
+def _partial(result: FindCircuitResult) -> list[CircuitSize]:
+    """The sizes below that of the whole graph, whose faithfulness is 1 by construction."""
+    return [size for size in result.curve if size.edges < result.total] or result.curve

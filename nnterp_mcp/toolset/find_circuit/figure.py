@@ -11,6 +11,9 @@ from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 _EDGES = 40
 """Edges that are drawn, the strongest."""
 
+_MLPS = 0.7
+"""Where the part of the MLPs begins, from the left (0) to the right (1)."""
+
 
 def figure(result: FindCircuitResult, arrays: Arrays) -> Figure:
     """Embeddings at the bottom, logits on top; edges from senders to the components whose inputs they are."""
@@ -35,16 +38,13 @@ def figure(result: FindCircuitResult, arrays: Arrays) -> Figure:
 def _graph(result: FindCircuitResult) -> Graph:
     edges = result.edges[:_EDGES]
     top = max((_layer(name) or 0) for edge in edges for name in (edge.sender, edge.receiver)) + 1
-    names = sorted(
-        {*(edge.sender for edge in edges), *(_component(edge.receiver) for edge in edges)},
-        key=lambda name: (_height(name, top), "MLP" in name, *map(int, re.findall(r"\d+", name))),
-    )
+    names = {*(edge.sender for edge in edges), *(_component(edge.receiver) for edge in edges)}
     rows: dict[float, list[str]] = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: (_height(name, top), *map(int, re.findall(r"\d+", name)))):
         rows.setdefault(_height(name, top), []).append(name)
     nodes = [
-        GraphNode(name, (at + 1) / (len(row) + 1), height)
-        for height, row in rows.items()
+        GraphNode(name, _across(name, at, len(row), level), level)
+        for level, row in enumerate(rows.values())
         for at, name in enumerate(row)
     ]
     drawn = [GraphEdge(edge.sender, _component(edge.receiver), edge.score, _input(edge.receiver)) for edge in edges]
@@ -71,6 +71,13 @@ def _height(name: str, top: int) -> float:
     if layer is None:
         return -1.0 if name == "embeddings" else float(top)
     return layer + 0.5 * name.startswith("MLP")
+
+
+def _across(name: str, at: int, count: int, level: int) -> float:
+    """Heads on the left; MLPs on the right, not all in one line, which would hide the edges between them."""
+    if name.startswith("MLP"):
+        return _MLPS + 0.05 + (1 - _MLPS - 0.1) * (level % 3) / 2
+    return (at + 1) / (count + 1) * (_MLPS if name.startswith("L") else 1)
 
 
 def _curve(result: FindCircuitResult) -> Curves:
