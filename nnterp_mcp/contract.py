@@ -279,10 +279,10 @@ class ToolSpec(Generic[_P, _R, _A]):
         return _unguarded(self.input_schema())
 
     def output_schema(self) -> dict[str, Any]:
-        """The JSON schema of the structured content: the fields that are this tool's own, with what they hold.
+        """The JSON schema of the structured content: the fields that are this tool's own, with their types.
 
-        No more, for an agent pays for every word of it and fills nothing in; the columns of a table name what they
-        hold. A field that is null is left out of an answer; a call that has not ended answers with a finding alone.
+        Names say what fields hold, and the columns of a table what they do. A field that is null is left out of an
+        answer; a call that has not ended answers with a finding alone.
         """
         fields = self.answer.model_json_schema(mode="serialization")["properties"]
         own = {name: _outline(field) for name, field in fields.items() if name not in _COMMON}
@@ -329,11 +329,10 @@ _COMMON = {"finding", "notes", "run_id", "model", "total", "truncated", "by_laye
 
 
 def _outline(field: Mapping[str, Any]) -> dict[str, Any]:
-    """The type of a field of an answer where it is not null, that of its items, and what it holds."""
+    """The type of a field of an answer where it is not null, and that of its items."""
     (kind,) = [part for part in field.get("anyOf", [field]) if part != {"type": "null"}]
     items = {"items": {"type": kind["items"]["type"]}} if kind.get("type") == "array" else {}
-    said = {"description": said} if (said := field.get("description", kind.get("description"))) else {}
-    return {"type": kind.get("type", "object"), **items, **said}
+    return {"type": kind.get("type", "object"), **items}
 
 
 _UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
@@ -385,6 +384,8 @@ def _compact(node: Any, named: bool = False) -> Any:
         for key, value in node.items()
         if named or not (key in _UNSAID or _goes_without_saying(key, value))
     }
+    if isinstance(default := kept.get("default"), list) and len(default) == 1 and not named:
+        kept["default"] = default[0]  # what takes a list of one takes the one
     return kept if named else _without_null(kept)
 
 

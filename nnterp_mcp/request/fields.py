@@ -8,13 +8,12 @@ from pydantic import Field, WithJsonSchema
 
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, LONGEST_STRING
-from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.sites import Site
 from nnterp_mcp.request.targets import Targets
 
 ModelHandle = Annotated[
-    str | None, Field(max_length=LONGEST_STRING, description="Model handle; optional if one is loaded.")
+    str | None, Field(max_length=LONGEST_STRING, description="Handle; needed if several are loaded.")
 ]
 RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
 Plot = Annotated[bool, Field(description="Adds a picture.")]
@@ -36,8 +35,4 @@ BriefTargets = Annotated[
         schemas.TARGET_MAP,
         'Strings to follow by category, each by its first token: {"capital": "Paris", "traps": ["London", "Rome"]}.',
     ),
-]
-Edits = Annotated[
-    Interventions,
-    schemas.as_schema(schemas.OPERATION_LIST, 'Edits, [{"op": "skip", "layers": 3}]; generate lists the ops.'),
 ]

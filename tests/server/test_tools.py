@@ -16,10 +16,10 @@ LARGEST_DESCRIPTION = 2048
 """Characters of a description, and of the instructions."""
 
 LARGEST_DEFINITION = 1260
-"""Tokens of a tool: a little above the largest now. What binds is the list's limit."""
+"""Tokens of a tool: a little above the largest now. What binds is the limit of all together."""
 
 LARGEST_LIST = 11_000
-"""Tokens of the whole list."""
+"""Tokens of all that a model is shown of the tools."""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,14 @@ def tools(client: Caller) -> dict[str, Tool]:
     return {tool.name: tool for tool in client.tools()}
 
 
-def shown(tool: Tool) -> dict[str, Any]:
-    """What of a definition a client gives a model: `_meta` is for the client, which says nothing of it."""
+def listed(tool: Tool) -> dict[str, Any]:
+    """A definition as a client gets it."""
     return tool.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"meta"})
+
+
+def shown(tool: Tool) -> dict[str, Any]:
+    """The part of a definition that a client gives a model; the rest tells the client how to treat the tool."""
+    return {part: listed(tool)[part] for part in ("name", "description", "inputSchema")}
 
 
 def test_every_folder_is_a_tool(tools: dict[str, Tool]) -> None:
@@ -45,7 +50,7 @@ def test_every_folder_is_a_tool(tools: dict[str, Tool]) -> None:
 
 @pytest.mark.parametrize("name", specs())
 def test_every_tool_says_what_a_client_may_ask(name: str, tools: dict[str, Tool]) -> None:
-    tool = shown(tools[name])
+    tool = listed(tools[name])
     hints = tool["annotations"]
 
     assert tool["title"]
@@ -71,7 +76,7 @@ def test_every_definition_is_small(name: str, tools: dict[str, Tool], count_toke
 
 def test_the_whole_list_is_small(client: Caller, tools: dict[str, Tool], count_tokens: Callable[[object], int]) -> None:
     total = count_tokens([shown(tool) for tool in tools.values()])
-    print(f"tools/list: {total} tokens for {len(tools)} tools")
+    print(f"{total} tokens for {len(tools)} tools")
 
     assert total <= LARGEST_LIST
     assert len(client.instructions or "") <= LARGEST_DESCRIPTION

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.corruption import Ablated, CorruptedField
-from nnterp_mcp.request.fields import Edits, Plot
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
@@ -62,7 +63,7 @@ class AttributeParams(ModelParams):
         ),
     ] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most, the largest in size first.")] = 10
-    interventions: Edits = ()
+    interventions: Interventions = ()
     plot: Plot = False
 
     @property

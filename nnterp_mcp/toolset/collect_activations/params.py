@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
-from nnterp_mcp.request.fields import Edits, Plot, ProbedLayers, ProbedPositions, StateSite
+from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions, StateSite
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.prompts import PromptGroups
 
 Pooling = Annotated[
@@ -23,5 +24,5 @@ class CollectActivationsParams(ModelParams):
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
     pool: Pooling = "none"
-    interventions: Edits = ()
+    interventions: Interventions = ()
     plot: Plot = False

@@ -10,7 +10,8 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_TEXT, MOST_PROMPTS, decoded, whole
 from nnterp_mcp.request.dictionaries import DictionaryName
-from nnterp_mcp.request.fields import Edits, Plot
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Positions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups
 
@@ -60,7 +61,7 @@ class FeaturesParams(ModelParams):
     ] = ()
     layer: Annotated[int | None, Field(ge=0, le=_LARGEST, description="Of several.")] = None
     positions: Annotated[Positions, schemas.as_schema(_POSITIONS, "Tokens to read.")] = ("all",)
-    interventions: Edits = ()
+    interventions: Interventions = ()
     plot: Plot = False
 
     @model_validator(mode="after")

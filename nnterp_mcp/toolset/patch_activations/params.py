@@ -12,8 +12,8 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most, shown
 from nnterp_mcp.request.corruption import CorruptedField
-from nnterp_mcp.request.fields import Edits, Plot
-from nnterp_mcp.request.operations import Heads
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.operations import Heads, Interventions
 from nnterp_mcp.request.positions import Layers, Positions, PositionSpec
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.sites import FACTS, Site
@@ -234,7 +234,7 @@ class PatchActivationsParams(ModelParams):
     window: Annotated[
         int, Field(ge=1, le=1000, description="Number of adjacent layers that each cell patches together.")
     ] = 1
-    interventions: Edits = ()
+    interventions: Interventions = ()
     control: Annotated[bool, Field(description="Compare the strongest cells with 20 random sets.")] = False
     plot: Plot = False
 
