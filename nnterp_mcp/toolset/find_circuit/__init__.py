@@ -11,9 +11,8 @@ SPEC = ToolSpec(
     name="find_circuit",
     title="Find a circuit",
     description=(
-        "Find the edges between heads (queries, keys and values apart) and MLPs that carry a behaviour: scored by "
-        "edge attribution patching with integrated gradients (EAP-IG), then measured by corrupting every edge outside "
-        "the circuit, next to random circuits of the same size. A faithful circuit need not be the only one."
+        "Find the circuit of a behaviour: edges between heads (queries, keys, values) and MLPs, scored by EAP-IG, "
+        "measured with all other edges corrupted, next to random circuits."
     ),
     examples=[
         {

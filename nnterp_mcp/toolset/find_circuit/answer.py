@@ -15,8 +15,8 @@ from nnterp_mcp.toolset.find_circuit.result import (
     FindCircuitResult,
 )
 
-_EDGES = 10
-_CELLS = 10
+_EDGES = 8
+_PARTS = 12
 
 _EDGE_COLUMNS: list[Column[CircuitEdge]] = [
     Column("from", lambda edge: edge.sender),
@@ -49,7 +49,8 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
         truncated=hidden > 0,
         table=tabulate(_EDGE_COLUMNS, result.edges[:_EDGES]),
         profile=tabulate(curve, _partial(result)) if result.curve else None,
-        cells=[part.cell for part in result.parts[:_CELLS]],
+        heads=[f"L{part.layer}H{part.head}" for part in result.parts[:_PARTS] if part.head is not None],
+        mlps=[part.layer for part in result.parts[:_PARTS] if part.head is None],
     )
 
 
@@ -113,7 +114,7 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
             f"it and 1 (CMD) {number(brief(result.from_one))}."
         )
     notes += shared_tokens(result.shared)
-    notes += left_out(len(result.parts) - _CELLS, "part", "parts")
+    notes += left_out(len(result.parts) - _PARTS, "part", "parts")
     return notes + left_out(hidden, "edge", "edges")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -13,34 +13,25 @@ from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
-MetricChoice = Literal["auto", "logit_difference", "log_probability", "kl"]
-
 
 class FindCircuitParams(ModelParams):
     """The behaviour, and the size of the circuit."""
 
     clean: Annotated[
         Prompts,
-        schemas.as_schema(
-            schemas.PROMPTS, "Prompts after which the model gives the answer; of 4 or more, every second is for tests."
-        ),
+        schemas.as_schema(schemas.PROMPTS, "Of 4 or more, every second is held out."),
     ]
     corrupted: Annotated[
         CorruptedField,
-        schemas.as_schema(
-            schemas.PROMPTS, 'As many prompts of equal length, or {"replace": "France", "with": "Spain"}.'
-        ),
+        schemas.as_schema(schemas.PROMPTS, 'Prompts of equal length, or {"replace": "France", "with": "Spain"}.'),
     ]
     targets: TargetSets = Field(default_factory=lambda: ({},))
     edges: Annotated[
         int | None,
-        Field(ge=1, le=10**7, description="Edges of the circuit; by default as few as have a faithfulness of 0.8."),
+        Field(ge=1, le=10**7, description="Its size; default: faithfulness 0.8."),
     ] = None
-    steps: Annotated[
-        int, Field(ge=1, le=100, description="Points between the two prompts' embeddings at which slopes are taken.")
-    ] = 5
-    metric: MetricChoice = "auto"
-    draws: Annotated[int, Field(ge=0, le=100, description="Random circuits of each size to compare with.")] = 5
+    steps: Annotated[int, Field(ge=1, le=100, description="Integration steps.")] = 5
+    draws: Annotated[int, Field(ge=0, le=100, description="Random circuits.")] = 5
     plot: Plot = False
 
     @model_validator(mode="after")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
 
 ENOUGH = 0.8
@@ -46,14 +44,14 @@ class CircuitPart(ResultPart):
     """A head or an MLP of the circuit.
 
     Attributes:
-        name: Its name: L5H3, MLP 5.
-        cell: The same for `cells` of patch_activations.
+        layer: Its layer.
+        head: The head; None for an MLP.
         edges: The edges of the circuit that it sends along.
         score: The sum of their scores' sizes.
     """
 
-    name: str
-    cell: str | dict[str, Any]
+    layer: int
+    head: int | None
     edges: int
     score: float
 
@@ -115,17 +113,14 @@ class FindCircuitAnswer(ProfiledAnswer):
     """The strongest edges, the faithfulness by size, and the circuit's parts.
 
     Attributes:
-        cells: Its strongest heads and MLPs, for `cells` of patch_activations.
+        heads: Its strongest heads, for `cells` of patch_activations.
+        mlps: The layers of its strongest MLPs.
     """
 
-    cells: list[str | dict[str, Any]]
+    heads: list[str]
+    mlps: list[int]
 
     def body(self) -> list[str]:
-        """The tables, then the cells."""
-        return [*super().body(), f"cells: {_as_json(self.cells)}"]
-
-
-def _as_json(cells: list[str | dict[str, Any]]) -> str:
-    import json
-
-    return json.dumps(cells)
+        """The tables, then the heads and MLPs."""
+        heads, mlps = " ".join(self.heads) or "none", " ".join(map(str, self.mlps)) or "none"
+        return [*super().body(), f"heads: {heads}", f"mlps: {mlps}"]

@@ -49,7 +49,7 @@ def run(bench: Bench, params: FindCircuitParams, job: Job) -> FindCircuitResult:
     prompts = bench.encode(params.clean)
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
     targets = follow_target_sets(params.targets, len(prompts), bench.model)
-    metric = default_metric(len(targets[0].ids)) if params.metric == "auto" else params.metric
+    metric = default_metric(len(targets[0].ids))
     graph = make_edge_graph(bench.model)
     patchers: list[EdgePatcher] = []
     for pair in pairs:
@@ -173,8 +173,6 @@ class _Circuits:
         found: list[CircuitPart] = []
         for at, sizes in sorted(sent.items(), key=lambda item: -sum(item[1])):
             node = self._graph.senders[at]
-            if node.layer is None:
-                continue
-            cell = {"site": "mlps_output", "layers": node.layer} if node.head is None else str(node)
-            found.append(CircuitPart(name=str(node), cell=cell, edges=len(sizes), score=sum(sizes)))
+            if node.layer is not None:
+                found.append(CircuitPart(layer=node.layer, head=node.head, edges=len(sizes), score=sum(sizes)))
         return found
