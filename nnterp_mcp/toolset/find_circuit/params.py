@@ -13,17 +13,17 @@ from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
+_SHORT = schemas.union(schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT))
+"""Chats are accepted too; other tools tell of them."""
+
 
 class FindCircuitParams(ModelParams):
     """The behaviour, and the size of the circuit."""
 
-    clean: Annotated[
-        Prompts,
-        schemas.as_schema(schemas.PROMPTS, "Of 4 or more, every second is held out."),
-    ]
+    clean: Annotated[Prompts, schemas.as_schema(_SHORT, "Of 4 or more, every second is held out.")]
     corrupted: Annotated[
         CorruptedField,
-        schemas.as_schema(schemas.PROMPTS, 'Prompts of equal length, or {"replace": "France", "with": "Spain"}.'),
+        schemas.as_schema(_SHORT, 'Of equal length, or {"replace": "France", "with": "Spain"}.'),
     ]
     targets: TargetSets = Field(default_factory=lambda: ({},))
     edges: Annotated[
