@@ -11,7 +11,7 @@ from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
 from nnterp_mcp.toolset.features.result import FeaturesResult
-from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
+from nnterp_mcp.toolset.fit_lens.result import FitLensResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
 from nnterp_mcp.toolset.load_features.result import LoadFeaturesResult
@@ -76,17 +76,16 @@ class ToolMethods:
         positions: int | str = "all",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> FeaturesResult: ...
-    def find_circuit(
+    def fit_lens(
         self,
-        clean: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
-        corrupted: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+        name: str,
+        method: Literal["jacobian", "tuned"],
+        prompts: Mapping[str, Any] | Sequence[str],
         *,
-        targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        edges: int | None = None,
-        steps: int = 5,
-        metric: Literal["auto", "logit_difference", "log_probability", "kl"] = "auto",
-        draws: int = 5,
-    ) -> FindCircuitResult: ...
+        layers: int | str = "all",
+        skip_first: int = 16,
+        merge: str | None = None,
+    ) -> FitLensResult: ...
     def generate(
         self,
         prompts: Mapping[str, Any] | str | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
@@ -147,6 +146,7 @@ class ToolMethods:
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         norm: float | None = None,
         seed: int = 0,
+        lens: str | None = None,
         file: str | None = None,
     ) -> MakeVectorResult: ...
     def patch_activations(

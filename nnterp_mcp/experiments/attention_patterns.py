@@ -13,7 +13,8 @@ from torch import Tensor
 from nnterp_mcp.engine.forward import Capture, forward, most_returned
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import join, summarize_heads, summarize_patterns, take_heads
+from nnterp_mcp.engine.readouts.patterns import summarize_heads, summarize_patterns
+from nnterp_mcp.engine.readouts.reductions import join, take_heads
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
@@ -30,7 +31,7 @@ ATTENTION_TARGETS: tuple[AttentionTarget, ...] = get_args(AttentionTarget)
 OnPattern = Callable[[int, Float[Tensor, "head query key"]], None]
 """Handed a prompt's index and its attention probabilities, the heads in the order in which they were chosen."""
 
-_AT_ONCE = 1 << 24
+_AT_ONCE = 1 << 22
 """The most attention probabilities reduced at once."""
 
 _TOGETHER = 1 << 21
@@ -243,7 +244,7 @@ def capture_heads(
     def number(found: Sequence[Any]) -> AttentionNumbers:
         if small:
             whole = torch.cat([pattern.to(found[0].device) for pattern in found], dim=1)
-            numbers = summarize_patterns(whole, asked, top_k)
+            numbers = summarize_patterns([whole], asked, top_k)
         else:
             numbers = join(found, dim=1)
         require_finite(numbers.pop("largest_sink"), "attention probabilities")
@@ -271,7 +272,8 @@ def _masks(batch: Batch, queries: Sequence[Sequence[int]], one_by_one: bool) -> 
     real = (at >= 0)[:, :, None] & (at >= 0)[:, None, :]
     targets = _find_targets(ids, at) & (real & query[:, :, None])[:, None]
     single = slice(None) if one_by_one else slice(0)
-    masks = {"first": first, "query": query, "real": real, "targets": targets}
+    askers = targets.any(-1).sum(-1)
+    masks = {"first": first, "query": query, "real": real, "targets": targets, "askers": askers}
     return masks | {"rows": rows[single], "columns": columns[single]}
 
 

@@ -164,6 +164,8 @@ class Job:
         compute: Callable[[Sequence[int]], Iterable[_M]],
         assemble: Callable[[Finished[_M]], _R],
         unit: str = "prompts",
+        *,
+        checkpoints: bool = True,
     ) -> _R:
         """Computes items group by group, so that finished groups survive a later failure.
 
@@ -176,11 +178,13 @@ class Job:
             compute: Computes the items of a group.
             assemble: Makes the call's result of the finished items.
             unit: The name of the items in the progress.
+            checkpoints: False if `compute` saves what it has computed by itself.
 
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.
         """
-        checkpoint = Checkpoint(None) if self.recorder is None or len(groups) == 1 else self.recorder.checkpoint()
+        recorder = self.recorder if checkpoints and len(groups) > 1 else None
+        checkpoint = Checkpoint(None) if recorder is None else recorder.checkpoint()
         found: dict[int, _M] = {}
         taken, seconds, total = 0, 0.0, sum(map(len, groups))
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import LimitExceeded, NoModel
+from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.prompt_sets import PromptFile, PromptItem, PromptSet, read_prompt_file
 from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.vectors import ModelIdentity
 from nnterp_mcp.runs.records import RunEnvironment
@@ -187,6 +189,18 @@ class Bench:
                 f"max_new_tokens {new_tokens} leaves no room for a prompt: {self.handle} reads {context} tokens in all."
             )
         return room
+
+    def read_prompts(self, prompts: PromptSet) -> Sequence[PromptItem]:
+        """The prompts of a set, from its file where it is one.
+
+        Raises:
+            Forbidden: The file lies outside of the allowed folders.
+            InvalidRequest: There is no such file, or it holds no prompts.
+            LimitExceeded: It holds more prompts than the server allows.
+        """
+        if not isinstance(prompts, PromptFile):
+            return prompts
+        return read_prompt_file(allowed_file(prompts.path, self.settings.folders), self.settings.max_prompts)
 
     def encode(self, prompts: Sequence[Prompt], new_tokens: int = 0) -> list[EncodedPrompt]:
         """Tokenizes the prompts of a request within the server's and the model's limits.

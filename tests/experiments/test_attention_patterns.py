@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, NnterpError, Unsupported
 from nnterp_mcp.experiments.attention_patterns import (
     ATTENTION_TARGETS,
+    AttentionNumbers,
     AttentionReadings,
     HeadChoice,
     choose_heads,
@@ -210,14 +211,18 @@ def test_a_batch_reads_the_same_as_each_prompt_alone(subject: Subject, readings:
         assert torch.allclose(getattr(alone, name), getattr(readings, name), atol=1e-5, equal_nan=True)
 
 
-def test_heads_are_reduced_in_parts(
-    subject: Subject, readings: AttentionReadings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nnterp_mcp.experiments.attention_patterns._AT_ONCE", 1)
-    parts = read_attention(subject.model, Workload(subject.prompts), subject.chosen, top_k=3)
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_patterns_are_reduced_in_parts(subject: Subject, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = [[len(prompt.ids) - 1, 1] for prompt in subject.prompts]
+    together = [read_attention(subject.model, Workload(subject.prompts), subject.chosen, at) for at in (None, queries)]
+    monkeypatch.setattr("nnterp_mcp.experiments.attention_patterns._TOGETHER", 0)
+    monkeypatch.setattr("nnterp_mcp.experiments.attention_patterns._AT_ONCE", at_once)
+    parts = [read_attention(subject.model, Workload(subject.prompts), subject.chosen, at) for at in (None, queries)]
 
-    assert torch.equal(parts.entropy, readings.entropy)
-    assert torch.equal(parts.pair_keys, readings.pair_keys)
+    for whole, part in zip(together, parts, strict=True):
+        assert part.reads == whole.reads
+        for field in fields(AttentionNumbers):
+            torch.testing.assert_close(getattr(part, field.name), getattr(whole, field.name), equal_nan=True)
 
 
 def test_some_layers_and_heads(subject: Subject, readings: AttentionReadings) -> None:

@@ -60,8 +60,8 @@ def test_a_fitted_lens_reads_another_text_better_than_the_logit_lens(method: str
 
 def test_a_lens_that_cannot_be_read_is_refused(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no lens")
-    with pytest.raises(InvalidRequest, match="there is no file 'none'"):
-        read(bench, lens="none")
+    with pytest.raises(InvalidRequest, match=r"there is no file 'none\.pt'"):
+        read(bench, lens="none.pt")
     with pytest.raises(Forbidden, match="does not hold tensors alone"):
         read(bench, lens=str(tmp_path / "text.pt"))
     with pytest.raises(Forbidden):

@@ -34,6 +34,16 @@ RISING = [
 ]
 SHORT = {"categories": {"capital": ["Paris", " Paris"]}}
 FITTED: dict[str, Any] = {"lens": "own.pt", "fitted": {"name": "own.pt", "method": "jacobian", "prompts": 124}}
+
+
+def fit(**more: Any) -> dict[str, Any]:
+    layers = [
+        {"layer": at, "kl": 5 - at / 2, "plain_kl": 15.0 - at, "agreement": at / 10, "plain_agreement": at / 20}
+        for at in range(10)
+    ]
+    return {"model": "tiny", "card": FITTED["fitted"] | {"name": "own"}, "checked": 38, "layers": layers} | more
+
+
 CARD: dict[str, Any] = {
     "handle": "tiny",
     "architecture": "LlamaForCausalLM",
@@ -93,6 +103,9 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "logit_lens",
         lens([reading(RISING, 7, plain_leads_from=8), reading(RISING, 9, prompt=1, plain_leads_from=9)], **FITTED),
     ),
+    "fit": ("fit_lens", fit()),
+    "fit that is merged, resumed and replaces": ("fit_lens", fit(merged=100, resumed=10, replaced=True)),
+    "fit that was stopped": ("fit_lens", fit(layers=[], checked=0)),
     "model": ("load_model", CARD),
     "model that was checked before": ("load_model", CARD | {"checked_before": True}),
     "model that was there": ("load_model", CARD | {"already_loaded": True, "context": None, "revision": "abc123"}),

@@ -250,19 +250,6 @@ def take_heads(
     return (pattern if heads == [*range(pattern.shape[1])] else pattern[:, heads]).float()
 
 
-def summarize_heads(states: Float[Tensor, "row query head key"], options: dict[str, Any]) -> dict[str, Tensor]:
-    """Runs `summarize_patterns` on some `heads`, `at_once` probabilities at a time.
-
-    Args:
-        states: Attention probabilities of one layer.
-        options: Besides, `asked` and `top_k` of `summarize_patterns`.
-    """
-    pattern, heads = states.transpose(1, 2), options["heads"]
-    few = max(1, options["at_once"] // pattern[:, 0].numel())
-    parts = [pattern[:, heads[start : start + few]].float() for start in range(0, len(heads), few)]
-    return join([summarize_patterns(part, options["asked"], options["top_k"]) for part in parts], dim=1)
-
-
 def join(parts: Sequence[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
     """Parts concatenated on the device of the first, name by name; of single numbers the largest."""
     found = {name: [part[name].to(value.device) for part in parts] for name, value in parts[0].items()}
@@ -273,44 +260,6 @@ def split_rows(found: dict[str, Tensor], counts: Sequence[int]) -> list[dict[str
     """Numbers taken apart into so many rows each, name by name."""
     columns = {name: values.split(list(counts)) for name, values in found.items()}
     return [{name: values[row] for name, values in columns.items()} for row in range(len(counts))]
-
-
-def summarize_patterns(
-    pattern: Float[Tensor, "row head query key"], asked: dict[str, Tensor], top_k: int
-) -> dict[str, Tensor]:
-    """The fields of `AttentionNumbers`, and `largest_sink`, which is finite where all that was read is.
-
-    Args:
-        pattern: Attention probabilities of some heads of one layer.
-        asked: What is asked of each row: `first`, the column of its first token; `query`, the queries over which means
-            are taken (row, query); `real`, the pairs of tokens that are no padding (row, query, key); `targets`, the
-            pairs that count for each target (row, target, query, key); `rows` and `columns` of the queries that are
-            read one by one.
-        top_k: How many pairs and keys to keep.
-    """
-    asked = {name: value.to(pattern.device) for name, value in asked.items()}
-    first, query, rows, columns = asked["first"], asked["query"], asked["rows"], asked["columns"]
-    pattern = torch.where(asked["real"][:, None], pattern.float(), 0)  # what padded queries read may be anything
-    sink = (1 - pattern.sum(-1)).clamp_min(0)
-    logs = pattern.clamp_min(torch.finfo(pattern.dtype).tiny).log()  # of a zero it takes six times as long
-    entropy = -expected(pattern, logs) - torch.xlogy(sink, sink)
-    at = torch.arange(pattern.shape[-1], device=pattern.device)
-    beyond_first = pattern * (at != first[:, None])[:, None, None]
-    pairs, pair_places = take_strongest((beyond_first * query[:, None, :, None]).flatten(2), top_k)
-    keys, key_places = take_strongest(beyond_first[rows, :, columns], top_k)
-    askers = asked["targets"].any(-1).sum(-1)[:, None]
-    return {
-        "largest_sink": sink.amax(),
-        "entropy": mean_over(entropy, query),
-        "mass": pattern.flatten(2) @ asked["targets"].float().flatten(2).mT / askers,
-        "sink": mean_over(sink, query),
-        "pair_probs": pairs,
-        "pair_queries": (pair_places // len(at) - first[:, None, None]).clamp_min(0),
-        "pair_keys": (pair_places % len(at) - first[:, None, None]).clamp_min(0),
-        "read_first": pattern[rows, :, columns, first[rows]],
-        "read_probs": keys,
-        "read_keys": (key_places - first[rows][:, None, None]).clamp_min(0),
-    }
 
 
 def take_all(states: Tensor, options: dict[str, Any]) -> Tensor:
@@ -349,11 +298,6 @@ def average_rows(
 def take_norms(states: Float[Tensor, "row position *head width"], options: dict[str, Any]) -> Float[Tensor, " entry"]:
     """The norms of the states at some `rows` and `columns`, heads concatenated."""
     return take_rows(states, options).float().flatten(1).norm(dim=-1)
-
-
-def mean_over(values: Float[Tensor, "row head query"], query: Bool[Tensor, "row query"]) -> Float[Tensor, "row head"]:
-    """The mean over the chosen queries of each row."""
-    return torch.where(query[:, None], values, 0).sum(-1) / query.sum(-1, keepdim=True)
 
 
 def take_tokens(logits: Float[Tensor, "entry vocabulary"], options: dict[str, Any], at: slice) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,11 +31,13 @@ class JacobianSums:
         layers: The layers, in ascending order.
         total: The sum of the prompts' Jacobians at each layer, in float64.
         prompts: The number of prompts.
+        hashes: The hashes of those of them that are known.
     """
 
     layers: list[int]
     total: Float[Tensor, "layer output hidden"]
     prompts: int
+    hashes: tuple[str, ...] = ()
 
     def __add__(self, other: JacobianSums) -> JacobianSums:
         """The sums over the prompts of both.
@@ -44,7 +47,8 @@ class JacobianSums:
         """
         if (self.layers, self.total.shape) != (other.layers, other.total.shape):
             raise InvalidRequest("fits can be merged if they have the same layers and the same width.")
-        return JacobianSums(self.layers, self.total + other.total, self.prompts + other.prompts)
+        hashes = self.hashes + other.hashes
+        return JacobianSums(self.layers, self.total + other.total, self.prompts + other.prompts, hashes)
 
     @classmethod
     def of(cls, lens: LensTranslation) -> JacobianSums:
@@ -57,13 +61,19 @@ class JacobianSums:
         if not prompts:
             raise InvalidRequest("the lens does not say on how many prompts it was fitted, so it cannot be merged.")
         means = torch.stack([lens.matrices[layer] for layer in lens.layers])
-        return cls(lens.layers, means.double() * prompts, prompts)
+        return cls(lens.layers, means.double() * prompts, prompts, lens.provenance.hashes)
 
     def lens(self, provenance: Provenance = Provenance()) -> LensTranslation:  # noqa: B008 - frozen
         """The lens: the mean of the prompts' Jacobians."""
         means = (self.total / self.prompts).float()
         found = dict(zip(self.layers, means, strict=True))
-        return LensTranslation("jacobian", found, {}, replace(provenance, prompts=self.prompts))
+        about = replace(provenance, prompts=self.prompts, hashes=self.hashes)
+        return LensTranslation("jacobian", found, {}, about)
+
+
+def hash_prompt(prompt: EncodedPrompt) -> str:
+    """A hash of a prompt's tokens, by which a fit recognizes it."""
+    return hashlib.sha256(repr(list(prompt.ids)).encode()).hexdigest()[:16]
 
 
 def fit_jacobian(
@@ -115,7 +125,8 @@ def fit_jacobian(
 
     sums = JacobianSums([*layers], torch.zeros(len(layers), width, width, dtype=torch.float64), 0)
     for prompt in work.prompts:
-        sums += JacobianSums(sums.layers, _jacobian(model, work, prompt, layers, skip, report), 1)
+        own = _jacobian(model, work, prompt, layers, skip, report)
+        sums += JacobianSums(sums.layers, own, 1, (hash_prompt(prompt),))
         if keep is not None:
             keep(sums)
     return sums

@@ -103,6 +103,7 @@ def _read_own(path: Path) -> LensTranslation:
         about: dict[str, Any] = json.loads(file.metadata()[_KEY])
         named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     method = about.pop("method")
+    about["hashes"] = tuple(about.get("hashes", ()))
     return LensTranslation(method, _by_layer(named, "matrix."), _by_layer(named, "bias."), Provenance(**about))
 
 

@@ -28,12 +28,16 @@ class Provenance:
         corpus: What these were.
         model: The model's name.
         unembedding: The hash of the unembedding matrix, as `hash_unembedding` makes it.
+        skip: How many of each prompt's first tokens were left out.
+        hashes: A hash of each prompt that is known, so that none is counted twice.
     """
 
     prompts: int | None = None
     corpus: str | None = None
     model: str | None = None
     unembedding: str | None = None
+    skip: int | None = None
+    hashes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parents[1])
@@ -169,32 +170,38 @@ class ProductWatch(TorchFunctionMode):
 
 
 class _Followed:
-    """Tensors under observation, each with the ordinal of the product that it comes from."""
+    """Tensors under observation, each with the ordinal of the product that it comes from.
+
+    They are not kept alive: scores of a long prompt take more memory than the rest of its pass.
+    """
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[Tensor, int | None]] = {}  # holds the tensors, so that ids stay theirs
+        self._ordinals = WeakTensorKeyDictionary()
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._tensors
+        return tensor in self._ordinals
 
     def add(self, result: Any, ordinal: int | None) -> None:
         if isinstance(result, Tensor) and result.is_floating_point() and result.ndim >= 3:
-            self._tensors[id(result)] = (result, ordinal)
+            self._ordinals[result] = ordinal
 
     def find(self, args: Iterable[Any]) -> int | None:
         """The ordinal of the first of the arguments that is followed."""
         followed = self._first(args)
-        return None if followed is None else followed[1]
+        return None if followed is None else self._ordinals[followed]
 
     def pass_on(self, args: Iterable[Any], result: Any) -> None:
         """Follow the result of an operation on something that is followed."""
         followed = self._first(args)
         if followed is not None:
-            self.add(result, followed[1])
+            self.add(result, self._ordinals[followed])
 
-    def _first(self, args: Iterable[Any]) -> tuple[Tensor, int | None] | None:
+    def _first(self, args: Iterable[Any]) -> Tensor | None:
         for item in args:
-            found = self._first(item) if isinstance(item, list | tuple) else self._tensors.get(id(item))
+            if isinstance(item, list | tuple):
+                found = self._first(item)
+            else:
+                found = item if isinstance(item, Tensor) and item in self._ordinals else None
             if found is not None:
                 return found
         return None

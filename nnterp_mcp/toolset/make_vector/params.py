@@ -45,7 +45,7 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "principal_component": ("run", "layers", "positions", "norm"),
     "activation": ("run", "layers", "positions", "norm"),
     "embedding_difference": ("negative", "norm"),
-    "unembedding_difference": ("negative", "norm"),
+    "unembedding_difference": ("negative", "lens", "norm"),
     "decoder_row": ("norm",),
     "encoder_row": ("norm",),
     "random": ("seed",),
@@ -91,6 +91,10 @@ class MakeVectorParams(ModelParams):
     positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed with which the method random draws.")] = 0
+    lens: Annotated[
+        str | None,
+        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference, by layer."),
+    ] = None
     file: Annotated[
         str | None,
         Field(

@@ -25,6 +25,7 @@ from nnterp_mcp.experiments.steering_vectors import (
     random_direction,
     token_difference,
 )
+from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.dictionaries import parse_row
 from nnterp_mcp.request.operations import TokenDifference
@@ -35,6 +36,7 @@ from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
 from nnterp_mcp.worker.dominance import dominant_in_means
 from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.lenses import find_lens
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -141,7 +143,17 @@ def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:
     texts = [str(prompts[0]) if prompts else None for prompts in (params.positive, params.negative)]
     matrix = params.method.removesuffix("_difference") + "s"
     asked = TokenDifference.model_validate({"positive": texts[0], "negative": texts[1], "of": matrix})
-    return token_difference(bench.model, asked)
+    made = token_difference(bench.model, asked)
+    found = find_lens(bench, params.lens) if params.lens is not None else None
+    return made if found is None else _through(bench, found[0], made)
+
+
+def _through(bench: Bench, lens: LensTranslation, made: Directions) -> Directions:
+    """The direction at each layer that the lens translates to this one."""
+    last = bench.model.num_layers - 1
+    lens.require(bench.model, lens.layers)
+    layers = sorted({*lens.layers, last})
+    return Directions(layers, torch.cat([lens.pull_back(made.vectors, layer) for layer in layers]))
 
 
 def _from_row(bench: Bench, params: MakeVectorParams) -> Directions:

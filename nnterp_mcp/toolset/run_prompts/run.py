@@ -19,8 +19,7 @@ from nnterp_mcp.formatting import plural
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.request.access import allowed_file
-from nnterp_mcp.request.prompt_sets import PromptFile, PromptItem, read_prompt_file
+from nnterp_mcp.request.prompt_sets import PromptItem
 from nnterp_mcp.request.selectors import SHARED_PAIRS, resolve_layers
 from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.toolset.run_prompts.params import RunPromptsParams
@@ -64,7 +63,7 @@ class _Experiment:
 def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
     """Reads every prompt, batch by batch."""
     model = bench.model
-    items = _items(bench, params)
+    items = bench.read_prompts(params.prompts)
     names, targets = _targets(items, params, model)
     prompts = bench.encode([item.prompt for item in items])
     work = bench.workload(prompts, params.interventions, job)
@@ -93,13 +92,6 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
         )
 
     return job.in_parts(experiment.work.split(model), PromptRow, experiment.read, assemble)
-
-
-def _items(bench: Bench, params: RunPromptsParams) -> Sequence[PromptItem]:
-    if isinstance(params.prompts, PromptFile):
-        path = allowed_file(params.prompts.path, bench.settings.folders)
-        return read_prompt_file(path, bench.settings.max_prompts)
-    return params.prompts
 
 
 def _targets(

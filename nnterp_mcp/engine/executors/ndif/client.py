@@ -36,6 +36,7 @@ from nnterp_mcp.errors import Unsupported, WorkerLost
 for _sent in (
     "nnterp_mcp.engine.executors.ndif.kernels",
     "nnterp_mcp.engine.interpreter",
+    "nnterp_mcp.engine.readouts.patterns",
     "nnterp_mcp.engine.readouts.reductions",
 ):
     nnsight.register(_sent)

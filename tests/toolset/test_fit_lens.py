@@ -1,0 +1,141 @@
+"""The tool `fit_lens`, and what other tools do with a lens: what is kept, read, merged and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnterp_mcp.errors import Cancelled, InvalidRequest
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
+from tests.toolset.test_make_vector import make_bench
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+TEXTS = ["The mill on the second bend of the river was built", "In the year that the bridge was closed the baker"]
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return make_bench(tmp_path)
+
+
+def ask(bench: Bench, tool: str, job: Job | None = None, **arguments: Any) -> Any:
+    """Runs a tool as a worker does, the result sent over the wire."""
+    from importlib import import_module
+
+    spec = specs()[tool]
+    run = import_module(f"nnterp_mcp.toolset.{tool}.run").run
+    result = run(bench, spec.parse(arguments), job or Job(1, lambda progress: None))
+    return spec.result.model_validate_json(result.model_dump_json())
+
+
+def test_a_fitted_lens_reads_other_texts_better_than_the_logit_lens(bench: Bench) -> None:
+    for method in ("jacobian", "tuned"):
+        fitted = ask(bench, "fit_lens", name="own", method=method, prompts=TEXTS, skip_first=2)
+        read = ask(bench, "logit_lens", prompts=PROMPT, lens="own")
+
+        assert (fitted.card.prompts, [one.layer for one in fitted.layers]) == (2, [0, 1, 2])
+        assert sum(one.kl for one in fitted.layers) < sum(one.plain_kl for one in fitted.layers)
+        assert read.fitted == fitted.card
+        plain = ask(bench, "logit_lens", prompts=PROMPT).readings[0]
+        assert [layer.plain for layer in read.readings[0].layers] == [layer.top[0] for layer in plain.layers]
+        assert read.readings[0].plain_leads_from == plain.leads_from
+
+
+def test_a_lens_that_is_merged_is_that_of_all_prompts(bench: Bench) -> None:
+    import torch
+
+    from nnterp_mcp.worker.lenses import find_lens
+
+    whole = ask(bench, "fit_lens", name="whole", method="jacobian", prompts=TEXTS, skip_first=2)
+    ask(bench, "fit_lens", name="part", method="jacobian", prompts=TEXTS[:1], skip_first=2)
+    merged = ask(bench, "fit_lens", name="part", method="jacobian", prompts=TEXTS[1:], skip_first=2, merge="part")
+
+    assert (merged.card.prompts, merged.merged, merged.replaced) == (2, 1, False)
+    ours, theirs = find_lens(bench, "part"), find_lens(bench, "whole")
+    assert ours is not None
+    assert theirs is not None
+    for layer in (0, 1, 2):
+        torch.testing.assert_close(ours[0].matrices[layer], theirs[0].matrices[layer], atol=1e-6, rtol=0)
+    assert merged.layers[0].kl == pytest.approx(whole.layers[0].kl, abs=1e-5)
+    again = ask(bench, "fit_lens", name="twice", method="jacobian", prompts=TEXTS, skip_first=2, merge="part")
+    assert (again.card.prompts, again.merged) == (2, 2)  # no text counts twice
+
+
+def test_a_fit_that_was_stopped_is_resumed_by_the_same_call(bench: Bench) -> None:
+    import torch
+
+    from nnterp_mcp.worker.lenses import read_saved_lens
+
+    asked = {"name": "cut", "method": "jacobian", "prompts": [*TEXTS, TEXTS[0]], "skip_first": 2}
+
+    def send(progress: Any) -> None:
+        if 1 < progress.done < 2:
+            job.stop(Cancelled("cancelled"))
+
+    job = Job(1, send)
+    with pytest.raises(Cancelled):
+        ask(bench, "fit_lens", job, **asked)
+
+    assert job.partial is not None
+    stopped = job.partial()
+    assert stopped is not None
+    answer = specs()["fit_lens"].summarize(stopped)
+    assert "fitted on 1 prompt" in answer.finding
+    assert "the same call resumes it" in answer.finding
+    resumed = ask(bench, "fit_lens", **asked)
+    again = ask(bench, "fit_lens", **asked)
+    whole = ask(bench, "fit_lens", **asked | {"name": "whole"})
+    assert [(fit.card.prompts, fit.resumed, fit.replaced) for fit in (resumed, again, whole)] == [
+        (2, 1, False),
+        (2, 2, False),
+        (2, 0, False),
+    ]
+    ours, theirs = read_saved_lens(bench, "cut"), read_saved_lens(bench, "whole")
+    assert ours is not None
+    assert theirs is not None
+    for layer in (0, 1, 2):
+        torch.testing.assert_close(ours.matrices[layer], theirs.matrices[layer], atol=1e-6, rtol=0)
+    assert ask(bench, "fit_lens", **asked | {"skip_first": 3}).replaced
+
+
+def test_token_directions_are_pulled_back_through_a_lens(bench: Bench) -> None:
+    import torch
+
+    from nnterp_mcp.worker.lenses import find_lens
+
+    ask(bench, "fit_lens", name="own", method="jacobian", prompts=TEXTS, skip_first=2)
+    texts = {"positive": [" the"], "negative": [" of"], "method": "unembedding_difference"}
+    plain = ask(bench, "make_vector", name="plain", **texts)
+    made = ask(bench, "make_vector", name="through", lens="own", **texts)
+
+    assert (plain.card.layers, made.card.layers) == ([], [0, 1, 2, 3])
+    lens = find_lens(bench, "own")
+    assert lens is not None
+    head, tokenizer = bench.model.module.get_parameter("lm_head.weight"), bench.model.tokenizer
+    the, of = (head[tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0) for word in (" the", " of"))  # pyright: ignore
+    torch.testing.assert_close(bench.find_vector("through")[1], (the - of) @ lens[0].matrices[1])
+    torch.testing.assert_close(bench.find_vector("through")[3], bench.find_vector("plain"))
+
+
+def test_what_cannot_be_fitted_or_merged_is_refused(bench: Bench) -> None:
+    fit = {"name": "own", "method": "jacobian", "prompts": TEXTS[:1], "skip_first": 2, "layers": [1]}
+    ask(bench, "fit_lens", **fit)
+
+    with pytest.raises(InvalidRequest, match="tiny has no lens 'none'; its fitted lenses: own"):
+        ask(bench, "logit_lens", prompts=PROMPT, lens="none")
+    with pytest.raises(InvalidRequest, match="needs no fit"):
+        ask(bench, "fit_lens", **fit | {"name": "logit"})
+    with pytest.raises(InvalidRequest, match="fitted in one call"):
+        ask(bench, "fit_lens", **fit | {"method": "tuned", "merge": "own"})
+    with pytest.raises(InvalidRequest, match="has layers 1, and cannot be merged"):
+        ask(bench, "fit_lens", **fit | {"name": "b", "merge": "own", "layers": [0, 1]})
+    with pytest.raises(InvalidRequest, match="leaves out the first 2 tokens"):
+        ask(bench, "fit_lens", **fit | {"name": "b", "merge": "own", "skip_first": 3})
+    with pytest.raises(InvalidRequest, match="before the last"):
+        ask(bench, "fit_lens", **fit | {"layers": [3]})
