@@ -15,7 +15,7 @@ from nnterp_mcp.toolset.find_circuit.result import (
     FindCircuitResult,
 )
 
-_EDGES = 8
+_EDGES = 6
 _PARTS = 12
 
 _EDGE_COLUMNS: list[Column[CircuitEdge]] = [
@@ -101,17 +101,17 @@ def _patched(result: FindCircuitResult) -> str:
 def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
     over = "" if len(result.scored) == 1 else f", mean of {len(result.scored)} prompts"
     notes = [
-        "Scores: estimated change of the metric if the edge alone were corrupted (EAP-IG, "
-        f"{plural(result.steps, 'step')}{over}); patched: the change that it made."
+        f"score: estimated change if the edge alone is corrupted (EAP-IG, {plural(result.steps, 'step')}{over}); "
+        "patched: the change that it makes."
     ]
     if result.chosen is not None and result.chosen.faithfulness.mean < ENOUGH:
         notes.append("The circuit does not do what the model does: give more edges, or read its curve.")
     if not _held_out(result):
-        notes.append("Circuits were measured on the prompts on which they were found: 4 or more give held-out ones.")
+        notes.append("Measured on the prompts on which it was found: 4 or more give held-out ones.")
     if result.under is not None and result.from_one is not None:
         notes.append(
-            f"Over the share of edges, the area under the curve (CPR) is {number(brief(result.under))}, that between "
-            f"it and 1 (CMD) {number(brief(result.from_one))}."
+            f"Area under the curve by share of edges (CPR) {number(brief(result.under))}; between it and 1 (CMD) "
+            f"{number(brief(result.from_one))}."
         )
     notes += shared_tokens(result.shared)
     notes += left_out(len(result.parts) - _PARTS, "part", "parts")
