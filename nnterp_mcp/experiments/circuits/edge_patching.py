@@ -146,7 +146,7 @@ def _written(graph: EdgeGraph, given: Input) -> tuple[Float[Tensor, "sender posi
             "edges cannot be told apart.",
             "Patch activations instead.",
         ) from error
-    written = visitor.written[:, 0]
+    written = visitor.written[0]
     end = seen.states[graph.end].float()
     missing = end - written.sum(0)
     # Biases are in no head: what is missing has to be the same at every position.

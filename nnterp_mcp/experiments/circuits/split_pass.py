@@ -157,7 +157,8 @@ class PatchedPass(SplitPass):
         patched: 1 for an edge that carries the corrupted write, 0 for one that carries the run's own.
 
     Attributes:
-        written: What each sender writes in each copy.
+        written: What each sender writes in each copy; where edges are patched, what it writes in the corrupted run
+            beyond that.
     """
 
     def __init__(
@@ -168,10 +169,10 @@ class PatchedPass(SplitPass):
         patched: Float[Tensor, "copy sender receiver"] | None = None,
     ) -> None:
         super().__init__(graph, entry, graph.layers)
-        self.written = torch.zeros(len(graph.senders), *entry.shape, device=entry.device)
-        self.written[0] = entry
+        self.written = torch.zeros(len(entry), len(graph.senders), *entry.shape[1:], device=entry.device)
         self._corrupted = corrupted
         self._patched = patched
+        self._keep(slice(0, 1), entry[:, None])
         self._heads = self._raw = entry
 
     def split(
@@ -195,7 +196,7 @@ class PatchedPass(SplitPass):
     def on_attention(self, layer: GraphLayer, states: Tensor, rows: Tensor) -> Tensor:
         """Splits what attention writes by head, and patches the edges from these to the layer's own MLP."""
         own = slice(layer.writes, layer.writes + layer.heads)
-        self.written[own] = self._by_head(layer)
+        self._keep(own, self._by_head(layer))
         if self._patched is None or not layer.sequential:
             return rows
         mlp = layer.receivers.stop - 1
@@ -204,24 +205,27 @@ class PatchedPass(SplitPass):
 
     def on_mlp(self, layer: GraphLayer, states: Float[Tensor, "copy position hidden"]) -> None:
         """Keeps what the MLP writes."""
-        self.written[layer.writes + layer.heads] = states.float()
+        own = layer.writes + layer.heads
+        self._keep(slice(own, own + 1), states[:, None].float())
 
     def finish(self, stream: Float[Tensor, "copy position hidden"]) -> Float[Tensor, "copy position hidden"]:
         """The stream, with the edges to the logits patched."""
         if self._patched is None:
             return stream
-        everything = slice(0, len(self.written))
-        return stream + self._changes(everything, slice(-1, None))[:, 0].to(stream)
+        return stream + self._changes(slice(0, None), slice(-1, None))[:, 0].to(stream)
 
     def _changes(self, senders: slice, receivers: slice) -> Float[Tensor, "copy receiver position hidden"]:
         """What patched edges from some senders change at some receivers."""
-        assert self._corrupted is not None
         assert self._patched is not None
-        difference = self._corrupted[senders, None] - self.written[senders]
-        return torch.einsum("csr,scph->crph", self._patched[:, senders, receivers], difference)
+        patched = self._patched[:, senders, receivers].transpose(1, 2)
+        return (patched @ self.written[:, senders].flatten(2)).unflatten(2, self.written.shape[2:])
+
+    def _keep(self, senders: slice, states: Float[Tensor, "copy sender position hidden"]) -> None:
+        """Keeps what senders write."""
+        self.written[:, senders] = states if self._corrupted is None else self._corrupted[senders] - states
 
     @torch.no_grad()
-    def _by_head(self, layer: GraphLayer) -> Float[Tensor, "head copy position hidden"]:
+    def _by_head(self, layer: GraphLayer) -> Float[Tensor, "copy head position hidden"]:
         """What each head adds to the stream: a norm behind them has the scale that it has in the run."""
         model = self.graph.model
         projection = model.anatomy.layers[layer.index].output_projection
@@ -229,11 +233,11 @@ class PatchedPass(SplitPass):
         write = layer.attention
         with model.standing_down():
             weight = _weight(projection.module, self._heads).unflatten(0, self._heads.shape[-2:])
-            states = torch.einsum("cphw,hwo->hcpo", self._heads.to(weight), weight).float()
+            states = torch.einsum("cphw,hwo->chpo", self._heads.to(weight), weight).float()
             if write.norm is not None:
                 norm = freeze_norm(write.norm, self._raw.flatten(0, 1).double())
                 centred = states - states.mean(-1, keepdim=True) if norm.centres else states
-                states = centred * norm.gain.float().unflatten(0, self._raw.shape[:2])
+                states = centred * norm.gain.float().unflatten(0, self._raw.shape[:2])[:, None]
         return states * write.multiplier
 
 

@@ -16,7 +16,8 @@ from nnterp_mcp.toolset.find_circuit.result import (
 )
 
 _EDGES = 6
-_PARTS = 12
+_PARTS = 8
+"""Heads, and MLPs, that are named."""
 
 _EDGE_COLUMNS: list[Column[CircuitEdge]] = [
     Column("from", lambda edge: edge.sender),
@@ -35,9 +36,7 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
         Column("95 %", lambda size: size.faithfulness, Kind.INTERVAL, len(result.measured) > 1),
         Column(
             "random circuits",
-            lambda size: (
-                [_hundredths(min(size.randoms)), "to", _hundredths(max(size.randoms))] if size.randoms else None
-            ),
+            lambda size: _range(size.randoms),
             shown=any(size.randoms for size in result.curve),
         ),
     ]
@@ -49,8 +48,8 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
         truncated=hidden > 0,
         table=tabulate(_EDGE_COLUMNS, result.edges[:_EDGES]),
         profile=tabulate(curve, _partial(result)) if result.curve else None,
-        heads=[f"L{part.layer}H{part.head}" for part in result.parts[:_PARTS] if part.head is not None],
-        mlps=[part.layer for part in result.parts[:_PARTS] if part.head is None],
+        heads=[f"L{part.layer}H{part.head}" for part in result.parts if part.head is not None][:_PARTS],
+        mlps=[part.layer for part in result.parts if part.head is None][:_PARTS],
     )
 
 
@@ -82,8 +81,8 @@ def _compared(chosen: CircuitSize) -> str:
     count = len(chosen.randoms)
     share = number(brief((1 + reaching) / (count + 1)))
     return (
-        f"{reaching or 'None'} of {count} random circuits of as many edges {'is' if count == 1 else 'are'} as faithful "
-        f"(at most {number(_hundredths(max(chosen.randoms)))}; (n + 1) / (N + 1) = {share})."
+        f"{reaching or 'None'} of {count} random circuits of as many edges {'are' if reaching > 1 else 'is'} as "
+        f"faithful (at most {number(_hundredths(max(chosen.randoms)))}; (n + 1) / (N + 1) = {share})."
     )
 
 
@@ -114,7 +113,7 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
             f"{number(brief(result.from_one))}."
         )
     notes += shared_tokens(result.shared)
-    notes += left_out(len(result.parts) - _PARTS, "part", "parts")
+    notes += left_out(len(result.parts) - 2 * _PARTS, "part", "parts")
     return notes + left_out(hidden, "edge", "edges")
 
 
@@ -124,7 +123,7 @@ def _hundredths(value: float) -> float:
 
 
 def _range(values: Sequence[float]) -> Cell:
-    return [_hundredths(min(values)), "to", _hundredths(max(values))]
+    return [_hundredths(min(values)), "to", _hundredths(max(values))] if values else None
 
 
 def _partial(result: FindCircuitResult) -> list[CircuitSize]:

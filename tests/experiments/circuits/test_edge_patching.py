@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ class Case:
         return float(self.metric(logits))
 
 
-def standardized(family: str, change: Callable[[nn.Module], None] = lambda module: None) -> StandardizedTransformer:
+def standardized(family: str, change: Callable[[Any], None] = lambda module: None) -> StandardizedTransformer:
     weights = tiny_model(family)
     weights.requires_grad_(False)
     change(weights)
@@ -129,15 +130,15 @@ def test_layers_that_do_not_fit_the_memory_together_are_scored_pass_by_pass(
 class Straight(nn.Module):
     """In the place of a norm."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight = norm.weight
+        self.weight: nn.Parameter = norm.weight
 
     def forward(self, states: Tensor) -> Tensor:
         return states * self.weight
 
 
-def straighten(model: nn.Module) -> None:
+def straighten(model: Any) -> None:
     """Makes a Llama linear: norms that only multiply, uniform attention, MLPs without a bend."""
     for block in model.model.layers:
         block.input_layernorm = Straight(block.input_layernorm)
