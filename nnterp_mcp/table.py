@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
     Attributes:
         PLAIN: A number, in nats where nothing else is said, or a word.
-        TOKEN: A token, cut where it is long; in quotes.
+        TOKEN: A token, or several, cut where they are long; in quotes.
         TEXT: A text; in quotes.
         EITHER: Two texts of which one stands in the place of the other, or one text; in quotes, with a slash.
         TOKENS: Pairs or triples of tokens and a number, or one of these; tokens in quotes.
@@ -86,7 +86,7 @@ def _interval(mean: _Mean) -> Cell:
 
 
 _CELLS: dict[Kind, Callable[[Any], Cell]] = {
-    Kind.TOKEN: elided,
+    Kind.TOKEN: lambda value: list(map(elided, value)) if isinstance(value, list) else elided(value),
     Kind.TOKENS: _tokens,
     Kind.TOP: lambda pairs: _tokens(pairs, probability),
     Kind.PROBABILITY: probability,
@@ -112,7 +112,7 @@ def _quoted_values(cell: Any) -> Cell:
 
 
 _QUOTED: dict[Kind, Callable[[Any], Cell]] = {
-    Kind.TOKEN: lambda cell: quoted(str(cell)),
+    Kind.TOKEN: lambda cell: ", ".join(map(quoted, cell)) if isinstance(cell, list) else quoted(str(cell)),
     Kind.TEXT: lambda cell: quoted(str(cell)),
     Kind.EITHER: lambda cell: " / ".join(map(quoted, cell if isinstance(cell, list) else [cell])),
     Kind.TOKENS: _quoted_tokens,

@@ -47,7 +47,8 @@ class ToolMethods:
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
         method: Literal["direct", "gradient", "integrated", "patching"] = "direct",
-        by: Literal["layer", "sublayer", "head", "source_token", "neuron", "token"] | None = None,
+        by: Literal["layer", "sublayer", "head", "source_token", "neuron", "token", "feature"] | None = None,
+        dictionary: str | None = None,
         layers: int | str | Sequence[int] = "all",
         corrupted: Mapping[str, Any]
         | str

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DICTIONARY = Path(tempfile.gettempdir()) / "nnterp-mcp-tests" / "dictionary"
 """A random one for the tiny models, made where it is first needed: its path is part of calls that all tests share."""
@@ -37,3 +40,13 @@ def write(folder: Path, hook: str, width: int, latents: int = 0, **config: Any) 
     plain = {"architecture": "standard", "apply_b_dec_to_input": False, "metadata": {"hook_name": hook}}
     (folder / "cfg.json").write_text(json.dumps(plain | config))
     return str(folder)
+
+
+def plain_states(family: str, ids: list[int], layer: int) -> Tensor:
+    """The residual stream of a plain tiny model after a layer, without the first token."""
+    import torch
+
+    from nnterp_mcp.verification.tiny import tiny_model
+
+    with torch.no_grad():
+        return tiny_model(family)(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0, 1:]

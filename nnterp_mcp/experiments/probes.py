@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestCentroid
@@ -50,6 +51,26 @@ def make_probe(method: ProbeMethod, regularization: float = 1.0) -> Any:
     if method == "ridge":
         return make_pipeline(StandardScaler(), RidgeClassifier(alpha=regularization))
     return make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularization, max_iter=_STEPS))
+
+
+def make_sparse_probe(method: ProbeMethod, count: int) -> Any:
+    """An untrained probe that reads few features: those whose means differ most between classes of the training rows.
+
+    Args:
+        method: The probe that is trained on them.
+        count: How many features.
+
+    Source: Gurnee et al., "Finding Neurons in a Haystack: Case Studies with Sparse Probing" (2023).
+    """
+    return make_pipeline(SelectKBest(differ_in_mean, k=count), make_probe(method))
+
+
+def differ_in_mean(
+    features: Float[np.ndarray, "row latent"], labels: Int[np.ndarray, " row"]
+) -> Float[np.ndarray, " latent"]:
+    """How far the mean of a feature over a class lies from its mean over the others; of the classes the furthest."""
+    apart = [abs(features[labels == label].mean(0) - features[labels != label].mean(0)) for label in np.unique(labels)]
+    return np.max(apart, axis=0)
 
 
 def join_pairs(labels: Int[np.ndarray, " prompt"], texts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " prompt"]:

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from nnterp_mcp.pool.live_runs import Runs
 from nnterp_mcp.pool.pool import Pool
+from nnterp_mcp.runs.dictionaries import DictionaryStore
 from nnterp_mcp.runs.prompt_sets import PromptSetStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
@@ -27,6 +28,7 @@ class Session:
         runs: The runs.
         vectors: The named vectors.
         prompt_sets: The named prompt sets.
+        dictionaries: The loaded dictionaries of features.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,6 +37,7 @@ class Session:
         self.runs: Runs
         self.vectors = VectorStore(settings.data / "vectors")
         self.prompt_sets = PromptSetStore(settings.data / "prompt_sets")
+        self.dictionaries = DictionaryStore(settings.data / "dictionaries")
         self._tasks: TaskGroup
         self._stack = AsyncExitStack()
 

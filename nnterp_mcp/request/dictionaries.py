@@ -36,6 +36,10 @@ def parse_row(text: str) -> tuple[str, int | None, int]:
     return name, None if layer is None else int(layer), int(feature)
 
 
+UNLOAD = "unload"
+"""In place of a source: the dictionaries of that name are to be forgotten."""
+
+
 def _check_source(source: str) -> str:
     if "\0" in source or not source.strip():
         raise ValueError(f"source must be a folder or a Hub id with a path below it, not {shown(source)}")
@@ -72,6 +76,8 @@ class DictionaryLayer(BaseModel):
         reads: The site that it reads.
         writes: The place that a transcoder writes to; None for an autoencoder.
         scale: The factor of its input that calibration found, where its files leave it out; else None.
+        features: The number of its features.
+        nbytes: The memory that it takes, in bytes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,6 +86,8 @@ class DictionaryLayer(BaseModel):
     reads: FeatureSite
     writes: FeaturePlace | None = None
     scale: float | None = None
+    features: int = 0
+    nbytes: int = 0
 
     @property
     def place(self) -> FeaturePlace:

@@ -48,6 +48,15 @@ class DictionaryStore:
             raise InvalidRequest(f"{model} has no dictionary {shown(name)}: {known}.", "Load it with load_features.")
         return card
 
+    def delete(self, name: str, identity: ModelIdentity, model: str) -> None:
+        """Deletes a card; the files of the dictionaries stay.
+
+        Raises:
+            InvalidRequest: The model has no such dictionary.
+        """
+        self.find(name, identity, model)
+        self._path(name, identity).unlink(missing_ok=True)
+
     def _path(self, name: str, identity: ModelIdentity) -> Path:
         return self._folder / identity.folder / f"{name}.json"
 

@@ -12,6 +12,7 @@ from nnterp_mcp.experiments.features.basis import basis_of
 from nnterp_mcp.experiments.features.dictionary import Dictionary
 from nnterp_mcp.experiments.features.published import Published
 from nnterp_mcp.experiments.features.readings import require_feature_place
+from nnterp_mcp.experiments.features.registry import PREFIX, find_address
 from nnterp_mcp.experiments.features.shelf import Shelf
 from nnterp_mcp.experiments.features.sources import find_source
 from nnterp_mcp.formatting import ranges
@@ -89,7 +90,8 @@ class Dictionaries:
         """The dictionaries behind a source that this server may read.
 
         Args:
-            source: A folder, or a Hub id with a path below it; `@` and a branch, tag or commit may follow.
+            source: A folder, a Hub id with a path below it, or a release and id of SAELens' registry; `@` and a
+                branch, tag or commit may follow.
             layers: The layers that are wanted; None for all.
             tell: Called with the current step.
 
@@ -101,6 +103,8 @@ class Dictionaries:
             InvalidRequest: There are none.
             UnknownModel: There is no such repository.
         """
+        if source.startswith(PREFIX):
+            source = find_address(source)
         source, _, revision = source.partition("@") if not Path(source).exists() else (source, "", "")
         local = admit_dictionary(source, self.settings.allowed_models, self.settings.folders)
         found, commit = find_source(source, revision or None, local, layers, tell)

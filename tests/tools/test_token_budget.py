@@ -33,6 +33,7 @@ def test_the_page_is_read_as_it_is_written(count_tokens: Callable[[object], int]
     assert token_budget.read_definitions(page.replace(f"{definitions[longest]:,}", "1")) != definitions
 
 
+@pytest.mark.slow
 def test_default_answers_are_small(count_tokens: Callable[[object], int]) -> None:
     costs = anyio.run(token_budget.count_answers, count_tokens)
     large = {tool: cost for tool, cost in costs.items() if max(cost.text, cost.structured) > MOST}

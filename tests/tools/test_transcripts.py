@@ -15,7 +15,7 @@ from _pytest.mark import ParameterSet
 
 from tools import transcripts
 
-QUICK = {"examples/logit_lens.py", "methods/logit-lens.md", "methods/steering.md", "methods/attention.md"}
+QUICK = {"examples/logit_lens.py", "methods/logit-lens.md"}
 
 
 def cases(paths: Iterable[Path]) -> list[ParameterSet]:

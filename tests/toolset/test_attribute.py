@@ -89,7 +89,7 @@ def test_layers_that_are_not_split_stay_whole(bench: Bench) -> None:
 
 
 def test_many_neurons_are_listed_in_part_and_kept_in_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._LISTED", 20)
+    monkeypatch.setattr("nnterp_mcp.toolset.attribute.run.MOST_LISTED", 20)
     result = ask(bench, keeping := Keeping(), by="neuron")
     array, axes = keeping.kept["values"]
 
@@ -182,7 +182,7 @@ def test_patches_are_estimated_and_the_strongest_made(bench: Bench, by: str, sit
 
 
 def test_neurons_are_patched_in_estimate_and_kept_in_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnterp_mcp.toolset.attribute.run._LISTED", 5)
+    monkeypatch.setattr("nnterp_mcp.toolset.attribute.cells.MOST_LISTED", 5)
     arguments: dict[str, Any] = {"method": "patching", "by": "neuron", "corrupted": OTHER}
     result = ask(bench, keeping := Keeping(), **arguments)
     array, axes = keeping.kept["estimates"]
@@ -220,8 +220,11 @@ def test_interventions_are_in_force(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"by": "token"}, "method direct attributes by head, source_token, layer, sublayer, neuron, not by token"),
-        ({"method": "gradient", "by": "head"}, "method gradient attributes by token, not by head"),
+        (
+            {"by": "token"},
+            "method direct attributes by head, source_token, layer, sublayer, neuron, feature, not by token",
+        ),
+        ({"method": "gradient", "by": "head"}, "method gradient attributes by token, feature, not by head"),
         ({"method": "patching"}, "method patching needs corrupted prompts"),
         ({"corrupted": OTHER}, "method direct takes no corrupted: method patching does"),
         ({"targets": {}}, "method direct takes 1 to 6 target categories, the answer first, and 0 came"),

@@ -144,6 +144,34 @@ def test_a_wrong_hook_point_is_told_with_the_one_that_fits(bench: Bench, given: 
     assert not right.layers[0].faults
 
 
+def test_a_dictionary_is_listed_and_unloaded_by_name(bench: Bench, given: Path) -> None:
+    width = bench.model.hidden_size
+    source = write(given / "brief", f"blocks.{LAYER}.hook_resid_post", width, 7)
+    (layer,) = load(bench, name="brief", source=source).layers
+    (card,) = [card for card in bench.dictionaries.store.cards() if card.name == "brief"]
+    gone = load(bench, name="brief", source="unload")
+
+    assert layer.nbytes == card.layers[0].nbytes == 4 * (2 * 7 * width + 7 + width)
+    assert gone.freed == layer.nbytes
+    assert "brief" in LOAD.summarize(gone).text()
+    with pytest.raises(InvalidRequest, match="has no dictionary 'brief'"):
+        load(bench, name="brief", source="unload")
+
+
+def test_a_token_that_dominates_the_means_is_named(bench: Bench, given: Path) -> None:
+    width = bench.model.hidden_size
+    load(bench, name="means", source=write(given / "means", f"blocks.{LAYER}.hook_resid_post", width, 7))
+    groups = {"good": GOOD, "bad": BAD}
+    plain = read(bench, dictionary="means", prompts=groups)
+    longer = {"op": "scale", "site": "layers_output", "layers": LAYER, "factor": 90, "positions": -1, "prompts": 1}
+    edited = read(bench, dictionary="means", prompts=groups, interventions=[longer])
+
+    assert plain.dominant is None
+    assert edited.dominant is not None
+    assert (edited.dominant.group, edited.dominant.prompt, edited.dominant.layer) == ("good", 1, LAYER)
+    assert "dominates the mean at layer 2" in FEATURES.summarize(edited).text()
+
+
 def test_what_does_not_belong_to_the_model_is_refused_by_name(bench: Bench, given: Path, tmp_path: Path) -> None:
     width = bench.model.hidden_size
     wide = write(given / "wide", f"blocks.{LAYER}.hook_resid_post", width + 1, 5)

@@ -78,6 +78,7 @@ def test_says_why_a_type_cannot_be_read() -> None:
         assert words in reason
 
 
+@pytest.mark.slow
 def test_census_runs_side_by_side_and_counts() -> None:
     seen: list[str] = []
     reports = check_all_types(jobs=1, types=["gpt2", "mamba"], on_report=lambda report: seen.append(report.name))

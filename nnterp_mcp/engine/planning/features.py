@@ -26,6 +26,7 @@ class FeatureBasis:
         latents: The number of its features.
         reads: The hook points whose states it reads, added up where there are several.
         writes: The hook point that it reconstructs.
+        width: The width of the states there.
         encode: The features of states, from those of each hook point that it reads.
         write: Given changes of chosen features, their indices and the states that were read, the change of the
             reconstruction.
@@ -35,6 +36,7 @@ class FeatureBasis:
     latents: int
     reads: Sequence[Place]
     writes: Place
+    width: int
     encode: Callable[[Sequence[Float[Tensor, "token width"]]], Float[Tensor, "token latent"]]
     write: Callable[[Float[Tensor, "token chosen"], Tensor, Sequence[Tensor]], Float[Tensor, "token output"]]
 
@@ -67,6 +69,7 @@ def find_bases(
 def rewritten(operation: EditFeatures, basis: FeatureBasis) -> Rewritten:
     """The change of the states at the hook point that a dictionary reconstructs."""
     chosen = torch.tensor(resolve_indices(operation.features, basis.latents, "feature", operation.dictionary))
+    along = None if operation.random is None else _direction(basis.width, operation.random)
     earlier = [place for place in basis.reads if place != basis.writes]
 
     def rewrite(part: Tensor, reads: Sequence[Tensor]) -> Tensor:
@@ -76,10 +79,18 @@ def rewritten(operation: EditFeatures, basis: FeatureBasis) -> Rewritten:
         at = chosen.to(part.device)
         active = basis.encode(states)[:, at]
         change = _changed(operation, active) - active
-        moved = own + basis.write(change, at, states)
+        move = basis.write(change, at, states)
+        if along is not None:
+            move = move.norm(dim=-1, keepdim=True) * along.to(move)
+        moved = own + move
         return torch.where((change != 0).any(-1, keepdim=True), moved, own).view_as(part).to(part)
 
     return Rewritten(rewrite, earlier)
+
+
+def _direction(width: int, seed: int) -> Float[Tensor, " width"]:
+    drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm()
 
 
 def _changed(operation: EditFeatures, active: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:

@@ -32,6 +32,9 @@ PartKind = Literal[
     "mlp",
     "neuron",
     "mlp bias",
+    "feature",
+    "decoder bias",
+    "reconstruction error",
     "rest",
     "final norm bias",
     "head bias",
@@ -47,7 +50,8 @@ class LogitPart:
     """Something that is added to the residual stream, or after it.
 
     Attributes:
-        kind: Its kind. `rest` is what a layer adds other than attention and MLP: a mixer, an MLP that is no module of
+        kind: Its kind. `feature`, `decoder bias` and `reconstruction error` make up the states that a dictionary
+            reconstructs. `rest` is what a layer adds other than attention and MLP: a mixer, an MLP that is no module of
             its own, an intervention. `token choice` is log-sum-exp over a category's tokens less their weighted mean.
         layer: The layer; None outside of layers.
         index: The head or the neuron.
@@ -70,6 +74,7 @@ class DirectLogits:
         metric: The metric of the model itself, which they add up to.
         error: The largest difference between their sum and the metric.
         rescaled: Whether something after the head (softcap, scale) changes logits; its factor is frozen too.
+        streams: The direction of each prompt's last residual stream whose product with a part is its contribution.
     """
 
     parts: list[LogitPart]
@@ -77,6 +82,7 @@ class DirectLogits:
     metric: Float[Tensor, " prompt"]
     error: float
     rescaled: bool
+    streams: Float[Tensor, "prompt hidden"]
 
 
 def attribute_directly(
@@ -165,7 +171,7 @@ def attribute_each(
             found = _Sum(model, states, direction, writes, bool(work.plan)).parts
             parts = list(found)
             values = torch.stack([amount.to(direction.metric) for amount in found.values()], 1).cpu()
-            rows = zip(values, direction.metric.cpu(), strict=True)
+            rows = zip(values, direction.metric.cpu(), direction.stream.cpu(), strict=True)
             of_sets.append([_Found(parts, *row, direction.rescaled) for row in rows])
         return list(zip(*of_sets, strict=True))
 
@@ -181,6 +187,7 @@ class _Found:
     parts: list[LogitPart]
     values: Float[Tensor, " part"]
     metric: Float[Tensor, ""]
+    stream: Float[Tensor, " hidden"]
     rescaled: bool
 
 
@@ -228,7 +235,8 @@ def _assemble(model: StandardizedTransformer, found: Sequence[_Found]) -> Direct
             f"{float(metric[worst]):.4g}: something in it is not linear once its norms are frozen.",
             "Attribute to whole layers, or by gradients or patching.",
         )
-    return DirectLogits(parts, values, metric, float(gaps.max()), any(told.rescaled for told in found))
+    streams = torch.stack([told.stream for told in found])
+    return DirectLogits(parts, values, metric, float(gaps.max()), any(told.rescaled for told in found), streams)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Activity:
         positions: Its position.
         latents: The number of features.
         errors: For each token, the norm of what the reconstruction leaves out, over that of what it reconstructs.
+        norms: For each token, the norm of the state that was encoded.
     """
 
     tokens: Int[Tensor, " entry"]
@@ -43,6 +44,7 @@ class Activity:
     positions: Int[Tensor, " token"]
     latents: int
     errors: Float[Tensor, " token"]
+    norms: Float[Tensor, " token"]
 
     @property
     def l0(self) -> float:
@@ -70,12 +72,7 @@ class Activity:
         """
         counts = self.features.bincount(minlength=self.latents)
         sums = torch.zeros(self.latents).index_add_(0, self.features, self.values)
-        alike = torch.ones(self.latents, dtype=torch.bool)
-        for measure in (counts, sums / counts.clamp_min(1)):
-            alike &= (measure >= measure[feature] / 2) & (measure <= measure[feature] * 2)
-        alike[feature] = False
-        alike &= counts > 0
-        found = alike.nonzero()[:, 0]
+        found = torch.tensor(find_matched(counts, sums, feature), dtype=torch.long)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         return found[order[:count]].tolist()
 
@@ -105,6 +102,35 @@ class Activity:
         return list(zip(self.tokens[entries[top.indices]].tolist(), top.values.tolist(), strict=True))
 
 
+def find_matched(
+    counts: Int[Tensor, " latent"],
+    sums: Float[Tensor, " latent"],
+    feature: int,
+    fewest: int = 0,
+    without: Sequence[int] = (),
+) -> list[int]:
+    """Features that are active about as often and as strongly as one: within a factor of two of both.
+
+    Args:
+        counts: At how many tokens each feature is active.
+        sums: The sum of its activations.
+        feature: The feature.
+        fewest: Where fewer are so close, the nearest ones in both on a logarithmic scale, this many.
+        without: Features that are not taken.
+    """
+    apart = torch.zeros(len(counts))
+    for measure in (counts.float(), sums / counts.clamp_min(1)):
+        ratio = measure.clamp_min(1e-9) / measure[feature].clamp_min(1e-9)
+        apart = torch.maximum(apart, ratio.log2().abs())
+    apart[counts == 0] = torch.inf
+    apart[[feature, *without]] = torch.inf
+    found = (apart <= 1).nonzero()[:, 0]
+    if len(found) < fewest:
+        found = apart.argsort()[:fewest]
+        found = found[apart[found].isfinite()]
+    return found.tolist()
+
+
 def read_activity(
     model: StandardizedTransformer,
     work: Workload,
@@ -123,7 +149,7 @@ def read_activity(
         out: Where a transcoder writes; None for an autoencoder.
         positions: For each prompt, the positions to read in the unpadded prompt.
     """
-    found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = {}
     for read in read_tokens(model, work, list(dict.fromkeys([place, *([out] if out else [])])), positions):
         split = [part.split(list(read.counts)) for part in (read.states[place], read.states[out or place])]
         for number, states, target in zip(read.prompts, *split, strict=True):
@@ -134,18 +160,19 @@ def read_activity(
     return Activity(
         tokens=torch.cat([at + begin for (at, *_), begin in zip(ordered, begins, strict=True)]),
         features=torch.cat([features for _, features, *_ in ordered]),
-        values=torch.cat([values for _, _, values, _ in ordered]),
+        values=torch.cat([values for _, _, values, *_ in ordered]),
         prompts=torch.arange(len(counts)).repeat_interleave(counts),
         positions=torch.tensor([at for here in positions for at in here]),
         latents=made.latents,
-        errors=torch.cat([errors for *_, errors in ordered]),
+        errors=torch.cat([errors for *_, errors, _ in ordered]),
+        norms=torch.cat([norms for *_, norms in ordered]),
     )
 
 
 def _encode(
     made: Dictionary, states: Float[Tensor, "token input"], target: Float[Tensor, "token output"]
-) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, " token"]]:
-    """The active features of one prompt as token, feature and activation, and the relative error at each token."""
+) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """The active features of one prompt as token, feature and activation; each token's relative error and its norm."""
     parts: list[tuple[Tensor, ...]] = []
     some, begin = max(1, _CHUNK // made.latents), 0
     for read, wanted in zip(states.split(some), target.split(some), strict=True):
@@ -154,10 +181,10 @@ def _encode(
         at, latent = features.nonzero(as_tuple=True)
         missing = (wanted - made.decode(features, read)).norm(dim=-1)
         size = wanted.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        parts.append((at + begin, latent, features[at, latent], missing / size))
+        parts.append((at + begin, latent, features[at, latent], missing / size, read.norm(dim=-1)))
         begin += len(read)
-    tokens, latents, values, errors = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return tokens, latents, values, errors
+    tokens, latents, values, errors, norms = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return tokens, latents, values, errors, norms
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def basis_of(
         return made.decode_change(change, chosen, states(parts))
 
     # The stream between attention and MLP moves by what is added to the contribution of attention.
-    return FeatureBasis(name, made.latents, sites_behind(place), _writable(written), encode, write)
+    width = made.decoder.shape[1]
+    return FeatureBasis(name, made.latents, sites_behind(place), _writable(written), width, encode, write)
 
 
 def _writable(place: FeaturePlace) -> Place:

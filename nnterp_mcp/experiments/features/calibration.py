@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
@@ -28,6 +28,12 @@ LARGEST_FVU = 1.0
 
 LARGEST_RATIO = 2.0
 """Ratio of active features to declared ones above which a dictionary does not read what it was trained on."""
+
+_CLEARLY = 0.95
+"""Share of the FVU at the declared hook point below which another one fits clearly better."""
+
+_SAMPLE = 320
+"""Tokens on which hook points are compared, at most."""
 
 _CHUNK = 1 << 25
 """Features that are computed at once."""
@@ -111,21 +117,34 @@ def measure_fit(
     Returns:
         The fit, and the reconstruction.
     """
-    active, parts = torch.zeros(made.latents, dtype=torch.long, device=read.device), []
+    active, back = _reconstruct(made, read)
+    return _compare(active, back, written), back
+
+
+def _reconstruct(
+    made: Dictionary, read: Float[Tensor, "token input"]
+) -> tuple[Int[Tensor, " latent"], Float[Tensor, "token output"]]:
+    """The number of tokens at which each feature is active, and the reconstruction."""
+    active, parts = torch.zeros(made.latents, dtype=torch.long, device=read.device), list[Tensor]()
     for some in read.split(max(1, _CHUNK // made.latents)):
         check_cancelled()
         features = made.encode(some)
         active += (features > 0).sum(0)
         parts.append(made.decode(features, some))
-    back, target = torch.cat(parts).double(), written.double()
+    return active, torch.cat(parts)
+
+
+def _compare(
+    active: Int[Tensor, " latent"], back: Float[Tensor, "token output"], written: Float[Tensor, "token output"]
+) -> Reconstructed:
+    made, target = back.double(), written.double()
     variance = (target - target.mean(0)).square().sum()
-    fit = Reconstructed(
-        l0=float(active.sum()) / len(read),
-        fvu=float((target - back).square().sum() / variance),
-        cosine=float(torch.nn.functional.cosine_similarity(target, back, dim=-1).mean()),
+    return Reconstructed(
+        l0=float(active.sum()) / len(back),
+        fvu=float((target - made).square().sum() / variance),
+        cosine=float(torch.nn.functional.cosine_similarity(target, made, dim=-1).mean()),
         silent=float((active == 0).double().mean()),
     )
-    return fit, torch.cat(parts)
 
 
 def read_all(
@@ -149,27 +168,72 @@ def read_all(
     return {place: torch.cat([by[number] for number in sorted(by)]) for place, by in rows.items()}
 
 
-def fit_other_places(
-    model: StandardizedTransformer, work: Workload, made: Dictionary, layer: int
-) -> list[tuple[FeaturePlace, FeaturePlace | None, Reconstructed]]:
-    """Fit of a dictionary at every hook point of a layer whose states have its width, the best first.
+@dataclass(frozen=True)
+class Candidate:
+    """A hook point where a dictionary may belong, and how it fits there on a sample of the tokens.
+
+    Attributes:
+        place: What it reads there.
+        out: What a transcoder writes; None for an autoencoder.
+        fit: The fit.
+    """
+
+    place: FeaturePlace
+    out: FeaturePlace | None
+    fit: Reconstructed
+
+
+def compare_places(
+    model: StandardizedTransformer, work: Workload, made: Dictionary, place: FeaturePlace, out: FeaturePlace | None
+) -> list[Candidate]:
+    """Fits of a dictionary at every hook point whose states have its width, the best first.
+
+    The hook points are those of the layer, and the same site of the layers before and after it. At all of them the
+    same tokens are reconstructed, a sample, so that their fractions of variance unexplained can be compared.
 
     Args:
         model: The model.
         work: The prompts.
         made: The dictionary.
-        layer: The layer.
+        place: The place that it is said to read.
+        out: The place that a transcoder is said to write to.
     """
-    outputs = [FeaturePlace(site, layer) for site in _OUTPUTS] if made.transcodes else []
-    places = [FeaturePlace(site, layer) for site in _INPUTS]
-    states = read_all(model, work, [place for place in {*places, *outputs} if _has(model, place)])
-    found: list[tuple[FeaturePlace, FeaturePlace | None, Reconstructed]] = []
-    for place in (place for place in places if place in states and states[place].shape[1] == made.encoder.shape[1]):
-        for out in [one for one in outputs if one in states] or [None]:
-            written = states[out or place]
-            if written.shape[1] == made.decoder.shape[1] and out != place:
-                found.append((place, out, measure_fit(made, states[place], written)[0]))
-    return sorted(found, key=lambda one: one[2].fvu)
+    assert place.layer is not None
+    layer = place.layer
+    outputs = {FeaturePlace(site, layer) for site in _OUTPUTS} | {out} if out is not None else {None}
+    # The output of the layer before is the input of this one.
+    near = [layer + 1] if place.site == "layers_output" else [layer - 1, layer + 1]
+    places = {FeaturePlace(site, layer) for site in _INPUTS} | {place}
+    places |= set() if out is not None else {FeaturePlace(place.site, at) for at in near}
+    asked = [one for one in places | outputs if one is not None and _has(model, one)]
+    states = {at: _sample(found) for at, found in read_all(model, work, asked).items()}
+    found: list[Candidate] = []
+    for at in (at for at in places if at in states and states[at].shape[1] == made.encoder.shape[1]):
+        encoded, back = _reconstruct(made, states[at])
+        targets = [at] if out is None else [to for to in outputs if to in states and to != at]
+        found += [
+            Candidate(at, None if out is None else to, _compare(encoded, back, states[to]))
+            for to in targets
+            if to is not None and states[to].shape[1] == made.decoder.shape[1]
+        ]
+    return sorted(found, key=lambda one: (one.fit.fvu, (one.place, one.out) != (place, out)))
+
+
+def find_better(found: Sequence[Candidate], place: FeaturePlace, out: FeaturePlace | None) -> Candidate | None:
+    """The hook point that a dictionary fits clearly better than the one that it is said to read, if there is one.
+
+    Args:
+        found: The hook points, the best first.
+        place: The place that it is said to read.
+        out: The place that a transcoder is said to write to.
+    """
+    own = next((one.fit.fvu for one in found if (one.place, one.out) == (place, out)), None)
+    best = found[0] if found else None
+    return best if best is not None and own is not None and best.fit.fvu < _CLEARLY * own else None
+
+
+def _sample(states: Float[Tensor, "token width"]) -> Float[Tensor, "some width"]:
+    return states[:: max(1, len(states) // _SAMPLE)][:_SAMPLE]
 
 
 def _has(model: StandardizedTransformer, place: FeaturePlace) -> bool:

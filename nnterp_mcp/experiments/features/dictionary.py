@@ -137,12 +137,15 @@ class Dictionary:
             chosen: Their indices.
             states: The states that were encoded.
         """
-        moved = change @ self.decoder[chosen]
-        if self.transcodes:
-            return moved
-        if self.normalization == "constant_norm":
-            return moved * (states.norm(dim=-1, keepdim=True) / states.shape[-1] ** 0.5)
-        return moved * states.std(-1, keepdim=True) if self.normalization == "layer_norm" else moved
+        return change @ self.decoder[chosen] * self.write_scales(states)
+
+    def write_scales(self, states: Float[Tensor, "token input"]) -> Float[Tensor, "token 1"]:
+        """The factor of decoder rows at each token, where normalization is undone; 1 elsewhere."""
+        if not self.transcodes and self.normalization == "constant_norm":
+            return states.norm(dim=-1, keepdim=True) / states.shape[-1] ** 0.5
+        if not self.transcodes and self.normalization == "layer_norm":
+            return states.std(-1, keepdim=True)
+        return torch.ones_like(states[:, :1])
 
     def reconstruct(self, states: Float[Tensor, "token input"]) -> Float[Tensor, "token output"]:
         """The states as the dictionary has them: encoded and decoded."""

@@ -31,7 +31,7 @@ _MARKS: dict[str, Callable[[Path, str], Iterable[Published]]] = {
     r"params\.safetensors": lambda path, source: [from_gemma_scope_2(path.parent, source)],
     r"hyperparams\.json": lambda path, source: [from_llama_scope(path.parent)],
     r"layer\d+\.sae\.pt": lambda path, source: [from_qwen_scope(path, source)],
-    r"layer_0\.safetensors": lambda path, source: from_circuit_tracer(path.parent),
+    r"layer_\d+\.safetensors": lambda path, source: from_circuit_tracer(path.parent) if _is_first(path) else (),
     r"W_enc_0\.safetensors": lambda path, source: from_cross_layer(path.parent),
 }
 """A file by which each layout is known."""
@@ -73,6 +73,11 @@ def _published(path: Path, folder: Path, source: str) -> Iterable[Published]:
         if re.fullmatch(pattern, path.name):
             return read(path, source if inner == "." else f"{source}/{inner}")
     return ()
+
+
+def _is_first(path: Path) -> bool:
+    """True for one file of a set, of which some layers alone may have been downloaded."""
+    return path.name == min(other.name for other in path.parent.glob("layer_*.safetensors"))
 
 
 def _files(folder: Path, depth: int) -> list[Path]:

@@ -43,9 +43,11 @@ class Shelf:
         self._dictionaries[key] = made
         return made
 
-    def drop(self, name: str) -> None:
-        """Forgets the dictionaries of a handle."""
+    def drop(self, name: str) -> int:
+        """Forgets the dictionaries of a handle, and returns the bytes that they took."""
+        before = self.nbytes
         self._dictionaries = {key: made for key, made in self._dictionaries.items() if key[0] != name}
+        return before - self.nbytes
 
     def _read(self, model: StandardizedTransformer, load: Callable[[], Dictionary]) -> Dictionary:
         made = load()

@@ -44,6 +44,9 @@ def find_source(
     if local is not None:
         return find_dictionaries(local, str(local)), None
     repository, inner = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
+    if inner.endswith(_TENSORS):  # one layer's file among those of others
+        layer, inner = _layer_of(inner), inner.rpartition("/")[0]
+        layers = layers if layer is None else [layer]
 
     def choose(names: Sequence[str]) -> list[str]:
         return choose_files(names, source, inner, layers)

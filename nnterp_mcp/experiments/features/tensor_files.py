@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -107,6 +109,8 @@ def _open_pt(path: Path) -> dict[str, Callable[[], Tensor]]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "truncated" in str(error) or not _is_pickle(path):
+            raise InvalidRequest(f"{path.name} is damaged, or no file of torch.save.") from error
         raise Forbidden(
             f"{path.name} is a pickle of more than tensors, which could run code", "Convert it to safetensors."
         ) from error
@@ -114,6 +118,18 @@ def _open_pt(path: Path) -> dict[str, Callable[[], Tensor]]:
         raise InvalidRequest(f"{path.name} holds no tensors by name.")
     named: dict[Any, Any] = found
     return {str(name): lambda value=value: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def _is_pickle(path: Path) -> bool:
+    """The file has a whole pickle in it, alone or in an archive as torch.save writes it."""
+    if is_zipfile(path):
+        return True
+    try:
+        with path.open("rb") as file:
+            deque(pickletools.genops(file), maxlen=0)  # reads the operations, and runs none
+    except (ValueError, pickle.UnpicklingError):
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

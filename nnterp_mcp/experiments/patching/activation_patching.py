@@ -6,7 +6,7 @@ clean run (noising) was needed. The two need not be the same cells.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -23,13 +23,14 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.replacements import Replacement, SourceStates, replace_states
+from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
+from nnterp_mcp.experiments.patching.exchange import Exchange
 from nnterp_mcp.experiments.patching.path_patching import PathBranches, Receiver
-from nnterp_mcp.experiments.patching.run_cache import Observations
+from nnterp_mcp.experiments.patching.run_cache import Observations, PairRuns
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
@@ -39,7 +40,6 @@ Direction = Literal["denoising", "noising"]
 Ablation = Literal["zero", "mean"]
 
 _WORK = Workload(())
-_RESIDUAL: frozenset[Site] = frozenset({"layers_input", "layers_output", "token_embeddings"})
 
 
 @dataclass(frozen=True)
@@ -248,27 +248,57 @@ class Patcher:
         work: Workload,
     ) -> tuple[float, float, Tensor, list[bool]]:
         """The metric of the clean, the corrupted and each patched run; which of these follow by construction."""
-        pair = self.pairs[index]
-        patches_clean = self._patches_clean(pair)
-        asked = reduce_to_metric(self.metric, self.targets[pair.index] if self.targets else ())
-        found = self._runs.find(self.model, index, pair, places, asked, patches_clean=patches_clean)
-        clean, corrupted = found.clean, found.corrupted
-        own, other = (clean, corrupted) if patches_clean else (corrupted, clean)
-        assert own is not None
-        exchange = _Exchange(
+        found = self.run_pair(index, places)
+        own, other = self.exchanged(index, found)
+        exchange = Exchange(
             own, other, ablated or {}, self.corresponding(index), self.grid.by_unit, self.receivers is not None
         )
-        edits = replace_states(
-            new for row, run in enumerate(runs) for cell in run if (new := exchange.replacement(row, cell)) is not None
+        news = [
+            new
+            for row, run in enumerate(runs)
+            for cell in run
+            if (new := exchange.replacement(row, cell.place, cell.column)) is not None
+        ]
+        good, bad, values = self.replace(index, found, news, len(runs), work)
+        last = Place("layers_output", self.model.anatomy.last.index)
+        return good, bad, values, [exchange.decides([(c.place, c.column) for c in run], last) for run in runs]
+
+    def run_pair(self, index: int, places: Sequence[Place]) -> PairRuns:
+        """The unpatched runs of a pair, with their states at some places."""
+        clean_first = self._patches_clean(self.pairs[index])
+        return self._runs.find(
+            self.model, index, self.pairs[index], places, self._asked(index), patches_clean=clean_first
         )
-        values = self._measure(index, own, edits, asked, found.reference, len(runs), work)
-        for run in (clean, corrupted):
+
+    def exchanged(self, index: int, found: PairRuns) -> tuple[Observed, Observed | None]:
+        """The run of a pair that is patched, and the one that states are taken from; None where they are ablated."""
+        if self._patches_clean(self.pairs[index]):
+            return found.clean, found.corrupted
+        assert found.corrupted is not None
+        return found.corrupted, found.clean
+
+    def replace(
+        self, index: int, found: PairRuns, news: Sequence[Replacement], runs: int, work: Workload
+    ) -> tuple[float, float, Float[Tensor, " run"]]:
+        """The metric of both runs of a pair, and of runs in which states are replaced.
+
+        Args:
+            index: The pair's number.
+            found: Its unpatched runs.
+            news: The replacements, whose rows are the numbers of the runs.
+            runs: How many runs there are.
+            work: The size of batches, and where progress is reported.
+        """
+        own, _ = self.exchanged(index, found)
+        values = self._measure(index, own, replace_states(news), self._asked(index), found.reference, runs, work)
+        for run in (found.clean, found.corrupted):
             if run is not None:
                 require_finite(run.numbers["total"], "logits")
-        good = float(clean.numbers["value"])
-        bad = good if corrupted is None else float(corrupted.numbers["value"])
-        last = Place("layers_output", self.model.anatomy.last.index)
-        return good, bad, values, [exchange.decides(run, last) for run in runs]
+        good = float(found.clean.numbers["value"])
+        return good, good if found.corrupted is None else float(found.corrupted.numbers["value"]), values
+
+    def _asked(self, index: int) -> LogitReduction:
+        return reduce_to_metric(self.metric, self.targets[self.pairs[index].index] if self.targets else ())
 
     def _patches_clean(self, pair: Pair) -> bool:
         return self.direction == "noising" or pair.corrupted is None
@@ -316,76 +346,3 @@ class Patcher:
         if measured:
             values[list(measured)] = torch.stack(list(measured.values()))
         return values.cpu()
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """States of another run for those of a run's own.
-
-    Attributes:
-        own: The run that is patched.
-        other: The run from which states are taken; None where states are ablated.
-        means: The states that an ablation puts in, by place; zeros where there are none.
-        spans: The positions of each span, with those that states are taken from.
-        by_unit: A cell's column is a head or a neuron.
-        along_paths: The rest of the run is frozen.
-    """
-
-    own: Observed
-    other: Observed | None
-    means: Mapping[Place, Tensor]
-    spans: Sequence[Sequence[tuple[int, int]]]
-    by_unit: bool
-    along_paths: bool
-
-    def decides(self, run: Sequence[Cell], last: Place) -> bool:
-        """Checks that the metric follows from a run's cells, whatever the model computes between them and the logits.
-
-        Args:
-            run: The cells.
-            last: The output of the last layer.
-        """
-        return any(
-            self._decides(place, {at for cell in run if cell.place == place for at in self._pairs(cell)}, last)
-            for place in {cell.place for cell in run}
-        )
-
-    def _decides(self, place: Place, covered: Collection[tuple[int, int]], last: Place) -> bool:
-        if place.site not in _RESIDUAL:
-            return False
-        length = len(self.own.given)
-        other = length if self.other is None else len(self.other.given)
-        if place == last and (length - 1, other - 1) in covered:
-            return True
-        if self.along_paths or other != length:
-            return False
-        return all((at, at) in covered for at in range(length) if self._differs(place, at))
-
-    def _differs(self, place: Place, at: int) -> bool:
-        if self.other is not None and not self.other.states:
-            return not self.own.given.agrees(at, self.other.given, at)
-        own = self.own.states[place][at]
-        known = self.means if self.other is None else self.other.states
-        return bool((own != known[place][at]).any() if place in known else own.any())
-
-    def _pairs(self, cell: Cell) -> Sequence[tuple[int, int]]:
-        return sorted({at for span in self.spans for at in span}) if self.by_unit else self.spans[cell.column]
-
-    def replacement(self, row: int, cell: Cell) -> Replacement | None:
-        """The states of a cell that differ from the run's own; None if none do."""
-        pairs, other = self._pairs(cell), self.other
-        units = (cell.column,) if self.by_unit else None
-        if other is not None and not other.states:
-            pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
-            states = SourceStates(other, [source for _, source in pairs])
-            return Replacement(row, cell.place, [at for at, _ in pairs], states, units) if pairs else None
-        into, from_ = [at for at, _ in pairs], [at for _, at in pairs]
-        known = self.means if other is None else other.states
-        own = self.own.states[cell.place][into]
-        states = known[cell.place][from_] if cell.place in known else torch.zeros_like(own)
-        if self.by_unit:
-            own, states = own[:, [cell.column]], states[:, [cell.column]]
-        differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
-        if not differing:
-            return None
-        return Replacement(row, cell.place, [into[index] for index in differing], states[differing], units)

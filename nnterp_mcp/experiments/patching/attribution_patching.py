@@ -81,16 +81,7 @@ def estimate_effects(patcher: Patcher, work: Workload = _WORK) -> Estimates:
     Source: Nanda, "Attribution Patching" (2023); Syed et al., "Attribution Patching Outperforms Automated Circuit
     Discovery" (2023).
     """
-    if patcher.ablation is not None or patcher.receivers is not None or patcher.grid.windows or _edited(patcher):
-        raise Unsupported(
-            "attribution patching takes pairs of unedited runs, one layer at a time, and all paths: for others, patch "
-            "activations."
-        )
-    if patcher.metric == "kl" and patcher.direction == "noising":
-        raise InvalidRequest(
-            "the divergence from the clean run has no slope at the clean run.",
-            "Take the direction denoising, or the metric logit_difference or log_probability.",
-        )
+    require_slopes(patcher)
     clean: list[float] = []
     corrupted: list[float] = []
     effects: list[Tensor] = []
@@ -101,6 +92,25 @@ def estimate_effects(patcher: Patcher, work: Workload = _WORK) -> Estimates:
         effects.append(found)
         work.progress(index + 1, None, "pairs estimated")
     return Estimates(torch.tensor(clean), torch.tensor(corrupted), torch.stack(effects))
+
+
+def require_slopes(patcher: Patcher) -> None:
+    """Refuses a question that slopes do not answer.
+
+    Raises:
+        InvalidRequest: The metric has no slope at the run that is patched.
+        Unsupported: The patcher ablates, follows paths, patches windows, or acts on inputs with interventions.
+    """
+    if patcher.ablation is not None or patcher.receivers is not None or patcher.grid.windows or _edited(patcher):
+        raise Unsupported(
+            "attribution patching takes pairs of unedited runs, one layer at a time, and all paths: for others, patch "
+            "activations."
+        )
+    if patcher.metric == "kl" and patcher.direction == "noising":
+        raise InvalidRequest(
+            "the divergence from the clean run has no slope at the clean run.",
+            "Take the direction denoising, or the metric logit_difference or log_probability.",
+        )
 
 
 def _edited(patcher: Patcher) -> bool:
@@ -136,17 +146,27 @@ def compare_with_patches(
     patched = patcher.patch([[cells[at]] for at in chosen], work)
     own = estimates.clean if patcher.direction == "noising" else estimates.corrupted
     effects = patched.values - own[:, None]
-    real, estimated = effects.mean(0).double(), mean[chosen].double()
-    both = torch.stack([real, estimated])
-    varies = len(chosen) > 1 and bool((both.std(1) > 0).all())
-    return Comparison(
-        cells=chosen,
-        strongest=len(first),
-        effects=effects,
-        by_construction=patched.by_construction,
-        pearson=float(torch.corrcoef(both)[0, 1]) if varies else None,
-        agreement=float((real.sign() == estimated.sign())[: len(first)].double().mean()),
-    )
+    pearson, agreement = correlate(mean[chosen], effects.mean(0), len(first))
+    return Comparison(chosen, len(first), effects, patched.by_construction, pearson, agreement)
+
+
+def correlate(
+    estimated: Float[Tensor, " checked"], real: Float[Tensor, " checked"], strongest: int
+) -> tuple[float | None, float]:
+    """The correlation of estimates and effects, and the share of the first ones whose sign was estimated.
+
+    Args:
+        estimated: The estimates.
+        real: The effects.
+        strongest: How many of them are the strongest, which come first.
+
+    Returns:
+        Both; no correlation where one of the two does not vary.
+    """
+    both = torch.stack([real.double(), estimated.double()])
+    varies = both.shape[1] > 1 and bool((both.std(1) > 0).all())
+    agreement = float((real.sign() == estimated.sign())[:strongest].double().mean())
+    return float(torch.corrcoef(both)[0, 1]) if varies else None, agreement
 
 
 def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Tensor, " cell"]]:
@@ -158,8 +178,8 @@ def _estimate_pair(patcher: Patcher, index: int) -> tuple[float, float, Float[Te
     places = list(dict.fromkeys(cell.place for cell in grid.cells))
     with gradients(model.module):
         # Both alike, so that what is equal in both runs differs by nothing at all.
-        seen = _detached(_record(model, other, places))
-        watched = _record(model, own, places)
+        seen = detached(record_run(model, other, places))
+        watched = record_run(model, own, places)
         clean, corrupted = (watched, seen) if noising else (seen, watched)
         targets = patcher.targets[pair.index] if patcher.targets else ()
         measure = make_metric(patcher.metric, targets, clean.logits[0].detach())
@@ -211,7 +231,7 @@ def _corresponding(patcher: Patcher, index: int) -> list[tuple[list[int], list[i
     return [([at for at, _ in span], [at for _, at in span]) for span in spans]
 
 
-def _record(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> RecordedPass:
+def record_run(model: StandardizedTransformer, given: Input, places: Sequence[Place]) -> RecordedPass:
     """One run of an input.
 
     Raises:
@@ -223,6 +243,6 @@ def _record(model: StandardizedTransformer, given: Input, places: Sequence[Place
     return found
 
 
-def _detached(found: RecordedPass) -> RecordedPass:
+def detached(found: RecordedPass) -> RecordedPass:
     """Without the graph, whose activations take memory."""
     return RecordedPass(found.logits.detach(), {place: states.detach() for place, states in found.states.items()})

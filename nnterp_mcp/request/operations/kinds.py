@@ -180,6 +180,7 @@ class EditFeatures(BaseOperation):
         features: The features.
         factor: What `scale` multiplies by.
         value: What `add` adds, or `set` sets.
+        random: A control: states move as far along a random direction, drawn with this seed, in place of decoder rows.
         positions: The positions of the prompt; they reach on to new tokens as in other operations.
     """
 
@@ -189,6 +190,7 @@ class EditFeatures(BaseOperation):
     features: FeatureIndices
     factor: float | None = None
     value: float | None = None
+    random: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     positions: Positions = ("all",)
 
     @model_validator(mode="after")

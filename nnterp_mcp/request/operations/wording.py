@@ -85,9 +85,10 @@ def _feature_edit(operation: EditFeatures) -> str:
         "set": f" to {operation.value or 0.0:g}",
     }[operation.op]
     features = f"{_indices('feature', operation.features)} of {quoted(elided(operation.dictionary))}"
+    along = "" if operation.random is None else f" along random direction {operation.random}, as far"
     if operation.op == "add":
-        return f"add{operand} {features}"
-    return f"{operation.op} {features}{operand}"
+        return f"add{operand} {features}{along}"
+    return f"{operation.op} {features}{operand}{along}"
 
 
 def _parts(operation: Operation) -> Iterator[str]:

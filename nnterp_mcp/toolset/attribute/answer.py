@@ -27,6 +27,9 @@ _POOR = 0.5
 _PLURAL = ("embeddings", "positions")
 """Parts whose name is a plural."""
 
+_OF_DICTIONARY = ("feature", "decoder bias", "reconstruction error")
+"""Parts that an answer by feature shows; the layers around the dictionary are in the run."""
+
 _LOOSE = 0.05
 """The share of the whole that integrated gradients may miss before the answer asks for more steps."""
 
@@ -35,6 +38,8 @@ def digest(result: AttributeResult) -> AttributeAnswer:
     """The strongest parts, how they add up, and where they are."""
     order = sorted(result.parts, key=lambda part: -abs(part.value.mean))
     order = [part for part in order if part.value.mean and not part.by_construction]
+    if result.by == "feature":
+        order = [part for part in order if part.kind in _OF_DICTIONARY]
     every = _every_layer(result)
     shown = order[: min(result.shown, _room(result, sum(map(len, every.values()))))]
     return AttributeAnswer(
@@ -72,12 +77,14 @@ def part_name(part: AttributedPart, cell: bool = False) -> str:
     layer = f"L{part.layer}"
     if part.source is not None:
         return f"{layer}H{part.index}"
-    if cell and part.kind not in ("heads_output", "neurons"):
+    if cell and part.kind not in ("heads_output", "neurons", "feature"):
         return f"{layer} at {quoted(elided(part.token or '', _TOKEN))} (position {part.index})"
     if part.kind in ("head", "heads_output"):
         return f"{layer}H{part.index}"
     if part.kind in ("neuron", "neurons"):
         return f"{layer}N{part.index}"
+    if part.kind == "feature":
+        return f"{layer} feature {part.index}"
     return layer if part.kind == "layer" else f"{layer} {part.kind.replace('mlp', 'MLP')}"
 
 
@@ -140,7 +147,7 @@ def _patching(order: Sequence[AttributedPart], result: AttributeResult) -> str:
     )
     signs = f"{round(found.agreement * found.strongest)} of the {found.strongest} strongest have the estimated sign"
     first = order[0]
-    states = "activation" if result.by == "neuron" else first.kind
+    states = "activation" if result.by in ("neuron", "feature") else first.kind
     put = (
         f"The largest estimated effect is that of the clean {states} of {part_name(first, cell=True)}: "
         f"{number(brief(first.value.mean))}"
@@ -196,7 +203,7 @@ def _table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
 
 
 def _cell_table(parts: Sequence[AttributedPart], result: AttributeResult) -> Table:
-    units = result.by in ("head", "neuron")
+    units = result.by in ("head", "neuron", "feature")
     columns: list[Column[AttributedPart]] = [
         Column("site", lambda part: part.kind, shown=result.by == "sublayer"),
         Column(result.by, part_name, shown=units),
@@ -216,6 +223,8 @@ def _token(part: AttributedPart) -> str:
 
 def _every_layer(result: AttributeResult) -> dict[str, list[float]]:
     """One number for every layer: what its sublayers add, or of estimates the largest at each site; none for tokens."""
+    if result.by == "feature":
+        return {}
     found = _largest(result, False) if result.method == "patching" else _adds(result, False)
     if sum(map(len, found.values())) > (_ESTIMATES if result.method == "patching" else _NUMBERS):
         found = _largest(result, True) if result.method == "patching" else _adds(result, True)
@@ -251,7 +260,7 @@ def _largest(result: AttributeResult, anywhere: bool) -> dict[str, dict[int, flo
 
 
 def _notes(shown: int, result: AttributeResult) -> list[str]:
-    notes = [_READING[result.method]]
+    notes = [_BY_SLOPE if (result.by, result.method) == ("feature", "gradient") else _READING[result.method]]
     kinds = {part.kind for part in result.parts}
     if result.rescaled:
         notes.append("The softcap or scale after the head is frozen at its factor too.")
@@ -259,6 +268,8 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
         notes.append("A pair: attention of the last token to the source (frozen) × its value, through the output (OV).")
     if result.metric == "logit" and len(result.categories) == 1:
         notes.append("A logit alone also counts what raises every token; a second category subtracts that.")
+    if result.by == "feature":
+        notes += _on_features(result)
     if "rest" in kinds:
         notes.append("rest: what a layer adds apart from attention and MLP, interventions included.")
     if "token choice" in kinds:
@@ -283,6 +294,19 @@ def _notes(shown: int, result: AttributeResult) -> list[str]:
     return notes + _left_out(shown, result)
 
 
+def _on_features(result: AttributeResult) -> list[str]:
+    """The dictionary, and the share that its features do not explain."""
+    error = next((part.value.mean for part in result.parts if part.kind == "reconstruction error"), 0.0)
+    if result.method == "patching":
+        return [f"Features of {quoted(result.dictionary or '')}, at all positions but the first."]
+    others = [part.value.mean for part in result.parts if part.kind not in _OF_DICTIONARY]
+    rest = f"; the {plural(len(others), 'other part')}, such as layers, {number(brief(sum(others)))}" if others else ""
+    return [
+        f"Features of {quoted(result.dictionary or '')}; the reconstruction error, which no feature explains, counts "
+        f"{number(brief(error))}{rest}."
+    ]
+
+
 def _left_out(shown: int, result: AttributeResult) -> list[str]:
     """Where the parts are that an answer leaves out: of many neurons the table of the run has only the strongest."""
     if result.total == len(result.parts):
@@ -294,6 +318,10 @@ def _left_out(shown: int, result: AttributeResult) -> list[str]:
     ]
 
 
+_BY_SLOPE = (
+    "Activation × slope, summed over tokens: to first order what the metric loses where the feature is set to zero. "
+    "Check the strongest next to random features: patch_activations with cells of site features."
+)
 _READING = {
     "direct": "Through the residual stream alone to the logits, norms' scales frozen: an effect through a later layer "
     "counts as that layer's. Sorted by size.",

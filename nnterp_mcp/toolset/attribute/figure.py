@@ -112,7 +112,7 @@ def _outside(result: AttributeResult) -> list[str]:
 def _grids(result: AttributeResult) -> list[Heatmap]:
     """Layers upwards; heads across, with what a layer adds besides; or positions, a grid for each site."""
     inside = [part for part in result.parts if part.layer is not None and part.source is None]
-    if result.method == "patching" and result.by != "head":
+    if result.method == "patching" and result.by not in ("head", "feature"):
         sites = list(dict.fromkeys(part.kind for part in inside))[:_SITES]
         return [_grid(site, "token", [part for part in inside if part.kind == site], result) for site in sites]
     if inside and result.by in ("head", "sublayer"):

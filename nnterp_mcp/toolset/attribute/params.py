@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.corruption import Ablated, CorruptedField
+from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers
@@ -16,13 +17,13 @@ from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
 AttributionMethod = Literal["direct", "gradient", "integrated", "patching"]
-By = Literal["layer", "sublayer", "head", "source_token", "neuron", "token"]
+By = Literal["layer", "sublayer", "head", "source_token", "neuron", "token", "feature"]
 
 OFFERED: dict[AttributionMethod, tuple[By, ...]] = {
-    "direct": ("head", "source_token", "layer", "sublayer", "neuron"),
-    "gradient": ("token",),
+    "direct": ("head", "source_token", "layer", "sublayer", "neuron", "feature"),
+    "gradient": ("token", "feature"),
     "integrated": ("token",),
-    "patching": ("layer", "sublayer", "head", "neuron"),
+    "patching": ("layer", "sublayer", "head", "neuron", "feature"),
 }
 """To what each method attributes; the first goes without saying."""
 
@@ -46,6 +47,9 @@ class AttributeParams(ModelParams):
             "source_token is for direct alone."
         ),
     ] = None
+    dictionary: Annotated[DictionaryName | None, Field(description="For by feature: its name, from load_features.")] = (
+        None
+    )
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,
@@ -69,13 +73,17 @@ class AttributeParams(ModelParams):
     @property
     def parts(self) -> By:
         """To what it is attributed."""
+        if self.by is None and self.dictionary is not None:
+            return "feature"
         return self.by or OFFERED[self.method][0]
 
     @model_validator(mode="after")
     def _fits(self) -> AttributeParams:
-        if self.by is not None and self.by not in OFFERED[self.method]:
+        if self.parts not in OFFERED[self.method]:
             offered = ", ".join(OFFERED[self.method])
-            raise ValueError(f"method {self.method} attributes by {offered}, not by {self.by}")
+            raise ValueError(f"method {self.method} attributes by {offered}, not by {self.parts}")
+        if (self.parts == "feature") != (self.dictionary is not None):
+            raise ValueError("by feature and dictionary go together: the name that load_features gave it")
         most = _MOST_CATEGORIES if self.method == "direct" else 2
         if not 1 <= len(self.targets[0]) <= most:
             raise ValueError(

@@ -13,8 +13,8 @@ class AttributedPart(ResultPart):
     """A part, and what it counts.
 
     Attributes:
-        kind: What it is: `embeddings`, `positions`, `layer`, `attention`, `head`, `mlp`, `neuron`, a bias, `rest`,
-            `token choice`, `token`, or the site of a patched cell.
+        kind: What it is: `embeddings`, `positions`, `layer`, `attention`, `head`, `mlp`, `neuron`, `feature`, a bias,
+            `reconstruction error`, `rest`, `token choice`, `token`, or the site of a patched cell.
         layer: The layer.
         index: The head, the neuron, or the token's position.
         source: The position that a head reads, where heads are split by it.
@@ -71,6 +71,7 @@ class AttributeResult(Result):
         model: The model's handle.
         method: How it was attributed.
         by: To what.
+        dictionary: The dictionary whose features they are.
         metric: What was attributed: `logit_difference`, `logit` or `log_probability`.
         prompts: The prompts.
         categories: The target tokens of the first prompt, by category.
@@ -96,6 +97,7 @@ class AttributeResult(Result):
     model: str
     method: str
     by: str
+    dictionary: str | None = None
     metric: str
     prompts: list[str]
     categories: dict[str, list[str]]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,26 +14,34 @@ from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.errors import LimitExceeded
-from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, Split, attribute_each
+from nnterp_mcp.experiments.attribution.direct_logit import DirectLogits, LogitPart, attribute_each
 from nnterp_mcp.experiments.attribution.gradients import TokenAttribution, integrate_gradients, multiply_gradients
-from nnterp_mcp.experiments.patching.activation_patching import Cell, Grid, Patcher, make_grid
-from nnterp_mcp.experiments.patching.attribution_patching import Comparison, compare_with_patches, estimate_effects
+from nnterp_mcp.experiments.features.attribution import attribute_features
+from nnterp_mcp.experiments.patching.activation_patching import Patcher, make_grid
+from nnterp_mcp.experiments.patching.attribution_patching import compare_with_patches, estimate_effects
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.experiments.statistics.bootstrap import average_draws, estimate_mean
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.sites import Site
+from nnterp_mcp.toolset.attribute.cells import (
+    MOST_LISTED,
+    cell_name,
+    choose_listed,
+    corrupted_text,
+    describe_cells,
+    describe_check,
+    patched_effects,
+)
+from nnterp_mcp.toolset.attribute.features import estimate_features, find_placed, multiply_slopes
 from nnterp_mcp.toolset.attribute.params import AttributeParams
-from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, Checked, LayerSum
+from nnterp_mcp.toolset.attribute.result import AttributedPart, AttributeResult, LayerSum
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.pairs import make_pairs
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
-
-_LISTED = 1000
-"""Parts that a result lists: neurons are many; the array has all."""
 
 _CHECKED = 10
 """Strongest cells that are really patched."""
@@ -70,6 +78,7 @@ def run(bench: Bench, params: AttributeParams, job: Job) -> AttributeResult:
         model=bench.handle,
         method=params.method,
         by=params.parts,
+        dictionary=params.dictionary,
         metric=_metric(params),
         prompts=[prompt.text for prompt in prompts],
         categories=targets[0].words,
@@ -102,7 +111,7 @@ def _direct(
     targets: Sequence[FollowedTargets],
     base: AttributeResult,
 ) -> AttributeResult:
-    split: Split = params.parts  # pyright: ignore[reportAssignmentType] - `token` is not offered for direct
+    split: Any = params.parts
     work = bench.workload(prompts, params.interventions, job)
     by_source = split == "source_token"
     if by_source:
@@ -110,7 +119,10 @@ def _direct(
     ids = _ids(targets)
     main = [of_prompt[: 2 if len(of_prompt) == 2 else 1] for of_prompt in ids]
     alone = [[[of_prompt[at]] for of_prompt in ids] for at in range(len(ids[0]))] if len(ids[0]) > 1 else []
-    found, *each = attribute_each(bench.model, work, [main, *alone], split, layers=params.layers)
+    if split == "feature":
+        found, *each = attribute_features(bench.model, work, [main, *alone], find_placed(bench, params, job))
+    else:
+        found, *each = attribute_each(bench.model, work, [main, *alone], split, layers=params.layers)
     _keep_parts(job, found)
     listed = _by_source(found, each, prompts, bench) if by_source else _by_part(found, each)
     means = found.values.mean(0)
@@ -124,7 +136,7 @@ def _direct(
             "rescaled": found.rescaled,
             "parts": listed,
             "total": total,
-            "layers": _sums(found.parts, means),
+            "layers": [] if split == "feature" else _sums(found.parts, means),
             "left": left if total > len(listed) else 0.0,
         }
     )
@@ -132,7 +144,7 @@ def _direct(
 
 def _by_part(found: DirectLogits, each: Sequence[DirectLogits]) -> list[AttributedPart]:
     """The largest parts in the mean over prompts."""
-    order = found.values.mean(0).abs().argsort(descending=True)[:_LISTED].sort().values
+    order = found.values.mean(0).abs().argsort(descending=True)[:MOST_LISTED].sort().values
     estimates = estimate_mean(found.values[:, order])
     columns = [dict(zip(one.parts, one.values.mean(0).tolist(), strict=True)) for one in each]
     parts = [found.parts[at] for at in order.tolist()]
@@ -174,7 +186,7 @@ def _by_source(
             value=Measured(mean=value),
             logits=[float(one.values[prompt, column[part]]) for one, column in zip(each, columns, strict=True)],
         )
-        for _, prompt, part, value in sorted(amounts, key=lambda amount: -amount[0])[:_LISTED]
+        for _, prompt, part, value in sorted(amounts, key=lambda amount: -amount[0])[:MOST_LISTED]
     ]
 
 
@@ -222,6 +234,11 @@ def _tokens(
 ) -> AttributeResult:
     work = bench.workload(prompts, params.interventions, job)
     metric = default_metric(len(params.targets[0]))
+    if params.parts == "feature":
+        placed = find_placed(bench, params, job)
+        parts, whole, total = multiply_slopes(bench, work, _ids(targets), placed, metric, MOST_LISTED)
+        labels = list(work.plan.labels)
+        return base.model_copy(update={"in_force": labels, "whole": _mean(whole), "parts": parts, "total": total + 1})
     if params.method == "gradient":
         found = multiply_gradients(bench.model, work, _ids(targets), metric)
     else:
@@ -274,6 +291,8 @@ def _patching(
     base: AttributeResult,
 ) -> AttributeResult:
     pairs, how = make_pairs(bench, params.prompts, params.corrupted, prompts)
+    if params.parts == "feature":
+        return _patching_features(bench, params, job, prompts, targets, base, pairs, how)
     units = "all" if params.parts in ("head", "neuron") else None
     grid = make_grid(bench.model, pairs, _SITES[params.parts], layers=params.layers, heads=units)
     most = _MOST_NEURONS if params.parts == "neuron" else _MOST_CELLS
@@ -297,10 +316,10 @@ def _patching(
     compared = compare_with_patches(patcher, found, checked, _CHECKED)
     numbers = [pair.index for pair in pairs]
     effects = average_draws(found.effects, numbers)
-    job.keep("estimates", effects, {"prompt": sorted(set(numbers)), "cell": [_named(cell) for cell in grid.cells]})
-    made = _patched(compared)
-    listed = _listed(grid, effects, made)
-    parts = _cells(grid, effects, listed, pairs[0].clean.prompt, bench)
+    job.keep("estimates", effects, {"prompt": sorted(set(numbers)), "cell": [cell_name(cell) for cell in grid.cells]})
+    made = patched_effects(compared)
+    listed = choose_listed(grid, effects, made)
+    parts = describe_cells(grid, effects, listed, pairs[0].clean.prompt, bench)
     for (at, effect), follows in zip(made.items(), [] if compared is None else compared.by_construction, strict=True):
         part = parts[listed.index(at)]
         part.patched, part.by_construction = effect, bool(follows)
@@ -309,62 +328,39 @@ def _patching(
             "whole": _mean(average_draws(found.clean, numbers)),
             "base": _mean(average_draws(found.corrupted, numbers)),
             "corruption": how,
-            "against": _against(pairs[0]),
+            "against": corrupted_text(pairs[0]),
             "parts": parts,
             "total": len(grid.cells),
-            "checked": _checked(compared),
+            "checked": describe_check(compared),
         }
     )
 
 
-def _named(cell: Cell) -> str:
-    return f"{cell.site} {cell.layer} {cell.column}"
-
-
-def _listed(grid: Grid, effects: Float[Tensor, "prompt cell"], made: Mapping[int, float]) -> list[int]:
-    """The cells that a result lists: the strongest, the strongest of each layer, and those that were patched."""
-    order = effects.mean(0).abs().argsort(descending=True).tolist()
-    of_layers = {grid.cells[at].place: at for at in reversed(order)}
-    return sorted({*order[:_LISTED], *of_layers.values(), *made})
-
-
-def _against(pair: Pair) -> str | None:
-    """The corrupted prompt, unless noise or an ablation stands for it."""
-    return None if pair.corrupted is None or pair.corrupted.noise is not None else pair.corrupted.prompt.text
-
-
-def _cells(
-    grid: Grid,
-    effects: Float[Tensor, "prompt cell"],
-    listed: Sequence[int],
-    first: EncodedPrompt,
+def _patching_features(
     bench: Bench,
-) -> list[AttributedPart]:
-    """Cells of the grid, with their tokens as they stand in the first prompt."""
-    found: list[AttributedPart] = []
-    for at, estimate in zip(listed, estimate_mean(effects[:, listed]), strict=True):
-        cell = grid.cells[at]
-        value = Measured(mean=estimate.mean, low=estimate.low, high=estimate.high)
-        part = AttributedPart(kind=cell.site, layer=cell.layer, index=cell.column, value=value)
-        if not grid.by_unit:
-            (position,) = grid.spans[0][cell.column].clean
-            part.token = token_text(bench.model.tokenizer, first.ids[position])
-        found.append(part)
-    return found
-
-
-def _patched(compared: Comparison | None) -> dict[int, float]:
-    if compared is None:
-        return {}
-    return dict(zip(compared.cells, compared.effects.mean(0).tolist(), strict=True))
-
-
-def _checked(compared: Comparison | None) -> Checked | None:
-    if compared is None:
-        return None
-    return Checked(
-        cells=len(compared.cells),
-        strongest=compared.strongest,
-        pearson=compared.pearson,
-        agreement=compared.agreement,
+    params: AttributeParams,
+    job: Job,
+    prompts: Sequence[EncodedPrompt],
+    targets: Sequence[FollowedTargets],
+    base: AttributeResult,
+    pairs: Sequence[Pair],
+    how: str,
+) -> AttributeResult:
+    placed, work = find_placed(bench, params, job), bench.workload(prompts, (), job)
+    everywhere = {"all": (("all",), ("all",))}  # prompts may have different lengths
+    grid = make_grid(bench.model, pairs, ["layers_output"], layers=[0], positions=everywhere)
+    metric = default_metric(len(params.targets[0]))
+    patcher = Patcher(bench.model, pairs, grid, metric=metric, targets=_ids(targets))
+    found = estimate_features(bench, work, patcher, placed, params.dictionary or "", MOST_LISTED, _CHECKED)
+    numbers = [pair.index for pair in pairs]
+    return base.model_copy(
+        update={
+            "whole": _mean(average_draws(found.clean, numbers)),
+            "base": _mean(average_draws(found.corrupted, numbers)),
+            "corruption": how,
+            "against": corrupted_text(pairs[0]),
+            "parts": found.parts,
+            "total": found.total,
+            "checked": found.checked,
+        }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.render import in_force, left_out
+from nnterp_mcp.render import in_force, left_out, on_means
 from nnterp_mcp.table import Column, Kind, tabulate
 from nnterp_mcp.toolset.features.result import FeatureReading, FeaturesAnswer, FeaturesResult
 
@@ -45,8 +45,9 @@ def _columns(result: FeaturesResult, shown: list[FeatureReading]) -> list[Column
         ),
         Column(
             "promotes",
-            lambda one: [elided(at.token) for at in one.promotes[:_TOKENS]] or None,
-            shown=any(one.promotes for one in shown),
+            lambda one: [at.token for at in one.promotes[:_TOKENS]] or None,
+            Kind.TOKEN,
+            any(one.promotes for one in shown),
         ),
         Column(
             "nearest",
@@ -93,6 +94,5 @@ def _notes(result: FeaturesResult, hidden: int) -> list[str]:
         notes.append("matched: random features, about as often and as strongly active; compare edits with theirs.")
     if len(result.groups) == 2 and min(result.prompts) < _FEW:
         notes.append(f"The difference rests on few prompts: {' and '.join(map(str, result.prompts))}.")
-    if result.first_left_out:
-        notes.append("'all' leaves out each prompt's first token; '0:' includes it.")
+    notes += on_means(result.first_left_out, result.dominant and result.dominant.warning)
     return notes + left_out(hidden, "feature", "features") + in_force(result.interventions)

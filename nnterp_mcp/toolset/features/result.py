@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.contract import Result, ResultPart, TableAnswer
+from nnterp_mcp.contract import DominantToken, Result, ResultPart, TableAnswer
 
 
 class ActiveToken(ResultPart):
@@ -103,6 +103,7 @@ class FeaturesResult(Result):
         shuffled: The largest difference of any feature between shuffled groups, averaged over the shuffles.
         norm: The class of the final norm, through which decoder rows are read; None for a model without one.
         first_left_out: Each prompt's first token is left out, because positions was `all`.
+        dominant: The token whose state dominates the means; None where there is none.
         interventions: The interventions that were active.
         features: The features, the strongest first.
         at_tokens: The tokens that were read, in their order.
@@ -121,6 +122,7 @@ class FeaturesResult(Result):
     shuffled: float | None
     norm: str | None
     first_left_out: bool
+    dominant: DominantToken | None = None
     interventions: list[str]
     features: list[FeatureReading]
     at_tokens: list[TokenReading]

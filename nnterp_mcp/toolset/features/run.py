@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnterp_mcp.contract import DominantToken
 from nnterp_mcp.experiments.features.activity import Activity, Difference, compare_prompts, read_activity
 from nnterp_mcp.experiments.features.effects import LogitEffects, find_logit_effects, find_nearest, writes_to_stream
 from nnterp_mcp.model.text.positions import resolve_averaged
@@ -21,6 +22,7 @@ from nnterp_mcp.toolset.features.result import (
     TokenReading,
 )
 from nnterp_mcp.worker.dictionaries import LoadedDictionary
+from nnterp_mcp.worker.dominance import name_dominant
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def run(bench: Bench, params: FeaturesParams, job: Job) -> FeaturesResult:
         shuffled=None if apart is None else apart.shuffled,
         norm=_final_norm(bench.model),
         first_left_out=bool(prompts) and "all" in params.positions,
+        dominant=None if found is None else _dominant(bench, params, loaded, found),
         interventions=list(work.plan.labels),
         features=described.features(chosen),
         at_tokens=described.tokens(),
@@ -79,6 +82,14 @@ def run(bench: Bench, params: FeaturesParams, job: Job) -> FeaturesResult:
         names = [f"{token.prompt}:{token.position} {token.token}" for token in result.at_tokens]
         job.keep("activations", found.rows(chosen), {"feature": chosen, "token": names})
     return result
+
+
+def _dominant(bench: Bench, params: FeaturesParams, loaded: LoadedDictionary, found: Activity) -> DominantToken | None:
+    """The token whose state is so long that the means of features may be its own."""
+    owners = [(group, at) for group, prompts in params.prompts.items() for at in range(len(prompts))]
+    at_tokens = zip(found.prompts.tolist(), found.positions.tolist(), strict=True)
+    tokens = [(*owners[prompt], position) for prompt, position in at_tokens]
+    return name_dominant(bench, found.norms[:, None], tokens, [loaded.place.layer], params.prompts)
 
 
 def _final_norm(model: StandardizedTransformer) -> str | None:

@@ -22,7 +22,10 @@ class LoadFeaturesParams(ModelParams):
     name: Annotated[DictionaryName, Field(description="Their name.")]
     source: Annotated[
         DictionarySource,
-        Field(description="Folder, or Hub id and path, such as google/gemma-scope-2b-pt-res/layer_20."),
+        Field(
+            description="Folder, Hub id and path such as google/gemma-scope-2b-pt-res/layer_20, or saelens:RELEASE/ID; "
+            "'unload' frees the name."
+        ),
     ]
     layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to load.")] = "all"
     site: DictionarySite = None

@@ -34,13 +34,16 @@ class LoadedLayer(ResultPart):
         declared_l0: The active features that its files declare.
         fit: How it fits where it reads.
         silent: The share of features that are active at no token.
+        nbytes: The memory that it takes, in bytes.
         loss: The model's mean loss, in nats.
         spliced: With the reconstruction in the states' place.
         zeroed: With zeros in the states' place.
         recovered: The share of the harm of zeroing that the reconstruction avoids.
         scale: The factor of its input that was found here, where its files leave it out.
         faults: What speaks against the place.
-        elsewhere: How it fits at other places of the layer, the best first; looked for where there are faults.
+        here: The FVU where it reads on the sample of tokens on which hook points are compared.
+        better: It fits the first place of `elsewhere` clearly better.
+        elsewhere: How it fits on that sample at other places, the best first.
     """
 
     layer: int | None
@@ -51,12 +54,15 @@ class LoadedLayer(ResultPart):
     declared_l0: float | None
     fit: FeatureFit
     silent: float
+    nbytes: int = 0
     loss: float | None
     spliced: float | None
     zeroed: float | None
     recovered: float | None
     scale: float | None
     faults: list[str]
+    here: float | None = None
+    better: bool = False
     elsewhere: list[FeatureFit]
 
 
@@ -70,6 +76,7 @@ class LoadFeaturesResult(Result):
         revision: The Hub's commit.
         tokens: The tokens that they were checked on.
         layers: The dictionaries.
+        freed: The bytes of memory that were freed, where the name was unloaded.
     """
 
     model: str
@@ -78,6 +85,7 @@ class LoadFeaturesResult(Result):
     revision: str | None
     tokens: int
     layers: list[LoadedLayer]
+    freed: int | None = None
 
 
 class LoadFeaturesAnswer(TableAnswer):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.features.calibration import (
+    Candidate,
     Reconstructed,
-    fit_other_places,
+    compare_places,
+    find_better,
     measure_fit,
     measure_losses,
     read_all,
@@ -18,7 +20,7 @@ from nnterp_mcp.experiments.features.calibration import (
 from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.experiments.features.published import Published
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
-from nnterp_mcp.request.dictionaries import DictionaryCard, DictionaryLayer
+from nnterp_mcp.request.dictionaries import UNLOAD, DictionaryCard, DictionaryLayer
 from nnterp_mcp.request.feature_sites import FeaturePlace
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.load_features.params import LoadFeaturesParams
@@ -33,7 +35,9 @@ _ELSEWHERE = 5
 
 
 def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResult:
-    """Finds the dictionaries, checks each against the model, and keeps their card."""
+    """Finds the dictionaries, checks each against the model, and keeps their card; or forgets them."""
+    if params.source == UNLOAD:
+        return _unload(bench, params)
     layers = None if params.layers == "all" else resolve_layers(params.layers, bench.model.num_layers, bench.handle)
     kept = bench.dictionaries
     found, source, revision = kept.publish(params.source, layers, job.tell)
@@ -67,6 +71,15 @@ def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResul
     )
 
 
+def _unload(bench: Bench, params: LoadFeaturesParams) -> LoadFeaturesResult:
+    kept = bench.dictionaries
+    kept.store.delete(params.name, bench.identity, bench.handle)
+    freed = kept.shelf.drop(params.name)
+    return LoadFeaturesResult(
+        model=bench.handle, name=params.name, source=params.source, revision=None, tokens=0, layers=[], freed=freed
+    )
+
+
 def _built_in(bench: Bench) -> list[EncodedPrompt]:
     """The built-in texts, each cut to what the model reads."""
     most = bench.longest_prompt()
@@ -76,7 +89,14 @@ def _built_in(bench: Bench) -> list[EncodedPrompt]:
 
 def _entry(found: Published, layer: LoadedLayer) -> DictionaryLayer:
     assert found.reads is not None
-    return DictionaryLayer(layer=layer.layer, reads=found.reads.site, writes=found.writes, scale=layer.scale)
+    return DictionaryLayer(
+        layer=layer.layer,
+        reads=found.reads.site,
+        writes=found.writes,
+        scale=layer.scale,
+        features=layer.features,
+        nbytes=layer.nbytes,
+    )
 
 
 def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> LoadedLayer:
@@ -107,7 +127,8 @@ def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> Loa
     fit, back = measure_fit(made, read, written)
     cross = bool(found.decoders)  # what a layer gets from those before it is not in it
     faults = [] if cross else fit.faults(found.declared_l0)
-    others = fit_other_places(model, work, made, place.layer) if faults and place.layer is not None else []
+    others = [] if cross or place.layer is None else compare_places(model, work, made, place, out)
+    better = find_better(others, place, out)
     losses = (
         None
         if cross or (out or place).site == "residual_mid_normalized"
@@ -122,14 +143,21 @@ def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> Loa
         declared_l0=found.declared_l0,
         fit=_told(place, out, None if cross else fit, fit.l0),
         silent=fit.silent,
+        nbytes=made.nbytes,
         loss=losses and losses.clean,
         spliced=losses and losses.spliced,
         zeroed=losses and losses.zeroed,
         recovered=losses and losses.recovered,
         scale=scale,
         faults=faults,
-        elsewhere=[_told(at, to, other, other.l0) for at, to, other in others if (at, to) != (place, out)][:_ELSEWHERE],
+        here=next((one.fit.fvu for one in others if (one.place, one.out) == (place, out)), None),
+        better=better is not None,
+        elsewhere=[_candidate(one) for one in others if (one.place, one.out) != (place, out)][:_ELSEWHERE],
     )
+
+
+def _candidate(found: Candidate) -> FeatureFit:
+    return _told(found.place, found.out, found.fit, found.fit.l0)
 
 
 def _told(place: FeaturePlace, out: FeaturePlace | None, fit: Reconstructed | None, l0: float) -> FeatureFit:

@@ -263,7 +263,9 @@ def _notes(hidden: int, result: PatchActivationsResult) -> list[str]:
         notes.append(f"Means over {over}; 95 % intervals by resampling them.")
     if result.window > 1:
         notes.append(f"A cell stands for {result.window} adjacent layers about its own, fewer at either end.")
-    if [column.label for column in result.columns] == [EVERYWHERE]:
+    if result.patched_set is not None and result.patched_set.dictionary is not None:
+        notes.append("Each prompt's first token is left out.")
+    elif [column.label for column in result.columns] == [EVERYWHERE]:
         notes.append('Ablated at all positions together: positions="0:" takes them one by one.')
     trivial = [name_cell(cell.site, cell.layer, result.columns[cell.column].label, result.by_head)
                for cell in result.cells if cell.by_construction]  # fmt: skip

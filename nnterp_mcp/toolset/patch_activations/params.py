@@ -12,6 +12,7 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, Given, decoded, require_at_most, shown
 from nnterp_mcp.request.corruption import CorruptedField
+from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Heads, Interventions
 from nnterp_mcp.request.positions import Layers, Positions, PositionSpec
@@ -113,6 +114,7 @@ def _as_receivers(value: Any) -> Any:
 
 _HEAD = re.compile(r"L(\d+)H(\d+)")
 _MOST_CELLS = 1000
+_MOST_FEATURES = 256
 
 
 class GivenCell(Given):
@@ -135,6 +137,19 @@ class GivenCell(Given):
         return shown(self.model_dump(mode="json", exclude_none=True))
 
 
+class GivenFeatures(Given):
+    """Features of a loaded dictionary, at the positions of the call."""
+
+    site: Literal["features"]
+    dictionary: DictionaryName
+    features: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        BeforeValidator(_as_tuple),
+        Field(min_length=1, max_length=_MOST_FEATURES),
+    ]
+    layers: int | None = None
+
+
 def _as_cells(value: Any) -> Any:
     given = decoded(value)
     listed = given if isinstance(given, list | tuple) else [given]
@@ -144,7 +159,8 @@ def _as_cells(value: Any) -> Any:
 
 def _as_cell(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        features = isinstance(value, Mapping) and value.get("site") == "features"
+        return GivenFeatures.model_validate(value) if features else value
     found = _HEAD.fullmatch(value)
     if found is None:
         raise ValueError(f'a cell is a head such as "L23H4" or an object with layers, not {shown(value)}')
@@ -186,11 +202,12 @@ _Receivers = Annotated[
     ),
 ]
 _Cells = Annotated[
-    tuple[GivenCell, ...],
+    tuple[GivenCell | GivenFeatures, ...],
     BeforeValidator(_as_cells),
     schemas.as_schema(
         schemas.union(schemas.array(schemas.TEXT), schemas.array(schemas.OBJECT), maxItems=_MOST_CELLS),
-        'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}].',
+        'Cells patched together: ["L23H4", {"site": "mlps_output", "layers": 3}], or [{"site": "features", '
+        '"dictionary": NAME, "features": [5]}].',
     ),
 ]
 
@@ -239,13 +256,23 @@ class PatchActivationsParams(ModelParams):
     plot: Plot = False
 
     @property
+    def grid_cells(self) -> list[GivenCell]:
+        """The cells that lie in the grid."""
+        return [cell for cell in self.cells if isinstance(cell, GivenCell)]
+
+    @property
+    def features(self) -> list[GivenFeatures]:
+        """The cells that are features."""
+        return [cell for cell in self.cells if isinstance(cell, GivenFeatures)]
+
+    @property
     def columns(self) -> tuple[Sequence[Site], Any]:
         """The sites of the grid, and its heads where it is by head."""
-        heads = self.heads
-        if heads is None and any(cell.heads is not None for cell in self.cells):
+        heads, cells = self.heads, self.grid_cells
+        if heads is None and any(cell.heads is not None for cell in cells):
             heads = "all"
         usual: Site = "layers_output" if heads is None else "heads_output"
-        named: dict[Site, None] = dict.fromkeys(cell.site for cell in self.cells if cell.site is not None)
+        named: dict[Site, None] = dict.fromkeys(cell.site for cell in cells if cell.site is not None)
         return self.sites or tuple(named) or (usual,), heads
 
     @property
@@ -261,4 +288,13 @@ class PatchActivationsParams(ModelParams):
             raise ValueError('complement goes with cells, such as ["L23H4"]')
         if self.cells and (self.control or self.window > 1):
             raise ValueError("cells are compared with random sets in any case, and take no control and no window")
+        if self.features:
+            self._require_features_alone()
         return self
+
+    def _require_features_alone(self) -> None:
+        if self.grid_cells or len({(cell.dictionary, cell.layers) for cell in self.features}) > 1:
+            raise ValueError("cells of site features are those of one dictionary and one layer, without other cells")
+        for name in ("receivers", "complement", "heads", "sites"):
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"features are patched together, along all paths: leave out {name}")

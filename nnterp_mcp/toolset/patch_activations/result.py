@@ -93,7 +93,7 @@ class CircuitScores(ResultPart):
 
 
 class PatchedSet(ResultPart):
-    """Cells patched together, and random sets of as many.
+    """Cells or features patched together, and random sets of as many.
 
     Attributes:
         named: The call names the cells; else they are those with the largest effects of one sign.
@@ -104,6 +104,9 @@ class PatchedSet(ResultPart):
         controls: The metric under each random set, in the mean over prompts; empty where there are too few cells.
         control_recoveries: Their recoveries; empty where recovery is not defined.
         circuit: The set as a circuit of the whole grid, where that was asked for and is defined.
+        dictionary: The dictionary, where they are features; random sets are then of features about as active.
+        directions: Of features, the metric where the states move as far along each random direction.
+        direction_recoveries: Their recoveries.
     """
 
     named: bool
@@ -114,6 +117,9 @@ class PatchedSet(ResultPart):
     controls: list[float]
     control_recoveries: list[float]
     circuit: CircuitScores | None = None
+    dictionary: str | None = None
+    directions: list[float] = Field(default_factory=list[float])
+    direction_recoveries: list[float] = Field(default_factory=list[float])
 
 
 class PatchActivationsResult(Result):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,29 +13,25 @@ from torch import Tensor
 
 from nnterp_mcp.contract import Measured
 from nnterp_mcp.engine.branch_pass import Input
-from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import FollowedTargets, follow_target_sets
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, LimitExceeded
+from nnterp_mcp.experiments.features.patching import FeatureRuns
 from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, Grid, Patcher, Patching, make_grid
-from nnterp_mcp.experiments.patching.alignment import LabelledSpans
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
 from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, group_cells, join_runs, tokens_of
-from nnterp_mcp.experiments.patching.path_patching import Receiver
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
-from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.corruption import Ablated
-from nnterp_mcp.request.positions import PositionSpec
-from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
+from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.patch_activations.columns import columns_of, patched_at, texts_of
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
+from nnterp_mcp.toolset.patch_activations.places import find_positions, find_receivers, patch_features
 from nnterp_mcp.toolset.patch_activations.result import (
-    EVERYWHERE,
     CircuitScores,
     GridColumn,
     MemberLoss,
@@ -67,6 +63,8 @@ def run(bench: Bench, params: PatchActivationsParams, job: Job) -> PatchActivati
     patcher = _patcher(bench, params, pairs, targets)
     work = bench.workload(prompts, (), job)
     base = _base(bench, params, patcher, targets[0], how, len(prompts))
+    if params.features:
+        return _named_features(patcher, params, base, patch_features(bench, params, patcher, work))
     if params.cells:
         return _named_set(patcher, params, base, work)
     return _grid(bench, patcher, params, base, work, job)
@@ -83,7 +81,7 @@ def _patcher(
         pairs,
         sites,
         layers=params.layers,
-        positions=_positions(params),
+        positions=find_positions(params),
         heads=heads,
         window=params.window,
     )
@@ -96,7 +94,7 @@ def _patcher(
         targets=[list(found.ids.values()) for found in targets],
         ablation=ablated,
         mean_over=[Input(one) for one in bench.encode(given.over)] if isinstance(given, Ablated) and given.over else (),
-        receivers=_receivers(bench.model, params),
+        receivers=find_receivers(bench.model, params),
         through_mlps=params.paths == "direct",
     )
 
@@ -212,6 +210,28 @@ def _named_set(
     return base.model_copy(update={**baselines, "patched_set": found, "members": members})
 
 
+def _named_features(
+    patcher: Patcher, params: PatchActivationsParams, base: PatchActivationsResult, runs: FeatureRuns
+) -> PatchActivationsResult:
+    summary, sets = _Summary(patcher, runs.patched), 1 + len(runs.draws)
+    means = [one.mean for one in summary.mean(runs.patched.values)]
+    measured = summary.recovery(runs.patched.values) or []
+    recoveries = [one.mean for one in measured]
+    found = PatchedSet(
+        named=True,
+        cells=[f"feature {one}" for cell in params.features for one in cell.features],
+        metric=summary.mean(runs.patched.values)[0],
+        recovery=measured[0] if measured else None,
+        matched=True,
+        controls=means[1:sets],
+        control_recoveries=recoveries[1:sets],
+        dictionary=params.features[0].dictionary,
+        directions=means[sets:],
+        direction_recoveries=recoveries[sets:],
+    )
+    return base.model_copy(update={**summary.baselines(), "patched_set": found})
+
+
 def _members(grid: Grid, chosen: Sequence[Cell], circuit: Circuit) -> list[MemberLoss]:
     return [
         MemberLoss(cell=_name(grid, cell), loss=_measured(loss))
@@ -227,7 +247,7 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
     """
     by_head, found = patcher.grid.by_unit, list[Cell]()
     labels = [column.label for column in columns]
-    for given in params.cells:
+    for given in params.grid_cells:
         site = given.site or params.columns[0][0]
         layers = resolve_layers(given.layers, patcher.model.num_layers, patcher.model.name)
         alike = [
@@ -279,31 +299,6 @@ def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitSco
         random_faithfulness=circuit.random_faithfulness,
         random_completeness=circuit.random_completeness,
     )
-
-
-def _positions(params: PatchActivationsParams) -> Sequence[PositionSpec] | LabelledSpans:
-    asked: Any = params.positions
-    if asked == ("all",) and isinstance(params.corrupted, Ablated):  # a part is ablated as a whole
-        return {EVERYWHERE: (asked, asked)}
-    if isinstance(asked, Mapping):
-        return {label: (span.clean, span.corrupted) for label, span in asked.items()}
-    return asked
-
-
-def _receivers(model: StandardizedTransformer, params: PatchActivationsParams) -> list[Receiver] | None:
-    if params.receivers is None:
-        return None
-    return [
-        Receiver(Place(receiver.site, layer), _heads(model, receiver.heads, layer))
-        for receiver in params.receivers
-        for layer in resolve_layers(receiver.layers, model.num_layers, model.name)
-    ]
-
-
-def _heads(model: StandardizedTransformer, asked: Any, layer: int) -> list[int] | None:
-    if asked is None:
-        return None
-    return resolve_indices(asked, model.anatomy.layers[layer].num_heads, "head", f"layer {layer} of {model.name}")
 
 
 @dataclass(frozen=True)

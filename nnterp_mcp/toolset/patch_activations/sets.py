@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from nnterp_mcp.contract import Measured
-from nnterp_mcp.formatting import brief, number, plural
+from nnterp_mcp.formatting import brief, number, plural, quoted
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.patch_activations.result import (
     MemberLoss,
@@ -24,6 +24,9 @@ _NAMED = 6
 MEMBERS = 20
 """Cells of a circuit whose loss the profile shows."""
 
+_MATCHED = "random sets of as many features about as active"
+_DIRECTIONS = "random directions of equal norm"
+
 _NO_COMPARISON = "No control: there are too few other cells for 20 different random sets."
 
 
@@ -38,6 +41,8 @@ def set_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
     more = f" and {len(found.cells) - _NAMED} more" if len(found.cells) > _NAMED else ""
     if not found.named and not found.controls:
         return _NO_COMPARISON
+    if found.dictionary is not None:
+        return _features_sentence(found, result)
     aim = "restore the answer" if result.direction == "denoising" and result.corrupted else "break the answer"
     which = (
         f"the {plural(len(found.cells), 'named cell')}" if found.named else
@@ -48,12 +53,44 @@ def set_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
     return f"{put}: {value}. {_compared(found, result)}"
 
 
-def exceeds(found: PatchedSet, result: PatchActivationsResult) -> int:
-    """The number of random sets whose effect, in the direction of the set's own, is at least as large."""
+def _features_sentence(found: PatchedSet, result: PatchActivationsResult) -> str:
+    """The effect of features together, next to matched features and to random directions."""
+    names = ", ".join(name.removeprefix("feature ") for name in found.cells[:_NAMED])
+    more = f" and {len(found.cells) - _NAMED} more" if len(found.cells) > _NAMED else ""
+    many = "s" if len(found.cells) > 1 else ""
+    which = f"feature{many} {names}{more} of {quoted(found.dictionary or '')}{' together' if many else ''}"
+    put = replacement(result).replace("states", f"activations of {which}", 1)
+    if result.corrupted is None:
+        put = f"Zeros in place of {which}"
+    value = f"{effect_name(result)} {number(brief(measured(found).mean))}{over_prompts(result)}"
+    recovers = found.recovery is not None
+    compared = [
+        _beside(found, result, found.controls, found.control_recoveries if recovers else [], _MATCHED),
+        _beside(found, result, found.directions, found.direction_recoveries if recovers else [], _DIRECTIONS),
+    ]
+    return f"{put}: {value}. {' '.join(compared)}"
+
+
+def _beside(
+    found: PatchedSet, result: PatchActivationsResult, metrics: Sequence[float], recoveries: Sequence[float], sets: str
+) -> str:
+    """The comparison with one kind of control."""
+    values = recoveries or metrics
+    if len(values) < 2:
+        return f"There are no {sets} to compare with."
+    spread = f"mean {number(brief(fmean(values)))}, sd {number(brief(stdev(values)))}"
+    reaching = exceeds(found, result, metrics)
+    if not reaching:
+        return f"None of {len(values)} {sets} has as large an effect ({spread})."
+    return f"{reaching} of {len(values)} {sets} have as large an effect ({spread})."
+
+
+def exceeds(found: PatchedSet, result: PatchActivationsResult, controls: Sequence[float]) -> int:
+    """The number of controls whose effect, in the direction of the set's own, is at least as large."""
     base = result.unpatched.mean
     effect = found.metric.mean - base
     sign = 1 if effect > 0 else -1
-    return sum(sign * (value - base) >= abs(effect) for value in found.controls)
+    return sum(sign * (value - base) >= abs(effect) for value in controls)
 
 
 def _compared(found: PatchedSet, result: PatchActivationsResult) -> str:
@@ -63,7 +100,7 @@ def _compared(found: PatchedSet, result: PatchActivationsResult) -> str:
     spread = f"mean {number(brief(fmean(values)))}, sd {number(brief(stdev(values)))}"
     layer = "layer" if found.matched else "nearest layer"
     sets = f"{len(values)} random sets of as many cells, matched by site and {layer}"
-    reaching = exceeds(found, result)
+    reaching = exceeds(found, result, found.controls)
     if not reaching:
         return f"None of {sets}, has as large an effect ({spread})."
     return f"It does not exceed its control: {reaching} of {sets}, have as large an effect ({spread})."
@@ -122,13 +159,14 @@ class _Measure:
     name: str
     value: Measured
     randoms: Sequence[float]
+    along: Sequence[float] = ()
 
 
 def measures_table(found: PatchedSet, result: PatchActivationsResult) -> Table:
     """A row for each measure of a set, with the range of random sets."""
-    rows = [_Measure(metric_column(result), found.metric, found.controls)]
+    rows = [_Measure(metric_column(result), found.metric, found.controls, found.directions)]
     if found.recovery is not None:
-        rows.append(_Measure("recovery", found.recovery, found.control_recoveries))
+        rows.append(_Measure("recovery", found.recovery, found.control_recoveries, found.direction_recoveries))
     if found.circuit is not None:
         one = found.circuit
         rows.append(_Measure("faithfulness", one.faithfulness, one.random_faithfulness))
@@ -142,6 +180,11 @@ def measures_table(found: PatchedSet, result: PatchActivationsResult) -> Table:
             f"{len(found.controls)} random sets",
             lambda row: [brief(min(row.randoms)), "to", brief(max(row.randoms))] if row.randoms else None,
             shown=bool(found.controls),
+        ),
+        Column(
+            f"{len(found.directions)} random directions",
+            lambda row: [brief(min(row.along)), "to", brief(max(row.along))] if row.along else None,
+            shown=bool(found.directions),
         ),
     ]
     return tabulate(columns, rows)

@@ -11,8 +11,8 @@ SPEC = ToolSpec(
     title="What is loaded",
     description=(
         "Find what there is to work with: lists the loaded models, the latest runs for read_run, the saved vectors "
-        "(each fits only the weights it was made on) and the saved prompt sets. save_set stores prompts, with "
-        'groups and targets, that every tool then takes as {"set": NAME}, or {"set": NAME, "group": GROUP}.'
+        "(each fits only the weights it was made on), loaded features and saved prompt sets. save_set stores prompts, "
+        'with groups and targets, that every tool then takes as {"set": NAME}, or {"set": NAME, "group": GROUP}.'
     ),
     examples=[{}],
     params=SessionParams,

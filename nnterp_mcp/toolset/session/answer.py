@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nnterp_mcp.formatting import elided, number, plural, seconds, size
+from nnterp_mcp.request.dictionaries import DictionaryCard
 from nnterp_mcp.request.named_sets import UNGROUPED
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import Column, tabulate
@@ -14,7 +15,7 @@ _VECTORS = 12
 """Vectors that an answer shows."""
 
 _SETS = 12
-"""Prompt sets that an answer shows."""
+"""Prompt sets, and dictionaries, that an answer shows."""
 
 _EDITS = 4
 """Edits of a model that an answer names."""
@@ -30,6 +31,7 @@ def digest(result: SessionResult) -> SessionAnswer:
         runs=tabulate(_RUNS, result.runs),
         vectors=tabulate(_CARDS, result.vectors[:_VECTORS]),
         prompt_sets=tabulate(_LINES, result.sets[:_SETS]),
+        dictionaries=tabulate(_DICTIONARIES, result.dictionaries[:_SETS]),
     )
 
 
@@ -50,6 +52,8 @@ def _notes(result: SessionResult) -> list[str]:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")
     if len(result.sets) > _SETS:
         notes.append(f"{plural(len(result.sets) - _SETS, 'older prompt set')} not shown.")
+    if len(result.dictionaries) > _SETS:
+        notes.append(f"Of {len(result.dictionaries)} dictionaries {_SETS} are shown.")
     return notes
 
 
@@ -96,6 +100,19 @@ _LINES: list[Column[SetLine]] = [
     Column("targets", lambda line: ", ".join(line.categories[:4])),
     Column("saved", lambda line: f"{seconds(line.age)} ago"),
 ]
+_DICTIONARIES: list[Column[DictionaryCard]] = [
+    Column("dictionary", lambda card: card.name),
+    Column("weights", lambda card: card.identity.fingerprint[:6]),
+    Column("reads", lambda card: _reads(card)),
+    Column("features", lambda card: max((one.features for one in card.layers), default=0)),
+    Column("memory", lambda card: size(sum(one.nbytes for one in card.layers))),
+]
+
+
+def _reads(card: DictionaryCard) -> str:
+    if len(card.layers) == 1:
+        return str(card.layers[0].place)
+    return f"{plural(len(card.layers), 'layer')}, {card.layers[0].reads}"
 
 
 def _groups(groups: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from nnterp_mcp.contract import Answer, Result, ResultPart
+from nnterp_mcp.request.dictionaries import DictionaryCard
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.table import TableField
 
@@ -46,6 +47,8 @@ class SetLine(ResultPart):
 class SessionResult(Result):
     """Everything that is loaded, what was lost, the latest runs, and the saved vectors and prompt sets, newest first.
 
+    `dictionaries` are those that `load_features` named, of every model.
+
     `saved`, `replaced` and `deleted` name the prompt set that the call saved, whether that replaced one, and the one
     that it deleted.
     """
@@ -54,6 +57,7 @@ class SessionResult(Result):
     runs: list[RunLine]
     vectors: list[VectorCard]
     sets: list[SetLine] = Field(default_factory=list[SetLine])
+    dictionaries: list[DictionaryCard] = Field(default_factory=list[DictionaryCard])
     gone: dict[str, str]
     free_memory: int
     ndif: str | None = None
@@ -70,6 +74,7 @@ class SessionAnswer(Answer):
     runs: TableField
     vectors: TableField
     prompt_sets: TableField
+    dictionaries: TableField
 
     def body(self) -> list[str]:
         """The tables; without models, how to load one."""

@@ -31,14 +31,20 @@ _RUNS = 8
 async def run(session: Session, params: SessionParams, on_progress: OnProgress) -> SessionResult:
     """Saves or deletes a prompt set; describes the models, the latest runs, and the vectors and prompt sets on disk."""
     replaced = await anyio.to_thread.run_sync(_change_sets, session, params)
-    runs, vectors, sets = await anyio.to_thread.run_sync(
-        lambda: (_runs(session.runs), session.vectors.cards(), session.prompt_sets.sets())
+    runs, vectors, sets, dictionaries = await anyio.to_thread.run_sync(
+        lambda: (
+            _runs(session.runs),
+            session.vectors.cards(),
+            session.prompt_sets.sets(),
+            session.dictionaries.cards(),
+        )
     )
     return SessionResult(
         models=[_describe(entry) for entry in session.pool.entries],
         runs=runs,
         vectors=vectors,
         sets=[_describe_set(named) for named in sets],
+        dictionaries=dictionaries,
         gone=session.pool.gone,
         free_memory=psutil.virtual_memory().available,
         ndif=await _deployments(session.settings),

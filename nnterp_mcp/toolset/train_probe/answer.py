@@ -14,6 +14,7 @@ from nnterp_mcp.toolset.train_probe.result import (
     AppliedLayer,
     AppliedProbe,
     ProbedLayer,
+    SparseProbe,
     TrainProbeAnswer,
     TrainProbeResult,
 )
@@ -27,6 +28,9 @@ _ROW = 30
 _APPLIED_ROW = 40
 """Tokens of a row about a saved probe, about."""
 
+_CHOSEN = 8
+"""Chosen features that an answer names."""
+
 _GROUPS = 4
 """Groups whose mean projections the table shows."""
 
@@ -38,6 +42,8 @@ def digest(result: TrainProbeResult) -> TrainProbeAnswer:
     """The best layer, and some others; a saved probe on other prompts."""
     if result.applied is not None:
         return digest_applied(result, result.applied)
+    if result.sparse:
+        return _digest_sparse(result)
     best = best_layer(result)
     marks = [result.layers.index(best), 0, len(result.layers) - 1]
     room = max(4, (_BUDGET - PER_LAYER * len(result.layers)) // _ROW)
@@ -57,6 +63,43 @@ def digest(result: TrainProbeResult) -> TrainProbeAnswer:
         truncated=len(shown) < len(result.layers),
         table=tabulate(columns, shown),
         by_layer=_every_layer(result) if len(shown) < len(result.layers) else {},
+    )
+
+
+def _digest_sparse(result: TrainProbeResult) -> TrainProbeAnswer:
+    """A row for each number of features, and the last one for the states."""
+    columns: list[Column[SparseProbe]] = [
+        Column("read", lambda one: "states" if one.count is None else plural(one.count, "feature")),
+        Column("accuracy", lambda one: one.accuracy),
+        Column("95 %", lambda one: [one.low, "to", one.high]),
+        Column("shuffled", lambda one: fmean(one.shuffled)),
+        Column("sd", lambda one: pstdev(one.shuffled)),
+    ]
+    *sparse, dense = result.sparse
+    best = max(sparse, key=lambda one: (one.accuracy, -(one.count or 0)))
+    names = " against ".join(quoted(elided(group.name)) for group in result.groups)
+    chosen = max(sparse, key=lambda one: one.count or 0).features[:_CHOSEN]
+    notes = [
+        f"Features that differ most between the classes, over all rows: {', '.join(map(str, chosen))}. Each fold "
+        "chooses its own, from the rows that it learns from.",
+        f"{plural(result.folds, 'fold')} over {plural(result.texts, 'distinct text')}; the largest class alone gives "
+        f"{number(result.majority)}, prompt length alone {number(result.length)}. A probe shows what can be read, not "
+        "what the model uses.",
+    ]
+    notes += on_means(result.first_left_out) + in_force(result.interventions)
+    return TrainProbeAnswer(
+        finding=(
+            f"{result.method} probes of features of {quoted(result.dictionary or '')} ({result.site} of "
+            f"{result.model}) for {names}: {plural(best.count or 0, 'feature')} give a held-out accuracy of "
+            f"{number(best.accuracy)} (95 %: {number(best.low)} to {number(best.high)}; shuffled labels at most "
+            f"{number(max(best.shuffled))}), one feature {number(sparse[0].accuracy)}, the states themselves "
+            f"{number(dense.accuracy)}."
+        ),
+        notes=notes,
+        model=result.model,
+        total=len(result.sparse),
+        truncated=False,
+        table=tabulate(columns, result.sparse),
     )
 
 

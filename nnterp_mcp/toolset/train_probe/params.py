@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_NAME, MOST_GROUPS
+from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions, StateSite
 from nnterp_mcp.request.prompts import PromptGroups
 from nnterp_mcp.request.vectors import VectorName
@@ -33,6 +34,10 @@ class TrainProbeParams(ModelParams):
         VectorName | None, Field(description="A saved probe or vector to apply to these prompts, without fitting one.")
     ] = None
     site: StateSite = "layers_output"
+    dictionary: Annotated[
+        DictionaryName | None,
+        Field(description="Probe 1 to 32 features of it, from load_features, in place of states."),
+    ] = None
     method: Annotated[
         Literal["logistic", "ridge", "difference_of_means"],
         Field(description="Kind of probe: logistic or ridge regression, or the difference of class means."),
@@ -53,11 +58,20 @@ class TrainProbeParams(ModelParams):
         settled = {"site": self.site != "layers_output", "positions": self.positions != ("last",)}
         for name in (name for name, given in settled.items() if given and self.run is not None):
             raise ValueError(f"{name} was settled when {self.run} collected its states: leave it out")
+        if self.dictionary is not None:
+            self._require_prompts_alone()
         if self.probe is not None:
             self._require_nothing_to_fit()
         elif self.prompts is not None:
             require_groups(list(self.prompts), self.site, self.save_as)
         return self
+
+    def _require_prompts_alone(self) -> None:
+        for name in ("run", "probe", "save_as"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"features of a dictionary are probed on prompts: leave out {name}")
+        if self.site != "layers_output":
+            raise ValueError(f"{self.dictionary} says where it reads: leave out site")
 
     def _require_nothing_to_fit(self) -> None:
         for name in ("method", "folds", "shuffles", "save_as"):

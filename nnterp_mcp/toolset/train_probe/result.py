@@ -35,6 +35,26 @@ class ProbedLayer(ResultPart):
     shuffled: list[float]
 
 
+class SparseProbe(ResultPart):
+    """The probe of a few features of a dictionary.
+
+    Attributes:
+        count: How many features it reads; None for the probe of the states that the dictionary reads.
+        features: Those that differ most between the classes over all rows; each fold chooses its own.
+        accuracy: The share of held-out rows that are classified correctly.
+        low: The lower end of its 95 % interval (Wilson), in which each distinct text counts once.
+        high: The upper end.
+        shuffled: The same accuracy with the labels permuted among the prompts, one for each shuffle.
+    """
+
+    count: int | None
+    features: list[int]
+    accuracy: float
+    low: float
+    high: float
+    shuffled: list[float]
+
+
 class ProjectedGroup(ResultPart):
     """A group's rows along a direction.
 
@@ -127,7 +147,9 @@ class TrainProbeResult(Result):
         majority: The accuracy of always saying the largest class.
         length: The held-out accuracy of a logistic probe that knows only how many tokens a prompt has; of a saved probe
             that is applied, the area under the ROC curve of the token count between its first two groups.
-        layers: By layer; empty where a saved probe is applied.
+        layers: By layer; empty where a saved probe is applied, or features are probed.
+        dictionary: The dictionary whose features are probed.
+        sparse: The probes of its features, and last that of the states.
         applied: The saved probe that is applied; None where probes are fitted.
         directions: The saved probe on these prompts, by layer.
         rows: The rows of the array `scores`, which a saved probe gives.
@@ -150,6 +172,8 @@ class TrainProbeResult(Result):
     majority: float
     length: float
     layers: list[ProbedLayer]
+    dictionary: str | None = None
+    sparse: list[SparseProbe] = Field(default_factory=list[SparseProbe])
     interventions: list[str]
     run: str | None
     first_left_out: bool = False

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.features.activity import compare_prompts, read_activity
@@ -11,6 +10,7 @@ from nnterp_mcp.experiments.features.effects import find_logit_effects, find_nea
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.request.feature_sites import FeaturePlace
 from nnterp_mcp.verification.tiny import tiny_model
+from tests.dictionaries import plain_states
 from tests.experiments.features.layouts import random
 from tests.model.families import standardized
 
@@ -22,12 +22,6 @@ def made(width: int, activation: Activation = Activation()) -> Dictionary:  # no
     return Dictionary(random(LATENTS, width), random(LATENTS, width), random(LATENTS), random(width), activation)
 
 
-def plain_states(family: str, ids: list[int]) -> Tensor:
-    """The residual stream after a layer, without the first token."""
-    with torch.no_grad():
-        return tiny_model(family)(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0, 1:]
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_active_features_are_those_of_plain_hooks(family: str) -> None:
     model = standardized(family, "sdpa")
@@ -35,7 +29,7 @@ def test_active_features_are_those_of_plain_hooks(family: str) -> None:
     work = Workload(encode_prompts(model.tokenizer, PROMPTS, family))
     positions = [range(1, len(prompt.ids)) for prompt in work.prompts]
     found = read_activity(model, work, dictionary, FeaturePlace("layers_output", LAYER), None, positions)
-    states = [plain_states(family, prompt.ids) for prompt in work.prompts]
+    states = [plain_states(family, prompt.ids, LAYER) for prompt in work.prompts]
     pre = [own @ dictionary.encoder.T + dictionary.encoder_bias for own in states]
     features = [one.relu() * (one >= one.topk(7).values[:, -1:]) for one in pre]
     together = torch.cat(features)

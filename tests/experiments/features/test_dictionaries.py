@@ -144,6 +144,15 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
             found.load()
 
 
+def test_a_damaged_file_is_not_called_a_pickle(tmp_path: Path) -> None:
+    file = tmp_path / "layer1.sae.pt"
+    torch.save({"W_enc": torch.zeros(2)}, file)
+    for damaged in (b"no tensors at all", b"", file.read_bytes()[:200], bytes(64)):
+        file.write_bytes(damaged)
+        with pytest.raises(InvalidRequest, match=r"layer1\.sae\.pt is damaged"):
+            find_dictionaries(tmp_path, "Qwen/SAE-L0_5")[0].load()
+
+
 def test_a_folder_without_dictionaries_and_one_with_two_of_a_layer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     saelens(tmp_path / "two" / "a", "standard")

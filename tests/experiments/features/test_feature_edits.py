@@ -106,6 +106,19 @@ def test_features_change_as_plain_hooks_change_them(traced: bool, monkeypatch: p
         )
 
 
+def test_a_random_direction_moves_the_states_as_far() -> None:
+    model, made = standardized("llama", "sdpa"), dictionary()
+    drawn = random(WIDTH, seed=7)
+
+    def change(states: Tensor) -> Tensor:
+        moved = (states @ made.encoder[CHOSEN].T).relu() @ made.decoder[CHOSEN]
+        return moved.norm(dim=-1, keepdim=True) * (drawn / drawn.norm())
+
+    found = planned(model, made, STREAM, op="zero", random=7)
+    torch.testing.assert_close(logits_of(model, found), plainly("llama", change), atol=2e-5, rtol=1e-4)
+    assert found.labels[0].startswith('zero features 3, 11, 20 of "d" along random direction 7, as far')
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_transcoder_moves_what_its_mlp_adds(family: str) -> None:
     model, made = standardized(family, "sdpa"), dictionary(transcodes=True, skip=random(WIDTH, WIDTH, seed=4))

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.features.calibration import fit_other_places, measure_losses, read_all
+from nnterp_mcp.experiments.features.calibration import compare_places, find_better, measure_losses, read_all
 from nnterp_mcp.experiments.features.dictionary import Dictionary
+from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.request.feature_sites import FEATURE_SITES, FeaturePlace, place_of
 from nnterp_mcp.verification.tiny import tiny_model
-from tests.model.families import standardized
+from tests.model.families import fresh, standardized
 
 LAYER = 2
 TEXTS = ["The capital of France is Paris", "Rome and Madrid are", "one two three four five six"]
@@ -60,6 +61,16 @@ def test_states_are_those_that_plain_hooks_see(family: str) -> None:
         torch.testing.assert_close(found[place], expected, atol=2e-5, rtol=1e-4, msg=str(place))
 
 
+def with_gains(family: str) -> StandardizedTransformer:
+    """A tiny model whose norms have gains that differ, as those of trained models do."""
+    model = fresh(family, enable_attention_probs=False)
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in model.module.named_parameters():
+        if "norm" in name:
+            weight.data.add_(torch.randn(weight.shape, generator=generator) / 2)
+    return model
+
+
 def fitted(states: Tensor, directions: int) -> Dictionary:
     """An autoencoder of the main directions of states: exact along these, and their mean along all others."""
     mean = states.mean(0)
@@ -68,22 +79,38 @@ def fitted(states: Tensor, directions: int) -> Dictionary:
     return Dictionary(signed, signed, torch.zeros(len(signed)), mean, centred=True)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_the_place_that_a_dictionary_was_made_for_fits_best(family: str) -> None:
-    model = standardized(family, "sdpa")
-    work = Workload(encode_prompts(model.tokenizer, TEXTS, family))
-    for name in ("hook_resid_post", "hook_resid_mid", "hook_mlp_out", "hook_attn_out", "mlp.hook_in", "attn.hook_z"):
-        place = place_of(f"blocks.{LAYER}.{name}")
-        assert place is not None
-        found = fit_other_places(model, work, fitted(read_all(model, work, [place])[place], 6), LAYER)
-        same = {
-            place,
-            *([FeaturePlace(place.site.replace("_output", "_raw_output"), LAYER)] if family == "llama" else []),
-        }  # type: ignore[arg-type]
+HOOKS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "attn.hook_z",
+    "mlp.hook_in",
+    "hook_mlp_out",
+    "mlp.hook_out",
+    "ln2.hook_normalized",
+)
 
-        assert found[0][0] in same, (name, found[:3])
-        assert found[0][2].fvu < 1
-        assert any(fit.fvu > 1 for _, _, fit in found)
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_each_hook_point_passes_at_its_own_place_and_the_others_are_told(family: str) -> None:
+    model = with_gains(family)
+    work = Workload(encode_prompts(model.tokenizer, TEXTS, family))
+    places = {hook: place for hook in HOOKS if (place := place_of(f"blocks.{LAYER}.{hook}")) is not None}
+    states = read_all(model, work, list(places.values()))
+    for own, place in places.items():
+        made = fitted(states[place], 6)
+        found = compare_places(model, work, made, place, None)
+        assert find_better(found, place, None) is None, (own, found[:3])
+        assert found[0].place == place
+        alike = [hook for hook, other in places.items() if torch.equal(states[other], states[place])]
+        told = [
+            hook
+            for hook, other in places.items()
+            if (best := find_better(found, other, None)) is not None and best.place in {places[hook] for hook in alike}
+        ]
+        widths = [hook for hook, other in places.items() if states[other].shape[1] == made.encoder.shape[1]]
+        assert told == [hook for hook in widths if hook not in alike], own
 
 
 def test_the_identity_spliced_in_changes_no_loss_at_all_and_zeros_do() -> None:
