@@ -11,6 +11,7 @@ from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
 from nnterp_mcp.toolset.features.result import FeaturesResult
+from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 from nnterp_mcp.toolset.fit_lens.result import FitLensResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
@@ -78,6 +79,16 @@ class ToolMethods:
         positions: int | str = "all",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> FeaturesResult: ...
+    def find_circuit(
+        self,
+        clean: Mapping[str, Any] | str | Sequence[str],
+        corrupted: Mapping[str, Any] | str | Sequence[str],
+        *,
+        targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        edges: int | None = None,
+        steps: int = 5,
+        draws: int = 5,
+    ) -> FindCircuitResult: ...
     def fit_lens(
         self,
         name: str,
