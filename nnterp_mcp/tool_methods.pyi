@@ -95,7 +95,7 @@ class ToolMethods:
         method: Literal["jacobian", "tuned"],
         prompts: Mapping[str, Any] | Sequence[str],
         *,
-        layers: int | str = "all",
+        layers: str = "all",
         skip_first: int = 16,
         merge: str | None = None,
     ) -> FitLensResult: ...
@@ -208,7 +208,7 @@ class ToolMethods:
         targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         readout: Literal["next_token", "logit_lens", "patchscope"] = "next_token",
         layers: int | str | Sequence[int] = "all",
-        lens: str | Sequence[str] | None = None,
+        lens: str | None = None,
         batch_tokens: int | None = None,
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> RunPromptsResult: ...

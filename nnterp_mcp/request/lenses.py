@@ -33,9 +33,7 @@ LensChoice = Annotated[
     Field(
         min_length=1,
         max_length=LONGEST_STRING,
-        description=(
-            "logit; inverse: the tokens that a layer most demotes; or a Jacobian or tuned lens: of fit_lens, or a file."
-        ),
+        description=("logit; inverse: what a layer most demotes; or a fitted Jacobian or tuned lens, by name or file."),
     ),
 ]
 
@@ -54,9 +52,7 @@ def _as_choices(value: Any) -> tuple[str, ...]:
 LensChoices = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_choices),
-    schemas.as_schema(
-        schemas.union(schemas.TEXT, schemas.array(schemas.TEXT)), "Fitted lenses, for logit_lens; adds their controls."
-    ),
+    schemas.as_schema(schemas.TEXT, "Fitted lens or lenses, for logit_lens."),  # an agent pays for each form listed
 ]
 """Fitted lenses that are compared with the logit lens."""
 

@@ -14,8 +14,8 @@ from nnterp_mcp.request.lenses import LensMethod, LensName
 from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompt_sets import PromptSetField
 
-_LAYERS = schemas.union(schemas.INTEGER, schemas.TEXT, maxLength=LONGEST_RANGE)
-"""The commonest forms; lists are taken too, and an agent pays for each form that is listed."""
+_LAYERS = {**schemas.TEXT, "maxLength": LONGEST_RANGE}
+"""The commonest form; integers and lists are taken too, and an agent pays for each form that is listed."""
 
 _PROMPTS = schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT))
 
@@ -26,11 +26,11 @@ class FitLensParams(ModelParams):
     name: Annotated[LensName, Field(description="Its name.")]
     method: Annotated[LensMethod, Field(description="See above.")]
     prompts: Annotated[PromptSetField, schemas.as_schema(_PROMPTS, 'Varied texts, {"set": NAME} or {"path": FILE}.')]
-    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to translate.")] = "all"
-    skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens of each prompt to leave out.")] = 16
+    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers.")] = "all"
+    skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens to leave out.")] = 16
     merge: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="Jacobian lens of other prompts to add these to."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="Jacobian lens to add these prompts to."),
     ] = None
     plot: Plot = False
 
