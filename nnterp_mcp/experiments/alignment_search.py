@@ -69,8 +69,8 @@ class AlignmentSearch:
 
     A subspace found so makes the model act as the causal model says. It does not show that the model uses it by itself:
     with many dimensions and few pairs a subspace can be found in a model that knows nothing, so compare with the
-    controls, and with a randomly initialised model. Where most answers are certain, the loss is flat, and the subspace is
-    found only roughly though its accuracy is 1.
+    controls, and with a randomly initialised model. Where most answers are certain, the loss is flat, and the subspace
+    is found only roughly though its accuracy is 1.
 
     Attributes:
         model: The model.

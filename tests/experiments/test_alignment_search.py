@@ -23,7 +23,7 @@ COUNT = 180
 def planted() -> tuple[StandardizedTransformer, Tensor]:
     """A Llama that passes its embeddings on; those of some tokens have a direction by their parity, and noise."""
     weights = tiny_model("llama")
-    dice = torch.Generator().manual_seed(3)
+    dice = torch.Generator().manual_seed(1234)
     direction = torch.nn.functional.normalize(torch.randn(64, generator=dice), dim=0)
     with torch.no_grad():
         for block in weights.model.layers:
