@@ -24,6 +24,7 @@ from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.toolset.steer.result import SteerResult
 from nnterp_mcp.toolset.tokenize.result import TokenizeResult
 from nnterp_mcp.toolset.train_probe.result import TrainProbeResult
+from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 
 def laboratory_tools() -> dict[str, ToolSpec[Any, Any, Any]]: ...
 def parameters_of(spec: ToolSpec[Any, Any, Any]) -> dict[str, Parameter]: ...
@@ -245,3 +246,15 @@ class ToolMethods:
         shuffles: int = 5,
         save_as: str | None = None,
     ) -> TrainProbeResult: ...
+    def verify_claim(
+        self,
+        claim: Mapping[str, Any] | Sequence[str],
+        clean: Sequence[str],
+        corrupted: Mapping[str, Any] | Sequence[str],
+        found_on: Sequence[str],
+        *,
+        targets: Mapping[str, Any] | None = None,
+        predicts: Literal["drives", "necessary", "sufficient", "opposes"] = "drives",
+        control_prompts: Sequence[str] | None = None,
+        positions: Mapping[str, Any] | None = None,
+    ) -> VerifyClaimResult: ...
