@@ -226,6 +226,7 @@ class ToolMethods:
         run: str | None = None,
         probe: str | None = None,
         site: str = "layers_output",
+        dictionary: str | None = None,
         method: Literal["logistic", "ridge", "difference_of_means"] = "logistic",
         layers: int | str | Sequence[int] = "all",
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
