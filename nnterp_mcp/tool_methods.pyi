@@ -11,6 +11,7 @@ from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
 from nnterp_mcp.toolset.features.result import FeaturesResult
+from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 from nnterp_mcp.toolset.fit_lens.result import FitLensResult
 from nnterp_mcp.toolset.generate.result import GenerateResult
 from nnterp_mcp.toolset.inspect_model.result import InspectModelResult
@@ -23,6 +24,7 @@ from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.toolset.steer.result import SteerResult
 from nnterp_mcp.toolset.tokenize.result import TokenizeResult
 from nnterp_mcp.toolset.train_probe.result import TrainProbeResult
+from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 
 def laboratory_tools() -> dict[str, ToolSpec[Any, Any, Any]]: ...
 def parameters_of(spec: ToolSpec[Any, Any, Any]) -> dict[str, Parameter]: ...
@@ -77,6 +79,16 @@ class ToolMethods:
         positions: int | str = "all",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> FeaturesResult: ...
+    def find_circuit(
+        self,
+        clean: Mapping[str, Any] | str | Sequence[str],
+        corrupted: Mapping[str, Any] | str | Sequence[str],
+        *,
+        targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        edges: int | None = None,
+        steps: int = 5,
+        draws: int = 5,
+    ) -> FindCircuitResult: ...
     def fit_lens(
         self,
         name: str,
@@ -234,3 +246,15 @@ class ToolMethods:
         shuffles: int = 5,
         save_as: str | None = None,
     ) -> TrainProbeResult: ...
+    def verify_claim(
+        self,
+        claim: Mapping[str, Any] | Sequence[str],
+        clean: Sequence[str],
+        corrupted: Mapping[str, Any] | Sequence[str],
+        found_on: Sequence[str],
+        *,
+        targets: Mapping[str, Any] | None = None,
+        predicts: Literal["drives", "necessary", "sufficient", "opposes"] = "drives",
+        control_prompts: Sequence[str] | None = None,
+        positions: Mapping[str, Any] | None = None,
+    ) -> VerifyClaimResult: ...

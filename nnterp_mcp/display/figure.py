@@ -164,7 +164,56 @@ class Passages:
     rows: Sequence[tuple[str, str]]
 
 
-Panel = Heatmap | Curves | Bars | Passages
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of a graph.
+
+    Attributes:
+        name: Its label.
+        x: How far to the right it stands, from 0 to 1.
+        level: The row in which it stands, from 0 at the bottom.
+    """
+
+    name: str
+    x: float
+    level: int
+
+
+@dataclass(frozen=True)
+class GraphEdge:
+    """An edge of a graph.
+
+    Attributes:
+        sender: The name of the node at which it begins.
+        receiver: That of the node at which it ends.
+        value: Its strength, of either sign.
+        label: What tells it from other edges between the two.
+    """
+
+    sender: str
+    receiver: str
+    value: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in rows, and edges between them, as wide as they are strong.
+
+    Attributes:
+        title: The panel's title.
+        strength: The name of the edges' values, with its unit.
+        nodes: The nodes.
+        edges: The edges.
+    """
+
+    title: str
+    strength: str
+    nodes: Sequence[GraphNode]
+    edges: Sequence[GraphEdge]
+
+
+Panel = Heatmap | Curves | Bars | Passages | Graph
 
 
 @dataclass(frozen=True)

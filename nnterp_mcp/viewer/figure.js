@@ -1,13 +1,14 @@
-/** Figures drawn from the description that pictures are drawn from: heatmaps, curves, bars and texts. */
+/** Figures drawn from the description that pictures are drawn from: heatmaps, curves, bars, texts and graphs. */
 
 import { scale } from "./colors.js";
 import { lines } from "./chart.js";
 import { element } from "./elements.js";
+import { network } from "./graph.js";
 import { Heatmap } from "./heatmap.js";
 import { table } from "./table.js";
 import { hundredths, number } from "./wording.js";
 
-const KINDS = { heatmap, curves, bars, passages };
+const KINDS = { heatmap, curves, bars, passages, graph };
 
 /** The title of a figure, what it was measured on, and its notes. */
 export function introduce({ title, subtitle, notes }) {
@@ -123,4 +124,13 @@ function bars({ along, bars: drawn, mark, signed }) {
 
 function passages({ rows }) {
   return element("dl", { class: "texts" }, rows.map(([name, text]) => [element("dt", {}, name), element("dd", { dir: "auto" }, text)]));
+}
+
+function graph(described) {
+  const { edges, strength, title } = described;
+  const rows = edges.map(({ sender, receiver, label, value }) => [sender, `${receiver} ${label}`.trim(), number(value)]);
+  return [
+    network(described),
+    element("details", {}, element("summary", {}, "Numbers"), table({ columns: ["from", "to", strength], rows }, title)),
+  ];
 }

@@ -83,6 +83,33 @@ RUN: dict[str, Any] = {
     "state": "done",
     "age": 70.0,
 }
+CLAIM: dict[str, Any] = {
+    "model": "tiny",
+    "component": "L1H2, mlps_output L3@city",
+    "parts": ["L1H2", "mlps_output L3@city"],
+    "predicts": "drives",
+    "metric": "logit_difference",
+    "categories": {"answer": [" Paris"], "wrong": [" Rome"]},
+    "corruption": "corrupted prompts",
+    "outcome": "not supported",
+    "reasons": ["sufficiency: no larger than in random components (0.02, 12 of 39 as large, p = 0.33).",
+                "necessity: 0.61, none of 39 as large, p = 0.025."],
+    "left_out": 2,
+    "gap": {"mean": 4.2, "low": 3.1, "high": 5.2},
+    "kind": "component of layers up to 1 away",
+    "unmeasured": ["mean ablation: the clean prompts are not equally long"],
+    "criteria": [
+        {"criterion": name, "effect": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "null_95": 0.1, "p": p,
+         "holds": holds, "decides": True}
+        for name, mean, p, holds in (("necessity", 0.61, 0.025, True), ("sufficiency", 0.02, 0.33, False))
+    ],
+    "doses": [{"strength": at / 4, "effect": {"mean": 0.15 * at}} for at in range(1, 5)],
+    "prompts": [{"prompt": at, "text": "a", "clean": 2.0, "corrupted": -2.0, "necessity": 0.6, "sufficiency": 0.0}
+                for at in range(6)],
+    "control": 0,
+    "nulls": [{"component": "L1H3", "effects": {"necessity": 0.0, "sufficiency": 0.1}}],
+    "runs": 720,
+}  # fmt: skip
 RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lens": ("logit_lens", lens([reading(RISING, 7)], **SHORT)),
     "lens that leads throughout": ("logit_lens", lens([reading(RISING[7:], 7)], **SHORT)),
@@ -102,6 +129,13 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fitted lens of several readings": (
         "logit_lens",
         lens([reading(RISING, 7, plain_leads_from=8), reading(RISING, 9, prompt=1, plain_leads_from=9)], **FITTED),
+    ),
+    "claim": ("verify_claim", CLAIM),
+    "claim without prompts": (
+        "verify_claim",
+        CLAIM
+        | {"outcome": "inconclusive", "reasons": ["No prompt is left that did not serve to find the claim."]}
+        | {"criteria": [], "doses": [], "prompts": [], "nulls": [], "gap": None, "component": "", "parts": []},
     ),
     "fit": ("fit_lens", fit()),
     "fit that is merged, resumed and replaces": ("fit_lens", fit(merged=100, resumed=10, replaced=True)),

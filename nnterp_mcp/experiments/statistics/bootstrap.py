@@ -67,15 +67,22 @@ def estimate_recovery(
     return _estimates(_share(whole.mean(0, keepdim=True))[0], drawn)
 
 
+def estimate_difference(one: Float[Tensor, "prompt run"], other: Float[Tensor, "other run"]) -> list[Estimate]:
+    """The mean of each run over some prompts less that over others; intervals resample both."""
+    means = one.double().mean(0) - other.double().mean(0)
+    several = min(len(one), len(other)) > 1
+    return _estimates(means, _resampled(one.double()) - _resampled(other.double(), seed=1) if several else None)
+
+
 def _share(means: Float[Tensor, "draw run_and_two"]) -> Float[Tensor, "draw run"]:
     clean, corrupted = means[:, [-2]], means[:, [-1]]
     return (means[:, :-2] - corrupted) / (clean - corrupted)
 
 
-def _resampled(values: Float[Tensor, "prompt run"]) -> Float[Tensor, "draw run"]:
+def _resampled(values: Float[Tensor, "prompt run"], seed: int = 0) -> Float[Tensor, "draw run"]:
     """Means over prompts drawn with replacement, as many as there are; the same draws for every run."""
     count = len(values)
-    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(_DRAWS, count, dtype=values.dtype)
     weights.scatter_add_(1, drawn, torch.ones_like(weights))
     return weights @ values / count

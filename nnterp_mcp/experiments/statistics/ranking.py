@@ -1,8 +1,11 @@
-"""The area under the ROC curve: the chance that a value of one group exceeds one of another."""
+"""Statistics of ranks: the area under the ROC curve, which is the chance that a value of one group exceeds one of
+another, and the rank correlation.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +21,14 @@ def area_under_curve(first: Float[np.ndarray, " row"], second: Float[np.ndarray,
     """The chance that a value of the first group exceeds one of the second; equal values count half."""
     ranks = rankdata(np.concatenate([first, second]))[: len(first)]
     return float((ranks.sum() - len(first) * (len(first) + 1) / 2) / (len(first) * len(second)))
+
+
+def rank_correlation(values: Sequence[float]) -> float:
+    """Spearman's rank correlation of values with their order; 0 where all are equal."""
+    ranks = rankdata(values)
+    if np.ptp(ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
 
 
 def area_interval(area: float, first: int, second: int) -> tuple[float, float]:

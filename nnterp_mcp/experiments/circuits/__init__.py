@@ -1,0 +1,1 @@
+"""Circuits: edges between attention heads and MLPs, scored by gradients and patched for real."""

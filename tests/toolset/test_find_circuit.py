@@ -1,0 +1,70 @@
+"""`find_circuit` against edge patching by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.circuits.edge_graph import make_edge_graph
+from nnterp_mcp.experiments.circuits.edge_patching import make_edge_patcher
+from nnterp_mcp.experiments.circuits.edge_scores import midpoints, score_edges
+from nnterp_mcp.experiments.circuits.selection import as_mask, prune_edges, rank_edges
+from nnterp_mcp.experiments.patching.corruption import pair_prompts
+from nnterp_mcp.laboratory import Laboratory
+from nnterp_mcp.model.text.tokenization import encode_prompts
+from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
+
+CLEAN = [f"The capital of France is {word}" for word in ("a", "b", "c", "d")]
+CALL = {
+    "clean": CLEAN,
+    "corrupted": {"replace": "France", "with": "Spain"},
+    "targets": {"answer": {"id": 40}, "wrong": {"id": 77}},
+    "steps": 3,
+    "draws": 2,
+}
+
+
+def test_the_circuit_is_measured_on_prompts_that_did_not_choose_it(tiny: Callable[..., Path]) -> None:
+    lab = Laboratory(tiny("llama"))
+    found = lab.call("find_circuit", **CALL, edges=60)
+    assert isinstance(found, FindCircuitResult)
+
+    tokenizer = lab.bench.model.tokenizer
+    graph = make_edge_graph(lab.bench.model)
+    clean = encode_prompts(tokenizer, CLEAN, "it")
+    corrupted = encode_prompts(tokenizer, [prompt.replace("France", "Spain") for prompt in CLEAN], "it")
+    pairs = pair_prompts(clean, corrupted)
+    patchers = [make_edge_patcher(graph, pair, "logit_difference", [[40], [77]]) for pair in pairs]
+    scores = torch.stack([score_edges(patchers[at], midpoints(3)) for at in (0, 2)]).mean(0)
+    order = rank_edges(graph, scores)
+    circuit = prune_edges(graph, order[:60])
+    held_out = [patchers[1], patchers[3]]
+    values = [float(one.run(as_mask(graph, circuit)[None])) for one in held_out]
+    gaps = [(one.clean_value, one.corrupted_value) for one in held_out]
+    wanted = (sum(values) - sum(bad for _, bad in gaps)) / sum(good - bad for good, bad in gaps)
+
+    chosen = found.chosen
+    assert chosen is not None
+    assert (found.scored, found.measured) == ([0, 2], [1, 3])
+    assert [chosen.edges, len(found.edges), found.total] == [len(circuit), len(circuit), len(order)]
+    assert chosen.faithfulness.mean == pytest.approx(wanted, abs=1e-4)
+    assert len(chosen.randoms) == 2
+    for edge, at in zip(found.edges, sorted(circuit, key=lambda edge: -abs(float(scores[edge]))), strict=True):
+        assert [edge.sender, edge.receiver] == [str(graph.senders[at[0]]), str(graph.receivers[at[1]])]
+        assert edge.score == pytest.approx(float(scores[at]), abs=1e-5)
+        if edge.effect is not None:
+            effect = sum(float(one.patch_edges([at])) for one in held_out) / 2
+            assert edge.effect == pytest.approx(effect, abs=1e-5)
+    assert sum(edge.effect is not None for edge in found.edges) == 20
+    assert "on 2 held-out prompts. " in lab.show(found)
+    assert len(lab.figure(found).panels) == 2
+
+
+def test_edges_are_corrupted_by_other_prompts_alone() -> None:
+    with pytest.raises(InvalidRequest, match="resample"):
+        specs()["find_circuit"].parse(CALL | {"corrupted": {"ablate": "zero"}})

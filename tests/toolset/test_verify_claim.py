@@ -1,0 +1,182 @@
+"""The tool `verify_claim`: what it leaves out, says and refuses; its numbers are tested with the experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nnterp_mcp.errors import Cancelled, InvalidRequest
+from nnterp_mcp.pool.messages import Progress
+from nnterp_mcp.toolset.verify_claim import SPEC
+from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.workbench import Bench
+from tests.toolset.test_make_vector import make_bench
+
+# What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
+
+CLEAN = [f"The {word} of France is" for word in ("capital", "king", "people", "river", "food")]
+CALL: dict[str, Any] = {
+    "claim": ["L1H2", "L2H0"],
+    "clean": CLEAN,
+    "corrupted": {"replace": "France", "with": "Spain"},
+    "targets": {"answer": "Paris", "wrong": "Madrid"},
+    "found_on": ["theory"],
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("claims"))
+
+
+def ask(bench: Bench, job: Job | None = None, **arguments: Any) -> VerifyClaimResult:
+    """Runs the tool as a worker does, the parameters sent over the wire."""
+    from nnterp_mcp.toolset.verify_claim.run import run
+
+    params = SPEC.params.model_validate(SPEC.parse(CALL | arguments).model_dump(mode="json"))
+    result = run(bench, params, job or Job(1, lambda progress: None))
+    return SPEC.result.model_validate_json(result.model_dump_json())
+
+
+@pytest.fixture(scope="module")
+def usual(bench: Bench) -> tuple[VerifyClaimResult, list[Progress]]:
+    """The result of the usual call, and what it said on the way."""
+    said: list[Progress] = []
+    return ask(bench, Job(1, said.append)), said
+
+
+def test_a_claim_is_tested_against_matched_random_components(usual: tuple[VerifyClaimResult, list[Progress]]) -> None:
+    result, said = usual
+    answer = SPEC.digest(result)
+
+    assert [one.criterion for one in result.criteria] == ["necessity", "sufficiency", "dose response"]
+    assert [one.decides for one in result.criteria] == [True, True, True]
+    assert len(result.nulls) == 39
+    assert all(len(null.component.split(", ")) == 2 for null in result.nulls)
+    assert [dose.strength for dose in result.doses] == [0.25, 0.5, 0.75, 1.0]
+    assert result.runs == 5 * (40 * 3 + 2)
+    assert said[0].message.startswith(f"{result.runs} runs, about ")
+    assert answer.finding.startswith(f"{result.outcome.capitalize()}: L1H2, L2H0 of tiny drive")
+    assert any("mean ablation: the clean prompts are not equally long" in note for note in answer.notes)
+
+
+def test_effects_are_those_of_patch_activations(bench: Bench, usual: tuple[VerifyClaimResult, list[Progress]]) -> None:
+    from tests.toolset.test_patch_activations import ask as patch
+
+    result, _ = usual
+    pairs = {name: CALL[name] for name in ("clean", "corrupted", "targets")}
+    spans = {"all": {"clean": "all", "corrupted": "all"}}
+    for name, direction in (("necessity", "noising"), ("sufficiency", "denoising")):
+        found = patch(bench, **pairs, cells=CALL["claim"], heads="all", positions=spans, direction=direction)
+        assert found.patched_set is not None
+        assert found.patched_set.recovery is not None
+        recovery = found.patched_set.recovery.mean
+        effect = next(one.effect.mean for one in result.criteria if one.criterion == name)
+        assert effect == pytest.approx(1 - recovery if name == "necessity" else recovery, abs=1e-4)
+
+
+def test_prompts_that_found_the_claim_are_left_out(bench: Bench) -> None:
+    result = ask(bench, found_on=[CLEAN[1], "The king of Spain is"])
+
+    assert [prompt.prompt for prompt in result.prompts] == [0, 2, 3, 4]
+    assert result.left_out == 1
+
+
+def test_no_prompt_left_leaves_the_claim_undecided(bench: Bench) -> None:
+    result = ask(bench, found_on=CLEAN)
+
+    assert result.outcome == "inconclusive"
+    assert result.reasons[0].startswith("No prompt is left")
+    assert "Inconclusive" in SPEC.digest(result).finding
+
+
+def test_the_prompts_of_a_run_that_found_the_claim_are_left_out(bench: Bench) -> None:
+    from nnterp_mcp.runs.records import Owner, RunRecord
+    from nnterp_mcp.runs.store import RunStore, now
+
+    def describe(run_id: str) -> RunRecord:
+        params = {"clean": CLEAN[:2], "cells": ["L1H2"]}
+        return RunRecord(
+            id=run_id,
+            tool="patch_activations",
+            model="tiny",
+            request={},
+            params=params,
+            opened=now(),
+            owner=Owner.this(),
+        )
+
+    made = RunStore(bench.settings.runs).open("patch_activations", describe)
+
+    assert [prompt.prompt for prompt in ask(bench, found_on=[made.id]).prompts] == [2, 3, 4]
+
+
+def test_control_prompts_and_mean_ablation_need_equal_lengths(bench: Bench) -> None:
+    clean = [f"The capital of France {word}" for word in ("is", "and", "of", "that")]
+    result = ask(bench, clean=clean, control_prompts=["The France is", "The Paris is"])
+
+    assert [one.criterion for one in result.criteria] == [
+        "necessity", "mean ablation", "sufficiency", "dose response", "specificity"
+    ]  # fmt: skip
+    assert result.criteria[-1].decides
+    assert not result.criteria[1].decides
+
+
+def test_a_direction_is_tested_against_random_ones(bench: Bench) -> None:
+    import torch
+
+    width = bench.model.hidden_size
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(5)).tolist()
+    found = ask(bench, claim={"vector": direction, "layer": 1})
+    whole = ask(bench, claim={"rows": torch.eye(width).tolist(), "layer": 1})
+
+    assert found.kind == "direction there"
+    assert len(found.nulls) == 39
+    assert abs(found.criteria[0].effect.mean) < 0.5
+    assert [one.effect.mean for one in whole.criteria[:2]] == pytest.approx([1.0, 1.0], abs=1e-4)
+
+
+def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
+    partial: list[Any] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.message.startswith("9 of"):
+            job.stop(Cancelled("enough"))
+
+    job = Job(1, stop)
+    with pytest.raises(Cancelled):
+        ask(bench, job, predicts="sufficient")
+    assert job.partial is not None
+    partial.append(job.partial())
+
+    assert partial[0].outcome == "inconclusive"
+    assert len(partial[0].nulls) == 8
+    assert [one.decides for one in partial[0].criteria] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"claim": ["L9H0"]}, "layer 9 does not exist"),
+        ({"claim": ["L1H77"]}, "head 77 does not exist"),
+        ({"claim": ["layers_output L1"]}, "is the whole run"),
+        ({"claim": ["mlps_output L1@city"]}, "there is no position 'city'"),
+        ({"claim": [{"site": "mlps_output", "layers": 1, "heads": 0}]}, "there are no heads at mlps_output"),
+        ({"claim": {"vector": [1.0, 2.0], "layer": 1}}, "has 2 numbers"),
+        ({"claim": {"rows": [[1.0] * 64, [2.0] * 64], "layer": 1}}, "are not independent"),
+        ({"claim": {"rows": [[1.0]], "vector": [1.0], "layer": 1}}, "give one of them"),
+        ({"claim": {"vector": [1.0], "layer": 1, "site": "heads_output"}}, "directions are claimed at"),
+        ({"claim": "somewhere"}, 'a cell is a head such as "L23H4"'),
+        ({"corrupted": {"ablate": "zero"}}, "corrupted must be prompts"),
+        ({"corrupted": ["The capital of Spain is"]}, "5 clean prompts and 1 corrupted ones"),
+        ({"found_on": []}, "found_on must be"),
+        ({"found_on": ["patch_activations-abcdef"]}, "there is no run"),
+    ],
+)
+def test_it_refuses(bench: Bench, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        ask(bench, **arguments)
+
+    assert said in error.value.message
