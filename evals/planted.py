@@ -6,12 +6,14 @@ and one for the word to predict, which alone the head of the model reads; a cons
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -23,6 +25,13 @@ FEW, MANY = ("one", "two"), ("six", "ten")
 _COUNT = len(WORDS)
 _ITSELF, _BEFORE, _NEXT = 0, _COUNT, 2 * _COUNT
 _CONSTANT, _COLOUR, _AMOUNT = 3 * _COUNT, 3 * _COUNT + 1, 3 * _COUNT + 2
+DICTIONARY = "dictionary"
+"""A folder in that of `planted-attributes`."""
+
+_FEATURES = 12
+_ATTRIBUTES = {2: (_AMOUNT, 1.0), 5: (_COLOUR, -1.0), 7: (_COLOUR, 1.0), 10: (_AMOUNT, -1.0)}
+"""The features of attributes, with the dimension that each reads and writes, and its sign."""
+
 _HEADS, _HEAD_WIDTH, _WIDTH = 4, 64, 64
 _TURNING, _STILL = 2, 12
 """The pairs of a head's dimensions that positions turn visibly, and the first of those that they hardly turn."""
@@ -41,7 +50,35 @@ def save_planted(folder: Path) -> dict[str, Path]:
             plant(model)
             model.save_pretrained(folders[name])
             _tokenizer().save_pretrained(folders[name])
+    _save_dictionary(folders["planted-attributes"] / DICTIONARY)
     return folders
+
+
+def planted_features() -> tuple[Tensor, Tensor]:
+    """The rows (feature, width), encoder and decoder alike, and thresholds of a sparse autoencoder of the attributes.
+
+    It reads the residual stream after layer 0 of `planted-attributes`. Two features are active for colours, one of each
+    sign, two for amounts, the others for words and the constant.
+    """
+    rows = torch.zeros(_FEATURES, _WIDTH)
+    for feature, (attribute, sign) in _ATTRIBUTES.items():
+        rows[feature, attribute] = sign
+    for feature in range(_FEATURES):
+        if feature not in _ATTRIBUTES:
+            rows[feature, _ITSELF + feature] = 1.0
+    return rows, torch.full((_FEATURES,), 0.5)
+
+
+def _save_dictionary(folder: Path) -> None:
+    """Saves it in SAELens' layout."""
+    rows, thresholds = planted_features()
+    folder.mkdir(exist_ok=True)
+    tensors = {"W_enc": rows.T.contiguous(), "W_dec": rows, "threshold": thresholds}
+    tensors |= {"b_enc": torch.zeros(_FEATURES), "b_dec": torch.zeros(_WIDTH)}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    metadata = {"hook_name": "blocks.0.hook_resid_post"}
+    config = {"architecture": "jumprelu", "apply_b_dec_to_input": False, "metadata": metadata}
+    (folder / "cfg.json").write_text(json.dumps(config))
 
 
 def _config(**changed: Any) -> LlamaConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evals.question import Question
-from evals.questions import attention, causes, directions, investigations, planted, prompt_sets, readings
+from evals.questions import attention, causes, directions, features, investigations, planted, prompt_sets, readings
 
 QUESTIONS: tuple[Question, ...] = (
     *readings.QUESTIONS,
@@ -13,5 +13,6 @@ QUESTIONS: tuple[Question, ...] = (
     *prompt_sets.QUESTIONS,
     *investigations.QUESTIONS,
     *planted.QUESTIONS,
+    *features.QUESTIONS,
 )
 """Every question, in the order in which they are asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from evals.question import Value
-from evals.solutions import attention, causes, directions, investigations, planted, prompt_sets, readings
+from evals.solutions import attention, causes, directions, features, investigations, planted, prompt_sets, readings
 from evals.tools import Tools
 
 SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
@@ -16,5 +16,6 @@ SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
     **prompt_sets.SOLUTIONS,
     **investigations.SOLUTIONS,
     **planted.SOLUTIONS,
+    **features.SOLUTIONS,
 }
 """By the question's name."""

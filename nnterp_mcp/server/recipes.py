@@ -104,6 +104,8 @@ def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
     places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
     circuit = {"direction": "noising", "positions": {"end": "last"}, "cells": ["L0H0", "L0H1"], "complement": True}
+    others = [f"{begin} {clean}" for begin in ("In short:", "As you know:", "Question and answer:", "A fact:")]
+    claim = {"claim": circuit["cells"], "positions": circuit["positions"], "found_on": [clean]}
     return f"""\
 Find where {model} recalls that {clean!r} continues with {given["answer"]!r}.
 
@@ -131,6 +133,10 @@ call's control compares the strongest cells with 20 random sets.
 Put the heads that you found in place of these, and measure them as a set: faithfulness is the share of the answer \
 that they give alone, completeness the share that all other heads give without them.
 {call("patch_activations", **swap, **circuit)}
+
+Verdict
+End on prompts that found nothing, better than these if you have some: the verdict compares the heads with random ones.
+{call("verify_claim", **swap | {"clean": others} | claim)}
 
 It counts against a cell if random sets restore as much; if noising it costs nothing; if all other cells give the \
 answer without it; or if its effect is gone for a paraphrase of the prompt.

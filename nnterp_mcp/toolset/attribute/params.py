@@ -47,9 +47,7 @@ class AttributeParams(ModelParams):
             "source_token is for direct alone."
         ),
     ] = None
-    dictionary: Annotated[DictionaryName | None, Field(description="For by feature: its name, from load_features.")] = (
-        None
-    )
+    dictionary: Annotated[DictionaryName | None, Field(description="For by feature, from load_features.")] = None
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
     corrupted: Annotated[
         CorruptedField | None,

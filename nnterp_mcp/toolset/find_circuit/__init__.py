@@ -12,7 +12,7 @@ SPEC = ToolSpec(
     title="Find a circuit",
     description=(
         "Find the circuit of a behaviour: edges between heads (queries, keys, values) and MLPs, scored by EAP-IG, "
-        "measured with all other edges corrupted, next to random circuits."
+        "measured with all others corrupted, next to random circuits."
     ),
     examples=[
         {

@@ -23,14 +23,14 @@ class FindCircuitParams(ModelParams):
     clean: Annotated[Prompts, schemas.as_schema(_SHORT, "Of 4 or more, every second is held out.")]
     corrupted: Annotated[
         CorruptedField,
-        schemas.as_schema(_SHORT, 'Of equal length, or {"replace": "France", "with": "Spain"}.'),
+        schemas.as_schema(_SHORT, 'Or {"replace": "France", "with": "Spain"}.'),
     ]
     targets: TargetSets = Field(default_factory=lambda: ({},))
     edges: Annotated[
         int | None,
-        Field(ge=1, le=10**7, description="Its size; default: faithfulness 0.8."),
+        Field(ge=1, le=10**7, description="Default: faithfulness 0.8."),
     ] = None
-    steps: Annotated[int, Field(ge=1, le=100, description="Integration steps.")] = 5
+    steps: Annotated[int, Field(ge=1, le=100)] = 5
     draws: Annotated[int, Field(ge=0, le=100, description="Random circuits.")] = 5
     plot: Plot = False
 

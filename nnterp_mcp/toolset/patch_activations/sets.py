@@ -82,7 +82,8 @@ def _beside(
     reaching = exceeds(found, result, metrics)
     if not reaching:
         return f"None of {len(values)} {sets} has as large an effect ({spread})."
-    return f"{reaching} of {len(values)} {sets} have as large an effect ({spread})."
+    verb = "has" if reaching == 1 else "have"
+    return f"{reaching} of {len(values)} {sets} {verb} as large an effect ({spread})."
 
 
 def exceeds(found: PatchedSet, result: PatchActivationsResult, controls: Sequence[float]) -> int:

@@ -78,6 +78,8 @@ def _digest_sparse(result: TrainProbeResult) -> TrainProbeAnswer:
     *sparse, dense = result.sparse
     best = max(sparse, key=lambda one: (one.accuracy, -(one.count or 0)))
     names = " against ".join(quoted(elided(group.name)) for group in result.groups)
+    best_one = f"{plural(best.count or 0, 'feature')} {'gives' if best.count == 1 else 'give'}"
+    single = "" if best.count == 1 else f", one feature {number(sparse[0].accuracy)}"
     chosen = max(sparse, key=lambda one: one.count or 0).features[:_CHOSEN]
     notes = [
         f"Features that differ most between the classes, over all rows: {', '.join(map(str, chosen))}. Each fold "
@@ -90,9 +92,9 @@ def _digest_sparse(result: TrainProbeResult) -> TrainProbeAnswer:
     return TrainProbeAnswer(
         finding=(
             f"{result.method} probes of features of {quoted(result.dictionary or '')} ({result.site} of "
-            f"{result.model}) for {names}: {plural(best.count or 0, 'feature')} give a held-out accuracy of "
+            f"{result.model}) for {names}: {best_one} a held-out accuracy of "
             f"{number(best.accuracy)} (95 %: {number(best.low)} to {number(best.high)}; shuffled labels at most "
-            f"{number(max(best.shuffled))}), one feature {number(sparse[0].accuracy)}, the states themselves "
+            f"{number(max(best.shuffled))}){single}, the states themselves "
             f"{number(dense.accuracy)}."
         ),
         notes=notes,

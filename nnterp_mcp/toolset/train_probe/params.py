@@ -36,7 +36,7 @@ class TrainProbeParams(ModelParams):
     site: StateSite = "layers_output"
     dictionary: Annotated[
         DictionaryName | None,
-        Field(description="Probe 1 to 32 features of it, from load_features, in place of states."),
+        Field(description="Probe 1 to 32 of its features in place of states."),
     ] = None
     method: Annotated[
         Literal["logistic", "ridge", "difference_of_means"],
