@@ -30,6 +30,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def over(self, divisor: float) -> Estimate:
+        """The estimate of values that are divided by a positive number."""
+        ends = (None if end is None else end / divisor for end in (self.low, self.high))
+        return Estimate(self.mean / divisor, *ends)
+
 
 def average_draws(values: Float[Tensor, "pair ..."], prompts: Sequence[int]) -> Float[Tensor, "prompt ..."]:
     """The mean over the draws of noise of each prompt; of one prompt alone, every draw counts for itself.

@@ -41,11 +41,13 @@ def score_lenses(ranks: Int[torch.Tensor, "lens prompt layer"], plain: int, top:
     first = torch.cat([read, none], dim=-1).argmax(-1)
     counts, layers = read.sum(-1), ranks.shape[-1]
     return [
-        LensScore(in_top=estimate_mean(own), share=share, gain=gain, first=estimate_median(layer))
+        LensScore(
+            in_top=estimate_mean(own), share=share.over(layers), gain=gain.over(layers), first=estimate_median(layer)
+        )
         for own, share, gain, layer in zip(
             read,
-            estimate_mean(counts.T / layers),
-            estimate_mean((counts - counts[plain]).T / layers),
+            estimate_mean(counts.T),
+            estimate_mean((counts - counts[plain]).T),  # of whole numbers, so that no difference is exactly 0
             first.tolist(),
             strict=True,
         )
