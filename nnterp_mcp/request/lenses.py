@@ -49,10 +49,13 @@ def _as_choices(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+_CHOICES = {**schemas.TEXT, "maxLength": LONGEST_STRING * _MOST_LENSES}
+"""A name; a list is taken too, and an agent pays for each form that is listed."""
+
 LensChoices = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_choices),
-    schemas.as_schema(schemas.TEXT, "Fitted lens or lenses, for logit_lens."),  # an agent pays for each form listed
+    schemas.as_schema(_CHOICES, "Fitted lens or lenses, for logit_lens."),
 ]
 """Fitted lenses that are compared with the logit lens."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_STRING
+from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_STRING, MOST_PROMPTS
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.lenses import LensMethod, LensName
 from nnterp_mcp.request.positions import Layers
@@ -17,7 +17,7 @@ from nnterp_mcp.request.prompt_sets import PromptSetField
 _LAYERS = {**schemas.TEXT, "maxLength": LONGEST_RANGE}
 """The commonest form; integers and lists are taken too, and an agent pays for each form that is listed."""
 
-_PROMPTS = schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT))
+_PROMPTS = schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS)
 
 
 class FitLensParams(ModelParams):
