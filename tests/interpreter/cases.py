@@ -42,7 +42,7 @@ _STATE_SITES = (
 )
 _HEAD_SITES = ("queries", "keys", "values", "heads_output")
 _OPERATIONS = (
-    *("add", "scale", "zero", "mean", "patch", "patch", "project_out"),
+    *("add", "scale", "zero", "mean", "patch", "patch", "project_out", "swap"),
     *("skip", "knockout", "knockout", "set_attention", "attention"),
 )
 _TOOLS = {
@@ -269,22 +269,7 @@ class Cases:
 
     def _operation(self, texts: list[Text]) -> dict[str, Any]:
         """One operation."""
-        op = self.dice.choice(
-            [
-                "add",
-                "scale",
-                "zero",
-                "mean",
-                "patch",
-                "patch",
-                "project_out",
-                "skip",
-                "knockout",
-                "knockout",
-                "set_attention",
-                "attention",
-            ]
-        )
+        op = self.dice.choice(_OPERATIONS)
         if op in ("skip", "knockout", "set_attention", "attention"):
             made = getattr(self, f"_op_{op}")(texts)
         else:
@@ -304,11 +289,13 @@ class Cases:
             made["heads"] = self._heads()
         if self.dice.random() < 0.2:
             made["neurons"] = self.dice.choice(("all", 3, "1:9", [0, -1, 5], "::3"))
-        if op in ("add", "project_out"):
+        if op in ("add", "project_out", "swap"):
             made["vector"] = self._vector(site)
+        if op == "swap":
+            made["other"] = [round(self.dice.gauss(0, 1), 3) for _ in range(self._width(site))]
         if op == "project_out" and self.dice.random() < 0.3:
             made |= {"over": self.dice.choice(("all", 0)), "positions": self.dice.choice(("last", [0, -1], 0))}
-        if op in ("add", "scale"):
+        if op in ("add", "scale", "swap"):
             made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
         if op == "mean" and self.dice.random() < 0.5:
             made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}

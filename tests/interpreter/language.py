@@ -14,7 +14,7 @@ from tests.interpreter.text import Text, as_list, goes_on, numbers, without_firs
 
 Operation = Mapping[str, Any]
 
-_DEFAULTS = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output"}
+_DEFAULTS = {"add": "layers_output", "patch": "layers_output", "project_out": "layers_output", "swap": "layers_output"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class _Request:
         op = operation["op"]
         ends = op == "patch" or ("over" in operation and "over_positions" not in operation)
         asked = operation.get("positions", "all")
-        asked = without_first(asked, self.prompt) if op == "project_out" else asked
+        asked = without_first(asked, self.prompt) if op in ("project_out", "swap") else asked
         at = self._reach(operation, asked, False if ends else None)
         new = self._patch(operation, place, at) if op == "patch" else self._new(operation, place, at)
 
@@ -173,6 +173,10 @@ class _Request:
         vector = self.by.vector(operation["vector"], place[1])
         if op == "add":
             return lambda block: block + operation.get("factor", 1.0) * vector
+        if op == "swap":
+            pair = torch.stack([vector, self.by.vector(operation["other"], place[1])], dim=-1)
+            exchange = pair @ (torch.eye(2).flip(0) - torch.eye(2)).to(pair) @ torch.linalg.pinv(pair)
+            return lambda block: block + operation.get("factor", 1.0) * block @ exchange.T
         unit = vector / vector.norm()
         if "over" in operation:
             mean = self._mean(operation, place, at)

@@ -141,11 +141,12 @@ def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:
     from tests.interpreter.subject import Subject
 
     cases = Cases(Subject.make("llama", "auto", "left", tmp_path), Random(0))
-    drawn = [cases.draw() for _ in range(600)]
+    drawn = [cases.draw() for _ in range(900)]
     operations = [parse_operation(one) for _, call in drawn for one in call.get("interventions", [])]
     found = {(one.op, site_of(one)) for one in operations if hasattr(one, "site")}  # pyright: ignore[reportArgumentType]
-    everywhere = {(op, site) for op in ("add", "scale", "zero", "mean", "patch", "project_out") for site in SITES}
-    nowhere = {(op, "attention_probabilities") for op in ("add", "mean", "project_out")}
+    placed = ("add", "scale", "zero", "mean", "patch", "project_out", "swap")
+    everywhere = {(op, site) for op in placed for site in SITES}
+    nowhere = {(op, "attention_probabilities") for op in ("add", "mean", "project_out", "swap")}
     assert found == everywhere - nowhere
     assert {one.op for one in operations} == set(OPERATIONS)
 

@@ -200,12 +200,12 @@ def compare_places(
     """
     assert place.layer is not None
     layer = place.layer
-    outputs = {FeaturePlace(site, layer) for site in _OUTPUTS} | {out} if out is not None else {None}
+    outputs = [] if out is None else [*dict.fromkeys([out, *(FeaturePlace(site, layer) for site in _OUTPUTS)])]
     # The output of the layer before is the input of this one.
     near = [layer + 1] if place.site == "layers_output" else [layer - 1, layer + 1]
-    places = {FeaturePlace(site, layer) for site in _INPUTS} | {place}
-    places |= set() if out is not None else {FeaturePlace(place.site, at) for at in near}
-    asked = [one for one in places | outputs if one is not None and _has(model, one)]
+    beyond = [FeaturePlace(place.site, at) for at in near] if out is None else []
+    places = [*dict.fromkeys([place, *(FeaturePlace(site, layer) for site in _INPUTS), *beyond])]
+    asked = [one for one in dict.fromkeys([*places, *outputs]) if _has(model, one)]
     states = {at: _sample(found) for at, found in read_all(model, work, asked).items()}
     found: list[Candidate] = []
     for at in (at for at in places if at in states and states[at].shape[1] == made.encoder.shape[1]):
@@ -214,9 +214,9 @@ def compare_places(
         found += [
             Candidate(at, None if out is None else to, _compare(encoded, back, states[to]))
             for to in targets
-            if to is not None and states[to].shape[1] == made.decoder.shape[1]
+            if states[to].shape[1] == made.decoder.shape[1]
         ]
-    return sorted(found, key=lambda one: (one.fit.fvu, (one.place, one.out) != (place, out)))
+    return sorted(found, key=lambda one: one.fit.fvu)
 
 
 def find_better(found: Sequence[Candidate], place: FeaturePlace, out: FeaturePlace | None) -> Candidate | None:

@@ -17,7 +17,7 @@ SPEC = ToolSpec(
     examples=[
         {
             "claim": ["L1H2"],
-            "clean": [f"The {word} of France is" for word in ("capital", "king", "people", "river")],
+            "clean": [f"The {word} of France" for word in ("capital", "king", "people", "president")],
             "corrupted": {"replace": "France", "with": "Spain"},
             "targets": {"answer": "Paris", "wrong": "Madrid"},
             "found_on": ["theory"],
