@@ -68,7 +68,7 @@ def make_sparse_probe(method: ProbeMethod, count: int) -> Any:
 def differ_in_mean(
     features: Float[np.ndarray, "row latent"], labels: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, " latent"]:
-    """How far the mean of a feature over a class lies from its mean over the others; of the classes the furthest."""
+    """The distance from the mean of a feature over a class to its mean over the others; of the classes the largest."""
     apart = [abs(features[labels == label].mean(0) - features[labels != label].mean(0)) for label in np.unique(labels)]
     return np.max(apart, axis=0)
 

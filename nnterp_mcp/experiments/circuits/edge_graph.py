@@ -34,7 +34,7 @@ _SITES: tuple[Site, ...] = (
     "mlps_output",
     "layers_output",
 )
-"""Where the rows of a layer are split, joined and read, its heads' inputs aside."""
+"""The points at which the rows of a layer are split, joined and read, its heads' inputs aside."""
 
 _TOKENS = (1, 2, 3)
 """The prompt on which it is seen what MLPs read."""
@@ -97,7 +97,7 @@ class GraphLayer:
 
     @property
     def before_mlp(self) -> int:
-        """How many senders write before its MLP reads."""
+        """The number of senders that write before its MLP reads."""
         return self.writes + (self.heads if self.sequential else 0)
 
 
@@ -163,12 +163,12 @@ class EdgeGraph:
 
     @property
     def entry(self) -> Place:
-        """Where the embeddings enter the first layer."""
+        """The point at which the embeddings enter the first layer."""
         return Place("layers_input", self.layers[0].index)
 
     @property
     def end(self) -> Place:
-        """Where the residual stream leaves the last layer."""
+        """The point at which the residual stream leaves the last layer."""
         return Place("layers_output", self.layers[-1].index)
 
 

@@ -50,7 +50,7 @@ class EdgePatcher:
 
     @property
     def copies(self) -> int:
-        """How many runs fit one pass, about; one where the model multiplies what a sublayer wrote, row by row."""
+        """About as many runs as fit one pass; one where the model multiplies what a sublayer wrote, row by row."""
         facts = [self.graph.model.anatomy.layers[layer.index] for layer in self.graph.layers]
         written = (site for layer in facts for site in (layer.attention_contribution, layer.mlp_contribution))
         if any(site is not None and site.factor != 1 for site in written):
@@ -133,7 +133,7 @@ def make_edge_patcher(
 
 
 def _written(graph: EdgeGraph, given: Input) -> tuple[Float[Tensor, "sender position hidden"], Tensor]:
-    """What each sender writes in an unpatched run, and its logits."""
+    """The writes of each sender in an unpatched run, and its logits."""
     seen = observe(graph.model, given, [graph.entry, graph.end])
     visitor = PatchedPass(graph, seen.states[graph.entry][None].float())
     try:

@@ -48,7 +48,7 @@ class Faithfulness:
 
     @property
     def at_least(self) -> int:
-        """How many random circuits are at least as faithful."""
+        """The number of random circuits that are at least as faithful."""
         return sum(value >= self.circuit.mean for value in self.randoms)
 
 

@@ -91,7 +91,7 @@ class SplitPass:
         """Sees what the MLP adds to the stream."""
 
     def finish(self, stream: Float[Tensor, "copy position hidden"]) -> Float[Tensor, "copy position hidden"]:
-        """What the final norm reads."""
+        """The input of the final norm."""
         return stream
 
     def _rows(self, layer: GraphLayer, value: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class PatchedPass(SplitPass):
         return stream + self._changes(slice(0, None), slice(-1, None))[:, 0].to(stream)
 
     def _changes(self, senders: slice, receivers: slice) -> Float[Tensor, "copy receiver position hidden"]:
-        """What patched edges from some senders change at some receivers."""
+        """The change that patched edges from some senders make at some receivers."""
         assert self._patched is not None
         patched = self._patched[:, senders, receivers].transpose(1, 2)
         return (patched @ self.written[:, senders].flatten(2)).unflatten(2, self.written.shape[2:])
@@ -226,7 +226,7 @@ class PatchedPass(SplitPass):
 
     @torch.no_grad()
     def _by_head(self, layer: GraphLayer) -> Float[Tensor, "copy head position hidden"]:
-        """What each head adds to the stream: a norm behind them has the scale that it has in the run."""
+        """The share of each head in the stream: a norm behind the heads has the scale that it has in the run."""
         model = self.graph.model
         projection = model.anatomy.layers[layer.index].output_projection
         assert projection is not None

@@ -1,4 +1,4 @@
-"""What a claim is about: states at hook points, and how those of another run stand in for a run's own."""
+"""The subject of a claim: states at hook points, and the exchange of a run's own for those of another run."""
 
 from __future__ import annotations
 

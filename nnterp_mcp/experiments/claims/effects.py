@@ -61,7 +61,7 @@ def _dose(strength: float) -> str:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured on the prompts that did not serve to find the claim; the first component is the claim's.
+    """Measurements on the prompts that did not serve to find the claim; the first component is the claim's.
 
     Attributes:
         values: The metric of every prompt and component, by the name of the trial; of the first one alone where the

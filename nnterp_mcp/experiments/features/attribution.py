@@ -91,7 +91,7 @@ def attribute_features(
 def _read_ends(
     model: StandardizedTransformer, work: Workload, placed: PlacedDictionary, ends: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, "prompt input"], Float[Tensor, "prompt output"]]:
-    """What the dictionary reads and reconstructs at the last token of each prompt."""
+    """The states that the dictionary reads and reconstructs at the last token of each prompt."""
     rows: dict[int, tuple[Tensor, Tensor]] = {}
     for found in read_tokens(model, work, list(dict.fromkeys([placed.place, placed.written])), ends):
         own = zip(found.states[placed.place], found.states[placed.written], strict=True)
@@ -157,7 +157,7 @@ def _inserted(
 
 
 def _write_factor(model: StandardizedTransformer, place: FeaturePlace) -> float:
-    """How many times the residual stream has what a sublayer's site holds; 1 in nearly all models."""
+    """The factor between a sublayer's site and what it adds to the residual stream; 1 in nearly all models."""
     if place.layer is None or place.site not in ("attentions_output", "mlps_output"):
         return 1.0
     writes = find_writes(model)[place.layer]

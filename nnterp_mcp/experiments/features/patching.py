@@ -131,7 +131,7 @@ class FeaturePatcher:
         return [run.states[place][list(positions)].float().flatten(1) for place in self.basis.reads]
 
     def _change(self, own: Observed, other: Observed | None, index: int) -> Float[Tensor, "token latent"]:
-        """How far each feature's activation changes at each patched position."""
+        """The change of each feature's activation at each patched position."""
         into, from_ = self.positions(index)
         active = self._encode(own, into)
         return -active if other is None else self._encode(other, from_) - active

@@ -12,7 +12,7 @@ _EDGES = 40
 """Edges that are drawn, the strongest."""
 
 _MLPS = 0.7
-"""Where the part of the MLPs begins, from the left (0) to the right (1)."""
+"""The left edge of the part of the MLPs, from the left (0) to the right (1)."""
 
 
 def figure(result: FindCircuitResult, arrays: Arrays) -> Figure:
@@ -66,7 +66,7 @@ def _layer(name: str) -> int | None:
 
 
 def _height(name: str, top: int) -> float:
-    """Where a node stands: the embeddings below layer 0, MLPs half a step above the heads of their layer."""
+    """The position of a node: the embeddings below layer 0, MLPs half a step above the heads of their layer."""
     layer = _layer(name)
     if layer is None:
         return -1.0 if name == "embeddings" else float(top)

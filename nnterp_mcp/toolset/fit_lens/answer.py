@@ -1,4 +1,4 @@
-"""How well a fitted lens reads, layer by layer, next to the logit lens."""
+"""The quality of a fitted lens, layer by layer, next to the logit lens."""
 
 from __future__ import annotations
 

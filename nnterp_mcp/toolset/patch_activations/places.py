@@ -1,4 +1,4 @@
-"""Where a call patches: its positions, the ends of its paths, and its features."""
+"""The places of a call's patches: its positions, the ends of its paths, and its features."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _course(result: RunPromptsResult) -> list[Panel]:
 
 
 def _lenses(result: RunPromptsResult) -> Curves:
-    """How often each lens has the first category's targets among its top tokens, controls in their lens's colour."""
+    """The share of prompts in which each lens has the first category's targets among its top tokens, by layer."""
     curves = [
         Curve(
             lens.lens,

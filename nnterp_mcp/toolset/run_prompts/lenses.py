@@ -56,7 +56,7 @@ def _controls(lens: ComparedLens) -> Iterator[ComparedLens]:
 def score(
     lenses: Sequence[ComparedLens], categories: Sequence[str], rows: Sequence[PromptRow], layers: Sequence[int]
 ) -> list[LensPass]:
-    """How often each lens has the targets of each category among its top tokens."""
+    """The share of prompts in which each lens has the targets of a category among its top tokens."""
     if len(lenses) == 1 or not rows:
         return []
     ranks = torch.tensor([row.lens_ranks for row in rows])  # prompt, lens, layer, category

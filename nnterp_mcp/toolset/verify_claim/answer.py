@@ -1,4 +1,4 @@
-"""How the test of a claim is cut down to an answer: the verdict, its reasons, and a row for each test."""
+"""From the test of a claim to an answer: the verdict, its reasons, and a row for each test."""
 
 from __future__ import annotations
 
