@@ -73,8 +73,8 @@ def _comparison(result: RunPromptsResult) -> str:
     ends = f" ({number(lens.gain.low)} to {number(lens.gain.high or 0.0)})" if lens.gain.low is not None else ""
     return (
         f" By the {result.fitted[0]}, {quoted(elided(lens.category))} enters the top {TOP} at layer "
-        f"{_layer(lens.first)} in the median (logit lens: {_layer(plain.first)}), and the share of layers at which it "
-        f"is among them is larger by {number(lens.gain.mean)}{ends}."
+        f"{_layer(lens.first)} in the median (logit lens: {_layer(plain.first)}); the share of layers at which it "
+        f"is among them, minus the logit lens's, is {number(lens.gain.mean)}{ends}."
     )
 
 

@@ -35,7 +35,7 @@ def _sentence(reason: str) -> str:
 
 def _claim(result: VerifyClaimResult) -> str:
     """The claim as a sentence."""
-    component, several = result.component or "the component", len(result.parts) > 1
+    component, several = result.component or "the claimed component", len(result.parts) > 1
     said = {
         "drives": f"{'drive' if several else 'drives'}",
         "opposes": f"{'oppose' if several else 'opposes'}",
