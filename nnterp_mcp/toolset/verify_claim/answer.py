@@ -98,7 +98,9 @@ def _plural(kind: str) -> str:
 
 
 def _split(result: VerifyClaimResult) -> str:
-    used = f", {result.left_out} that served to find the claim left out" if result.left_out else ""
+    used = (
+        f", {result.left_out} left out because a prompt of the pair served to find the claim" if result.left_out else ""
+    )
     return f"Tested on {plural(len(result.prompts), 'prompt')}{used}; corrupted runs: {result.corruption or 'none'}."
 
 

@@ -78,7 +78,7 @@ class VerifyClaimResult(Result):
         corruption: The origin of the corrupted runs, in words.
         outcome: The verdict.
         reasons: The reasons, the most important one first.
-        left_out: Clean prompts that served to find the claim.
+        left_out: Pairs of which a prompt served to find the claim.
         gap: The metric of clean less that of corrupted runs.
         kind: One of the random components, in words.
         unmeasured: Tests that could not be made, each with why.
