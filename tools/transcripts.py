@@ -35,7 +35,7 @@ _PASSING = (
     (re.compile(r"\b(?:\d+ min )?[\d.]+ m?s\b"), "TIME"),
     (re.compile(", at an earlier load of the same files"), ""),
 )
-"""What no second run says again: ids of runs, seconds, and whether the model was loaded before."""
+"""Text that differs from run to run: ids of runs, seconds, and whether the model was loaded before."""
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 _NOISE = 1e-4
