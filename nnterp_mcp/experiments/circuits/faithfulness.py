@@ -46,11 +46,6 @@ class Faithfulness:
     circuit: Estimate
     randoms: list[float]
 
-    @property
-    def at_least(self) -> int:
-        """The number of random circuits that are at least as faithful."""
-        return sum(value >= self.circuit.mean for value in self.randoms)
-
 
 @dataclass(frozen=True)
 class CurveAreas:

@@ -325,15 +325,25 @@ def _patching(
         part.patched, part.by_construction = effect, bool(follows)
     return base.model_copy(
         update={
-            "whole": _mean(average_draws(found.clean, numbers)),
-            "base": _mean(average_draws(found.corrupted, numbers)),
-            "corruption": how,
-            "against": corrupted_text(pairs[0]),
+            **_between(found.clean, found.corrupted, pairs, how),
             "parts": parts,
             "total": len(grid.cells),
             "checked": describe_check(compared),
         }
     )
+
+
+def _between(
+    clean: Float[Tensor, " pair"], corrupted: Float[Tensor, " pair"], pairs: Sequence[Pair], how: str
+) -> dict[str, Any]:
+    """The fields that say between which runs the metric is attributed."""
+    numbers = [pair.index for pair in pairs]
+    return {
+        "whole": _mean(average_draws(clean, numbers)),
+        "base": _mean(average_draws(corrupted, numbers)),
+        "corruption": how,
+        "against": corrupted_text(pairs[0]),
+    }
 
 
 def _patching_features(
@@ -352,13 +362,9 @@ def _patching_features(
     metric = default_metric(len(params.targets[0]))
     patcher = Patcher(bench.model, pairs, grid, metric=metric, targets=_ids(targets))
     found = estimate_features(bench, work, patcher, placed, params.dictionary or "", MOST_LISTED, _CHECKED)
-    numbers = [pair.index for pair in pairs]
     return base.model_copy(
         update={
-            "whole": _mean(average_draws(found.clean, numbers)),
-            "base": _mean(average_draws(found.corrupted, numbers)),
-            "corruption": how,
-            "against": corrupted_text(pairs[0]),
+            **_between(found.clean, found.corrupted, pairs, how),
             "parts": found.parts,
             "total": found.total,
             "checked": found.checked,
