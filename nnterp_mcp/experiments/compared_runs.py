@@ -41,7 +41,9 @@ def comparison(top_k: int, categories: Sequence[Sequence[int]], baselines: Seque
     return LogitReduction(compare_rows, options | {"ids": followed.ids, "real": followed.real})
 
 
-def read_rows(model: StandardizedTransformer, work: Workload, baselines: Sequence[int], compare: Compare) -> ReadRuns:
+def read_compared(
+    model: StandardizedTransformer, work: Workload, baselines: Sequence[int], compare: Compare
+) -> ReadRuns:
     """Reads the distribution after each prompt, in whole passes.
 
     Args:
@@ -76,7 +78,7 @@ def measure_divergences(
     runs, count = replace(with_baseline(work, others), progress=ignore_progress), len(work.prompts)
     found = torch.zeros(len(runs.prompts))
     baselines = [run % count for run in range(len(runs.prompts))]
-    for rows, numbers in read_rows(model, runs, baselines, partial(comparison, 1, [])):
+    for rows, numbers in read_compared(model, runs, baselines, partial(comparison, 1, [])):
         require_finite(numbers["total"], "logits")
         found[list(rows)] = numbers["kl"].cpu()
     return found.unflatten(0, (-1, count))[1:]

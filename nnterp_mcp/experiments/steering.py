@@ -23,7 +23,7 @@ from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload, ignore_progress
 from nnterp_mcp.experiments.activations import read_states
-from nnterp_mcp.experiments.compared_runs import Compare, ReadRuns, comparison, read_rows
+from nnterp_mcp.experiments.compared_runs import Compare, ReadRuns, comparison, read_compared
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
@@ -38,7 +38,7 @@ class Dose:
         prompt: The prompt's index.
         layer: The layer after which a direction is added; None for the baseline.
         factor: What the direction is multiplied by.
-        control: Which random direction it is; None for the vector itself.
+        control: Which control it is, given ones before random directions; None for the vector itself.
     """
 
     prompt: int
@@ -107,6 +107,7 @@ def sweep(
     *,
     positions: Sequence[PositionSpec] = ("all",),
     controls: int = 0,
+    given: Sequence[Float[Tensor, " hidden"]] = (),
     seed: int = 0,
     top_k: int = 3,
     targets: Mapping[str, Sequence[int]] | None = None,
@@ -129,6 +130,7 @@ def sweep(
         factors: What to multiply it by; zero gives the baseline, which always runs.
         positions: The positions of each prompt at which to add.
         controls: How many random directions to add in its place, each as long as the direction of its layer.
+        given: Directions to add in its place before these, each at the same length.
         seed: The seed of the first of them; the next ones follow.
         top_k: Number of top tokens to return.
         targets: Token ids by category, whose probability and rank to follow.
@@ -142,9 +144,9 @@ def sweep(
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
     prompts, layers = work.prompts, sorted(directions)
-    doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
+    doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, len(given) + controls)]
     needed = list(dict.fromkeys(dose.run for dose in doses))
-    runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed), positions)
+    runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed, given), positions)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     quiet = replace(work, progress=ignore_progress)
     stream = read_states(model, quiet, ends, layers).float().norm(dim=-1).cpu()
@@ -158,7 +160,7 @@ def sweep(
 
     shared = runs.shared(generating=max_new_tokens > 0)
     compare = partial(comparison, top_k, categories)
-    read = _read_branches(model, runs, compare) if shared else read_rows(model, *runs.as_rows(), compare)
+    read = _read_branches(model, runs, compare) if shared else read_compared(model, *runs.as_rows(), compare)
     for rows, numbers in read:
         reader.take(rows, numbers)
         offer(so_far)
@@ -171,13 +173,20 @@ Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
 """By layer, the vector's direction (None) and the random ones."""
 
 
-def draw_directions(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, seed: int) -> Drawn:
-    """The directions with their random controls, each as long as the direction of its layer."""
+def draw_directions(
+    directions: Mapping[int, Float[Tensor, " hidden"]],
+    controls: int,
+    seed: int,
+    given: Sequence[Float[Tensor, " hidden"]] = (),
+) -> Drawn:
+    """The directions with their controls, given ones before random ones, each as long as the direction of its layer."""
     drawn: Drawn = {(layer, None): direction.float().cpu() for layer, direction in directions.items()}
     for layer, direction in directions.items():
         norm, width = float(direction.float().norm()), direction.shape[-1]
+        for control, instead in enumerate(given):
+            drawn[layer, control] = instead * (norm / instead.norm())
         for control in range(controls):
-            drawn[layer, control] = random_direction(width, norm, seed + control).vectors[0]
+            drawn[layer, len(given) + control] = random_direction(width, norm, seed + control).vectors[0]
     return drawn
 
 

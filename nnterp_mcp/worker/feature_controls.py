@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.features.activity import read_activity
 from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.experiments.features.patching import draw_matched_features
 from nnterp_mcp.model.text.positions import resolve_averaged
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.operations import EditFeatures, Operation
+from nnterp_mcp.request.positions import PositionSpec
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 from nnterp_mcp.worker.dictionaries import LoadedDictionary
 
@@ -94,7 +98,7 @@ def control_edits(
     )
 
 
-def draw_matched(
+def draw_as_active(
     bench: Bench,
     loaded: LoadedDictionary,
     features: Sequence[int],
@@ -153,4 +157,32 @@ def _draw(
 ) -> list[list[int]]:
     edited = [prompts[number] for number in positions]
     rows = [replace(prompt, index=row) for row, prompt in enumerate(edited)]
-    return draw_matched(bench, bench.dictionaries.find(*key), features, rows, [sorted(positions[n]) for n in positions])
+    return draw_as_active(
+        bench, bench.dictionaries.find(*key), features, rows, [sorted(positions[n]) for n in positions]
+    )
+
+
+def matched_rows(
+    bench: Bench, name: str, prompts: Sequence[EncodedPrompt], positions: Sequence[PositionSpec]
+) -> dict[int, Float[Tensor, " hidden"]] | None:
+    """The rows of matched random features, for a vector that is the row of a feature; None for another vector.
+
+    Args:
+        bench: The model, its vectors and dictionaries.
+        name: The vector's name.
+        prompts: The prompts.
+        positions: The positions in them at which activity is counted.
+
+    Returns:
+        By feature, its row as the vector is one; empty where the dictionary is gone or no other feature is active.
+    """
+    card = bench.vectors.find(name, bench.identity, bench.handle)
+    if card.method not in ROW_METHODS:
+        return None
+    named, layer, feature = parse_row("".join(card.request["positive"]))
+    with suppress(InvalidRequest):
+        loaded = bench.dictionaries.find(named, layer)
+        found = draw_as_active(bench, loaded, [feature], prompts, [resolve_averaged(positions, one) for one in prompts])
+        rows = loaded.dictionary.decoder if card.method == "decoder_row" else loaded.dictionary.encoder
+        return {drawn: rows[drawn].float().cpu() for (drawn,) in found}
+    return {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.contract import Result, ToolSpec
+from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.job import Job
@@ -203,3 +204,39 @@ def test_scores_with_edited_features_have_their_controls(bench: Bench, dictionar
         change = mean(getattr(text, name).log_probs) - mean(text.baseline.log_probs)
         assert text.effects[number] == pytest.approx(change, abs=1e-6)
     assert "The mean log-probability changes by" in spec.summarize(result).text()
+
+
+def test_steering_along_a_row_has_matched_rows_and_random_directions(
+    bench: Bench,  # noqa: F811
+    dictionary: str,
+    count_tokens: Callable[[object], int],
+) -> None:
+    """The matched runs are those of steering along the rows of these features at the vector's norm."""
+    call(bench, "make_vector", name="row", method="decoder_row", positive=f"{dictionary}:4")
+    asked = {
+        "prompts": ["The capital of France is", "The king"],
+        "layers": [1, LAYER],
+        "factors": [1, 2],
+        "targets": TARGETS,
+    }
+    spec, result = call(bench, "steer", vector="row", control=True, **asked)
+    for vector in ("row", [1.0] * bench.model.hidden_size):
+        plain = call(bench, "steer", vector=vector, control=vector != "row", **asked)[1]
+        assert plain.matched is None
+    norm = float(bench.find_vector("row").norm())
+    other = result.matched[1]
+    call(bench, "make_vector", name="other", method="decoder_row", positive=f"{dictionary}:{other}", norm=norm)
+    by_hand = call(bench, "steer", vector="other", **asked)[1]
+
+    assert len(result.matched) == 5
+    assert 4 not in result.matched
+    assert {run.control for run in result.runs} == {None, *range(10)}
+    found = [run.kl for run in result.runs if run.control == 1]
+    assert found == pytest.approx([run.kl for run in by_hand.runs if run.layer is not None], rel=1e-4)
+    answer = spec.summarize(result)
+    assert "5 matched features and 5 random directions of equal norm (by 2 sd)" in answer.text()
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+    assert spec.figure is not None
+    panel = spec.figure(result, {}).panels[0]
+    assert isinstance(panel, Curves)
+    assert len(panel.curves) == 6  # at two layers the row, matched rows and random directions
