@@ -27,7 +27,10 @@ def cases(paths: Iterable[Path]) -> list[ParameterSet]:
 
 
 EXAMPLES, GUIDES = cases(transcripts.examples()), cases(transcripts.methods())
-ANSWER = 'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05; 13.2 prompts a second\nrun_id: logit_lens-ki556z'
+ANSWER = (
+    'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05; 13.2 prompts a second\n'
+    "run_id: logit_lens-ki556z"
+)
 
 
 @pytest.mark.parametrize(
