@@ -86,7 +86,7 @@ LabelSource = Annotated[
     str | None,
     Field(min_length=1, max_length=LONGEST_STRING),
     AfterValidator(_check_labels),
-    WithJsonSchema({"type": "string", "description": "File of labels, or neuronpedia:MODEL/SAE."}),
+    WithJsonSchema({"type": "string", "maxLength": LONGEST_STRING, "description": "File, or neuronpedia:MODEL/SAE."}),
 ]
 """A file of labels or a dictionary at Neuronpedia; `{layer}` stands for the layer of each of several dictionaries."""
 

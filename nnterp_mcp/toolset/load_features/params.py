@@ -27,6 +27,6 @@ class LoadFeaturesParams(ModelParams):
             "'unload' frees the name."
         ),
     ]
-    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to load.")] = "all"
+    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers.")] = "all"
     site: DictionarySite = None
     labels: LabelSource = None
