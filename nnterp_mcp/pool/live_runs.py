@@ -284,7 +284,8 @@ class Runs:
             run.tell(progress)
 
         recorded = Recorded(run=run.id, queued=run.begin())
-        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop, None, give_way)
+        params = run.record.params
+        return await worker.call(run.record.tool, params, on_progress, recorded, run.stop, None, give_way, entry.within)
 
     def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
         """Completes the record of a run whose worker could not.

@@ -17,6 +17,8 @@ from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import count_numbers
 
 CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MERGE = "Merge it into its base (PEFT's merge_and_unload, then save_pretrained), and load what that gives."
+_SAVED = "Give the folder that PEFT's save_pretrained wrote."
 _PICKLE = "adapter_model.bin"
 _LARGEST = 4_000_000
 """Bytes of a configuration, at most."""
@@ -55,8 +57,8 @@ def split_scale(name: str) -> tuple[str, float]:
         scale = math.nan
     if not abs(scale) <= _STRONGEST:
         raise InvalidRequest(
-            f"{shown(said)} after the @ is no scale of an adapter: give a number from -{_STRONGEST:g} to {_STRONGEST:g},"
-            " where 1 is the adapter as it was trained."
+            f"{shown(said)} after the @ is no scale of an adapter: give a number from -{_STRONGEST:g} to "
+            f"{_STRONGEST:g}, where 1 is the adapter as it was trained."
         )
     return name, scale
 
@@ -84,7 +86,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 f"{folder} has its weights only as pickle ({_PICKLE}), which can run code",
                 "Save the adapter as safetensors: PEFT's save_pretrained does by default.",
             )
-        raise UnknownModel(f"{folder} holds no {WEIGHTS}", "Give the folder that PEFT's save_pretrained wrote.")
+        raise UnknownModel(f"{folder} holds no {WEIGHTS}", _SAVED)
     count_numbers(folder / WEIGHTS)
     _require_lora(folder, config)
     return config
@@ -94,7 +96,8 @@ def _read(folder: Path) -> dict[str, Any]:
     file = folder / CONFIGURATION
     if not file.is_file():
         raise UnknownModel(
-            f"{folder} holds no adapter: it has no {CONFIGURATION}", "Give the folder that PEFT's save_pretrained wrote."
+            f"{folder} holds no adapter: it has no {CONFIGURATION}",
+            "Give the folder that PEFT's save_pretrained wrote.",
         )
     try:
         if file.stat().st_size > _LARGEST:
@@ -112,13 +115,13 @@ def _require_lora(folder: Path, config: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise Unsupported(
             f"{folder} is an adapter of type {shown(kind)}: LoRA, rsLoRA and DoRA are loaded",
-            "Merge it into its base (PEFT's merge_and_unload, then save_pretrained), and load what that gives.",
+            MERGE,
         )
     for name in _OTHER_PARTS:
         if config.get(name):
             raise Unsupported(
                 f"{folder} sets {name}, which is none of LoRA, rsLoRA and DoRA",
-                "Merge it into its base (PEFT's merge_and_unload, then save_pretrained), and load what that gives.",
+                MERGE,
             )
     start = config.get("init_lora_weights")
     if start not in _OWN_START:

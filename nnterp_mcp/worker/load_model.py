@@ -6,9 +6,11 @@ import gc
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.errors import Forbidden, InvalidRequest, Unsupported
+from nnterp_mcp.request.adapter_folder import CONFIGURATION, WEIGHTS, split_scale
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
 from nnterp_mcp.worker.job import Job
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 _STEPS = 6
+
+
+def ignore(message: str) -> None:
+    """Reports to nobody."""
 
 
 def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
@@ -39,6 +45,9 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+    if params.adapter is not None:
+        load_adapter(bench, params.adapter, report)
+        return card_of(bench, time.monotonic() - begun)
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
     bench.place(model, origin)
     return card_of(bench, time.monotonic() - begun)
@@ -60,7 +69,8 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
     """The card of the model on a bench, which took so long to load."""
     from nnterp_mcp.verification.census import verified_classes
 
-    model, origin = bench.model, bench.origin
+    model, origin, adapter = bench.model, bench.origin, bench.adapter
+    shared = 0 if bench.base is None else bench.base.model.held_bytes
     architecture = type(model.module).__name__
     return LoadModelResult(
         handle=bench.handle,
@@ -74,13 +84,16 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
         dtype=str(model.computing_dtype).removeprefix("torch."),
         device=model.computing_on[0],
         attention=model.attention,
-        memory=model.held_bytes,
+        memory=model.held_bytes - shared,
         seconds=seconds,
         source=origin.source,
         revision=origin.revision,
         verified=architecture in verified_classes(),
         checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
         checked_before=model.checked_before,
+        adapter=None if adapter is None else str(adapter),
+        base=None if bench.base is None else bench.base.handle,
+        adapter_of=None if adapter is None else adapter.base_name,
     )
 
 
@@ -103,6 +116,37 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
         model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle, former=former)
     # Hashed after the checks, from which it would take a core.
     return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
+
+
+def load_adapter(bench: Bench, name: str, report: Report = ignore) -> None:
+    """Loads an adapter onto the weights of another bench's model.
+
+    Args:
+        bench: The bench for the adapted model.
+        name: The adapter's folder, with its scale where that is not 1.
+        report: Called with the current step.
+
+    Raises:
+        Unsupported: That model is served, and its weights are not here; or the adapter is none that is loaded.
+        UnknownModel: The adapter cannot be read, or is one of another base.
+    """
+    from importlib.metadata import version
+
+    from nnterp_mcp.model.loading.adapters import adapt
+
+    base = bench.base
+    assert base is not None
+    if base.files is None and base.origin.versions:
+        raise Unsupported("an adapter shares the weights of its base, and those of a served model are not here")
+    folder, scale = split_scale(name)
+    report("reading the adapter")
+    with _collection_paused():
+        model, adapter = adapt(base.model, Path(folder), scale, bench.handle)
+    files = ModelFiles(Path(folder), names=[CONFIGURATION, WEIGHTS], base=base.files)
+    versions = dict(base.origin.versions) | {"peft": version("peft")}
+    origin = ModelOrigin(f"{name} on {base.origin.source}", base.origin.revision, files, versions)
+    bench.place(model, origin)
+    bench.adapter = adapter
 
 
 def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:

@@ -17,7 +17,7 @@ from nnterp_mcp.errors import UnknownModel, Unsupported
 from nnterp_mcp.formatting import plural
 from nnterp_mcp.model.loading.shared_copy import share_weights
 from nnterp_mcp.model.standardized import StandardizedTransformer
-from nnterp_mcp.request.adapter_folder import WEIGHTS, read_adapter_config, with_scale
+from nnterp_mcp.request.adapter_folder import MERGE, WEIGHTS, read_adapter_config, with_scale
 from nnterp_mcp.request.arguments import shown
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _NAME = "default"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?")
+_ITS_BASE = "Load it on the base that it was trained on."
 _MISSING = "Install it: pip install 'nnterp-mcp[adapters]'."
 
 
@@ -81,8 +82,8 @@ def adapt(
     peft = _peft()
     if written.get("modules_to_save"):
         raise Unsupported(
-            f"{folder} holds whole modules ({', '.join(map(str, written['modules_to_save']))}), and not their change alone",
-            "Merge it into its base (PEFT's merge_and_unload, then save_pretrained), and load what that gives.",
+            f"{folder} replaces whole modules ({', '.join(map(str, written['modules_to_save']))})",
+            MERGE,
         )
     _require_one_device(base)
     model = share_weights(base.module)
@@ -160,7 +161,7 @@ def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor
         if module is None or not isinstance(getattr(module, "weight", None), Tensor):
             raise UnknownModel(
                 f"{folder} is an adapter of another base: it changes {path}, and this model has no such module",
-                "Load it on the base that it was trained on.",
+                _ITS_BASE,
             )
         shape = tuple(cast("Tensor", module.weight).shape)
         width = factor.shape[1] if which in ("A", "embedding_B") else factor.shape[0]
@@ -171,16 +172,16 @@ def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor
                 raise UnknownModel(
                     f"{folder} is an adapter of another base: at {path} it "
                     f"{'reads' if which == 'A' else 'writes'} {width} numbers, and this model has {expected} there",
-                    "Load it on the base that it was trained on.",
+                    _ITS_BASE,
                 )
         elif width not in shape:
             raise UnknownModel(
-                f"{folder} is an adapter of another base: at {path} it has {width} numbers, and this model's weight has "
-                f"the shape {shape}",
-                "Load it on the base that it was trained on.",
+                f"{folder} is an adapter of another base: at {path} it has {width} numbers, and this model a weight "
+                f"of the shape {shape}",
+                _ITS_BASE,
             )
         if not bool(factor.isfinite().all()):
-            raise UnknownModel(f"{name} of {folder} is not finite")
+            raise UnknownModel(f"{name} of {folder} holds numbers that are not finite", "Download or save it again.")
 
 
 def _to_float32(layer: Any) -> None:

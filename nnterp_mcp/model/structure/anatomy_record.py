@@ -60,7 +60,9 @@ def _bound(value: Any, modules: dict[str, nn.Module]) -> Any:
         case Site():
             return replace(value, module=modules[value.path])
         case Anatomy() | LayerAnatomy():
-            return replace(value, **{field.name: _bound(getattr(value, field.name), modules) for field in fields(value)})
+            return replace(
+                value, **{field.name: _bound(getattr(value, field.name), modules) for field in fields(value)}
+            )
         case tuple():
             return tuple(_bound(item, modules) for item in value)  # pyright: ignore[reportUnknownVariableType]
         case _:
