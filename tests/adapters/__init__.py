@@ -19,7 +19,7 @@ def write_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
     dice = torch.Generator().manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
-            noise = torch.randn(weight.shape, generator=dice) * 0.3
+            noise = torch.randn(weight.shape, generator=dice) * 0.1
             weight.data = 1 + noise if "magnitude" in name else noise
     adapted.save_pretrained(folder)
     return folder

@@ -70,7 +70,7 @@ def adapt(
     Args:
         base: The base model.
         folder: The adapter's folder, as PEFT's `save_pretrained` writes it.
-        scale: What the adapter's change is multiplied by, as PEFT's `scale_layer` does.
+        scale: What the adapter's change is multiplied by, as PEFT's `set_scale` does.
         name: What errors and cards call the model.
 
     Raises:
@@ -87,7 +87,7 @@ def adapt(
         )
     _require_one_device(base)
     model = share_weights(base.module)
-    weights = load_file(folder / WEIGHTS)
+    weights = _factors(folder, base.module)
     _require_fitting(folder, base.module, weights)
     config: LoraConfig = peft.LoraConfig.from_pretrained(str(folder))
     config.init_lora_weights = True
@@ -96,8 +96,7 @@ def adapt(
         peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
     except ValueError as error:
         raise UnknownModel(f"{folder} does not fit {base.name}: {shown(str(error))}") from error
-    stripped = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
-    found = peft.set_peft_model_state_dict(model, stripped, adapter_name=_NAME)
+    found = peft.set_peft_model_state_dict(model, weights, adapter_name=_NAME)
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         raise UnknownModel(
@@ -145,6 +144,22 @@ def _require_one_device(base: StandardizedTransformer) -> None:
         raise Unsupported(f"accelerate moves the weights of {base.name}, which an adapter then cannot share")
 
 
+def _factors(folder: Path, base: nn.Module) -> dict[str, Tensor]:
+    """The numbers of an adapter by their names in a model.
+
+    PEFT saves embeddings that it adapts along with their change: those must be the base's, whose weights are shared.
+
+    Raises:
+        Unsupported: There are whole weights that are not the base's.
+    """
+    found = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+    for name in [name for name in found if ".lora_" not in name]:
+        whole, own = found.pop(name), dict(base.named_parameters()).get(name.replace(".base_layer.", "."))
+        if own is None or own.shape != whole.shape or not torch.equal(own.cpu(), whole.to(own.dtype)):
+            raise Unsupported(f"{folder} replaces {name.replace('.base_layer.', '.')} as a whole", MERGE)
+    return found
+
+
 def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Refuses an adapter of a base with other modules or widths.
 
@@ -153,7 +168,7 @@ def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor
     """
     modules = dict(base.named_modules())
     for name, factor in weights.items():
-        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
+        match = _FACTOR.fullmatch(name)
         if match is None:
             continue
         path, which = match.groups()
@@ -164,8 +179,7 @@ def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor
                 _ITS_BASE,
             )
         shape = tuple(cast("Tensor", module.weight).shape)
-        width = factor.shape[1] if which in ("A", "embedding_B") else factor.shape[0]
-        width = factor.shape[-1] if which == "embedding_A" else width
+        width = factor.shape[1] if which.endswith("A") else factor.shape[0]
         if getattr(module, "in_features", None) is not None and which in ("A", "B"):
             expected = module.in_features if which == "A" else module.out_features
             if width != expected:
