@@ -12,10 +12,11 @@ from anyio.abc import TaskGroup
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, Unsupported
+from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.messages import Progress, Recorded
-from nnterp_mcp.pool.pool import Entry, Pool
+from nnterp_mcp.pool.pool import Pool
 from nnterp_mcp.pool.process import Stop
 from nnterp_mcp.pool.queue import GiveWay
 from nnterp_mcp.request.operations import Operation, describe

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -21,57 +19,14 @@ from nnterp_mcp.errors import (
     TimedOut,
     UnknownModel,
 )
+from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.faults import masked
-from nnterp_mcp.pool.followers import Followers, OnProgress
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.handles import handle_of
-from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.process import WorkerProcess
 from nnterp_mcp.pool.queue import Turns
 from nnterp_mcp.request.adapter_folder import split_scale, with_scale
-from nnterp_mcp.request.operations import Operation
 from nnterp_mcp.settings import Settings
-
-
-@dataclass(eq=False)
-class Entry:
-    """One model of the pool, from the start of its load to its end.
-
-    Attributes:
-        handle: Its name in calls.
-        source: The `model` argument of `load_model`.
-        request: All parameters of that call: the same request gets the same entry.
-        turns: The queue of its calls.
-        edits: Operations applied in every call that runs the model.
-        card: The load's result, None while it loads.
-        since: When the load began, in seconds since the epoch.
-        progress: The latest progress of the load.
-        base: The model whose worker and weights it shares; None for one with a worker of its own.
-    """
-
-    handle: str
-    source: str
-    request: dict[str, Any]
-    turns: Turns
-    edits: tuple[Operation, ...] = ()
-    since: float = field(default_factory=time.time)
-    card: dict[str, Any] | None = None
-    worker: WorkerProcess | None = None
-    error: NnterpError | None = None
-    progress: Progress | None = None
-    loaded: anyio.Event = field(default_factory=anyio.Event)
-    followers: Followers = field(default_factory=Followers)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    base: Entry | None = None
-
-    @property
-    def within(self) -> str:
-        """Its name in a worker that it shares; empty in its own."""
-        return "" if self.base is None else self.handle
-
-    async def publish(self, progress: Progress) -> None:
-        """Sends the progress of the load to every caller that waits for it."""
-        self.progress = progress
-        self.followers.send(progress)
 
 
 class Pool:
@@ -130,7 +85,7 @@ class Pool:
         """
         entry = self._of_request(request)
         known = entry is not None
-        if entry is None and request["adapter"] is not None:
+        if entry is None and request.get("adapter") is not None:
             base = self._of_request(request | {"adapter": None})
             if base is None or not base.loaded.is_set():
                 card, _ = await self.load(request | {"adapter": None}, on_progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnterp_mcp.errors import StaleHandle
 from nnterp_mcp.pool.messages import Call
 from nnterp_mcp.request.adapter_folder import split_scale, with_scale
-from nnterp_mcp.worker.load_model import load_adapter
+from nnterp_mcp.worker.adapters import load_adapter
 from nnterp_mcp.worker.workbench import Bench
 
 

@@ -6,13 +6,12 @@ import gc
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnterp_mcp.errors import Forbidden, InvalidRequest, Unsupported
-from nnterp_mcp.request.adapter_folder import CONFIGURATION, WEIGHTS, split_scale
+from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
+from nnterp_mcp.worker.adapters import load_adapter
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
 _STEPS = 6
-
-
-def ignore(message: str) -> None:
-    """Reports to nobody."""
 
 
 def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
@@ -116,37 +111,6 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
         model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle, former=former)
     # Hashed after the checks, from which it would take a core.
     return model, ModelOrigin(located.origin, located.revision, ModelFiles(located.folder, located.gguf))
-
-
-def load_adapter(bench: Bench, name: str, report: Report = ignore) -> None:
-    """Loads an adapter onto the weights of another bench's model.
-
-    Args:
-        bench: The bench for the adapted model.
-        name: The adapter's folder, with its scale where that is not 1.
-        report: Called with the current step.
-
-    Raises:
-        Unsupported: That model is served, and its weights are not here; or the adapter is none that is loaded.
-        UnknownModel: The adapter cannot be read, or is one of another base.
-    """
-    from importlib.metadata import version
-
-    from nnterp_mcp.model.loading.adapters import adapt
-
-    base = bench.base
-    assert base is not None
-    if base.files is None and base.origin.versions:
-        raise Unsupported("an adapter shares the weights of its base, and those of a served model are not here")
-    folder, scale = split_scale(name)
-    report("reading the adapter")
-    with _collection_paused():
-        model, adapter = adapt(base.model, Path(folder), scale, bench.handle)
-    files = ModelFiles(Path(folder), names=[CONFIGURATION, WEIGHTS], base=base.files)
-    versions = dict(base.origin.versions) | {"peft": version("peft")}
-    origin = ModelOrigin(f"{name} on {base.origin.source}", base.origin.revision, files, versions)
-    bench.place(model, origin)
-    bench.adapter = adapter
 
 
 def _load_served(bench: Bench, params: LoadModelParams, report: Report) -> tuple[StandardizedTransformer, ModelOrigin]:
