@@ -304,6 +304,8 @@ class Cases:
         if op == "patch":
             made["from"] = self._source(site, texts)
             if self.dice.random() < 0.2:
+                made["along"] = self._vector(site)
+            if self.dice.random() < 0.2:
                 made |= {"positions": [0, -1], "from": made["from"] | {"position": [1, 0]}}
             elif "position" not in made["from"]:
                 made["positions"] = self.dice.choice(("last", 0, [0, -1], {"text": _MARK}, "1:3"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnterp_mcp.formatting import number, plural, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
 from nnterp_mcp.table import Column, Table, tabulate
+from nnterp_mcp.toolset.make_vector.alignment_answer import digest_alignment
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
 
 _BUDGET = 520
@@ -19,6 +20,8 @@ _COARSE = 5
 
 def digest(result: MakeVectorResult) -> MakeVectorAnswer:
     """The directions by layer, the best one among them."""
+    if result.alignment is not None:
+        return digest_alignment(result, result.alignment)
     rows = result.directions
     best = _best(result)
     marks = [0, len(rows) - 1] if best is None else [rows.index(best), 0, len(rows) - 1]

@@ -9,11 +9,15 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, MOST_PROMPTS, decoded
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
+from nnterp_mcp.request.targets import Target
 from nnterp_mcp.request.vectors import VectorName
+
+MOST_DIMENSIONS = 64
+"""Those of a subspace."""
 
 VectorMethod = Literal[
     "mean_difference",
@@ -23,6 +27,7 @@ VectorMethod = Literal[
     "unembedding_difference",
     "decoder_row",
     "encoder_row",
+    "alignment_search",
     "random",
     "file",
     "delete",
@@ -36,6 +41,7 @@ _NEEDS: dict[VectorMethod, tuple[str, ...]] = {
     "unembedding_difference": ("positive",),
     "decoder_row": ("positive",),
     "encoder_row": ("positive",),
+    "alignment_search": ("positive", "negative", "layers"),
     "random": ("norm",),
     "file": ("file",),
     "delete": (),
@@ -48,6 +54,7 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "unembedding_difference": ("negative", "lens", "norm"),
     "decoder_row": ("norm",),
     "encoder_row": ("norm",),
+    "alignment_search": ("positions", "answers", "dimensions", "seed"),
     "random": ("seed",),
     "file": ("layers", "norm"),
     "delete": (),
@@ -90,7 +97,15 @@ class MakeVectorParams(ModelParams):
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of random.")] = 0
+    answers: Annotated[
+        tuple[Target, ...],
+        Field(max_length=MOST_PROMPTS),
+        schemas.as_schema(
+            schemas.array(schemas.TEXT) | {"maxItems": MOST_PROMPTS}, "By pair; by default the source's."
+        ),
+    ] = ()
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] = 1
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     lens: Annotated[
         str | None,
         Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference, by layer."),
@@ -126,6 +141,8 @@ class MakeVectorParams(ModelParams):
     def _fits_the_method(self) -> Self:
         recalled = ("positive", "negative") if self.run is not None else ()
         missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
+        if self.method == "alignment_search" and self.layers == "all":
+            missing.append("layers, each of which is a search of its own")
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
         taken = {"name", "method", "model", "plot", *_NEEDS[self.method], *_TAKES[self.method]}
