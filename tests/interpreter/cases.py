@@ -217,12 +217,16 @@ class Cases:
             found |= {"positive": self.prompts(), "negative": self.prompts()}
         return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
 
-    def _features(self) -> dict[str, Any]:
+    def load_dictionary(self) -> None:
+        """Loads the dictionary that calls of `features` name; where edits are kept, it has to be loaded before."""
         if not self.dictionary:
             folder, width = dictionary_of(self.subject), self.subject.widths["layers_output"]
             write(folder, f"blocks.{DICTIONARY_LAYER}.hook_resid_post", width, 24)
             self.subject.lab.call("load_features", name="d", source=str(folder))
             self.dictionary = True
+
+    def _features(self) -> dict[str, Any]:
+        self.load_dictionary()
         return self._call(self.prompts()) | {"dictionary": "d"}
 
     def _layers(self) -> Any:

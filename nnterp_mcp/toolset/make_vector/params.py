@@ -13,7 +13,7 @@ from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STR
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
-from nnterp_mcp.request.targets import Target
+from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.request.vectors import VectorName
 
 MOST_DIMENSIONS = 64
@@ -74,48 +74,51 @@ _PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), With
 """Prompts, or none where a method needs none."""
 
 
+_Answer = Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)] | TokenId
+_ANSWERS: schemas.Schema = schemas.array(schemas.TEXT) | {"maxItems": MOST_PROMPTS}
+
+
 class MakeVectorParams(ModelParams):
     """The vector to make, and the prompts or tokens to make it of."""
 
-    name: Annotated[VectorName, Field(description="The vector's name.")]
-    method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]
+    name: Annotated[VectorName, Field(description="Its name.")]
+    method: Annotated[VectorMethod, Field(description="delete removes it.")]
     prompts: Annotated[
         PromptGroups | None,
         schemas.as_schema(schemas.OBJECT, 'Both groups: {"positive": [...], "negative": [...]}, or {"set": NAME}.'),
     ] = None
     positive: Annotated[
         _PromptSet,
-        Field(description="Prompts to point towards; one text for (un)embedding_difference; for a row 'DICTIONARY:5'."),
+        Field(description="Prompts to point towards; one text for (un)embedding_difference; 'DICTIONARY:5' for a row."),
     ] = ()
     negative: Annotated[
-        _PromptSet, Field(description="Prompts to point away from; as many for principal_component.")
+        _PromptSet, Field(description="Prompts to point away from; by pair, as many.")
     ] = ()
     run: Annotated[
         str | None,
-        Field(max_length=LONGEST_NAME, description="A collect_activations run with groups positive and negative."),
+        Field(max_length=LONGEST_NAME, description="A collect_activations run with both groups."),
     ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
+    norm: Annotated[float | None, Field(gt=0, description="Scales it; random needs it.")] = None
     answers: Annotated[
-        tuple[Target, ...],
+        tuple[_Answer, ...],
+        BeforeValidator(decoded),
         Field(max_length=MOST_PROMPTS),
-        schemas.as_schema(
-            schemas.array(schemas.TEXT) | {"maxItems": MOST_PROMPTS}, "By pair; by default the source's."
-        ),
+        schemas.as_schema(_ANSWERS, "By pair; by default those to `negative`."),
     ] = ()
-    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] = 1
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS, description="Of the subspace.")] = 1
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of chance.")] = 0
     lens: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference, by layer."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference."),
     ] = None
     file: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=LONGEST_STRING,
-            description="JSON or safetensors file of one direction, or one per layer.",
+            description="JSON or safetensors of one direction, or one per layer.",
         ),
     ] = None
     plot: Plot = False
