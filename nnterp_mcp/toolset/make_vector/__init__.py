@@ -7,9 +7,6 @@ from nnterp_mcp.toolset.make_vector.answer import digest
 from nnterp_mcp.toolset.make_vector.figure import figure
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams
 
-_BASES = ("France", "Spain", "Italy", "Japan", "France", "Spain", "Italy", "Japan")
-_SOURCES = ("Spain", "Italy", "Japan", "France", "Italy", "Japan", "France", "Spain")
-
 SPEC = ToolSpec(
     name="make_vector",
     title="Make a steering vector",
@@ -26,14 +23,6 @@ SPEC = ToolSpec(
             "method": "mean_difference",
             "positive": ["I love this film so", "She smiled and was very", "What a wonderful day, I feel"],
             "negative": ["I hate this film so", "She wept and was very", "What a terrible day, I feel"],
-        },
-        {
-            "name": "country",
-            "method": "alignment_search",
-            "positive": [f"The capital of {base} is" for base in _BASES],
-            "negative": [f"The capital of {source} is" for source in _SOURCES],
-            "layers": 12,
-            "positions": -2,
         },
         {"name": "chance", "method": "random", "norm": 2.0, "seed": 7},
     ],

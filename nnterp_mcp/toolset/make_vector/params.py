@@ -91,9 +91,7 @@ class MakeVectorParams(ModelParams):
         _PromptSet,
         Field(description="Prompts to point towards; one text for (un)embedding_difference; 'DICTIONARY:5' for a row."),
     ] = ()
-    negative: Annotated[
-        _PromptSet, Field(description="Prompts to point away from; by pair, as many.")
-    ] = ()
+    negative: Annotated[_PromptSet, Field(description="Prompts to point away from; by pair, as many.")] = ()
     run: Annotated[
         str | None,
         Field(max_length=LONGEST_NAME, description="A collect_activations run with both groups."),
