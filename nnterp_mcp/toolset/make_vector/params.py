@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, MOST_PROMPTS, decoded
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, LONGEST_TEXT, MOST_PROMPTS, decoded
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
@@ -70,7 +70,17 @@ def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
     return _PROMPTS.validate_python(value) if value not in (None, (), [], "[]") else ()
 
 
-_PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
+_PROMPT_SET = schemas.union(
+    schemas.OBJECT,
+    schemas.TEXT,
+    schemas.array(schemas.TEXT),
+    schemas.array(schemas.array(schemas.OBJECT)),
+    maxLength=LONGEST_TEXT,
+    maxItems=MOST_PROMPTS,
+)
+"""A text, a list of texts or of chats, or a named set; one chat alone is accepted too."""
+
+_PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(_PROMPT_SET)]
 """Prompts, or none where a method needs none."""
 
 
