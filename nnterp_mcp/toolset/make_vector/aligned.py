@@ -45,7 +45,7 @@ class _Searched:
     rows: list[list[float]]
 
 
-def align(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
+def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     """Trains a subspace at each layer on every second pair, and measures it on the others."""
     pairs, own = _pair(bench, params)
     train, test = pairs[::2], pairs[1::2]

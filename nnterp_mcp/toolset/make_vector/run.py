@@ -29,7 +29,7 @@ from nnterp_mcp.request.dictionaries import parse_row
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.vectors import ReadTokens
-from nnterp_mcp.toolset.make_vector.aligned import align
+from nnterp_mcp.toolset.make_vector.aligned import search_alignment
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
 from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
@@ -48,7 +48,7 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         card = bench.vectors.delete(params.name, bench.identity, bench.handle)
         return MakeVectorResult(model=bench.handle, card=card, deleted=True)
     if params.method == "alignment_search":
-        return align(bench, params, job)
+        return search_alignment(bench, params, job)
     sets = _states(bench, params, job) if params.method in _FROM_STATES else AveragedSets({}, {}, None)
     states = list(sets.states.values())
     made = _FROM_STATES[params.method](*states) if states else _OTHERWISE[params.method](bench, params)
