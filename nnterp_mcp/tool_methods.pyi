@@ -117,7 +117,7 @@ class ToolMethods:
         self, path: str | None = None, *, source: bool = False, start: int | None = None
     ) -> InspectModelResult: ...
     def load_features(
-        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None
+        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None, labels: str | None = None
     ) -> LoadFeaturesResult: ...
     def logit_lens(
         self,
@@ -148,14 +148,8 @@ class ToolMethods:
         ],
         *,
         prompts: Mapping[str, Any] | None = None,
-        positive: Mapping[str, Any]
-        | str
-        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-        | None = None,
-        negative: Mapping[str, Any]
-        | str
-        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-        | None = None,
+        positive: Mapping[str, Any] | str | Sequence[str | Sequence[Mapping[str, Any]]] | None = None,
+        negative: Mapping[str, Any] | str | Sequence[str | Sequence[Mapping[str, Any]]] | None = None,
         run: str | None = None,
         layers: int | str | Sequence[int] = "all",
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
