@@ -88,6 +88,7 @@ class ToolMethods:
         edges: int | None = None,
         steps: int = 5,
         draws: int = 5,
+        interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> FindCircuitResult: ...
     def fit_lens(
         self,
@@ -116,7 +117,7 @@ class ToolMethods:
         self, path: str | None = None, *, source: bool = False, start: int | None = None
     ) -> InspectModelResult: ...
     def load_features(
-        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None
+        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None, labels: str | None = None
     ) -> LoadFeaturesResult: ...
     def logit_lens(
         self,
@@ -141,24 +142,21 @@ class ToolMethods:
             "unembedding_difference",
             "decoder_row",
             "encoder_row",
+            "alignment_search",
             "random",
             "file",
             "delete",
         ],
         *,
         prompts: Mapping[str, Any] | None = None,
-        positive: Mapping[str, Any]
-        | str
-        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-        | None = None,
-        negative: Mapping[str, Any]
-        | str
-        | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-        | None = None,
+        positive: Mapping[str, Any] | str | Sequence[str | Sequence[Mapping[str, Any]]] | None = None,
+        negative: Mapping[str, Any] | str | Sequence[str | Sequence[Mapping[str, Any]]] | None = None,
         run: str | None = None,
         layers: int | str | Sequence[int] = "all",
         positions: int | str | Mapping[str, Any] | Sequence[int | str | Mapping[str, Any]] = "last",
         norm: float | None = None,
+        answers: Sequence[str] | None = None,
+        dimensions: int = 1,
         seed: int = 0,
         lens: str | None = None,
         file: str | None = None,
