@@ -50,7 +50,8 @@ def download_lens(address: str, revision: str | None, report: Report) -> tuple[P
             found = choose_lens(cached, repository, inner)
         except InvalidRequest as error:
             raise UnknownModel(
-                f"{address!r} is not on this machine and the Hub cannot be reached", "Give a file or folder of this machine."
+                f"{address!r} is not on this machine and the Hub cannot be reached",
+                "Give a file or folder of this machine.",
             ) from error
     file = folder / found[0]
     return file.parent if len(found) > 1 else file, commit
