@@ -105,7 +105,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         sources = _gather_states(bench, params, prompts, target, targets)
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
-    fitted = None if params.lens is None else find_lens(bench, params.lens)
+    fitted = None if params.lens is None else find_lens(bench, params.lens, job.tell)
 
     def scope(group: Sequence[int]) -> list[SourceReading]:
         chosen = sources.some(group)
@@ -316,7 +316,7 @@ def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_la
     layers = [
         layer
         for layer in range(num_layers)
-        if not any(vector.ndim == 2 and bool(vector[layer].isnan().any()) for vector in vectors.values())
+        if not any(vector.ndim > 1 and bool(vector[layer].isnan().any()) for vector in vectors.values())
     ]
     if not layers:
         raise InvalidRequest(
