@@ -1,0 +1,36 @@
+"""Arguments of `compare_models`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nnterp_mcp.contract import ModelParams
+from nnterp_mcp.request import schemas
+from nnterp_mcp.request.arguments import LONGEST_STRING, LONGEST_TEXT, MOST_PROMPTS
+from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.prompts import Prompts
+
+Part = Literal["predictions", "activations", "weights", "difference", "patching", "texts"]
+PARTS: tuple[Part, ...] = ("predictions", "activations", "weights", "difference", "patching", "texts")
+
+_PROMPTS = schemas.union(
+    schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS
+)
+
+
+class CompareModelsParams(ModelParams):
+    """The two models, and what to compare."""
+
+    base: Annotated[
+        str | None,
+        Field(max_length=LONGEST_STRING, description="Handle to compare with; by default it without its adapter."),
+    ] = None
+    prompts: Annotated[
+        Prompts | None, schemas.as_schema(_PROMPTS, "That show the behaviour; neutral texts by default.")
+    ] = None
+    parts: Annotated[
+        tuple[Part, ...], Field(min_length=1, max_length=len(PARTS), description="What to compare; all by default.")
+    ] = PARTS
+    plot: Plot = False
