@@ -19,7 +19,7 @@ _LARGEST = 1024
 _SHOWN = 16
 """Singular values that are kept."""
 
-_NOISE = 1e-6
+_NOISE = 1e-5
 """A singular value below this share of the largest is rounding."""
 
 
@@ -119,7 +119,8 @@ def _measured(path: str, change: Tensor, old: Tensor) -> WeightChange:
     norm, shape = float(change.norm()), tuple(change.shape)
     if change.ndim != 2 or min(shape) > _LARGEST:
         return WeightChange(path, shape, norm, norm / max(float(old.norm()), 1e-30))
-    gram = (change @ change.T).double() if shape[0] <= shape[1] else (change.T @ change).double()
+    fine = change.double()
+    gram = fine @ fine.T if shape[0] <= shape[1] else fine.T @ fine
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp_min(0).sqrt().flip(0)
     first = vectors[:, -1].float()

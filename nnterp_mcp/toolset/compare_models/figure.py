@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnterp_mcp.display.figure import Arrays, Bar, Bars, Colours, Curve, Curves, Figure, Heatmap, Panel
+from nnterp_mcp.formatting import plural
 from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
 
 _BARS = 20
@@ -21,7 +22,13 @@ def figure(result: CompareModelsResult, arrays: Arrays) -> Figure:
     if not panels:
         bars = [Bar(f"{one.prompt}: {one.position}", one.kl) for one in result.positions[:_BARS]]
         panels.append(Bars("predictions", "KL(model ‖ base), nats", bars))
-    return Figure(title=f"{result.model} against {result.base}", panels=panels, columns=2)
+    kind = "neutral text" if result.neutral else "prompt"
+    return Figure(
+        title=f"{result.model} against {result.base}",
+        subtitle=plural(len(result.prompts), kind),
+        panels=panels,
+        columns=2,
+    )
 
 
 def _by_layer(result: CompareModelsResult) -> Curves:

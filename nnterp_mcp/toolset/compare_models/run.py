@@ -103,10 +103,12 @@ class _Comparison:
             parts=list(self.params.parts),
         )
         self.job.partial = lambda: result
-        weights = compare_weights(base.module, model.module) if self.asks("weights") else []
-        result.modules = [_module(change) for change in weights]
+        controlled = self.asks("predictions", "activations")
+        weights = compare_weights(base.module, model.module) if controlled or self.asks("weights") else []
+        if self.asks("weights"):
+            result.modules = [_module(change) for change in weights]
         control: StandardizedTransformer | None = None
-        if weights and self.asks("predictions", "activations"):
+        if weights and controlled:
             control, result.uncontrolled = change_at_random(base, weights)
         if self.asks("predictions"):
             result.positions = self._positions(control)
