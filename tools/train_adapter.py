@@ -66,7 +66,7 @@ def train(folder: Path, steps: int, rank: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 0 or step + 1 == steps:
-            print(f"step {step}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
 
 

@@ -19,6 +19,7 @@ from nnterp_mcp.experiments.comparison.weights import compare_weights
 from nnterp_mcp.model.loading.adapters import adapt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.adapters import peft, write_adapter
 from tests.serving import stdio, text
@@ -133,7 +134,7 @@ def test_the_random_change_has_the_norm_and_the_rank(
     base, model, _ = pair
     (weight,) = compare_weights(base.module, model.module)
     control, left = change_at_random(base, [weight])
-    inner = base.module.get_submodule(weight.path)
+    inner: Any = base.module.get_submodule(weight.path)
     unit = torch.eye(inner.in_features)
     with torch.no_grad():
         drawn = control.module.get_submodule(weight.path)(unit) - inner(unit)
@@ -186,5 +187,7 @@ def test_a_laboratory_compares_with_its_base(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     lab = Laboratory(tmp_path / "base", adapter=folder)
     result = lab.call("compare_models", prompts=TEXTS[0], parts=["weights", "activations"])
+    assert isinstance(result, CompareModelsResult)
     assert {module.module for module in result.modules} == {f"model.layers.{at}.self_attn.o_proj" for at in range(4)}
-    assert lab.figure(result)._repr_png_()
+    lab.figure(result).save(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
