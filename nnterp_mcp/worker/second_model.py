@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnterp_mcp.model.standardized import StandardizedTransformer
-    from nnterp_mcp.worker.workbench import Bench
+    from nnterp_mcp.settings import Settings
 
 
-def read_second(bench: Bench, name: str) -> StandardizedTransformer:
-    """Reads another model next to a bench's, on its device and in its dtype.
+def read_second(model: StandardizedTransformer, name: str, settings: Settings) -> StandardizedTransformer:
+    """Reads another model next to one, on its device and in its dtype.
 
     Args:
-        bench: The bench.
+        model: The model.
+        settings: The server's settings.
         name: What `load_model` takes; the server has checked that it may be loaded.
 
     Raises:
@@ -25,7 +26,6 @@ def read_second(bench: Bench, name: str) -> StandardizedTransformer:
     from nnterp_mcp.model.loading.weights import Precision
     from nnterp_mcp.model.standardized import StandardizedTransformer
 
-    settings, model = bench.settings, bench.model
     code = settings.trust_remote_code
     located = locate(name, None, settings.cache, code, _ignore, relative=False)
     located = convert_once(located, settings.cache, _ignore)

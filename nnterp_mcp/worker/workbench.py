@@ -150,7 +150,7 @@ class Bench:
         if relative is not None:
             return relative.model, name
         if name not in self._seconds:
-            self._seconds[name] = read_second(self, name)
+            self._seconds[name] = read_second(self.model, name, self.settings)
         return self._seconds[name], name
 
     def find_vector(self, name: str) -> Tensor:

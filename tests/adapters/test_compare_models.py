@@ -151,7 +151,10 @@ def test_models_that_do_not_correspond_are_refused(
     shorter = tiny_model("llama")
     shorter.model.layers = shorter.model.layers[:3]
     other = StandardizedTransformer(shorter, tokenizer=tiny_tokenizer(), name="other")
-    with pytest.raises(InvalidRequest, match="base has 4 layers of width 64 and other 3 of width 64"):
+    with pytest.raises(
+        InvalidRequest,
+        match="base is a LlamaForCausalLM with 4 layers of width 64 and other is a LlamaForCausalLM with 3",
+    ):
         compare_activations(base, other, Workload(prompts_of(model)))
     with pytest.raises(InvalidRequest, match='read "one" as different tokens '):
         require_same_tokens(

@@ -20,7 +20,7 @@ from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.sites import Site
 
-SITES: tuple[Site, ...] = ("attentions_output", "mlps_output", "layers_output")
+COMPARED: tuple[Site, ...] = ("attentions_output", "mlps_output", "layers_output")
 _MOST = 1 << 27
 """Numbers of captured states that are in memory at once."""
 
@@ -60,25 +60,33 @@ class ActivationChange:
         return total / max(1, self.tokens)
 
 
-def require_same_shape(base: StandardizedTransformer, model: StandardizedTransformer) -> None:
+def correspond(base: StandardizedTransformer, model: StandardizedTransformer) -> bool:
+    """True if two models are built alike: of one class, with as many layers of the same width."""
+    built = [(type(one.module), one.num_layers, one.hidden_size, one.num_heads) for one in (base, model)]
+    return built[0] == built[1]
+
+
+def require_same_build(base: StandardizedTransformer, model: StandardizedTransformer) -> None:
     """Refuses models whose layers do not correspond.
 
     Raises:
-        InvalidRequest: They have other numbers of layers or another width.
+        InvalidRequest: They are of other classes, or have other numbers of layers or another width.
     """
-    sizes = [(one.num_layers, one.hidden_size) for one in (base, model)]
-    if sizes[0] != sizes[1]:
+    if not correspond(base, model):
+        described = [
+            f"{one.name} is a {type(one.module).__name__} with {one.num_layers} layers of width {one.hidden_size}"
+            for one in (base, model)
+        ]
         raise InvalidRequest(
-            f"{base.name} has {sizes[0][0]} layers of width {sizes[0][1]} and {model.name} {sizes[1][0]} of width "
-            f"{sizes[1][1]}: their activations do not correspond.",
-            'Compare what they predict alone: parts: ["predictions"].',
+            f"{' and '.join(described)}: their activations and weights do not correspond.",
+            'Compare what they predict and write alone: parts: ["predictions", "texts"].',
         )
 
 
 def shared_places(base: StandardizedTransformer, model: StandardizedTransformer) -> list[Place]:
     """The hook points that both models have: the outputs of layers, attention and MLPs."""
     found: list[Place] = []
-    for place in (Place(site, layer) for layer in range(model.num_layers) for site in SITES):
+    for place in (Place(site, layer) for layer in range(model.num_layers) for site in COMPARED):
         try:
             require_place(base, place)
             require_place(model, place)
@@ -101,7 +109,7 @@ def compare_activations(
     Raises:
         InvalidRequest: Their layers do not correspond.
     """
-    require_same_shape(base, model)
+    require_same_build(base, model)
     places = shared_places(base, model)
     found = {place: ActivationChange(place, difference=torch.zeros(model.hidden_size)) for place in places}
     width = len(places) * model.hidden_size

@@ -87,6 +87,8 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     notes: list[str] = []
     if result.base == result.model:
         notes.append("A model compared with itself differs nowhere: name another one in base.")
+    if result.left_out:
+        notes.append(f"The models are built otherwise: {', '.join(result.left_out)} are not compared.")
     if any(place.made is not None for place in result.places):
         notes.append(
             "change: ‖h' - h‖ / ‖h‖, mean over tokens; made: by this layer's own weights on the same input; came: what "

@@ -12,8 +12,8 @@ from nnterp_mcp.request.arguments import LONGEST_STRING, LONGEST_TEXT, MOST_PROM
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.prompts import Prompts
 
-Part = Literal["predictions", "activations", "weights", "difference", "patching", "texts"]
-PARTS: tuple[Part, ...] = ("predictions", "activations", "weights", "difference", "patching", "texts")
+ComparedPart = Literal["predictions", "activations", "weights", "difference", "patching", "texts"]
+PARTS: tuple[ComparedPart, ...] = ("predictions", "activations", "weights", "difference", "patching", "texts")
 
 _PROMPTS = schemas.union(
     schemas.OBJECT, schemas.TEXT, schemas.array(schemas.TEXT), maxLength=LONGEST_TEXT, maxItems=MOST_PROMPTS
@@ -31,6 +31,7 @@ class CompareModelsParams(ModelParams):
         Prompts | None, schemas.as_schema(_PROMPTS, "That show the behaviour; neutral texts by default.")
     ] = None
     parts: Annotated[
-        tuple[Part, ...], Field(min_length=1, max_length=len(PARTS), description="What to compare; all by default.")
+        tuple[ComparedPart, ...],
+        Field(min_length=1, max_length=len(PARTS), description="What to compare; all by default."),
     ] = PARTS
     plot: Plot = False

@@ -108,6 +108,7 @@ class CompareModelsResult(Result):
         prompts: The texts on which they ran.
         neutral: These are built-in neutral texts.
         parts: What was compared.
+        left_out: What was asked for, but is not there to compare in models that are built otherwise.
         uncontrolled: Changed weights that the random change leaves out: vectors, and what is no linear map.
         steered_layer: The layer at whose output the mean difference was added for `steered`.
         patched: The prompts that were patched.
@@ -118,6 +119,7 @@ class CompareModelsResult(Result):
     prompts: list[str]
     neutral: bool
     parts: list[str]
+    left_out: list[str] = Field(default_factory=list[str])
     positions: list[PositionChanged] = Field(default_factory=list[PositionChanged])
     places: list[PlaceChanged] = Field(default_factory=list[PlaceChanged])
     modules: list[ModuleChanged] = Field(default_factory=list[ModuleChanged])

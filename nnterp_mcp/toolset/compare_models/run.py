@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,13 @@ from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.comparison.activations import ActivationChange, compare_activations, shared_places
+from nnterp_mcp.experiments.comparison.activations import (
+    ActivationChange,
+    compare_activations,
+    correspond,
+    require_same_build,
+    shared_places,
+)
 from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
 from nnterp_mcp.experiments.comparison.predictions import (
     PredictionChange,
@@ -52,6 +59,9 @@ _CONTINUED, _PATCHED = 3, 2
 """Prompts that are continued, and that are patched."""
 
 _NEW_TOKENS = 20
+_OF_ANY_TWO = ("predictions", "texts")
+"""Parts that need a common tokenizer alone."""
+
 _APART = 1e-5
 """The divergence in nats from which on a prompt is patched: below it there is nothing to recover."""
 
@@ -91,7 +101,16 @@ class _Comparison:
         )
 
     def asks(self, *parts: str) -> bool:
-        return any(part in self.params.parts for part in parts)
+        return any(part in self.parts for part in parts)
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """The parts that are compared: of models that are built otherwise only what they predict and write."""
+        alike = correspond(self.base, self.bench.model)
+        parts = [part for part in self.params.parts if alike or part in _OF_ANY_TWO]
+        if not parts:
+            require_same_build(self.base, self.bench.model)
+        return parts
 
     def run(self) -> CompareModelsResult:
         base, model = self.base, self.bench.model
@@ -100,10 +119,11 @@ class _Comparison:
             base=self.name,
             prompts=[prompt.text for prompt in self.prompts],
             neutral=self.params.prompts is None,
-            parts=list(self.params.parts),
+            parts=self.parts,
+            left_out=[part for part in self.params.parts if part not in self.parts],
         )
         self.job.partial = lambda: result
-        controlled = self.asks("predictions", "activations")
+        controlled = self.asks("predictions", "activations") and correspond(base, model)
         weights = compare_weights(base.module, model.module) if controlled or self.asks("weights") else []
         if self.asks("weights"):
             result.modules = [_module(change) for change in weights]
