@@ -33,7 +33,7 @@ from nnterp_mcp.experiments.comparison.weights import WeightChange, compare_weig
 from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.model.text.tokens import token_text
-from nnterp_mcp.toolset.compare_models.params import CompareModelsParams
+from nnterp_mcp.toolset.compare_models.params import PARTS, CompareModelsParams
 from nnterp_mcp.toolset.compare_models.result import (
     CellPatched,
     CompareModelsResult,
@@ -107,7 +107,7 @@ class _Comparison:
     def parts(self) -> list[str]:
         """The parts that are compared: of models that are built otherwise only what they predict and write."""
         alike = correspond(self.base, self.bench.model)
-        parts = [part for part in self.params.parts if alike or part in _OF_ANY_TWO]
+        parts = [part for part in self.params.parts or PARTS if alike or part in _OF_ANY_TWO]
         if not parts:
             require_same_build(self.base, self.bench.model)
         return parts
@@ -120,7 +120,7 @@ class _Comparison:
             prompts=[prompt.text for prompt in self.prompts],
             neutral=self.params.prompts is None,
             parts=self.parts,
-            left_out=[part for part in self.params.parts if part not in self.parts],
+            left_out=[part for part in self.params.parts or PARTS if part not in self.parts],
         )
         self.job.partial = lambda: result
         controlled = self.asks("predictions", "activations") and correspond(base, model)
