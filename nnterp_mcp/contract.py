@@ -340,7 +340,7 @@ _UNSAID = {"title", "minimum", "exclusiveMinimum", "minLength"}
 
 
 _GUARDS = {"maxLength", "maxItems", "maxProperties"}
-_LARGEST_LIMIT = 100_000
+_LARGEST_LIMIT = 50
 """The largest `maximum` that an agent might meet."""
 
 

@@ -141,14 +141,14 @@ def _is_slice(value: str) -> bool:
 Layers = Annotated[
     LayerSpec,
     BeforeValidator(_as_layers),
-    schemas.as_schema(schemas.INDICES, "A layer, a list, '4:20' (4 to 19) or 'all'; -1 is the last."),
+    schemas.as_schema(schemas.INDICES, "A layer, a list, '4:20' (4 to 19) or 'all'."),
 ]
 Positions = Annotated[
     tuple[PositionSpec, ...],
     BeforeValidator(_as_positions),
     schemas.as_schema(
         schemas.POSITIONS,
-        "Tokens: an index (-1 is the last), 'last', 'all', '2:5' (2 to 4), {\"text\": \"France\"}, "
+        "Tokens: an index, 'last', 'all', '2:5' (2 to 4), {\"text\": \"France\"}, "
         'in a chat {"turn": 0}, or a list of these.',
     ),
 ]

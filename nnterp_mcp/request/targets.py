@@ -109,8 +109,6 @@ def _as_target_sets(value: Any) -> tuple[dict[str, tuple[Target, ...]], ...]:
 TargetSets = Annotated[
     tuple[dict[str, tuple[Target, ...]], ...],
     BeforeValidator(_as_target_sets),
-    schemas.as_schema(
-        schemas.TARGET_SETS, '{"answer": "Paris", "wrong": "Rome"} ({"id": 8083}: that token), or one per prompt.'
-    ),
+    schemas.as_schema(schemas.TARGET_SETS, '{"answer": "Paris", "wrong": "Rome"}, or one per prompt.'),
 ]
 """Targets for all prompts, or one mapping for each."""

@@ -13,8 +13,8 @@ SPEC = ToolSpec(
     description=(
         "See which tokens heads read: by head the entropy (nats) and attention to the first, previous and "
         "same token, to earlier copies of the query (duplicate) and to what followed those (induction), with "
-        "the strongest pairs; with query_positions, what these tokens read. Heads are also scored on "
-        "repeated random tokens. Attention shows where information could be read, not its use."
+        "the strongest pairs; with query_positions, what these tokens read. "
+        "Attention shows where information could be read, not its use."
     ),
     examples=[
         {"prompts": "The capital of France is"},

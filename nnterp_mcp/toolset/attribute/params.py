@@ -38,7 +38,7 @@ class AttributeParams(ModelParams):
     targets: TargetSets
     method: Annotated[
         AttributionMethod,
-        Field(description="direct alone adds up exactly."),
+        Field(description="See above."),
     ] = "direct"
     by: Annotated[
         By | None,

@@ -27,7 +27,7 @@ class GenerateParams(ModelParams):
     top_k: Annotated[int, Field(ge=0, le=1_000_000, description="Tokens to sample from; 0 is all.")] = 0
     seed: Annotated[
         int,
-        Field(ge=0, le=LARGEST_SEED, description="Seed of sampling: a prompt with a seed always gives the same text."),
+        Field(ge=0, le=LARGEST_SEED, description="Seed of sampling."),
     ] = 0
     chat: Annotated[bool, Field(description="Put a plain text through the chat template as the user's message.")] = (
         False

@@ -10,9 +10,9 @@ SPEC = ToolSpec(
     name="inspect_model",
     title="Modules and code of a model",
     description=(
-        "Look up names and code: the model's modules under standard names and transformers' own, with classes and "
-        "shapes (layers alike in one line; names that begin with a dot continue the group above), the sites that each "
-        "kind of layer offers to interventions, a module's forward code, and where attention probabilities are used."
+        "Look up names and code: modules under standard names and transformers' own, with classes and shapes (a name "
+        "that begins with a dot continues the group above), the sites that each kind of layer offers to "
+        "interventions, a module's forward code, and where attention probabilities are used."
     ),
     examples=[{}, {"path": "layers[1].self_attn", "source": True}],
     params=InspectModelParams,

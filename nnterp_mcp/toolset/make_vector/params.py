@@ -90,7 +90,7 @@ class MakeVectorParams(ModelParams):
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
     norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed with which the method random draws.")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of random.")] = 0
     lens: Annotated[
         str | None,
         Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference, by layer."),

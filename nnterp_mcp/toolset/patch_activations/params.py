@@ -123,8 +123,8 @@ class PatchActivationsParams(ModelParams):
     metric: Annotated[
         MetricChoice,
         Field(
-            description="What is measured after the last token, in logits or nats; auto takes logit_difference with"
-            " two targets, log_probability with one, and kl, KL(clean ‖ patched), with none."
+            description="Measured after the last token, in logits or nats; auto: logit_difference with two targets, "
+            "log_probability with one, kl, KL(clean ‖ patched), with none."
         ),
     ] = "auto"
     receivers: _Receivers = None

@@ -110,7 +110,7 @@ class PatchscopeParams(ModelParams):
     ] = 0
     interventions: Annotated[
         Interventions,
-        schemas.as_schema(schemas.OPERATION_LIST, 'Edits of source and target, [{"op": "skip", "layers": 3}].'),
+        schemas.as_schema(schemas.OPERATION_LIST, "Edits of source and target."),
     ] = ()
     plot: Plot = False
 

@@ -10,8 +10,8 @@ SPEC = ToolSpec(
     name="session",
     title="What is loaded",
     description=(
-        "Find what there is to work with: lists the loaded models, the latest runs for read_run, the saved vectors "
-        "(each fits only the weights it was made on), loaded features and saved prompt sets. save_set stores prompts, "
+        "Find what there is to work with: lists the loaded models, the latest runs for read_run, saved vectors, "
+        "loaded features and saved prompt sets. save_set stores prompts, "
         'with groups and targets, that every tool then takes as {"set": NAME}, or {"set": NAME, "group": GROUP}.'
     ),
     examples=[{}],

@@ -44,10 +44,8 @@ class TrainProbeParams(ModelParams):
     ] = "logistic"
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation that gives the accuracy.")] = 5
-    shuffles: Annotated[
-        int, Field(ge=1, le=100, description="How often the probe is fitted to shuffled labels, as a control.")
-    ] = 5
+    folds: Annotated[int, Field(ge=2, le=20, description="Folds of the cross-validation.")] = 5
+    shuffles: Annotated[int, Field(ge=1, le=100, description="Fits to shuffled labels, as a control.")] = 5
     save_as: Annotated[VectorName | None, Field(description="Name under which to save the probes.")] = None
     plot: Plot = False
 
