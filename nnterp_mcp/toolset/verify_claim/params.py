@@ -137,14 +137,14 @@ _Claim = Annotated[
     BeforeValidator(_as_claim),
     schemas.as_schema(
         schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_NAMED),
-        '["L23H4", "mlps_output L3@city"], {"vector": NAME, "layer": 3} or with "rows", {"dictionary": NAME, '
-        '"features": [5]}.',
+        '["L23H4", "mlps_output L3@city"], {"vector": NAME, "layer": 3} or "rows", {"dictionary": NAME, '
+        '"features": 5}.',
     ),
 ]
 _Origin = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_origin),
-    schemas.as_schema(_TEXTS, 'What found the claim, left out: run ids, vectors, prompts or "theory".'),
+    schemas.as_schema(_TEXTS, 'What found the claim, left out: runs, vectors, prompts or "theory".'),
 ]
 
 Predicted = Literal["drives", "necessary", "sufficient", "opposes"]
@@ -161,7 +161,7 @@ class VerifyClaimParams(ModelParams):
         CorruptedField | None,
         schemas.as_schema(
             schemas.union(schemas.OBJECT, schemas.array(schemas.TEXT), maxItems=MOST_PROMPTS),
-            'Prompts; {"replace": "France", "with": "Spain"}; none: directions and features are ablated and added.',
+            'Prompts; {"replace": "France", "with": "Spain"}; or none for directions.',
         ),
     ] = None
     targets: Annotated[
@@ -170,11 +170,11 @@ class VerifyClaimParams(ModelParams):
     predicts: Annotated[Predicted, Field(description="drives is both.")] = "drives"
     control_prompts: Annotated[
         Prompts | tuple[()],
-        schemas.as_schema(_TEXTS, "Without the behaviour, equally long."),
+        schemas.as_schema(_TEXTS, "Without the behaviour."),
     ] = ()
-    positions: Annotated[
-        Spans, schemas.as_schema(schemas.OBJECT, 'Spans: {"city": {"clean": 2, "corrupted": "2:4"}}.')
-    ] = Field(default_factory=lambda: ("all",))
+    positions: Annotated[Spans, schemas.as_schema(schemas.OBJECT, 'Spans: {"city": {"clean": 2, "corrupted": 3}}.')] = (
+        Field(default_factory=lambda: ("all",))
+    )
     interventions: Interventions = ()
     plot: Plot = False
 
