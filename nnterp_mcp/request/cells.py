@@ -18,7 +18,7 @@ PATCHED_SITES: tuple[Site, ...] = tuple(site for site, facts in FACTS.items() if
 """The sites that cells have."""
 
 _MOST_SPANS = 256
-MOST_FEATURES = 256
+MOST_NAMED_FEATURES = 256
 """Features that a call names, at most."""
 
 MOST_NAMED = 1000
@@ -93,7 +93,7 @@ class GivenFeatures(Given):
     features: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         BeforeValidator(as_tuple),
-        Field(min_length=1, max_length=MOST_FEATURES),
+        Field(min_length=1, max_length=MOST_NAMED_FEATURES),
     ]
     layers: int | None = None
 

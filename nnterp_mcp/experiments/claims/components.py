@@ -57,7 +57,7 @@ class ComponentPart:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunStates:
     """States of one run at some tokens of a hook point.
 
     Attributes:
@@ -79,12 +79,12 @@ class Reading:
 class StateExchange(Protocol):
     """Moves a run's states towards those of another run."""
 
-    def __call__(self, own: Reading, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
+    def __call__(self, own: RunStates, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
         """The states that a run continues with: its own at a strength of 0, exchanged at 1.
 
         Args:
             own: The run's states.
-            other: What takes their place, as `Reading.exchanged` has it: of another run, a mean, or zeros.
+            other: What takes their place, as `RunStates.exchanged` has it: of another run, a mean, or zeros.
             strength: The part of the way.
         """
         ...
@@ -94,7 +94,7 @@ class StateExchange(Protocol):
 class Whole:
     """Exchanges whole states."""
 
-    def __call__(self, own: Reading, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
+    def __call__(self, own: RunStates, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
         """The states between both runs; exactly the other's at a strength of 1."""
         states = own.states
         return other.to(states) if strength == 1 else states + strength * (other.to(states) - states)
@@ -113,7 +113,7 @@ class Along:
 
     rows: Float[Tensor, "dimension width"]
 
-    def __call__(self, own: Reading, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
+    def __call__(self, own: RunStates, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
         """The states whose coordinates in the subspace are on the way to the other's."""
         states = own.states
         rows = self.rows.to(states.device)
@@ -133,7 +133,7 @@ class OfFeatures:
     basis: FeatureBasis
     features: Sequence[int]
 
-    def __call__(self, own: Reading, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
+    def __call__(self, own: RunStates, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
         """The states that the dictionary's change moves; exactly the run's own where no activation changes."""
         assert own.features is not None
         chosen = torch.tensor(self.features, device=own.features.device)
@@ -155,7 +155,7 @@ class AsFarAlong:
     exchange: StateExchange
     direction: Float[Tensor, " width"]
 
-    def __call__(self, own: Reading, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
+    def __call__(self, own: RunStates, other: Tensor, strength: float) -> Float[Tensor, "token *head width"]:
         """The moved states."""
         states = own.states.float().flatten(1)
         far = (self.exchange(own, other, strength).float().flatten(1) - states).norm(dim=-1, keepdim=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.readouts.metrics import MetricName
-from nnterp_mcp.experiments.claims.trials import Source, Trial
+from nnterp_mcp.experiments.claims.trials import StateOrigin, Trial
 from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName
 from nnterp_mcp.experiments.statistics.bootstrap import (
     Estimate,
@@ -77,7 +77,7 @@ class TrialPlan:
         return {DIVERGENCE: self._divergence, **given}
 
     @property
-    def _source(self) -> Source:
+    def _source(self) -> StateOrigin:
         return "zero" if self.alone else "other"
 
     @property

@@ -19,7 +19,7 @@ from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.claims.components import Component, ComponentPart, Reading
+from nnterp_mcp.experiments.claims.components import Component, ComponentPart, RunStates
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -30,7 +30,7 @@ _MOST = 2**28
 _WORK = Workload(())
 
 
-Source = Literal["other", "mean", "zero", "given"]
+StateOrigin = Literal["other", "mean", "zero", "given"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trial:
     """
 
     into: Literal["clean", "corrupted"]
-    source: Source
+    source: StateOrigin
     metric: MetricName
     strength: float = 1.0
 
@@ -69,18 +69,18 @@ class _Reader:
     run: Observed
     _encoded: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict[Any, Tensor])
 
-    def read(self, component: Component, part: ComponentPart, positions: Sequence[int]) -> Reading:
+    def read(self, component: Component, part: ComponentPart, positions: Sequence[int]) -> RunStates:
         """The states of a part, and the activations of features where the component is some of them."""
         states, basis = self.run.states[part.place][list(positions)], component.basis
         if part.unit is not None:
             states = states[:, [part.unit]]
         if basis is None:
-            return Reading(states)
+            return RunStates(states)
         reads = [self.run.states[place][list(positions)].float().flatten(1) for place in basis.reads]
         key = (basis.name, tuple(positions))
         if key not in self._encoded:
             self._encoded[key] = basis.encode(reads)
-        return Reading(states, reads, self._encoded[key])
+        return RunStates(states, reads, self._encoded[key])
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Behaviour:
         return values
 
     @torch.inference_mode()
-    def readings(self, component: Component, part: ComponentPart) -> Iterator[Reading]:
+    def readings(self, component: Component, part: ComponentPart) -> Iterator[RunStates]:
         """The states and features of a part at its tokens, in the clean run of each pair, then in its corrupted one."""
         for index in range(len(self.pairs)):
             runs, at = self._runs(index), self._tokens(index, part)
@@ -241,7 +241,7 @@ class Behaviour:
         return Replacement(row, part.place, [into[one] for one in differing], states[differing], units)
 
     def _instead(
-        self, source: Source, component: Component, part: ComponentPart, positions: Sequence[int], own: Reading
+        self, source: StateOrigin, component: Component, part: ComponentPart, positions: Sequence[int], own: RunStates
     ) -> Tensor:
         """What takes the place of a run's own that no single other run has."""
         if source == "zero":

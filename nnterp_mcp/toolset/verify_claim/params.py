@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import MOST_PROMPTS, Given, decoded, require_at_most, shown
-from nnterp_mcp.request.cells import MOST_FEATURES, MOST_NAMED, GivenCell, Spans, as_cells, as_tuple
+from nnterp_mcp.request.cells import MOST_NAMED, MOST_NAMED_FEATURES, GivenCell, Spans, as_cells, as_tuple
 from nnterp_mcp.request.corruption import Ablated, CorruptedField, Noise
 from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Plot
@@ -78,7 +78,7 @@ class ClaimedFeatures(Given):
     features: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         BeforeValidator(as_tuple),
-        Field(min_length=1, max_length=MOST_FEATURES),
+        Field(min_length=1, max_length=MOST_NAMED_FEATURES),
     ]
     layers: int | None = None
     site: Literal["features"] = "features"

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.metrics import make_metric
-from nnterp_mcp.experiments.claims.components import Along, AsFarAlong, Component, ComponentPart, Reading
+from nnterp_mcp.experiments.claims.components import Along, AsFarAlong, Component, ComponentPart, RunStates
 from nnterp_mcp.experiments.claims.random_components import draw_subspaces
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.patching.alignment import Span, align
@@ -106,7 +106,7 @@ def test_every_trial_is_that_of_plain_hooks(subject: Subject) -> None:
 def test_a_direction_moves_states_along_itself_alone() -> None:
     own, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
     (rows,) = draw_subspaces(8, 2, 1)
-    moved = Along(rows)(Reading(own), other, 0.5)
+    moved = Along(rows)(RunStates(own), other, 0.5)
 
     assert rows @ rows.T == pytest.approx(torch.eye(2), abs=1e-5)
     assert (moved - own) @ rows.T == pytest.approx(0.5 * (other - own) @ rows.T, abs=1e-5)
@@ -154,8 +154,8 @@ def test_a_direction_is_ablated_and_given_as_by_plain_hooks(subject: Subject) ->
 def test_a_direction_of_equal_norm_moves_states_as_far() -> None:
     own, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
     rows, (along,) = draw_subspaces(8, 1, 2)
-    moved = Along(rows)(Reading(own), other, 0.5) - own
-    control = AsFarAlong(Along(rows), along)(Reading(own), other, 0.5) - own
+    moved = Along(rows)(RunStates(own), other, 0.5) - own
+    control = AsFarAlong(Along(rows), along)(RunStates(own), other, 0.5) - own
 
     assert control.norm(dim=-1) == pytest.approx(moved.norm(dim=-1), abs=1e-5)
     assert control == pytest.approx(control.norm(dim=-1, keepdim=True) * along, abs=1e-5)
