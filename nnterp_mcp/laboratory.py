@@ -14,7 +14,8 @@ from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.formatting import escaped
 from nnterp_mcp.pool.handles import handle_of
 from nnterp_mcp.pool.messages import Progress
-from nnterp_mcp.request.access import admit_model
+from nnterp_mcp.request.access import admit_adapter, admit_model
+from nnterp_mcp.request.adapter_folder import split_scale, with_scale
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.named_sets import sets_from
 from nnterp_mcp.request.remarks import collect_remarks
@@ -82,6 +83,7 @@ class Laboratory(ToolMethods):
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         settings: Settings | None = None,
+        adapter: str | Path | None = None,
         handle: str | None = None,
         on_progress: TellProgress | None = None,
         **loading: Any,
@@ -93,6 +95,8 @@ class Laboratory(ToolMethods):
             tokenizer: The tokenizer of a causal LM in memory; loaded from where the model came from by default.
             settings: Limits, and where things are kept; from the environment by default. Without `folders`, files may
                 be read from anywhere.
+            adapter: The folder of a LoRA adapter on the model, as PEFT saves it; `@` and a scale may follow. The tools
+                then run the adapted model; `bench.base` has the model without it.
             handle: The model's name in results; made from its source by default.
             on_progress: Told how far each call is; by default a bar appears in a terminal or notebook, where a call
                 takes longer than two seconds.
@@ -109,12 +113,20 @@ class Laboratory(ToolMethods):
         if isinstance(model, str | Path):
             source = admit_model(_absolute(str(model)), settings.allowed_models, settings.folders)
             self.bench = Bench(handle or handle_of(source), settings)
-            card = self._run(specs()["load_model"], {"model": source} | loading)
-            assert isinstance(card, LoadModelResult)
-            self.card = card
+            self.card = self._load({"model": source} | loading)
         else:
             self.bench = _place(model, tokenizer, handle, settings, loading)
             self.card = card_of(self.bench)
+        if adapter is not None:
+            folder = admit_adapter(_absolute(str(adapter)), settings.allowed_models, settings.folders)
+            name = f"{self.bench.handle}+{handle_of(split_scale(folder)[0])}"
+            self.bench = Bench(with_scale(name, split_scale(folder)[1]), settings, base=self.bench)
+            self.card = self._load({"model": self.bench.handle, "adapter": folder})
+
+    def _load(self, arguments: Mapping[str, Any]) -> LoadModelResult:
+        card = self._run(specs()["load_model"], arguments)
+        assert isinstance(card, LoadModelResult)
+        return card
 
     def call(self, tool: str, /, **arguments: Any) -> Result:
         """Runs a tool by its name.

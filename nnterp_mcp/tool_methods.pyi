@@ -199,6 +199,7 @@ class ToolMethods:
         top_k: int = 3,
         targets: Mapping[str, Any] | None = None,
         max_new_tokens: int = 0,
+        lens: str | None = None,
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> PatchscopeResult: ...
     def run_prompts(

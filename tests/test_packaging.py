@@ -35,7 +35,9 @@ def imported() -> set[str]:
 
 def test_what_is_imported_is_declared() -> None:
     declared = {canonical(name) for name in PROJECT["dependencies"]}
-    optional = {canonical(name) for name in PROJECT["optional-dependencies"]["display"]}
+    optional = {
+        canonical(name) for extra in ("adapters", "display") for name in PROJECT["optional-dependencies"][extra]
+    }
     owners = packages_distributions()
     needed = {package: {canonical(owner) for owner in owners.get(package, [package])} for package in imported()}
 

@@ -33,9 +33,10 @@ _CALL = re.compile(r"^> (\w+) (?=\{)", re.MULTILINE)
 _PASSING = (
     (re.compile(r"\b([a-z_]+)-[a-z2-7]{6}\b"), r"\1-RUN"),
     (re.compile(r"\b(?:\d+ min )?[\d.]+ m?s\b"), "TIME"),
+    (re.compile(r"\b[\d.,]+ (\w+) a second\b"), r"RATE \1 a second"),
     (re.compile(", at an earlier load of the same files"), ""),
 )
-"""Text that differs from run to run: ids of runs, seconds, and whether the model was loaded before."""
+"""Text that differs from run to run: ids of runs, seconds, speeds, and whether the model was loaded before."""
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 _NOISE = 1e-4

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.decode_steps import UNBOUNDED, DecodeSteps, Way
+from nnterp_mcp.engine.edits import Edit
 from nnterp_mcp.engine.executors.remote import executed_remotely
-from nnterp_mcp.engine.forward import NOTHING, attention_for
+from nnterp_mcp.engine.forward import NOTHING, Plan, attention_for
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import cache_inputs, takes_rows
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.workload import Workload, ignore_progress
@@ -98,16 +100,22 @@ def generate(
         return batches.run(model, say)
 
 
-def with_baseline(work: Workload) -> Workload:
-    """Every prompt twice, first without the operations and then with them, so that both share batches.
+def with_baseline(work: Workload, others: Sequence[Plan] = ()) -> Workload:
+    """Every prompt without the operations, then with them, then with those of other plans, so that all share batches.
 
     Args:
         work: The prompts.
+        others: Further plans for the same prompts.
     """
-    prompts, count = [*work.prompts, *work.prompts], len(work.prompts)
-    rows = [replace(prompt, index=row) for row, prompt in enumerate(prompts)]
-    unedited = [replace(prompt, index=_UNEDITED) for prompt in prompts[:count]]
-    return replace(work, prompts=rows, plan=work.plan.of_runs([*unedited, *work.prompts]))
+    plans, count = [NOTHING, work.plan, *others], len(work.prompts)
+    rows = [replace(prompt, index=row) for row, prompt in enumerate([*work.prompts] * len(plans))]
+    edits: dict[Place, list[Edit]] = {}
+    for number, plan in enumerate(plans):
+        owners = [replace(prompt, index=_UNEDITED) for prompt in work.prompts] * len(plans)
+        owners[number * count : (number + 1) * count] = work.prompts
+        for place, listed in plan.of_runs(owners).edits.items():
+            edits.setdefault(place, []).extend(listed)
+    return replace(work, prompts=rows, plan=Plan(edits, work.plan.labels))
 
 
 _UNEDITED = -1

@@ -14,8 +14,16 @@ from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.readouts.next_token import Categories, Readout
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import join, split_rows, summarize_lens
+from nnterp_mcp.engine.readouts.reductions import (
+    join,
+    log_probabilities,
+    rows_at_once,
+    split_rows,
+    summarize_distributions,
+    summarize_lens,
+)
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.activations import capture_stream
 from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -147,6 +155,50 @@ def read_lenses(
         )
 
     return [readings(start) for start in range(0, count, len(layers))]
+
+
+@torch.inference_mode()
+def read_given_states(
+    model: StandardizedTransformer,
+    states: Float[Tensor, "state layer hidden"],
+    layers: Sequence[int],
+    translation: LensTranslation | None = None,
+    *,
+    top_k: int = 1,
+    categories: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> Readout:
+    """Reads states that were taken before, or any vectors of that width, as `read_lens` reads those of prompts.
+
+    Args:
+        states: Residual streams after the layers.
+        layers: The layer of each of a state's rows.
+        translation: What they are translated by; None for the plain lens.
+        top_k: Number of top tokens to return.
+        categories: For each state, the token ids of each category whose probability and rank to follow.
+
+    Returns:
+        The readings by state and layer, on the CPU.
+
+    Raises:
+        InvalidRequest: The translation is of another model, or lacks a layer.
+        Unsupported: The model's lens is not exact, or another machine serves it.
+    """
+    model.require("lens")
+    if model.remote_calls:
+        raise Unsupported(f"{model.name} is served remotely, and given states are read through a lens on this machine.")
+    if translation is not None:
+        translation.require(model, layers)
+        states = torch.stack([translation.translate(states[:, at], layer) for at, layer in enumerate(layers)], dim=1)
+    count = len(states)
+    followed = Categories.of(categories or [[]] * count, model.device)
+    owners = torch.arange(count, device=model.device).repeat_interleave(len(layers))
+    parts: list[Data] = []
+    for rows in owners.new_tensor(range(len(owners))).split(rows_at_once(model.vocab_size, model.device)):
+        log_probs = log_probabilities(model.project_on_vocab(states.flatten(0, 1)[rows]))
+        require_finite(log_probs, "logits")
+        own = followed[owners[rows]]
+        parts.append(summarize_distributions(log_probs, top_k, own.ids, own.real))
+    return Readout(**{name: values.cpu().unflatten(0, (count, -1)) for name, values in join(parts).items()})
 
 
 @executed_remotely

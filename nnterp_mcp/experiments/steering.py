@@ -11,24 +11,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnterp_mcp.engine.batching import LOGITS_AT_ONCE
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
-from nnterp_mcp.engine.forward import LogitReduction, forward
+from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.readouts.next_token import Categories, Readout, ReadoutRows
+from nnterp_mcp.engine.readouts.next_token import Readout, ReadoutRows
 from nnterp_mcp.engine.readouts.numerics import require_finite
-from nnterp_mcp.engine.readouts.reductions import compare_rows
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload, ignore_progress
 from nnterp_mcp.experiments.activations import read_states
+from nnterp_mcp.experiments.compared_runs import Compare, ReadRuns, comparison, read_compared
 from nnterp_mcp.experiments.steering_vectors import random_direction
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
-from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.positions import PositionSpec, goes_on
 
 
@@ -40,7 +38,7 @@ class Dose:
         prompt: The prompt's index.
         layer: The layer after which a direction is added; None for the baseline.
         factor: What the direction is multiplied by.
-        control: Which random direction it is; None for the vector itself.
+        control: Which control it is, given ones before random directions; None for the vector itself.
     """
 
     prompt: int
@@ -109,6 +107,7 @@ def sweep(
     *,
     positions: Sequence[PositionSpec] = ("all",),
     controls: int = 0,
+    given: Sequence[Float[Tensor, " hidden"]] = (),
     seed: int = 0,
     top_k: int = 3,
     targets: Mapping[str, Sequence[int]] | None = None,
@@ -131,6 +130,7 @@ def sweep(
         factors: What to multiply it by; zero gives the baseline, which always runs.
         positions: The positions of each prompt at which to add.
         controls: How many random directions to add in its place, each as long as the direction of its layer.
+        given: Directions to add in its place before these, each at the same length.
         seed: The seed of the first of them; the next ones follow.
         top_k: Number of top tokens to return.
         targets: Token ids by category, whose probability and rank to follow.
@@ -144,9 +144,9 @@ def sweep(
     Source: Turner et al., "Steering Language Models With Activation Engineering" (2023).
     """
     prompts, layers = work.prompts, sorted(directions)
-    doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, controls)]
+    doses = [dose for prompt in prompts for dose in doses_of(prompt.index, layers, factors, len(given) + controls)]
     needed = list(dict.fromkeys(dose.run for dose in doses))
-    runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed), positions)
+    runs = SteeredRuns(work, needed, draw_directions(directions, controls, seed, given), positions)
     ends = [[len(prompt.ids) - 1] for prompt in prompts]
     quiet = replace(work, progress=ignore_progress)
     stream = read_states(model, quiet, ends, layers).float().norm(dim=-1).cpu()
@@ -159,8 +159,9 @@ def sweep(
         return spread_over_doses(made, [dose for dose in doses if dose.run in known])
 
     shared = runs.shared(generating=max_new_tokens > 0)
-    compare = partial(_comparison, top_k, categories)
-    for rows, numbers in (_read_branches if shared else _read_rows)(model, runs, compare):
+    compare = partial(comparison, top_k, categories)
+    read = _read_branches(model, runs, compare) if shared else read_compared(model, *runs.as_rows(), compare)
+    for rows, numbers in read:
         reader.take(rows, numbers)
         offer(so_far)
         work.progress(len(reader.done), None if max_new_tokens else len(needed), "runs read")
@@ -172,13 +173,20 @@ Drawn = dict[tuple[int, int | None], Float[Tensor, " hidden"]]
 """By layer, the vector's direction (None) and the random ones."""
 
 
-def draw_directions(directions: Mapping[int, Float[Tensor, " hidden"]], controls: int, seed: int) -> Drawn:
-    """The directions with their random controls, each as long as the direction of its layer."""
+def draw_directions(
+    directions: Mapping[int, Float[Tensor, " hidden"]],
+    controls: int,
+    seed: int,
+    given: Sequence[Float[Tensor, " hidden"]] = (),
+) -> Drawn:
+    """The directions with their controls, given ones before random ones, each as long as the direction of its layer."""
     drawn: Drawn = {(layer, None): direction.float().cpu() for layer, direction in directions.items()}
     for layer, direction in directions.items():
         norm, width = float(direction.float().norm()), direction.shape[-1]
+        for control, instead in enumerate(given):
+            drawn[layer, control] = instead * (norm / instead.norm())
         for control in range(controls):
-            drawn[layer, control] = random_direction(width, norm, seed + control).vectors[0]
+            drawn[layer, len(given) + control] = random_direction(width, norm, seed + control).vectors[0]
     return drawn
 
 
@@ -233,6 +241,11 @@ class SteeredRuns:
             baseline, *steered = group
             yield baseline, Input(self._prompts[prompt], plan=self.work.plan), self._edits(steered)
 
+    def as_rows(self) -> tuple[Workload, list[int]]:
+        """Each run as a prompt of its own, and the run of the baseline of each."""
+        first: dict[int, int] = {}
+        return self.as_prompts(), [first.setdefault(dose.prompt, run) for run, dose in enumerate(self.doses)]
+
     def as_prompts(self) -> Workload:
         """Each run as a prompt of its own, with the operations and the steering of all of them."""
         owners = [self._prompts[dose.prompt] for dose in self.doses]
@@ -256,19 +269,6 @@ class SteeredRuns:
         return edits
 
 
-ReadRuns = Iterator[tuple[Sequence[int], Data]]
-"""Runs with their readings by `compare_rows`, each compared with the baseline of its prompt."""
-
-Compare = Callable[[Sequence[int]], LogitReduction]
-"""Reads all rows of a batch, given the row with which each is compared."""
-
-
-def _comparison(top_k: int, categories: Sequence[Sequence[int]], baselines: Sequence[int]) -> LogitReduction:
-    followed = Categories.of([categories] * len(baselines), torch.device("cpu"))
-    options = {"rows": torch.arange(len(baselines)), "baselines": torch.tensor(baselines), "top_k": top_k}
-    return LogitReduction(compare_rows, options | {"ids": followed.ids, "real": followed.real})
-
-
 def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, compare: Compare) -> ReadRuns:
     def reduce(order: Sequence[int]) -> LogitReduction:
         return compare([0] * (1 + len(order)))
@@ -277,21 +277,6 @@ def _read_branches(model: StandardizedTransformer, runs: SteeredRuns, compare: C
         branches = Branches(model, base, edits, reduction=reduce, work=runs.work)
         for batch in branches.run():
             yield [baseline, *batch.rows], batch.numbers
-
-
-def _read_rows(model: StandardizedTransformer, runs: SteeredRuns, compare: Compare) -> ReadRuns:
-    work = replace(runs.as_prompts(), batch_size=max(1, LOGITS_AT_ONCE // model.vocab_size))
-    first: dict[int, int] = {}
-    baselines = [first.setdefault(dose.prompt, run) for run, dose in enumerate(runs.doses)]
-
-    def read(batch: Batch, numbers: Sequence[int]) -> tuple[list[int], Data]:
-        rows = sorted({*numbers, *(baselines[number] for number in numbers)})
-        batch = work.batch(model, rows)  # a batch that begins amid a prompt's runs needs its baseline too
-        ends = [(row, len(prompt.ids) - 1) for row, prompt in enumerate(batch.prompts)]
-        asked = compare([rows.index(baselines[run]) for run in rows])
-        return rows, forward(model, batch, work.plan, logits=ends, reduction=asked).numbers
-
-    return (found for _, found in work.run_batches(model, read))
 
 
 def _generate(

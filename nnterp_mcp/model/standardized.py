@@ -20,6 +20,7 @@ from nnterp_mcp.model.loading.former_checks import Findings, FormerChecks
 from nnterp_mcp.model.loading.load_checks import check_attention, check_model
 from nnterp_mcp.model.loading.sources import load_both
 from nnterp_mcp.model.loading.verdicts import Check
+from nnterp_mcp.model.structure.anatomy_record import rebind
 from nnterp_mcp.model.structure.attention_taps import watch
 from nnterp_mcp.model.structure.call_recorder import Tape
 from nnterp_mcp.model.structure.context_lengths import forget_longest
@@ -74,6 +75,7 @@ class StandardizedTransformer(TracedModel):
         rename: Further names for modules, as nnsight's `rename`: from a module's own name to the one to add. A
             standard name says which module has it, as `rename_config` does.
         former: Former checks of the files that a loaded model was read from: where it is the same, it is not run.
+        alike: A model of the same modules, whose anatomy this one takes; it is checked by itself.
         **kwargs: Passed to `from_pretrained`; `device_map` is "auto" by default. `attn_rename`, `mlp_rename` and the
             like, nnterp's former way to say what is in a `RenameConfig`, are understood.
 
@@ -112,6 +114,7 @@ class StandardizedTransformer(TracedModel):
         name: str | None = None,
         rename: Mapping[str, str | list[str]] | None = None,
         former: FormerChecks | None = None,
+        alike: StandardizedTransformer | None = None,
         **kwargs: Any,
     ) -> None:
         if remote:
@@ -140,7 +143,10 @@ class StandardizedTransformer(TracedModel):
             former = None
         known = None if former is None else former.recall(loaded, tokenizer)
         tape = None if known else first_pass(loaded, self.name)
-        self.anatomy = known.anatomy if known else resolve(loaded, tape, rename_config)
+        if alike is not None:
+            self.anatomy = rebind(alike.anatomy, loaded)
+        else:
+            self.anatomy = known.anatomy if known else resolve(loaded, tape, rename_config)
         self.checks = []
         self._refusals = {}
         self.rename_config = rename_config

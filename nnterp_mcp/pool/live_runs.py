@@ -12,10 +12,11 @@ from anyio.abc import TaskGroup
 
 from nnterp_mcp.contract import Late, Params, ToolSpec
 from nnterp_mcp.errors import Cancelled, InvalidRequest, NnterpError, Unsupported
+from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.followers import Followers, OnProgress
 from nnterp_mcp.pool.messages import Progress, Recorded
-from nnterp_mcp.pool.pool import Entry, Pool
+from nnterp_mcp.pool.pool import Pool
 from nnterp_mcp.pool.process import Stop
 from nnterp_mcp.pool.queue import GiveWay
 from nnterp_mcp.request.operations import Operation, describe
@@ -284,7 +285,8 @@ class Runs:
             run.tell(progress)
 
         recorded = Recorded(run=run.id, queued=run.begin())
-        return await worker.call(run.record.tool, run.record.params, on_progress, recorded, run.stop, None, give_way)
+        params = run.record.params
+        return await worker.call(run.record.tool, params, on_progress, recorded, run.stop, None, give_way, entry.within)
 
     def _close(self, run_id: str, spec: ToolSpec[Any, Any, Any], error: NnterpError) -> dict[str, Any] | None:
         """Completes the record of a run whose worker could not.

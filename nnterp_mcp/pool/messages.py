@@ -35,6 +35,8 @@ class Call(_Message):
 
     kind: Literal["call"] = "call"
     id: int
+    handle: str = ""
+    """The model that shares the weights of the worker's own; empty for that itself."""
     tool: str
     params: dict[str, Any]
     recorded: Recorded | None = None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -21,49 +19,14 @@ from nnterp_mcp.errors import (
     TimedOut,
     UnknownModel,
 )
+from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.faults import masked
-from nnterp_mcp.pool.followers import Followers, OnProgress
+from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.handles import handle_of
-from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.process import WorkerProcess
 from nnterp_mcp.pool.queue import Turns
-from nnterp_mcp.request.operations import Operation
+from nnterp_mcp.request.adapter_folder import split_scale, with_scale
 from nnterp_mcp.settings import Settings
-
-
-@dataclass(eq=False)
-class Entry:
-    """One model of the pool, from the start of its load to its end.
-
-    Attributes:
-        handle: Its name in calls.
-        source: The `model` argument of `load_model`.
-        request: All parameters of that call: the same request gets the same entry.
-        turns: The queue of its calls.
-        edits: Operations applied in every call that runs the model.
-        card: The load's result, None while it loads.
-        since: When the load began, in seconds since the epoch.
-        progress: The latest progress of the load.
-    """
-
-    handle: str
-    source: str
-    request: dict[str, Any]
-    turns: Turns
-    edits: tuple[Operation, ...] = ()
-    since: float = field(default_factory=time.time)
-    card: dict[str, Any] | None = None
-    worker: WorkerProcess | None = None
-    error: NnterpError | None = None
-    progress: Progress | None = None
-    loaded: anyio.Event = field(default_factory=anyio.Event)
-    followers: Followers = field(default_factory=Followers)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-
-    async def publish(self, progress: Progress) -> None:
-        """Sends the progress of the load to every caller that waits for it."""
-        self.progress = progress
-        self.followers.send(progress)
 
 
 class Pool:
@@ -120,9 +83,16 @@ class Pool:
             Cancelled: Someone unloaded the model while it was loading.
             NnterpError: What the load raised.
         """
-        entry = next((entry for entry in self._entries.values() if entry.request == request), None)
+        entry = self._of_request(request)
         known = entry is not None
-        if entry is None:
+        if entry is None and request.get("adapter") is not None:
+            base = self._of_request(request | {"adapter": None})
+            if base is None or not base.loaded.is_set():
+                card, _ = await self.load(request | {"adapter": None}, on_progress)
+                if card is None:
+                    return None, False
+            entry = self._share(self._of_request(request | {"adapter": None}), request)
+        elif entry is None:
             entry = self._admit(request)
         if not entry.loaded.is_set():
             await self._follow(entry, on_progress)
@@ -150,9 +120,9 @@ class Pool:
         entry = self.find(handle)
         assert entry.worker is not None
         if not waits:
-            return await entry.worker.call(tool, params, on_progress)
+            return await entry.worker.call(tool, params, on_progress, handle=entry.within)
         async with entry.turns.take(None, lambda ahead: None):
-            return await entry.worker.call(tool, params, on_progress)
+            return await entry.worker.call(tool, params, on_progress, handle=entry.within)
 
     async def unload(self, handle: str | None) -> Entry:
         """Ends a model's process, whatever it is doing, and waits until it is gone.
@@ -162,8 +132,91 @@ class Pool:
             StaleHandle: The handle's model was unloaded before.
         """
         entry = self.find(handle, loading=True)
-        await self._close(entry, "it was unloaded")
+        if entry.base is None:
+            await self._close(entry, "it was unloaded")
+            return entry
+        async with entry.turns.take(None, lambda ahead: None):
+            for at in [at for at in self._entries if at == entry.handle or at.startswith(f"{entry.handle}@")]:
+                self._forget(self._entries[at], "it was unloaded")
+            assert entry.worker is not None
+            await entry.worker.call("unload_model", {"model": None}, entry.publish, handle=entry.handle)
         return entry
+
+    def loaded_as(self, handle: str) -> dict[str, Any] | None:
+        """The parameters with which the model of a handle was loaded; None where no model has the handle."""
+        entry = self._entries.get(handle)
+        return None if entry is None else dict(entry.request)
+
+    def _of_request(self, request: dict[str, Any]) -> Entry | None:
+        return next((entry for entry in self._entries.values() if entry.request == request), None)
+
+    def _share(self, base: Entry | None, request: dict[str, Any]) -> Entry:
+        """Begins to load an adapter in the worker of its base.
+
+        Raises:
+            StaleHandle: The base was unloaded in the meantime.
+            LimitExceeded: The pool is full.
+        """
+        if base is None or base.worker is None:
+            raise StaleHandle(
+                f"{request['model']} was unloaded before its adapter was loaded", "Call load_model again."
+            )
+        self._require_room()
+        folder, scale = split_scale(request["adapter"])
+        entry = self._enter(with_scale(f"{base.handle}+{handle_of(folder)}", scale), request, base)
+        self._tasks.start_soon(self._adapt, entry)
+        return entry
+
+    def _enter(self, name: str, request: dict[str, Any], base: Entry) -> Entry:
+        """A new entry in the worker of another."""
+        handle = self._free(name, request)
+        entry = Entry(handle, str(request["model"]), request, base.turns, worker=base.worker, base=base)
+        self._entries[handle] = entry
+        self._gone.pop(handle, None)
+        return entry
+
+    async def _adapt(self, entry: Entry) -> None:
+        """Loads an adapter; no exception leaves it, as `_run` says."""
+        assert entry.worker is not None
+        try:
+            async with entry.turns.take(None, lambda ahead: None):
+                entry.card = await entry.worker.call(
+                    "load_model", entry.request, entry.publish, limit=math.inf, handle=entry.handle
+                )
+            self._loaded[entry.handle] = entry.request
+        except NnterpError as error:
+            entry.error = entry.error or error
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            entry.error = entry.error or masked(error)
+        finally:
+            if entry.card is None:
+                self._entries.pop(entry.handle, None)
+            self._finish_load(entry)
+
+    def _forget(self, entry: Entry, reason: str) -> None:
+        """Ends a handle whose process goes on."""
+        self._entries.pop(entry.handle, None)
+        self._gone[entry.handle] = reason
+
+    def _scaled(self, handle: str) -> Entry | None:
+        """The entry of an adapted model at another scale, from its first use on; None where there is no such model."""
+        if handle in self._entries or "@" not in handle:
+            return self._entries.get(handle)
+        name, scale = split_scale(handle)
+        entry = self._entries.get(with_scale(name, scale))
+        if entry is not None:
+            return entry
+        entry = self._entries.get(name)
+        if entry is None or entry.base is None or entry.card is None:
+            return None
+        folder, own = split_scale(entry.request["adapter"])
+        request = entry.request | {"adapter": with_scale(folder, own * scale)}
+        found = self._of_request(request) or self._enter(with_scale(name, scale), request, entry.base)
+        found.card = found.card or entry.card | {"handle": found.handle}
+        self._finish_load(found)
+        return found
 
     def find(self, handle: str | None, loading: bool = False) -> Entry:
         """The entry behind a handle, or the only one when no handle is given.
@@ -172,7 +225,7 @@ class Pool:
             NoModel: No model is loaded, or several are and none was named.
             StaleHandle: The handle's model is gone.
         """
-        entry = self._entries.get(handle) if handle is not None else self._only()
+        entry = self._scaled(handle) if handle is not None else self._only()
         if entry is None and handle is not None and handle not in self._gone:
             named = [entry for entry in self._entries.values() if entry.source == handle]
             entry = named[0] if len(named) == 1 else None
@@ -200,22 +253,25 @@ class Pool:
         return NoModel(f"no loaded model has the handle {handle!r}; {loaded}", "Call load_model to load it.")
 
     def _admit(self, request: dict[str, Any]) -> Entry:
-        if len(self._entries) >= self.settings.max_models:
-            raise LimitExceeded(
-                f"{len(self._entries)} models are loaded, and this server allows {self.settings.max_models}: "
-                + ", ".join(self._entries),
-                "Call unload_model for one of them first.",
-            )
-        handle = self._mint(request)
+        self._require_room()
+        handle = self._free(handle_of(str(request["model"])), request)
         entry = Entry(handle, str(request["model"]), request, Turns(self.settings.max_queue, handle))
         self._entries[entry.handle] = entry
         self._gone.pop(entry.handle, None)
         self._tasks.start_soon(self._run, entry)
         return entry
 
-    def _mint(self, request: dict[str, Any]) -> str:
+    def _require_room(self) -> None:
+        loaded = [handle for handle in self._entries if "@" not in handle]
+        if len(loaded) >= self.settings.max_models:
+            raise LimitExceeded(
+                f"{len(loaded)} models are loaded, and this server allows {self.settings.max_models}: "
+                + ", ".join(loaded),
+                "Call unload_model for one of them first.",
+            )
+
+    def _free(self, base: str, request: dict[str, Any]) -> str:
         """A free handle that was never used for another request."""
-        base = handle_of(str(request["model"]))
         handles = (base if count == 1 else f"{base}-{count}" for count in range(1, 1 << 30))
         free = (handle for handle in handles if handle not in self._entries)
         return next(handle for handle in free if self._loaded.get(handle, request) == request)
@@ -273,6 +329,7 @@ class Pool:
 
     def _settle(self, entry: Entry) -> None:
         """Cleans up after a model: its handle stops working, and waiting callers get the reason."""
+        self._forget_sharing(entry)
         if self._entries.get(entry.handle) is entry:
             del self._entries[entry.handle]
             if entry.card is not None:
@@ -284,9 +341,16 @@ class Pool:
             )
         self._finish_load(entry)
 
+    def _forget_sharing(self, base: Entry) -> None:
+        """Ends the handles of models that share the weights of one that is gone."""
+        for entry in [entry for entry in self._entries.values() if entry.base is base]:
+            self._forget(entry, f"its base {base.handle} is gone")
+
     async def _close(self, entry: Entry, reason: str) -> None:
-        self._entries.pop(entry.handle, None)
-        self._gone[entry.handle] = reason
+        if entry.base is not None:  # its base's end is its own
+            return
+        self._forget_sharing(entry)
+        self._forget(entry, reason)
         if entry.card is None and entry.error is None:
             entry.error = Cancelled(f"the load of {entry.handle} was ended: {reason}", "Call load_model again.")
         if entry.worker is None:

@@ -162,6 +162,7 @@ class WorkerProcess:
         stop: Stop | None = None,
         limit: float | None = None,
         give_way: GiveWay | None = None,
+        handle: str = "",
     ) -> dict[str, Any]:
         """Runs a tool in the worker and returns what it replies.
 
@@ -173,12 +174,13 @@ class WorkerProcess:
             stop: Ends the call before its next batch. A worker that does not stop is ended itself.
             limit: Seconds that the call may take; the server's `call_timeout` by default.
             give_way: Gives the call's turn up for a while; without it the call keeps its turn.
+            handle: The model, where it is not the worker's own but shares its weights.
 
         Raises:
             NnterpError: What the tool raised.
             WorkerLost: The process ended before it answered.
         """
-        call = Call(id=next(self._ids), tool=tool, params=params, recorded=recorded)
+        call = Call(id=next(self._ids), handle=handle, tool=tool, params=params, recorded=recorded)
         stop = stop or Stop()
         if self.ended.is_set():
             raise self.lost()

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
+from nnterp_mcp.request.adapter_folder import read_adapter_config, split_scale, with_scale
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
 
@@ -59,6 +60,29 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
     if found is not None:
         require_readable(source, *find_checkpoint(found))
     return source
+
+
+def admit_adapter(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> str:
+    """Checks that a server may load an adapter; returns its resolved path, with its scale where that is not 1.
+
+    Args:
+        name: The `adapter` argument of `load_model`.
+        patterns: Glob patterns of allowed resolved paths.
+        folders: The folders of allowed local models.
+
+    Raises:
+        Forbidden: No pattern allows it, it lies outside of the folders, or its weights are a pickle.
+        InvalidRequest: Its scale is none.
+        UnknownModel: There is no such folder, or it holds no adapter.
+        Unsupported: It is no LoRA adapter.
+    """
+    path, scale = split_scale(name)
+    found = _allowed_model(path, _resolved(folders))
+    _require_allowed(str(found), patterns)
+    if not found.is_dir():
+        raise UnknownModel(f"{found} is no folder", "Give the folder that PEFT's save_pretrained wrote.")
+    read_adapter_config(found)
+    return with_scale(str(found), scale)
 
 
 def admit_dictionary(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> Path | None:

@@ -38,6 +38,16 @@ LensChoice = Annotated[
 ]
 
 
+def _check_fitted(name: str) -> str:
+    if name in UNFITTED:
+        raise ValueError(f"lens takes a fitted lens, and {shown(name)} needs no fit")
+    return name
+
+
+FittedLens = Annotated[str, Field(min_length=1, max_length=LONGEST_STRING), AfterValidator(_check_fitted)]
+"""The name or file of a fitted lens."""
+
+
 def _as_choices(value: Any) -> tuple[str, ...]:
     chosen = decoded(value)
     names = [chosen] if isinstance(chosen, str) else chosen
@@ -77,10 +87,14 @@ class LensCard(BaseModel):
     prompts: int | None = None
     corpus: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """As columns name it."""
+        return f"{'Jacobian' if self.method == 'jacobian' else 'tuned'} lens"
+
     def __str__(self) -> str:
         """As answers name it."""
-        kind = {"jacobian": "Jacobian", "tuned": "tuned"}[self.method]
         if self.prompts is None:
-            return f"{kind} lens {self.name!r}"
+            return f"{self.kind} {self.name!r}"
         of = f" of {self.corpus}" if self.corpus else ""
-        return f"{kind} lens {self.name!r} (fitted on {plural(self.prompts, 'prompt')}{of})"
+        return f"{self.kind} {self.name!r} (fitted on {plural(self.prompts, 'prompt')}{of})"

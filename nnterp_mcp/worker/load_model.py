@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nnterp_mcp.errors import Forbidden, InvalidRequest
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
+from nnterp_mcp.worker.adapters import load_adapter
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
@@ -39,6 +40,9 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+    if params.adapter is not None:
+        load_adapter(bench, params.adapter, report)
+        return card_of(bench, time.monotonic() - begun)
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
     bench.place(model, origin)
     return card_of(bench, time.monotonic() - begun)
@@ -60,7 +64,8 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
     """The card of the model on a bench, which took so long to load."""
     from nnterp_mcp.verification.census import verified_classes
 
-    model, origin = bench.model, bench.origin
+    model, origin, adapter = bench.model, bench.origin, bench.adapter
+    shared = 0 if bench.base is None else bench.base.model.held_bytes
     architecture = type(model.module).__name__
     return LoadModelResult(
         handle=bench.handle,
@@ -74,13 +79,16 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
         dtype=str(model.computing_dtype).removeprefix("torch."),
         device=model.computing_on[0],
         attention=model.attention,
-        memory=model.held_bytes,
+        memory=model.held_bytes - shared,
         seconds=seconds,
         source=origin.source,
         revision=origin.revision,
         verified=architecture in verified_classes(),
         checks=[CheckLine(name=check.name, passed=check.passed, detail=check.detail) for check in model.checks],
         checked_before=model.checked_before,
+        adapter=None if adapter is None else str(adapter),
+        base=None if bench.base is None else bench.base.handle,
+        adapter_of=None if adapter is None else adapter.base_name,
     )
 
 

@@ -39,6 +39,7 @@ from nnterp_mcp.runs.records import RunError
 from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.tables import name_parts
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.benches import Benches
 from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
@@ -109,8 +110,8 @@ class Desk:
     One greenlet runs at a time, and another only once it has ended or given way.
     """
 
-    def __init__(self, bench: Bench, inbox: Inbox, outbox: Outbox) -> None:
-        self._bench = bench
+    def __init__(self, benches: Benches, inbox: Inbox, outbox: Outbox) -> None:
+        self._benches = benches
         self._inbox = inbox
         self._outbox = outbox
         self._paused: dict[int, greenlet] = {}
@@ -138,12 +139,12 @@ class Desk:
     def _run(self, call: Call, job: Job) -> None:
         if call.recorded is not None:
             job.give_way = partial(self._give_way, job)
-        self._send(job, _answer(self._bench, call, job))
+        self._send(job, _answer(self._benches, call, job))
         if job.recorder is not None:
-            job.recorder.settle(self._bench.files)
+            job.recorder.settle(self._benches.find(call).files)
         _reserve()
-        if call.tool == "load_model" and self._bench.files is not None:
-            warm(self._bench, waiting=lambda: not self._inbox.calls.empty())
+        if call.tool == "load_model" and not call.handle and self._benches.own.files is not None:
+            warm(self._benches.own, waiting=lambda: not self._inbox.calls.empty())
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()
@@ -154,11 +155,11 @@ class Desk:
         """Runs calls that run no pass, while a pass may be under way."""
         while True:
             call, job = self._inbox.looks.get()
-            answer = _answer(self._bench, call, job)
-            if isinstance(answer, Failure) and answer.error.code == Internal.code:
+            found = _answer(self._benches, call, job) if self._benches.has(call.handle) else None
+            if found is None or (isinstance(found, Failure) and found.error.code == Internal.code):
                 self._inbox.calls.put((call, job))  # a tokenizer refuses two threads at once: once more, alone
             else:
-                self._send(job, answer)
+                self._send(job, found)
 
     def _send(self, job: Job, answer: Reply | Failure) -> None:
         self._outbox.send(answer)
@@ -176,17 +177,19 @@ def work() -> None:
     hide(start.settings.take_secrets())
     bench = Bench(start.handle, start.settings)
     _reserve()
-    desk = Desk(bench, inbox, outbox)
+    desk = Desk(Benches(bench), inbox, outbox)
     threading.Thread(target=desk.look, daemon=True).start()
     desk.serve()
 
 
-def _answer(bench: Bench, call: Call, job: Job) -> Reply | Failure:
+def _answer(benches: Benches, call: Call, job: Job) -> Reply | Failure:
     try:
         job.check()
+        bench = benches.find(call)
         if call.recorded is not None:
             job.recorder = Recorder(RunStore(bench.settings.runs), lambda: bench.environment, call.recorded)
         result = _run(bench, call, job)
+        benches.settle(call, bench)
         return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
         _RESERVE.clear()  # before anything that allocates

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from nnterp_mcp.runs.records import FileCard
@@ -32,10 +33,20 @@ class ModelFiles:
     Args:
         folder: The folder.
         gguf: The one file that is read, when the weights are in a GGUF file.
+        names: The files, where they are not all that a model is read from.
+        base: The files of the model that these change, which count too.
     """
 
-    def __init__(self, folder: Path, gguf: str | None = None) -> None:
-        names = [gguf] if gguf else sorted(path.name for path in folder.iterdir() if path.suffix in _READ)
+    def __init__(
+        self,
+        folder: Path,
+        gguf: str | None = None,
+        *,
+        names: Sequence[str] = (),
+        base: ModelFiles | None = None,
+    ) -> None:
+        self._base = base
+        names = [gguf] if gguf else names or sorted(path.name for path in folder.iterdir() if path.suffix in _READ)
         self._paths = [folder / name for name in names]
         self._hashes: dict[str, str] = {}
         self._waiting: list[Callable[[], None]] | None = []
@@ -45,7 +56,8 @@ class ModelFiles:
 
     def cards(self) -> dict[str, FileCard]:
         """Each file's size, and its hash unless that is still being computed."""
-        return {
+        of_base = {} if self._base is None else self._base.cards()
+        return of_base | {
             path.name: FileCard(bytes=path.stat().st_size, sha256=self._hashes.get(path.name))
             for path in self._paths
             if path.exists()
@@ -54,14 +66,19 @@ class ModelFiles:
     def wait(self) -> None:
         """Waits for the hashes."""
         self._thread.join()
+        if self._base is not None:
+            self._base.wait()
 
     def when_hashed(self, action: Callable[[], None]) -> None:
         """Runs an action as soon as all hashes are there: now, or on the background thread."""
         with self._lock:
             if self._waiting is not None:
-                self._waiting.append(action)
+                self._waiting.append(partial(self.when_hashed, action))
                 return
-        action()
+        if self._base is not None:
+            self._base.when_hashed(action)
+        else:
+            action()
 
     def _hash(self) -> None:
         for path in self._paths:

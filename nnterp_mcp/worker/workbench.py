@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.engine.planning.clean_states import Known
     from nnterp_mcp.engine.workload import Workload
+    from nnterp_mcp.model.loading.adapters import Adapter
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
     from nnterp_mcp.worker.dictionaries import Dictionaries
@@ -55,12 +56,16 @@ class Bench:
         handle: The model's handle.
         settings: The server's settings.
         origin: Where the loaded model came from.
+        base: The bench of the model whose weights this one's shares; None where they are its own.
+        adapter: The adapter on them.
     """
 
     handle: str
     settings: Settings
     _model: StandardizedTransformer | None = None
     origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
+    base: Bench | None = None
+    adapter: Adapter | None = None
 
     @property
     def model(self) -> StandardizedTransformer:

@@ -27,7 +27,10 @@ def cases(paths: Iterable[Path]) -> list[ParameterSet]:
 
 
 EXAMPLES, GUIDES = cases(transcripts.examples()), cases(transcripts.methods())
-ANSWER = 'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05\nrun_id: logit_lens-ki556z'
+ANSWER = (
+    'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs by 2e-05; 13.2 prompts a second\n'
+    "run_id: logit_lens-ki556z"
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,7 @@ ANSWER = 'After " is" (position 4): " Paris" (0.773). KL 1.81, rank 41, differs 
         (ANSWER, True),
         (ANSWER.replace("ki556z", "abcdef"), True),
         (ANSWER.replace("0.773", "0.774"), True),
+        (ANSWER.replace("13.2 prompts", "1,006 prompts"), True),
         (ANSWER.replace("2e-05", "4e-06"), True),
         (ANSWER.replace("0.773", "0.775"), False),
         (ANSWER.replace("0.773", "-0.773"), False),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.contract import Result, ToolSpec
+from nnterp_mcp.display.figure import Curves
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.worker.job import Job
@@ -160,3 +161,82 @@ def test_what_does_not_fit_features_is_refused(said: str, bench: Bench, dictiona
     tool, arguments = WRONG[said]
     with pytest.raises(InvalidRequest, match=said):
         call(bench, tool, **arguments)
+
+
+def test_a_generation_with_edited_features_has_its_controls(
+    bench: Bench,  # noqa: F811
+    dictionary: str,
+    count_tokens: Callable[[object], int],
+) -> None:
+    """Each control is what the caller would get from that edit alone."""
+    edit = {"op": "add", "site": "features", "dictionary": dictionary, "features": [1, 2], "value": 4.0}
+    texts = ["The capital of France is", "The king"]
+    spec, result = call(bench, "generate", prompts=texts, max_new_tokens=3, interventions=[edit])
+    drawn = result.controls.matched
+    effects = [one.effects for one in result.texts]
+
+    assert len(drawn) == result.controls.directions == 5
+    assert all(len(effects_of) == 11 and min(effects_of) > 0 for effects_of in effects)
+    assert not {1, 2} & {feature for features in drawn for feature in features}
+    for number, alone in ((1, {"features": drawn[0]}), (6, {"random": 0})):
+        run = "matched" if number == 1 else "direction"
+        by_hand = call(bench, "generate", prompts=texts, max_new_tokens=3, interventions=[edit | alone])[1]
+        assert [getattr(one, run).tokens for one in result.texts] == [one.edited.tokens for one in by_hand.texts]
+        if number == 1:
+            assert [one.effects[0] for one in by_hand.texts] == pytest.approx([of[number] for of in effects], rel=1e-4)
+        else:
+            assert by_hand.controls is None
+    answer = spec.summarize(result)
+    assert "5 sets of matched features" in answer.text()
+    assert "5 random directions of equal norm" in answer.text()
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+
+
+def test_scores_with_edited_features_have_their_controls(bench: Bench, dictionary: str) -> None:  # noqa: F811
+    edit = {"op": "zero", "site": "features", "dictionary": dictionary, "features": 3}
+    spec, result = call(bench, "generate", prompts="The king of France", max_new_tokens=0, interventions=[edit])
+    (text,) = result.texts
+
+    def mean(scores: list[float]) -> float:
+        return sum(scores) / len(scores)
+
+    for number, name in ((0, "edited"), (1, "matched"), (6, "direction")):
+        change = mean(getattr(text, name).log_probs) - mean(text.baseline.log_probs)
+        assert text.effects[number] == pytest.approx(change, abs=1e-6)
+    assert "The mean log-probability changes by" in spec.summarize(result).text()
+
+
+def test_steering_along_a_row_has_matched_rows_and_random_directions(
+    bench: Bench,  # noqa: F811
+    dictionary: str,
+    count_tokens: Callable[[object], int],
+) -> None:
+    """The matched runs are those of steering along the rows of these features at the vector's norm."""
+    call(bench, "make_vector", name="row", method="decoder_row", positive=f"{dictionary}:4")
+    asked = {
+        "prompts": ["The capital of France is", "The king"],
+        "layers": [1, LAYER],
+        "factors": [1, 2],
+        "targets": TARGETS,
+    }
+    spec, result = call(bench, "steer", vector="row", control=True, **asked)
+    for vector in ("row", [1.0] * bench.model.hidden_size):
+        plain = call(bench, "steer", vector=vector, control=vector != "row", **asked)[1]
+        assert plain.matched is None
+    norm = float(bench.find_vector("row").norm())
+    other = result.matched[1]
+    call(bench, "make_vector", name="other", method="decoder_row", positive=f"{dictionary}:{other}", norm=norm)
+    by_hand = call(bench, "steer", vector="other", **asked)[1]
+
+    assert len(result.matched) == 5
+    assert 4 not in result.matched
+    assert {run.control for run in result.runs} == {None, *range(10)}
+    found = [run.kl for run in result.runs if run.control == 1]
+    assert found == pytest.approx([run.kl for run in by_hand.runs if run.layer is not None], rel=1e-4)
+    answer = spec.summarize(result)
+    assert "5 matched features and 5 random directions of equal norm (by 2 sd)" in answer.text()
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+    assert spec.figure is not None
+    panel = spec.figure(result, {}).panels[0]
+    assert isinstance(panel, Curves)
+    assert len(panel.curves) == 6  # at two layers the row, matched rows and random directions

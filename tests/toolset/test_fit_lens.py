@@ -123,6 +123,30 @@ def test_token_directions_are_pulled_back_through_a_lens(bench: Bench) -> None:
     torch.testing.assert_close(bench.find_vector("through")[3], bench.find_vector("plain"))
 
 
+def test_a_patchscope_shows_what_a_lens_reads_in_the_states_themselves(bench: Bench) -> None:
+    ask(bench, "fit_lens", name="own", method="tuned", prompts=TEXTS, skip_first=2)
+    ask(bench, "make_vector", name="state", positive=[PROMPT], method="activation", layers=[0, 2, 3])
+
+    found = ask(bench, "patchscope", source_prompts=[PROMPT, TEXTS[0]], source_layers=[0, 2, 3], lens="own")
+    put = ask(bench, "patchscope", source_vectors="state", lens="own", targets={"own": " is"}, source_layers=2)
+
+    read = ask(bench, "logit_lens", prompts=[PROMPT, TEXTS[0]], lens="own", layers=[0, 2, 3], top_k=1)
+    targeted = ask(bench, "logit_lens", prompts=PROMPT, lens="own", targets={"own": " is"})
+    assert found.fitted == put.fitted == read.fitted
+    for own, theirs in zip(found.sources, read.readings, strict=True):
+        assert own.answer == theirs.layers[-1].top[0][0]
+        for state, layer in zip(own.states, theirs.layers, strict=True):
+            assert (state.layer, state.top[0], state.plain_top[0]) == (layer.layer, layer.top[0][0], layer.plain[0])
+            assert [state.top[1], state.plain_top[1]] == pytest.approx([layer.top[0][1], layer.plain[1]], abs=1e-6)
+    (state,) = put.sources[0].states
+    assert state.tracked[0] == pytest.approx(targeted.readings[0].layers[2].targets[0], abs=1e-6)
+    said = specs()["patchscope"].summarize(found)
+    assert said.table is not None
+    assert said.table.columns[-2:] == ["own next by tuned lens", "by logit lens"]
+    with pytest.raises(InvalidRequest, match="needs no fit"):
+        ask(bench, "patchscope", source_prompts=PROMPT, lens="logit")
+
+
 def test_what_cannot_be_fitted_or_merged_is_refused(bench: Bench) -> None:
     fit = {"name": "own", "method": "jacobian", "prompts": TEXTS[:1], "skip_first": 2, "layers": [1]}
     ask(bench, "fit_lens", **fit)

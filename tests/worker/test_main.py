@@ -15,6 +15,7 @@ from nnterp_mcp.pool.messages import Call, Failure, Reply
 from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset.tokenize import run as tokenize
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
+from nnterp_mcp.worker.benches import Benches
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.main import _answer, _translate
 from nnterp_mcp.worker.workbench import Bench
@@ -66,7 +67,7 @@ def panicking() -> PreTrainedTokenizerFast:
 def test_a_text_over_which_the_tokenizer_panics_is_refused(tool: str, params: dict[str, Any]) -> None:
     bench = Bench("tiny", Settings())
     bench.place(StandardizedTransformer(tiny_model("llama"), tokenizer=panicking(), name="tiny"))
-    failure = _answer(bench, Call(id=1, tool=tool, params=params), Job(1, [].append))
+    failure = _answer(Benches(bench), Call(id=1, tool=tool, params=params), Job(1, [].append))
 
     assert isinstance(failure, Failure)
     assert failure.error.code == "invalid_request"
@@ -79,11 +80,12 @@ def test_a_panic_ends_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     with monkeypatch.context() as patched:
         patched.setattr(tokenize, "run", lambda bench, params, job: bench.model.tokenizer("z"))
-        failure = _answer(bench, Call(id=1, tool="tokenize", params={"prompts": "Q"}), Job(1, sent.append))
+        failure = _answer(Benches(bench), Call(id=1, tool="tokenize", params={"prompts": "Q"}), Job(1, sent.append))
 
     assert isinstance(failure, Failure)
     assert failure.error.code == "unsupported"
-    assert isinstance(_answer(bench, Call(id=2, tool="tokenize", params={"prompts": "Q"}), Job(2, sent.append)), Reply)
+    again = _answer(Benches(bench), Call(id=2, tool="tokenize", params={"prompts": "Q"}), Job(2, sent.append))
+    assert isinstance(again, Reply)
 
 
 def test_a_panic_anywhere_is_told_as_what_it_is() -> None:

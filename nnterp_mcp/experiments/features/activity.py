@@ -62,6 +62,11 @@ class Activity:
         """The share of tokens at which each feature is active."""
         return self.features.bincount(minlength=self.latents) / max(1, len(self.prompts))
 
+    def totals(self) -> tuple[Int[Tensor, " latent"], Float[Tensor, " latent"]]:
+        """At how many tokens each feature is active, and the sum of its activations."""
+        sums = torch.zeros(self.latents).index_add_(0, self.features, self.values)
+        return self.features.bincount(minlength=self.latents), sums
+
     def matched(self, feature: int, count: int, seed: int = 0) -> list[int]:
         """Random features that are active about as often and as strongly as a feature: within a factor of two of both.
 
@@ -70,8 +75,7 @@ class Activity:
             count: How many, at most.
             seed: The seed with which they are drawn.
         """
-        counts = self.features.bincount(minlength=self.latents)
-        sums = torch.zeros(self.latents).index_add_(0, self.features, self.values)
+        counts, sums = self.totals()
         found = torch.tensor(find_matched(counts, sums, feature), dtype=torch.long)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         return found[order[:count]].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import reduce
 from types import CodeType
 from typing import Any
@@ -40,6 +40,33 @@ def read_anatomy(written: dict[str, Any], model: nn.Module) -> Anatomy:
         return Anatomy(**_restored(written | {"layers": layers}, modules))
     except (KeyError, TypeError, AttributeError) as error:
         raise NoRecord(str(error)) from error
+
+
+def rebind(anatomy: Anatomy, model: nn.Module) -> Anatomy:
+    """The anatomy of a model whose modules have the paths of those of another.
+
+    Args:
+        anatomy: That of the other model.
+        model: The model.
+
+    Raises:
+        KeyError: It lacks one of the modules.
+    """
+    return _bound(anatomy, dict(model.named_modules()))
+
+
+def _bound(value: Any, modules: dict[str, nn.Module]) -> Any:
+    match value:
+        case Site():
+            return replace(value, module=modules[value.path])
+        case Anatomy() | LayerAnatomy():
+            return replace(
+                value, **{field.name: _bound(getattr(value, field.name), modules) for field in fields(value)}
+            )
+        case tuple():
+            return tuple(_bound(item, modules) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return value
 
 
 def _plain(value: Any) -> Any:

@@ -23,20 +23,15 @@ _LOG_PROBS = 48
 
 def digest(result: GenerateResult) -> GenerateAnswer:
     """The texts side by side, cut to what an answer may hold."""
-    runs = [
-        (one, name, text)
-        for one in result.texts
-        for name, text in (("baseline", one.baseline), ("edited", one.edited))
-        if text is not None
-    ]
+    runs = [(one, name, text) for one in result.texts for name, text in one.runs]
     shown = runs[:_ROWS]
     limit = _CHARACTERS // ((2 if result.logprobs else 1) * len(shown))
     listed = max(1, _LOG_PROBS // len(shown))
     cut = sum(max(0, len(text.text) - limit + 1) for _, _, text in shown)
     unlisted = sum(max(0, len(text.tokens) - listed) for _, _, text in shown) if result.logprobs else 0
     return GenerateAnswer(
-        finding=_finding(result),
-        notes=[*in_force(result.interventions), *_left_out(len(runs) - len(shown), cut, unlisted)],
+        finding=" ".join([_finding(result), *_next_to_controls(result)]),
+        notes=[*in_force(result.interventions), *_unmatched(result), *_left_out(len(runs) - len(shown), cut, unlisted)],
         model=result.model,
         total=len(runs),
         truncated=len(shown) < len(runs) or cut > 0 or unlisted > 0,
@@ -85,16 +80,43 @@ def _mean(text: Continuation) -> float | None:
 
 def _score(result: GenerateResult) -> str:
     """Mean log-probabilities of the prompts' own tokens."""
-    runs = [("unedited", [one.baseline for one in result.texts])]
-    runs += [("edited", [one.edited for one in result.texts if one.edited])] if result.interventions else []
+    runs: dict[str, list[Continuation]] = {}
+    for one in result.texts:
+        for name, text in one.runs[:2]:
+            runs.setdefault("unedited" if name == "baseline" else name, []).append(text)
     parts: list[str] = []
-    for name, texts in runs:
+    for name, texts in runs.items():
         values = [value for text in texts for value in text.log_probs]
         if values:
             mean = fmean(values)
             parts.append(f"{name} {number(mean)} nats a token (perplexity {number(math.exp(min(-mean, 700)))})")
     scored = sum(len(one.baseline.tokens) for one in result.texts)
     return f"Mean log-probability of {plural(scored, 'token')} after the first: {', '.join(parts) or 'none to score'}."
+
+
+def _unmatched(result: GenerateResult) -> list[str]:
+    none = result.controls is not None and not result.controls.matched
+    return ["No other features are active there, so that none are edited as a control."] if none else []
+
+
+def _next_to_controls(result: GenerateResult) -> list[str]:
+    """The effect of an edit of features next to those of its controls, each in the mean over the prompts."""
+    controls = result.controls
+    if controls is None or not result.texts:
+        return []
+    edit, *others = [fmean(effects) for effects in zip(*(one.effects for one in result.texts), strict=True)]
+    matched, directions = others[: len(controls.matched)], others[len(controls.matched) :]
+    named = "The mean log-probability changes by" if result.scored else "KL(edited || baseline) of the first new token:"
+    parts = [f"{named} {number(edit)} nats"]
+    for values, what in (
+        (matched, plural(len(matched), "set") + " of matched features"),
+        (directions, plural(len(directions), "random direction") + " of equal norm"),
+    ):
+        if values:
+            spread = f"{number(min(values))} to {number(max(values))}"
+            as_large = sum(abs(value) >= abs(edit) for value in values)
+            parts.append(f"{what} {spread} ({as_large or 'none'} as large)")
+    return [f"{'; '.join(parts)}."]
 
 
 def _finding(result: GenerateResult) -> str:

@@ -37,8 +37,8 @@ def figure(result: GenerateResult, arrays: Arrays) -> Figure:
     runs = [
         _Written(_named(result, one.index, name), text, one.differs_at)
         for one in result.texts
-        for name, text in (("baseline", one.baseline), ("edited", one.edited))
-        if text is not None and text.tokens
+        for name, text in one.runs
+        if text.tokens
     ]
     if not runs:
         raise Unsupported("this run has no token to draw", "Generate some, or score longer prompts.")

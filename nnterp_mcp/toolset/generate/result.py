@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 
 
@@ -26,6 +28,9 @@ class Continued(ResultPart):
         baseline: By the unedited model.
         edited: By the edited model; None without interventions.
         differs_at: The first new token that differs, from 0; None where none does.
+        matched: By the model whose matched random features are edited; None where no features are.
+        direction: By the model whose states are moved along a random direction.
+        effects: The effect of the edit of features, then of each matched set and of each random direction.
     """
 
     index: int
@@ -34,15 +39,45 @@ class Continued(ResultPart):
     baseline: Continuation
     edited: Continuation | None
     differs_at: int | None
+    matched: Continuation | None = None
+    direction: Continuation | None = None
+    effects: list[float] = Field(default_factory=list[float])
+
+    @property
+    def runs(self) -> list[tuple[str, Continuation]]:
+        """Its texts under the names of their runs."""
+        named = {
+            "baseline": self.baseline,
+            "edited": self.edited,
+            "matched features": self.matched,
+            "random direction": self.direction,
+        }
+        return [(name, text) for name, text in named.items() if text is not None]
+
+
+class FeatureControls(ResultPart):
+    """The controls of an edit of features: matched sets and random directions of equal norm.
+
+    The effect of each is KL(edited ‖ baseline) of the first new token, in nats; where texts are scored, the change of
+    the mean log-probability of a token.
+
+    Attributes:
+        matched: The features of each matched set.
+        directions: The number of random directions.
+    """
+
+    matched: list[list[int]]
+    directions: int
 
 
 class GenerateResult(Result):
-    """Every text, whole."""
+    """Every text, whole; `controls` where features are edited."""
 
     model: str
     interventions: list[str]
     logprobs: bool
     scored: bool = False
+    controls: FeatureControls | None = None
     texts: list[Continued]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.engine.generation import Generation, generate, with_baseline
+from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.sampling import Sampling
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.experiments.compared_runs import measure_divergences
 from nnterp_mcp.experiments.text_scores import score_texts
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, as_chats
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.generate.params import GenerateParams
-from nnterp_mcp.toolset.generate.result import Continuation, Continued, GenerateResult
+from nnterp_mcp.toolset.generate.result import Continuation, Continued, FeatureControls, GenerateResult
+from nnterp_mcp.worker.feature_controls import EditControls, control_edits
 from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
@@ -26,12 +29,17 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
     model = bench.model
     prompts = bench.encode(as_chats(params.prompts) if params.chat else params.prompts, params.max_new_tokens)
     work = replace(bench.workload(prompts, params.interventions, job), new_tokens=params.max_new_tokens)
+    drawn = control_edits(bench, params.interventions, prompts)
+    controls = None if drawn is None else _Controls.of(bench, drawn, prompts)
     write = _generate if params.max_new_tokens else _score
 
     def compute(group: Sequence[int]) -> list[Continued]:
         part = work.some(group)
-        baseline, edited = write(bench, params, part, job)
-        return [_continued(*texts, model.tokenizer) for texts in zip(part.prompts, baseline, edited, strict=True)]
+        texts, effects = write(bench, params, part, controls)
+        return [
+            _continued(prompt, {run: of_run[row] for run, of_run in texts.items()}, effects[row], model.tokenizer)
+            for row, prompt in enumerate(part.prompts)
+        ]
 
     def assemble(done: Finished[Continued]) -> GenerateResult:
         return GenerateResult(
@@ -39,25 +47,61 @@ def run(bench: Bench, params: GenerateParams, job: Job) -> GenerateResult:
             interventions=list(work.plan.labels),
             logprobs=params.logprobs,
             scored=not params.max_new_tokens,
+            controls=drawn and FeatureControls(matched=drawn.drawn, directions=len(drawn.directions)),
             texts=done.items,
         )
 
     return job.in_parts(work.split(model), Continued, compute, assemble)
 
 
-Texts = tuple[Sequence[Generation], Sequence[Generation | None]]
-"""The texts of the model as it is, and the edited ones; None where nothing is edited."""
+@dataclass(frozen=True)
+class _Controls:
+    """The planned controls of an edit of features.
+
+    Attributes:
+        plans: Those of matched sets, then those of random directions.
+        matched: How many are of matched sets.
+    """
+
+    plans: list[Plan]
+    matched: int
+
+    @classmethod
+    def of(cls, bench: Bench, drawn: EditControls, prompts: Sequence[EncodedPrompt]) -> _Controls:
+        known: Known = {}
+        plans = [bench.plan(operations, prompts, known) for operations in (*drawn.matched, *drawn.directions)]
+        return cls(plans, len(drawn.matched))
+
+    @property
+    def written(self) -> dict[str, Plan]:
+        """The first of each kind, of which texts are written."""
+        firsts = {"matched": self.plans[0]} if self.matched else {}
+        return firsts | {"direction": self.plans[self.matched]}
 
 
-def _generate(bench: Bench, params: GenerateParams, work: Workload, job: Job) -> Texts:
+Texts = Mapping[str, Sequence[Generation]]
+"""The text of each prompt by run: `baseline`, and with interventions `edited`, `matched` and `direction`."""
+
+Effects = Sequence[list[float]]
+"""For each prompt, the effect of an edit of features, then of each control; empty without any."""
+
+
+def _generate(
+    bench: Bench, params: GenerateParams, work: Workload, controls: _Controls | None
+) -> tuple[Texts, Effects]:
     sampling = Sampling(params.temperature, params.top_p, params.top_k, params.seed)
-    runs = with_baseline(work) if work.plan else work
+    written = {} if controls is None else controls.written
+    runs = with_baseline(work, list(written.values())) if work.plan else work
     texts = generate(bench.model, runs, max_new_tokens=params.max_new_tokens, sampling=sampling)
     count = len(work.prompts)
-    return texts[:count], texts[count:] or [None] * count
+    names = ["baseline", "edited", *written]
+    by_run = {names[at // count]: texts[at : at + count] for at in range(0, len(texts), count)}
+    if controls is None:
+        return by_run, [[] for _ in work.prompts]
+    return by_run, measure_divergences(bench.model, replace(work, new_tokens=0), controls.plans).T.tolist()
 
 
-def _score(bench: Bench, params: GenerateParams, work: Workload, job: Job) -> Texts:
+def _score(bench: Bench, params: GenerateParams, work: Workload, controls: _Controls | None) -> tuple[Texts, Effects]:
     """The prompts themselves from their second token on, with the log-probabilities that each model gives them."""
 
     def score(plan: Plan) -> list[Generation]:
@@ -65,17 +109,38 @@ def _score(bench: Bench, params: GenerateParams, work: Workload, job: Job) -> Te
         texts = zip(work.prompts, scores, strict=True)
         return [Generation(prompt.index, list(prompt.ids[1:]), found) for prompt, found in texts]
 
-    return score(NOTHING), score(work.plan) if work.plan else [None] * len(work.prompts)
+    baseline = score(NOTHING)
+    if not work.plan:
+        return {"baseline": baseline}, [[] for _ in work.prompts]
+    edited = score(work.plan)
+    scored = [] if controls is None else [edited, *map(score, controls.plans)]
+    effects = [[_mean(run[row]) - _mean(plain) for run in scored] for row, plain in enumerate(baseline)]
+    texts = {"baseline": baseline, "edited": edited}
+    if controls is not None and controls.matched:
+        texts["matched"] = scored[1]
+    if controls is not None:
+        texts["direction"] = scored[1 + controls.matched]
+    return texts, effects
 
 
-def _continued(prompt: EncodedPrompt, plain: Generation, other: Generation | None, tokenizer: Any) -> Continued:
+def _mean(text: Generation) -> float:
+    return sum(text.log_probs) / max(1, len(text.log_probs))
+
+
+def _continued(
+    prompt: EncodedPrompt, texts: Mapping[str, Generation], effects: list[float], tokenizer: Any
+) -> Continued:
+    plain, other = texts["baseline"], texts.get("edited")
     return Continued(
         index=prompt.index,
         prompt=prompt.text,
         prompt_tokens=len(prompt.ids),
+        differs_at=None if other is None else _first_difference(plain.ids, other.ids),
+        effects=effects,
         baseline=_continuation(plain, tokenizer),
         edited=None if other is None else _continuation(other, tokenizer),
-        differs_at=None if other is None else _first_difference(plain.ids, other.ids),
+        matched=_continuation(texts["matched"], tokenizer) if "matched" in texts else None,
+        direction=_continuation(texts["direction"], tokenizer) if "direction" in texts else None,
     )
 
 

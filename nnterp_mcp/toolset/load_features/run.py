@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,13 @@ from nnterp_mcp.experiments.features.calibration import (
     measure_losses,
     read_all,
 )
-from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.experiments.features.published import Published
-from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.request.dictionaries import UNLOAD, DictionaryCard, DictionaryLayer
 from nnterp_mcp.request.feature_sites import FeaturePlace
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.load_features.params import LoadFeaturesParams
 from nnterp_mcp.toolset.load_features.result import FeatureFit, LoadedLayer, LoadFeaturesResult
+from nnterp_mcp.worker.feature_controls import built_in_texts
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResul
     if not found:
         raise InvalidRequest(f"{params.source} has no dictionary of these layers.")
     dictionaries = [kept.place(one, params.site) for one in found]  # pyright: ignore[reportArgumentType]
-    work = bench.workload(_built_in(bench), (), job)
+    work = bench.workload(built_in_texts(bench), (), job)
     kept.shelf.drop(params.name)
     loaded: list[LoadedLayer] = []
     for number, one in enumerate(dictionaries):
@@ -78,13 +76,6 @@ def _unload(bench: Bench, params: LoadFeaturesParams) -> LoadFeaturesResult:
     return LoadFeaturesResult(
         model=bench.handle, name=params.name, source=params.source, revision=None, tokens=0, layers=[], freed=freed
     )
-
-
-def _built_in(bench: Bench) -> list[EncodedPrompt]:
-    """The built-in texts, each cut to what the model reads."""
-    most = bench.longest_prompt()
-    texts = encode_prompts(bench.model.tokenizer, TEXTS, bench.handle)
-    return [replace(text, ids=text.ids[:most]) for text in texts]
 
 
 def _entry(found: Published, layer: LoadedLayer) -> DictionaryLayer:

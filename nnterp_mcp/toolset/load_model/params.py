@@ -55,6 +55,14 @@ class LoadModelParams(Params):
         Literal["8bit", "4bit"] | None,
         Field(description="Quantized weights, with bitsandbytes."),
     ] = None
+    adapter: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=LONGEST_STRING,
+            description="PEFT folder of a LoRA adapter for this model; HANDLE@0.5 then applies half of it.",
+        ),
+    ] = None
     backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (
         "local"
     )

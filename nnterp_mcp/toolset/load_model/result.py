@@ -22,7 +22,11 @@ class LoadModelResult(Result):
     """The card of a loaded model; sizes in bytes.
 
     Attributes:
+        memory: Of an adapted model its own weights alone, without those that it shares.
         checked_before: The checks are those of an earlier load of the same files.
+        adapter: The adapter in words; None without one.
+        base: The handle of the model whose weights an adapted model shares.
+        adapter_of: The base that the adapter names.
     """
 
     handle: str
@@ -44,6 +48,9 @@ class LoadModelResult(Result):
     checks: list[CheckLine]
     checked_before: bool = False
     already_loaded: bool = False
+    adapter: str | None = None
+    base: str | None = None
+    adapter_of: str | None = None
 
 
 class LoadModelAnswer(Answer):
@@ -66,5 +73,6 @@ class LoadModelAnswer(Answer):
             f"{plural(heads, 'head')}, width {card['hidden_size']}, vocabulary {card['vocab_size']}{context}",
             f"weights: {parameters / 1e6:.1f} M parameters, {card['dtype']} on {card['device']}, {size(memory)}, "
             f"attention {card['attention']}, from {card['source']}{revision}",
+            *([f"adapter: {card['adapter']}"] if card.get("adapter") else []),
             *(f"check {line}" for line in self.checks),
         ]

@@ -7,7 +7,7 @@ import anyio.to_thread
 from nnterp_mcp.contract import Late
 from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.session import Session
-from nnterp_mcp.request.access import admit_model
+from nnterp_mcp.request.access import admit_adapter, admit_model
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import LoadModelResult
 
@@ -15,9 +15,15 @@ from nnterp_mcp.toolset.load_model.result import LoadModelResult
 async def run(session: Session, params: LoadModelParams, on_progress: OnProgress) -> LoadModelResult | Late:
     """Loads what may be loaded, joins a load under way, or finds the model loaded."""
     settings = session.settings
-    allowed = await anyio.to_thread.run_sync(admit_model, params.model, settings.allowed_models, settings.folders)
-    params = params.model_copy(update={"model": allowed})
-    card, known = await session.pool.load(params.model_dump(mode="json"), on_progress)
+    allowed, folders = settings.allowed_models, settings.folders
+    model = session.pool.loaded_as(params.model) if params.adapter is not None else None
+    if model is None:
+        admitted = await anyio.to_thread.run_sync(admit_model, params.model, allowed, folders)
+        model = params.model_copy(update={"model": admitted}).model_dump(mode="json")
+    if params.adapter is not None:
+        model["adapter"] = await anyio.to_thread.run_sync(admit_adapter, params.adapter, allowed, folders)
+    params = LoadModelParams.model_validate(model)
+    card, known = await session.pool.load(model, on_progress)
     if card is None:
         return _late(session, params)
     return LoadModelResult.model_validate(card | {"already_loaded": known})

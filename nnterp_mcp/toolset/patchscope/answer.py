@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nnterp_mcp.formatting import elided, number, plural, probability, quoted, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, shared_tokens
@@ -14,6 +14,7 @@ from nnterp_mcp.toolset.patchscope.result import (
     PatchscopeAnswer,
     PatchscopeResult,
     SourceReading,
+    StateReading,
 )
 
 _BUDGET = 620
@@ -83,7 +84,22 @@ def _finding(source: SourceReading, result: PatchscopeResult) -> str:
     vector = f"the vector {quoted(source.vector or '')}"
     state = f"the state of {quoted(source.token or '')} (position {source.position})"
     put = f"Put into the target prompt, {vector if source.vector else state}"
-    return f"{put} {said or _change(source, result)}. {_unpatched(source)}"
+    return f"{put} {said or _change(source, result)}. {_unpatched(source)}{_by_lens(source, result)}"
+
+
+def _by_lens(source: SourceReading, result: PatchscopeResult) -> str:
+    """At which layers the lenses read the last of the tracked categories from the state itself."""
+    names = _names(source, result)
+    if not source.states or not names:
+        return ""
+    own, plain = (_lens_layers(source, len(names) - 1, by) for by in ("tracked", "plain_tracked"))
+    return f" In the state itself, the {result.fitted} reads {names[-1]} {own}, the logit lens {plain}."
+
+
+def _lens_layers(source: SourceReading, index: int, by: str) -> str:
+    """The layers at which a lens has a tracked category on top."""
+    top = [state.layer for state in source.states if getattr(state, by)[index][1] == 1]
+    return _ranges(top, [state.layer for state in source.states])
 
 
 def _changed(source: SourceReading) -> list[PatchReading]:
@@ -188,8 +204,24 @@ def _by_layer(source: SourceReading, result: PatchscopeResult) -> tuple[Table, i
             Column(f"{name} p, rank", lambda said, index=index: _ranked(said, index), Kind.RANKED)
             for index, name in enumerate(short_names(source, result))
         ),
+        *_lens_columns(source, result),
     ]
     return tabulate(columns, [source.unpatched, *(patches[at] for at in shown)]), len(patches) - len(shown)
+
+
+def _lens_columns(source: SourceReading, result: PatchscopeResult) -> list[Column[Distribution]]:
+    """The top tokens of both lenses in the state of a row's source layer."""
+    states = {state.layer: state for state in source.states}
+
+    def read(said: Distribution) -> StateReading | None:
+        return states.get(said.source_layer) if isinstance(said, PatchReading) else None
+
+    if result.fitted is None:
+        return []
+    return [
+        Column(result.fitted.kind, lambda said: (at := read(said)) and at.top, Kind.TOP),
+        Column("logit lens", lambda said: (at := read(said)) and at.plain_top, Kind.TOP),
+    ]
 
 
 def _ranked(said: Distribution, index: int) -> tuple[float, int] | None:
@@ -229,7 +261,8 @@ def _rows(said: Distribution, result: PatchscopeResult) -> int:
     """Rows that the budget allows; a top token counts 10 tokens, a text a third of its characters, a category 12."""
     main = 10 * len(said.top) if said.text is None else max(10, min(_TEXT_LIMIT, 4 * len(said.text)) // 3)
     room = _BUDGET if result.layout == "grid" else _BUDGET - PER_LAYER * len(result.sources[0].patches)
-    return max(4, room // (main + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
+    lenses = 20 if result.fitted else 0
+    return max(4, room // (main + lenses + 12 * len(said.tracked) + (12 if result.layout == "same" else 18)))
 
 
 def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
@@ -246,12 +279,31 @@ def _by_source(result: PatchscopeResult) -> tuple[Table, int]:
         Column("token", lambda source: source.token, Kind.TEXT, not vectors),
         Column("own next token", lambda source: source.answer, Kind.TEXT, not result.categories and not vectors),
         *(column for index, name in enumerate(names) for column in _summit(index, name, generated, result)),
+        *_lens_summits(names, result),
         Column("from layer", lambda source: _place(_telling(source), result), shown=generated),
         Column("text", lambda source: elided(_telling(source).text or "", _TEXT_LIMIT), Kind.TEXT, generated),
     ]
     width = (60 if vectors else 24) + 20 * len(names) + (_TEXT_LIMIT // 3 if generated else 0)
     shown = result.sources[: max(4, _BUDGET // width)]
     return tabulate(columns, shown), len(result.sources) - len(shown)
+
+
+def _lens_summits(names: Sequence[str], result: PatchscopeResult) -> list[Column[SourceReading]]:
+    """The layers at which both lenses read the last of the tracked categories from the states themselves."""
+
+    def layers(by: str) -> Callable[[SourceReading], str | None]:
+        def shown(source: SourceReading) -> str | None:
+            last = len(names) - 1
+            return _lens_layers(source, last, by).removeprefix("at ") if last < len(source.unpatched.tracked) else None
+
+        return shown
+
+    if result.fitted is None or not names:
+        return []
+    return [
+        Column(f"{names[-1]} by {result.fitted.kind}", layers("tracked")),
+        Column("by logit lens", layers("plain_tracked")),
+    ]
 
 
 def _bare(chosen: Sequence[PatchReading], source: SourceReading, result: PatchscopeResult) -> str:

@@ -115,7 +115,19 @@ def _tracked(sources: Sequence[SourceReading], result: PatchscopeResult) -> list
             ends = sorted({min(layers), max(layers)})
             before = [source.unpatched.tracked[index]] * len(ends)
             curves.append(Followed(f"{name}, unpatched", ends, before, of=name))
-    return list(followed_panels(title, "source layer", curves))
+    return [*followed_panels(title, "source layer", curves), *_by_lens(sources, result)]
+
+
+def _by_lens(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[Panel]:
+    """The last of what is tracked in one source's states themselves, by the fitted lens and by the logit lens."""
+    if result.fitted is None or len(sources) > 1:
+        return []
+    name, layers = _categories(sources[0], result)[-1], [state.layer for state in sources[0].states]
+    curves = [
+        Followed(result.fitted.kind, layers, [state.tracked[-1] for state in sources[0].states]),
+        Followed("logit lens", layers, [state.plain_tracked[-1] for state in sources[0].states]),
+    ]
+    return list(followed_panels(f"{name}, read from the state itself", "source layer", curves))
 
 
 def _texts(sources: Sequence[SourceReading], result: PatchscopeResult) -> list[Panel]:

@@ -10,6 +10,7 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import decoded, require_at_most, shown
 from nnterp_mcp.request.fields import BriefTargets, Plot, TopK
+from nnterp_mcp.request.lenses import FittedLens
 from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.positions import Layers, LayerSpec, Positions, PositionSpec, parse_indices
 from nnterp_mcp.request.prompts import Prompt, Prompts, as_prompt, require_messages
@@ -108,6 +109,7 @@ class PatchscopeParams(ModelParams):
     max_new_tokens: Annotated[
         int, Field(ge=0, le=256, description="Tokens generated per patch; 0 reads the next token alone.")
     ] = 0
+    lens: Annotated[FittedLens | None, Field(description="Fitted lens to read the states too.")] = None
     interventions: Annotated[
         Interventions,
         schemas.as_schema(schemas.OPERATION_LIST, "Edits of source and target."),

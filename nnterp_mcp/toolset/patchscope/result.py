@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 from nnterp_mcp.formatting import quoted
+from nnterp_mcp.request.lenses import LensCard
 
 
 class Distribution(ResultPart):
@@ -40,6 +42,24 @@ class PatchReading(Distribution):
     lengths: tuple[float, float] | None = None
 
 
+class StateReading(ResultPart):
+    """The state of a source layer read by lenses, without a target prompt.
+
+    Attributes:
+        layer: The source layer.
+        top: The fitted lens's top token and its probability.
+        tracked: The fitted lens's probability and rank of each tracked category; rank 0 where it has no token.
+        plain_top: The logit lens's top token and its probability.
+        plain_tracked: The logit lens's probability and rank of each tracked category.
+    """
+
+    layer: int
+    top: tuple[str, float]
+    tracked: list[tuple[float, int]]
+    plain_top: tuple[str, float]
+    plain_tracked: list[tuple[float, int]]
+
+
 class SourceReading(ResultPart):
     """One position of one source prompt, or one vector, under every patch.
 
@@ -51,6 +71,7 @@ class SourceReading(ResultPart):
         vector: The name of the vector; None for a prompt's state.
         unpatched: The target prompt left alone.
         patches: The target prompt under each patch.
+        states: The source's states by lenses, where a fitted lens was asked for.
     """
 
     prompt: int | None
@@ -60,6 +81,7 @@ class SourceReading(ResultPart):
     vector: str | None = None
     unpatched: Distribution
     patches: list[PatchReading]
+    states: list[StateReading] = Field(default_factory=list[StateReading], exclude_if=operator.not_)
 
 
 class PatchscopeResult(Result):
@@ -74,6 +96,7 @@ class PatchscopeResult(Result):
         categories: The targets' tokens; without targets, what is tracked is a prompt's own token and answer.
         shared: Tokens that count for two categories.
         interventions: The active interventions, one line each.
+        fitted: The metadata of the fitted lens that reads the sources' states too.
         sources: The sources.
     """
 
@@ -85,6 +108,7 @@ class PatchscopeResult(Result):
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     interventions: list[str]
+    fitted: Annotated[LensCard | None, Field(exclude_if=operator.not_)] = None
     sources: list[SourceReading]
 
 

@@ -32,9 +32,11 @@ from nnterp_mcp.request.prompts import Prompt
 from nnterp_mcp.request.remarks import collect_remarks
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.request.targets import Target as TargetWord
+from nnterp_mcp.toolset.patchscope.by_lens import read_sources
 from nnterp_mcp.toolset.patchscope.params import PatchscopeParams
 from nnterp_mcp.toolset.patchscope.result import Distribution, PatchReading, PatchscopeResult, SourceReading
 from nnterp_mcp.worker.job import Finished, Job
+from nnterp_mcp.worker.lenses import find_lens
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
@@ -103,6 +105,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         sources = _gather_states(bench, params, prompts, target, targets)
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
+    fitted = None if params.lens is None else find_lens(bench, params.lens)
 
     def scope(group: Sequence[int]) -> list[SourceReading]:
         chosen = sources.some(group)
@@ -116,7 +119,11 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             max_new_tokens=params.max_new_tokens,
         )
         own = None if lengths is None else [lengths[source] for source in group]
-        return _Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
+        found = _Writer(model.tokenizer, readings, params.max_new_tokens > 0, own).sources(chosen.origins)
+        if fitted is None:
+            return found
+        layers = sorted({layer for layer, _ in chosen.pairs})
+        return read_sources(model, found, chosen.read, layers, fitted[0], [origin.ids for origin in chosen.origins])
 
     def assemble(done: Finished[SourceReading]) -> PatchscopeResult:
         return PatchscopeResult(
@@ -128,6 +135,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
             categories=targets.words,
             shared=targets.shared,
             interventions=list(edits.labels),
+            fitted=fitted and fitted[1],
             sources=done.items,
         )
 

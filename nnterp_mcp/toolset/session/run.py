@@ -10,9 +10,9 @@ import psutil
 
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.pool.deployments import describe_deployments
+from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.live_runs import Runs
-from nnterp_mcp.pool.pool import Entry
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.named_sets import UNGROUPED, NamedSet, SetItem

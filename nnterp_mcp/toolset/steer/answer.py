@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, pstdev, stdev
+from typing import Literal
 
 from nnterp_mcp.formatting import elided, number, probability, quoted, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories, on_means
@@ -36,6 +37,7 @@ class Group:
     layer: int | None
     factor: float
     runs: Sequence[SteeredRun]
+    matched: int = 0
 
     @cached_property
     def own(self) -> list[SteeredRun]:
@@ -47,23 +49,33 @@ class Group:
         """Mean divergence over the prompts."""
         return fmean(run.kl for run in self.own)
 
-    @cached_property
-    def control(self) -> tuple[float, float] | None:
-        """Mean divergence of the random directions, and its standard deviation over them."""
-        return self._over_controls(lambda run: run.kl)
-
     def target(self, index: int) -> float:
         """Mean probability of a category."""
         return fmean(run.targets[index][0] for run in self.own)
 
-    def control_target(self, index: int) -> tuple[float, float] | None:
-        """The same under the random directions, with its standard deviation over them."""
-        return self._over_controls(lambda run: run.targets[index][0])
-
-    def _over_controls(self, measure: Callable[[SteeredRun], float]) -> tuple[float, float] | None:
+    def over(self, control: Control, measure: OfRun) -> Spread | None:
+        """The mean of a number under the controls of one kind, and its standard deviation over them."""
         names = sorted({run.control for run in self.runs if run.control is not None})
+        names = [name for name in names if (name < self.matched) == (control == "matched")]
         means = [fmean(measure(run) for run in self.runs if run.control == name) for name in names]
         return (fmean(means), stdev(means)) if len(means) > 1 else None
+
+
+Control = Literal["matched", "random"]
+"""Rows of matched features, or random directions."""
+
+OfRun = Callable[[SteeredRun], float]
+
+Spread = tuple[float, float]
+"""A mean and a standard deviation."""
+
+
+def _kl(run: SteeredRun) -> float:
+    return run.kl
+
+
+def _p(index: int) -> OfRun:
+    return lambda run: run.targets[index][0]
 
 
 def digest(result: SteerResult) -> SteerAnswer:
@@ -92,7 +104,7 @@ def _groups(result: SteerResult) -> list[Group]:
     found: dict[tuple[int | None, int | None, float], list[SteeredRun]] = {}
     for run in result.runs:
         found.setdefault((run.prompt if each else None, run.layer, run.factor), []).append(run)
-    return [Group(*key, runs) for key, runs in found.items()]
+    return [Group(*key, runs, len(result.matched or [])) for key, runs in found.items()]
 
 
 @dataclass(frozen=True)
@@ -102,26 +114,29 @@ class _Criterion:
     Attributes:
         name: Its name.
         of: Its value in a group.
-        control: Its mean and standard deviation under the random directions.
+        measure: Its value in a run.
     """
 
     name: str
     of: Callable[[Group], float]
-    control: Callable[[Group], tuple[float, float] | None]
+    measure: OfRun
 
     def exceeds(self, group: Group) -> bool:
-        """True if it lies further from the control's mean than the spread over random directions allows."""
-        control = self.control(group)
-        return control is not None and abs(self.of(group) - control[0]) > _CLEARLY * control[1]
+        """True if it lies further from the mean of each kind of control than the spread over them allows."""
+        spreads = [found for kind in _KINDS if (found := group.over(kind, self.measure)) is not None]
+        return bool(spreads) and all(abs(self.of(group) - mean) > _CLEARLY * sd for mean, sd in spreads)
+
+
+_KINDS: tuple[Control, ...] = ("matched", "random")
 
 
 def _criteria(result: SteerResult) -> list[_Criterion]:
     """The probability of the first category, where there is one, and the divergence."""
     targets = [
-        _Criterion(f"p of {quoted(elided(name))}", lambda group: group.target(0), lambda group: group.control_target(0))
+        _Criterion(f"p of {quoted(elided(name))}", lambda group: group.target(0), _p(0))
         for name in list(result.categories)[:1]
     ]
-    return [*targets, _Criterion("KL", lambda group: group.kl, lambda group: group.control)]
+    return [*targets, _Criterion("KL", lambda group: group.kl, _kl)]
 
 
 def _focus(cells: Sequence[Group], groups: Sequence[Group], result: SteerResult) -> tuple[Group | None, _Criterion]:
@@ -156,10 +171,11 @@ def _columns_of(result: SteerResult, tokens: int) -> list[Column[Group]]:
         Column(_KL, lambda group: group.kl, cost=6),
         Column("KL sd", lambda group: pstdev(run.kl for run in group.own), shown=several and not texts, cost=6),
         Column("top changed", lambda group: _changed(group, result), shown=several and not texts, cost=6),
-        Column("control KL", lambda group: _measured(group.control), shown=bool(result.controls), cost=11),
+        Column("control KL", lambda group: _measured(group.over("random", _kl)), shown=bool(result.controls), cost=11),
+        Column("matched KL", lambda group: _measured(group.over("matched", _kl)), shown=_matches(result), cost=11),
     ]
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
-        columns += _target_columns(index, f"{elided(name)} p", bool(result.controls))
+        columns += _target_columns(index, f"{elided(name)} p", result)
     last: list[Column[Group]] = [
         Column("text", lambda group: elided(group.own[0].text or "", _TEXT), Kind.TEXT, texts, 36),
         Column("perplexity unedited", lambda group: group.own[0].perplexity, shown=texts, cost=6),
@@ -169,10 +185,26 @@ def _columns_of(result: SteerResult, tokens: int) -> list[Column[Group]]:
     return [column for column in columns + last if column.shown]
 
 
-def _target_columns(index: int, name: str, controls: bool) -> list[Column[Group]]:
+def _matches(result: SteerResult) -> bool:
+    """True if there are matched features enough for a spread over them."""
+    return len(result.matched or []) > 1
+
+
+def _target_columns(index: int, name: str, result: SteerResult) -> list[Column[Group]]:
     return [
         Column(name, lambda group: _two_digits(group.target(index)), cost=8),
-        Column("control p", lambda group: _measured(group.control_target(index)), shown=controls, cost=15),
+        Column(
+            "control p",
+            lambda group: _measured(group.over("random", _p(index))),
+            shown=bool(result.controls),
+            cost=15,
+        ),
+        Column(
+            "matched p",
+            lambda group: _measured(group.over("matched", _p(index))),
+            shown=_matches(result),
+            cost=15,
+        ),
     ]
 
 
@@ -196,7 +228,7 @@ def _changed(group: Group, result: SteerResult) -> Cell:
     return fmean(run.top[0][0] != before[run.prompt] for run in group.own)
 
 
-def _measured(values: tuple[float, float] | None) -> Cell:
+def _measured(values: Spread | None) -> Cell:
     """A mean with its standard deviation, of which one digit means something, and no more of the mean."""
     if values is None:
         return None
@@ -227,14 +259,15 @@ def _finding(focus: Group | None, chosen: _Criterion, groups: Sequence[Group], r
     where = f"layer {focus.layer} with factor {number(focus.factor)}"
     prompt = "" if focus.prompt is None else f" after prompt {focus.prompt}"
     mean = "" if len(focus.own) == 1 else f" in the mean of {len(focus.own)} prompts"
-    moved = f"KL(steered || baseline) of the next token is {number(focus.kl)} nats{mean}{_control(focus.control)}"
+    moved = f"KL(steered || baseline) of the next token is {number(focus.kl)} nats{mean}{_control(focus, _kl)}"
     targets = "".join(f"; {part}" for part in _targets_moved(focus, groups, result))
     return f"{_opening(cells, chosen, result)} {where}{prompt}, {result.vector}: {moved}{targets}."
 
 
 def _opening(cells: Sequence[Group], chosen: _Criterion, result: SteerResult) -> str:
     """The criterion by which the cell was chosen, and how many cells exceed their control."""
-    control = f"{result.controls} random directions of equal norm (by {_CLEARLY:g} sd)"
+    matched = f"{len(result.matched or [])} matched features and " if _matches(result) else ""
+    control = f"{matched}{result.controls} random directions of equal norm (by {_CLEARLY:g} sd)"
     counts = {one.name: sum(map(one.exceeds, cells)) for one in _criteria(result)}
     if len(cells) == 1:
         verdict = "changes more" if counts[chosen.name] else "changes no more"
@@ -248,8 +281,10 @@ def _opening(cells: Sequence[Group], chosen: _Criterion, result: SteerResult) ->
     return f"{exceeding}; {among}{chosen.name} changes most at"
 
 
-def _control(values: tuple[float, float] | None) -> str:
-    return "" if values is None else f" (control {cell_text(_measured(values))})"
+def _control(focus: Group, measure: OfRun) -> str:
+    found = {"control": focus.over("random", measure), "matched": focus.over("matched", measure)}
+    parts = [f"{name} {cell_text(_measured(values))}" for name, values in found.items() if values is not None]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -> Iterator[str]:
@@ -259,7 +294,7 @@ def _targets_moved(focus: Group, groups: Sequence[Group], result: SteerResult) -
         odds = ""
         if first == last and 0 < before < 1 and 0 < after < 1:
             odds = f", in log-odds from {number(_log_odds(before))} to {number(_log_odds(after))}"
-        control = _control(focus.control_target(index))
+        control = _control(focus, _p(index))
         yield f"the probability of {quoted(elided(name))} goes from {first} to {last}{odds}{control}"
 
 
@@ -281,6 +316,10 @@ def _notes(result: SteerResult, focus: Group | None, hidden: int) -> list[str]:
     notes: list[str] = []
     if focus is not None and not result.controls:
         notes.append("No control was run: control=true shows what 5 random directions of equal norm do.")
+    if _matches(result):
+        notes.append("matched: the rows of features that are about as often and as strongly active, at equal norm.")
+    elif result.matched is not None:
+        notes.append("No matched features were compared: the dictionary is gone, or too few features are active.")
     if focus is not None and (push := _push(focus)) is not None and isinstance(push, float) and push > 1:
         notes.append("push > 1: more was added than was there; such texts often fall apart.")
     notes += on_means(False, result.dominant and result.dominant.warning)

@@ -44,7 +44,9 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
 def _notes(sweep: _Sweep, result: SteerResult) -> list[str]:
     notes = ["Factor 0 is the baseline: the model without the vector."] if sweep.over_factors else []
     if result.controls and not sweep.as_grid:
-        notes.append(f"Dashed, with a band of ± 1 sd: {plural(result.controls, 'random direction')} of equal norm.")
+        matched = f"{len(result.matched)} matched features and " if result.matched else ""
+        random = plural(result.controls, "random direction")
+        notes.append(f"Dashed, with a band of ± 1 sd: {matched}{random} of equal norm.")
     if len(result.categories) > _CATEGORIES:
         notes.append(f"{_CATEGORIES} of {len(result.categories)} target categories are drawn.")
     texts = sum(run.text is not None and run.control is None for run in result.runs)
@@ -95,6 +97,7 @@ class _Sweep:
         self.over_factors = len(self._layers) == 1 or len(factors) > 1
         self._factors = sorted(factors | {0.0}) if self.over_factors else sorted(factors)
         self._controls = result.controls
+        self._matched = len(result.matched or [])
         self.as_grid = len(self._layers) > _CURVES and self.over_factors
 
     def panels(self, measure: _Measure) -> list[Panel]:
@@ -119,9 +122,12 @@ class _Sweep:
 
     def _random(self, measure: _Measure, layer: int, factor: float) -> list[float]:
         """The mean under each random direction."""
-        draws = [self._at(layer, factor, control) for control in range(self._controls)]
+        return self._under(range(self._matched, self._matched + self._controls), measure, layer, factor)
+
+    def _under(self, controls: range, measure: _Measure, layer: int, factor: float) -> list[float]:
+        draws = [self._at(layer, factor, control) for control in controls]
         if factor == 0.0 and not any(draws):
-            return [self._baseline(measure)] * self._controls
+            return [self._baseline(measure)] * len(controls)
         return [fmean(map(measure.of, runs)) for runs in draws if runs]
 
     def _panel_over_factors(self, measure: _Measure) -> Curves:
@@ -142,15 +148,16 @@ class _Sweep:
     def _pair(
         self, measure: _Measure, name: str, x: Sequence[float], places: Sequence[tuple[int, float]]
     ) -> list[Curve]:
-        """The vector's curve, and the one of the controls."""
+        """The vector's curve, and one of each kind of control."""
         pair = [Curve(name, x, [self._mean(measure, *place) or 0.0 for place in places])]
-        draws = [self._random(measure, *place) for place in places]
-        if draws and all(len(values) > 1 for values in draws):
-            means, spreads = [fmean(values) for values in draws], [stdev(values) for values in draws]
-            least = 1.0 if measure.ranks else 0.0
-            low = [max(least, mean - sd) for mean, sd in zip(means, spreads, strict=True)]
-            high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
-            pair.append(Curve(f"{name}, random", x, means, low, high, role="control", of=name))
+        matched = [self._under(range(self._matched), measure, *place) for place in places]
+        for kind, draws in (("random", [self._random(measure, *place) for place in places]), ("matched", matched)):
+            if draws and all(len(values) > 1 for values in draws):
+                means, spreads = [fmean(values) for values in draws], [stdev(values) for values in draws]
+                least = 1.0 if measure.ranks else 0.0
+                low = [max(least, mean - sd) for mean, sd in zip(means, spreads, strict=True)]
+                high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
+                pair.append(Curve(f"{name}, {kind}", x, means, low, high, role="control", of=name))
         return pair
 
     def _panel(self, measure: _Measure, across: str, curves: list[Curve]) -> Curves:

@@ -12,7 +12,7 @@ class SteeredRun(ResultPart):
         prompt: The prompt's index.
         layer: The layer; None for the baseline.
         factor: The factor of the direction.
-        control: Which random direction it was; None for the vector itself.
+        control: Which control it was, those of matched features before random directions; None for the vector itself.
         push: Length of what was added over the length of the unsteered state at the last token after that layer.
         kl: KL(steered ‖ baseline) of the next token's distribution, in nats.
         top: The top tokens with their probabilities.
@@ -34,13 +34,18 @@ class SteeredRun(ResultPart):
 
 
 class SteerResult(Result):
-    """Every run, the baseline of each prompt before its own."""
+    """Every run, the baseline of each prompt before its own.
+
+    `matched` are features that are about as often and as strongly active, for a vector that is a feature's row; None
+    for another vector. `controls` is the number of random directions.
+    """
 
     model: str
     vector: str
     norms: dict[int, float]
     prompts: list[str]
     controls: int
+    matched: list[int] | None = None
     categories: dict[str, list[str]]
     shared: dict[str, list[str]]
     in_force: list[str]

@@ -23,13 +23,11 @@ from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.steer.params import PromptContrast, SteerParams
 from nnterp_mcp.toolset.steer.result import SteeredRun, SteerResult
 from nnterp_mcp.worker.dominance import dominant_in_means
+from nnterp_mcp.worker.feature_controls import CONTROLS, matched_rows
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
-
-_CONTROLS = 5
-"""Random directions that the vector is compared with."""
 
 _MOST_RUNS = 20_000
 
@@ -39,8 +37,11 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
     model = bench.model
     prompts = bench.encode(params.prompts, params.max_new_tokens)
     directions, dominant = _directions(bench, params)
-    controls = _CONTROLS if params.control else 0
-    _require_few(params, len(directions), controls)
+    controls = CONTROLS if params.control else 0
+    _require_few(params, len(directions), 2 * controls)
+    matched = None
+    if controls and isinstance(params.vector, str):
+        matched = matched_rows(bench, params.vector, prompts, params.positions)
     targets = follow_targets(params.targets, model)
 
     def result(found: Sweep, perplexities: Mapping[int, float] = MappingProxyType({})) -> SteerResult:
@@ -50,6 +51,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
             norms={layer: float(direction.float().norm()) for layer, direction in directions.items()},
             prompts=[prompt.text for prompt in prompts],
             controls=controls,
+            matched=None if matched is None else list(matched),
             categories=targets.words,
             shared=targets.shared,
             in_force=list(found.labels),
@@ -71,6 +73,7 @@ def run(bench: Bench, params: SteerParams, job: Job) -> SteerResult:
         params.factors,
         positions=params.positions,
         controls=controls,
+        given=list((matched or {}).values()),
         top_k=params.top_k,
         targets=targets.ids,
         max_new_tokens=params.max_new_tokens,

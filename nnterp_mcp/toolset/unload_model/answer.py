@@ -9,6 +9,5 @@ from nnterp_mcp.toolset.unload_model.result import UnloadModelAnswer, UnloadMode
 def digest(result: UnloadModelResult) -> UnloadModelAnswer:
     """In words."""
     freed = "" if result.memory is None else f" and {size(result.memory)} of memory are free"
-    return UnloadModelAnswer(
-        finding=f"{result.handle} is unloaded: its process has ended{freed}.", remaining=result.remaining
-    )
+    how = f"its process has ended{freed}" if result.base is None else f"{result.base} stays loaded without the adapter"
+    return UnloadModelAnswer(finding=f"{result.handle} is unloaded: {how}.", remaining=result.remaining)

@@ -6,11 +6,12 @@ from nnterp_mcp.contract import Answer, Result
 
 
 class UnloadModelResult(Result):
-    """The model that was unloaded; memory in bytes."""
+    """The model that was unloaded; memory in bytes. `base` is the model whose process it shared, which goes on."""
 
     handle: str
     memory: int | None
     remaining: list[str]
+    base: str | None = None
 
 
 class UnloadModelAnswer(Answer):

@@ -1,4 +1,4 @@
-"""`unload_model` in the server: ends the worker's process."""
+"""`unload_model` in the server: ends the worker's process, or an adapted model that shares one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from nnterp_mcp.toolset.unload_model.result import UnloadModelResult
 async def run(session: Session, params: UnloadModelParams, on_progress: OnProgress) -> UnloadModelResult:
     """Ends the process and reports what it held."""
     pool = session.pool
-    worker = pool.find(params.model, loading=True).worker
-    memory = None if worker is None else worker.host_memory()
-    entry = await pool.unload(params.model)
-    return UnloadModelResult(handle=entry.handle, memory=memory, remaining=[left.handle for left in pool.entries])
+    entry = pool.find(params.model, loading=True)
+    memory = None if entry.worker is None or entry.base is not None else entry.worker.host_memory()
+    entry = await pool.unload(entry.handle)
+    return UnloadModelResult(
+        handle=entry.handle,
+        memory=memory,
+        remaining=[left.handle for left in pool.entries],
+        base=None if entry.base is None else entry.base.handle,
+    )

@@ -1,0 +1,59 @@
+"""The models of one worker: its own, and those that share its weights."""
+
+from __future__ import annotations
+
+from nnterp_mcp.errors import StaleHandle
+from nnterp_mcp.pool.messages import Call
+from nnterp_mcp.request.adapter_folder import split_scale, with_scale
+from nnterp_mcp.worker.adapters import load_adapter
+from nnterp_mcp.worker.workbench import Bench
+
+
+class Benches:
+    """The benches of a worker, by handle.
+
+    Attributes:
+        own: That of the worker's own model.
+    """
+
+    def __init__(self, own: Bench) -> None:
+        self.own = own
+        self._sharing: dict[str, Bench] = {}
+
+    def has(self, handle: str) -> bool:
+        """True if a model is there, and need not be made first."""
+        return not handle or handle in self._sharing
+
+    def find(self, call: Call) -> Bench:
+        """The bench of a call: a new one for an adapter that is being loaded, or is used at another scale.
+
+        Raises:
+            StaleHandle: The adapter was unloaded.
+            NnterpError: It cannot be loaded.
+        """
+        if not call.handle:
+            return self.own
+        found = self._sharing.get(call.handle)
+        if found is None:
+            found = Bench(call.handle, self.own.settings, base=self.own)
+            if call.tool == "load_model":
+                return found
+            load_adapter(found, self._at_scale(call.handle))
+            self._sharing[call.handle] = found
+        return found
+
+    def settle(self, call: Call, bench: Bench) -> None:
+        """Adds an adapter that was loaded; forgets one that was unloaded, at every scale."""
+        if call.handle and call.tool == "load_model":
+            self._sharing[call.handle] = bench
+        if call.tool == "unload_model":
+            for name in [name for name in self._sharing if name == call.handle or name.startswith(f"{call.handle}@")]:
+                del self._sharing[name]
+
+    def _at_scale(self, handle: str) -> str:
+        """The folder of a loaded adapter with the scale that a handle names."""
+        name, scale = split_scale(handle)
+        loaded = self._sharing.get(name)
+        if loaded is None or loaded.adapter is None:
+            raise StaleHandle(f"{name!r} is gone, and with it {handle!r}", "Call load_model again.")
+        return with_scale(str(loaded.adapter.folder), loaded.adapter.scale * scale)
