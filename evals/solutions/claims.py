@@ -7,8 +7,10 @@ from typing import Any
 
 from evals.question import Value
 from evals.questions.claims import ECHO, ECHOING, LOOKING, NOT_CARRIED, PARROT, ROUTES, Pairs
-from evals.solutions.rows import Row, rows
+from evals.solutions.rows import rows
 from evals.tools import Tools
+
+_NOTHING = 0.05
 
 
 def _behaviour(pairs: Pairs) -> dict[str, Any]:
@@ -38,30 +40,25 @@ async def parrot_claim(tools: Tools) -> Value:
     return await _claim(tools, PARROT, LOOKING)
 
 
-async def _edges(tools: Tools, pairs: Pairs) -> list[Row]:
-    """The edges of a circuit of one pair."""
+async def _edges(tools: Tools, pairs: Pairs) -> dict[tuple[str, str], float]:
+    """The edges of the circuit of one pair, with what patching each changes."""
     found = await tools.call("find_circuit", draws=0, **_behaviour(pairs[:1]))
-    columns = ["sender", "receiver", "score", "effect"]
-    return rows(await tools.call("read_run", run_id=found["run_id"], part="edges", columns=columns, limit=100))
+    return {(row["from"], row["to"]): row["patched"] for row in rows(found)}
 
 
 async def echo_edge(tools: Tools) -> Value:
     """The strongest of the edges between the two heads."""
     first, second = (f"L{layer}H{head}" for layer, head in ECHOING)
-    between = [
-        row
-        for row in await _edges(tools, ECHO)
-        if row["sender"] == first and row["receiver"] in [f"{second} {route}" for route in ROUTES]
-    ]
-    best = min(between, key=lambda row: row["effect"])
-    return {"route": best["receiver"].split()[1], "change": best["effect"]}
+    edges = await _edges(tools, ECHO)
+    changes = {route: edges.get((first, f"{second} {route}"), 0.0) for route in ROUTES}
+    route = min(changes, key=changes.__getitem__)
+    return {"route": route, "change": changes[route]}
 
 
 async def parrot_edge(tools: Tools) -> Value:
-    """The edge is not in the circuit."""
-    edges = await _edges(tools, PARROT)
-    change = next((row["effect"] for row in edges if (row["sender"], row["receiver"]) == ("L1H3", "L3H1 keys")), 0.0)
-    return {"change": change, "verdict": "it carries it" if change < -0.05 else NOT_CARRIED}
+    """The edge is not in the circuit, which does all."""
+    change = (await _edges(tools, PARROT)).get(("L1H3", "L3H1 keys"), 0.0)
+    return {"change": change, "verdict": "it carries it" if change < -_NOTHING else NOT_CARRIED}
 
 
 SOLUTIONS = {
