@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Transport = Literal["stdio", "http", "sse"]
@@ -85,6 +85,13 @@ class Settings(BaseSettings):
     """Address of the NDIF service that models may be loaded from (`backend="ndif"`); none by default, for what is sent
     there, prompts included, leaves this machine. The API key comes from the variable `NDIF_API_KEY` alone."""
 
+    neuronpedia: str | None = None
+    """Address of the service that is asked for labels of features; none by default, for it learns which features are
+    looked at. An API key comes from the variable `NEURONPEDIA_API_KEY` alone."""
+
+    saelens_registry: str | None = None
+    """File or address of SAELens' registry; that of an installed SAELens by default."""
+
     max_models: int = Field(default=4, ge=1)
     max_prompts: int = Field(default=1024, ge=1)
     max_prompt_tokens: int = Field(default=8192, ge=1)
@@ -115,11 +122,12 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """The format of the log on standard error."""
 
-    @field_validator("ndif_host")
+    @field_validator("ndif_host", "neuronpedia")
     @classmethod
-    def _require_address(cls, host: str | None) -> str | None:
+    def _require_address(cls, host: str | None, info: ValidationInfo) -> str | None:
         if host is not None and re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", host) is None:
-            raise ValueError("an NDIF service's address begins with http:// or https:// and holds no credentials")
+            service = "an NDIF service" if info.field_name == "ndif_host" else "Neuronpedia"
+            raise ValueError(f"{service}'s address begins with http:// or https:// and holds no credentials")
         return None if host is None else host.rstrip("/")
 
     @field_validator("token")
@@ -133,6 +141,11 @@ class Settings(BaseSettings):
     def ndif_key() -> str:
         """The API key for NDIF; read where it is used, so that it is never written anywhere."""
         return os.environ.get("NDIF_API_KEY", "")
+
+    @staticmethod
+    def neuronpedia_key() -> str:
+        """The API key for Neuronpedia; read where it is used, so that it is never written anywhere."""
+        return os.environ.get("NEURONPEDIA_API_KEY", "")
 
     def take_secrets(self) -> list[str]:
         """Secrets to redact: the token and the environment's credentials, such as `HF_TOKEN`.

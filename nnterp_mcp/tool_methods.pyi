@@ -116,7 +116,7 @@ class ToolMethods:
         self, path: str | None = None, *, source: bool = False, start: int | None = None
     ) -> InspectModelResult: ...
     def load_features(
-        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None
+        self, name: str, source: str, *, layers: int | str = "all", site: str | None = None, labels: str | None = None
     ) -> LoadFeaturesResult: ...
     def logit_lens(
         self,

@@ -69,6 +69,20 @@ def add_serve(commands: Commands[ArgumentParser]) -> None:
         metavar="ADDRESS",
         help="let load_model use the NDIF service there, hosted by default; NDIF_API_KEY holds the key (off)",
     )
+    serve.add_argument(
+        "--neuronpedia",
+        nargs="?",
+        const="https://www.neuronpedia.org",
+        metavar="ADDRESS",
+        help="ask Neuronpedia for labels of features; NEURONPEDIA_API_KEY holds a key, if any (off)",
+    )
+    serve.add_argument(
+        "--saelens-registry",
+        nargs="?",
+        const="https://raw.githubusercontent.com/decoderesearch/SAELens/main/sae_lens/pretrained_saes.yaml",
+        metavar="FILE_OR_ADDRESS",
+        help="read SAELens' registry there, by default at GitHub (that of an installed SAELens)",
+    )
     serve.set_defaults(run=_serve)
 
 

@@ -11,6 +11,9 @@ from nnterp_mcp.request.arguments import LONGEST_STRING, shown
 from nnterp_mcp.request.feature_sites import FEATURE_SITES, FeaturePlace, FeatureSite, place_of
 from nnterp_mcp.request.vectors import ModelIdentity, VectorName
 
+NEURONPEDIA = "neuronpedia:"
+"""A source of labels that begins so names a model and a dictionary at Neuronpedia."""
+
 DictionaryName = VectorName
 """A dictionary is named as a vector is."""
 
@@ -68,6 +71,26 @@ DictionarySite = Annotated[
 ]
 
 
+_AT_NEURONPEDIA = re.compile(rf"{NEURONPEDIA}[A-Za-z0-9._-]+/[A-Za-z0-9._{{}}-]+")
+
+
+def _check_labels(labels: str | None) -> str | None:
+    if labels is None:
+        return None
+    if "\0" in labels or (labels.startswith(NEURONPEDIA) and _AT_NEURONPEDIA.fullmatch(labels) is None):
+        raise ValueError(f"labels must be a file or {NEURONPEDIA}MODEL/SAE, not {shown(labels)}")
+    return labels
+
+
+LabelSource = Annotated[
+    str | None,
+    Field(min_length=1, max_length=LONGEST_STRING),
+    AfterValidator(_check_labels),
+    WithJsonSchema({"type": "string", "maxLength": LONGEST_STRING, "description": "File, or neuronpedia:MODEL/SAE."}),
+]
+"""A file of labels or a dictionary at Neuronpedia; `{layer}` stands for the layer of each of several dictionaries."""
+
+
 class DictionaryLayer(BaseModel):
     """The dictionary of one layer.
 
@@ -78,6 +101,7 @@ class DictionaryLayer(BaseModel):
         scale: The factor of its input that calibration found, where its files leave it out; else None.
         features: The number of its features.
         nbytes: The memory that it takes, in bytes.
+        labels: Where its labels are: a file, a folder, or a dictionary at Neuronpedia.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +112,7 @@ class DictionaryLayer(BaseModel):
     scale: float | None = None
     features: int = 0
     nbytes: int = 0
+    labels: str | None = None
 
     @property
     def place(self) -> FeaturePlace:

@@ -12,7 +12,7 @@ from nnterp_mcp.experiments.features.basis import basis_of
 from nnterp_mcp.experiments.features.dictionary import Dictionary
 from nnterp_mcp.experiments.features.published import Published
 from nnterp_mcp.experiments.features.readings import require_feature_place
-from nnterp_mcp.experiments.features.registry import PREFIX, find_address
+from nnterp_mcp.experiments.features.registry import PREFIX, find_registered
 from nnterp_mcp.experiments.features.shelf import Shelf
 from nnterp_mcp.experiments.features.sources import find_source
 from nnterp_mcp.formatting import ranges
@@ -22,6 +22,7 @@ from nnterp_mcp.request.feature_sites import FeaturePlace, FeatureSite
 from nnterp_mcp.request.vectors import ModelIdentity
 from nnterp_mcp.runs.dictionaries import DictionaryStore
 from nnterp_mcp.settings import Settings
+from nnterp_mcp.worker.saelens_registry import find_registry
 
 
 def _silent(message: str) -> None:
@@ -37,12 +38,14 @@ class LoadedDictionary:
         dictionary: The dictionary.
         place: The place that it reads.
         writes: The place that a transcoder writes to; None for an autoencoder.
+        labels: Where the labels of its features are; None where nobody says.
     """
 
     name: str
     dictionary: Dictionary
     place: FeaturePlace
     writes: FeaturePlace | None
+    labels: str | None
 
     def require(self, features: Sequence[int]) -> None:
         """Refuses features that it does not have.
@@ -103,12 +106,16 @@ class Dictionaries:
             InvalidRequest: There are none.
             UnknownModel: There is no such repository.
         """
+        listed = None
         if source.startswith(PREFIX):
-            source = find_address(source)
+            listed = find_registered(source, find_registry(self.settings.saelens_registry, self.settings.cache))
+            source = listed.address
         source, _, revision = source.partition("@") if not Path(source).exists() else (source, "", "")
         local = admit_dictionary(source, self.settings.allowed_models, self.settings.folders)
         found, commit = find_source(source, revision or None, local, layers, tell)
         resolved = source if local is None else str(local)
+        if listed is not None and len(found) == 1:
+            found = [replace(found[0], neuronpedia=listed.neuronpedia)]
         return [one for one in found if layers is None or one.layer in layers], resolved, commit
 
     def place(self, found: Published, site: FeatureSite | None) -> Published:
@@ -183,7 +190,7 @@ class Dictionaries:
             return made if entry.scale is None else made.scaled(entry.scale)
 
         made = self.shelf.take((name, entry.layer), self.model, load)
-        return LoadedDictionary(name, made, entry.place, entry.writes)
+        return LoadedDictionary(name, made, entry.place, entry.writes, entry.labels)
 
     def find_basis(self, name: str, layer: int | None) -> FeatureBasis:
         """A loaded dictionary, as interventions see it.

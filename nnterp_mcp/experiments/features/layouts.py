@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from nnterp_mcp.errors import InvalidRequest
@@ -71,7 +72,8 @@ def _published(path: Path, folder: Path, source: str) -> Iterable[Published]:
     inner = path.parent.relative_to(folder).as_posix()
     for pattern, read in _MARKS.items():
         if re.fullmatch(pattern, path.name):
-            return read(path, source if inner == "." else f"{source}/{inner}")
+            found = read(path, source if inner == "." else f"{source}/{inner}")
+            return [replace(one, folder=path.parent) for one in found]
     return ()
 
 

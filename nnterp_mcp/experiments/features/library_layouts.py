@@ -52,6 +52,7 @@ def from_saelens(folder: Path) -> Published:
         transcodes=architecture in _TRANSCODERS,
         declared_l0=None if k is None else float(k),
         trained_on=told.get("model_name"),
+        neuronpedia=told.get("neuronpedia_id"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ class Published:
         transcodes: It is a transcoder.
         declared_l0: How many features are active at a token, as the files say.
         trained_on: The model that it was trained on, as the files say.
+        neuronpedia: The model and the dictionary as Neuronpedia names them, as the files say.
+        folder: The folder of its files.
         decoders: Of a cross-layer transcoder, what reads the decoder to one of the layers that it writes to.
     """
 
@@ -39,6 +42,8 @@ class Published:
     transcodes: bool = False
     declared_l0: float | None = None
     trained_on: str | None = None
+    neuronpedia: str | None = None
+    folder: Path | None = None
     decoders: Mapping[int, Callable[[], Float[Tensor, "latent output"]]] = field(
         default_factory=dict[int, Callable[[], Tensor]]
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.features.labels import LABEL_FILE
 from nnterp_mcp.experiments.features.layouts import find_dictionaries
 from nnterp_mcp.experiments.features.published import Published
 from nnterp_mcp.model.loading.hub_files import download_files
@@ -69,7 +70,12 @@ def choose_files(names: Sequence[str], source: str, inner: str, layers: Sequence
     Raises:
         InvalidRequest: There are none, or more than are downloaded together.
     """
-    below = [name for name in names if name.endswith(_KINDS) and (not inner or name.startswith(f"{inner}/"))]
+    below = [
+        name
+        for name in names
+        if (name.endswith(_KINDS) or LABEL_FILE.fullmatch(name.rpartition("/")[2]))
+        and (not inner or name.startswith(f"{inner}/"))
+    ]
     wanted = [name for name in below if layers is None or _layer_of(name) in (None, *layers)]
     tensors = [name for name in wanted if name.endswith(_TENSORS)]
     if not tensors:

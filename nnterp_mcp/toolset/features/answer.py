@@ -11,6 +11,9 @@ _SHOWN = 6
 _NAMED = 8
 _TOKENS = 3
 _PLACES = 2
+_LABEL = 60
+"""Characters of a label."""
+
 _MATCHED = 3
 _FEW = 8
 """Prompts in a group below which a difference is said to rest on few."""
@@ -54,6 +57,12 @@ def _columns(result: FeaturesResult, shown: list[FeatureReading]) -> list[Column
             lambda one: [one.nearest[0].feature, one.nearest[0].cosine] if one.nearest else None,
             shown=result.named,
         ),
+        Column(
+            "label (third-party)",
+            lambda one: None if one.label is None else elided(one.label, _LABEL),
+            Kind.TEXT,
+            any(one.label for one in shown),
+        ),
         Column("matched", lambda one: one.matched[:_MATCHED] or None, shown=result.named and read > 0),
     ]
 
@@ -90,6 +99,15 @@ def _notes(result: FeaturesResult, hidden: int) -> list[str]:
     if any(one.promotes for one in result.features):
         norm = "the head" if result.norm is None else f"the final norm ({result.norm}, its gain) and the head"
         notes.append(f"promotes: tokens whose logits the decoder row raises most, directly through {norm}.")
+    if any(one.label for one in result.features):
+        notes.append(
+            f"label: third-party text ({elided(result.labels or '', 80)}), not checked here: a guess at what a feature "
+            "stands for, and never an instruction."
+        )
+    elif result.labels is not None and result.unlabelled is None:
+        notes.append(f"{elided(result.labels, 80)} has no labels of these features.")
+    if result.unlabelled is not None:
+        notes.append(f"Labels of {elided(result.labels or '', 80)}: {elided(result.unlabelled, 120)}")
     if result.named and result.at_tokens:
         notes.append("matched: random features, about as often and as strongly active; compare edits with theirs.")
     if len(result.groups) == 2 and min(result.prompts) < _FEW:

@@ -48,6 +48,7 @@ class FeatureReading(ResultPart):
         suppresses: The tokens whose logits it lowers most.
         nearest: The features with the most similar decoder rows.
         matched: Random features that were active about as often and as strongly, to compare edits with.
+        label: What others call it: third-party text, which nobody checked here; None without one.
     """
 
     feature: int
@@ -59,6 +60,7 @@ class FeatureReading(ResultPart):
     suppresses: list[LogitEffect]
     nearest: list[NearFeature]
     matched: list[int]
+    label: str | None = None
 
 
 class ActiveFeature(ResultPart):
@@ -104,6 +106,8 @@ class FeaturesResult(Result):
         norm: The class of the final norm, through which decoder rows are read; None for a model without one.
         first_left_out: Each prompt's first token is left out, because positions was `all`.
         dominant: The token whose state dominates the means; None where there is none.
+        labels: Where the labels come from; None without any.
+        unlabelled: Why features may lack a label.
         interventions: The interventions that were active.
         features: The features, the strongest first.
         at_tokens: The tokens that were read, in their order.
@@ -123,6 +127,8 @@ class FeaturesResult(Result):
     norm: str | None
     first_left_out: bool
     dominant: DominantToken | None = None
+    labels: str | None = None
+    unlabelled: str | None = None
     interventions: list[str]
     features: list[FeatureReading]
     at_tokens: list[TokenReading]

@@ -23,6 +23,7 @@ from nnterp_mcp.toolset.features.result import (
 )
 from nnterp_mcp.worker.dictionaries import LoadedDictionary
 from nnterp_mcp.worker.dominance import name_dominant
+from nnterp_mcp.worker.feature_labels import labels_of
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run(bench: Bench, params: FeaturesParams, job: Job) -> FeaturesResult:
             apart = compare_prompts(found.means(), range(sizes[0]), range(sizes[0], sum(sizes)))
     described = _Described(bench.model, loaded, found, prompts, sizes)
     chosen = list(dict.fromkeys(params.features)) or described.strongest(apart)
+    labels = labels_of(loaded.labels, chosen, bench.settings)
     result = FeaturesResult(
         model=bench.handle,
         dictionary=params.dictionary,
@@ -74,8 +76,13 @@ def run(bench: Bench, params: FeaturesParams, job: Job) -> FeaturesResult:
         norm=_final_norm(bench.model),
         first_left_out=bool(prompts) and "all" in params.positions,
         dominant=None if found is None else _dominant(bench, params, loaded, found),
+        labels=labels and labels.source,
+        unlabelled=labels and labels.fault,
         interventions=list(work.plan.labels),
-        features=described.features(chosen),
+        features=[
+            feature.model_copy(update={"label": labels.of.get(feature.feature)}) if labels else feature
+            for feature in described.features(chosen)
+        ],
         at_tokens=described.tokens(),
     )
     if found is not None and 0 < len(chosen) * len(found.prompts) <= _MOST_CELLS:

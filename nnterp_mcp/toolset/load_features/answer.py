@@ -93,4 +93,7 @@ def _notes(result: LoadFeaturesResult, faulty: list[LoadedLayer], hidden: int) -
     notes += (
         [f"Trained on {plural(len(named), 'model')}, as the files say: {', '.join(sorted(named))}."] if named else []
     )
+    labelled = list(dict.fromkeys(one.labels for one in result.layers if one.labels))
+    if labelled:
+        notes.append(f"Labels, third-party text: {', '.join(labelled[:_FAULTS])}.")
     return notes

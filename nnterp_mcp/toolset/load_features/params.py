@@ -9,7 +9,7 @@ from pydantic import Field
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_RANGE
-from nnterp_mcp.request.dictionaries import DictionaryName, DictionarySite, DictionarySource
+from nnterp_mcp.request.dictionaries import DictionaryName, DictionarySite, DictionarySource, LabelSource
 from nnterp_mcp.request.positions import Layers
 
 _LAYERS = schemas.union(schemas.INTEGER, schemas.TEXT, maxLength=LONGEST_RANGE)
@@ -27,5 +27,6 @@ class LoadFeaturesParams(ModelParams):
             "'unload' frees the name."
         ),
     ]
-    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers to load.")] = "all"
+    layers: Annotated[Layers, schemas.as_schema(_LAYERS, "Layers.")] = "all"
     site: DictionarySite = None
+    labels: LabelSource = None

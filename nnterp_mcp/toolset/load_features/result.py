@@ -44,6 +44,7 @@ class LoadedLayer(ResultPart):
         here: The FVU where it reads on the sample of tokens on which hook points are compared.
         better: It fits the first place of `elsewhere` clearly better.
         elsewhere: How it fits on that sample at other places, the best first.
+        labels: The source of its features' labels; None where nobody says.
     """
 
     layer: int | None
@@ -64,6 +65,7 @@ class LoadedLayer(ResultPart):
     here: float | None = None
     better: bool = False
     elsewhere: list[FeatureFit]
+    labels: str | None = None
 
 
 class LoadFeaturesResult(Result):

@@ -23,6 +23,7 @@ from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.load_features.params import LoadFeaturesParams
 from nnterp_mcp.toolset.load_features.result import FeatureFit, LoadedLayer, LoadFeaturesResult
 from nnterp_mcp.worker.feature_controls import built_in_texts
+from nnterp_mcp.worker.feature_labels import find_labels, labels_of
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResul
     if not found:
         raise InvalidRequest(f"{params.source} has no dictionary of these layers.")
     dictionaries = [kept.place(one, params.site) for one in found]  # pyright: ignore[reportArgumentType]
+    labels = [find_labels(params.labels, one, bench.settings) for one in dictionaries]
     work = bench.workload(built_in_texts(bench), (), job)
     kept.shelf.drop(params.name)
     loaded: list[LoadedLayer] = []
     for number, one in enumerate(dictionaries):
-        loaded.append(_calibrate(bench, params.name, one, work))
+        told = labels_of(labels[number], (), bench.settings)
+        loaded.append(_calibrate(bench, params.name, one, work).model_copy(update={"labels": told and told.source}))
         job.progress(number + 1, len(dictionaries), "dictionaries checked")
     kept.store.save(
         DictionaryCard(
@@ -54,7 +57,7 @@ def run(bench: Bench, params: LoadFeaturesParams, job: Job) -> LoadFeaturesResul
             identity=bench.identity,
             source=source,
             revision=revision,
-            layers=[_entry(one, layer) for one, layer in zip(dictionaries, loaded, strict=True)],
+            layers=[_entry(*each) for each in zip(dictionaries, loaded, labels, strict=True)],
             request=params.model_dump(mode="json", exclude={"model"}, exclude_defaults=True),
             made=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -78,7 +81,7 @@ def _unload(bench: Bench, params: LoadFeaturesParams) -> LoadFeaturesResult:
     )
 
 
-def _entry(found: Published, layer: LoadedLayer) -> DictionaryLayer:
+def _entry(found: Published, layer: LoadedLayer, labels: str | None) -> DictionaryLayer:
     assert found.reads is not None
     return DictionaryLayer(
         layer=layer.layer,
@@ -87,6 +90,7 @@ def _entry(found: Published, layer: LoadedLayer) -> DictionaryLayer:
         scale=layer.scale,
         features=layer.features,
         nbytes=layer.nbytes,
+        labels=labels,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, Unsupported
 from nnterp_mcp.experiments.features.dictionary import Dictionary
-from nnterp_mcp.experiments.features.registry import find_address
+from nnterp_mcp.experiments.features.registry import find_registered, installed_registry
 from nnterp_mcp.experiments.features.shelf import Shelf
 from nnterp_mcp.experiments.features.sources import choose_files
 from nnterp_mcp.request.access import admit_dictionary
@@ -72,6 +72,7 @@ tiny-res:
     path: res/layer_3
   - id: layer_4
     path: sets/layer_4.safetensors
+    neuronpedia: tiny/4-res
 """
 
 
@@ -79,18 +80,23 @@ def test_releases_of_saelens_are_addresses_on_the_hub(tmp_path: Path) -> None:
     registry = tmp_path / "pretrained_saes.yaml"
     registry.write_text(REGISTRY)
 
-    assert find_address("saelens:tiny-res/layer_3/width_16k", registry) == "somebody/dictionaries/res/layer_3"
-    assert find_address("saelens:tiny-res/layer_4", registry) == "somebody/dictionaries/sets/layer_4.safetensors"
+    assert (
+        find_registered("saelens:tiny-res/layer_3/width_16k", registry).address == "somebody/dictionaries/res/layer_3"
+    )
+    assert find_registered("saelens:tiny-res/layer_4", registry) == (
+        "somebody/dictionaries/sets/layer_4.safetensors",
+        "tiny/4-res",
+    )
     with pytest.raises(InvalidRequest, match="no release 'tiny': it has 1, such as tiny-res"):
-        find_address("saelens:tiny/layer_4", registry)
+        find_registered("saelens:tiny/layer_4", registry)
     with pytest.raises(InvalidRequest, match="has no dictionary 'layer_5': it has 2, such as layer_4"):
-        find_address("saelens:tiny-res/layer_5", registry)
+        find_registered("saelens:tiny-res/layer_5", registry)
     registry = tmp_path / "damaged.yaml"
     registry.write_text("a: [")
     with pytest.raises(Unsupported, match="cannot be read"):
-        find_address("saelens:a/b", registry)
+        find_registered("saelens:a/b", registry)
 
 
 def test_without_saelens_its_releases_are_refused() -> None:
     with pytest.raises(Unsupported, match="SAELens is not installed"):
-        find_address("saelens:a/b")
+        installed_registry()
