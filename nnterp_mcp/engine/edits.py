@@ -205,9 +205,16 @@ class Patched:
 
 @dataclass(frozen=True)
 class Projected:
-    """The states without their component along a vector, or with that of other states in its place."""
+    """The states without their component along a vector or in a subspace, or with that of other states in its place.
 
-    vector: Float[Tensor, " width"]
+    Attributes:
+        vector: The vector, or orthonormal rows.
+        label: Its name in errors.
+        place: Where it is used.
+        mean: The other states.
+    """
+
+    vector: Float[Tensor, "*dimension width"]
     label: str
     place: Place
     mean: Patched | None = None
@@ -348,5 +355,5 @@ def require_width(vector: Tensor, width: int, label: str, place: Place) -> None:
     Raises:
         InvalidRequest: Its width is another one.
     """
-    if vector.shape != (width,):
+    if vector.shape[-1:] != (width,):
         raise InvalidRequest(f"{label} has {vector.shape[-1]} numbers, and a state at {place} has {width}.")

@@ -91,8 +91,10 @@ def become(part: Float[Tensor, "entry *head width"], edit: Data, seen: Data) -> 
         return part + value.to(part)
     if op == "project_out":
         exact = part.float()
-        direction = torch.nn.functional.normalize(value.to(exact), dim=0)
         change = exact if edit["component_of"] is None else exact - edit["component_of"].to(exact)
+        if value.ndim == 2:
+            return part - (change @ value.to(exact).T @ value.to(exact)).to(part)
+        direction = torch.nn.functional.normalize(value.to(exact), dim=0)
         return part - ((change @ direction)[..., None] * direction).to(part)
     if op == "swap":
         exact = part.float()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
-from nnterp_mcp.engine.executors.execution import Reading, execute
+from nnterp_mcp.engine.executors.execution import Reading, execute, last_column
 from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.workload import ReportProgress, ignore_progress
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.attribution.recorded_pass import gradients, require_room
+from nnterp_mcp.experiments.attribution.recorded_pass import gradients
+from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt, pad_batch
 from nnterp_mcp.request.sites import FACTS
@@ -49,18 +52,40 @@ class Alignment:
     Attributes:
         subspace: The subspace.
         accuracy: The share of pairs whose answer, among the possible ones, is the counterfactual one.
-        whole: The same with the whole state put in: the most that any subspace of this place is expected to reach.
-        unpatched: The same with nothing put in.
+        certainty: The mean probability of the counterfactual answer among the possible ones. Where it is close to 1,
+            the loss was flat, and the subspace is found only roughly.
+        whole: The accuracy with the whole state put in: the most that any subspace of this place is expected to reach.
+        unpatched: That with nothing put in.
         randoms: That of random subspaces of the same size.
         shuffled: That of a subspace trained on shuffled answers.
+        untrained: That of a subspace trained in a randomly initialised model; None without such a model.
     """
 
     subspace: Subspace
     accuracy: float
+    certainty: float
     whole: float
     unpatched: float
     randoms: list[float]
     shuffled: float
+    untrained: float | None = None
+
+
+@dataclass(frozen=True)
+class _ReadPairs:
+    """Pairs whose states are read: training repeats only what comes after them.
+
+    Attributes:
+        pairs: The pairs.
+        sources: The state of each source.
+        bases: The states of each base prompt, where the pass can begin with them; None elsewhere.
+        answers: The counterfactual answers, as indices into the choices.
+    """
+
+    pairs: Sequence[Interchange]
+    sources: Float[Tensor, "pair hidden"]
+    bases: Sequence[Float[Tensor, "position hidden"]] | None
+    answers: Int[Tensor, " pair"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +128,13 @@ class AlignmentSearch:
             raise InvalidRequest("an alignment search needs at least 2 possible answers.")
 
     def search(
-        self, train: Sequence[Interchange], test: Sequence[Interchange], dimensions: int, draws: int = 20
+        self,
+        train: Sequence[Interchange],
+        test: Sequence[Interchange],
+        dimensions: int,
+        draws: int = 20,
+        untrained: StandardizedTransformer | None = None,
+        progress: ReportProgress = ignore_progress,
     ) -> Alignment:
         """Trains a subspace on some pairs, and measures it and its controls on others.
 
@@ -112,22 +143,42 @@ class AlignmentSearch:
             test: The pairs to measure on.
             dimensions: The dimensions of the subspace.
             draws: Random subspaces to compare with.
+            untrained: A randomly initialised model of the same architecture, in which a subspace is trained too.
+            progress: Where progress is reported, in steps of all that is trained.
 
         Raises:
             InvalidRequest: An answer is not among the choices, or the subspace is larger than the stream.
+            OutOfMemoryError: A single pair does not fit the memory.
         """
-        subspace = self.fit(train, dimensions)
-        answers = random.Random(self.seed).sample([pair.answer for pair in train], len(train))
-        shuffled = [replace(pair, answer=answer) for pair, answer in zip(train, answers, strict=True)]
+        fits = 2 if untrained is None else 3
+
+        def report(fit: int) -> ReportProgress:
+            return lambda done, total, unit: progress(fit * self.steps + done, fits * self.steps, unit)
+
+        known, unseen = self._read(train), self._read(test)
+        subspace = self._fit(known, dimensions, report(0))
+        answers = random.Random(self.seed).sample(known.answers.tolist(), len(train))
+        shuffled = replace(known, answers=torch.tensor(answers, device=self.model.device))
+        certain, accuracy = self._measure(unseen, subspace)
         width = self.model.hidden_size
-        return Alignment(
+
+        def accuracy_of(other: Float[Tensor, "hidden dimension"]) -> float:
+            return self._measure(unseen, other)[1]
+
+        found = Alignment(
             subspace=subspace,
-            accuracy=self.accuracy(test, subspace),
-            whole=self.accuracy(test, torch.eye(width)),
-            unpatched=self.accuracy(test, torch.zeros(width, 1)),
-            randoms=[self.accuracy(test, self.draw(dimensions, self.seed + 1 + draw)) for draw in range(draws)],
-            shuffled=self.accuracy(test, self.fit(shuffled, dimensions)),
+            accuracy=accuracy,
+            certainty=certain,
+            whole=accuracy_of(torch.eye(width)),
+            unpatched=accuracy_of(torch.zeros(width, 1)),
+            randoms=[accuracy_of(self.draw(dimensions, self.seed + 1 + draw)) for draw in range(draws)],
+            shuffled=accuracy_of(self._fit(shuffled, dimensions, report(1))),
         )
+        if untrained is None:
+            return found
+        control = replace(self, model=untrained)
+        drawn = control._fit(control._read(train), dimensions, report(2))
+        return replace(found, untrained=control.accuracy(test, drawn))
 
     def draw(self, dimensions: int, seed: int) -> Subspace:
         """A random subspace."""
@@ -136,97 +187,154 @@ class AlignmentSearch:
 
     def fit(self, pairs: Sequence[Interchange], dimensions: int) -> Subspace:
         """The subspace whose interchange makes the counterfactual answers most probable, on the CPU."""
-        self._require(pairs, dimensions)
-        device = self.model.device
-        free = self.draw(dimensions, self.seed).to(device).requires_grad_()
-        descent = torch.optim.Adam([free], lr=self.rate)
-        dice = random.Random(self.seed)
-        slowing = torch.optim.lr_scheduler.LinearLR(descent, 1.0, 0.01, self.steps)
-        for _ in range(self.steps):
-            check_cancelled()
-            chosen = dice.sample(list(pairs), min(self.batch, len(pairs)))
-            sources = self._sources(chosen)
-            with gradients(self.model.module):
-                logits = self._run(chosen, sources, torch.linalg.qr(free).Q, recorded=True)
-                loss = torch.nn.functional.cross_entropy(logits, self._answers(chosen))
-                (free.grad,) = torch.autograd.grad(loss, [free])
-            descent.step()
-            slowing.step()
-        return torch.linalg.qr(free.detach()).Q.cpu()
+        return self._fit(self._read(pairs), dimensions, ignore_progress)
 
-    @torch.no_grad()
     def accuracy(self, pairs: Sequence[Interchange], subspace: Float[Tensor, "hidden dimension"]) -> float:
         """The share of pairs whose answer after the interchange is the counterfactual one."""
-        self._require(pairs, 1)
-        right = 0
-        for start in range(0, len(pairs), self.batch):
-            check_cancelled()
-            chosen = pairs[start : start + self.batch]
-            logits = self._run(chosen, self._sources(chosen), subspace.to(self.model.device))
-            right += int((logits.argmax(-1) == self._answers(chosen)).sum())
-        return right / len(pairs)
+        return self._measure(self._read(pairs), subspace)[1]
 
-    def _require(self, pairs: Sequence[Interchange], dimensions: int) -> None:
-        if not pairs:
-            raise InvalidRequest("an alignment search needs pairs to train on, and others to measure on.")
+    def _fit(self, read: _ReadPairs, dimensions: int, progress: ReportProgress) -> Subspace:
         if not 1 <= dimensions <= self.model.hidden_size:
             raise InvalidRequest(f"a subspace of {dimensions} dimensions: the stream has {self.model.hidden_size}.")
+        free_numbers = self.draw(dimensions, self.seed).to(self.model.device).requires_grad_()
+        descent = torch.optim.Adam([free_numbers], lr=self.rate)
+        dice = random.Random(self.seed)
+        slowing = torch.optim.lr_scheduler.LinearLR(descent, 1.0, 0.01, self.steps)
+        for step in range(self.steps):
+            check_cancelled()
+            chosen = dice.sample(range(len(read.pairs)), min(self.batch, len(read.pairs)))
+            free_numbers.grad = torch.zeros_like(free_numbers)
+            for part in self._fitting(read, chosen):
+                with gradients(self.model.module):
+                    logits = self._run(read, part, torch.linalg.qr(free_numbers).Q)
+                    loss = torch.nn.functional.cross_entropy(logits, read.answers[part], reduction="sum") / len(chosen)
+                    free_numbers.grad += torch.autograd.grad(loss, [free_numbers])[0]
+            descent.step()
+            slowing.step()
+            progress(step + 1, self.steps, "steps")
+        return torch.linalg.qr(free_numbers.detach()).Q.cpu()
+
+    def _fitting(self, read: _ReadPairs, chosen: Sequence[int]) -> list[list[int]]:
+        """The pairs of a step in parts whose activations, which autograd keeps, fit the memory.
+
+        Raises:
+            torch.OutOfMemoryError: A single pair does not.
+        """
+        columns = max(len(read.pairs[at].base.ids) for at in chosen)
+        layers = self.model.num_layers - (0 if read.bases is None else self._resting)
+        room, size = free(self.model.device), len(chosen)
+        while of_pass(self.model, size, columns, self.model.attention == "eager", layers) > room:
+            if size == 1:
+                raise torch.OutOfMemoryError("estimated to be too large")
+            size = (size + 1) // 2
+        return [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+
+    @torch.no_grad()
+    def _measure(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> tuple[float, float]:
+        """The mean probability of the counterfactual answers, and the share of them that are the most probable."""
+        basis = subspace.to(self.model.device)
+        parts: list[Tensor] = []
+        for start in range(0, len(read.pairs), self.batch):
+            check_cancelled()
+            parts.append(self._run(read, range(start, min(start + self.batch, len(read.pairs))), basis))
+        logits = torch.cat(parts)
+        answered = logits.softmax(-1).gather(1, read.answers[:, None])
+        return float(answered.mean()), float((logits.argmax(-1) == read.answers).double().mean())
+
+    @property
+    def _resting(self) -> int:
+        """The layers before the place, which need not run once the states there are known."""
+        layer = self.place.layer
+        return layer + 1 if self.place.site == "layers_output" and layer is not None else 0
+
+    @torch.no_grad()
+    def _read(self, pairs: Sequence[Interchange]) -> _ReadPairs:
+        """The states of sources, and of base prompts where passes can begin with them."""
+        if not pairs:
+            raise InvalidRequest("an alignment search needs pairs to train on, and others to measure on.")
         for pair in pairs:
             if pair.answer not in self.choices:
                 raise InvalidRequest(f"the answer {pair.answer} is not among the choices {list(self.choices)}.")
-
-    def _answers(self, pairs: Sequence[Interchange]) -> Tensor:
-        return torch.tensor([list(self.choices).index(pair.answer) for pair in pairs], device=self.model.device)
+        sources: list[Tensor] = []
+        bases: list[Tensor] = []
+        for start in range(0, len(pairs), self.batch):
+            part = pairs[start : start + self.batch]
+            given = self._states([pair.source for pair in part])
+            sources += [states[pair.from_] for states, pair in zip(given, part, strict=True)]
+            bases += self._states([pair.base for pair in part]) if self._resting else []
+        indices = {token: at for at, token in reversed(list(enumerate(self.choices)))}
+        answers = torch.tensor([indices[pair.answer] for pair in pairs], device=self.model.device)
+        return _ReadPairs(pairs, torch.stack(sources).float(), bases or None, answers)
 
     def _batch(self, prompts: Sequence[EncodedPrompt]) -> Batch:
         return pad_batch(list(prompts), self.model.pad_id, self.model.device)
 
-    @torch.no_grad()
-    def _sources(self, pairs: Sequence[Interchange]) -> Float[Tensor, "pair hidden"]:
-        """The states of the source prompts."""
-        batch = self._batch([pair.source for pair in pairs])
-        columns = [padding + pair.from_ for padding, pair in zip(batch.padding, pairs, strict=True)]
-        reading = Reading({self.place: lambda states: states[range(len(pairs)), columns].float()})
+    def _states(self, prompts: Sequence[EncodedPrompt]) -> list[Float[Tensor, "position hidden"]]:
+        """The states of prompts at the place."""
+        check_cancelled()
+        batch = self._batch(prompts)
+        reading = Reading({self.place: lambda states: states})
         execute(self.model, {**batch.inputs, "use_cache": False}, reading)
-        return reading.taken[self.place]
+        found = reading.taken[self.place]
+        return [row[padding:].clone() for row, padding in zip(found, batch.padding, strict=True)]
 
-    def _run(
-        self, pairs: Sequence[Interchange], sources: Tensor, subspace: Tensor, *, recorded: bool = False
-    ) -> Float[Tensor, "pair choice"]:
+    def _run(self, read: _ReadPairs, chosen: Sequence[int], subspace: Tensor) -> Float[Tensor, "pair choice"]:
         """The logits of the choices after each base prompt."""
+        pairs = [read.pairs[at] for at in chosen]
         batch = self._batch([pair.base for pair in pairs])
-        if recorded:
-            require_room(self.model, batch, self.model.num_layers)
         columns = [padding + pair.at for padding, pair in zip(batch.padding, pairs, strict=True)]
-        ends = [padding + len(prompt.ids) - 1 for padding, prompt in zip(batch.padding, batch.prompts, strict=True)]
-        visitor = _Interchanging(self.place, columns, sources, subspace)
-        rows = range(len(pairs))
-        logits = execute(
-            self.model,
-            {**batch.inputs, "use_cache": False},
-            visitor,
-            lambda made: made[rows, ends][:, list(self.choices)],
-        )
+        entry = None
+        if read.bases is not None:
+            known = zip(chosen, batch.padding, strict=True)
+            entry = torch.stack([torch.nn.functional.pad(read.bases[at], (0, 0, gap, 0)) for at, gap in known])
+        visitor = _Interchanging(self.place, columns, read.sources[list(chosen)], subspace, entry)
+        inputs: dict[str, object] = {**batch.inputs, "use_cache": False}
+        if "logits_to_keep" in inspect.signature(self.model.module.forward).parameters:
+            inputs["logits_to_keep"] = 1
+        logits = execute(self.model, inputs, visitor, last_column)
         assert logits is not None
-        return logits.float()
+        return logits[:, list(self.choices)]
 
 
 class _Interchanging:
-    """Puts the sources' part in a subspace in the place of the rows' own."""
+    """Puts the sources' part in a subspace in the place of the rows' own.
 
-    skipped: Collection[int] = ()
+    Args:
+        place: The place.
+        columns: The column of each row.
+        sources: The state of each source.
+        subspace: The subspace.
+        entry: The states of the rows, which need not be computed again; None where the pass computes them.
+    """
 
-    def __init__(self, place: Place, columns: Sequence[int], sources: Tensor, subspace: Tensor) -> None:
+    def __init__(
+        self, place: Place, columns: Sequence[int], sources: Tensor, subspace: Tensor, entry: Tensor | None
+    ) -> None:
         self.places = [place]
+        self.skipped: Collection[int] = () if entry is None or place.layer is None else range(place.layer + 1)
         self._columns = list(columns)
         self._sources = sources
         self._subspace = subspace
+        self._entry = entry
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
         """The states with the part of each source."""
-        rows = list(range(len(self._columns)))
-        own = value[rows, self._columns].float()
+        states = value if self._entry is None else self._entry
+        rows = torch.arange(len(self._columns), device=states.device)
+        columns = torch.tensor(self._columns, device=states.device)
+        own = states[rows, columns].float()
         mixed = own + (self._sources - own) @ self._subspace @ self._subspace.T
-        return value.index_put(
-            (torch.tensor(rows, device=value.device), torch.tensor(self._columns, device=value.device)), mixed.to(value)
-        )
+        return states.index_put((rows, columns), mixed.to(states))
+
+
+@torch.no_grad()
+def find_answers(model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], batch: int = 32) -> list[int]:
+    """The most probable next token of each prompt."""
+    found: list[int] = []
+    for start in range(0, len(prompts), batch):
+        check_cancelled()
+        inputs = pad_batch(list(prompts[start : start + batch]), model.pad_id, model.device).inputs
+        logits = execute(model, {**inputs, "use_cache": False}, Reading({}), last_column)
+        assert logits is not None
+        found += logits.argmax(-1).tolist()
+    return found

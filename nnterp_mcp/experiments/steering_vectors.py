@@ -210,15 +210,15 @@ def given_directions(numbers: Tensor, hidden_size: int, layers: Sequence[int], n
 
 
 def spread_over_layers(
-    vectors: Float[Tensor, "direction hidden"], layers: Sequence[int], num_layers: int
-) -> Float[Tensor, "*layer hidden"]:
-    """Directions as interventions look them up: one for any layer, or one row for each layer of the model.
+    vectors: Float[Tensor, "direction *dimension hidden"], layers: Sequence[int], num_layers: int
+) -> Float[Tensor, "*layer_and_dimension hidden"]:
+    """Directions or subspaces as interventions look them up: one for any layer, or one for each layer of the model.
 
-    Rows of layers without a direction hold no numbers (NaN).
+    Rows of layers without any hold no numbers (NaN).
     """
     if not layers:
         return vectors[0]
-    rows = torch.full((num_layers, vectors.shape[1]), torch.nan)
+    rows = torch.full((num_layers, *vectors.shape[1:]), torch.nan)
     rows[list(layers)] = vectors
     return rows
 

@@ -89,6 +89,7 @@ class VectorCard(BaseModel):
         method: The method that made it.
         tool: The tool that made it.
         layers: The layers that have a direction each; empty where one direction serves at any layer.
+        dimensions: Those of the subspace at each layer; 1 for a direction.
         norms: The length of each direction.
         reading: The tokens that it was made from; None where it was made from no states.
         classes: The two groups that a probe divides, the one that the directions point towards first.
@@ -108,6 +109,7 @@ class VectorCard(BaseModel):
     method: str
     tool: str = "make_vector"
     layers: list[int]
+    dimensions: int = 1
     norms: list[float]
     reading: ReadTokens | None = None
     classes: list[str] = []

@@ -30,7 +30,7 @@ _METADATA = "nnterp_mcp.vector"
 
 @dataclass(frozen=True)
 class StoredVector:
-    """A vector with its numbers; row i belongs to the i-th of the card's layers, or to any layer."""
+    """A vector with its numbers: for each of the card's layers, or for any, as many rows as it has dimensions."""
 
     card: VectorCard
     directions: Float[np.ndarray, "direction hidden"]

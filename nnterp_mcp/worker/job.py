@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nnterp_mcp.contract import Result
 from nnterp_mcp.errors import NnterpError
+from nnterp_mcp.formatting import seconds as duration
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.runs.arrays import HeldRows, Rows
 from nnterp_mcp.worker.checkpoints import Checkpoint
@@ -166,6 +167,7 @@ class Job:
         unit: str = "prompts",
         *,
         checkpoints: bool = True,
+        left: Callable[[], float] = lambda: 0.0,
     ) -> _R:
         """Computes items group by group, so that finished groups survive a later failure.
 
@@ -179,6 +181,7 @@ class Job:
             assemble: Makes the call's result of the finished items.
             unit: The name of the items in the progress.
             checkpoints: False if `compute` saves what it has computed by itself.
+            left: The seconds that the rest will take; told after each group where it is a second or more.
 
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.
@@ -207,7 +210,8 @@ class Job:
                 taken += len(group)
             found |= zip(group, part[0], strict=True)
             seconds += part[1]
-            self.progress(len(found), total, unit)
+            rest = left()
+            self.progress(len(found), total, f"{unit}, about {duration(rest)} left" if rest >= 1 else unit)
             if self.give_way is not None and len(found) < total and time.monotonic() - turn > _TURN:
                 self._pause(self.give_way)
                 turn = time.monotonic()

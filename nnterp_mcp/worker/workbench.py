@@ -138,7 +138,9 @@ class Bench:
         from nnterp_mcp.experiments.steering_vectors import spread_over_layers
 
         stored = self.vectors.load(name, self.identity, self.handle)
-        return spread_over_layers(torch.from_numpy(stored.directions), stored.card.layers, self.model.num_layers)
+        card, rows = stored.card, torch.from_numpy(stored.directions)
+        vectors = rows if card.dimensions == 1 else rows.unflatten(0, (-1, card.dimensions))
+        return spread_over_layers(vectors, card.layers, self.model.num_layers)
 
     def find_states(self, run_id: str) -> Collected:
         """The states that a run of the loaded model recorded.

@@ -217,12 +217,16 @@ class Cases:
             found |= {"positive": self.prompts(), "negative": self.prompts()}
         return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
 
-    def _features(self) -> dict[str, Any]:
+    def load_dictionary(self) -> None:
+        """Loads the dictionary that calls of `features` name; where edits are kept, it has to be loaded before."""
         if not self.dictionary:
             folder, width = dictionary_of(self.subject), self.subject.widths["layers_output"]
             write(folder, f"blocks.{DICTIONARY_LAYER}.hook_resid_post", width, 24)
             self.subject.lab.call("load_features", name="d", source=str(folder))
             self.dictionary = True
+
+    def _features(self) -> dict[str, Any]:
+        self.load_dictionary()
         return self._call(self.prompts()) | {"dictionary": "d"}
 
     def _layers(self) -> Any:
@@ -303,6 +307,8 @@ class Cases:
             made |= {"over": self.dice.choice(("all", 0)), "positions": self.dice.choice(("last", [0, -1], 0))}
         if op == "patch":
             made["from"] = self._source(site, texts)
+            if self.dice.random() < 0.2:
+                made["along"] = self._vector(site)
             if self.dice.random() < 0.2:
                 made |= {"positions": [0, -1], "from": made["from"] | {"position": [1, 0]}}
             elif "position" not in made["from"]:

@@ -207,8 +207,13 @@ class _Request:
         into = self.prompt.at(asked)
         rows = [min(into.index(one), len(positions) - 1) for one in at]
 
+        along = self.by.vector(operation["along"], place[1]) if "along" in operation else None
+
         def new(block: Tensor) -> Tensor:
             taken = states[rows]
+            if along is not None:
+                unit = along / along.norm()
+                return block + ((taken - block) * unit).sum(-1, keepdim=True) * unit
             missing = block.shape[-1] - taken.shape[-1]
             return torch.nn.functional.pad(taken, (0, missing)) if missing else taken
 

@@ -77,6 +77,7 @@ def play_served(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
     """Draws so many calls, some under edits that stay in force, some that patch from the states of a run."""
     assert isinstance(subject.lab, Server)
     cases = Cases(subject, Random(f"served {subject.family} {seed}"))
+    cases.load_dictionary()
     kept: Sequence[Operation] = ()
     for number in range(count):
         if number % CALLS == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,24 @@ def test_a_long_grid_is_refused_by_its_time_and_resumed_by_groups(
     known = {(cell.layer, cell.column): cell.metric.mean for cell in whole.cells}
     for cell in partial.cells:
         assert cell.metric.mean == pytest.approx(known[cell.layer, cell.column], abs=1e-5)
+
+
+def test_a_grid_in_groups_runs_its_prompts_twice_at_most_and_tells_the_time_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnterp_mcp.experiments.patching import grid_work, run_cache
+
+    made: list[int] = []
+    run_pair = run_cache._run_pair
+    monkeypatch.setattr(run_cache, "_run_pair", lambda *asked: made.append(1) or run_pair(*asked))
+    monkeypatch.setattr(grid_work, "_GROUP", 8)
+    now = iter(range(0, 10**9, 10))
+    monkeypatch.setattr(grid_work.time, "monotonic", lambda: float(next(now)))
+    said: list[str] = []
+    ask(bench, Job(1, lambda progress: said.append(progress.message)))
+
+    assert [message for message in said if re.match(r"\d+ of \d+ cells, about [\d.]+ s left$", message)]
+    assert len(made) <= 2
 
 
 def test_windows_and_edits_of_both_runs_are_named(bench: Bench) -> None:

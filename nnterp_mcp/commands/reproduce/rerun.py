@@ -16,7 +16,7 @@ from nnterp_mcp.runs.records import RunRecord
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.toolset import specs
 
-_VECTOR_FIELDS = ("vector", "source_vectors", "probe")
+_VECTOR_FIELDS = ("vector", "other", "along", "source_vectors", "probe")
 """Parameters that name vectors, at any depth."""
 
 

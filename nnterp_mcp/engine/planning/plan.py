@@ -28,7 +28,7 @@ from nnterp_mcp.engine.planning.clean_states import Gathered, Known, Request, ga
 from nnterp_mcp.engine.planning.correspondence import Destination, mean_by_position, require_match
 from nnterp_mcp.engine.planning.features import FindFeatures, find_bases, rewritten
 from nnterp_mcp.engine.planning.recorded_states import FindStates, KeptStates
-from nnterp_mcp.engine.planning.vectors import Vectors, resolve_vector
+from nnterp_mcp.engine.planning.vectors import Vectors, resolve_projection, resolve_vector
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -274,10 +274,8 @@ class _Planner:
         return Scaled(operation.factor if isinstance(operation, Scale) else 0.0)
 
     def _project_out(self, operation: ProjectOut, to: Destination) -> Making:
-        vector = resolve_vector(self._model, operation.vector, to.place, self._vectors)
+        vector = resolve_projection(self._model, operation.vector, to.place, self._vectors)
         label = label_of(operation.vector)
-        if not bool(vector.any()):
-            raise InvalidRequest(f"{label} is zero, so it has no direction to project out.")
         if operation.over is None:
             return lambda gathered: Projected(vector, label, to.place)
         prompts = self._averaged_prompts(operation.over)
@@ -285,6 +283,13 @@ class _Planner:
         self.requests += requests
         mean = mean_by_position(requests, to)
         return lambda gathered: Projected(vector, label, to.place, mean(gathered))
+
+    def _patched(self, operation: Patch, states: Patched, place: Place) -> Change:
+        """What a patch puts in: whole states, or their part along a vector."""
+        if operation.along is None:
+            return states
+        along = resolve_projection(self._model, operation.along, place, self._vectors)
+        return Projected(along, label_of(operation.along), place, states)
 
     def _swap(self, operation: Swap, place: Place) -> Change:
         pair = [resolve_vector(self._model, one, place, self._vectors) for one in (operation.vector, operation.other)]
@@ -323,7 +328,9 @@ class _Planner:
         self.requests += requests.values()
         if to.place.site == "attention_probabilities":
             return lambda gathered: PatchedPatterns({p: gathered[r] for p, r in requests.items()}, index, to.heads)
-        return lambda gathered: Patched({p: gathered[r] for p, r in requests.items()}, index, to.heads)
+        return lambda gathered: self._patched(
+            operation, Patched({p: gathered[r] for p, r in requests.items()}, index, to.heads), to.place
+        )
 
     def _patch_from_run(self, operation: Patch, to: Destination) -> Making:
         kept = self._kept(operation, to.place)
@@ -340,7 +347,7 @@ class _Planner:
             require_match(range(len(taken)), into, prompt, source, to.place)
             states[prompt.index] = taken.to(self._model.device)
             index |= {(prompt.index, at): min(i, len(taken) - 1) for i, at in enumerate(into)}
-        change = Patched(states, index, to.heads)
+        change = self._patched(operation, Patched(states, index, to.heads), to.place)
         return lambda gathered: change
 
     def _kept(self, operation: Patch, place: Place) -> KeptStates:

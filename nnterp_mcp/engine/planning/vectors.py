@@ -18,7 +18,10 @@ from nnterp_mcp.model.text.tokens import inner_ids
 from nnterp_mcp.request.operations import TokenDifference, Vector, label_of
 
 Vectors = Callable[[str], Float[Tensor, "*layer_and_width"]]
-"""Finds a vector by its name: one for any layer, or a row for each, without numbers (NaN) where there is none."""
+"""Finds a vector by its name: one for any layer, or one for each, without numbers (NaN) where there is none.
+
+A named subspace has rows for its dimensions at each layer.
+"""
 
 
 def resolve_vector(
@@ -32,11 +35,34 @@ def resolve_vector(
         vectors: Finds named vectors.
 
     Raises:
+        InvalidRequest: It does not fit the states there, or is a subspace, or there is none of that name.
+        Unsupported: The model has no embeddings of that kind.
+    """
+    rows = resolve_subspace(model, asked, place, vectors)
+    if len(rows) > 1:
+        raise InvalidRequest(
+            f"{label_of(asked)} is a subspace of {len(rows)} dimensions, and one direction is needed here.",
+            "project_out, patch with along, and verify_claim take subspaces.",
+        )
+    return rows[0]
+
+
+def resolve_subspace(
+    model: StandardizedTransformer, asked: Vector, place: Place, vectors: Vectors | None
+) -> Float[Tensor, "dimension width"]:
+    """The directions of a named subspace at a place, orthonormal where there are several; else the vector alone.
+
+    Args:
+        asked: What the request says.
+        place: Where it is used.
+        vectors: Finds named vectors.
+
+    Raises:
         InvalidRequest: It does not fit the states there, or there is none of that name.
         Unsupported: The model has no embeddings of that kind.
     """
     vector = _find(model, asked, vectors)
-    if vector.ndim == 2:
+    if vector.ndim > 1:
         if place.layer is None or vector.shape[0] != model.num_layers:
             raise InvalidRequest(
                 f"{label_of(asked)} has a row for each of {vector.shape[0]} layers, and does not fit the {place}."
@@ -50,7 +76,21 @@ def resolve_vector(
         vector = vector[place.layer]
     if (width := known_width(model, place)) is not None:
         require_width(vector, width, label_of(asked), place)
-    return vector
+    return vector if vector.ndim == 2 else vector[None]
+
+
+def resolve_projection(
+    model: StandardizedTransformer, asked: Vector, place: Place, vectors: Vectors | None
+) -> Float[Tensor, "*dimension width"]:
+    """A vector along which states are changed, or the rows of a subspace in which they are.
+
+    Raises:
+        InvalidRequest: It is zero, or as for `resolve_subspace`.
+    """
+    rows = resolve_subspace(model, asked, place, vectors)
+    if not bool(rows.any()):
+        raise InvalidRequest(f"{label_of(asked)} is zero, so it has no direction.")
+    return rows if len(rows) > 1 else rows[0]
 
 
 def _find(model: StandardizedTransformer, asked: Vector, vectors: Vectors | None) -> Tensor:

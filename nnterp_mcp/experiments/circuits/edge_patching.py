@@ -13,11 +13,12 @@ from torch import Tensor
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.executors.execution import execute, last_column
+from nnterp_mcp.engine.forward import attention_for
 from nnterp_mcp.engine.observation import ids_of, observe
 from nnterp_mcp.engine.readouts.metrics import Metric, MetricName, make_metric
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.circuits.edge_graph import EdgeGraph
-from nnterp_mcp.experiments.circuits.split_pass import PatchedPass, SplitPass
+from nnterp_mcp.experiments.circuits.split_pass import OperatedPass, PatchedPass, SplitPass
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory
@@ -104,14 +105,17 @@ def make_edge_patcher(
 
     Raises:
         InvalidRequest: The prompts are not equally long, or the metric needs other targets.
-        Unsupported: States are ablated or noised, or what heads write does not add up to what attention writes.
+        Unsupported: States are ablated or noised, or what heads and MLPs write does not add up to the residual stream,
+            as under operations on the stream itself.
     """
     corrupted = pair.corrupted
-    if corrupted is None or any(given.noise is not None or given.plan for given in (pair.clean, corrupted)):
+    if corrupted is None or any(given.noise is not None for given in (pair.clean, corrupted)):
         raise Unsupported(
-            "edges are patched between a clean and a corrupted prompt, without noise or operations.",
+            "edges are patched between a clean and a corrupted prompt, without noise.",
             'Give corrupted prompts, {"replace": …, "with": …} or {"ablate": "resample"}.',
         )
+    if pair.clean.plan.needs or corrupted.plan.needs:
+        raise Unsupported("edges are not patched under skip or edits of features.", "Leave out these operations.")
     if len(pair.clean) != len(corrupted):
         raise InvalidRequest(
             f"pair {pair.index} has {len(pair.clean)} tokens in its clean prompt and {len(corrupted)} in its corrupted "
@@ -168,6 +172,7 @@ def run_split(graph: EdgeGraph, given: Input, visitor: SplitPass) -> Float[Tenso
     inputs: dict[str, object] = {"input_ids": ids_of(graph.model, given), "use_cache": False}
     if "logits_to_keep" in inspect.signature(graph.model.module.forward).parameters:
         inputs["logits_to_keep"] = 1
-    logits = execute(graph.model, inputs, visitor, last_column)
+    with attention_for(graph.model, given.plan):
+        logits = execute(graph.model, inputs, OperatedPass(visitor, given) if given.plan else visitor, last_column)
     assert logits is not None
     return logits

@@ -14,7 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.branch_pass import Input
+from nnterp_mcp.engine.forward import Plan, step_at
+from nnterp_mcp.engine.hook_points import Place, in_order
+from nnterp_mcp.engine.interpreter import visit
+from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.attribution.linearize import freeze_norm
 from nnterp_mcp.experiments.circuits.edge_graph import HEAD_INPUTS, EdgeGraph, GraphLayer
@@ -239,6 +243,30 @@ class PatchedPass(SplitPass):
                 centred = states - states.mean(-1, keepdim=True) if norm.centres else states
                 states = centred * norm.gain.float().unflatten(0, self._raw.shape[:2])[:, None]
         return states * write.multiplier
+
+
+class OperatedPass:
+    """A split pass under the operations on its input: at each hook point they come first, on every row alike.
+
+    Args:
+        passed: The pass.
+        given: The input with its operations, none of which takes states from elsewhere in the pass.
+    """
+
+    skipped: Collection[int] = ()
+
+    def __init__(self, passed: SplitPass, given: Input) -> None:
+        self.places = in_order([*passed.places, *given.edits])
+        self._passed = passed
+        self._given = given
+
+    def visit(self, place: Place, value: Tensor) -> Tensor:
+        """Makes the operations, then splits, joins or reads the rows."""
+        if place in self._given.edits:
+            rows = value.shape[0]
+            window = Window([self._given.prompt] * rows, [0] * rows, 0, len(self._given))
+            value = visit(value, step_at(place, value.shape, value.device, window, Plan(self._given.edits)), {}, {})
+        return self._passed.visit(place, value) if place in self._passed.places else value
 
 
 def _rows_of(layer: GraphLayer) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Exchange:
     spans: Sequence[Sequence[tuple[int, int]]]
     by_unit: bool
     along_paths: bool
+    _differing: dict[Place, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def decides(self, run: Sequence[tuple[Place, int]], last: Place) -> bool:
         """Checks that the metric follows from a run's cells, whatever the model computes between them and the logits.
@@ -57,14 +58,19 @@ class Exchange:
             return True
         if self.along_paths or other != length:
             return False
-        return all((at, at) in covered for at in range(length) if self._differs(place, at))
+        if place not in self._differing:
+            self._differing[place] = self._find_differing(place)
+        return all((at, at) in covered for at in self._differing[place])
 
-    def _differs(self, place: Place, at: int) -> bool:
+    def _find_differing(self, place: Place) -> list[int]:
+        """Positions at which the states that are put in are not the run's own."""
         if self.other is not None and not self.other.states:
-            return not self.own.given.agrees(at, self.other.given, at)
-        own = self.own.states[place][at]
+            given, other = self.own.given, self.other.given
+            return [at for at in range(len(given)) if not given.agrees(at, other, at)]
+        own = self.own.states[place]
         known = self.means if self.other is None else self.other.states
-        return bool((own != known[place][at]).any() if place in known else own.any())
+        differs = own != known[place] if place in known else own != 0
+        return differs.flatten(1).any(1).nonzero()[:, 0].tolist()
 
     def _pairs(self, column: int) -> Sequence[tuple[int, int]]:
         return sorted({at for span in self.spans for at in span}) if self.by_unit else self.spans[column]

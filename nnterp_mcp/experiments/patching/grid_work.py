@@ -70,6 +70,9 @@ class Pace:
     Args:
         work: The tokens of each group of cells.
         limit: Seconds that the call may take.
+
+    Attributes:
+        seconds_left: The estimate after the last batch.
     """
 
     def __init__(self, work: Sequence[int], limit: float) -> None:
@@ -79,6 +82,7 @@ class Pace:
         self._before = time.monotonic()
         self._done = 0.0
         self._rates: list[float] = []
+        self.seconds_left = 0.0
 
     def begin(self, group: int) -> None:
         """Begins a group."""
@@ -102,11 +106,11 @@ class Pace:
         if finished > self._done:
             self._rates.append((now - self._before) / (finished - self._done))
         self._before, self._done = now, finished
-        left = (sum(self._work) - finished) * min(self._rates, default=0.0)
-        if len(self._rates) > 1 and now + left > self._end:
+        self.seconds_left = (sum(self._work) - finished) * min(self._rates, default=0.0)
+        if len(self._rates) > 1 and now + self.seconds_left > self._end:
             raise LimitExceeded(
-                f"the rest of this grid would take about {seconds(left)}, and a call is stopped after "
+                f"the rest of this grid would take about {seconds(self.seconds_left)}, and a call is stopped after "
                 f"{seconds(self._limit)}; what is finished is kept.",
                 "Choose fewer layers, positions, heads, sites or prompts.",
             )
-        return left
+        return self.seconds_left

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from nnterp_mcp.engine.forward import LogitReduction
-from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.observation import Observed, Reference, observe, reference_of
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -56,8 +56,12 @@ class Observations:
             patches_clean: Whether the clean run is the one that is patched.
         """
         found = self.kept.get(index)
-        if found is None or not set(found.clean.places) >= set(places):
-            found = _run_pair(model, pair, places, asked, patches_clean)
+        known = set() if found is None else set(found.clean.places)
+        if found is None or not known >= set(places):
+            self.kept.pop(
+                index, None
+            )  # the cells of a grid come in groups, and their places soon are all of the grid's
+            found = _run_pair(model, pair, in_order({*known, *places}), asked, patches_clean)
             if sum(map(len, self.kept.values())) + len(found) <= _MOST:
                 self.kept[index] = found
         return found

@@ -102,10 +102,15 @@ class Patch(BaseStateOperation):
     """Replaces the states by those of a clean run, possibly of another prompt, position or layer.
 
     It reaches positions of the prompt only: new tokens of a generation have no counterpart.
+
+    Attributes:
+        source: Where the states come from.
+        along: Replaces only the component along this vector, or in this named subspace: an interchange intervention.
     """
 
     op: Literal["patch"] = "patch"
     source: Source = Field(validation_alias=AliasChoices("from", "source"), serialization_alias="from")
+    along: Vector | None = None
 
 
 class ProjectOut(BaseStateOperation):
@@ -276,5 +281,7 @@ def _check_site(operation: StateOperation, site: Site) -> None:
         raise ValueError(
             f"{operation.op} cannot act at attention_probabilities: scale, zero, patch, knockout and set_attention can"
         )
+    if site == "attention_probabilities" and isinstance(operation, Patch) and operation.along is not None:
+        raise ValueError("patch takes no along at attention_probabilities")
     if site == "attention_probabilities" and operation.neurons is not None:
         raise ValueError(f"{operation.op} cannot choose neurons at attention_probabilities: knockout chooses keys")

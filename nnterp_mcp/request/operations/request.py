@@ -85,8 +85,8 @@ _LANGUAGE = (
     'Edits, such as [{"op": "zero", "site": "mlps_output", "layers": 3, "positions": "last"}]. The ops '
     'add (vector: a name, numbers or {"positive": " love", "negative": " hate"}; factor), scale (factor), zero, mean '
     "(over: prompts or 'all', position by position; over_positions: those together), patch (from: {prompt, position, "
-    "layer, run}), project_out (vector; over: to their mean, not zero; 'all' skips the first token) and swap (vector, "
-    "other) take site, "
+    "layer, run}; along: a vector), project_out (vector; over: to their mean, not zero; 'all' skips the first token) "
+    "and swap (vector, other) take site, "
     "positions, heads, neurons; skip; knockout (heads, query_positions, key_positions); set_attention (pattern). "
     "Sites: token_embeddings, layers_input, mlps_input, neurons, layers_/attentions_/attentions_raw_/mlps_/mlps_raw_/"
     "heads_output, queries, keys, values, attention_probabilities."

@@ -75,6 +75,8 @@ def _opening(operation: Operation) -> str:
         operand = f" {operation.factor:g} × {label_of(operation.vector)}"
     elif isinstance(operation, ProjectOut):
         operand = f" {label_of(operation.vector)}"
+    elif isinstance(operation, Patch) and operation.along is not None:
+        operand = f" along {label_of(operation.along)}"
     elif isinstance(operation, Swap):
         times = "" if operation.factor == 1 else f" {operation.factor:g} ×"
         operand = f"{times} {label_of(operation.vector)} and {label_of(operation.other)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnterp_mcp.formatting import brief, number, percent, plural
-from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Cell, Column, Kind, tabulate
 from nnterp_mcp.toolset.find_circuit.result import (
     ENOUGH,
@@ -112,7 +112,7 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
             f"Area under the curve by share of edges (CPR) {number(brief(result.under))}; between it and 1 (CMD) "
             f"{number(brief(result.from_one))}."
         )
-    notes += shared_tokens(result.shared)
+    notes += shared_tokens(result.shared) + in_force(result.in_force)
     notes += left_out(len(result.parts) - 2 * _PARTS, "part", "parts")
     return notes + left_out(hidden, "edge", "edges")
 

@@ -11,6 +11,7 @@ from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_TEXT, MOST_PROMPTS
 from nnterp_mcp.request.corruption import Ablated, CorruptedField, Noise
 from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.prompts import Prompts
 from nnterp_mcp.request.targets import TargetSets
 
@@ -35,6 +36,7 @@ class FindCircuitParams(ModelParams):
     ] = None
     steps: Annotated[int, Field(ge=1, le=100, description="Of integration.")] = 5
     draws: Annotated[int, Field(ge=0, le=100, description="Random circuits.")] = 5
+    interventions: Interventions = ()
     plot: Plot = False
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from nnterp_mcp.contract import Measured, ProfiledAnswer, Result, ResultPart
 
 ENOUGH = 0.8
@@ -63,6 +65,7 @@ class FindCircuitResult(Result):
         model: The model's handle.
         metric: The metric.
         corruption: The origin of the corrupted runs, in words.
+        in_force: The interventions.
         texts: The first clean prompt and its corrupted one.
         scored: The clean prompts on which edges were scored.
         measured: Those on which circuits were measured; the same where there are fewer than 4.
@@ -85,6 +88,7 @@ class FindCircuitResult(Result):
     model: str
     metric: str
     corruption: str
+    in_force: list[str] = Field(default_factory=list[str])
     texts: list[str]
     scored: list[int]
     measured: list[int]

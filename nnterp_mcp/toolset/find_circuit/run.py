@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnterp_mcp.contract import Measured
+from nnterp_mcp.engine.planning.clean_states import Known
 from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.readouts.targets import follow_target_sets
 from nnterp_mcp.experiments.circuits.edge_graph import EdgeGraph, make_edge_graph
@@ -22,6 +23,7 @@ from nnterp_mcp.experiments.circuits.faithfulness import (
     sizes_of,
 )
 from nnterp_mcp.experiments.circuits.selection import Edge, rank_edges
+from nnterp_mcp.experiments.patching.corruption import put_in_force
 from nnterp_mcp.experiments.statistics.bootstrap import estimate_mean
 from nnterp_mcp.toolset.find_circuit.params import FindCircuitParams
 from nnterp_mcp.toolset.find_circuit.result import (
@@ -48,6 +50,9 @@ def run(bench: Bench, params: FindCircuitParams, job: Job) -> FindCircuitResult:
     """Scores the edges on some prompts, and measures circuits on the others."""
     prompts = bench.encode(params.clean)
     pairs, how = make_pairs(bench, params.clean, params.corrupted, prompts)
+    if params.interventions:
+        known: Known = {}
+        pairs = put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts, known))
     targets = follow_target_sets(params.targets, len(prompts), bench.model)
     metric = default_metric(len(targets[0].ids))
     graph = make_edge_graph(bench.model)
@@ -75,6 +80,7 @@ def run(bench: Bench, params: FindCircuitParams, job: Job) -> FindCircuitResult:
         model=bench.handle,
         metric=metric,
         corruption=how,
+        in_force=list(pairs[0].clean.plan.labels),
         texts=texts,
         scored=[pairs[at].index for at in scored],
         measured=[pairs[at].index for at in measured],

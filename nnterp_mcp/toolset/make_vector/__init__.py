@@ -12,9 +12,10 @@ SPEC = ToolSpec(
     title="Make a steering vector",
     description=(
         "Make a named direction of the residual stream for steer and interventions. mean_difference: mean "
-        "state after each layer over `positive` minus that over `negative`; principal_component: of the "
-        "differences of pairs; activation: of one prompt; (un)embedding_difference: between tokens; random; "
-        "file. Reports how well unseen prompts are told apart."
+        "state after each layer over `positive` minus `negative`; principal_component: of pairs' "
+        "differences; activation: of one prompt; (un)embedding_difference: between tokens; "
+        "alignment_search (DAS): the subspace whose part of a `negative` state makes its `positive` prompt "
+        "give the pair's answer; random; file. Reports how well it does on unseen prompts."
     ),
     examples=[
         {

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from nnterp_mcp.formatting import number, plural, spread
+from nnterp_mcp.formatting import brief, number, percent, plural, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_means
-from nnterp_mcp.table import Column, Table, tabulate
-from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorAnswer, MakeVectorResult
+from nnterp_mcp.table import Column, Kind, Table, tabulate
+from nnterp_mcp.toolset.make_vector.result import (
+    AlignedLayer,
+    AlignmentFacts,
+    DirectionFacts,
+    MakeVectorAnswer,
+    MakeVectorResult,
+)
 
 _BUDGET = 520
 """Tokens that the rows of the table and the line of all layers may take, about."""
@@ -16,9 +22,20 @@ _ROW = 36
 _COARSE = 5
 """Prompts a side below which the figures say little."""
 
+_LAYERS = 10
+"""Layers of an alignment search that are shown."""
+
+_CERTAIN = 0.98
+"""The mean probability of the answers above which the loss was too flat to find a subspace exactly."""
+
+_COARSE_PAIRS = 20
+"""Pairs below which a share is coarse."""
+
 
 def digest(result: MakeVectorResult) -> MakeVectorAnswer:
     """The directions by layer, the best one among them."""
+    if result.alignment is not None:
+        return _digest_alignment(result, result.alignment)
     rows = result.directions
     best = _best(result)
     marks = [0, len(rows) - 1] if best is None else [rows.index(best), 0, len(rows) - 1]
@@ -104,3 +121,67 @@ def _table(shown: list[DirectionFacts]) -> Table:
     ]
     measured = [column for column in columns if any(column.of(facts) is not None for facts in shown)]
     return tabulate(measured, shown)
+
+
+def _digest_alignment(result: MakeVectorResult, found: AlignmentFacts) -> MakeVectorAnswer:
+    """Interchange accuracies with their controls, by layer."""
+    at = found.layers.index(found.best)
+    shown = [found.layers[one] for one in spread(range(len(found.layers)), [at], _LAYERS)]
+    columns: list[Column[AlignedLayer]] = [
+        Column("layer", lambda one: one.layer),
+        Column("accuracy", lambda one: one.accuracy, Kind.HUNDREDTHS),
+        Column("whole state", lambda one: one.whole, Kind.HUNDREDTHS),
+        Column("nothing", lambda one: one.unpatched, Kind.HUNDREDTHS),
+        Column("random, most", lambda one: max(one.randoms), Kind.HUNDREDTHS),
+        Column("shuffled", lambda one: one.shuffled, Kind.HUNDREDTHS),
+        Column("untrained", lambda one: one.untrained, Kind.HUNDREDTHS, found.no_untrained is None),
+    ]
+    hidden = len(found.layers) - len(shown)
+    return MakeVectorAnswer(
+        finding=_aligned(result, found),
+        notes=_notes_on_alignment(result, found) + left_out(hidden, "layer", "alignment.layers"),
+        model=result.model,
+        vector=result.card.name,
+        total=len(found.layers),
+        truncated=hidden > 0,
+        table=tabulate(columns, shown),
+    )
+
+
+def _aligned(result: MakeVectorResult, found: AlignmentFacts) -> str:
+    best = found.best
+    space = "direction" if found.dimensions == 1 else f"subspace of {found.dimensions} dimensions"
+    choice = f", the best of {len(found.layers)}" if len(found.layers) > 1 else ""
+    reaching = sum(value >= best.accuracy for value in best.randoms)
+    share = number(brief((1 + reaching) / (len(best.randoms) + 1)))
+    untrained = "" if best.untrained is None else f", one found in an untrained model {percent(best.untrained)}"
+    said = (
+        f"The vector {result.card.name} of {result.model} is made (alignment_search, {found.train} pairs). With the "
+        f"source's part in this {space} put in after layer {best.layer}{choice}, {percent(best.accuracy)} of "
+        f"{found.test} other pairs give the counterfactual answer (whole state {percent(best.whole)}, nothing "
+        f"{percent(best.unpatched)}). {reaching or 'None'} of {len(best.randoms)} random ones "
+        f"{'do' if reaching > 1 else 'does'} as well (at most {percent(max(best.randoms))}; (n + 1) / (N + 1) = "
+        f"{share}); one trained on shuffled answers has {percent(best.shuffled)}{untrained}."
+    )
+    if best.control >= best.accuracy:
+        return f"{said} A control does as well: this shows no variable."
+    if best.certainty >= _CERTAIN:
+        return (
+            f"{said} Answers are nearly certain (mean p {number(round(best.certainty, 3))}), where the loss is flat: "
+            f"the {space.split(' of ')[0]} is found only roughly."
+        )
+    return said
+
+
+def _notes_on_alignment(result: MakeVectorResult, found: AlignmentFacts) -> list[str]:
+    notes = [f"It replaces a vector of that name, made {result.replaced}."] if result.replaced else []
+    notes.append("It makes the model answer so; verify_claim shows whether the model uses it, project_out removes it.")
+    if found.own:
+        notes.append("The counterfactual answers are the model's own to the source prompts.")
+    if found.shared:
+        notes.append(f"{found.shared} of the {found.test} pairs share a prompt with those that trained it.")
+    if found.test < _COARSE_PAIRS:
+        notes.append(f"Shares of {plural(found.test, 'pair')} are coarse.")
+    if found.no_untrained is not None:
+        notes.append(f"No randomly initialised model was compared: {found.no_untrained}")
+    return notes

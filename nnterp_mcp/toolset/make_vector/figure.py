@@ -38,12 +38,31 @@ def figure(result: MakeVectorResult, arrays: Arrays) -> Figure:
     return Figure(
         title=f"Vector {elided(result.card.name, 40)} ({result.card.method.replace('_', ' ')}) · {result.model}",
         subtitle=" and ".join(f"{count} {side} prompts" for count, side in zip(result.prompts, _SIDES, strict=False)),
-        panels=[*_curves(result.directions), *cosines],
+        panels=[*_aligned(result), *cosines] if result.alignment else [*_curves(result.directions), *cosines],
         notes=[
             *some_of(len(layers), min(len(layers), _MOST), "layers of the grid"),
             *in_force(result.interventions),
         ],
     )
+
+
+def _aligned(result: MakeVectorResult) -> list[Panel]:
+    """Interchange accuracies by layer."""
+    assert result.alignment is not None
+    rows = result.alignment.layers
+    x = [float(row.layer) for row in rows]
+    randoms = [row.randoms for row in rows]
+    mean = [sum(values) / len(values) for values in randoms]
+    curves = [
+        Curve("subspace", x, [row.accuracy for row in rows]),
+        Curve("whole state", x, [row.whole for row in rows]),
+        Curve("random subspaces", x, mean, list(map(min, randoms)), list(map(max, randoms)), role="control"),
+        Curve("shuffled answers", x, [row.shuffled for row in rows], role="control"),
+    ]
+    untrained = [row.untrained for row in rows if row.untrained is not None]
+    if len(untrained) == len(rows):
+        curves.append(Curve("untrained model", x, untrained, role="control"))
+    return [Curves("interchange accuracy", "layer", "share of pairs", curves, span=(0.0, 1.0))]
 
 
 def _curves(directions: Sequence[DirectionFacts]) -> list[Panel]:

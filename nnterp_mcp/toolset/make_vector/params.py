@@ -9,11 +9,15 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, decoded
+from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, LONGEST_TEXT, MOST_PROMPTS, decoded
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
+from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.request.vectors import VectorName
+
+MOST_DIMENSIONS = 64
+"""Those of a subspace."""
 
 VectorMethod = Literal[
     "mean_difference",
@@ -23,6 +27,7 @@ VectorMethod = Literal[
     "unembedding_difference",
     "decoder_row",
     "encoder_row",
+    "alignment_search",
     "random",
     "file",
     "delete",
@@ -36,6 +41,7 @@ _NEEDS: dict[VectorMethod, tuple[str, ...]] = {
     "unembedding_difference": ("positive",),
     "decoder_row": ("positive",),
     "encoder_row": ("positive",),
+    "alignment_search": ("positive", "negative", "layers"),
     "random": ("norm",),
     "file": ("file",),
     "delete": (),
@@ -48,6 +54,7 @@ _TAKES: dict[VectorMethod, tuple[str, ...]] = {
     "unembedding_difference": ("negative", "lens", "norm"),
     "decoder_row": ("norm",),
     "encoder_row": ("norm",),
+    "alignment_search": ("positions", "answers", "dimensions", "seed"),
     "random": ("seed",),
     "file": ("layers", "norm"),
     "delete": (),
@@ -63,44 +70,63 @@ def _as_prompt_set(value: Any) -> tuple[Prompt, ...]:
     return _PROMPTS.validate_python(value) if value not in (None, (), [], "[]") else ()
 
 
-_PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(schemas.PROMPTS)]
+_PROMPT_SET = schemas.union(
+    schemas.OBJECT,
+    schemas.TEXT,
+    schemas.array(schemas.TEXT),
+    schemas.array(schemas.array(schemas.OBJECT)),
+    maxLength=LONGEST_TEXT,
+    maxItems=MOST_PROMPTS,
+)
+"""A text, a list of texts or of chats, or a named set; one chat alone is accepted too."""
+
+_PromptSet = Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompt_set), WithJsonSchema(_PROMPT_SET)]
 """Prompts, or none where a method needs none."""
+
+
+_Answer = Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)] | TokenId
+_ANSWERS: schemas.Schema = schemas.array(schemas.TEXT) | {"maxItems": MOST_PROMPTS}
 
 
 class MakeVectorParams(ModelParams):
     """The vector to make, and the prompts or tokens to make it of."""
 
-    name: Annotated[VectorName, Field(description="The vector's name.")]
-    method: Annotated[VectorMethod, Field(description="See above; delete removes the vector.")]
+    name: Annotated[VectorName, Field(description="Its name.")]
+    method: Annotated[VectorMethod, Field(description="delete removes it.")]
     prompts: Annotated[
         PromptGroups | None,
         schemas.as_schema(schemas.OBJECT, 'Both groups: {"positive": [...], "negative": [...]}, or {"set": NAME}.'),
     ] = None
     positive: Annotated[
         _PromptSet,
-        Field(description="Prompts to point towards; one text for (un)embedding_difference; for a row 'DICTIONARY:5'."),
+        Field(description="Prompts to point towards; one text for (un)embedding_difference; 'DICTIONARY:5' for a row."),
     ] = ()
-    negative: Annotated[
-        _PromptSet, Field(description="Prompts to point away from; as many for principal_component.")
-    ] = ()
+    negative: Annotated[_PromptSet, Field(description="Prompts to point away from; by pair, as many.")] = ()
     run: Annotated[
         str | None,
-        Field(max_length=LONGEST_NAME, description="A collect_activations run with groups positive and negative."),
+        Field(max_length=LONGEST_NAME, description="A collect_activations run with both groups."),
     ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
-    norm: Annotated[float | None, Field(gt=0, description="Norm to scale the direction to; random needs it.")] = None
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of random.")] = 0
+    norm: Annotated[float | None, Field(gt=0, description="Scales it; random needs it.")] = None
+    answers: Annotated[
+        tuple[_Answer, ...],
+        BeforeValidator(decoded),
+        Field(max_length=MOST_PROMPTS),
+        schemas.as_schema(_ANSWERS, "By pair; by default those to `negative`."),
+    ] = ()
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS, description="Of the subspace.")] = 1
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of chance.")] = 0
     lens: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference, by layer."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference."),
     ] = None
     file: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=LONGEST_STRING,
-            description="JSON or safetensors file of one direction, or one per layer.",
+            description="JSON or safetensors of one direction, or one per layer.",
         ),
     ] = None
     plot: Plot = False
@@ -126,6 +152,8 @@ class MakeVectorParams(ModelParams):
     def _fits_the_method(self) -> Self:
         recalled = ("positive", "negative") if self.run is not None else ()
         missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
+        if self.method == "alignment_search" and self.layers == "all":
+            missing.append("layers, each of which is a search of its own")
         if missing:
             raise ValueError(f"the method {self.method} needs {' and '.join(missing)}")
         taken = {"name", "method", "model", "plot", *_NEEDS[self.method], *_TAKES[self.method]}

@@ -34,6 +34,64 @@ class DirectionFacts(ResultPart):
     explained: float | None = None
 
 
+class AlignedLayer(ResultPart):
+    """A subspace found by alignment search, and interchange accuracies on pairs that did not train it.
+
+    Attributes:
+        layer: The layer after which states are interchanged.
+        accuracy: The share of pairs that give the counterfactual answer with the source's part in the subspace put in.
+        certainty: The mean probability of that answer among the possible ones.
+        whole: The accuracy with the source's whole state put in.
+        unpatched: That with nothing put in.
+        randoms: That of each of some random subspaces of the same size.
+        shuffled: That of a subspace trained on shuffled answers.
+        untrained: That of a subspace trained in a randomly initialised model; None where there is no such model.
+    """
+
+    layer: int
+    accuracy: float
+    certainty: float
+    whole: float
+    unpatched: float
+    randoms: list[float]
+    shuffled: float
+    untrained: float | None = None
+
+    @property
+    def control(self) -> float:
+        """The largest accuracy of the controls."""
+        return max(self.unpatched, *self.randoms, self.shuffled, self.untrained or 0.0)
+
+
+class AlignmentFacts(ResultPart):
+    """An alignment search.
+
+    Attributes:
+        train: The pairs that trained the subspaces.
+        test: The pairs on which they were measured.
+        dimensions: The dimensions of each subspace.
+        answers: The possible answers.
+        own: The answers are the model's own to the source prompts.
+        shared: The pairs to measure on one of whose prompts served to train.
+        no_untrained: The reason why no randomly initialised model was trained; None where one was.
+        layers: By layer.
+    """
+
+    train: int
+    test: int
+    dimensions: int
+    answers: list[str]
+    own: bool
+    shared: int
+    no_untrained: str | None
+    layers: list[AlignedLayer]
+
+    @property
+    def best(self) -> AlignedLayer:
+        """The layer of the highest accuracy, of equals the one of the most certain answers."""
+        return max(self.layers, key=lambda one: (one.accuracy, one.certainty))
+
+
 class MakeVectorResult(Result):
     """The vector that was made or deleted, and the one that it replaced.
 
@@ -47,6 +105,7 @@ class MakeVectorResult(Result):
         first_left_out: Each prompt's first token is left out of its mean, for positions was `all`.
         dominant: The token whose state dominates the means.
         directions: By layer.
+        alignment: The search that found it; None of other methods.
     """
 
     model: str
@@ -58,6 +117,7 @@ class MakeVectorResult(Result):
     first_left_out: bool = False
     dominant: DominantToken | None = None
     directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
+    alignment: AlignmentFacts | None = None
 
 
 class MakeVectorAnswer(TableAnswer):

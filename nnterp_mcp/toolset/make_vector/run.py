@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +28,12 @@ from nnterp_mcp.request.access import allowed_file
 from nnterp_mcp.request.dictionaries import parse_row
 from nnterp_mcp.request.operations import TokenDifference
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.request.vectors import ReadTokens, VectorCard
+from nnterp_mcp.request.vectors import ReadTokens
+from nnterp_mcp.toolset.make_vector.aligned import search_alignment
 from nnterp_mcp.toolset.make_vector.params import MakeVectorParams, VectorMethod
 from nnterp_mcp.toolset.make_vector.recalled import AveragedSets, recall_states
 from nnterp_mcp.toolset.make_vector.result import DirectionFacts, MakeVectorResult
+from nnterp_mcp.toolset.make_vector.saved import save_vector
 from nnterp_mcp.worker.dominance import dominant_in_means
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.lenses import find_lens
@@ -41,25 +41,21 @@ from nnterp_mcp.worker.lenses import find_lens
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-_PACKAGES = ("nnterp-mcp", "torch", "transformers", "nnsight")
-
 
 def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     """Makes the vector and keeps it, or deletes it."""
     if params.method == "delete":
         card = bench.vectors.delete(params.name, bench.identity, bench.handle)
         return MakeVectorResult(model=bench.handle, card=card, deleted=True)
+    if params.method == "alignment_search":
+        return search_alignment(bench, params, job)
     sets = _states(bench, params, job) if params.method in _FROM_STATES else AveragedSets({}, {}, None)
     states = list(sets.states.values())
     made = _FROM_STATES[params.method](*states) if states else _OTHERWISE[params.method](bench, params)
     if params.norm is not None:
         made = made.scaled(params.norm)
-    if not bool(made.norms.isfinite().all()):
-        raise InvalidRequest(
-            f"the vector {params.name} has numbers beyond what float32 holds.", "Give a smaller norm, or none."
-        )
-    card = _card(bench, params, made, sets)
-    replaced = bench.vectors.save(card, made.vectors.numpy())
+    classes = list(sets.states) if len(sets.states) > 1 else []
+    card, replaced = save_vector(bench, params, made, sets.reading, classes=classes)
     if made.layers:
         unit = made.vectors / made.norms[:, None].clamp_min(torch.finfo(made.norms.dtype).tiny)
         job.keep("cosines", unit @ unit.T, {"layer": made.layers, "other_layer": made.layers})
@@ -72,24 +68,6 @@ def run(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
         first_left_out=sets.first_left_out,
         dominant=dominant_in_means(bench, sets.states, sets.prompts) if states else None,
         directions=_describe(made),
-    )
-
-
-def _card(bench: Bench, params: MakeVectorParams, made: Directions, sets: AveragedSets) -> VectorCard:
-    apart = made.separation
-    return VectorCard(
-        name=params.name,
-        model=bench.handle,
-        identity=bench.identity,
-        method=params.method,
-        layers=made.layers,
-        norms=made.norms.tolist(),
-        reading=sets.reading,
-        classes=list(sets.states) if len(sets.states) > 1 else [],
-        held_out=[] if apart is None or not bool(apart.held_out.isfinite().all()) else apart.held_out.tolist(),
-        request=params.model_dump(mode="json", exclude={"model", "plot"}, exclude_defaults=True),
-        versions={package: version(package) for package in _PACKAGES},
-        made=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
 

@@ -168,7 +168,7 @@ def _grid(
         _keep(job, some, found)
         return base.model_copy(update={**summary.baselines(), "cells": summary.cells(some, base.columns)})
 
-    whole = job.in_parts(groups, CellRuns, compute, assemble, "cells")
+    whole = job.in_parts(groups, CellRuns, compute, assemble, "cells", left=lambda: pace.seconds_left)
     if params.control:
         told = replace(
             work, progress=lambda done, runs, unit: job.progress(total + done, None, f"{unit}, with the control")

@@ -316,7 +316,7 @@ def _layers_of_all(vectors: Mapping[str, Float[Tensor, "*layer hidden"]], num_la
     layers = [
         layer
         for layer in range(num_layers)
-        if not any(vector.ndim == 2 and bool(vector[layer].isnan().any()) for vector in vectors.values())
+        if not any(vector.ndim > 1 and bool(vector[layer].isnan().any()) for vector in vectors.values())
     ]
     if not layers:
         raise InvalidRequest(

@@ -11,7 +11,7 @@ import torch
 from nnterp_mcp.engine.edits import require_width
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.planning.features import FeatureBasis
-from nnterp_mcp.engine.planning.vectors import resolve_vector
+from nnterp_mcp.engine.planning.vectors import resolve_subspace
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.claims.components import Along, AsFarAlong, Component, ComponentPart, OfFeatures
 from nnterp_mcp.experiments.claims.random_components import STREAM, Draws, draw_features, draw_subspaces
@@ -149,7 +149,7 @@ def _subspace(bench: Bench, claim: ClaimedSubspace, spans: Sequence[Span], count
     if claim.vector is None:
         rows = torch.tensor(claim.rows)
     else:
-        rows = resolve_vector(bench.model, claim.vector, part.place, bench.find_vector)[None].float()
+        rows = resolve_subspace(bench.model, claim.vector, part.place, bench.find_vector).float()
     for row in rows:
         require_width(row, bench.model.hidden_size, "a row of the subspace", part.place)
     if int(torch.linalg.matrix_rank(rows)) < len(rows):
@@ -169,7 +169,7 @@ def _subspace(bench: Bench, claim: ClaimedSubspace, spans: Sequence[Span], count
     )
 
 
-def labels_of(claim: Claim) -> list[str]:
+def claimed_labels(claim: Claim) -> list[str]:
     """The labels or positions that a claim names."""
     named = claim if isinstance(claim, Sequence) else [claim]
     return [str(one) for part in named for one in part.positions or ()]

@@ -22,7 +22,7 @@ from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate
 from nnterp_mcp.formatting import seconds
-from nnterp_mcp.toolset.verify_claim.claimed import Claimed, find_claimed, find_features, labels_of, spans_of
+from nnterp_mcp.toolset.verify_claim.claimed import Claimed, claimed_labels, find_claimed, find_features, spans_of
 from nnterp_mcp.toolset.verify_claim.held_out import HeldOut, hold_out
 from nnterp_mcp.toolset.verify_claim.params import ClaimedFeatures, Predicted, VerifyClaimParams
 from nnterp_mcp.toolset.verify_claim.result import (
@@ -139,7 +139,7 @@ class _Prepared:
 def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepared:
     pairs, metric = held.pairs, default_metric(len(held.categories.ids))
     targets = [list(one.ids.values()) for one in held.targets]
-    labels = labels_of(params.claim)
+    labels = claimed_labels(params.claim)
     spans = spans_of(pairs, params.positions, labels)
     claimed = _find(bench, params, Behaviour(bench.model, pairs, spans, metric, targets))
     places = list(dict.fromkeys(place for one in claimed.components for place in one.places))

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.experiments.circuits import edge_scores
 from nnterp_mcp.experiments.circuits.edge_graph import EdgeGraph, Node, make_edge_graph
 from nnterp_mcp.experiments.circuits.edge_patching import EdgePatcher, make_edge_patcher
 from nnterp_mcp.experiments.circuits.edge_scores import midpoints, score_edges
-from nnterp_mcp.experiments.patching.corruption import ablate, pair_prompts
+from nnterp_mcp.experiments.patching.corruption import ablate, pair_prompts, put_in_force
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
+from nnterp_mcp.request.operations import Add, Zero
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.experiments.circuits.written_out import WrittenOut, write_out
 
@@ -182,3 +184,27 @@ def test_pairs_have_tokens_that_correspond(case: Case) -> None:
         make_edge_patcher(case.graph, pair_prompts(clean, longer)[0], "logit_difference", [[ANSWER], [WRONG]])
     with pytest.raises(Unsupported, match="between a clean and a corrupted prompt"):
         make_edge_patcher(case.graph, ablate(clean)[0], "logit_difference", [[ANSWER], [WRONG]])
+
+
+def test_operations_act_as_the_same_change_of_weights_does() -> None:
+    def without_a_head(module: Any) -> None:
+        module.model.layers[1].self_attn.o_proj.weight.data[:, 16:32] = 0
+
+    changed = case_of(standardized("llama", without_a_head))
+    model = standardized("llama")
+    clean, corrupted = (encode_prompts(model.tokenizer, [text], "it") for text in (CLEAN, CORRUPTED))
+    zero = [Zero(site="heads_output", layers=1, heads=1)]
+    operated = put_in_force(pair_prompts(clean, corrupted), lambda prompts: plan(model, zero, prompts))
+    patcher = make_edge_patcher(make_edge_graph(model), operated[0], "logit_difference", [[ANSWER], [WRONG]])
+
+    assert patcher.clean_value == pytest.approx(changed.patcher.clean_value, abs=1e-5)
+    assert torch.allclose(patcher.corrupted, changed.patcher.corrupted, atol=1e-5)
+    scores, wanted = (score_edges(one, midpoints(2)) for one in (patcher, changed.patcher))
+    assert torch.allclose(scores, wanted, atol=1e-5)
+    edges = [(0, 3), (6, -1), (2, 40), (4, 50)]
+    assert torch.allclose(patcher.patch_edges(edges), changed.patcher.patch_edges(edges), atol=1e-5)
+
+    steered = [Add(vector={"positive": " a"}, layers=1, positions="last")]
+    added = put_in_force(pair_prompts(clean, corrupted), lambda prompts: plan(model, steered, prompts))
+    with pytest.raises(Unsupported, match="does not add up to its residual stream"):
+        make_edge_patcher(patcher.graph, added[0], "logit_difference", [[ANSWER], [WRONG]])
