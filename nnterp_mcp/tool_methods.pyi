@@ -128,6 +128,7 @@ class ToolMethods:
         top_k: int = 3,
         targets: Mapping[str, Any] | None = None,
         lens: str = "logit",
+        decompose: int = 0,
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> LogitLensResult: ...
     def make_vector(
