@@ -60,7 +60,7 @@ class LoadModelParams(Params):
         Field(
             min_length=1,
             max_length=LONGEST_STRING,
-            description="PEFT folder of a LoRA adapter for this model; HANDLE@0.5 then applies half of it.",
+            description="PEFT LoRA folder for this model; HANDLE@0.5 then applies half.",
         ),
     ] = None
     backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (
