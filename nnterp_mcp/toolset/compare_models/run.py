@@ -129,7 +129,8 @@ class _Comparison:
             result.modules = [_module(change) for change in weights]
         control: StandardizedTransformer | None = None
         if weights and controlled:
-            control, result.uncontrolled = change_at_random(base, weights)
+            drawn, result.uncontrolled = change_at_random(base, weights)
+            control = drawn if result.uncontrolled < len(weights) else None
         if self.asks("predictions"):
             result.positions = self._positions(control)
         if self.asks("activations"):
