@@ -18,7 +18,12 @@ from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.experiments.features.dictionary import Dictionary
-from nnterp_mcp.experiments.features.readings import read_tokens, require_feature_place, sites_behind
+from nnterp_mcp.experiments.features.readings import (
+    is_added_as_is,
+    read_tokens,
+    require_feature_place,
+    sites_behind,
+)
 from nnterp_mcp.experiments.text_scores import score_texts
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.feature_sites import FeaturePlace, FeatureSite
@@ -54,6 +59,12 @@ _INPUTS: tuple[FeatureSite, ...] = (
 
 _OUTPUTS: tuple[FeatureSite, ...] = ("mlps_output", "mlps_raw_output", "attentions_output", "attentions_raw_output")
 """Where transcoders write."""
+
+_CONTRIBUTIONS: dict[FeatureSite, FeatureSite] = {
+    "mlps_raw_output": "mlps_output",
+    "attentions_raw_output": "attentions_output",
+}
+"""What is added to the residual stream, by the site of what a sublayer computes."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +228,30 @@ def compare_places(
             if states[to].shape[1] == made.decoder.shape[1]
         ]
     return sorted(found, key=lambda one: one.fit.fvu)
+
+
+def list_others(
+    model: StandardizedTransformer, found: Sequence[Candidate], place: FeaturePlace, out: FeaturePlace | None
+) -> list[Candidate]:
+    """The hook points other than the one that a dictionary is said to read, each once.
+
+    The output of a sublayer has two names where no norm lies behind it.
+
+    Args:
+        model: The model.
+        found: The hook points, the best first.
+        place: The place that the dictionary is said to read.
+        out: The place that a transcoder is said to write to.
+    """
+
+    def contribution(at: FeaturePlace | None) -> FeaturePlace | None:
+        return at._replace(site=_CONTRIBUTIONS[at.site]) if at is not None and is_added_as_is(model, at) else at
+
+    listed = {(contribution(place), contribution(out)): None} | dict.fromkeys(
+        (contribution(one.place), contribution(one.out)) for one in found
+    )
+    by_name = {(contribution(one.place), contribution(one.out)): one for one in reversed(found)}
+    return [by_name[name] for name in list(listed)[1:]]
 
 
 def find_better(found: Sequence[Candidate], place: FeaturePlace, out: FeaturePlace | None) -> Candidate | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnterp_mcp.experiments.attribution.linearize import freeze_norm
 from nnterp_mcp.experiments.features.dictionary import Dictionary
+from nnterp_mcp.experiments.features.readings import is_added_as_is
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.feature_sites import FeaturePlace
 
@@ -39,20 +40,7 @@ def writes_to_stream(model: StandardizedTransformer, made: Dictionary, place: Fe
     """True if what features write lies in the residual stream, and final norm and head read it as it is."""
     anatomy = model.anatomy
     wide = made.decoder.shape[1] == model.hidden_size and anatomy.streams == 1
-    return wide and anatomy.lm_head is not None and (place.site in _STREAM or _is_added(model, place))
-
-
-def _is_added(model: StandardizedTransformer, place: FeaturePlace) -> bool:
-    """True for what a sublayer computes where it is added as it is."""
-    if place.layer is None:
-        return False
-    layer = model.anatomy.layers[place.layer]
-    pairs = {
-        "mlps_raw_output": (layer.mlp_raw, layer.mlp_contribution),
-        "attentions_raw_output": (layer.attention_raw, layer.attention_contribution),
-    }
-    raw, added = pairs.get(place.site, (None, None))
-    return raw is not None and raw == added
+    return wide and anatomy.lm_head is not None and (place.site in _STREAM or is_added_as_is(model, place))
 
 
 @torch.no_grad()

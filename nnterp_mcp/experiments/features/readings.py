@@ -46,6 +46,19 @@ def sites_behind(place: FeaturePlace) -> list[Place]:
     return [Place(place.site, place.layer)]
 
 
+def is_added_as_is(model: StandardizedTransformer, place: FeaturePlace) -> bool:
+    """True for the raw output of a sublayer that is added to the stream as it is, without a norm behind it."""
+    if place.layer is None:
+        return False
+    layer = model.anatomy.layers[place.layer]
+    pairs = {
+        "mlps_raw_output": (layer.mlp_raw, layer.mlp_contribution),
+        "attentions_raw_output": (layer.attention_raw, layer.attention_contribution),
+    }
+    raw, added = pairs.get(place.site, (None, None))
+    return raw is not None and raw == added
+
+
 def require_feature_place(model: StandardizedTransformer, place: FeaturePlace) -> None:
     """Refuses a place that a model does not have, or where states are no vectors of one width.
 

@@ -12,6 +12,7 @@ from nnterp_mcp.experiments.features.calibration import (
     Reconstructed,
     compare_places,
     find_better,
+    list_others,
     measure_fit,
     measure_losses,
     read_all,
@@ -147,7 +148,7 @@ def _calibrate(bench: Bench, name: str, found: Published, work: Workload) -> Loa
         faults=faults,
         here=next((one.fit.fvu for one in others if (one.place, one.out) == (place, out)), None),
         better=better is not None,
-        elsewhere=[_candidate(one) for one in others if (one.place, one.out) != (place, out)][:_ELSEWHERE],
+        elsewhere=[_candidate(one) for one in list_others(model, others, place, out)][:_ELSEWHERE],
     )
 
 

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.features.calibration import compare_places, find_better, measure_losses, read_all
+from nnterp_mcp.experiments.features.calibration import (
+    compare_places,
+    find_better,
+    list_others,
+    measure_losses,
+    read_all,
+)
 from nnterp_mcp.experiments.features.dictionary import Dictionary
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -111,6 +117,10 @@ def test_each_hook_point_passes_at_its_own_place_and_the_others_are_told(family:
         ]
         widths = [hook for hook, other in places.items() if states[other].shape[1] == made.encoder.shape[1]]
         assert told == [hook for hook in widths if hook not in alike], own
+        others = [one.place for one in list_others(model, found, place, None)]
+        raw = {FeaturePlace("mlps_raw_output", LAYER), FeaturePlace("attentions_raw_output", LAYER)}
+        assert place not in others
+        assert raw & set(others) == (set() if family == "llama" else raw & {one.place for one in found} - {place})
 
 
 def test_the_identity_spliced_in_changes_no_loss_at_all_and_zeros_do() -> None:
