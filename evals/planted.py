@@ -1,4 +1,5 @@
-"""Tiny models whose mechanism is known because their weights are set by hand: Llamas of two layers of attention alone.
+"""Tiny models whose mechanism is known because their weights are set by hand: Llamas of two or four layers of attention
+alone.
 
 Every word is a token. The residual stream has a block of dimensions for the word itself, one for the word before it
 and one for the word to predict, which alone the head of the model reads; a constant; and some for attributes of words.
@@ -7,6 +8,7 @@ and one for the word to predict, which alone the head of the model reads; a cons
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +48,7 @@ def save_planted(folder: Path) -> dict[str, Path]:
     for name, plant in PLANTS.items():
         folders[name] = folder / name
         if not (folders[name] / "model.safetensors").exists():
-            model = _empty() if name != "planted-random" else _random()
+            model = _random() if name == "planted-random" else _empty(**_LARGER if name in _LARGE else {})
             plant(model)
             model.save_pretrained(folders[name])
             _tokenizer().save_pretrained(folders[name])
@@ -106,9 +108,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def _empty() -> Any:
+def _empty(**changed: Any) -> Any:
     """A model that knows the words and does nothing: all that it predicts is even."""
-    model: Any = LlamaForCausalLM(_config()).eval()
+    model: Any = LlamaForCausalLM(_config(**changed)).eval()
     for name, weight in model.named_parameters():
         weight.fill_(1.0 if "norm" in name else 0.0)
     embedding = model.get_input_embeddings().weight
@@ -234,11 +236,54 @@ def _plant_pairs(model: Any) -> None:
         _move(model, layer, head, _ITSELF, _BEFORE, 1.0)
 
 
+def _distract(model: Any, used: Sequence[tuple[int, int]], seed: int) -> None:
+    """Has some of the other heads look back by some distance and predict what they find a little."""
+    dice = random.Random(seed)
+    for layer in range(len(model.model.layers)):
+        for head in range(_LARGER["num_attention_heads"]):
+            if (layer, head) not in used and dice.random() < _BUSY:
+                _look_back(model, layer, head, dice.randrange(4))
+                _move(model, layer, head, _ITSELF, _NEXT, dice.choice((-1, 1)) * dice.uniform(0.02, 0.3))
+
+
+@torch.no_grad()
+def _plant_echo(model: Any) -> None:
+    """L1H5 moves each word to the next position, and L3H2 finds the position whose word before is this one and copies
+    it."""
+    _look_back(model, 1, 5, 1)
+    _move(model, 1, 5, _ITSELF, _BEFORE, 4.0)
+    _look_for(model, 3, 2, _block(_ITSELF, 6.0), _block(_BEFORE, 6.0))
+    _move(model, 3, 2, _ITSELF, _NEXT, 4.0)
+    _distract(model, ((1, 5), (3, 2)), seed=1)
+
+
+@torch.no_grad()
+def _plant_parrot(model: Any) -> None:
+    """L2H6 copies the word four positions back. L1H3 and L3H1 attend as heads that copy what came next do, and what
+    L3H1 writes is read by nothing."""
+    _look_back(model, 2, 6, 4)
+    _move(model, 2, 6, _ITSELF, _NEXT, 4.0)
+    _look_back(model, 1, 3, 1)
+    _move(model, 1, 3, _ITSELF, _BEFORE, 4.0)
+    _look_for(model, 3, 1, _block(_ITSELF, 6.0), _block(_BEFORE, 6.0))
+    _move(model, 3, 1, _ITSELF, _BEFORE, 4.0)
+    _distract(model, ((2, 6), (1, 3), (3, 1)), seed=2)
+
+
+_LARGER = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}
+"""The shape of models with enough heads for a claim about some to be compared with others."""
+
+_LARGE = ("planted-echo", "planted-parrot")
+_BUSY = 0.6
+"""The share of the other heads of these that do something."""
+
 PLANTS: dict[str, Plant] = {
     "planted-copier": _plant_induction,
     "planted-speaker": _plant_suppressor,
     "planted-attributes": _plant_attributes,
     "planted-pairs": _plant_pairs,
     "planted-random": lambda model: None,
+    "planted-echo": _plant_echo,
+    "planted-parrot": _plant_parrot,
 }
 """Adds its mechanism to a model that has none, by the model's name, which does not give it away."""

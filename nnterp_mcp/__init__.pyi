@@ -27,6 +27,8 @@ from nnterp_mcp.experiments.probes import probe_boundary as probe_boundary
 from nnterp_mcp.experiments.target_prompts import TargetPrompt as TargetPrompt
 from nnterp_mcp.experiments.target_prompts import it_repeat_prompt as it_repeat_prompt
 from nnterp_mcp.experiments.target_prompts import repeat_prompt as repeat_prompt
+from nnterp_mcp.experiments.translated_lens.decomposition import TokenDirections as TokenDirections
+from nnterp_mcp.experiments.translated_lens.decomposition import decompose_states as decompose_states
 from nnterp_mcp.experiments.translated_lens.jacobian import fit_jacobian as fit_jacobian
 from nnterp_mcp.experiments.translated_lens.lens_files import export_lens as export_lens
 from nnterp_mcp.experiments.translated_lens.lens_files import read_lens_file as read_lens_file

@@ -128,6 +128,7 @@ class ToolMethods:
         top_k: int = 3,
         targets: Mapping[str, Any] | None = None,
         lens: str = "logit",
+        decompose: int = 0,
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> LogitLensResult: ...
     def make_vector(
@@ -250,11 +251,12 @@ class ToolMethods:
         self,
         claim: Mapping[str, Any] | Sequence[str],
         clean: Sequence[str],
-        corrupted: Mapping[str, Any] | Sequence[str],
         found_on: Sequence[str],
         *,
+        corrupted: Mapping[str, Any] | Sequence[str] | None = None,
         targets: Mapping[str, Any] | None = None,
         predicts: Literal["drives", "necessary", "sufficient", "opposes"] = "drives",
         control_prompts: Sequence[str] | None = None,
         positions: Mapping[str, Any] | None = None,
+        interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> VerifyClaimResult: ...

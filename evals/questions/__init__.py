@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from evals.question import Question
-from evals.questions import attention, causes, directions, features, investigations, planted, prompt_sets, readings
+from evals.questions import (
+    attention,
+    causes,
+    claims,
+    directions,
+    features,
+    investigations,
+    planted,
+    prompt_sets,
+    readings,
+)
 
 QUESTIONS: tuple[Question, ...] = (
     *readings.QUESTIONS,
@@ -14,5 +24,6 @@ QUESTIONS: tuple[Question, ...] = (
     *investigations.QUESTIONS,
     *planted.QUESTIONS,
     *features.QUESTIONS,
+    *claims.QUESTIONS,
 )
 """Every question, in the order in which they are asked."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from evals.question import Value
-from evals.solutions import attention, causes, directions, features, investigations, planted, prompt_sets, readings
+from evals.solutions import (
+    attention,
+    causes,
+    claims,
+    directions,
+    features,
+    investigations,
+    planted,
+    prompt_sets,
+    readings,
+)
 from evals.tools import Tools
 
 SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
@@ -17,5 +27,6 @@ SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
     **investigations.SOLUTIONS,
     **planted.SOLUTIONS,
     **features.SOLUTIONS,
+    **claims.SOLUTIONS,
 }
 """By the question's name."""

@@ -114,6 +114,32 @@ def admit_dictionary(name: str, patterns: Sequence[str], folders: Sequence[Path]
     return found
 
 
+def admit_lens(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """Checks that a server may read a fitted lens.
+
+    Args:
+        name: A file, or a Hub id with a path below it; of a space with `spaces/` before it.
+        patterns: Glob patterns of allowed Hub ids.
+        folders: The folders of allowed local files; a relative path is tried in each.
+
+    Returns:
+        The file; None for an address on the Hub.
+
+    Raises:
+        Forbidden: No pattern allows it, or it lies outside of the folders.
+        InvalidRequest: There is no such file.
+    """
+    local = name.startswith((".", "~", "/")) or "/" not in name or name[1:2] == ":" or "\\" in name or "\0" in name
+    roots = _resolved(folders)
+    below = _inside(name, roots, "files are read") if local or roots else []
+    found = next((path for path in below if path.is_file()), None)
+    if found is None and local:
+        raise InvalidRequest(f"there is no file {shown(name)} in {_listed(roots)}.")
+    if found is None:
+        _require_allowed("/".join(name.removeprefix("spaces/").split("/")[:2]), patterns)
+    return found
+
+
 def _is_path(name: str) -> bool:
     """True for paths; a Hub id has one slash at most."""
     marked = name.startswith((".", "~", "/")) or name[1:2] == ":" or name.endswith(".gguf")

@@ -18,7 +18,9 @@ PATCHED_SITES: tuple[Site, ...] = tuple(site for site, facts in FACTS.items() if
 """The sites that cells have."""
 
 _MOST_SPANS = 256
-_MOST_FEATURES = 256
+MOST_NAMED_FEATURES = 256
+"""Features that a call names, at most."""
+
 MOST_NAMED = 1000
 """Cells that a call names, at most."""
 
@@ -58,7 +60,8 @@ def _as_patched_site(site: Site | None) -> Site | None:
     return site
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A single item as a tuple of it."""
     return value if value is None or isinstance(value, list | tuple) else (value,)
 
 
@@ -67,8 +70,8 @@ class GivenCell(Given):
 
     site: Annotated[Site | None, AfterValidator(_as_patched_site)] = None
     layers: Layers
-    heads: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = None
-    positions: Annotated[tuple[int | str, ...] | None, BeforeValidator(_as_tuple)] = None
+    heads: Annotated[tuple[int, ...] | None, BeforeValidator(as_tuple)] = None
+    positions: Annotated[tuple[int | str, ...] | None, BeforeValidator(as_tuple)] = None
 
     @property
     def columns(self) -> list[str] | None:
@@ -89,8 +92,8 @@ class GivenFeatures(Given):
     dictionary: DictionaryName
     features: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        BeforeValidator(_as_tuple),
-        Field(min_length=1, max_length=_MOST_FEATURES),
+        BeforeValidator(as_tuple),
+        Field(min_length=1, max_length=MOST_NAMED_FEATURES),
     ]
     layers: int | None = None
 

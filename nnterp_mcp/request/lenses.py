@@ -33,7 +33,7 @@ LensChoice = Annotated[
     Field(
         min_length=1,
         max_length=LONGEST_STRING,
-        description=("logit; inverse: what a layer most demotes; or a fitted Jacobian or tuned lens, by name or file."),
+        description="logit; inverse: what a layer most demotes; or a fitted lens: its name, file, or Hub id and path.",
     ),
 ]
 
@@ -45,7 +45,7 @@ def _check_fitted(name: str) -> str:
 
 
 FittedLens = Annotated[str, Field(min_length=1, max_length=LONGEST_STRING), AfterValidator(_check_fitted)]
-"""The name or file of a fitted lens."""
+"""A fitted lens by its name, its file, or its Hub id and path."""
 
 
 def _as_choices(value: Any) -> tuple[str, ...]:
@@ -78,6 +78,7 @@ class LensCard(BaseModel):
         method: How it translates states.
         prompts: The number of prompts that it was fitted on; None where its file does not say.
         corpus: What these were, as its file says.
+        revision: The commit of one that came from the Hub.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,6 +87,7 @@ class LensCard(BaseModel):
     method: LensMethod
     prompts: int | None = None
     corpus: str | None = None
+    revision: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
 
     @property
     def kind(self) -> str:

@@ -1,14 +1,16 @@
-"""Fitted lenses: saved by name for each model, or read from a file that a caller names."""
+"""Fitted lenses: saved by name for each model, or read from a file or from the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.translated_lens.hub_lenses import download_lens
 from nnterp_mcp.experiments.translated_lens.lens_files import read_lens_file, save_lens
 from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
-from nnterp_mcp.request.access import allowed_file
+from nnterp_mcp.request.access import admit_lens
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.lenses import UNFITTED, LensCard
 from nnterp_mcp.request.vectors import is_name
@@ -19,26 +21,36 @@ if TYPE_CHECKING:
 _SUFFIX = ".safetensors"
 
 
-def find_lens(bench: Bench, choice: str) -> tuple[LensTranslation, LensCard] | None:
+def _tell_nobody(step: str) -> None:
+    pass
+
+
+def find_lens(
+    bench: Bench, choice: str, tell: Callable[[str], None] = _tell_nobody
+) -> tuple[LensTranslation, LensCard] | None:
     """The lens that a caller names; None for one that translates nothing.
 
     Args:
         bench: The model.
-        choice: `logit`, `inverse`, the name of a fitted lens, or a file in an allowed folder. Of a tuned lens as it is
-            published, its `params.pt`.
+        choice: `logit`, `inverse`, the name of a fitted lens, a file in an allowed folder, or a Hub id with a path
+            below it, behind which `@` and a branch, tag or commit may follow. Of a tuned lens as it is published, its
+            `params.pt`.
+        tell: Called with the current step of a download.
 
     Raises:
-        Forbidden: The file lies outside of the allowed folders, or is a pickle that could run code.
+        Forbidden: The file lies outside of the allowed folders, the server does not allow the repository or the Hub
+            the caller, or it is a pickle that could run code.
         InvalidRequest: There is no such lens, or its file is damaged.
+        UnknownModel: There is no such repository, or it cannot be reached.
     """
     if choice in UNFITTED:
         return None
-    path = _path(bench, choice)
+    path, address, revision = _locate(bench, choice, tell)
     lens = read_lens_file(path)
     about = lens.provenance
     own = path.parent == _folder(bench)
-    name = path.stem if own else path.name
-    return lens, LensCard(name=name, method=lens.method, prompts=about.prompts, corpus=about.corpus)
+    name = address or (path.stem if own else path.name)
+    return lens, LensCard(name=name, method=lens.method, prompts=about.prompts, corpus=about.corpus, revision=revision)
 
 
 def read_saved_lens(bench: Bench, name: str) -> LensTranslation | None:
@@ -68,14 +80,20 @@ def _saved(bench: Bench, name: str) -> Path:
     return _folder(bench) / f"{name}{_SUFFIX}"
 
 
-def _path(bench: Bench, choice: str) -> Path:
+def _locate(bench: Bench, choice: str, tell: Callable[[str], None]) -> tuple[Path, str | None, str | None]:
+    """The file of a lens, or its folder; of one on the Hub also the address and the commit."""
     if is_name(choice) and (saved := _saved(bench, choice)).exists():
-        return saved
+        return saved, None, None
     if is_name(choice) and "." not in choice:
         names = ", ".join(sorted(path.stem for path in _folder(bench).glob(f"*{_SUFFIX}"))) or "none"
         raise InvalidRequest(
             f"{bench.handle} has no lens {shown(choice)}; its fitted lenses: {names}.",
             "Fit one with fit_lens, or give the file of one.",
         )
-    file = allowed_file(choice, bench.settings.folders)
-    return file.parent if file.name == "params.pt" else file
+    address, _, revision = choice.partition("@") if "/" in choice else (choice, "", "")
+    given = choice if revision and Path(choice).exists() else address
+    file = admit_lens(given, bench.settings.allowed_models, bench.settings.folders)
+    if file is not None:
+        return (file.parent if file.name == "params.pt" else file), None, None
+    path, commit = download_lens(address, revision or None, tell)
+    return path, address, commit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from evals.question import Parts
+from evals.questions import claims
 from evals.questions.planted import NOT_CAUSE, PAIRED, QUESTIONS, REPEATED, SAID
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def test_the_head_that_attends_most_to_the_answer_is_not_the_one_that_matters(mo
     assert float(patterns[0, 1]) > 0.5
 
 
+def test_the_model_that_parrots_has_a_head_that_attends_as_if_it_copied(models: dict[str, Plain]):
+    for clean, _, answer, _ in claims.PARROT:
+        plain = models["planted-parrot"]
+        assert float(plain.patterns(clean)[3, 1, -1, clean.split().index(answer)]) == pytest.approx(1)
+        assert plain.text(plain.logits(clean)[-1].argmax()) == answer
+
+
 def test_what_looks_copied_is_said_without_any_attention(models: dict[str, Plain]):
     import torch
 
@@ -59,7 +67,8 @@ def test_what_looks_copied_is_said_without_any_attention(models: dict[str, Plain
 
 
 def test_the_answers_are_those_that_the_weights_were_set_for(models: dict[str, Plain]):
-    right = {question.name: question.compute(models[question.model]) for question in QUESTIONS}
+    asked = (*QUESTIONS, *claims.QUESTIONS)
+    right = {question.name: question.compute(models[question.model]) for question in asked}
     expected = {
         "copying-pair": {"first": "L0H2", "second": "L1H1"},
         "copying-route": {"route": "keys"},
@@ -68,9 +77,13 @@ def test_the_answers_are_those_that_the_weights_were_set_for(models: dict[str, P
         "readable-or-causal": {"amount": 0.0, "causal": "colour"},
         "looks-copied": {"verdict": "attention does not copy it"},
         "no-circuit": {"verdict": "no head dominates"},
+        "claim-of-two-heads": {"verdict": "supported"},
+        "claim-from-attention": {"necessity": 0.0, "sufficiency": 0.0, "verdict": "not supported"},
+        "edge-that-carries": {"route": "keys"},
+        "edge-from-attention": {"change": 0.0, "verdict": claims.NOT_CARRIED},
     }
     assert {*right} == {*expected}
-    for question in QUESTIONS:
+    for question in asked:
         answer = right[question.name]
         assert isinstance(answer, dict)
         assert isinstance(question.form, Parts)

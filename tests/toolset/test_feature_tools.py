@@ -239,4 +239,6 @@ def test_steering_along_a_row_has_matched_rows_and_random_directions(
     assert spec.figure is not None
     panel = spec.figure(result, {}).panels[0]
     assert isinstance(panel, Curves)
-    assert len(panel.curves) == 6  # at two layers the row, matched rows and random directions
+    assert [curve.name for curve in panel.curves] == [
+        f"layer {at}{kind}" for at in (1, LAYER) for kind in ("", ", matched")
+    ]

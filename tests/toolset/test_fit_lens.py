@@ -147,6 +147,46 @@ def test_a_patchscope_shows_what_a_lens_reads_in_the_states_themselves(bench: Be
         ask(bench, "patchscope", source_prompts=PROMPT, lens="logit")
 
 
+def test_states_are_decomposed_into_the_directions_of_a_lens(bench: Bench) -> None:
+    from nnterp_mcp import Workload, shuffled
+    from nnterp_mcp.experiments.activations import read_states
+    from nnterp_mcp.experiments.translated_lens.decomposition import (
+        TokenDirections,
+        decompose_states,
+        rotate_at_random,
+    )
+    from nnterp_mcp.worker.lenses import find_lens
+
+    ask(bench, "fit_lens", name="own", method="jacobian", prompts=TEXTS, skip_first=2)
+    asked = {"prompts": PROMPT, "positions": [1, -1], "layers": [1, 3], "decompose": 3}
+
+    found = ask(bench, "logit_lens", lens="own", **asked)
+
+    lens = find_lens(bench, "own")
+    assert lens is not None
+    places = [reading.position for reading in found.readings]
+    states = read_states(bench.model, Workload(bench.encode([PROMPT])), [places], [1, 3])
+    own, other = (TokenDirections.of(bench.model, one, 1) for one in (lens[0], shuffled(lens[0])))
+    plain = TokenDirections.of(bench.model)
+    for at, reading in enumerate(found.readings):
+        state, (early, last) = states[at, :1], (layer.decomposition for layer in reading.layers)
+        shares = [
+            float(decompose_states(given, directions, 3).explained[0, -1])
+            for given, directions in ((state, own), (rotate_at_random(state), own), (state, plain), (state, other))
+        ]
+        assert [early.explained, *early.controls.values()] == pytest.approx(shares, abs=1e-6)
+        assert list(early.controls) == ["rotated", "unembedding", "other layers"]
+        assert [weight for _, weight in early.tokens] == sorted((one for _, one in early.tokens), reverse=True)
+        assert list(last.controls) == ["rotated"]
+    several, one = found, ask(bench, "logit_lens", **asked | {"positions": "last"})
+    for result in (several, one):
+        answer = specs()["logit_lens"].summarize(result)
+        assert answer.table is not None
+        assert {"sum of token directions", "explained", "rotated"} <= set(answer.table.columns)
+    with pytest.raises(InvalidRequest, match="for the logit lens and for fitted lenses"):
+        ask(bench, "logit_lens", lens="inverse", **asked)
+
+
 def test_what_cannot_be_fitted_or_merged_is_refused(bench: Bench) -> None:
     fit = {"name": "own", "method": "jacobian", "prompts": TEXTS[:1], "skip_first": 2, "layers": [1]}
     ask(bench, "fit_lens", **fit)

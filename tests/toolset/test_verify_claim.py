@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from nnterp_mcp.toolset.verify_claim import SPEC
 from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
+from tests.dictionaries import write
+from tests.toolset.test_dictionary_tools import load
 from tests.toolset.test_make_vector import make_bench
 
 # What brings nnsight in is imported where it is used: pydantic models that are defined after it break.
@@ -133,9 +136,99 @@ def test_a_direction_is_tested_against_random_ones(bench: Bench) -> None:
     whole = ask(bench, claim={"rows": torch.eye(width).tolist(), "layer": 1})
 
     assert found.kind == "direction there"
-    assert len(found.nulls) == 39
+    assert found.directions == 39
+    assert len(found.nulls) == 78
     assert abs(found.criteria[0].effect.mean) < 0.5
     assert [one.effect.mean for one in whole.criteria[:2]] == pytest.approx([1.0, 1.0], abs=1e-4)
+
+
+def test_a_direction_is_tested_on_prompts_alone(bench: Bench, count_tokens: Callable[[object], int]) -> None:
+    import torch
+
+    direction = torch.randn(bench.model.hidden_size, generator=torch.Generator().manual_seed(5)).tolist()
+    claim = {"vector": direction, "layer": 1}
+    controls = [f"Some {word} is" for word in ("bread", "water", "wine", "wood")]
+    found = ask(bench, claim=claim, corrupted=None, control_prompts=controls)
+    answer = SPEC.digest(found)
+
+    assert [one.criterion for one in found.criteria] == ["necessity", "sufficiency", "dose response", "specificity"]
+    assert found.gap is None
+    assert all(prompt.corrupted is None and prompt.sufficiency is None for prompt in found.prompts)
+    assert any("Effects are logits of the component set to zero" in note for note in answer.notes)
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+    alone = ask(bench, claim=claim, corrupted=None, predicts="necessary")
+    assert alone.criteria[0].effect.mean == pytest.approx(found.criteria[0].effect.mean, abs=1e-5)
+    assert [one.criterion for one in alone.criteria] == ["necessity", "dose response"]
+
+
+@pytest.fixture(scope="module")
+def dictionary(bench: Bench) -> str:
+    """A dictionary of the bench, with more features than are drawn at random."""
+    folder = bench.settings.folders[0] / "dictionary"
+    load(bench, name="claimed", source=write(folder, "blocks.1.hook_resid_post", bench.model.hidden_size, 120))
+    return "claimed"
+
+
+def test_features_are_tested_against_matched_ones_and_directions(
+    bench: Bench, dictionary: str, count_tokens: Callable[[object], int]
+) -> None:
+    from tests.toolset.test_patch_activations import ask as patch
+
+    cells = [{"site": "features", "dictionary": dictionary, "features": [1, 2]}]
+    found = ask(bench, claim=cells)
+    answer = SPEC.digest(found)
+
+    assert found.directions == 39
+    assert len(found.nulls) == 78
+    assert not {"1", "2"} & {name for null in found.nulls[:39] for name in null.component[9:].split(", ")}
+    assert "39 sets of matched features and 39 random directions moved along as far" in " ".join(answer.notes)
+    assert max(count_tokens(answer.text()), count_tokens(answer.structured())) <= 1000
+    pairs = {name: CALL[name] for name in ("clean", "corrupted", "targets")}
+    for name, direction in (("necessity", "noising"), ("sufficiency", "denoising")):
+        patched = patch(bench, **pairs, cells=cells, direction=direction).patched_set
+        assert patched is not None
+        assert patched.recovery is not None
+        effect = next(one.effect.mean for one in found.criteria if one.criterion == name)
+        recovery = patched.recovery.mean
+        assert effect == pytest.approx(1 - recovery if name == "necessity" else recovery, abs=1e-4)
+
+
+def test_features_are_ablated_and_given_on_prompts_alone(bench: Bench, dictionary: str) -> None:
+    claim = {"dictionary": dictionary, "features": list(range(9))}
+    clean = [f"The capital of France {word}" for word in ("is", "and", "of", "that")]
+    controls = [f"Some {word} is" for word in ("bread", "water", "wine", "wood")]
+    found = ask(bench, claim=claim, clean=clean, corrupted=None, control_prompts=controls)
+
+    edit = {
+        "op": "set",
+        "dictionary": dictionary,
+        "features": list(range(9)),
+        "value": 0.0,
+        "site": "features",
+        "positions": "1:",
+    }
+    edited = ask(bench, claim=claim, clean=clean, corrupted=None, predicts="necessary", interventions=[edit])
+
+    assert [one.criterion for one in found.criteria] == [
+        "necessity", "mean ablation", "sufficiency", "dose response", "specificity"
+    ]  # fmt: skip
+    assert edited.in_force
+    assert abs(found.criteria[0].effect.mean) > 1e-3
+    ablated = [one.clean - one.necessity for one in found.prompts if one.necessity is not None]
+    assert [one.clean for one in edited.prompts] == pytest.approx(ablated, abs=1e-4)
+
+
+def test_the_prompts_that_made_a_vector_are_left_out(bench: Bench) -> None:
+    from tests.toolset.test_make_vector import ask as make
+
+    controls = [f"Some {word} is" for word in ("bread", "water", "wine", "wood", "iron")]
+    make(bench, name="origin", method="mean_difference", positive=CLEAN[:1], negative=controls[:1])
+    claimed = ask(bench, claim={"vector": "origin", "layer": 1}, corrupted=None, control_prompts=controls)
+    named = ask(bench, found_on=["origin"])
+
+    assert [prompt.prompt for prompt in claimed.prompts] == [1, 2, 3, 4]
+    assert claimed.control == 4
+    assert [prompt.prompt for prompt in named.prompts] == [1, 2, 3, 4]
 
 
 def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
@@ -172,6 +265,11 @@ def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
         ({"corrupted": {"ablate": "zero"}}, "corrupted must be prompts"),
         ({"corrupted": ["The capital of Spain is"]}, "5 clean prompts and 1 corrupted ones"),
         ({"found_on": []}, "found_on must be"),
+        ({"corrupted": None}, "heads and sublayers are exchanged for states of other prompts"),
+        ({"corrupted": None, "claim": {"rows": [[1.0] * 64], "layer": 1}}, "added in control_prompts"),
+        ({"corrupted": None, "claim": {"rows": [[1.0] * 64], "layer": 1}, "targets": {}}, "give targets"),
+        ({"claim": ["L1H0", {"dictionary": "some", "features": [1]}]}, "without other cells"),
+        ({"claim": {"dictionary": "some", "features": [1]}}, "has no dictionary"),
         ({"found_on": ["patch_activations-abcdef"]}, "there is no run"),
     ],
 )

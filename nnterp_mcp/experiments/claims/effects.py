@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnterp_mcp.engine.readouts.metrics import MetricName
-from nnterp_mcp.experiments.claims.trials import Trial
+from nnterp_mcp.experiments.claims.trials import StateOrigin, Trial
 from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName
 from nnterp_mcp.experiments.statistics.bootstrap import (
     Estimate,
@@ -28,31 +28,61 @@ _HALF = 0.5
 DIVERGENCE = "divergence"
 """The trial that is compared with control prompts."""
 
-CONTROL_TRIAL = Trial("clean", "mean", "kl")
-"""The trial on control prompts, and on the behaviour's own for comparison."""
+LEAST = 0.1
+"""The smallest effect that counts: a tenth of the gap, since what does less explains little of a behaviour; for prompts
+without corrupted ones 0.1 logits or nats, which change odds by a tenth."""
 
 
-def trials_of(metric: MetricName, *, means: bool, controls: bool) -> dict[str, Trial]:
-    """The trials of every component by name: both directions, half the strength, means, and their divergence.
+@dataclass(frozen=True)
+class TrialPlan:
+    """The trials of a claim.
 
-    Args:
+    Attributes:
         metric: The metric of the behaviour.
+        alone: Prompts have no corrupted ones: states are set to zero along the component, and control prompts are given
+            the mean of the behaviour's.
         means: Prompts are equally long, so that they have position-wise means.
-        controls: There are control prompts, with which the divergence is compared.
+        controls: There are control prompts.
     """
-    trials = {"necessity": Trial("clean", "other", metric), "sufficiency": Trial("corrupted", "other", metric)}
-    trials[_dose(_HALF)] = Trial("clean", "other", metric, _HALF)
-    if means:
-        trials["mean ablation"] = Trial("clean", "mean", metric)
-    if means and controls:
-        trials[DIVERGENCE] = CONTROL_TRIAL
-    return trials
 
+    metric: MetricName
+    alone: bool = False
+    means: bool = False
+    controls: bool = False
 
-def dose_trials(metric: MetricName) -> dict[str, Trial]:
-    """The trials of the claim's component alone, by name: the other strengths."""
-    others = (strength for strength in STRENGTHS if strength != _HALF)
-    return {_dose(strength): Trial("clean", "other", metric, strength) for strength in others}
+    @property
+    def every(self) -> dict[str, Trial]:
+        """Those of every component, by name: the whole exchange, half the strength, means, and their divergence."""
+        source = self._source
+        trials = {"necessity": Trial("clean", source, self.metric)}
+        if not self.alone:
+            trials["sufficiency"] = Trial("corrupted", "other", self.metric)
+        trials[_dose(_HALF)] = Trial("clean", source, self.metric, _HALF)
+        if self.means:
+            trials["mean ablation"] = Trial("clean", "mean", self.metric)
+        if self.controls and (self.means or self.alone):
+            trials[DIVERGENCE] = self._divergence
+        return trials
+
+    @property
+    def doses(self) -> dict[str, Trial]:
+        """Those of the claim's component alone, by name: the other strengths."""
+        others = (strength for strength in STRENGTHS if strength != _HALF)
+        return {_dose(strength): Trial("clean", self._source, self.metric, strength) for strength in others}
+
+    @property
+    def control(self) -> dict[str, Trial]:
+        """Those on control prompts, by name."""
+        given = {"sufficiency": Trial("clean", "given", self.metric)} if self.alone else {}
+        return {DIVERGENCE: self._divergence, **given}
+
+    @property
+    def _source(self) -> StateOrigin:
+        return "zero" if self.alone else "other"
+
+    @property
+    def _divergence(self) -> Trial:
+        return Trial("clean", "zero" if self.alone else "mean", "kl")
 
 
 def _dose(strength: float) -> str:
@@ -67,7 +97,11 @@ class Evidence:
         values: The metric of every prompt and component, by the name of the trial; of the first one alone where the
             others were not run.
         baselines: The metric of the clean and the corrupted run of each prompt.
-        controls: The divergence of control prompts under mean ablation; None without any.
+        controls: The divergence of control prompts under ablation; None without any.
+        given: The metric of control prompts without the component; None where `values` has the sufficiency of runs that
+            have one prompt each.
+        alone: Prompts have no corrupted ones: effects are in the metric's unit, not shares of a gap.
+        directions: Components from here on are random directions; None where all are of the claim's kind.
         sign: 1 for a claim that the component drives the behaviour, -1 that it works against it.
         least: The smallest share of the gap that counts.
         decides: Which of necessity and sufficiency the claim asserts.
@@ -76,19 +110,22 @@ class Evidence:
     values: Mapping[str, Float[Tensor, "prompt component"]]
     baselines: Float[Tensor, "prompt 2"]
     controls: Float[Tensor, "control component"] | None = None
+    given: Float[Tensor, " control"] | None = None
+    alone: bool = False
+    directions: int | None = None
     sign: int = 1
-    least: float = 0.1
+    least: float = LEAST
     decides: Sequence[CriterionName] = ("necessity", "sufficiency")
 
     @property
-    def gap(self) -> Estimate:
-        """The metric of clean less that of corrupted runs."""
-        return estimate_mean(self.baselines[:, :1] - self.baselines[:, 1:])[0]
+    def gap(self) -> Estimate | None:
+        """The metric of clean less that of corrupted runs; None without corrupted ones."""
+        return None if self.alone else estimate_mean(self.baselines[:, :1] - self.baselines[:, 1:])[0]
 
     @property
     def measurable(self) -> bool:
-        """Clean and corrupted runs differ, so that effects are shares of something."""
-        return estimate_recovery(self.baselines[:, :1], *self.baselines.T) is not None
+        """Clean and corrupted runs differ, so that effects are shares of something, or effects are no shares."""
+        return self.alone or estimate_recovery(self.baselines[:, :1], *self.baselines.T) is not None
 
     def criteria(self) -> list[Criterion]:
         """The tests that could be made; none where clean and corrupted runs do not differ."""
@@ -102,10 +139,13 @@ class Evidence:
     def doses(self) -> list[tuple[float, Estimate]]:
         """The claim's effect at each strength."""
         by_strength = self._by_strength()
-        return [(strength, self._shares(values[:, :1])[0]) for strength, values in by_strength.items()]
+        return [(strength, self._effects(values[:, :1])[0]) for strength, values in by_strength.items()]
 
-    def by_prompt(self, name: str) -> list[float]:
-        """The claim's effect on each prompt, as a share of the mean gap."""
+    def by_prompt(self, name: str) -> list[float] | None:
+        """The claim's effect on each prompt, as a share of the mean gap; None where it is measured on others."""
+        if self.alone:
+            moved = self.baselines[:, 0] - self.values["necessity"][:, 0]
+            return (self.sign * moved).tolist() if name == "necessity" else None
         values = self.values[name][:, 0]
         baseline = self.baselines[:, 1 if name == "sufficiency" else 0]
         gap = float(self.baselines[:, 0].mean() - self.baselines[:, 1].mean())
@@ -113,11 +153,26 @@ class Evidence:
         return (self.sign * moved / gap).tolist()
 
     def _test(self, name: CriterionName, values: Float[Tensor, "prompt component"], decides: bool) -> Criterion:
-        effect, *nulls = self._shares(values, restored=name == "sufficiency")
-        return Criterion(name, effect, [null.mean for null in nulls], self.least, decides)
+        effects = self._effects(values, restored=name == "sufficiency")
+        return self._compared(name, effects, self.least, decides)
 
-    def _shares(self, values: Float[Tensor, "prompt component"], *, restored: bool = False) -> list[Estimate]:
-        """The share of the gap that is closed (restored) or opened, in the predicted direction."""
+    def _compared(
+        self, name: CriterionName, effects: Sequence[Estimate], least: float, decides: bool, rank: float | None = None
+    ) -> Criterion:
+        """The claim's effect next to those of both kinds of random ones."""
+        effect, *others = effects
+        means = [one.mean for one in others]
+        if self.directions is None:
+            return Criterion(name, effect, means, least, decides, rank)
+        nulls, directions = means[: self.directions - 1], means[self.directions - 1 :]
+        return Criterion(name, effect, nulls, least, decides, rank, directions)
+
+    def _effects(self, values: Float[Tensor, "prompt component"], *, restored: bool = False) -> list[Estimate]:
+        """Shares of the gap that are opened, or closed (restored), or changes of the metric; positive as predicted."""
+        if self.alone:
+            before = self.given if restored and self.given is not None else self.baselines[:, 0]
+            moved = values - before[:, None]
+            return [_signed(one, self.sign) for one in estimate_mean(moved if restored else -moved)]
         clean, corrupted = self.baselines.T if restored else self.baselines.flip(1).T
         shares = estimate_recovery(values, clean, corrupted)
         assert shares is not None
@@ -129,15 +184,13 @@ class Evidence:
 
     def _dose_response(self) -> Criterion:
         """The effect at half the strength; the rank correlation is over all strengths."""
-        effect, *nulls = self._shares(self.values[_dose(_HALF)])
-        rank = rank_correlation([0.0, *(share.mean for _, share in self.doses())])
-        return Criterion("dose response", effect, [null.mean for null in nulls], 0.0, "necessity" in self.decides, rank)
+        effects = self._effects(self.values[_dose(_HALF)])
+        rank = rank_correlation([0.0, *(effect.mean for _, effect in self.doses())])
+        return self._compared("dose response", effects, 0.0, "necessity" in self.decides, rank)
 
     def _specificity(self, controls: Float[Tensor, "control component"]) -> Criterion:
         """The divergence on the behaviour's prompts less that on control prompts, in nats."""
-        own = self.values[DIVERGENCE]
-        effect, *nulls = estimate_difference(own, controls)
-        return Criterion("specificity", effect, [null.mean for null in nulls], 0.0, decides=True)
+        return self._compared("specificity", estimate_difference(self.values[DIVERGENCE], controls), 0.0, decides=True)
 
 
 def _signed(estimate: Estimate, sign: int) -> Estimate:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.claims.components import ComponentPart
+from nnterp_mcp.experiments.claims.components import Component, ComponentPart
+from nnterp_mcp.experiments.claims.trials import Behaviour
+from nnterp_mcp.experiments.features.patching import draw_matched_features
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.request.sites import Site
@@ -134,6 +136,29 @@ def draw_subspaces(width: int, dimensions: int, count: int, seed: int = 0) -> li
     generator = torch.Generator().manual_seed(seed)
     drawn = (torch.randn(width, dimensions, generator=generator) for _ in range(count))
     return [torch.linalg.qr(one).Q.T.contiguous() for one in drawn]
+
+
+def draw_features(
+    behaviour: Behaviour, component: Component, part: ComponentPart, features: Sequence[int], count: int, seed: int = 0
+) -> list[list[int]] | None:
+    """Random sets of features that are about as often and as strongly active in the runs of a behaviour.
+
+    Args:
+        behaviour: The runs.
+        component: Features of the dictionary.
+        part: Their hook point, with its tokens.
+        features: The features of the claim.
+        count: Sets that are wanted.
+        seed: The seed of the draws.
+
+    Returns:
+        Different sets; None where no feature of the claim is active.
+    """
+    active = torch.cat([one.exchanged.cpu() for one in behaviour.readings(component, part)])
+    counts, sums = (active > 0).sum(0), active.sum(0)
+    if not bool(counts[list(features)].any()):
+        return None
+    return draw_matched_features(counts, sums, features, count, seed, fewest=count)
 
 
 def _has(model: StandardizedTransformer, place: Place) -> bool:

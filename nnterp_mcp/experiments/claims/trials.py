@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from nnterp_mcp.engine.readouts.metrics import MetricName, reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.claims.components import Component, ComponentPart
+from nnterp_mcp.experiments.claims.components import Component, ComponentPart, RunStates
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair, observe_mean
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -30,19 +30,23 @@ _MOST = 2**28
 _WORK = Workload(())
 
 
+StateOrigin = Literal["other", "mean", "zero", "given"]
+
+
 @dataclass(frozen=True)
 class Trial:
     """One way in which a component is exchanged.
 
     Attributes:
         into: The run that is changed.
-        source: The run whose states it takes, or the position-wise mean over the clean runs.
+        source: The states that it takes: those of the other run, the position-wise mean over the clean runs, zeros, or
+            the mean over all tokens of the prompts in `given_by`.
         strength: The part of the way to these states.
         metric: The metric.
     """
 
     into: Literal["clean", "corrupted"]
-    source: Literal["other", "mean"]
+    source: StateOrigin
     metric: MetricName
     strength: float = 1.0
 
@@ -59,6 +63,27 @@ class _Runs:
 
 
 @dataclass(frozen=True)
+class _Reader:
+    """Reads one run; encodes the same tokens once."""
+
+    run: Observed
+    _encoded: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict[Any, Tensor])
+
+    def read(self, component: Component, part: ComponentPart, positions: Sequence[int]) -> RunStates:
+        """The states of a part, and the activations of features where the component is some of them."""
+        states, basis = self.run.states[part.place][list(positions)], component.basis
+        if part.unit is not None:
+            states = states[:, [part.unit]]
+        if basis is None:
+            return RunStates(states)
+        reads = [self.run.states[place][list(positions)].float().flatten(1) for place in basis.reads]
+        key = (basis.name, tuple(positions))
+        if key not in self._encoded:
+            self._encoded[key] = basis.encode(reads)
+        return RunStates(states, reads, self._encoded[key])
+
+
+@dataclass(frozen=True)
 class Behaviour:
     """Prompts and the metric by which a behaviour is measured on them; runs components through trials.
 
@@ -69,6 +94,7 @@ class Behaviour:
         metric: The metric of unpatched runs.
         targets: Token ids for each prompt of the request, of the answer, then of the wrong answer.
         places: The hook points of all components.
+        given_by: The prompts whose mean is given to these; None for none.
     """
 
     model: StandardizedTransformer
@@ -77,8 +103,11 @@ class Behaviour:
     metric: MetricName
     targets: Sequence[Sequence[Sequence[int]]] = ()
     places: Sequence[Place] = ()
+    given_by: Behaviour | None = None
     _kept: dict[int, _Runs] = field(default_factory=dict, init=False, repr=False, compare=False)
     _averages: dict[Place, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _features: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _levels: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @torch.inference_mode()
     def baselines(self) -> Float[Tensor, "pair 2"]:
@@ -118,6 +147,23 @@ class Behaviour:
                 done += len(listed) * len(components)
         return values
 
+    @torch.inference_mode()
+    def readings(self, component: Component, part: ComponentPart) -> Iterator[RunStates]:
+        """The states and features of a part at its tokens, in the clean run of each pair, then in its corrupted one."""
+        for index in range(len(self.pairs)):
+            runs, at = self._runs(index), self._tokens(index, part)
+            for run, positions in zip((runs.clean, runs.corrupted), zip(*at, strict=True), strict=True) if at else ():
+                if run is not None:
+                    yield _Reader(run).read(component, part, positions)
+
+    @torch.inference_mode()
+    def level(self, component: Component, part: ComponentPart) -> Tensor:
+        """The mean over the tokens of a part, of all prompts, of what is exchanged there."""
+        key = (part, None if component.basis is None else component.basis.name)
+        if key not in self._levels:
+            self._levels[key] = torch.cat([one.exchanged for one in self.readings(component, part)]).mean(0)
+        return self._levels[key]
+
     def _branch(
         self,
         index: int,
@@ -134,7 +180,8 @@ class Behaviour:
         asked = reduce_to_metric(first.metric, self._targets(index) if first.metric != "kl" else ())
         unchanged = own.numbers["value"] if first.metric == self.metric else own.numbers["value"] * 0
         values = unchanged.float().repeat(len(trials) * len(components))
-        edits = replace_states(self._replacements(index, own, other, components, trials))
+        own_reader, other_reader = _Reader(own), None if other is None else _Reader(other)
+        edits = replace_states(self._replacements(index, own_reader, other_reader, components, trials))
         branches = Branches(
             self.model,
             own.given,
@@ -156,8 +203,8 @@ class Behaviour:
     def _replacements(
         self,
         index: int,
-        own: Observed,
-        other: Observed | None,
+        own: _Reader,
+        other: _Reader | None,
         components: Sequence[Component],
         trials: Sequence[Trial],
     ) -> Iterator[Replacement]:
@@ -170,8 +217,8 @@ class Behaviour:
         self,
         index: int,
         row: int,
-        own: Observed,
-        other: Observed | None,
+        own: _Reader,
+        other: _Reader | None,
         component: Component,
         part: ComponentPart,
         trial: Trial,
@@ -179,20 +226,33 @@ class Behaviour:
         """The states of a part that differ from the run's own; None if none do."""
         at = self._tokens(index, part)
         into = [clean if trial.into == "clean" else corrupted for clean, corrupted in at]
-        if trial.source == "mean":
-            source, from_ = self._mean_states(), into
-        else:
+        before = own.read(component, part, into)
+        if trial.source == "other":
             assert other is not None
-            source, from_ = other.states, [corrupted if trial.into == "clean" else clean for clean, corrupted in at]
-        before, after = own.states[part.place][into], source[part.place][from_]
-        if part.unit is not None:
-            before, after = before[:, [part.unit]], after[:, [part.unit]]
+            from_ = [corrupted if trial.into == "clean" else clean for clean, corrupted in at]
+            after = other.read(component, part, from_).exchanged
+        else:
+            after = self._instead(trial.source, component, part, into, before)
         states = component.exchange(before, after, trial.strength)
-        differing = (before != states).flatten(1).any(1).nonzero()[:, 0].tolist()
+        differing = (before.states != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         units = None if part.unit is None else (part.unit,)
         if not differing:
             return None
         return Replacement(row, part.place, [into[one] for one in differing], states[differing], units)
+
+    def _instead(
+        self, source: StateOrigin, component: Component, part: ComponentPart, positions: Sequence[int], own: RunStates
+    ) -> Tensor:
+        """What takes the place of a run's own that no single other run has."""
+        if source == "zero":
+            return torch.zeros_like(own.exchanged)
+        if source == "given":
+            assert self.given_by is not None
+            return self.given_by.level(component, part).expand_as(own.exchanged)
+        if component.basis is not None:
+            return self._mean_features(component, part)[positions]
+        states = self._mean_states()[part.place][positions]
+        return states if part.unit is None else states[:, [part.unit]]
 
     def _tokens(self, index: int, part: ComponentPart) -> list[tuple[int, int]]:
         pair = self.pairs[index]
@@ -227,6 +287,19 @@ class Behaviour:
         if not self._averages:
             self._averages.update(observe_mean(self.model, [pair.clean for pair in self.pairs], in_order(self.places)))
         return self._averages
+
+    def _mean_features(self, component: Component, part: ComponentPart) -> Tensor:
+        """The mean activations over the clean runs, position by position: (position, latent)."""
+        assert component.basis is not None
+        name = component.basis.name
+        if name not in self._features:
+            total: Tensor | None = None
+            for index, pair in enumerate(self.pairs):
+                found = _Reader(self._runs(index).clean).read(component, part, range(len(pair.clean))).exchanged
+                total = found if total is None else total + found
+            assert total is not None
+            self._features[name] = total / len(self.pairs)
+        return self._features[name]
 
 
 def _report(work: Workload, before: int, total: int, done: int) -> None:

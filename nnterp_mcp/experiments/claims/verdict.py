@@ -42,6 +42,7 @@ class Criterion:
         least: The smallest effect that counts.
         decides: The claim stands or falls with it.
         rank: The rank correlation of strengths and effects, of a dose response.
+        directions: The effects of moves as far along random directions; None where there is no such control.
     """
 
     name: CriterionName
@@ -50,12 +51,21 @@ class Criterion:
     least: float
     decides: bool
     rank: float | None = None
+    directions: Sequence[float] | None = None
+
+    @property
+    def controls(self) -> list[Sequence[float]]:
+        """The effects of random components, and those of random directions where there are any."""
+        return [self.nulls] if self.directions is None else [self.nulls, self.directions]
 
     @property
     def p(self) -> float:
-        """(1 + number of random components with at least as large an effect) / (1 + their number)."""
-        reaching = sum(null >= self.effect.mean for null in self.nulls)
-        return (1 + reaching) / (1 + len(self.nulls))
+        """(1 + random ones with at least as large an effect) / (1 + their number); the larger one of two controls."""
+        return max((1 + self.reaching(nulls)) / (1 + len(nulls)) for nulls in self.controls)
+
+    def reaching(self, nulls: Sequence[float]) -> int:
+        """The number of random ones with at least as large an effect."""
+        return sum(null >= self.effect.mean for null in nulls)
 
     @property
     def exceeds(self) -> bool:
@@ -77,7 +87,7 @@ class Criterion:
     def fails(self) -> bool:
         """The effect is surely too small, or no larger than random components' effects."""
         small = self.effect.high is not None and self.effect.high < self.least
-        return small or (len(self.nulls) >= FEWEST_NULLS and not self.exceeds)
+        return small or (min(map(len, self.controls)) >= FEWEST_NULLS and not self.exceeds)
 
 
 @dataclass(frozen=True)
@@ -88,16 +98,20 @@ class Verdict:
     reasons: list[str]
 
 
-def judge(gap: Estimate | None, prompts: int, criteria: Sequence[Criterion]) -> Verdict:
+def judge(gap: Estimate | None, prompts: int, criteria: Sequence[Criterion], *, controls: int | None = None) -> Verdict:
     """The verdict.
 
     Args:
         gap: The metric of clean less that of corrupted runs; None where it is not what effects are shares of.
         prompts: The prompts that did not serve to find the claim.
         criteria: The criteria.
+        controls: The control prompts that did not serve to find the claim; None where no criterion that decides is
+            measured on these alone.
     """
     deciding = [one for one in criteria if one.decides]
     obstacles = _obstacles(gap, prompts, deciding)
+    if controls is not None and controls < FEWEST_PROMPTS:
+        obstacles.append(_too_few(controls, "control prompt"))
     if obstacles:
         return Verdict("inconclusive", obstacles)
     failed = [_failure(one) for one in deciding if one.fails]
@@ -112,17 +126,21 @@ def _obstacles(gap: Estimate | None, prompts: int, deciding: Sequence[Criterion]
     """The reasons for which no test can decide."""
     found: list[str] = []
     if prompts < FEWEST_PROMPTS:
-        left = "No prompt is" if prompts == 0 else f"Only {plural(prompts, 'prompt')} {'is' if prompts == 1 else 'are'}"
-        found.append(f"{left} left that did not serve to find the claim: a test takes at least {FEWEST_PROMPTS}.")
+        found.append(_too_few(prompts, "prompt"))
     if gap is not None and (gap.low is None or gap.high is None or gap.low <= 0 <= gap.high) and prompts:
         found.append("Clean and corrupted runs do not surely differ: there is no behaviour here to explain.")
-    nulls = min((len(one.nulls) for one in deciding), default=0)
+    nulls = min((len(nulls) for one in deciding for nulls in one.controls), default=0)
     if nulls < FEWEST_NULLS and prompts:
         found.append(
             f"There are only {nulls} different random components, with which p is at least {1 / (1 + nulls):.2g}: a "
             f"test takes {FEWEST_NULLS}."
         )
     return found
+
+
+def _too_few(count: int, noun: str) -> str:
+    left = f"No {noun} is" if count == 0 else f"Only {plural(count, noun)} {'is' if count == 1 else 'are'}"
+    return f"{left} left that did not serve to find the claim: a test takes at least {FEWEST_PROMPTS}."
 
 
 def _contradicts(one: Criterion) -> bool:
@@ -146,9 +164,8 @@ def _doubt(one: Criterion) -> str:
 
 
 def _compared(one: Criterion) -> str:
-    reaching = sum(null >= one.effect.mean for null in one.nulls)
-    share = f"{reaching or 'none'} of {len(one.nulls)} as large"
-    return f"{number(brief(one.effect.mean))}, {share}, p = {number(brief(one.p))}"
+    shares = [f"{one.reaching(nulls) or 'none'} of {len(nulls)}" for nulls in one.controls]
+    return f"{number(brief(one.effect.mean))}, {' and '.join(shares)} as large, p = {number(brief(one.p))}"
 
 
 def _value(one: Criterion) -> str:

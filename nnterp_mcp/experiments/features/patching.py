@@ -247,6 +247,7 @@ def draw_matched_features(
     features: Sequence[int],
     draws: int,
     seed: int = 0,
+    fewest: int = _FEWEST,
 ) -> list[list[int]]:
     """Random sets of features that are about as often and as strongly active as those of a set, one for each.
 
@@ -256,12 +257,13 @@ def draw_matched_features(
         features: The set; its features are not drawn.
         draws: How many sets, at most.
         seed: The seed of the draws.
+        fewest: Features that were active alike, below which as many of the nearest are drawn from.
 
     Returns:
         Different sets; fewer, or none, where there are too few features.
     """
     dice = random.Random(seed)
-    pools = [find_matched(counts, sums, feature, _FEWEST, features) for feature in features]
+    pools = [find_matched(counts, sums, feature, fewest, features) for feature in features]
     found: dict[frozenset[int], list[int]] = {}
     for _ in range(draws * DRAWS):
         drawn: list[int] = []

@@ -139,11 +139,16 @@ def stream_after(layer: int) -> Place:
     return Place("layers_output", layer)
 
 
-def shuffled(lens: LensTranslation) -> LensTranslation:
-    """The same maps at other layers, half of all layers away: a control that says whether a layer needs its own."""
+def shuffled_layers(lens: LensTranslation) -> dict[int, int]:
+    """For each layer of a lens the layer half of all layers away."""
     layers = lens.layers
     half = max(1, len(layers) // 2)
-    origins = dict(zip(layers, layers[half:] + layers[:half], strict=True))
+    return dict(zip(layers, layers[half:] + layers[:half], strict=True))
+
+
+def shuffled(lens: LensTranslation) -> LensTranslation:
+    """The same maps at other layers, half of all layers away: a control that says whether a layer needs its own."""
+    origins = shuffled_layers(lens)
     return LensTranslation(
         lens.method,
         {layer: lens.matrices[origin] for layer, origin in origins.items()},

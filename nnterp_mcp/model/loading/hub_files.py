@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnterp_mcp.errors import Forbidden, NnterpError, UnknownModel
 from nnterp_mcp.model.loading.locations import Report, reporting_bar
@@ -12,7 +12,11 @@ from nnterp_mcp.request.arguments import shown
 
 
 def download_files(
-    repository: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]], report: Report
+    repository: str,
+    revision: str | None,
+    choose: Callable[[Sequence[str]], list[str]],
+    report: Report,
+    kind: Literal["model", "space"] = "model",
 ) -> tuple[Path, str]:
     """Downloads chosen files of a repository, or finds them in the cache where the Hub is away.
 
@@ -21,6 +25,7 @@ def download_files(
         revision: Branch, tag or commit.
         choose: Given the names of all its files, returns those that are wanted.
         report: Called with the current step.
+        kind: The type of the repository.
 
     Returns:
         The folder, and the commit.
@@ -35,11 +40,12 @@ def download_files(
     unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
     try:
         report(f"asking the Hub for {repository}")
-        info = HfApi().model_info(repository, revision=revision)
+        ask = HfApi().model_info if kind == "model" else HfApi().space_info
+        info = ask(repository, revision=revision)
         wanted = choose([file.rfilename for file in info.siblings or []])
         report(f"downloading {repository}")
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, tqdm_class=reporting_bar(report)
+            repository, repo_type=kind, revision=revision, allow_patterns=wanted, tqdm_class=reporting_bar(report)
         )
         return Path(folder), Path(folder).name
     except GatedRepoError as error:
@@ -51,20 +57,24 @@ def download_files(
     except NnterpError:  # some of ours are errors of the system too
         raise
     except unreachable as error:
-        folder = _cached(repository, revision)
+        folder = _cached(repository, revision, kind)
         if folder is None:
             raise UnknownModel(
                 f"{repository!r} is not on this machine and the Hub cannot be reached ({type(error).__name__})",
-                "Give a folder of this machine.",
+                "Give a file or folder of this machine.",
             ) from error
         return folder, folder.name
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
+def _cached(repository: str, revision: str | None, kind: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        # Without patterns, a snapshot that lacks a file of the repository counts as incomplete and is not found.
+        found = snapshot_download(
+            repository, repo_type=kind, revision=revision, allow_patterns=[], local_files_only=True
+        )
+        return Path(found)
     except (LocalEntryNotFoundError, OSError):
         return None

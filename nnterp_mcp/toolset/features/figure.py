@@ -1,12 +1,18 @@
-"""Features as a picture: the activation of the strongest features at each token of the first prompt."""
+"""Features as a picture: the activation of the strongest features at each token of a prompt."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from nnterp_mcp.display.figure import Arrays, Colours, Figure, Heatmap, some_of, visible
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.formatting import elided, plural
 from nnterp_mcp.render import in_force
 from nnterp_mcp.toolset.features.result import FeatureReading, FeaturesResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
 
 _FEATURES = 20
 _TOKENS = 48
@@ -15,7 +21,7 @@ _PROMOTED = 2
 
 
 def figure(result: FeaturesResult, arrays: Arrays) -> Figure:
-    """Features by tokens: of the first prompt, and with two groups of the first prompt of each.
+    """Features by tokens, of the prompt in which the first feature is strongest; with two groups one prompt of each.
 
     Raises:
         Unsupported: No prompts were read, or no feature is active.
@@ -25,15 +31,15 @@ def figure(result: FeaturesResult, arrays: Arrays) -> Figure:
     if activations is None or not shown:
         raise Unsupported("there are no activations to draw", "Give prompts in which features are active.")
     values = [activations[row] for row in range(len(shown))]
-    firsts = [sum(result.prompts[:group]) for group in range(len(result.groups))]
+    chosen = _strongest_prompts(result, values[0])
     high = max((float(row.max()) for row in values), default=1.0) or 1.0
     panels: list[Heatmap] = []
-    for name, prompt in zip(result.groups, firsts, strict=True):
+    for name, prompt in zip(result.groups, chosen, strict=True):
         at = [index for index, token in enumerate(result.at_tokens) if token.prompt == prompt][:_TOKENS]
         tokens = [result.at_tokens[index] for index in at]
         panels.append(
             Heatmap(
-                title=f"{elided(name)}: prompt {prompt}" if len(firsts) > 1 else f"prompt {prompt}",
+                title=f"{elided(name)}: prompt {prompt}" if len(chosen) > 1 else f"prompt {prompt}",
                 across="token",
                 down="feature",
                 columns=[f"{visible(elided(token.token, 10))} {token.position}" for token in tokens],
@@ -48,11 +54,23 @@ def figure(result: FeaturesResult, arrays: Arrays) -> Figure:
         subtitle=f"{result.place}; {plural(sum(result.prompts), 'prompt')}",
         panels=panels,
         notes=[
+            f"The prompt {'of each group ' * (len(chosen) > 1)}in which feature {shown[0].feature} is strongest.",
             *some_of(len(result.features), len(shown), "features"),
             *some_of(len(result.at_tokens), drawn, "tokens"),
             *in_force(result.interventions),
         ],
     )
+
+
+def _strongest_prompts(result: FeaturesResult, activations: Float[np.ndarray, " token"]) -> list[int]:
+    """Of each group, the prompt with the token at which a feature is strongest; the first where it is silent."""
+    found: list[int] = []
+    for group, count in enumerate(result.prompts):
+        begin = sum(result.prompts[:group])
+        of_group = [at for at, token in enumerate(result.at_tokens) if begin <= token.prompt < begin + count]
+        strongest = max(of_group, key=lambda at: float(activations[at]), default=None)
+        found.append(begin if strongest is None else result.at_tokens[strongest].prompt)
+    return found
 
 
 def _name(feature: FeatureReading) -> str:

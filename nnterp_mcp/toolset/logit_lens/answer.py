@@ -9,7 +9,7 @@ from typing import Any
 from nnterp_mcp.formatting import elided, number, plural, quoted, spread
 from nnterp_mcp.render import PER_LAYER, by_layer, in_force, left_out, on_categories
 from nnterp_mcp.table import Column, Kind, Table, tabulate
-from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensAnswer, LogitLensResult
+from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensAnswer, LogitLensResult, TokenSum
 
 _SAYS = {"logit": "predicts", "inverse": "most strongly demotes"}
 _WOULD_SAY = {"logit": "would predict", "inverse": "would most strongly demote"}
@@ -19,6 +19,9 @@ _BUDGET = 700
 
 _CATEGORIES = 8
 """Target categories that an answer shows."""
+
+_PARTS = 5
+"""Token directions of a sum that a row shows."""
 
 _KL = "KL(last layer || layer)"
 
@@ -50,6 +53,12 @@ def _every_layer(reading: LensReading, result: LogitLensResult) -> dict[str, lis
 def _notes(result: LogitLensResult, hidden: int, what: str) -> list[str]:
     notes = in_force(result.interventions)
     notes += on_categories(result.categories, result.shared, _CATEGORIES, "readings.layers")
+    if result.readings[0].layers[0].decomposition is not None:
+        notes.append(
+            "A state is decomposed greedily into token directions of weight >= 0; weights are lengths as shares of the "
+            "state's norm, explained is the share of its squared norm. Controls: the directions rotated at random "
+            "together" + (", the unembedding, other layers' maps." if result.fitted else ".")
+        )
     return notes + left_out(hidden, what, "readings.layers")
 
 
@@ -57,6 +66,28 @@ def _targets(result: LogitLensResult) -> Iterator[Column[Any]]:
     """The columns of the categories, of a reading or of one of its layers."""
     for index, name in enumerate(list(result.categories)[:_CATEGORIES]):
         yield Column(f"{elided(name)} p, rank", lambda read, index=index: _layer(read).targets[index], Kind.RANKED)
+
+
+def _sums(result: LogitLensResult) -> Iterator[Column[Any]]:
+    """The columns of the decomposition of a reading's last layer, or of a layer."""
+    first = result.readings[0].layers[0].decomposition
+    if first is None:
+        return
+    yield Column("sum of token directions", lambda read: _sum(read).tokens[:_PARTS], Kind.TOP)
+    yield Column("explained", lambda read: _sum(read).explained, Kind.PROBABILITY)
+    for name in _controls(result):
+        yield Column(f"{name}", lambda read, name=name: _sum(read).controls.get(name), Kind.PROBABILITY)
+
+
+def _sum(read: LensReading | LayerReading) -> TokenSum:
+    found = _layer(read).decomposition
+    assert found is not None
+    return found
+
+
+def _controls(result: LogitLensResult) -> list[str]:
+    """The controls of the decompositions; the last layer of a fitted lens has fewer."""
+    return list(dict.fromkeys(name for layer in result.readings[0].layers for name in _sum(layer).controls))
 
 
 def _layer(read: LensReading | LayerReading) -> LayerReading:
@@ -108,12 +139,14 @@ def _by_layer(result: LogitLensResult) -> tuple[Table, int]:
         Column(_KL, lambda layer: layer.kl),
         *([Column("logit lens", lambda layer: layer.plain, Kind.TOP)] if result.fitted else []),
         *_targets(result),
+        *_sums(result),
     ]
     return tabulate(columns, (layer for layer in reading.layers if layer.layer in shown)), len(layers) - len(shown)
 
 
 def _rows(top: int, result: LogitLensResult) -> int:
     """Rows that the budget allows, a top token of a row counting 10 tokens, a category as much, the rest 20."""
+    top += 12 * _PARTS if result.readings[0].layers[0].decomposition is not None else 0
     room = _BUDGET - (PER_LAYER * len(result.readings[0].layers) if len(result.readings) == 1 else 0)
     return max(4, room // (top + 10 * min(len(result.categories), _CATEGORIES) + 20))
 
@@ -141,6 +174,7 @@ def _by_reading(result: LogitLensResult) -> tuple[Table, int]:
         *([Column("with the logit lens", lambda reading: reading.plain_leads_from)] if result.fitted else []),
         Column("entropy", lambda reading: _layer(reading).entropy),
         *_targets(result),
+        *_sums(result),
     ]
     return tabulate(columns, shown), len(result.readings) - len(shown)
 

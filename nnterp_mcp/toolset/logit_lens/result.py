@@ -11,11 +11,28 @@ from nnterp_mcp.contract import Result, ResultPart, TableAnswer
 from nnterp_mcp.request.lenses import LensCard
 
 
+class TokenSum(ResultPart):
+    """A state as a sum of the directions that the lens reads as tokens, with weights of at least 0.
+
+    Attributes:
+        tokens: The tokens and the lengths of their parts as shares of the state's norm, the longest first.
+        explained: The share of the state's squared norm that the sum explains.
+        controls: The same share for as many directions of each control: `rotated`, the same directions turned at random
+            together; with a fitted lens `unembedding`, its rows, and `other layers`, the lens's
+            directions half the depth away.
+    """
+
+    tokens: list[tuple[str, float]]
+    explained: float
+    controls: dict[str, float]
+
+
 class LayerReading(ResultPart):
     """One layer's distribution: probabilities from 0 to 1, entropy and KL(last layer ‖ this layer) in nats.
 
     Attributes:
         plain: The logit lens's top token and its probability, where another lens was fitted.
+        decomposition: The state as a sum of token directions, where that was asked for.
     """
 
     layer: int
@@ -24,6 +41,7 @@ class LayerReading(ResultPart):
     kl: float
     targets: list[tuple[float, int]]
     plain: Annotated[tuple[str, float] | None, Field(exclude_if=operator.not_)] = None
+    decomposition: Annotated[TokenSum | None, Field(exclude_if=operator.not_)] = None
 
 
 class LensReading(ResultPart):

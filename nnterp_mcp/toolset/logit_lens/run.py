@@ -12,6 +12,7 @@ from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.selectors import resolve_layers
+from nnterp_mcp.toolset.logit_lens.decomposition import Decomposer
 from nnterp_mcp.toolset.logit_lens.params import LogitLensParams
 from nnterp_mcp.toolset.logit_lens.result import LayerReading, LensReading, LogitLensResult
 from nnterp_mcp.worker.job import Finished, Job
@@ -29,7 +30,8 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
     work = bench.workload(prompts, params.interventions, job)
     positions = [resolve_positions(params.positions, prompt) for prompt in prompts]
     layers = resolve_layers(params.layers, model.num_layers, bench.handle)
-    fitted = find_lens(bench, params.lens)
+    fitted = find_lens(bench, params.lens, job.tell)
+    decomposer = Decomposer(model, fitted and fitted[0], params.decompose) if params.decompose else None
 
     def read(group: Sequence[int]) -> Iterator[list[LensReading]]:
         found = read_lens(
@@ -43,6 +45,9 @@ def run(bench: Bench, params: LogitLensParams, job: Job) -> LogitLensResult:
             translation=fitted and fitted[0],
         )
         readings = (_reading(found, index, prompts, model.tokenizer) for index in count())
+        if decomposer is not None:
+            every = list(islice(readings, len(found.prompts)))
+            readings = iter(decomposer.extend(every, work.some(group), [positions[number] for number in group], layers))
         return (list(islice(readings, len(positions[number]))) for number in group)
 
     def assemble(done: Finished[list[LensReading]]) -> LogitLensResult:

@@ -105,7 +105,7 @@ def run(bench: Bench, params: PatchscopeParams, job: Job) -> PatchscopeResult:
         sources = _gather_states(bench, params, prompts, target, targets)
         lengths = None
     before, token, after = _around(model.tokenizer, encoded, target.position)
-    fitted = None if params.lens is None else find_lens(bench, params.lens)
+    fitted = None if params.lens is None else find_lens(bench, params.lens, job.tell)
 
     def scope(group: Sequence[int]) -> list[SourceReading]:
         chosen = sources.some(group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,10 @@ class ComparedLens:
 PLAIN = ComparedLens(PLAIN_LENS)
 
 
-def compare_lenses(bench: Bench, names: Sequence[str]) -> list[ComparedLens]:
-    """The fitted lenses, the logit lens, and each fitted lens's controls."""
-    fitted = [ComparedLens(card.name, lens, card) for lens, card in filter(None, (find_lens(bench, n) for n in names))]
+def compare_lenses(bench: Bench, names: Sequence[str], tell: Callable[[str], None]) -> list[ComparedLens]:
+    """The fitted lenses, the logit lens, and each fitted lens's controls; `tell` is called while one is downloaded."""
+    found = [find_lens(bench, name, tell) for name in names]
+    fitted = [ComparedLens(card.name, lens, card) for lens, card in filter(None, found)]
     return [*fitted, PLAIN, *(control for lens in fitted for control in _controls(lens))]
 
 

@@ -78,7 +78,7 @@ def run(bench: Bench, params: RunPromptsParams, job: Job) -> RunPromptsResult:
         last if params.readout == "next_token" else resolve_layers(params.layers, model.num_layers, bench.handle),
         names,
         targets,
-        compare_lenses(bench, params.lens),
+        compare_lenses(bench, params.lens, job.tell),
     )
 
     def assemble(done: Finished[PromptRow]) -> RunPromptsResult:

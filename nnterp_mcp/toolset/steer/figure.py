@@ -44,9 +44,10 @@ def figure(result: SteerResult, arrays: Arrays) -> Figure:
 def _notes(sweep: _Sweep, result: SteerResult) -> list[str]:
     notes = ["Factor 0 is the baseline: the model without the vector."] if sweep.over_factors else []
     if result.controls and not sweep.as_grid:
-        matched = f"{len(result.matched)} matched features and " if result.matched else ""
-        random = plural(result.controls, "random direction")
-        notes.append(f"Dashed, with a band of ± 1 sd: {matched}{random} of equal norm.")
+        drawn = plural(result.controls, "random direction")
+        if len(result.matched or []) > 1:
+            drawn = f"the rows of {len(result.matched or [])} matched features"
+        notes.append(f"Dashed, with a band of ± 1 sd: {drawn}, of equal norm.")
     if len(result.categories) > _CATEGORIES:
         notes.append(f"{_CATEGORIES} of {len(result.categories)} target categories are drawn.")
     texts = sum(run.text is not None and run.control is None for run in result.runs)
@@ -124,6 +125,10 @@ class _Sweep:
         """The mean under each random direction."""
         return self._under(range(self._matched, self._matched + self._controls), measure, layer, factor)
 
+    def _matching(self, measure: _Measure, layer: int, factor: float) -> list[float]:
+        """The mean under the row of each matched feature."""
+        return self._under(range(self._matched), measure, layer, factor)
+
     def _under(self, controls: range, measure: _Measure, layer: int, factor: float) -> list[float]:
         draws = [self._at(layer, factor, control) for control in controls]
         if factor == 0.0 and not any(draws):
@@ -148,16 +153,17 @@ class _Sweep:
     def _pair(
         self, measure: _Measure, name: str, x: Sequence[float], places: Sequence[tuple[int, float]]
     ) -> list[Curve]:
-        """The vector's curve, and one of each kind of control."""
+        """The vector's curve, and the one of the controls: of matched features where there are any."""
         pair = [Curve(name, x, [self._mean(measure, *place) or 0.0 for place in places])]
-        matched = [self._under(range(self._matched), measure, *place) for place in places]
-        for kind, draws in (("random", [self._random(measure, *place) for place in places]), ("matched", matched)):
-            if draws and all(len(values) > 1 for values in draws):
-                means, spreads = [fmean(values) for values in draws], [stdev(values) for values in draws]
-                least = 1.0 if measure.ranks else 0.0
-                low = [max(least, mean - sd) for mean, sd in zip(means, spreads, strict=True)]
-                high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
-                pair.append(Curve(f"{name}, {kind}", x, means, low, high, role="control", of=name))
+        control = self._matching if self._matched > 1 else self._random
+        draws = [control(measure, *place) for place in places]
+        if draws and all(len(values) > 1 for values in draws):
+            means, spreads = [fmean(values) for values in draws], [stdev(values) for values in draws]
+            least = 1.0 if measure.ranks else 0.0
+            low = [max(least, mean - sd) for mean, sd in zip(means, spreads, strict=True)]
+            high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
+            kind = "matched" if self._matched > 1 else "random"
+            pair.append(Curve(f"{name}, {kind}", x, means, low, high, role="control", of=name))
         return pair
 
     def _panel(self, measure: _Measure, across: str, curves: list[Curve]) -> Curves:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnterp_mcp.contract import Measured
 from nnterp_mcp.formatting import brief, elided, number, plural, quoted
-from nnterp_mcp.render import left_out, shared_tokens
+from nnterp_mcp.render import in_force, left_out, shared_tokens
 from nnterp_mcp.table import Column, Kind, Table, tabulate
 from nnterp_mcp.toolset.verify_claim.result import ClaimCriterion, DoseEffect, VerifyClaimAnswer, VerifyClaimResult
 
@@ -60,6 +60,7 @@ def _tests(result: VerifyClaimResult) -> Table:
         Column("effect", lambda one: one.effect.mean, Kind.BRIEF),
         Column("95 %", lambda one: one.effect, Kind.INTERVAL, len(result.prompts) > 1),
         Column("random 95th", lambda one: one.null_95, Kind.BRIEF),
+        Column("as far 95th", lambda one: one.direction_95, Kind.BRIEF, result.directions > 0),
         Column("p", lambda one: one.p, Kind.BRIEF),
         Column("holds", lambda one: one.holds),
         Column("decides", lambda one: one.decides),
@@ -80,16 +81,33 @@ def _doses(result: VerifyClaimResult) -> Table | None:
 def _notes(result: VerifyClaimResult) -> list[str]:
     notes = [_split(result)]
     if result.criteria:
-        notes.append(
-            f"Effects are shares of the gap {number(brief(_gap(result)))} (specificity: nats), positive as predicted; "
-            f"p against {len(result.nulls)} random {_plural(result.kind)}."
-        )
+        notes.append(f"Effects are {_unit(result)}, positive as predicted; p against {_controls(result)}.")
     notes += [f"Not measured: {reason}." for reason in result.unmeasured if result.criteria]
     if result.criteria and not result.control:
         notes.append("Without control_prompts, specificity is not tested.")
+    if result.lost:
+        notes.append(f"Not left out: the prompts of {', '.join(result.lost[:3])}, deleted, which made a vector.")
+    notes += in_force(result.in_force)
     notes += shared_tokens(result.shared)
     notes += left_out(len(result.nulls), "random component", "nulls")
     return notes
+
+
+def _unit(result: VerifyClaimResult) -> str:
+    """The unit of the effects, and what they are the effects of where no run is exchanged for another."""
+    if not result.alone:
+        return f"shares of the gap {number(brief(_gap(result)))} (specificity: nats)"
+    unit = "logits" if result.metric == "logit_difference" else "nats"
+    ablated = "of the component set to zero"
+    given = "; sufficiency of the prompts' mean of it in control prompts" if result.control else ""
+    return f"{unit} {ablated}{given}"
+
+
+def _controls(result: VerifyClaimResult) -> str:
+    """The random components, and the directions of equal norm."""
+    random = len(result.nulls) - result.directions
+    as_far = f" and {result.directions} random directions moved along as far" if result.directions else ""
+    return f"{random} {'' if 'matched' in result.kind else 'random '}{_plural(result.kind)}{as_far}"
 
 
 def _plural(kind: str) -> str:
@@ -101,7 +119,9 @@ def _split(result: VerifyClaimResult) -> str:
     used = (
         f", {result.left_out} left out because a prompt of the pair served to find the claim" if result.left_out else ""
     )
-    return f"Tested on {plural(len(result.prompts), 'prompt')}{used}; corrupted runs: {result.corruption or 'none'}."
+    controls = f", with {plural(result.control, 'control prompt')}" if result.alone and result.control else ""
+    runs = f"corrupted runs: {result.corruption or 'none'}"
+    return f"Tested on {plural(len(result.prompts), 'prompt')}{controls}{used}; {runs}."
 
 
 def _gap(result: VerifyClaimResult) -> float:

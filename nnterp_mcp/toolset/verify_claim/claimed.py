@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nnterp_mcp.engine.edits import require_width
 from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.planning.features import FeatureBasis
 from nnterp_mcp.engine.planning.vectors import resolve_subspace
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.claims.components import Along, Component, ComponentPart
-from nnterp_mcp.experiments.claims.random_components import STREAM, Draws, draw_subspaces
+from nnterp_mcp.experiments.claims.components import Along, AsFarAlong, Component, ComponentPart, OfFeatures
+from nnterp_mcp.experiments.claims.random_components import STREAM, Draws, draw_features, draw_subspaces
+from nnterp_mcp.experiments.claims.trials import Behaviour
 from nnterp_mcp.experiments.patching.alignment import LabelledSpans, Span, align
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.formatting import plural
@@ -22,12 +24,15 @@ from nnterp_mcp.request.cells import GivenCell
 from nnterp_mcp.request.operations import label_of
 from nnterp_mcp.request.selectors import resolve_indices, resolve_layers
 from nnterp_mcp.request.sites import HEAD_SITES
-from nnterp_mcp.toolset.verify_claim.params import ClaimedSubspace
+from nnterp_mcp.toolset.verify_claim.params import ClaimedFeatures, ClaimedSubspace
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-Claim = Sequence[GivenCell] | ClaimedSubspace
+Claim = Sequence[GivenCell] | ClaimedSubspace | ClaimedFeatures
+
+_SEED = 1
+"""The seed of directions of equal norm: others than those that a claim's direction is exchanged for."""
 
 WHOLE = "all"
 """The label of the span that covers prompts as a whole."""
@@ -43,6 +48,7 @@ class Claimed:
         names: The parts of the claim, as answers name them.
         random_names: The random ones.
         kind: The random ones, in words.
+        directions: Random directions along which states move as far as they do for the claim.
     """
 
     component: Component
@@ -50,20 +56,35 @@ class Claimed:
     names: list[str]
     random_names: list[str]
     kind: str
+    directions: list[Component] = field(default_factory=list[Component])
+
+    @property
+    def components(self) -> list[Component]:
+        """The claim's component, random ones of its kind, and random directions."""
+        return [self.component, *self.randoms, *self.directions]
 
 
-def find_claimed(bench: Bench, claim: Claim, spans: Sequence[Span], lengths: tuple[int, int], count: int) -> Claimed:
+def find_claimed(
+    bench: Bench,
+    claim: Sequence[GivenCell] | ClaimedSubspace,
+    spans: Sequence[Span],
+    lengths: tuple[int, int],
+    count: int,
+    *,
+    alone: bool = False,
+) -> Claimed:
     """The component that a call names, and random ones.
 
     Args:
         bench: The model and its vectors.
-        claim: The claim.
+        claim: The claim, if not of features.
         spans: The spans of the shortest pair.
         lengths: The tokens of its clean and of its corrupted prompt.
         count: Random components.
+        alone: Prompts have no corrupted ones.
     """
     if isinstance(claim, ClaimedSubspace):
-        return _subspace(bench, claim, spans, count)
+        return _subspace(bench, claim, spans, count, alone)
     parts = parts_of(bench.model, claim, spans)
     sets = Draws(bench.model, parts, spans, lengths).draw(count)
     apart = "of the same layers" if sets.within == 0 else f"of layers up to {sets.within} away"
@@ -76,8 +97,55 @@ def find_claimed(bench: Bench, claim: Claim, spans: Sequence[Span], lengths: tup
     )
 
 
-def _subspace(bench: Bench, claim: ClaimedSubspace, spans: Sequence[Span], count: int) -> Claimed:
+def find_features(
+    bench: Bench, claim: ClaimedFeatures, basis: FeatureBasis, spans: Sequence[Span], behaviour: Behaviour, count: int
+) -> Claimed:
+    """The features that a call names, features that are about as often and as strongly active in its runs, and
+    random directions along which states move as far.
+
+    Args:
+        bench: The model.
+        claim: The claim.
+        basis: The dictionary.
+        spans: The spans of a pair.
+        behaviour: The runs.
+        count: Random sets, and random directions.
+
+    Raises:
+        InvalidRequest: There is no such feature, or none is active in these runs.
+    """
+    features = resolve_indices(claim.features, basis.latents, "feature", claim.dictionary)
+    chosen = _labels(claim.positions, spans)
+    part = ComponentPart(basis.writes, None, chosen, after_first=True)
+    component = Component((part,), OfFeatures(basis, features), basis)
+    sets = draw_features(behaviour, component, part, features, count)
+    if sets is None:
+        raise InvalidRequest(
+            f"{claim.dictionary} has none of these features active at the claimed tokens of these runs.",
+            "Find active ones with features on these prompts.",
+        )
+    at = name_part(part, spans)
+    return Claimed(
+        component,
+        [Component((part,), OfFeatures(basis, one), basis) for one in sets],
+        [f"{plural(len(features), 'feature')} {', '.join(map(str, features[:6]))} of {claim.dictionary} at {at}"],
+        [f"features {', '.join(map(str, one))}" for one in sets],
+        "matched feature" if len(features) == 1 else "set of matched features",
+        _as_far(component, part, bench.model.hidden_size, count),
+    )
+
+
+def _as_far(component: Component, part: ComponentPart, width: int, count: int) -> list[Component]:
+    """Moves as far along random directions."""
+    return [
+        Component((part,), AsFarAlong(component.exchange, row[0]), component.basis)
+        for row in draw_subspaces(width, 1, count, _SEED)
+    ]
+
+
+def _subspace(bench: Bench, claim: ClaimedSubspace, spans: Sequence[Span], count: int, alone: bool) -> Claimed:
     (part,) = parts_of(bench.model, [claim.cell], spans, whole_stream=True)
+    part = replace(part, after_first=alone and part.spans is None)
     if claim.vector is None:
         rows = torch.tensor(claim.rows)
     else:
@@ -90,21 +158,24 @@ def _subspace(bench: Bench, claim: ClaimedSubspace, spans: Sequence[Span], count
     name = f"{label_of(claim.vector)} at" if claim.vector is not None else f"{plural(len(rows), 'dimension')} of"
     randoms = draw_subspaces(bench.model.hidden_size, len(rows), count)
     kind = "direction there" if len(rows) == 1 else "subspace of as many dimensions there"
+    component = Component((part,), Along(basis))
     return Claimed(
-        Component((part,), Along(basis)),
+        component,
         [Component((part,), Along(one)) for one in randoms],
         [f"{name} {name_part(part, spans)}"],
         [f"{kind.removesuffix(' there')} {at}" for at in range(count)],
         kind,
+        _as_far(component, part, bench.model.hidden_size, count),
     )
 
 
-def cells_of(claim: Claim) -> Sequence[GivenCell]:
-    """The cells that name the positions of a claim."""
-    return [claim.cell] if isinstance(claim, ClaimedSubspace) else claim
+def claimed_labels(claim: Claim) -> list[str]:
+    """The labels or positions that a claim names."""
+    named = claim if isinstance(claim, Sequence) else [claim]
+    return [str(one) for part in named for one in part.positions or ()]
 
 
-def spans_of(pairs: Sequence[Pair], positions: Any, cells: Sequence[GivenCell]) -> list[list[Span]]:
+def spans_of(pairs: Sequence[Pair], positions: Any, labels: Sequence[str]) -> list[list[Span]]:
     """The spans of each pair: those of the call, or whole prompts where no cell names positions.
 
     Raises:
@@ -113,7 +184,6 @@ def spans_of(pairs: Sequence[Pair], positions: Any, cells: Sequence[GivenCell]) 
     whole: LabelledSpans = {WHOLE: (("all",), ("all",))}
     if isinstance(positions, Mapping):
         return align(pairs, {label: (span.clean, span.corrupted) for label, span in positions.items()})
-    labels = [str(one) for cell in cells for one in cell.positions or ()]
     for label in labels:
         if not label.isdigit():
             raise InvalidRequest(f"there is no position {label!r}.", f'Say where it is: positions={{"{label}": …}}.')
@@ -144,7 +214,7 @@ def parts_of(
         site = cell.site or ("layers_output" if cell.heads is None else "heads_output")
         if cell.heads is not None and site not in HEAD_SITES:
             raise InvalidRequest(f"there are no heads at {site}.", "Leave out heads, or name heads_output.")
-        chosen = _spans(cell, spans)
+        chosen = _labels(cell.positions, spans)
         if site in STREAM and chosen is None and not whole_stream:
             raise InvalidRequest(
                 f"{site} at all positions is the whole run: with it exchanged, one run is the other.",
@@ -164,15 +234,15 @@ def _units(model: StandardizedTransformer, cell: GivenCell, layer: int) -> Seque
     return resolve_indices(tuple(cell.heads), count, "head", f"layer {layer} of {model.name}")
 
 
-def _spans(cell: GivenCell, spans: Sequence[Span]) -> tuple[int, ...] | None:
-    """The spans that a cell names; None for whole prompts."""
+def _labels(named: Sequence[int | str] | None, spans: Sequence[Span]) -> tuple[int, ...] | None:
+    """The spans of these labels; None for whole prompts."""
     labels = [span.label for span in spans]
-    if cell.positions is None:
+    if named is None:
         return None if labels == [WHOLE] else tuple(range(len(spans)))
-    for label in map(str, cell.positions):
+    for label in map(str, named):
         if label not in labels:
             raise InvalidRequest(f"there is no position {label!r}: there are {', '.join(labels)}.")
-    return tuple(labels.index(str(label)) for label in cell.positions)
+    return tuple(labels.index(str(label)) for label in named)
 
 
 def name_part(part: ComponentPart, spans: Sequence[Span]) -> str:

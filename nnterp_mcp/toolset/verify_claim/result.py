@@ -15,7 +15,8 @@ class ClaimCriterion(ResultPart):
         criterion: Its name.
         effect: The effect, positive where it is as predicted; a share of the gap, of specificity nats.
         null_95: The 95th percentile of the effects of random components; None without any.
-        p: (1 + random components with at least as large an effect) / (1 + their number).
+        direction_95: That of moves as far along random directions; None where there is no such control.
+        p: (1 + random components with at least as large an effect) / (1 + their number); of two controls the larger.
         holds: The effect is sure, large enough, and larger than those of random components.
         decides: The verdict requires it.
         rank: The rank correlation of strength and effect, of the dose response.
@@ -24,6 +25,7 @@ class ClaimCriterion(ResultPart):
     criterion: str
     effect: Measured
     null_95: float | None
+    direction_95: float | None = None
     p: float
     holds: bool
     decides: bool
@@ -51,15 +53,15 @@ class HeldOutPrompt(ResultPart):
         prompt: Its place among the clean prompts of the call.
         text: The prompt.
         clean: The metric of its clean run.
-        corrupted: That of its corrupted run.
+        corrupted: That of its corrupted run; None without one.
         necessity: The effect of the exchange in the clean run; None where clean and corrupted do not differ.
-        sufficiency: That in the corrupted run.
+        sufficiency: That in the corrupted run; None without one.
     """
 
     prompt: int
     text: str
     clean: float
-    corrupted: float
+    corrupted: float | None
     necessity: float | None
     sufficiency: float | None
 
@@ -86,7 +88,11 @@ class VerifyClaimResult(Result):
         doses: The dose response.
         prompts: The prompts of the test.
         control: Control prompts.
-        nulls: The random components.
+        alone: The prompts have no corrupted ones: effects are in the metric's unit.
+        directions: Random directions along which states move as far as they do for the claim.
+        in_force: Active interventions.
+        lost: Runs that a vector was made from and that were deleted: their prompts are not known.
+        nulls: The random components, then the random directions.
         runs: Runs of the model with a component exchanged.
     """
 
@@ -108,6 +114,10 @@ class VerifyClaimResult(Result):
     doses: list[DoseEffect]
     prompts: list[HeldOutPrompt]
     control: int
+    alone: bool = False
+    directions: int = 0
+    in_force: list[str] = Field(default_factory=list)
+    lost: list[str] = Field(default_factory=list)
     nulls: list[RandomComponent]
     runs: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +15,16 @@ from nnterp_mcp.engine.readouts.metrics import default_metric
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import LimitExceeded
 from nnterp_mcp.experiments.claims.components import Component
-from nnterp_mcp.experiments.claims.effects import CONTROL_TRIAL, Evidence, dose_trials, trials_of
-from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
+from nnterp_mcp.experiments.claims.effects import DIVERGENCE, Evidence, TrialPlan
+from nnterp_mcp.experiments.claims.trials import Behaviour
 from nnterp_mcp.experiments.claims.verdict import Criterion, CriterionName, judge
-from nnterp_mcp.experiments.patching.corruption import Pair
+from nnterp_mcp.experiments.patching.alignment import Span
+from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate
 from nnterp_mcp.formatting import seconds
-from nnterp_mcp.toolset.verify_claim.claimed import Claimed, cells_of, find_claimed, spans_of
+from nnterp_mcp.toolset.verify_claim.claimed import Claimed, claimed_labels, find_claimed, find_features, spans_of
 from nnterp_mcp.toolset.verify_claim.held_out import HeldOut, hold_out
-from nnterp_mcp.toolset.verify_claim.params import Predicted, VerifyClaimParams
+from nnterp_mcp.toolset.verify_claim.params import ClaimedFeatures, Predicted, VerifyClaimParams
 from nnterp_mcp.toolset.verify_claim.result import (
     ClaimCriterion,
     DoseEffect,
@@ -54,11 +55,11 @@ _DECIDING: dict[Predicted, tuple[CriterionName, ...]] = {
 
 @dataclass(frozen=True)
 class ComponentRuns:
-    """The runs of one component: the metric of each prompt by trial, and the divergence of each control prompt."""
+    """The runs of one component: the metric of each prompt, and of each control prompt, by trial."""
 
     number: int
     values: dict[str, list[float]]
-    controls: list[float]
+    controls: dict[str, list[float]]
 
 
 def run(bench: Bench, params: VerifyClaimParams, job: Job) -> VerifyClaimResult:
@@ -87,31 +88,30 @@ class _Prepared:
 
     Attributes:
         behaviour: The prompts of the one.
-        controls: The control prompts; None without any.
-        trials: The trials of every component, by name.
-        doses: Those of the claim's component alone.
+        controls: The control prompts; None where none are run.
+        plan: The trials.
         claimed: The claim's component and the random ones.
         unmeasured: Tests that cannot be made, each with why.
     """
 
     behaviour: Behaviour
     controls: Behaviour | None
-    trials: dict[str, Trial]
-    doses: dict[str, Trial]
+    plan: TrialPlan
     claimed: Claimed
     unmeasured: list[str]
 
     @property
     def components(self) -> list[Component]:
         """The claim's component, then the random ones."""
-        return [self.claimed.component, *self.claimed.randoms]
+        return self.claimed.components
 
     @property
     def runs(self) -> int:
         """The runs with a component exchanged."""
-        each = len(self.behaviour.pairs) * len(self.trials)
-        each += 0 if self.controls is None else len(self.controls.pairs)
-        return each * len(self.components) + len(self.behaviour.pairs) * len(self.doses)
+        prompts = len(self.behaviour.pairs)
+        each = prompts * len(self.plan.every)
+        each += 0 if self.controls is None else len(self.controls.pairs) * len(self.plan.control)
+        return each * len(self.components) + prompts * len(self.plan.doses)
 
     def pace(self) -> float:
         """Seconds that a run takes which shares nothing with others."""
@@ -122,47 +122,65 @@ class _Prepared:
     def compute(self, group: Sequence[int], work: Workload) -> list[ComponentRuns]:
         """The runs of some components."""
         chosen = [self.components[at] for at in group]
-        trials = {**self.trials, **(self.doses if list(group) == [0] else {})}
+        trials = {**self.plan.every, **(self.plan.doses if list(group) == [0] else {})}
         values = self.behaviour.measure(chosen, list(trials.values()), work)
-        controls = torch.empty(0, 1, len(chosen))
-        if self.controls is not None:
-            controls = self.controls.measure(chosen, [CONTROL_TRIAL], work)
+        on_controls = {} if self.controls is None else self.plan.control
+        controls = values if self.controls is None else self.controls.measure(chosen, list(on_controls.values()), work)
         return [
             ComponentRuns(
                 number,
                 {name: values[:, trial, at].tolist() for trial, name in enumerate(trials)},
-                controls[:, 0, at].tolist(),
+                {name: controls[:, trial, at].tolist() for trial, name in enumerate(on_controls)},
             )
             for at, number in enumerate(group)
         ]
 
 
 def _prepare(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> _Prepared:
-    model, pairs = bench.model, held.pairs
-    cells = cells_of(params.claim)
-    spans = spans_of(pairs, params.positions, cells)
-    shortest = min(range(len(pairs)), key=lambda at: len(pairs[at].clean))
-    claimed = find_claimed(bench, params.claim, spans[shortest], _lengths(pairs[shortest]), _NULLS)
-    components = [claimed.component, *claimed.randoms]
-    places = list(dict.fromkeys(part.place for one in components for part in one.parts))
-    metric = default_metric(len(held.categories.ids))
-    behaviour = Behaviour(model, pairs, spans, metric, [list(one.ids.values()) for one in held.targets], places)
+    pairs, metric = held.pairs, default_metric(len(held.categories.ids))
+    targets = [list(one.ids.values()) for one in held.targets]
+    labels = claimed_labels(params.claim)
+    spans = spans_of(pairs, params.positions, labels)
+    claimed = _find(bench, params, Behaviour(bench.model, pairs, spans, metric, targets))
+    places = list(dict.fromkeys(place for one in claimed.components for place in one.places))
+    behaviour = Behaviour(bench.model, pairs, spans, metric, targets, places)
     even = len(pairs) > 1 and len({len(pair.clean) for pair in pairs}) == 1
-    unmeasured = [] if even else ["mean ablation: the clean prompts are not equally long"]
-    controls = None
-    if params.control_prompts and even:
-        prompts = [Pair(Input(prompt), None) for prompt in bench.encode(params.control_prompts)]
-        controls = Behaviour(model, prompts, spans_of(prompts, params.positions, cells), "kl", (), places)
-    elif params.control_prompts:
+    controls, unmeasured = None, [] if even else ["mean ablation: the clean prompts are not equally long"]
+    if held.controls and (even or params.alone):
+        prompts = _control_prompts(bench, params, held)
+        aligned = spans_of(prompts, params.positions, labels)
+        given, alike = (metric, [targets[0]] * len(prompts)) if params.alone else ("kl", [])
+        controls = Behaviour(bench.model, prompts, aligned, given, alike, places, behaviour)
+    elif held.controls:
         unmeasured.append("specificity: it compares mean ablations")
-    trials = trials_of(metric, means=even, controls=controls is not None)
-    prepared = _Prepared(behaviour, controls, trials, dose_trials(metric), claimed, unmeasured)
+    plan = TrialPlan(metric, alone=params.alone, means=even, controls=controls is not None)
+    prepared = _Prepared(behaviour, controls, plan, claimed, unmeasured)
     if prepared.runs > _MOST_RUNS:
         raise LimitExceeded(
             f"{prepared.runs} runs (prompts × trials × components), and at most {_MOST_RUNS} are made in a call.",
             "Give fewer prompts.",
         )
     return prepared
+
+
+def _find(bench: Bench, params: VerifyClaimParams, behaviour: Behaviour) -> Claimed:
+    """The component of the claim, and random ones."""
+    pairs = behaviour.pairs
+    shortest = min(range(len(pairs)), key=lambda at: len(pairs[at].clean))
+    spans: Sequence[Span] = behaviour.spans[shortest]
+    if not isinstance(params.claim, ClaimedFeatures):
+        lengths = _lengths(pairs[shortest])
+        return find_claimed(bench, params.claim, spans, lengths, _NULLS, alone=params.alone)
+    basis = bench.dictionaries.find_basis(params.claim.dictionary, params.claim.layers)
+    read = replace(behaviour, places=[*basis.reads, basis.writes])
+    return find_features(bench, params.claim, basis, spans, read, _NULLS)
+
+
+def _control_prompts(bench: Bench, params: VerifyClaimParams, held: HeldOut) -> list[Pair]:
+    pairs = [Pair(Input(prompt), None) for prompt in bench.encode(held.controls)]
+    if not params.interventions:
+        return pairs
+    return put_in_force(pairs, lambda prompts: bench.plan(params.interventions, prompts))
 
 
 def _lengths(pair: Pair) -> tuple[int, int]:
@@ -181,7 +199,8 @@ def _result(
     evidence = None if prepared is None else _evidence(params, prepared, found)
     criteria = [] if evidence is None else evidence.criteria()
     gap = None if evidence is None else evidence.gap
-    verdict = judge(gap, len(held.pairs), criteria)
+    given = len(held.controls) if params.alone and params.predicts != "necessary" else None
+    verdict = judge(gap, len(held.pairs), criteria, controls=given)
     parts = [] if prepared is None else prepared.claimed.names
     return VerifyClaimResult(
         model=bench.handle,
@@ -201,7 +220,11 @@ def _result(
         criteria=[_criterion(one) for one in criteria],
         doses=[] if evidence is None else _doses(evidence),
         prompts=[] if evidence is None else _prompts(held, evidence),
-        control=len(params.control_prompts),
+        control=len(held.controls),
+        alone=params.alone,
+        directions=0 if prepared is None else len(prepared.claimed.directions),
+        in_force=list(held.pairs[0].clean.plan.labels) if held.pairs else [],
+        lost=held.lost,
         nulls=[] if prepared is None else _nulls(prepared, criteria),
         runs=0 if prepared is None else prepared.runs,
     )
@@ -210,10 +233,20 @@ def _result(
 def _evidence(params: VerifyClaimParams, prepared: _Prepared, found: Sequence[ComponentRuns]) -> Evidence | None:
     if not found or found[0].number != 0:
         return None
+    values = {
+        name: torch.tensor([one.values[name] for one in found if name in one.values]).T for name in found[0].values
+    }
+    controls = {name: torch.tensor([one.controls[name] for one in found]).T for name in found[0].controls}
+    if "sufficiency" in controls:
+        values["sufficiency"] = controls["sufficiency"]
+    given = prepared.controls.baselines()[:, 0] if prepared.controls is not None and params.alone else None
     return Evidence(
-        {name: torch.tensor([one.values[name] for one in found if name in one.values]).T for name in found[0].values},
+        values,
         prepared.behaviour.baselines(),
-        torch.tensor([one.controls for one in found]).T if prepared.controls is not None else None,
+        controls.get(DIVERGENCE),
+        given,
+        alone=params.alone,
+        directions=1 + len(prepared.claimed.randoms) if prepared.claimed.directions else None,
         sign=-1 if params.predicts == "opposes" else 1,
         decides=_DECIDING[params.predicts],
     )
@@ -223,12 +256,17 @@ def _criterion(one: Criterion) -> ClaimCriterion:
     return ClaimCriterion(
         criterion=one.name,
         effect=_measured(one.effect),
-        null_95=float(torch.tensor(one.nulls).quantile(0.95)) if one.nulls else None,
+        null_95=_largest(one.nulls),
+        direction_95=_largest(one.directions or ()),
         p=one.p,
         holds=one.holds,
         decides=one.decides,
         rank=one.rank,
     )
+
+
+def _largest(nulls: Sequence[float]) -> float | None:
+    return float(torch.tensor(nulls).quantile(0.95)) if nulls else None
 
 
 def _doses(evidence: Evidence) -> list[DoseEffect]:
@@ -238,15 +276,15 @@ def _doses(evidence: Evidence) -> list[DoseEffect]:
 
 
 def _prompts(held: HeldOut, evidence: Evidence) -> list[HeldOutPrompt]:
-    known = evidence.measurable
-    necessity = evidence.by_prompt("necessity") if known else [None] * len(held.pairs)
-    sufficiency = evidence.by_prompt("sufficiency") if known else [None] * len(held.pairs)
+    unknown = [None] * len(held.pairs)
+    necessity = (evidence.by_prompt("necessity") if evidence.measurable else None) or unknown
+    sufficiency = (evidence.by_prompt("sufficiency") if evidence.measurable else None) or unknown
     return [
         HeldOutPrompt(
             prompt=number,
             text=pair.clean.prompt.text,
             clean=clean,
-            corrupted=corrupted,
+            corrupted=None if evidence.alone else corrupted,
             necessity=needed,
             sufficiency=sufficient,
         )
@@ -258,10 +296,19 @@ def _prompts(held: HeldOut, evidence: Evidence) -> list[HeldOutPrompt]:
 
 def _nulls(prepared: _Prepared, criteria: Sequence[Criterion]) -> list[RandomComponent]:
     """The random components that are measured so far."""
+    claimed = prepared.claimed
     done = min((len(one.nulls) for one in criteria), default=0)
-    return [
+    random = [
         RandomComponent(component=name, effects={one.name: one.nulls[at] for one in criteria})
-        for at, name in enumerate(prepared.claimed.random_names[:done])
+        for at, name in enumerate(claimed.random_names[:done])
+    ]
+    moved = min((len(one.directions or ()) for one in criteria), default=0)
+    return random + [
+        RandomComponent(
+            component=f"as far along random direction {at}",
+            effects={one.name: one.directions[at] for one in criteria if one.directions is not None},
+        )
+        for at in range(moved)
     ]
 
 

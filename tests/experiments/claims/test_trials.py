@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnterp_mcp.engine.branch_pass import Input
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.readouts.metrics import make_metric
-from nnterp_mcp.experiments.claims.components import Along, Component, ComponentPart
+from nnterp_mcp.experiments.claims.components import Along, AsFarAlong, Component, ComponentPart, RunStates
 from nnterp_mcp.experiments.claims.random_components import draw_subspaces
 from nnterp_mcp.experiments.claims.trials import Behaviour, Trial
 from nnterp_mcp.experiments.patching.alignment import Span, align
@@ -105,11 +106,59 @@ def test_every_trial_is_that_of_plain_hooks(subject: Subject) -> None:
 def test_a_direction_moves_states_along_itself_alone() -> None:
     own, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
     (rows,) = draw_subspaces(8, 2, 1)
-    moved = Along(rows)(own, other, 0.5)
+    moved = Along(rows)(RunStates(own), other, 0.5)
 
     assert rows @ rows.T == pytest.approx(torch.eye(2), abs=1e-5)
     assert (moved - own) @ rows.T == pytest.approx(0.5 * (other - own) @ rows.T, abs=1e-5)
     assert (moved - own) - (moved - own) @ rows.T @ rows == pytest.approx(torch.zeros(3, 8), abs=1e-5)
+
+
+@pytest.mark.parametrize("subject", ["llama", "gpt2"], indirect=True)
+def test_a_direction_is_ablated_and_given_as_by_plain_hooks(subject: Subject) -> None:
+    """Without corrupted prompts: the coordinate set to zero, to half, and to the mean that other prompts have."""
+    controls = ["The king of Spain is", "The river of Spain and"]
+    sides = [encode_prompts(subject.model.tokenizer, texts, "it") for texts in (CLEAN, controls)]
+    prompts = [Input(prompt) for side in sides for prompt in side]
+    (rows,) = draw_subspaces(subject.model.hidden_size, 1, 1)
+    part = ComponentPart(Place("layers_output", 1), after_first=True)
+    component = Component((part,), Along(rows))
+
+    def behaviour(some: list[Input], given_by: Behaviour | None = None) -> Behaviour:
+        pairs = [Pair(one, None) for one in some]
+        spans = align(pairs, {"all": (["all"], ["all"])})
+        targets = [TARGETS] * len(pairs)
+        return Behaviour(subject.model, pairs, spans, "logit_difference", targets, [part.place], given_by)
+
+    own = behaviour(prompts[:2])
+    ablated = own.measure([component], [Trial("clean", "zero", "logit_difference", one) for one in (1.0, 0.5)])
+    given = behaviour(prompts[2:], own).measure([component], [Trial("clean", "given", "logit_difference")])
+
+    key = ("layers_output", 1)
+    level = torch.cat([read(subject, one.prompt.ids, key)[1:] for one in prompts[:2]]).mean(0) @ rows.T
+
+    def plain(prompt: Input, wanted: Tensor, strength: float) -> float:
+        def edit(states: Tensor) -> None:
+            states[1:] += strength * (wanted - states[1:] @ rows.T) @ rows
+
+        logits = subject.plain.logits(prompt.prompt.ids, {key: edit})[-1]
+        return float(make_metric("logit_difference", TARGETS, logits)(logits[None])[0])
+
+    close = ROUNDING.get(subject.family, TOLERANCE) * 10
+    for at in range(2):
+        wanted = [plain(prompts[at], torch.zeros(1), strength) for strength in (1.0, 0.5)]
+        assert ablated[at, :, 0].tolist() == pytest.approx(wanted, abs=close)
+        assert float(given[at, 0, 0]) == pytest.approx(plain(prompts[2 + at], level, 1.0), abs=close)
+    assert (ablated[:, 0, 0] - own.baselines()[:, 0]).abs().min() > 1e-5
+
+
+def test_a_direction_of_equal_norm_moves_states_as_far() -> None:
+    own, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+    rows, (along,) = draw_subspaces(8, 1, 2)
+    moved = Along(rows)(RunStates(own), other, 0.5) - own
+    control = AsFarAlong(Along(rows), along)(RunStates(own), other, 0.5) - own
+
+    assert control.norm(dim=-1) == pytest.approx(moved.norm(dim=-1), abs=1e-5)
+    assert control == pytest.approx(control.norm(dim=-1, keepdim=True) * along, abs=1e-5)
 
 
 def test_drawn_tokens_are_others_than_those_of_the_spans() -> None:

@@ -19,6 +19,7 @@ UNSURE = replace(STRONG, effect=Estimate(0.3, -0.1, 0.7))
 OPPOSITE = replace(STRONG, effect=Estimate(-0.6, -0.7, -0.5))
 FEW = replace(STRONG, nulls=[0.0] * 18)
 FLAT = replace(STRONG, rank=0.4)
+PUSHED = replace(STRONG, directions=[0.7] * 3 + [0.0] * 36)
 ASIDE = replace(OPPOSITE, name="mean ablation", decides=False)
 
 
@@ -28,6 +29,8 @@ ASIDE = replace(OPPOSITE, name="mean ablation", decides=False)
         ([STRONG, replace(STRONG, name="sufficiency")], "supported", "none of 39 as large, p = 0.025"),
         ([STRONG, WEAK], "not supported", "too small"),
         ([STRONG, USUAL], "not supported", "no larger than in random components"),
+        ([PUSHED], "not supported", "none of 39 and 3 of 39 as large"),
+        ([replace(STRONG, directions=[0.0] * 5)], "inconclusive", "only 5 different random"),
         ([STRONG, UNSURE], "inconclusive", "includes zero"),
         ([STRONG, OPPOSITE], "not supported", "opposite sign"),
         ([FEW], "inconclusive", "18 different random components"),
@@ -51,6 +54,30 @@ def test_nothing_is_decided_without_prompts_or_behaviour(gap: Estimate, prompts:
 
     assert found.outcome == "inconclusive"
     assert reason in found.reasons[0]
+
+
+def test_a_claim_that_is_tested_in_control_prompts_needs_enough_of_them() -> None:
+    assert judge(None, 8, [STRONG], controls=4).outcome == "supported"
+    assert judge(None, 8, [STRONG], controls=1).reasons[0].startswith("Only 1 control prompt is left")
+
+
+def test_without_corrupted_prompts_effects_are_changes_of_the_metric() -> None:
+    values = {
+        "necessity": torch.tensor([[1.0, 2.9, 2.5], [2.0, 3.0, 2.0]]),
+        "sufficiency": torch.tensor([[2.0, 0.5, 1.0]]),
+    }
+    values |= dict.fromkeys(("strength 0.25", "strength 0.5", "strength 0.75"), values["necessity"])
+    baselines = torch.tensor([[3.0, 3.0], [3.0, 3.0]])
+    found = Evidence(values, baselines, given=torch.tensor([0.5]), alone=True, directions=2)
+    tests = {test.name: test for test in found.criteria()}
+
+    assert found.gap is None
+    assert tests["necessity"].effect.mean == pytest.approx(1.5)
+    assert tests["necessity"].nulls == pytest.approx([0.05])
+    assert tests["necessity"].directions == pytest.approx([0.75])
+    assert tests["sufficiency"].effect.mean == pytest.approx(1.5)
+    assert found.by_prompt("necessity") == pytest.approx([2.0, 1.0])
+    assert found.by_prompt("sufficiency") is None
 
 
 def evidence(sign: int = 1) -> Evidence:
