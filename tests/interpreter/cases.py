@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -57,8 +58,15 @@ _TOOLS = {
     "attribute": 5,
     "make_vector": 1,
     "features": 3,
+    "find_circuit": 1,
 }
 """How often each tool is drawn."""
+_EDGES = ("llama", "gpt2")
+"""Families whose edges are told apart, of those that are drawn."""
+
+_WRITTEN = ("queries", "keys", "values", "heads_output", "neurons", "mlps_output")
+"""Sites at which operations change what heads and MLPs write, and not the stream itself."""
+
 _RARE = 3
 """How often one that is drawn from its examples."""
 
@@ -84,10 +92,12 @@ class Cases:
         """The sites of states that the model has."""
         return [site for site in _STATE_SITES if site not in self.subject.plain.family.lacks]
 
-    def draw(self, without: str = "") -> Call:
+    def draw(self, without: Collection[str] = ()) -> Call:
         """One call."""
-        tools = _TOOLS | {tool: _RARE for tool in CHECKS if tool not in _TOOLS}
-        tools.pop(without, None)
+        every = _TOOLS | {tool: _RARE for tool in CHECKS if tool not in _TOOLS}
+        tools = {tool: weight for tool, weight in every.items() if tool not in without}
+        if self.subject.family not in _EDGES:
+            del tools["find_circuit"]
         tool = self.dice.choices(list(tools), list(tools.values()))[0]
         return tool, getattr(self, f"_{tool}")() if tool in _TOOLS else self._example(tool)
 
@@ -192,6 +202,18 @@ class Cases:
         targets = self.dice.choice(({}, {"one": "cat"}, {"one": "cat", "other": "sea"}))
         return found | {"targets": targets, "direction": self.dice.choice(("denoising", "noising"))}
 
+    def _find_circuit(self) -> dict[str, Any]:
+        clean, corrupted = self._pair()
+        drawn = self._call([clean])["interventions"]
+        return {
+            "clean": [clean],
+            "corrupted": [corrupted],
+            "interventions": [one for one in drawn if one.get("site") in _WRITTEN],
+            "targets": {"one": "cat", "other": "sea"},
+            "steps": 1,
+            "draws": 0,
+        }
+
     def _pair(self) -> tuple[str, str]:
         """Two prompts of one length in tokens, which differ in a word."""
         before, after = (" ".join(self.dice.choices(_WORDS, k=self.dice.randint(1, 3))) for _ in range(2))
@@ -217,16 +239,12 @@ class Cases:
             found |= {"positive": self.prompts(), "negative": self.prompts()}
         return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
 
-    def load_dictionary(self) -> None:
-        """Loads the dictionary that calls of `features` name; where edits are kept, it has to be loaded before."""
+    def _features(self) -> dict[str, Any]:
         if not self.dictionary:
             folder, width = dictionary_of(self.subject), self.subject.widths["layers_output"]
             write(folder, f"blocks.{DICTIONARY_LAYER}.hook_resid_post", width, 24)
             self.subject.lab.call("load_features", name="d", source=str(folder))
             self.dictionary = True
-
-    def _features(self) -> dict[str, Any]:
-        self.load_dictionary()
         return self._call(self.prompts()) | {"dictionary": "d"}
 
     def _layers(self) -> Any:

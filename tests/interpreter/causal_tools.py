@@ -40,6 +40,16 @@ def patch_activations(subject: Subject, arguments: Arguments, result: Any, told:
                     told.near(what, found[pair, site_at, layer_at, column], expected)
 
 
+def find_circuit(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
+    """The metric of both runs, between which edges are patched."""
+    runs = {
+        side: normal(subject.run(arguments["interventions"], texts(subject, arguments, side), 0).logits[-1])
+        for side in ("clean", "corrupted")
+    }
+    for side, found in (("clean", result.clean), ("corrupted", result.corrupted)):
+        told.near(side, found.mean, _metric(told, arguments, runs[side], runs["clean"]))
+
+
 def _edits(subject: Subject, arguments: Arguments, states: Tensor, ids: Sequence[int]) -> list[Edit]:
     """What each column of the grid puts in."""
     if arguments.get("heads") is not None:

@@ -77,7 +77,6 @@ def play_served(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
     """Draws so many calls, some under edits that stay in force, some that patch from the states of a run."""
     assert isinstance(subject.lab, Server)
     cases = Cases(subject, Random(f"served {subject.family} {seed}"))
-    cases.load_dictionary()
     kept: Sequence[Operation] = ()
     for number in range(count):
         if number % CALLS == 0:
@@ -85,7 +84,7 @@ def play_served(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
             subject.lab.call("edit_model", interventions=list(kept))
         if number % CALLS == 1:
             yield _collect(subject, cases, kept)
-        tool, arguments = cases.draw(without="make_vector")
+        tool, arguments = cases.draw(without=("make_vector", "features"))
         yield compare(subject, (tool, arguments), kept)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.make_vector import SPEC, aligned
 from nnterp_mcp.toolset.make_vector.result import MakeVectorResult
+from nnterp_mcp.toolset.run_prompts.result import RunPromptsResult
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
+
+PYVENE = os.environ.get("NNTERP_MCP_PYVENE_PYTHON", "")
 
 WORDS = "abcdefghijklmnopqrstuvwxyz"
 ANSWERS = (40, 77)
@@ -77,6 +83,33 @@ def test_a_planted_direction_is_found_next_to_its_controls(tmp_path: Path) -> No
     assert len(lab.figure(found).panels) == 1
 
 
+@pytest.mark.skipif(not PYVENE, reason="NNTERP_MCP_PYVENE_PYTHON names no Python that has pyvene")
+def test_pyvene_finds_the_same_direction(tmp_path: Path) -> None:
+    model, direction = plant(0.2)
+    given = pairs(160)
+    lab, found = search(model, tmp_path / "data", **given)
+    sides = ([model.tokenizer(text).input_ids for text in given[side]] for side in ("positive", "negative"))
+    rows = [
+        {"base": base, "source": source, "answer": answer["id"]}
+        for base, source, answer in zip(*sides, given["answers"], strict=True)
+    ]
+    descent = {"steps": 100, "batch": 16, "rate": 0.05}
+    asked = {"layer": LAYER, "choices": list(ANSWERS), "train": rows[::2], "test": rows[1::2], **descent}
+    (tmp_path / "pairs.json").write_text(json.dumps(asked))
+    model.module.save_pretrained(tmp_path / "model")
+    script = Path(__file__).parents[1] / "experiments" / "pyvene_search.py"
+    command = [PYVENE, str(script), str(tmp_path / "model"), str(tmp_path / "pairs.json")]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    theirs = json.loads(run.stdout.splitlines()[-1])
+
+    assert found.alignment is not None
+    assert found.alignment.layers[0].accuracy == theirs["accuracy"] == 1.0
+    other = torch.nn.functional.normalize(torch.tensor(theirs["direction"]), dim=0)
+    ours = lab.bench.find_vector("parity")[LAYER]
+    assert abs(float(other @ direction)) > 0.99
+    assert abs(float(other @ ours)) > 0.98
+
+
 def test_a_saturated_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aligned, "_STEPS", 40)
     model, _ = plant(1.0)
@@ -112,6 +145,7 @@ def test_a_subspace_is_projected_out_and_patched_along(tmp_path: Path, monkeypat
         edits = [operation | {"layers": LAYER}]
         targets = {str(token): {"id": token} for token in ANSWERS}
         seen = lab.call("run_prompts", prompts=["1 a"], targets=targets, interventions=edits)
+        assert isinstance(seen, RunPromptsResult)
         assert seen.rows[0].probabilities[0] == pytest.approx(wanted.tolist())
     with pytest.raises(InvalidRequest, match="a subspace of 3 dimensions, and one direction is needed"):
         lab.call("steer", prompts=["1 a"], vector="parity", layers=LAYER, factors=1)

@@ -18,6 +18,7 @@ from nnterp_mcp.laboratory import Laboratory
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from nnterp_mcp.toolset import specs
 from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
+from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 
 CLEAN = [f"The capital of France is {word}" for word in ("a", "b", "c", "d")]
 CALL = {
@@ -68,3 +69,23 @@ def test_the_circuit_is_measured_on_prompts_that_did_not_choose_it(tiny: Callabl
 def test_edges_are_corrupted_by_other_prompts_alone() -> None:
     with pytest.raises(InvalidRequest, match="resample"):
         specs()["find_circuit"].parse(CALL | {"corrupted": {"ablate": "zero"}})
+
+
+def test_parts_go_into_other_tools_and_the_size_is_chosen_on_the_prompts_that_chose_the_edges(
+    tiny: Callable[..., Path],
+) -> None:
+    lab = Laboratory(tiny("llama"))
+    found = lab.call("find_circuit", **CALL | {"steps": 1, "draws": 0})
+    alone = lab.call("find_circuit", **CALL | {"clean": CLEAN[::2], "steps": 1, "draws": 0})
+    assert isinstance(found, FindCircuitResult)
+    assert isinstance(alone, FindCircuitResult)
+    assert found.chosen is not None
+    assert alone.chosen is not None
+    assert found.chosen.edges == alone.chosen.edges
+
+    cells = specs()["find_circuit"].digest(found).cells
+    assert any(cell.startswith("mlps_output L") for cell in cells)
+    given = {name: CALL[name] for name in ("clean", "corrupted", "targets")}
+    claimed = lab.call("verify_claim", **given, claim=cells[:3], found_on="theory")
+    assert isinstance(claimed, VerifyClaimResult)
+    assert claimed.parts == cells[:3]

@@ -10,14 +10,15 @@ from nnterp_mcp.table import Cell, Column, Kind, tabulate
 from nnterp_mcp.toolset.find_circuit.result import (
     ENOUGH,
     CircuitEdge,
+    CircuitPart,
     CircuitSize,
     FindCircuitAnswer,
     FindCircuitResult,
 )
 
 _EDGES = 6
-_PARTS = 8
-"""Heads, and MLPs, that are named."""
+_PARTS = 16
+"""Heads and MLPs that are named."""
 
 _EDGE_COLUMNS: list[Column[CircuitEdge]] = [
     Column("from", lambda edge: edge.sender),
@@ -48,9 +49,12 @@ def digest(result: FindCircuitResult) -> FindCircuitAnswer:
         truncated=hidden > 0,
         table=tabulate(_EDGE_COLUMNS, result.edges[:_EDGES]),
         profile=tabulate(curve, _partial(result)) if result.curve else None,
-        heads=[f"L{part.layer}H{part.head}" for part in result.parts if part.head is not None][:_PARTS],
-        mlps=[part.layer for part in result.parts if part.head is None][:_PARTS],
+        cells=[_cell(part) for part in result.parts[:_PARTS]],
     )
+
+
+def _cell(part: CircuitPart) -> str:
+    return f"mlps_output L{part.layer}" if part.head is None else f"L{part.layer}H{part.head}"
 
 
 def _finding(result: FindCircuitResult) -> str:
@@ -106,14 +110,14 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
     if result.chosen is not None and result.chosen.faithfulness.mean < ENOUGH:
         notes.append("The circuit does not do what the model does: give more edges, or read its curve.")
     if not _held_out(result):
-        notes.append("Measured on the prompts on which it was found: 4 or more give held-out ones.")
+        notes.append("Measured on the prompts that chose its edges and its size: 4 or more give held-out ones.")
     if result.under is not None and result.from_one is not None:
         notes.append(
             f"Area under the curve by share of edges (CPR) {number(brief(result.under))}; between it and 1 (CMD) "
             f"{number(brief(result.from_one))}."
         )
     notes += shared_tokens(result.shared) + in_force(result.in_force)
-    notes += left_out(len(result.parts) - 2 * _PARTS, "part", "parts")
+    notes += left_out(max(0, len(result.parts) - _PARTS), "part", "parts")
     return notes + left_out(hidden, "edge", "edges")
 
 

@@ -117,14 +117,12 @@ class FindCircuitAnswer(ProfiledAnswer):
     """The strongest edges, the faithfulness by size, and the circuit's parts.
 
     Attributes:
-        heads: Its strongest heads, for `cells` of patch_activations.
-        mlps: The layers of its strongest MLPs.
+        cells: Its strongest heads and MLPs, as `claim` of verify_claim takes them; heads alone go into
+            `cells` of patch_activations.
     """
 
-    heads: list[str]
-    mlps: list[int]
+    cells: list[str]
 
     def body(self) -> list[str]:
         """The tables, then the heads and MLPs."""
-        heads, mlps = " ".join(self.heads) or "none", " ".join(map(str, self.mlps)) or "none"
-        return [*super().body(), f"heads: {heads}", f"mlps: {mlps}"]
+        return [*super().body(), f"cells: {', '.join(self.cells) or 'none'}"]

@@ -70,7 +70,12 @@ def run(bench: Bench, params: FindCircuitParams, job: Job) -> FindCircuitResult:
     job.keep("scores", scores.float(), {"sender": _names(graph.senders), "receiver": _names(graph.receivers)})
     found = _Circuits(graph, scores, [patchers[at] for at in measured])
     curve, runs = found.curve(params, job)
-    chosen = _choose(curve, params.edges)
+    # The size is chosen on the prompts that chose the edges: the others have chosen neither.
+    judged = curve
+    if apart and curve and params.edges is None:
+        without_draws = params.model_copy(update={"draws": 0})
+        judged, _ = _Circuits(graph, scores, [patchers[at] for at in scored]).curve(without_draws, job)
+    chosen = _choose(judged, params.edges) if curve else None
     edges = [] if chosen is None else found.edges(runs[chosen].edges)
     effects = [edge.effect for edge in edges if edge.effect is not None]
     both = torch.tensor([[edge.score for edge in edges[: len(effects)]], effects], dtype=torch.float64)

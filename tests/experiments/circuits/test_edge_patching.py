@@ -19,7 +19,7 @@ from nnterp_mcp.experiments.circuits.edge_scores import midpoints, score_edges
 from nnterp_mcp.experiments.patching.corruption import ablate, pair_prompts, put_in_force
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
-from nnterp_mcp.request.operations import Add, Zero
+from nnterp_mcp.request.operations import Zero, parse_operation
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.experiments.circuits.written_out import WrittenOut, write_out
 
@@ -204,7 +204,7 @@ def test_operations_act_as_the_same_change_of_weights_does() -> None:
     edges = [(0, 3), (6, -1), (2, 40), (4, 50)]
     assert torch.allclose(patcher.patch_edges(edges), changed.patcher.patch_edges(edges), atol=1e-5)
 
-    steered = [Add(vector={"positive": " a"}, layers=1, positions="last")]
+    steered = [parse_operation({"op": "add", "vector": {"positive": " a"}, "layers": 1, "positions": "last"})]
     added = put_in_force(pair_prompts(clean, corrupted), lambda prompts: plan(model, steered, prompts))
     with pytest.raises(Unsupported, match="does not add up to its residual stream"):
         make_edge_patcher(patcher.graph, added[0], "logit_difference", [[ANSWER], [WRONG]])
