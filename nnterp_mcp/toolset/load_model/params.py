@@ -49,11 +49,11 @@ class LoadModelParams(Params):
     ] = "auto"
     attention: Annotated[
         Literal["auto", "sdpa", "eager"],
-        Field(description="eager lets attention probabilities be read; auto switches when they are."),
+        Field(description="eager lets attention be read; auto switches when it is."),
     ] = "auto"
     quantization: Annotated[
         Literal["8bit", "4bit"] | None,
-        Field(description="Quantized weights, with bitsandbytes."),
+        Field(description="With bitsandbytes."),
     ] = None
     adapter: Annotated[
         str | None,
