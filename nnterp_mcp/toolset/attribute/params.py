@@ -58,7 +58,7 @@ class AttributeParams(ModelParams):
         Field(
             ge=1,
             le=1024,
-            description="Points at which integrated takes gradients, at most.",
+            description="Points at which integrated takes gradients.",
         ),
     ] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most, the largest in size first.")] = 10

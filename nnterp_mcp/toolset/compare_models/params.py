@@ -31,7 +31,7 @@ class CompareModelsParams(ModelParams):
 
     base: Annotated[
         str | None,
-        Field(max_length=LONGEST_STRING, description="Handle to compare with; by default it without its adapter."),
+        Field(max_length=LONGEST_STRING, description="Handle to compare with; by default it without adapter."),
     ] = None
     prompts: Annotated[Prompts | None, schemas.as_schema(_PROMPTS, "Neutral texts by default.")] = None
     parts: Annotated[
