@@ -67,7 +67,7 @@ def train(folder: Path, steps: int, rank: int) -> None:
         optimizer.zero_grad()
         if step % 10 == 0 or step + 1 == steps:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
 
 
 if __name__ == "__main__":
