@@ -120,7 +120,8 @@ class Laboratory(ToolMethods):
         if adapter is not None:
             folder = admit_adapter(_absolute(str(adapter)), settings.allowed_models, settings.folders)
             name = f"{self.bench.handle}+{handle_of(split_scale(folder)[0])}"
-            self.bench = Bench(with_scale(name, split_scale(folder)[1]), settings, base=self.bench)
+            base, handle = self.bench, with_scale(name, split_scale(folder)[1])
+            self.bench = Bench(handle, settings, base=base, find_relative={base.handle: base}.get)
             self.card = self._load({"model": self.bench.handle, "adapter": folder})
 
     def _load(self, arguments: Mapping[str, Any]) -> LoadModelResult:

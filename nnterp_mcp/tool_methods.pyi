@@ -10,6 +10,7 @@ from nnterp_mcp.contract import Result, ToolSpec
 from nnterp_mcp.toolset.attention_probs.result import AttentionProbsResult
 from nnterp_mcp.toolset.attribute.result import AttributeResult
 from nnterp_mcp.toolset.collect_activations.result import CollectActivationsResult
+from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
 from nnterp_mcp.toolset.features.result import FeaturesResult
 from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 from nnterp_mcp.toolset.fit_lens.result import FitLensResult
@@ -69,6 +70,14 @@ class ToolMethods:
         pool: Literal["none", "mean", "last"] = "none",
         interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> CollectActivationsResult: ...
+    def compare_models(
+        self,
+        base: str | None = None,
+        *,
+        prompts: Mapping[str, Any] | str | Sequence[str] | None = None,
+        parts: Sequence[Literal["predictions", "activations", "weights", "difference", "patching", "texts"]]
+        | None = None,
+    ) -> CompareModelsResult: ...
     def features(
         self,
         dictionary: str,

@@ -10,6 +10,7 @@ from evals.questions import (
     directions,
     features,
     investigations,
+    lenses,
     planted,
     prompt_sets,
     readings,
@@ -24,6 +25,7 @@ QUESTIONS: tuple[Question, ...] = (
     *investigations.QUESTIONS,
     *planted.QUESTIONS,
     *features.QUESTIONS,
+    *lenses.QUESTIONS,
     *claims.QUESTIONS,
 )
 """Every question, in the order in which they are asked."""

@@ -12,6 +12,7 @@ from evals.solutions import (
     directions,
     features,
     investigations,
+    lenses,
     planted,
     prompt_sets,
     readings,
@@ -27,6 +28,7 @@ SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
     **investigations.SOLUTIONS,
     **planted.SOLUTIONS,
     **features.SOLUTIONS,
+    **lenses.SOLUTIONS,
     **claims.SOLUTIONS,
 }
 """By the question's name."""

@@ -189,7 +189,7 @@ Prompts = Annotated[
     BeforeValidator(_as_prompts),
     schemas.as_schema(
         schemas.PROMPTS,
-        'A text, a chat [{role, content}], a list of these, or {"set": NAME}.',
+        'A text, chat [{role, content}], list of these or {"set": NAME}.',
     ),
 ]
 PromptGroups = Annotated[

@@ -283,6 +283,9 @@ Where load_model answers with another handle, use that one below. A base and a t
 Compare depths as shares of all layers, and ranks rather than probabilities if the vocabularies differ. The model \
 that does not know the answer has no place where it knows it.
 
+Where they share tokenizer and modules, as a base and its fine-tune do: what differs, next to a random change
+{call("compare_models", model=models[1], base=models[0], prompts=prompt)}
+
 Hypothesise, then measure the same in both
 {each("attribute", prompts=prompt, targets=targets, by="sublayer")}
 {each("patch_activations", clean=prompt, corrupted={"ablate": "zero"}, targets=targets, sites=sublayers)}

@@ -19,6 +19,7 @@ class Benches:
     def __init__(self, own: Bench) -> None:
         self.own = own
         self._sharing: dict[str, Bench] = {}
+        own.find_relative = self._relative
 
     def has(self, handle: str) -> bool:
         """True if a model is there, and need not be made first."""
@@ -34,13 +35,25 @@ class Benches:
         if not call.handle:
             return self.own
         found = self._sharing.get(call.handle)
-        if found is None:
-            found = Bench(call.handle, self.own.settings, base=self.own)
-            if call.tool == "load_model":
-                return found
-            load_adapter(found, self._at_scale(call.handle))
-            self._sharing[call.handle] = found
-        return found
+        if found is not None:
+            return found
+        return self._make(call.handle) if call.tool == "load_model" else self._rescale(call.handle)
+
+    def _make(self, handle: str) -> Bench:
+        return Bench(handle, self.own.settings, base=self.own, find_relative=self._relative)
+
+    def _rescale(self, handle: str) -> Bench:
+        made = self._make(handle)
+        load_adapter(made, self._at_scale(handle))
+        self._sharing[handle] = made
+        return made
+
+    def _relative(self, handle: str) -> Bench | None:
+        """The bench of a handle in this worker; None where another one has it."""
+        if handle == self.own.handle or handle in self._sharing:
+            return self._sharing.get(handle, self.own)
+        name = handle.rpartition("@")[0]
+        return self._rescale(handle) if name in self._sharing else None
 
     def settle(self, call: Call, bench: Bench) -> None:
         """Adds an adapter that was loaded; forgets one that was unloaded, at every scale."""

@@ -58,6 +58,7 @@ class Bench:
         origin: Where the loaded model came from.
         base: The bench of the model whose weights this one's shares; None where they are its own.
         adapter: The adapter on them.
+        find_relative: Finds the bench of another model on these weights by its handle; None where there is none.
     """
 
     handle: str
@@ -66,6 +67,8 @@ class Bench:
     origin: ModelOrigin = field(default_factory=lambda: ModelOrigin("memory"))
     base: Bench | None = None
     adapter: Adapter | None = None
+    find_relative: Callable[[str], Bench | None] = lambda handle: None
+    _seconds: dict[str, StandardizedTransformer] = field(default_factory=dict[str, "StandardizedTransformer"])
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -126,6 +129,29 @@ class Bench:
         from nnterp_mcp.worker.dictionaries import Dictionaries
 
         return Dictionaries(self.model, self.identity, self.handle, self.settings)
+
+    def find_base(self, name: str | None) -> tuple[StandardizedTransformer, str]:
+        """The model that this one is compared with, and its handle.
+
+        Args:
+            name: A model that shares this one's worker, or what `load_model` takes, read a second time into this
+                process; None for the model without its adapter, or where it has none for itself.
+
+        Raises:
+            NnterpError: It cannot be loaded.
+        """
+        from nnterp_mcp.worker.second_model import copy_of, read_second
+
+        if name is None and self.base is not None:
+            return self.base.model, self.base.handle
+        if name is None or name == self.handle:
+            return copy_of(self.model), self.handle
+        relative = self.find_relative(name)
+        if relative is not None:
+            return relative.model, name
+        if name not in self._seconds:
+            self._seconds[name] = read_second(self.model, name, self.settings)
+        return self._seconds[name], name
 
     def find_vector(self, name: str) -> Tensor:
         """A named vector of the loaded model, as interventions look it up.

@@ -23,7 +23,9 @@ from nnterp_mcp.request.arguments import shown
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-_NAME = "default"
+ADAPTER = "default"
+"""PEFT's name of the one adapter on a model."""
+
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?")
 _ITS_BASE = "Load it on the base that it was trained on."
@@ -93,10 +95,10 @@ def adapt(
     config.init_lora_weights = True
     config.inference_mode = True
     try:
-        peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
+        peft.inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     except ValueError as error:
         raise UnknownModel(f"{folder} does not fit {base.name}: {shown(str(error))}") from error
-    found = peft.set_peft_model_state_dict(model, weights, adapter_name=_NAME)
+    found = peft.set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         raise UnknownModel(
@@ -113,7 +115,7 @@ def adapt(
         folder=folder,
         scale=scale,
         kind="DoRA" if written.get("use_dora") else "rsLoRA" if written.get("use_rslora") else "LoRA",
-        ranks=tuple(sorted({layer.r[_NAME] for layer in layers.values()})),
+        ranks=tuple(sorted({layer.r[ADAPTER] for layer in layers.values()})),
         modules=tuple(layers),
         base_name=written.get("base_model_name_or_path"),
         parameters=sum(value.numel() for value in weights.values()),
@@ -201,8 +203,9 @@ def _require_fitting(folder: Path, base: nn.Module, weights: Mapping[str, Tensor
 def _to_float32(layer: Any) -> None:
     """Computes an adapter in float32 where its base is in less, as PEFT does by default."""
     for part in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
-        if _NAME in part and next(iter(_tensors(part[_NAME]))).dtype in (torch.float16, torch.bfloat16):
-            part[_NAME].data = part[_NAME].data.float() if isinstance(part[_NAME], Tensor) else part[_NAME].float()
+        if ADAPTER in part and next(iter(_tensors(part[ADAPTER]))).dtype in (torch.float16, torch.bfloat16):
+            for tensor in _tensors(part[ADAPTER]):
+                tensor.data = tensor.data.float()
 
 
 def _tensors(part: nn.Module | Tensor) -> Iterator[Tensor]:
@@ -213,6 +216,6 @@ def _rescale(layer: Any, scale: float) -> None:
     """Multiplies a layer's change in its own factor, so that hashes and norms of weights see it."""
     if math.isclose(scale, 1.0):
         return
-    part = layer.lora_B[_NAME] if _NAME in layer.lora_B else layer.lora_embedding_B[_NAME]
+    part = layer.lora_B[ADAPTER] if ADAPTER in layer.lora_B else layer.lora_embedding_B[ADAPTER]
     for tensor in _tensors(part):
         tensor.data = tensor.data * scale

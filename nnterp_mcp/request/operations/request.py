@@ -100,7 +100,7 @@ def _schema(description: str) -> WithJsonSchema:
 Interventions = Annotated[
     tuple[Operation, ...],
     BeforeValidator(_as_operations),
-    _schema("Edits of the model; generate lists the ops."),
+    _schema("Edits; generate lists the ops."),
 ]
 """The interventions that are active during a call."""
 

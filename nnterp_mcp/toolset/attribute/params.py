@@ -42,10 +42,7 @@ class AttributeParams(ModelParams):
     ] = "direct"
     by: Annotated[
         By | None,
-        Field(
-            description="Parts to which it is attributed; by default head (direct), layer (patching) or token. "
-            "source_token is for direct alone."
-        ),
+        Field(description="Parts: by default head (direct), layer (patching) or token; source_token is for direct."),
     ] = None
     dictionary: Annotated[DictionaryName | None, Field(description="For by feature, from load_features.")] = None
     layers: Annotated[Layers, schemas.as_schema(schemas.INDICES, "A layer, a list, a range or 'all'.")] = "all"
@@ -61,7 +58,7 @@ class AttributeParams(ModelParams):
         Field(
             ge=1,
             le=1024,
-            description="Points at which integrated takes gradients, at most.",
+            description="Points at which integrated takes gradients.",
         ),
     ] = 128
     top_k: Annotated[int, Field(ge=1, le=20, description="Parts shown at most, the largest in size first.")] = 10

@@ -10,7 +10,7 @@ SPEC = ToolSpec(
     name="edit_model",
     title="Keep edits active",
     description=(
-        "Keep interventions active in every later call on a model, by any client, until they are cleared or "
+        "Keep interventions active in every later call on a model, by any client, until cleared or "
         "the model is unloaded. Answers name them; generate's baseline stays unedited."
     ),
     examples=[{"interventions": [{"op": "skip", "layers": 3}]}, {"interventions": []}],

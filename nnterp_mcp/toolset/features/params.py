@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
-from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_TEXT, MOST_PROMPTS, decoded, whole
+from nnterp_mcp.request.arguments import LONGEST_RANGE, LONGEST_TEXT, MOST_PROMPTS, decoded, shown, whole
 from nnterp_mcp.request.dictionaries import DictionaryName
 from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Interventions
@@ -38,7 +38,9 @@ def _as_groups(value: Any) -> dict[str, tuple[Prompt, ...]]:
 def _as_features(value: Any) -> Any:
     given = whole(decoded(value))
     items = [given] if isinstance(given, int) else given
-    return tuple(whole(item) for item in items) if isinstance(items, list | tuple) else items
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"features must be an integer or a list of integers, not {shown(value)}")
+    return tuple(whole(item) for item in items)
 
 
 class FeaturesParams(ModelParams):

@@ -14,7 +14,7 @@ SPEC = ToolSpec(
         "Fit a lens for logit_lens that reads early layers. jacobian: multiplies a state by the mean Jacobian of the "
         "last layer's state; as many backward passes a prompt as the model is wide. The same call resumes one that was "
         "stopped. tuned: affine, by least squares; fast, but may read what later layers compute. Reports "
-        "KL(last layer || layer) on built-in texts."
+        "KL(last layer || layer)."
     ),
     examples=[
         {

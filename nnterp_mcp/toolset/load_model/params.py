@@ -49,18 +49,18 @@ class LoadModelParams(Params):
     ] = "auto"
     attention: Annotated[
         Literal["auto", "sdpa", "eager"],
-        Field(description="eager lets attention probabilities be read; auto switches when they are."),
+        Field(description="eager lets attention be read; auto switches when it is."),
     ] = "auto"
     quantization: Annotated[
         Literal["8bit", "4bit"] | None,
-        Field(description="Quantized weights, with bitsandbytes."),
+        Field(description="With bitsandbytes."),
     ] = None
     adapter: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=LONGEST_STRING,
-            description="PEFT folder of a LoRA adapter for this model; HANDLE@0.5 then applies half of it.",
+            description="PEFT LoRA folder for this model; HANDLE@0.5 then applies half.",
         ),
     ] = None
     backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (

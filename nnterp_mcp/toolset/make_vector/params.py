@@ -116,7 +116,7 @@ class MakeVectorParams(ModelParams):
         schemas.as_schema(_ANSWERS, "By pair; by default those to `negative`."),
     ] = ()
     dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS, description="Of the subspace.")] = 1
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Of chance.")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Random seed.")] = 0
     lens: Annotated[
         str | None,
         Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference."),

@@ -26,7 +26,8 @@ def figure(result: RunPromptsResult, arrays: Arrays) -> Figure:
         raise Unsupported("run_prompts draws targets, and this call followed none", "Give targets.")
     by_layer = len(result.layers) > 1
     cut = len(result.categories) > _CATEGORIES
-    spread = f"{'Band' if by_layer else 'Line'}: one standard deviation over {plural(len(result.rows), 'prompt')}."
+    drawn = f"{'Band' if by_layer else 'Line'}{' of probabilities' if result.lenses else ''}"
+    spread = f"{drawn}: one standard deviation over {plural(len(result.rows), 'prompt')}."
     return Figure(
         title=f"Prompt set ({_readout(result)}) · {result.model}",
         subtitle=f"{plural(len(result.rows), 'prompt')}, the first: {quoted(elided(result.rows[0].text, 200))}",

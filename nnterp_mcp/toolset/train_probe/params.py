@@ -30,9 +30,7 @@ class TrainProbeParams(ModelParams):
     run: Annotated[
         str | None, Field(max_length=LONGEST_NAME, description="A run of collect_activations, in place of prompts.")
     ] = None
-    probe: Annotated[
-        VectorName | None, Field(description="A saved probe or vector to apply to these prompts, without fitting one.")
-    ] = None
+    probe: Annotated[VectorName | None, Field(description="A saved probe or vector to apply; none is fitted.")] = None
     site: StateSite = "layers_output"
     dictionary: Annotated[
         DictionaryName | None,

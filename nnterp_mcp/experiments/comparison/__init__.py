@@ -1,0 +1,1 @@
+"""Two models with the same modules: where their outputs, activations and weights differ."""

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnterp_mcp import Laboratory
+from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.comparison.activations import compare_activations, shared_places
+from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
+from nnterp_mcp.experiments.comparison.predictions import compare_predictions, require_same_tokens
+from nnterp_mcp.experiments.comparison.random_change import change_at_random
+from nnterp_mcp.experiments.comparison.weights import compare_weights
+from nnterp_mcp.model.loading.adapters import adapt
+from nnterp_mcp.model.standardized import StandardizedTransformer
+from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
+from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
+from tests.adapters import peft, write_adapter
+from tests.serving import stdio, text
+
+LAYER = 2
+TEXTS = ("The capital of France is", "one two three")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[StandardizedTransformer, StandardizedTransformer, Any]:
+    """A base, the base with a rank-one change in the MLP of one layer, and that in PEFT, merged."""
+    folder = tmp_path_factory.mktemp("planted") / "one"
+    write_adapter(tiny_model("llama"), folder, r=1, target_modules=["down_proj"], layers_to_transform=[LAYER])
+    merged = peft.PeftModel.from_pretrained(tiny_model("llama"), folder).merge_and_unload().eval()
+    base = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer(), name="base")
+    return base, adapt(base, folder, name="changed")[0], merged
+
+
+def prompts_of(model: StandardizedTransformer) -> list[EncodedPrompt]:
+    return encode_prompts(model.tokenizer, TEXTS, "tiny")
+
+
+def outputs(
+    model: Any, ids: list[int], replaced: tuple[nn.Module, Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The log-probabilities and the output of each layer and MLP of a plain model, by plain hooks."""
+    states: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: states.append(output))
+        for layer in model.model.layers
+        for module in (layer.mlp, layer)
+    ]
+    if replaced is not None:
+        hooks.append(replaced[0].register_forward_hook(lambda module, args, output: replaced[1]))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    for hook in hooks:
+        hook.remove()
+    return logits.log_softmax(-1), states
+
+
+def test_what_changed_equals_plain_hooks(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, merged = pair
+    plain, prompts = tiny_model("llama").eval(), prompts_of(model)
+    found = compare_predictions(base, model, Workload(prompts))
+    changes = {change.place: change for change in compare_activations(base, model, Workload(prompts))}
+    sums = {place: [0.0, 0.0] for place in changes}
+    for prompt, predicted in zip(prompts, found, strict=True):
+        (old, before), (new, after) = (outputs(one, prompt.ids) for one in (plain, merged))
+        torch.testing.assert_close(predicted.divergence, (new.exp() * (new - old)).sum(-1), rtol=1e-3, atol=1e-5)
+        assert predicted.top.tolist() == new.argmax(-1).tolist()
+        for place in changes:
+            if place.site != "attentions_output":
+                at = 2 * (place.layer or 0) + (place.site == "layers_output")
+                one, other = before[at][0, 1:], after[at][0, 1:]
+                sums[place][0] += float(((other - one).norm(dim=-1) / one.norm(dim=-1)).sum())
+                sums[place][1] += float(torch.cosine_similarity(one, other, dim=-1).sum())
+    for place, (change, cosine) in sums.items():
+        if place.site != "attentions_output":
+            assert changes[place].change == pytest.approx(change, rel=1e-4, abs=1e-5), place
+            assert changes[place].cosine == pytest.approx(cosine, rel=1e-5), place
+
+
+def test_a_planted_change_is_found_where_it_is(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, merged = pair
+    (weight,) = compare_weights(base.module, model.module)
+    changed = merged.model.layers[LAYER].mlp.down_proj.weight - base.module.model.layers[LAYER].mlp.down_proj.weight
+    assert weight.path == f"model.layers.{LAYER}.mlp.down_proj"
+    assert weight.rank == 1
+    assert weight.norm == pytest.approx(float(changed.norm()), rel=1e-5)
+    (plainly,) = compare_weights(base.module, merged)
+    assert (plainly.path, plainly.rank) == (weight.path, 1)
+    assert plainly.norm == pytest.approx(weight.norm, rel=1e-5)
+    stream = [
+        change
+        for change in compare_activations(base, model, Workload(prompts_of(model)))
+        if change.place.site == "layers_output"
+    ]
+    assert [change.change == 0 for change in stream] == [change.place.layer < LAYER for change in stream]  # pyright: ignore
+    assert [change.made > 0 for change in stream] == [change.place.layer == LAYER for change in stream]
+    assert stream[LAYER].came == 0
+    assert stream[LAYER + 1].came == pytest.approx(stream[LAYER + 1].change)
+    assert weight.written is not None
+    assert abs(float(torch.cosine_similarity(stream[LAYER].mean_difference, weight.written, dim=0))) > 0.999
+
+
+def test_activations_of_the_other_model_carry_the_behaviour_over(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, merged = pair
+    plain, prompt, places = tiny_model("llama").eval(), prompts_of(model)[0], shared_places(base, model)
+    apart, values = patch_across(model, base, prompt, places, Workload([prompt]))
+    new, states = outputs(merged, prompt.ids)
+    for place, value in zip(places, values.tolist(), strict=True):
+        layer = plain.model.layers[place.layer or 0]
+        if place.site == "mlps_output":
+            patched, _ = outputs(plain, prompt.ids, (layer.mlp, states[2 * (place.layer or 0)]))
+            expected = float((new[-1].exp() * (new[-1] - patched[-1])).sum())
+            assert value == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        carried = (place.layer or 0) >= LAYER if place.site == "layers_output" else place == ("mlps_output", LAYER)
+        assert (value < 1e-6) == carried, place
+    assert apart > 1e-3
+
+
+def test_the_random_change_has_the_norm_and_the_rank(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, _ = pair
+    (weight,) = compare_weights(base.module, model.module)
+    control, left = change_at_random(base, [weight])
+    inner: Any = base.module.get_submodule(weight.path)
+    unit = torch.eye(inner.in_features)
+    with torch.no_grad():
+        drawn = control.module.get_submodule(weight.path)(unit) - inner(unit)
+    assert left == 0
+    assert float(drawn.norm()) == pytest.approx(weight.norm, rel=1e-3)
+    assert int((torch.linalg.svdvals(drawn) > 1e-3 * weight.norm).sum()) == 1
+    assert inner is base.module.get_submodule(weight.path)
+
+
+def test_models_that_do_not_correspond_are_refused(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, _ = pair
+    shorter = tiny_model("llama")
+    shorter.model.layers = shorter.model.layers[:3]
+    other = StandardizedTransformer(shorter, tokenizer=tiny_tokenizer(), name="other")
+    with pytest.raises(
+        InvalidRequest,
+        match="base is a LlamaForCausalLM with 4 layers of width 64 and other is a LlamaForCausalLM with 3",
+    ):
+        compare_activations(base, other, Workload(prompts_of(model)))
+    with pytest.raises(InvalidRequest, match='read "one" as different tokens '):
+        require_same_tokens(
+            [EncodedPrompt(0, "one", [1, 2], [], None)], [EncodedPrompt(0, "one", [1], [], None)], ("a", "b")
+        )
+
+
+def test_the_tool_over_a_server(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    write_adapter(tiny_model("llama"), tmp_path / "persona", r=1, target_modules=["down_proj"], layers_to_transform=[1])
+    with stdio() as client:
+        client.call("load_model", model=str(tiny("llama")), adapter=str(tmp_path / "persona"))
+        compared = client.call("compare_models", model="tiny-llama+persona", prompts=list(TEXTS))
+        itself = client.call("compare_models", model="tiny-llama", prompts=TEXTS[0])
+        client.call("load_model", model=str(tiny("llama", seed=1)))
+        others = client.call("compare_models", model="tiny-llama", base="tiny-llama-seed-1", parts=["predictions"])
+        missing = client.call("compare_models", model="tiny-llama", base="nothing")
+    assert not compared.is_error, text(compared)
+    said = text(compared)
+    assert "activations differ from layer 1 on, and layer 1 makes most of it" in said
+    assert "1 weight differs, most model.layers.1.mlp.down_proj" in said
+    assert "its mlps_output of layer 1 in the base recovers 100 % of its predictions" in said
+    assert "mean KL 0 nats, the top token changes at 0 % of positions; no activation differs; 0 weights differ" in text(
+        itself
+    )
+    assert not others.is_error, text(others)
+    assert "tiny-llama against " in text(others)
+    assert text(missing).startswith("no_model: no loaded model has the handle 'nothing'")
+
+
+def test_a_laboratory_compares_with_its_base(tmp_path: Path) -> None:
+    folder = write_adapter(tiny_model("llama"), tmp_path / "one", r=1, target_modules=["o_proj"], use_dora=True)
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    lab = Laboratory(tmp_path / "base", adapter=folder)
+    result = lab.call("compare_models", prompts=TEXTS[0], parts=["weights", "activations"])
+    assert isinstance(result, CompareModelsResult)
+    assert {module.module for module in result.modules} == {f"model.layers.{at}.self_attn.o_proj" for at in range(4)}
+    lab.figure(result).save(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
