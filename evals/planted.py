@@ -26,12 +26,12 @@ FEW, MANY = ("one", "two"), ("six", "ten")
 
 _COUNT = len(WORDS)
 _ITSELF, _BEFORE, _NEXT = 0, _COUNT, 2 * _COUNT
-_CONSTANT, _COLOUR, _AMOUNT = 3 * _COUNT, 3 * _COUNT + 1, 3 * _COUNT + 2
+_CONSTANT, COLOUR, AMOUNT = 3 * _COUNT, 3 * _COUNT + 1, 3 * _COUNT + 2
 DICTIONARY = "dictionary"
 """A folder in that of `planted-attributes`."""
 
 _FEATURES = 12
-_ATTRIBUTES = {2: (_AMOUNT, 1.0), 5: (_COLOUR, -1.0), 7: (_COLOUR, 1.0), 10: (_AMOUNT, -1.0)}
+_ATTRIBUTES = {2: (AMOUNT, 1.0), 5: (COLOUR, -1.0), 7: (COLOUR, 1.0), 10: (AMOUNT, -1.0)}
 """The features of attributes, with the dimension that each reads and writes, and its sign."""
 
 _HEADS, _HEAD_WIDTH, _WIDTH = 4, 64, 64
@@ -210,16 +210,16 @@ def _plant_suppressor(model: Any) -> None:
 
 
 @torch.no_grad()
-def _plant_attributes(model: Any) -> None:
+def plant_attributes(model: Any) -> None:
     """The colour of a word makes the model say hot or cold; that it is few or many, written twice as large, is read by
     nothing."""
     embedding = model.get_input_embeddings().weight
     for at, word in enumerate(WORDS):
-        embedding[at, _COLOUR] = 2.0 * (word in WARM) - 2.0 * (word in COOL)
-        embedding[at, _AMOUNT] = 4.0 * (word in MANY) - 4.0 * (word in FEW)
-    model.lm_head.weight[WORDS.index("hot"), _COLOUR] = 0.5
-    model.lm_head.weight[WORDS.index("cold"), _COLOUR] = -0.5
-    for head, attribute in ((0, _COLOUR), (2, _AMOUNT)):
+        embedding[at, COLOUR] = 2.0 * (word in WARM) - 2.0 * (word in COOL)
+        embedding[at, AMOUNT] = 4.0 * (word in MANY) - 4.0 * (word in FEW)
+    model.lm_head.weight[WORDS.index("hot"), COLOUR] = 0.5
+    model.lm_head.weight[WORDS.index("cold"), COLOUR] = -0.5
+    for head, attribute in ((0, COLOUR), (2, AMOUNT)):
         part, columns = _attention(model, 0), _columns(head)
         part.v_proj.weight[columns][0, attribute] = 1.0
         part.o_proj.weight[attribute, columns.start] = 6.0
@@ -247,14 +247,26 @@ def _distract(model: Any, used: Sequence[tuple[int, int]], seed: int) -> None:
 
 
 @torch.no_grad()
+def plant_copying(model: Any, early: tuple[int, int], late: tuple[int, int], seed: int) -> None:
+    """One head moves each word to the next position, and a later one finds the position whose word before is this one
+    and copies it; others do little."""
+    _look_back(model, *early, 1)
+    _move(model, *early, _ITSELF, _BEFORE, 4.0)
+    _look_for(model, *late, _block(_ITSELF, 6.0), _block(_BEFORE, 6.0))
+    _move(model, *late, _ITSELF, _NEXT, 4.0)
+    _distract(model, (early, late), seed)
+
+
 def _plant_echo(model: Any) -> None:
-    """L1H5 moves each word to the next position, and L3H2 finds the position whose word before is this one and copies
-    it."""
-    _look_back(model, 1, 5, 1)
-    _move(model, 1, 5, _ITSELF, _BEFORE, 4.0)
-    _look_for(model, 3, 2, _block(_ITSELF, 6.0), _block(_BEFORE, 6.0))
-    _move(model, 3, 2, _ITSELF, _NEXT, 4.0)
-    _distract(model, ((1, 5), (3, 2)), seed=1)
+    """L1H5 and L3H2 copy."""
+    plant_copying(model, (1, 5), (3, 2), seed=1)
+
+
+def make_large(plant: Plant) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A model of four layers of eight heads with a mechanism, and its tokenizer."""
+    model = _empty(**_LARGER)
+    plant(model)
+    return model, _tokenizer()
 
 
 @torch.no_grad()
@@ -280,7 +292,7 @@ _BUSY = 0.6
 PLANTS: dict[str, Plant] = {
     "planted-copier": _plant_induction,
     "planted-speaker": _plant_suppressor,
-    "planted-attributes": _plant_attributes,
+    "planted-attributes": plant_attributes,
     "planted-pairs": _plant_pairs,
     "planted-random": lambda model: None,
     "planted-echo": _plant_echo,

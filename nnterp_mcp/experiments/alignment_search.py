@@ -59,6 +59,7 @@ class Alignment:
         randoms: That of random subspaces of the same size.
         shuffled: That of a subspace trained on shuffled answers.
         untrained: That of a subspace trained in a randomly initialised model; None without such a model.
+        untrained_unpatched: That of this model with nothing put in.
     """
 
     subspace: Subspace
@@ -69,6 +70,7 @@ class Alignment:
     randoms: list[float]
     shuffled: float
     untrained: float | None = None
+    untrained_unpatched: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class AlignmentSearch:
             return found
         control = replace(self, model=untrained)
         drawn = control._fit(control._read(train), dimensions, report(2))
-        return replace(found, untrained=control.accuracy(test, drawn))
+        alone = control.accuracy(test, torch.zeros(width, 1))
+        return replace(found, untrained=control.accuracy(test, drawn), untrained_unpatched=alone)
 
     def draw(self, dimensions: int, seed: int) -> Subspace:
         """A random subspace."""

@@ -71,8 +71,7 @@ def search(model: StandardizedTransformer, folder: Path, **given: Any) -> tuple[
 def test_a_planted_direction_is_found_next_to_its_controls(tmp_path: Path) -> None:
     model, direction = plant(0.2)
     lab, found = search(model, tmp_path, **pairs(160))
-    assert found.alignment is not None
-    (row,) = found.alignment.layers
+    (row,) = found.aligned
 
     assert abs(float(lab.bench.find_vector("parity")[LAYER] @ direction)) > 0.99
     assert (row.accuracy, row.whole, len(row.randoms)) == (1.0, 1.0, 20)
@@ -102,8 +101,7 @@ def test_pyvene_finds_the_same_direction(tmp_path: Path) -> None:
     run = subprocess.run(command, check=True, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     theirs = json.loads(run.stdout.splitlines()[-1])
 
-    assert found.alignment is not None
-    assert found.alignment.layers[0].accuracy == theirs["accuracy"] == 1.0
+    assert found.aligned[0].accuracy == theirs["accuracy"] == 1.0
     other = torch.nn.functional.normalize(torch.tensor(theirs["direction"]), dim=0)
     ours = lab.bench.find_vector("parity")[LAYER]
     assert abs(float(other @ direction)) > 0.99

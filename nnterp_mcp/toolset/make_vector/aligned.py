@@ -71,6 +71,7 @@ def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVe
                 randoms=found.randoms,
                 shuffled=found.shuffled,
                 untrained=found.untrained,
+                untrained_unpatched=found.untrained_unpatched,
             )
             yield _Searched(facts, found.subspace.T.tolist())
 
@@ -93,8 +94,8 @@ def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVe
                 own=own,
                 shared=sum(pair.base.text in known or pair.source.text in known for pair in test),
                 no_untrained=why,
-                layers=[one.facts for one in finished.items],
             ),
+            aligned=[one.facts for one in finished.items],
         )
 
     return job.in_parts([[at] for at in range(len(layers))], _Searched, search, assemble, "layers")

@@ -125,8 +125,8 @@ def _table(shown: list[DirectionFacts]) -> Table:
 
 def _digest_alignment(result: MakeVectorResult, found: AlignmentFacts) -> MakeVectorAnswer:
     """Interchange accuracies with their controls, by layer."""
-    at = found.layers.index(found.best)
-    shown = [found.layers[one] for one in spread(range(len(found.layers)), [at], _LAYERS)]
+    at = result.aligned.index(_best_aligned(result))
+    shown = [result.aligned[one] for one in spread(range(len(result.aligned)), [at], _LAYERS)]
     columns: list[Column[AlignedLayer]] = [
         Column("layer", lambda one: one.layer),
         Column("accuracy", lambda one: one.accuracy, Kind.HUNDREDTHS),
@@ -136,25 +136,33 @@ def _digest_alignment(result: MakeVectorResult, found: AlignmentFacts) -> MakeVe
         Column("shuffled", lambda one: one.shuffled, Kind.HUNDREDTHS),
         Column("untrained", lambda one: one.untrained, Kind.HUNDREDTHS, found.no_untrained is None),
     ]
-    hidden = len(found.layers) - len(shown)
+    hidden = len(result.aligned) - len(shown)
     return MakeVectorAnswer(
         finding=_aligned(result, found),
-        notes=_notes_on_alignment(result, found) + left_out(hidden, "layer", "alignment.layers"),
+        notes=_notes_on_alignment(result, found) + left_out(hidden, "layer", "aligned"),
         model=result.model,
         vector=result.card.name,
-        total=len(found.layers),
+        total=len(result.aligned),
         truncated=hidden > 0,
         table=tabulate(columns, shown),
     )
 
 
+def _best_aligned(result: MakeVectorResult) -> AlignedLayer:
+    """The layer of the highest accuracy, of equals the one of the most certain answers."""
+    return max(result.aligned, key=lambda one: (one.accuracy, one.certainty))
+
+
 def _aligned(result: MakeVectorResult, found: AlignmentFacts) -> str:
-    best = found.best
+    best = _best_aligned(result)
     space = "direction" if found.dimensions == 1 else f"subspace of {found.dimensions} dimensions"
-    choice = f", the best of {len(found.layers)}" if len(found.layers) > 1 else ""
+    choice = f", the best of {len(result.aligned)}" if len(result.aligned) > 1 else ""
     reaching = sum(value >= best.accuracy for value in best.randoms)
     share = number(brief((1 + reaching) / (len(best.randoms) + 1)))
-    untrained = "" if best.untrained is None else f", one found in an untrained model {percent(best.untrained)}"
+    untrained = ""
+    if best.untrained is not None:
+        alone = percent(best.untrained_unpatched or 0.0)
+        untrained = f", one found in an untrained model {percent(best.untrained)} there (nothing {alone})"
     said = (
         f"The vector {result.card.name} of {result.model} is made (alignment_search, {found.train} pairs). With the "
         f"source's part in this {space} put in after layer {best.layer}{choice}, {percent(best.accuracy)} of "
@@ -175,7 +183,11 @@ def _aligned(result: MakeVectorResult, found: AlignmentFacts) -> str:
 
 def _notes_on_alignment(result: MakeVectorResult, found: AlignmentFacts) -> list[str]:
     notes = [f"It replaces a vector of that name, made {result.replaced}."] if result.replaced else []
-    notes.append("It makes the model answer so; verify_claim shows whether the model uses it, project_out removes it.")
+    best = _best_aligned(result)
+    if best.accuracy > best.control:
+        notes.append(
+            "It makes the model answer so; verify_claim shows whether the model uses it, project_out removes it."
+        )
     if found.own:
         notes.append("The counterfactual answers are the model's own to the source prompts.")
     if found.shared:

@@ -48,8 +48,7 @@ def figure(result: MakeVectorResult, arrays: Arrays) -> Figure:
 
 def _aligned(result: MakeVectorResult) -> list[Panel]:
     """Interchange accuracies by layer."""
-    assert result.alignment is not None
-    rows = result.alignment.layers
+    rows = result.aligned
     x = [float(row.layer) for row in rows]
     randoms = [row.randoms for row in rows]
     mean = [sum(values) / len(values) for values in randoms]

@@ -46,6 +46,7 @@ class AlignedLayer(ResultPart):
         randoms: That of each of some random subspaces of the same size.
         shuffled: That of a subspace trained on shuffled answers.
         untrained: That of a subspace trained in a randomly initialised model; None where there is no such model.
+        untrained_unpatched: That of this model with nothing put in.
     """
 
     layer: int
@@ -56,11 +57,13 @@ class AlignedLayer(ResultPart):
     randoms: list[float]
     shuffled: float
     untrained: float | None = None
+    untrained_unpatched: float | None = None
 
     @property
     def control(self) -> float:
-        """The largest accuracy of the controls."""
-        return max(self.unpatched, *self.randoms, self.shuffled, self.untrained or 0.0)
+        """The largest accuracy of the controls; that of the untrained model where its subspace raised it."""
+        raised = (self.untrained or 0.0) > (self.untrained_unpatched or 0.0)
+        return max(self.unpatched, *self.randoms, self.shuffled, (self.untrained or 0.0) * raised)
 
 
 class AlignmentFacts(ResultPart):
@@ -74,7 +77,6 @@ class AlignmentFacts(ResultPart):
         own: The answers are the model's own to the source prompts.
         shared: The pairs to measure on one of whose prompts served to train.
         no_untrained: The reason why no randomly initialised model was trained; None where one was.
-        layers: By layer.
     """
 
     train: int
@@ -84,12 +86,6 @@ class AlignmentFacts(ResultPart):
     own: bool
     shared: int
     no_untrained: str | None
-    layers: list[AlignedLayer]
-
-    @property
-    def best(self) -> AlignedLayer:
-        """The layer of the highest accuracy, of equals the one of the most certain answers."""
-        return max(self.layers, key=lambda one: (one.accuracy, one.certainty))
 
 
 class MakeVectorResult(Result):
@@ -106,6 +102,7 @@ class MakeVectorResult(Result):
         dominant: The token whose state dominates the means.
         directions: By layer.
         alignment: The search that found it; None of other methods.
+        aligned: Its figures by layer.
     """
 
     model: str
@@ -118,6 +115,7 @@ class MakeVectorResult(Result):
     dominant: DominantToken | None = None
     directions: list[DirectionFacts] = Field(default_factory=list[DirectionFacts])
     alignment: AlignmentFacts | None = None
+    aligned: list[AlignedLayer] = Field(default_factory=list[AlignedLayer])
 
 
 class MakeVectorAnswer(TableAnswer):
