@@ -62,8 +62,10 @@ def without_direction(plain: Plain) -> float:
     return float(plain.log_probs(PROMPT, {plain.layer(LAYER): cut})[plain.token(ANSWER)].exp())
 
 
-_LENS = f"Fit a Jacobian lens on the prompts {', '.join(map(repr, FITTED))}, every position of each but the first and the "
+_LENS = (
+    f"Fit a Jacobian lens on the prompts {', '.join(map(repr, FITTED))}, every position of each but the first and the "
     "last counted. "
+)
 
 QUESTIONS = (
     Question(
