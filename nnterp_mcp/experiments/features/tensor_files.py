@@ -39,13 +39,17 @@ class TensorFile:
         """A tensor under the first of several names that the file has.
 
         Raises:
-            InvalidRequest: It has none of them, or the tensor holds a number that is not finite.
+            InvalidRequest: It has none of them, or the tensor holds whole numbers or one that is not finite.
         """
         found = next((name for name in names if name in self.readers), None)
         if found is None:
             there = ", ".join(sorted(self.readers)[:12]) or "nothing"
             raise InvalidRequest(f"{self.path.name} has no tensor {' or '.join(names)}: it has {there}.")
-        tensor = self.readers[found]().float()
+        stored = self.readers[found]()
+        if stored.ndim and not stored.is_floating_point():
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise InvalidRequest(f"the tensor {found} of {self.path.name} holds {kind}, not floating-point numbers.")
+        tensor = stored.float()
         if not tensor.isfinite().all():
             raise InvalidRequest(f"the tensor {found} of {self.path.name} holds numbers that are not finite.")
         return tensor

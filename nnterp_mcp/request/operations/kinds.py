@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from nnterp_mcp.request.arguments import LONGEST_NAME, Given
 from nnterp_mcp.request.operations.operands import (
@@ -20,6 +20,16 @@ from nnterp_mcp.request.operations.operands import (
 )
 from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.sites import HEAD_SITES, SITES, Site
+
+
+def _no_truth_value(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("input should be a number, not true or false")
+    return given
+
+
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+"""A number."""
 
 
 class BaseOperation(Given):
@@ -64,14 +74,14 @@ class Add(BaseStateOperation):
 
     op: Literal["add"] = "add"
     vector: Vector
-    factor: float = 1.0
+    factor: Real = 1.0
 
 
 class Scale(BaseStateOperation):
     """Multiplies the states by `factor`."""
 
     op: Literal["scale"] = "scale"
-    factor: float
+    factor: Real
 
 
 class Zero(BaseStateOperation):
@@ -145,7 +155,7 @@ class Swap(BaseStateOperation):
     op: Literal["swap"] = "swap"
     vector: Vector
     other: Vector
-    factor: float = 1.0
+    factor: Real = 1.0
 
 
 class Skip(BaseOperation):
@@ -212,8 +222,8 @@ class EditFeatures(BaseOperation):
     site: Literal["features"] = "features"
     dictionary: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     features: FeatureIndices
-    factor: float | None = None
-    value: float | None = None
+    factor: Real | None = None
+    value: Real | None = None
     random: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     positions: Positions = ("all",)
 

@@ -96,6 +96,11 @@ def _with_nan(folder: Path) -> None:
     save_file(tensors, folder / "sae_weights.safetensors")
 
 
+def _with_whole_numbers(folder: Path) -> None:
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file(tensors | {"W_dec": tensors["W_dec"].int()}, folder / "sae_weights.safetensors")
+
+
 def _with_another_width(folder: Path) -> None:
     tensors = load_file(folder / "sae_weights.safetensors")
     save_file(tensors | {"b_dec": random(WIDTH + 1)}, folder / "sae_weights.safetensors")
@@ -115,6 +120,11 @@ BAD: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         _with_nan,
         InvalidRequest,
         "the tensor W_enc of sae_weights.safetensors holds numbers that are not finite",
+    ),
+    "whole numbers": (
+        _with_whole_numbers,
+        InvalidRequest,
+        "the tensor W_dec of sae_weights.safetensors holds int32, not floating-point numbers",
     ),
     "shapes": (_with_another_width, InvalidRequest, "decoder's bias of sae_weights.safetensors has the shape"),
     "architecture": (_of_another_kind, Unsupported, "architecture 'temporal', which is not read"),

@@ -188,6 +188,7 @@ def test_edits_reach_generated_tokens() -> None:
         ({"op": "scale"}, "scale at features needs factor"),
         ({"op": "set", "factor": 2, "value": 1}, "set at features takes no factor"),
         ({"op": "add", "value": float("nan")}, "finite number"),
+        ({"op": "add", "value": True}, "a number, not true or false"),
         (
             {"op": "zero", "features": [LATENTS]},
             "d has features 0 to 39",
