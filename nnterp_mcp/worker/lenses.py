@@ -10,6 +10,7 @@ from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.translated_lens.hub_lenses import download_lens
 from nnterp_mcp.experiments.translated_lens.lens_files import read_lens_file, save_lens
 from nnterp_mcp.experiments.translated_lens.translation import LensTranslation
+from nnterp_mcp.experiments.translated_lens.tuned import TunedSums, read_sums, save_sums
 from nnterp_mcp.request.access import admit_lens
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.lenses import UNFITTED, LensCard
@@ -18,7 +19,10 @@ from nnterp_mcp.request.vectors import is_name
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
 
-_SUFFIX = ".safetensors"
+_SUFFIX, _SUMS = ".safetensors", ".sums"
+
+MOST_SUMS = 2**30
+"""Bytes of sums that are saved: they grow with the square of the model's width."""
 
 
 def _tell_nobody(step: str) -> None:
@@ -69,6 +73,28 @@ def save_named_lens(bench: Bench, name: str, lens: LensTranslation) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     save_lens(lens, unfinished)
+    unfinished.replace(path)
+
+
+def read_saved_sums(bench: Bench, name: str) -> TunedSums | None:
+    """The sums behind a tuned lens that was fitted on the loaded model; None if there are none.
+
+    Raises:
+        InvalidRequest: Their file is damaged.
+    """
+    path = _saved(bench, name).with_suffix(_SUMS)
+    return read_sums(path) if is_name(name) and path.exists() else None
+
+
+def save_named_sums(bench: Bench, name: str, sums: TunedSums | None) -> None:
+    """Saves the sums behind a tuned lens, unless they are too large; removes those of an earlier one of its name."""
+    path = _saved(bench, name).with_suffix(_SUMS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sums is None or len(sums) > MOST_SUMS:
+        path.unlink(missing_ok=True)
+        return
+    unfinished = path.with_suffix(".part")
+    save_sums(sums, unfinished)
     unfinished.replace(path)
 
 

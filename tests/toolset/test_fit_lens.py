@@ -47,14 +47,15 @@ def test_a_fitted_lens_reads_other_texts_better_than_the_logit_lens(bench: Bench
         assert read.readings[0].plain_leads_from == plain.leads_from
 
 
-def test_a_lens_that_is_merged_is_that_of_all_prompts(bench: Bench) -> None:
+@pytest.mark.parametrize("method", ["jacobian", "tuned"])
+def test_a_lens_that_is_merged_is_that_of_all_prompts(bench: Bench, method: str) -> None:
     import torch
 
     from nnterp_mcp.worker.lenses import find_lens
 
-    whole = ask(bench, "fit_lens", name="whole", method="jacobian", prompts=TEXTS, skip_first=2)
-    ask(bench, "fit_lens", name="part", method="jacobian", prompts=TEXTS[:1], skip_first=2)
-    merged = ask(bench, "fit_lens", name="part", method="jacobian", prompts=TEXTS[1:], skip_first=2, merge="part")
+    whole = ask(bench, "fit_lens", name="whole", method=method, prompts=TEXTS, skip_first=2)
+    ask(bench, "fit_lens", name="part", method=method, prompts=TEXTS[:1], skip_first=2)
+    merged = ask(bench, "fit_lens", name="part", method=method, prompts=TEXTS[1:], skip_first=2, merge="part")
 
     assert (merged.card.prompts, merged.merged, merged.replaced) == (2, 1, False)
     ours, theirs = find_lens(bench, "part"), find_lens(bench, "whole")
@@ -63,19 +64,24 @@ def test_a_lens_that_is_merged_is_that_of_all_prompts(bench: Bench) -> None:
     for layer in (0, 1, 2):
         torch.testing.assert_close(ours[0].matrices[layer], theirs[0].matrices[layer], atol=1e-6, rtol=0)
     assert merged.layers[0].kl == pytest.approx(whole.layers[0].kl, abs=1e-5)
-    again = ask(bench, "fit_lens", name="twice", method="jacobian", prompts=TEXTS, skip_first=2, merge="part")
+    again = ask(bench, "fit_lens", name="twice", method=method, prompts=TEXTS, skip_first=2, merge="part")
     assert (again.card.prompts, again.merged) == (2, 2)  # no text counts twice
 
 
-def test_a_fit_that_was_stopped_is_resumed_by_the_same_call(bench: Bench) -> None:
+@pytest.mark.parametrize("method", ["jacobian", "tuned"])
+def test_a_fit_that_was_stopped_is_resumed_by_the_same_call(
+    bench: Bench, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
+
+    monkeypatch.setattr(Bench, "batch_tokens", 1)  # one prompt in a batch
 
     from nnterp_mcp.worker.lenses import read_saved_lens
 
-    asked = {"name": "cut", "method": "jacobian", "prompts": [*TEXTS, TEXTS[0]], "skip_first": 2}
+    asked = {"name": "cut", "method": method, "prompts": [*TEXTS, TEXTS[0]], "skip_first": 2}
 
     def send(progress: Any) -> None:
-        if 1 < progress.done < 2:
+        if 1 <= progress.done < 2:
             job.stop(Cancelled("cancelled"))
 
     job = Job(1, send)
@@ -195,7 +201,7 @@ def test_what_cannot_be_fitted_or_merged_is_refused(bench: Bench) -> None:
         ask(bench, "logit_lens", prompts=PROMPT, lens="none")
     with pytest.raises(InvalidRequest, match="needs no fit"):
         ask(bench, "fit_lens", **fit | {"name": "logit"})
-    with pytest.raises(InvalidRequest, match="fitted in one call"):
+    with pytest.raises(InvalidRequest, match="cannot be merged with a tuned lens"):
         ask(bench, "fit_lens", **fit | {"method": "tuned", "merge": "own"})
     with pytest.raises(InvalidRequest, match="has layers 1, and cannot be merged"):
         ask(bench, "fit_lens", **fit | {"name": "b", "merge": "own", "layers": [0, 1]})

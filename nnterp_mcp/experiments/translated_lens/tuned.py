@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nnterp_mcp.engine.forward import Capture, forward
 from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.experiments.translated_lens.jacobian import hash_prompt
 from nnterp_mcp.experiments.translated_lens.translation import (
     LensTranslation,
     Provenance,
@@ -21,6 +27,8 @@ from nnterp_mcp.experiments.translated_lens.translation import (
 )
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
+
+_KEY = "nnterp_mcp.tuned_sums"
 
 RIDGE = 0.1
 """Penalty on W, as a share of the mean variance of a component of the states."""
@@ -37,6 +45,8 @@ class TunedSums:
         tokens: The number of tokens.
         prompts: The number of prompts.
         unembedding: The hash of the model's unembedding.
+        skip: How many of each prompt's first tokens are left out.
+        hashes: The hashes of the prompts.
     """
 
     layers: list[int]
@@ -45,27 +55,36 @@ class TunedSums:
     tokens: int
     prompts: int
     unembedding: str
+    skip: int = 1
+    hashes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Their size in bytes."""
+        return self.squares.nbytes + self.products.nbytes
 
     def __add__(self, other: TunedSums) -> TunedSums:
         """The sums over the tokens of both.
 
         Raises:
-            InvalidRequest: The layers or the models differ.
+            InvalidRequest: The layers, the models or the tokens that are left out differ.
         """
-        if (self.layers, self.unembedding) != (other.layers, other.unembedding):
-            raise InvalidRequest("fits can be merged if they have the same model and the same layers.")
+        if (self.layers, self.unembedding, self.skip) != (other.layers, other.unembedding, other.skip):
+            raise InvalidRequest(
+                "fits can be merged if they have the same model and the same layers, and leave out as many tokens."
+            )
         return replace(
             self,
             squares=self.squares + other.squares,
             products=self.products + other.products,
             tokens=self.tokens + other.tokens,
             prompts=self.prompts + other.prompts,
+            hashes=self.hashes + other.hashes,
         )
 
     def lens(self, provenance: Provenance = Provenance(), ridge: float = RIDGE) -> LensTranslation:  # noqa: B008 - frozen
         """The lens: W and b with the least squared error, and a penalty on W that draws it to the plain lens."""
         width = self.products.shape[-1]
-        about = replace(provenance, prompts=self.prompts, unembedding=self.unembedding)
+        about = replace(provenance, prompts=self.prompts, unembedding=self.unembedding, hashes=self.hashes)
         found = LensTranslation("tuned", {}, {}, about)
         for layer, squares, products in zip(self.layers, self.squares, self.products, strict=True):
             means = squares[-1, :width] / self.tokens
@@ -124,4 +143,27 @@ def fit_tuned(model: StandardizedTransformer, work: Workload, layers: Sequence[i
             products[at] += (extended.T @ (last.to(state) - state)).cpu()
     if not tokens:
         raise InvalidRequest(f"no prompt has more than {skip} tokens, and a fit leaves out the first {skip}.")
-    return TunedSums([*layers], squares, products, tokens, len(work.prompts), hash_unembedding(model))
+    hashes = tuple(map(hash_prompt, work.prompts))
+    return TunedSums([*layers], squares, products, tokens, len(hashes), hash_unembedding(model), skip, hashes)
+
+
+def save_sums(sums: TunedSums, path: Path) -> None:
+    """Writes the sums of a tuned lens as safetensors, for a later fit to add to."""
+    about = {name: value for name, value in vars(sums).items() if not isinstance(value, Tensor)}
+    save_file({"squares": sums.squares, "products": sums.products}, path, {_KEY: json.dumps(about)})
+
+
+def read_sums(path: Path) -> TunedSums:
+    """Reads what `save_sums` wrote.
+
+    Raises:
+        InvalidRequest: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()[_KEY])
+            tensors = {name: file.get_tensor(name) for name in ("squares", "products")}
+        about["hashes"] = tuple(about["hashes"])
+        return TunedSums(**tensors, **about)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InvalidRequest(f"{path.name} does not hold the sums of a tuned lens, or is damaged.") from error

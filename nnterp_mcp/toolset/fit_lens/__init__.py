@@ -12,8 +12,8 @@ SPEC = ToolSpec(
     title="Fit a lens",
     description=(
         "Fit a lens for logit_lens that reads early layers. jacobian: multiplies a state by the mean Jacobian of the "
-        "last layer's state; as many backward passes a prompt as the model is wide. The same call resumes one that was "
-        "stopped. tuned: affine, by least squares; fast, but may read what later layers compute. Reports "
+        "last layer's state; as many backward passes a prompt as the model is wide. tuned: affine, by least squares; "
+        "fast, but may read what later layers compute. The same call resumes one that was stopped. Reports "
         "KL(last layer || layer)."
     ),
     examples=[

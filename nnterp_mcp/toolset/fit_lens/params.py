@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
@@ -30,12 +30,6 @@ class FitLensParams(ModelParams):
     skip_first: Annotated[int, Field(ge=1, le=1024, description="First tokens to leave out.")] = 16
     merge: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="Jacobian lens to add these prompts to."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="Lens to add these prompts to."),
     ] = None
     plot: Plot = False
-
-    @model_validator(mode="after")
-    def _merges_jacobians(self) -> Self:
-        if self.merge is not None and self.method != "jacobian":
-            raise ValueError("merge is for the method jacobian: a tuned lens is fitted in one call")
-        return self

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,18 +16,30 @@ from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
 from nnterp_mcp.experiments.translated_lens.jacobian import JacobianSums, fit_jacobian, hash_prompt
 from nnterp_mcp.experiments.translated_lens.translation import LensTranslation, Provenance, hash_unembedding
-from nnterp_mcp.experiments.translated_lens.tuned import fit_tuned
+from nnterp_mcp.experiments.translated_lens.tuned import TunedSums, fit_tuned
 from nnterp_mcp.formatting import plural, ranges
 from nnterp_mcp.model.text.tokenization import encode_prompts
-from nnterp_mcp.request.lenses import LensCard
+from nnterp_mcp.request.lenses import LensCard, LensMethod
 from nnterp_mcp.request.selectors import resolve_layers
 from nnterp_mcp.toolset.fit_lens.params import FitLensParams
 from nnterp_mcp.toolset.fit_lens.result import FitLensResult, LensFit
 from nnterp_mcp.worker.job import Finished, Job
-from nnterp_mcp.worker.lenses import find_lens, read_saved_lens, save_named_lens
+from nnterp_mcp.worker.lenses import (
+    MOST_SUMS,
+    find_lens,
+    read_saved_lens,
+    read_saved_sums,
+    save_named_lens,
+    save_named_sums,
+)
 
 if TYPE_CHECKING:
     from nnterp_mcp.worker.workbench import Bench
+
+Sums = JacobianSums | TunedSums
+
+_SAVED_EVERY = 10.0
+"""Seconds between two saves of a tuned lens's sums, which are large."""
 
 _EVERY = 29
 """One of so many tokens of the built-in texts is read."""
@@ -50,20 +64,40 @@ def run(bench: Bench, params: FitLensParams, job: Job) -> FitLensResult:
 
 
 def _fit_tuned(bench: Bench, params: FitLensParams, job: Job, work: Workload, layers: list[int]) -> FitLensResult:
-    """Fits a tuned lens in one piece."""
-    replaced = read_saved_lens(bench, params.name) is not None
-    lens = fit_tuned(bench.model, work, layers, skip=params.skip_first).lens(_provenance(bench, params))
-    save_named_lens(bench, params.name, lens)
-    return _result(bench, params, len(work.prompts), replaced=replaced)
+    """Fits a tuned lens batch by batch; the sums of what is done are saved now and then, and at the end."""
+    read = [number for number, prompt in enumerate(work.prompts) if len(prompt.ids) > params.skip_first]
+    numbers = _by_hash(work, read or range(len(work.prompts)))  # the fit refuses prompts that are all too short
+    start = _start(bench, params, layers, numbers.keys())
+    assert not isinstance(start.sums, JacobianSums)
+    sums, saved = start.sums, time.monotonic()
+
+    def compute(group: Sequence[int]) -> list[int]:
+        nonlocal sums, saved
+        own = fit_tuned(bench.model, work.some(group), layers, skip=params.skip_first)
+        sums = own if sums is None else sums + own
+        if time.monotonic() - saved > _SAVED_EVERY:
+            save_named_sums(bench, params.name, sums)
+            saved = time.monotonic()
+        return [*group]
+
+    def assemble(done: Finished[int]) -> FitLensResult:
+        assert sums is not None
+        save_named_sums(bench, params.name, sums)
+        save_named_lens(bench, params.name, sums.lens(_provenance(bench, params)))
+        return _count(bench, params, start, done)
+
+    pending = start.pending(numbers)
+    groups = [[pending[at] for at in batch] for batch in work.some(pending).split(bench.model)] if pending else []
+    return job.in_parts(groups, int, compute, assemble, "prompts", checkpoints=False)
 
 
 def _fit_jacobian(bench: Bench, params: FitLensParams, job: Job, work: Workload, layers: list[int]) -> FitLensResult:
     """Fits a Jacobian lens prompt by prompt, and saves the lens of those that are done after each."""
-    numbers: dict[str, int] = {}
-    for number, prompt in enumerate(work.prompts):
-        numbers.setdefault(hash_prompt(prompt), number)
+    numbers = _by_hash(work, range(len(work.prompts)))
     start = _start(bench, params, layers, numbers.keys())
+    assert not isinstance(start.sums, TunedSums)
     sums = start.sums
+    save_named_sums(bench, params.name, None)
     if sums is not None:
         save_named_lens(bench, params.name, sums.lens(_provenance(bench, params)))
 
@@ -74,77 +108,111 @@ def _fit_jacobian(bench: Bench, params: FitLensParams, job: Job, work: Workload,
         save_named_lens(bench, params.name, sums.lens(_provenance(bench, params)))
         return [*group]
 
-    def assemble(done: Finished[int]) -> FitLensResult:
-        count = start.merged + start.resumed + len(done.items)
-        return _result(bench, params, count, replaced=start.replaced, merged=start.merged, resumed=start.resumed)
+    pending = [[number] for number in start.pending(numbers)]
+    return job.in_parts(pending, int, compute, partial(_count, bench, params, start), "prompts", checkpoints=False)
 
-    known = () if sums is None else sums.hashes
-    pending = [[number] for prompt, number in numbers.items() if prompt not in known]
-    return job.in_parts(pending, int, compute, assemble, "prompts", checkpoints=False)
+
+def _by_hash(work: Workload, chosen: Iterable[int]) -> dict[str, int]:
+    """The prompts by their hashes: none counts twice."""
+    numbers: dict[str, int] = {}
+    for number in chosen:
+        numbers.setdefault(hash_prompt(work.prompts[number]), number)
+    return numbers
 
 
 @dataclass(frozen=True)
 class _Start:
-    """The Jacobians that a fit begins with.
+    """The sums that a fit begins with.
 
     Attributes:
-        sums: The Jacobians; None if there are none.
+        sums: The sums; None if there are none.
         merged: The number of prompts of the lens that is merged.
         resumed: The number of prompts of this call that an earlier one fitted.
         replaced: Another lens of the name is lost.
     """
 
-    sums: JacobianSums | None
+    sums: Sums | None
     merged: int = 0
     resumed: int = 0
     replaced: bool = False
+
+    def pending(self, numbers: Mapping[str, int]) -> list[int]:
+        """The prompts that are yet to be fitted, of all by their hashes."""
+        known = () if self.sums is None else self.sums.hashes
+        return [number for prompt, number in numbers.items() if prompt not in known]
 
 
 def _start(bench: Bench, params: FitLensParams, layers: Sequence[int], prompts: Collection[str]) -> _Start:
     base = None if params.merge is None else _mergeable(bench, params, layers)
     merged = base.prompts if base is not None else 0
-    saved = read_saved_lens(bench, params.name)
-    if saved is not None and saved.method == "jacobian" and saved.layers == list(layers):
-        own, before = JacobianSums.of(saved), set(base.hashes) if base is not None else set[str]()
+    own, skip = _saved_sums(bench, params.name, params.method)
+    if own is not None and own.layers == list(layers):
+        before = set(base.hashes) if base is not None else set[str]()
         added = set(own.hashes) - before
         complete = before <= set(own.hashes) and own.prompts - merged == len(added)
-        if added and complete and added <= set(prompts) and saved.provenance.skip == params.skip_first:
+        if added and complete and added <= set(prompts) and skip == params.skip_first:
             return _Start(own, merged, len(added))
-    return _Start(base, merged, 0, saved is not None and params.name != params.merge)
+    replaced = params.name != params.merge and read_saved_lens(bench, params.name) is not None
+    return _Start(base, merged, 0, replaced)
 
 
-def _mergeable(bench: Bench, params: FitLensParams, layers: Sequence[int]) -> JacobianSums:
+def _saved_sums(bench: Bench, name: str, method: LensMethod) -> tuple[Sums | None, int | None]:
+    """The sums behind a saved lens of this method, and how many first tokens they leave out."""
+    if method == "tuned":
+        sums = read_saved_sums(bench, name)
+        return sums, None if sums is None else sums.skip
+    lens = read_saved_lens(bench, name)
+    if lens is None or lens.method != method:
+        return None, None
+    return JacobianSums.of(lens), lens.provenance.skip
+
+
+def _mergeable(bench: Bench, params: FitLensParams, layers: Sequence[int]) -> Sums:
     """The sums behind the lens that is merged.
 
     Raises:
-        InvalidRequest: It is no Jacobian lens, or of another model, other layers or other positions.
+        InvalidRequest: It is a lens of the other method, or of another model, other layers or other positions; or the
+            sums of a tuned lens are not there.
     """
     found = find_lens(bench, params.merge or "")
     if found is None:
-        raise InvalidRequest(f"{params.merge} is not fitted, so nothing can be added to it.", "Name a Jacobian lens.")
+        raise InvalidRequest(f"{params.merge} is not fitted, so nothing can be added to it.", "Name a fitted lens.")
     lens, card = found
     lens.require(bench.model, lens.layers)
-    if lens.method != "jacobian" or lens.layers != list(layers):
+    if lens.method != params.method or lens.layers != list(layers):
         raise InvalidRequest(
-            f"the {card} has layers {ranges(lens.layers)}, and cannot be merged with a Jacobian lens of layers "
+            f"the {card} has layers {ranges(lens.layers)}, and cannot be merged with a {params.method} lens of layers "
             f"{ranges(layers)}.",
-            "Fit the same layers of a Jacobian lens.",
+            "Fit the same layers by the same method.",
         )
     skip = lens.provenance.skip
     if skip is not None and skip != params.skip_first:
         raise InvalidRequest(
             f"the {card} leaves out the first {plural(skip, 'token')} of each text: give skip_first={skip}."
         )
-    return JacobianSums.of(lens)
+    if params.method == "jacobian":
+        return JacobianSums.of(lens)
+    sums = read_saved_sums(bench, params.merge or "")
+    if sums is None:
+        raise InvalidRequest(
+            f"the sums behind the {card} were not saved here: it comes from a file, or they take over "
+            f"{MOST_SUMS >> 30} GB.",
+            "Fit all prompts in one call.",
+        )
+    return sums
 
 
 def _provenance(bench: Bench, params: FitLensParams) -> Provenance:
     return Provenance(model=bench.handle, unembedding=hash_unembedding(bench.model), skip=params.skip_first)
 
 
-def _result(bench: Bench, params: FitLensParams, prompts: int, **facts: Any) -> FitLensResult:
+def _count(bench: Bench, params: FitLensParams, start: _Start, done: Finished[int]) -> FitLensResult:
+    """The lens, and where its prompts come from."""
+    prompts = start.merged + start.resumed + len(done.items)
     card = LensCard(name=params.name, method=params.method, prompts=prompts)
-    return FitLensResult(model=bench.handle, card=card, **facts)
+    return FitLensResult(
+        model=bench.handle, card=card, merged=start.merged, resumed=start.resumed, replaced=start.replaced
+    )
 
 
 def _check(bench: Bench, lens: LensTranslation, layers: Sequence[int]) -> tuple[int, list[LensFit]]:
