@@ -59,6 +59,7 @@ _TOOLS = {
     "make_vector": 1,
     "features": 3,
     "find_circuit": 1,
+    "verify_claim": 1,
 }
 """How often each tool is drawn."""
 _EDGES = ("llama", "gpt2")
@@ -212,6 +213,18 @@ class Cases:
             "targets": {"one": "cat", "other": "sea"},
             "steps": 1,
             "draws": 0,
+        }
+
+    def _verify_claim(self) -> dict[str, Any]:
+        pairs = [self._pair() for _ in range(4)]
+        drawn = self._call([clean for clean, _ in pairs])["interventions"]
+        return {
+            "claim": ["L1H0"],
+            "clean": [clean for clean, _ in pairs],
+            "corrupted": [corrupted for _, corrupted in pairs],
+            "interventions": [one for one in drawn if "prompts" not in one and "from" not in one],
+            "targets": {"one": "cat", "other": "sea"},
+            "found_on": ["theory"],
         }
 
     def _pair(self) -> tuple[str, str]:

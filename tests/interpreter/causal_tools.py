@@ -50,6 +50,18 @@ def find_circuit(subject: Subject, arguments: Arguments, result: Any, told: Comp
         told.near(side, found.mean, _metric(told, arguments, runs[side], runs["clean"]))
 
 
+def verify_claim(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
+    """The metric of both runs of each prompt, between which the claim's states are exchanged."""
+    clean, corrupted = (texts(subject, arguments, side) for side in ("clean", "corrupted"))
+    for prompt in result.prompts:
+        one, other = (
+            normal(subject.run(arguments["interventions"], side, prompt.prompt).logits[-1])
+            for side in (clean, corrupted)
+        )
+        told.near("clean", prompt.clean, _metric(told, arguments, one, one))
+        told.near("corrupted", prompt.corrupted, _metric(told, arguments, other, one))
+
+
 def _edits(subject: Subject, arguments: Arguments, states: Tensor, ids: Sequence[int]) -> list[Edit]:
     """What each column of the grid puts in."""
     if arguments.get("heads") is not None:

@@ -35,8 +35,8 @@ class CompareModelsParams(ModelParams):
     ] = None
     prompts: Annotated[Prompts | None, schemas.as_schema(_PROMPTS, "Neutral texts by default.")] = None
     parts: Annotated[
-        tuple[ComparedPart, ...] | None,
+        Annotated[tuple[ComparedPart, ...], Field(min_length=1, max_length=len(PARTS))] | None,
         BeforeValidator(_as_parts),
-        Field(min_length=1, max_length=len(PARTS), description="What to compare; all by default."),
+        Field(description="What to compare; all by default."),
     ] = None
     plot: Plot = False
