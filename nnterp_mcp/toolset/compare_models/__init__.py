@@ -11,7 +11,7 @@ SPEC = ToolSpec(
     name="compare_models",
     title="Compare two models",
     description=(
-        "See what a fine-tune or an adapter changed: KL and top tokens, activations by layer (made there or "
+        "See what a fine-tune or adapter changed: KL and top tokens, activations by layer (made there or "
         "passed on), weights by module, the mean difference on unrelated text, and where activations of one carry its "
         "behaviour into the other; next to a random change of the same norm and rank, and texts by both."
     ),

@@ -34,7 +34,7 @@ Factors = Annotated[
     BeforeValidator(_as_factors),
     schemas.as_schema(
         schemas.union(schemas.NUMBER, schemas.array(schemas.NUMBER), maxItems=_MOST_FACTORS),
-        "Factors of the vector, up to 32.",
+        "Factors, up to 32.",
     ),
 ]
 
