@@ -285,7 +285,7 @@ class _Planner:
         return lambda gathered: Projected(vector, label, to.place, mean(gathered))
 
     def _patched(self, operation: Patch, states: Patched, place: Place) -> Change:
-        """What a patch puts in: whole states, or their part along a vector."""
+        """The states that a patch puts in: whole, or their part along a vector."""
         if operation.along is None:
             return states
         along = resolve_projection(self._model, operation.along, place, self._vectors)

@@ -72,7 +72,7 @@ class RunStates:
 
     @property
     def exchanged(self) -> Tensor:
-        """What another run may continue with: the activations of features, or else the states."""
+        """The activations of features that another run may continue with, or else the states."""
         return self.states if self.features is None else self.features
 
 

@@ -243,7 +243,7 @@ class Behaviour:
     def _instead(
         self, source: StateOrigin, component: Component, part: ComponentPart, positions: Sequence[int], own: RunStates
     ) -> Tensor:
-        """What takes the place of a run's own that no single other run has."""
+        """Replacements of a run's own states that no single other run has."""
         if source == "zero":
             return torch.zeros_like(own.exchanged)
         if source == "given":

@@ -1,4 +1,4 @@
-"""How far activations of two models differ at each layer and site, and how much of it each layer adds."""
+"""The relative change of activations between two models at each layer and site, and each layer's own share of it."""
 
 from __future__ import annotations
 

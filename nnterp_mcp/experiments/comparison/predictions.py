@@ -1,4 +1,4 @@
-"""What two models predict after every token of the same prompts."""
+"""The predictions of two models after every token of the same prompts."""
 
 from __future__ import annotations
 

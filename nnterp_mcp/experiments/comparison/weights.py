@@ -1,4 +1,4 @@
-"""How far the weights of two models differ, module by module, and along how many directions."""
+"""The relative change of weights between two models, module by module, with its rank and spectrum."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _plain_name(name: str) -> str:
 
 
 def _of_adapter(path: str, before: Any, after: Any) -> Iterator[WeightChange]:
-    """What adapters change in one weight: by the factors of one, which are small, where it adds nothing else."""
+    """The change that adapters make to one weight, by the small factors of an adapter that adds nothing else."""
     layer = before if after is None else after
     old = layer.base_layer.weight.float()
     factors = _factors(after) if before is None else None
@@ -103,7 +103,7 @@ def _factors(layer: Any) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank
 
 
 def effective_change(layer: Any) -> Float[Tensor, "out in"]:
-    """What a module with an adapter adds to its base's linear map, by what both return."""
+    """The difference between a module with an adapter and its base's linear map, by their outputs."""
     inner = layer.base_layer
     if isinstance(inner, nn.Embedding):
         ids = torch.arange(inner.num_embeddings, device=inner.weight.device)
