@@ -196,7 +196,7 @@ class Pool:
             self._finish_load(entry)
 
     def _forget(self, entry: Entry, reason: str) -> None:
-        """Ends a handle whose process goes on."""
+        """Ends a handle and leaves its process running."""
         self._entries.pop(entry.handle, None)
         self._gone[entry.handle] = reason
 

@@ -37,7 +37,7 @@ class Labels:
 
 
 def find_labels(asked: str | None, found: Published, settings: Settings) -> str | None:
-    """Where the labels of a dictionary are; None where nobody says.
+    """The place of a dictionary's labels; None where nobody says.
 
     Args:
         asked: The file, or the dictionary at Neuronpedia, that the caller names.

@@ -1,4 +1,4 @@
-"""`unload_model` in the worker: what an adapted model leaves behind, whose process goes on."""
+"""`unload_model` in the worker, for an adapted model whose process stays with its base."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ _CONTRIBUTIONS: dict[FeatureSite, FeatureSite] = {
     "mlps_raw_output": "mlps_output",
     "attentions_raw_output": "attentions_output",
 }
-"""What is added to the residual stream, by the site of what a sublayer computes."""
+"""The site that is added to the residual stream, by the site of a sublayer's computation."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def decompose_states(states: Float[Tensor, "state hidden"], directions: TokenDir
 
 
 def _fit(state: Tensor, directions: TokenDirections, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What the chosen directions leave of a state, and their weights."""
+    """The rest of a state without the chosen directions, and their weights."""
     real = (chosen >= 0).cpu()
     units = torch.nn.functional.normalize(directions.rows(chosen[chosen >= 0]).cpu().double(), dim=-1)
     lengths = torch.zeros(len(chosen), dtype=torch.float64)

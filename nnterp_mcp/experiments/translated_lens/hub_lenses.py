@@ -10,7 +10,7 @@ from nnterp_mcp.model.loading.hub_files import download_files
 from nnterp_mcp.model.loading.locations import Report
 
 _SPACES = "spaces/"
-"""What an address begins with whose repository is a space, as the Hub's own addresses do."""
+"""The prefix of addresses whose repository is a space, as in the Hub's own addresses."""
 
 _KINDS = (".safetensors", ".pt")
 _NAMED = 5

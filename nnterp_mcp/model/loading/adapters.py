@@ -34,7 +34,7 @@ _MISSING = "Install it: pip install 'nnterp-mcp[adapters]'."
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is known of an adapter on a model.
+    """An adapter on a model.
 
     Attributes:
         folder: Its folder.

@@ -20,7 +20,7 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 _OF_WRAPPER = ("forward", STATE)
-"""What nnsight writes onto a module that it wraps."""
+"""Attributes that nnsight writes onto a module that it wraps."""
 
 
 def share_weights(model: _M) -> _M:

@@ -9,7 +9,7 @@ from nnterp_mcp.table import TableField
 
 
 class PositionChanged(ResultPart):
-    """What both models predict after a token.
+    """The predictions of both models after a token.
 
     Attributes:
         kl: KL(model ‖ base), in nats.

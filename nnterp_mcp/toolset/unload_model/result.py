@@ -6,7 +6,7 @@ from nnterp_mcp.contract import Answer, Result
 
 
 class UnloadModelResult(Result):
-    """The model that was unloaded; memory in bytes. `base` is the model whose process it shared, which goes on."""
+    """The model that was unloaded; memory in bytes. `base` is the model whose process it shared, and which stays."""
 
     handle: str
     memory: int | None
