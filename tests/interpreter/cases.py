@@ -98,7 +98,7 @@ class Cases:
         every = _TOOLS | {tool: _RARE for tool in CHECKS if tool not in _TOOLS}
         tools = {tool: weight for tool, weight in every.items() if tool not in without}
         if self.subject.family not in _EDGES:
-            del tools["find_circuit"]
+            tools.pop("find_circuit", None)
         tool = self.dice.choices(list(tools), list(tools.values()))[0]
         return tool, getattr(self, f"_{tool}")() if tool in _TOOLS else self._example(tool)
 
