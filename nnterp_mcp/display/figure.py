@@ -188,12 +188,14 @@ class GraphEdge:
         receiver: That of the node at which it ends.
         value: Its strength, of either sign.
         label: What tells it from other edges between the two.
+        aside: Its distance from the straight line between the two, in steps that tell such edges apart.
     """
 
     sender: str
     receiver: str
     value: float
     label: str = ""
+    aside: float = 0.0
 
 
 @dataclass(frozen=True)

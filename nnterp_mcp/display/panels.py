@@ -346,6 +346,7 @@ class _Words:
 class _Network:
     _WIDTH = 6.5
     _LEVEL = 0.34
+    _ASIDE = 0.06
 
     def __init__(self, panel: Graph) -> None:
         self._panel = panel
@@ -364,9 +365,12 @@ class _Network:
         most = max((abs(edge.value) for edge in panel.edges), default=1.0) or 1.0
         for edge in reversed(panel.edges):
             (x, low), (right, high) = at[edge.sender], at[edge.receiver]
+            across, up = (right - x) * size[0], (high - low) * size[1] / self._levels
+            step = self._ASIDE * edge.aside / (math.hypot(across, up) or 1.0)
+            aside, above = -up * step / size[0], across * step * self._levels / size[1]
             axes.plot(
-                [x, right],
-                [low, high],
+                [x + aside, right + aside],
+                [low + above, high + above],
                 color=style.LOWERS if edge.value < 0 else style.RAISES,
                 linewidth=0.5 + 3 * (abs(edge.value) / most) ** 0.5,
                 alpha=0.6,

@@ -3,7 +3,7 @@
 import { drawing, element } from "./elements.js";
 import { number } from "./wording.js";
 
-const [WIDTH, LEVEL, EDGE] = [640, 34, 20];
+const [WIDTH, LEVEL, EDGE, ASIDE] = [640, 34, 20, 6];
 
 /** @param {object} panel a graph as a figure describes it */
 export function network({ title, strength, nodes, edges }) {
@@ -21,9 +21,12 @@ export function network({ title, strength, nodes, edges }) {
   return element("div", { class: "chart" }, drawn);
 }
 
-function line({ sender, receiver, value, label }, place, most) {
+function line({ sender, receiver, value, label, aside }, place, most) {
   const [[x1, y1], [x2, y2]] = [place.get(sender), place.get(receiver)];
-  const drawn = drawing("line", { x1, y1, x2, y2 }, drawing("title", {}, `${sender} → ${`${receiver} ${label}`.trim()}: ${number(value)}`));
+  const step = (ASIDE * aside) / (Math.hypot(x2 - x1, y2 - y1) || 1);
+  const [across, down] = [(y2 - y1) * step, (x1 - x2) * step];
+  const ends = { x1: x1 + across, y1: y1 + down, x2: x2 + across, y2: y2 + down };
+  const drawn = drawing("line", ends, drawing("title", {}, `${sender} → ${`${receiver} ${label}`.trim()}: ${number(value)}`));
   drawn.style.stroke = value < 0 ? "var(--lowers)" : "var(--raises)";
   drawn.style.strokeWidth = String(1 + 5 * Math.sqrt(Math.abs(value) / most));
   return drawn;

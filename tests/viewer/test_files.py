@@ -17,7 +17,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer.page import page_with
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.recorded import EXAMPLES, Recorded
-from tests.viewer.kept import CLOSING, MARKUP, attention_run, attribution_run, lens_run
+from tests.viewer.kept import CLOSING, MARKUP, attention_run, attribution_run, circuit_run, lens_run
 from tests.viewer.opened import asked, has_grid, opened
 
 Saved = Callable[[RunStore, str], str]
@@ -307,3 +307,42 @@ WORST_CONTRAST = """() => {
     [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.textContent.trim()));
   return Math.min(...texts.map(contrast));
 }"""
+
+
+def test_a_circuit_is_a_graph_in_which_each_edge_is_seen(tmp_path: Path, browser: Browser, saved: Saved) -> None:
+    store = RunStore(tmp_path / "runs")
+    edges = [
+        ("L0H1", "L1H2 queries", 1.5),
+        ("L0H1", "L1H2 keys", -1.0),
+        ("L0H1", "L1H2 values", -0.5),
+        ("embeddings", "L0H1 values", 2.0),
+        ("L1H2", "MLP 1", -0.7),
+        ("MLP 1", "logits", 1.0),
+        ("L1H2", "logits", 0.3),
+    ]
+    run = circuit_run(store, edges)
+
+    with opened(browser) as watched:
+        page = watched.page
+        page.goto(saved(store, run.id))
+        page.locator(".all").wait_for()
+        drawn = page.locator(".network line")
+        ends = drawn.evaluate_all("all => all.map(line => ['x1', 'y1', 'x2', 'y2'].map(at => +line.getAttribute(at)))")
+        said = drawn.evaluate_all("all => all.map(line => line.textContent)")
+        colours = drawn.evaluate_all("all => all.map(line => line.style.stroke)")
+        boxes = [box.bounding_box() for box in page.locator(".network rect").all()]
+
+        assert said == [f"{one} → {other}: {str(score).replace('-', '−')}" for one, other, score in reversed(edges)]
+        assert colours == [f"var(--{'lowers' if score < 0 else 'raises'})" for _, _, score in reversed(edges)]
+        beside = np.array(ends[-3:])
+        gaps = np.linalg.norm(np.diff(beside, axis=0)[:, :2], axis=1)
+        assert gaps == pytest.approx([6, 6], abs=0.1)
+        assert beside[:, :2].mean(0) == pytest.approx(beside[1, :2])
+        for at, one in enumerate(boxes):
+            assert one is not None
+            for other in boxes[:at]:
+                assert other is not None
+                apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+                assert apart or abs(one["y"] - other["y"]) >= one["height"]
+        page.locator(".chart + details summary").first.click()
+        assert page.get_by_role("table", name="strongest edges").get_by_role("row").count() == len(edges) + 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure, Graph, GraphEdge, GraphNode, Panel, some_of
 from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
+from nnterp_mcp.toolset.find_circuit.result import CircuitEdge, FindCircuitResult
 
 _EDGES = 40
 """Edges that are drawn, the strongest."""
@@ -47,8 +48,17 @@ def _graph(result: FindCircuitResult) -> Graph:
         for level, row in enumerate(rows.values())
         for at, name in enumerate(row)
     ]
-    drawn = [GraphEdge(edge.sender, _component(edge.receiver), edge.score, _input(edge.receiver)) for edge in edges]
-    return Graph("strongest edges", "score", nodes, drawn)
+    return Graph("strongest edges", "score", nodes, _edges(edges))
+
+
+def _edges(edges: Sequence[CircuitEdge]) -> list[GraphEdge]:
+    """The edges; those into several inputs of one head side by side."""
+    ends = [(edge.sender, _component(edge.receiver)) for edge in edges]
+    drawn: list[GraphEdge] = []
+    for at, (edge, (sender, receiver)) in enumerate(zip(edges, ends, strict=True)):
+        aside = ends[:at].count(ends[at]) - (ends.count(ends[at]) - 1) / 2
+        drawn.append(GraphEdge(sender, receiver, edge.score, _input(edge.receiver), aside))
+    return drawn
 
 
 def _component(receiver: str) -> str:

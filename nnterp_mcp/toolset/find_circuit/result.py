@@ -119,8 +119,7 @@ class FindCircuitAnswer(ProfiledAnswer):
     """The strongest edges, the faithfulness by size, and the circuit's parts.
 
     Attributes:
-        cells: Its strongest heads and MLPs, as `claim` of verify_claim takes them; heads alone go into
-            `cells` of patch_activations.
+        cells: Its strongest heads and MLPs, as `cells` of patch_activations and `claim` of verify_claim take them.
     """
 
     cells: list[str]

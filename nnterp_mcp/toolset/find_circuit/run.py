@@ -130,7 +130,8 @@ class _Circuits:
 
     def strongest(self) -> list[CircuitEdge]:
         """The edges with the largest scores so far, before any circuit is measured."""
-        return self._edges(self._stages.strongest(list(map(tuple, self._graph.exists.nonzero().tolist())))[:PATCHED])
+        every = [(sender, receiver) for sender, receiver in self._graph.exists.nonzero().tolist()]
+        return self._edges(self._stages.strongest(every)[:PATCHED])
 
     def _curve(self, runs: Sequence[CircuitRuns]) -> list[CircuitSize]:
         curve: list[CircuitSize] = []

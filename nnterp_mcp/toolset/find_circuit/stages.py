@@ -104,9 +104,9 @@ class Stages:
 
     def scores(self) -> Float[Tensor, "sender receiver"]:
         """The mean score of each edge over the pairs that are scored so far."""
-        summed = torch.stack([_unpacked(self.found[at].scores) for at in range(self.pairs_done)]).double().mean(0)
+        each = [_unpacked(self.found[at].scores) for at in range(self.pairs_done)]
         scores = torch.zeros(self._graph.exists.shape, dtype=torch.float64)
-        scores[self._graph.exists] = summed
+        scores[self._graph.exists] = torch.stack(each).double().mean(0)
         return scores
 
     @property
@@ -123,8 +123,8 @@ class Stages:
 
     def strongest(self, edges: Sequence[Edge]) -> list[Edge]:
         """Edges by the sizes of their scores, the largest first."""
-        scores = self.scores()
-        return sorted(edges, key=lambda edge: -abs(float(scores[edge])))
+        sizes = self.scores().abs().tolist()
+        return sorted(edges, key=lambda edge: -sizes[edge[0]][edge[1]])
 
     def patchers(self, pairs: Sequence[int]) -> list[EdgePatcher]:
         """Those of some pairs."""
@@ -148,17 +148,16 @@ class Stages:
         effects = [patcher.patch_edges(edges) for patcher in self.patchers(self.measured)]
         return Stage(effects=torch.stack(effects).mean(0).tolist())
 
-    def _stages_of_sizes(self) -> list[tuple[int, Stage]]:
-        """The sizes that are measured so far, each once."""
-        count = len(self.scored)
-        done = [(at, self.found[count + at]) for at in range(len(self.sizes)) if count + at in self.found]
-        return [(at, stage) for at, stage in done if stage.values]
+    def _of_sizes(self) -> list[tuple[list[Edge], Stage]]:
+        """The circuits that are measured so far, each once."""
+        done = range(len(self.sizes) - self.sizes_left)
+        stages = [(at, self.found[len(self.scored) + at]) for at in done]
+        return [(self.circuits[at], stage) for at, stage in stages if stage.values]
 
     def curve(self) -> list[CircuitRuns]:
         """The circuits that are measured so far, on the pairs that measure."""
         return [
-            CircuitRuns(self.circuits[at], torch.tensor(stage.values), _by_pair(stage))
-            for at, stage in self._stages_of_sizes()
+            CircuitRuns(circuit, torch.tensor(stage.values), _by_pair(stage)) for circuit, stage in self._of_sizes()
         ]
 
     def chosen(self) -> int | None:
@@ -173,7 +172,7 @@ class Stages:
         if asked is not None:
             return max((at for at, runs in enumerate(curve) if len(runs.edges) <= asked), default=0)
         pairs = self.patchers(self.scored if self._apart else self.measured)
-        for at, (_, stage) in enumerate(self._stages_of_sizes()):
+        for at, (_, stage) in enumerate(self._of_sizes()):
             values = torch.tensor(stage.chosen_by if self._apart else stage.values)
             found = estimate_faithfulness(pairs, CircuitRuns([], values, values[:, None][:, :0]))
             if found is None:
