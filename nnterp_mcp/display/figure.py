@@ -188,14 +188,14 @@ class GraphEdge:
         receiver: That of the node at which it ends.
         value: Its strength, of either sign.
         label: What tells it from other edges between the two.
-        aside: Its distance from the straight line between the two, in steps that tell such edges apart.
+        bend: How far its middle is to the left of the straight line between the two, in steps.
     """
 
     sender: str
     receiver: str
     value: float
     label: str = ""
-    aside: float = 0.0
+    bend: float = 0.0
 
 
 @dataclass(frozen=True)

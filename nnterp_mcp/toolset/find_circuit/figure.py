@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure, Graph, GraphEdge, GraphNode, Panel, some_of
+from nnterp_mcp.display.routes import route_edges
 from nnterp_mcp.formatting import elided, number, plural, quoted
-from nnterp_mcp.toolset.find_circuit.result import CircuitEdge, FindCircuitResult
+from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 
 _EDGES = 40
 """Edges that are drawn, the strongest."""
@@ -30,7 +30,7 @@ def figure(result: FindCircuitResult, arrays: Arrays) -> Figure:
         notes=[
             f"{result.metric.replace('_', ' ')}: clean {number(result.clean.mean)}, corrupted "
             f"{number(result.corrupted.mean)}. Faithfulness: 0 as corrupted, 1 as clean.",
-            "Edges: by how much corrupting them would move the metric.",
+            "Edges: by how much corrupting them would move the metric, blue down and red up.",
             *some_of(len(result.edges), drawn, "edges"),
         ],
     )
@@ -48,17 +48,8 @@ def _graph(result: FindCircuitResult) -> Graph:
         for level, row in enumerate(rows.values())
         for at, name in enumerate(row)
     ]
-    return Graph("strongest edges", "score", nodes, _edges(edges))
-
-
-def _edges(edges: Sequence[CircuitEdge]) -> list[GraphEdge]:
-    """The edges; those into several inputs of one head side by side."""
-    ends = [(edge.sender, _component(edge.receiver)) for edge in edges]
-    drawn: list[GraphEdge] = []
-    for at, (edge, (sender, receiver)) in enumerate(zip(edges, ends, strict=True)):
-        aside = ends[:at].count(ends[at]) - (ends.count(ends[at]) - 1) / 2
-        drawn.append(GraphEdge(sender, receiver, edge.score, _input(edge.receiver), aside))
-    return drawn
+    drawn = [GraphEdge(edge.sender, _component(edge.receiver), edge.score, _input(edge.receiver)) for edge in edges]
+    return Graph("strongest edges", "score", nodes, route_edges(nodes, drawn))
 
 
 def _component(receiver: str) -> str:
