@@ -70,7 +70,8 @@ def test_the_library_s_snippets_run(tmp_path: Path):
 
 @pytest.mark.slow
 def test_snippets_pass_a_type_checker(tmp_path: Path):
-    pages = (ROOT / "README.md", ROOT / "docs" / "methods" / "fitted-lenses.md")
+    methods = ROOT / "docs" / "methods"
+    pages = (ROOT / "README.md", methods / "fitted-lenses.md", methods / "circuits.md")
     blocks = [block for page in pages for block in snippets(page)]
     for number, block in enumerate([*blocks, "\n".join(snippets(LIBRARY))]):
         (tmp_path / f"snippet_{number}.py").write_text(block)

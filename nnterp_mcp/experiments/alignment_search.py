@@ -192,6 +192,12 @@ class AlignmentSearch:
         """The subspace whose interchange makes the counterfactual answers most probable, on the CPU."""
         return self._fit(self._read(pairs), dimensions, ignore_progress)
 
+    def logits(
+        self, pairs: Sequence[Interchange], subspace: Float[Tensor, "hidden dimension"]
+    ) -> Float[Tensor, "pair choice"]:
+        """The logits of the choices after each base prompt, with the source's part in a subspace, on the CPU."""
+        return self._logits(self._read(pairs), subspace).cpu()
+
     def accuracy(self, pairs: Sequence[Interchange], subspace: Float[Tensor, "hidden dimension"]) -> float:
         """The share of pairs whose answer after the interchange is the counterfactual one."""
         return self._measure(self._read(pairs), subspace)[1]
@@ -233,14 +239,17 @@ class AlignmentSearch:
         return [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
 
     @torch.no_grad()
-    def _measure(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> tuple[float, float]:
-        """The mean probability of the counterfactual answers, and the share of them that are the most probable."""
+    def _logits(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> Float[Tensor, "pair choice"]:
         basis = subspace.to(self.model.device)
         parts: list[Tensor] = []
         for start in range(0, len(read.pairs), self.batch):
             check_cancelled()
             parts.append(self._run(read, range(start, min(start + self.batch, len(read.pairs))), basis))
-        logits = torch.cat(parts)
+        return torch.cat(parts)
+
+    def _measure(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> tuple[float, float]:
+        """The mean probability of the counterfactual answers, and the share of them that are the most probable."""
+        logits = self._logits(read, subspace)
         answered = logits.softmax(-1).gather(1, read.answers[:, None])
         return float(answered.mean()), float((logits.argmax(-1) == read.answers).double().mean())
 
