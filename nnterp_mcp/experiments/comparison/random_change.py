@@ -47,7 +47,7 @@ class RandomChange(nn.Module):
         """The map with the change; by `linear`, for a product in attention is taken for that of queries and keys."""
         linear = nn.functional.linear
         read = self.down.T[states] if isinstance(self.inner, nn.Embedding) else linear(states, self.down)
-        return self.inner(states) + linear(read, self.up.T)
+        return self.inner(states) + linear(read, self.up)
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
