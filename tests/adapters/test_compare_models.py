@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from nnterp_mcp import Laboratory
 from nnterp_mcp.engine.hook_points import Place
@@ -22,6 +27,7 @@ from nnterp_mcp.experiments.comparison.weights import compare_weights
 from nnterp_mcp.model.loading.adapters import adapt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.toolset.compare_models import SPEC
 from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.adapters import peft, write_adapter
@@ -277,3 +283,84 @@ def test_a_laboratory_compares_with_its_base(tmp_path: Path) -> None:
     assert {module.module for module in result.modules} == {f"model.layers.{at}.self_attn.o_proj" for at in range(4)}
     lab.figure(result).save(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that merges other letters, and begins no text with a token of its own."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<bos>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
+    made.train_from_iterator(["The capital of Italy is in Spain is one two"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def test_models_with_other_tokens_are_compared_by_text() -> None:
+    plain, tokenizers = (
+        [tiny_model("llama", seed=seed).eval() for seed in (0, 1)],
+        (tiny_tokenizer(), other_tokenizer()),
+    )
+    base, model = (
+        StandardizedTransformer(tiny_model("llama", seed=seed), tokenizer=tokenizer, name="tiny")
+        for seed, tokenizer in enumerate(tokenizers)
+    )
+    ids = [tokenizer(TEXTS[0])["input_ids"] for tokenizer in tokenizers]
+    prompt = align(*(encode_prompts(one, TEXTS[:1], "tiny")[0] for one in tokenizers))
+    read = [
+        [one.decode(tokens[: at + 1], skip_special_tokens=True) for at in positions]
+        for one, tokens, positions in zip(tokenizers, ids, zip(*prompt.pairs, strict=True), strict=True)
+    ]
+    ahead = [
+        {one.decode(tokens[: at + 1], skip_special_tokens=True) for at in range(len(tokens))}
+        for one, tokens in zip(tokenizers, ids, strict=True)
+    ]
+    assert read[0] == read[1] == sorted((ahead[0] & ahead[1]) - {""}, key=len)
+    assert len(read[0]) < len(ids[0]) != len(ids[1])
+
+    (found,) = compare_predictions(Side(base), Side(model), [prompt], WORK)
+    logs = [outputs(one, tokens)[0] for one, tokens in zip(plain, ids, strict=True)]
+    pieces = [one.get_vocab() for one in tokenizers]
+    shared = sorted(pieces[0].keys() & pieces[1].keys() - {"<pad>", "<bos>"})
+    for row, pair in enumerate(prompt.pairs):
+        old, new = (
+            log[at][[piece[name] for name in shared]] for log, at, piece in zip(logs, pair, pieces, strict=True)
+        )
+        assert float(found.base_shared[row]) == pytest.approx(float(old.exp().sum()), rel=1e-4)
+        assert float(found.shared[row]) == pytest.approx(float(new.exp().sum()), rel=1e-4)
+        expected = float((new.softmax(-1) * (new.log_softmax(-1) - old.log_softmax(-1))).sum())
+        assert float(found.divergence[row]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    bits = [
+        [float(-log[at, tokens[at + 1]]) / math.log(2) for at in range(len(tokens) - 1)]
+        for log, tokens in zip(logs, ids, strict=True)
+    ]
+    for row, ((begin, other_begin), (end, other_end)) in enumerate(pairwise(prompt.pairs)):
+        assert float(found.base_surprise[row]) == pytest.approx(sum(bits[0][begin:end]), rel=1e-4)
+        assert float(found.surprise[row]) == pytest.approx(sum(bits[1][other_begin:other_end]), rel=1e-4)
+
+    states = [outputs(one, tokens)[1] for one, tokens in zip(plain, ids, strict=True)]
+    changes = {one.place: one for one in compare_activations(Side(base), Side(model), [prompt], WORK)}
+    for layer in range(base.num_layers):
+        old, new = (
+            rows[2 * layer + 1][0, list(at)] for rows, at in zip(states, zip(*prompt.pairs, strict=True), strict=True)
+        )
+        change = changes[Place("layers_output", layer)]
+        assert change.mean(change.change) == pytest.approx(
+            float(((new - old).norm(dim=-1) / old.norm(dim=-1))[int(prompt.pairs[0][1] == 0) :].mean()), rel=1e-4
+        )
+        assert not change.split
+
+
+def test_the_tool_compares_models_with_other_tokens(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    other_tokenizer().save_pretrained(tmp_path / "gpt2")
+    lab = Laboratory(tiny("llama"))
+    result = lab.call("compare_models", base=str(tmp_path / "gpt2"), prompts=list(TEXTS))
+    assert (result.by_text, result.parts) == (True, ["predictions", "texts"])
+    assert result.left_out == ["activations", "weights", "difference", "patching"]
+    said = SPEC.summarize(result).text()
+    assert re.search(r"bits per character against [\d.]+, the top token contradicts the base's at", said)
+    assert "The models read other tokens: activations, weights, difference, patching are not compared." in said
+    with pytest.raises(InvalidRequest, match="their activations and weights do not correspond"):
+        lab.call("compare_models", base=str(tmp_path / "gpt2"), parts="patching")
+    lab.figure(result).save(tmp_path / "figure.png")

@@ -21,7 +21,8 @@ from nnterp_mcp.toolset.compare_models.result import (
 )
 
 _ROWS = 3
-_LAYERS = 5
+_FEW = 2
+_LAYERS = 3
 _TEXT = 60
 _TOKENS = 3
 """Tokens of a reading."""
@@ -35,7 +36,7 @@ def digest(result: CompareModelsResult) -> CompareModelsAnswer:
         notes=_notes(result, hidden),
         model=result.model,
         total=len(result.positions) or len(result.places) or len(result.modules),
-        truncated=hidden > 0 or len(result.positions) > _ROWS or len(result.modules) > _ROWS,
+        truncated=hidden > 0 or len(result.positions) > _ROWS or len(result.modules) > _FEW,
         predictions=_predictions(result),
         layers=_layers(result),
         modules=_modules(result),
@@ -143,8 +144,8 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.cells:
         prompts = plural(len(result.patched), "prompt")
         notes.append(
-            f"Recovery on {prompts}, all positions patched: 1 - KL to the source over the unpatched KL. From the layer "
-            "on that makes the change, layers_output recovers all by construction."
+            f"Recovery on {prompts}, all positions patched: 1 - KL to the source / unpatched KL; from the layer on that "
+            "makes the change, layers_output has 1 by construction."
         )
     if result.neutral and result.positions:
         notes.append("Read on neutral texts: give prompts that show the behaviour.")
@@ -206,10 +207,10 @@ def _layers(result: CompareModelsResult) -> Table:
         Column("other", lambda place: place.other, Kind.BRIEF, _any([place.other for place in places])),
     ]
     stream = [place for place in places if place.site == "layers_output"]
-    shown = sorted(stream, key=lambda place: -(place.made or 0.0))[: _LAYERS - 3]
+    shown = sorted(stream, key=lambda place: -(place.made or 0.0))[:1]
     inner = [place for place in places if place.site != "layers_output"]
     shown += stream[-1:] if stream[-1:] and stream[-1] not in shown else []
-    shown += sorted(inner, key=lambda place: -place.change)[:2]
+    shown += sorted(inner, key=lambda place: -place.change)[:1]
     return tabulate(columns, [place for place in shown if place.change > 0])
 
 
@@ -220,7 +221,7 @@ def _modules(result: CompareModelsResult) -> Table:
         Column("rank", lambda one: one.rank),
         Column("singular values", lambda one: [brief(value) for value in one.spectrum[:3]] or None),
     ]
-    return tabulate(columns, result.modules[:_ROWS])
+    return tabulate(columns, result.modules[:_FEW])
 
 
 def _differences(result: CompareModelsResult) -> Table:
@@ -234,8 +235,7 @@ def _differences(result: CompareModelsResult) -> Table:
     ]
     found = [one for one in result.differences if one.size > 0]
     steered = [one for one in found if one.layer == result.steered_layer]
-    last = [one for one in found if one.layer == found[-1].layer] if found else []
-    return tabulate(columns, [*steered, *(one for one in last if one not in steered)])
+    return tabulate(columns, steered + [one for one in found[-1:] if one not in steered])
 
 
 def _steering(result: CompareModelsResult) -> Table:
@@ -244,7 +244,8 @@ def _steering(result: CompareModelsResult) -> Table:
         Column("KL to model", lambda one: one.kl, Kind.BRIEF),
         Column("random direction", lambda one: one.random, Kind.BRIEF),
     ]
-    return tabulate(columns, result.steering)
+    best = min(result.steering[1:], key=lambda one: one.kl, default=None)
+    return tabulate(columns, [one for one in result.steering if one.strength in (0, 1) or one is best])
 
 
 def _patching(result: CompareModelsResult) -> Table:
@@ -258,7 +259,7 @@ def _patching(result: CompareModelsResult) -> Table:
         ),
     ]
     first = next((cell for cell in result.cells if cell.site == "layers_output" and cell.into_base > 0.5), None)
-    shown = sorted(_sublayers(result), key=lambda cell: -cell.into_base)[:_ROWS]
+    shown = sorted(_sublayers(result), key=lambda cell: -cell.into_base)[:_FEW]
     return tabulate(columns, [*shown, *([first] if first is not None and first not in shown else [])])
 
 
