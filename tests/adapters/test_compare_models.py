@@ -291,7 +291,9 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     special, alphabet = ["<pad>", "<bos>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     made.train_from_iterator(["The capital of Italy is in Spain is one two"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
@@ -312,7 +314,7 @@ def test_models_with_other_tokens_are_compared_by_text() -> None:
         for one, tokens, positions in zip(tokenizers, ids, zip(*prompt.pairs, strict=True), strict=True)
     ]
     ahead = [
-        {one.decode(tokens[: at + 1], skip_special_tokens=True) for at in range(len(tokens))}
+        {str(one.decode(tokens[: at + 1], skip_special_tokens=True)) for at in range(len(tokens))}
         for one, tokens in zip(tokenizers, ids, strict=True)
     ]
     assert read[0] == read[1] == sorted((ahead[0] & ahead[1]) - {""}, key=len)
@@ -356,6 +358,7 @@ def test_the_tool_compares_models_with_other_tokens(tiny: Callable[..., Path], t
     other_tokenizer().save_pretrained(tmp_path / "gpt2")
     lab = Laboratory(tiny("llama"))
     result = lab.call("compare_models", base=str(tmp_path / "gpt2"), prompts=list(TEXTS))
+    assert isinstance(result, CompareModelsResult)
     assert (result.by_text, result.parts) == (True, ["predictions", "texts"])
     assert result.left_out == ["activations", "weights", "difference", "patching"]
     said = SPEC.summarize(result).text()

@@ -144,8 +144,8 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.cells:
         prompts = plural(len(result.patched), "prompt")
         notes.append(
-            f"Recovery on {prompts}, all positions patched: 1 - KL to the source / unpatched KL; from the layer on that "
-            "makes the change, layers_output has 1 by construction."
+            f"Recovery on {prompts}, all positions patched: 1 - KL to the source / unpatched KL; from the layer on "
+            "that makes the change, layers_output has 1 by construction."
         )
     if result.neutral and result.positions:
         notes.append("Read on neutral texts: give prompts that show the behaviour.")
