@@ -185,7 +185,7 @@ class Runs:
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        params = self._with_base(params, entry)
+        params = self._with_others(params, entry)
         data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
 
         def describe(run_id: str) -> RunRecord:
@@ -206,25 +206,26 @@ class Runs:
         self._tasks.start_soon(self._execute, run, spec, entry, client)
         return run
 
-    def _with_base(self, params: Params, entry: Entry) -> Params:
-        """Names the model that a call compares with as the worker knows it: by its handle there, or where it came from.
+    def _with_others(self, params: Params, entry: Entry) -> Params:
+        """Names the models that a call compares with as the worker knows them: by handle there, or by their source.
 
         Raises:
             NoModel: No model has the handle.
             Unsupported: That model is edited, or served.
         """
-        named: str | None = getattr(params, "base", None)
-        if named is None:
-            return params
-        other = self._pool.find(named)
+        named = {field: getattr(params, field, None) for field in ("base", "other")}
+        known = {field: self._known(name, entry) for field, name in named.items() if name is not None}
+        return params.model_copy(update=known) if known else params
+
+    def _known(self, name: str, entry: Entry) -> str:
+        other = self._pool.find(name)
         if other.edits:
             raise Unsupported(
                 f"{other.handle} has active edits", "Clear them with edit_model (interventions: []) first."
             )
         if "ndif" in (other.request.get("backend"), entry.request.get("backend")):
             raise Unsupported("a served model is not compared: its weights and activations are not here")
-        shared = other.worker is entry.worker
-        return params.model_copy(update={"base": other.handle if shared else other.source})
+        return other.handle if other.worker is entry.worker else other.source
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Ends a run before its next batch, waits until it has ended, and returns its record.

@@ -54,6 +54,7 @@ _TOOLS = {
     "features": 3,
     "find_circuit": 1,
     "verify_claim": 1,
+    "compare_models": 1,
 }
 """How often each tool is drawn."""
 _EDGES = ("llama", "gpt2")
@@ -215,6 +216,10 @@ class Cases:
             "targets": {"one": "cat", "other": "sea"},
             "found_on": ["theory"],
         }
+
+    def _compare_models(self) -> dict[str, Any]:
+        parts = self.dice.sample(("predictions", "activations", "difference", "patching", "texts"), 3)
+        return self._call(self.prompts()) | {"base": str(self.subject.second.folder), "parts": parts}
 
     def _pair(self) -> tuple[str, str]:
         return draw_pair(self.dice, self.subject)
