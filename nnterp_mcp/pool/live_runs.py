@@ -185,7 +185,7 @@ class Runs:
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        params = self._with_base(params, entry)
+        params, others = self._with_base(params, entry)
         data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
 
         def describe(run_id: str) -> RunRecord:
@@ -194,6 +194,7 @@ class Runs:
                 tool=spec.name,
                 model=entry.handle,
                 request=entry.request,
+                others=others,
                 params=data,
                 seed=data.get("seed"),
                 opened=now(),
@@ -206,8 +207,8 @@ class Runs:
         self._tasks.start_soon(self._execute, run, spec, entry, client)
         return run
 
-    def _with_base(self, params: Params, entry: Entry) -> Params:
-        """Names the model that a call compares with as the worker knows it: by its handle there, or where it came from.
+    def _with_base(self, params: Params, entry: Entry) -> tuple[Params, dict[str, dict[str, Any]]]:
+        """Names the model that a call compares with by its handle, and gives the parameters of its load.
 
         Raises:
             NoModel: No model has the handle.
@@ -215,7 +216,7 @@ class Runs:
         """
         named: str | None = getattr(params, "base", None)
         if named is None:
-            return params
+            return params, {}
         other = self._pool.find(named)
         if other.edits:
             raise Unsupported(
@@ -223,8 +224,7 @@ class Runs:
             )
         if "ndif" in (other.request.get("backend"), entry.request.get("backend")):
             raise Unsupported("a served model is not compared: its weights and activations are not here")
-        shared = other.worker is entry.worker
-        return params.model_copy(update={"base": other.handle if shared else other.source})
+        return params.model_copy(update={"base": other.handle}), {other.handle: other.resolved}
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Ends a run before its next batch, waits until it has ended, and returns its record.
@@ -305,7 +305,7 @@ class Runs:
         async def on_progress(progress: Progress) -> None:
             run.tell(progress)
 
-        recorded = Recorded(run=run.id, queued=run.begin())
+        recorded = Recorded(run=run.id, queued=run.begin(), others=run.record.others)
         params = run.record.params
         return await worker.call(run.record.tool, params, on_progress, recorded, run.stop, None, give_way, entry.within)
 
