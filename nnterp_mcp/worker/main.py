@@ -140,8 +140,7 @@ class Desk:
         if call.recorded is not None:
             job.give_way = partial(self._give_way, job)
         self._send(job, _answer(self._benches, call, job))
-        if job.recorder is not None:
-            job.recorder.settle(self._benches.find(call).files)
+        job.settle()
         _reserve()
         if call.tool == "load_model" and not call.handle and self._benches.own.files is not None:
             warm(self._benches.own, waiting=lambda: not self._inbox.calls.empty())
@@ -189,6 +188,7 @@ def _answer(benches: Benches, call: Call, job: Job) -> Reply | Failure:
         if call.recorded is not None:
             bench.seconds.learn(call.recorded.others)
             job.recorder = Recorder(RunStore(bench.settings.runs), lambda: bench.environment, call.recorded)
+            job.settle = partial(job.recorder.settle, bench.files)  # the bench may be gone when a call ends
         result = _run(bench, call, job)
         benches.settle(call, bench)
         answer = _close(call, job, result)
