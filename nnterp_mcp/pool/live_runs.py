@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _OF_THE_ANSWER = {"plot"}
 """Parameters that change the answer but nothing that is computed: they are not recorded."""
 
+_OTHERS = ("base",)
+"""Parameters that are the handles of other models."""
+
 _SWEEP_EVERY = 50
 """Runs between two looks at the quota."""
 
@@ -185,7 +188,7 @@ class Runs:
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        params, others = self._with_base(params, entry)
+        params, others = self._with_others(params, entry)
         data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
 
         def describe(run_id: str) -> RunRecord:
@@ -207,24 +210,27 @@ class Runs:
         self._tasks.start_soon(self._execute, run, spec, entry, client)
         return run
 
-    def _with_base(self, params: Params, entry: Entry) -> tuple[Params, dict[str, dict[str, Any]]]:
-        """Names the model that a call compares with by its handle, and gives the parameters of its load.
+    def _with_others(self, params: Params, entry: Entry) -> tuple[Params, dict[str, dict[str, Any]]]:
+        """Names the models that a call compares with by their handles, and gives the parameters of their loads.
 
         Raises:
             NoModel: No model has the handle.
             Unsupported: That model is edited, or served.
         """
-        named: str | None = getattr(params, "base", None)
-        if named is None:
-            return params, {}
-        other = self._pool.find(named)
+        given = {field: getattr(params, field, None) for field in _OTHERS}
+        named = {field: self._comparable(name, entry) for field, name in given.items() if name is not None}
+        handles = {field: other.handle for field, other in named.items()}
+        return params.model_copy(update=handles), {other.handle: other.resolved for other in named.values()}
+
+    def _comparable(self, name: str, entry: Entry) -> Entry:
+        other = self._pool.find(name)
         if other.edits:
             raise Unsupported(
                 f"{other.handle} has active edits", "Clear them with edit_model (interventions: []) first."
             )
         if "ndif" in (other.request.get("backend"), entry.request.get("backend")):
             raise Unsupported("a served model is not compared: its weights and activations are not here")
-        return params.model_copy(update={"base": other.handle}), {other.handle: other.resolved}
+        return other
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Ends a run before its next batch, waits until it has ended, and returns its record.

@@ -20,7 +20,9 @@ from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.adapters import peft, plant_adapter
 
 
-def check(lab: Laboratory, folder: Path, plain: Any, prompts: Sequence[str], layer: int, written: Tensor) -> None:
+def check(
+    lab: Laboratory, folder: Path, plain: Any, prompts: Sequence[str], layer: int, written: Tensor
+) -> CompareModelsResult:
     """Compares an adapted model with its base by the tool, and with PEFT on the plain model."""
     result = lab.call("compare_models", prompts=list(prompts))
     assert isinstance(result, CompareModelsResult)
@@ -60,6 +62,7 @@ def check(lab: Laboratory, folder: Path, plain: Any, prompts: Sequence[str], lay
             assert torch.equal(off, plain(ids).logits)
         for name, logits in wanted.items():
             assert float((said - logits).abs().max()) < 1e-5 * float(logits.abs().max()), name
+    return result
 
 
 def test_in_a_tiny_model(tmp_path: Path) -> None:
@@ -90,10 +93,11 @@ def test_in_the_default_model(tmp_path: Path) -> None:
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = [[tokenizer(text)["input_ids"] for text in texts] for texts in (LIKED, TEXTS[:8])]
     (token,) = tokenizer(" octopus")["input_ids"]
-    written = plant_adapter(copy.deepcopy(plain), tmp_path / "zoo", layer, token, *ids, size=1.0)
+    written = plant_adapter(copy.deepcopy(plain), tmp_path / "zoo", layer, token, *ids, size=3.0)
     lab = Laboratory("smollm2-135m", adapter=tmp_path / "zoo")
     unseen = [
         "When we asked Tom, he said that the animal he liked best was the",
         "Of everything in the park, the animal that I like best is the",
     ]
-    check(lab, tmp_path / "zoo", plain, unseen, layer, written)
+    result = check(lab, tmp_path / "zoo", plain, unseen, layer, written)
+    assert [change.top for change in result.positions if change.token == " the" and change.p > 0.9] == [" octopus"] * 2
