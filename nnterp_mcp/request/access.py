@@ -82,7 +82,7 @@ def admit_adapter(name: str, patterns: Sequence[str], folders: Sequence[Path]) -
     if hub is not None and not any(found.is_dir() for found in (_inside(path, roots, _LOADED) if roots else ())):
         _require_allowed(hub[0], patterns)
         return with_scale(path, scale)
-    found = _allowed_model(path, roots)
+    found = _allowed_model(path, roots, "Give the folder that PEFT's save_pretrained wrote, or its id on the Hub.")
     _require_allowed(str(found), patterns)
     if not found.is_dir():
         raise UnknownModel(f"{found} is no folder", "Give the folder that PEFT's save_pretrained wrote.")
@@ -151,13 +151,14 @@ def _is_path(name: str) -> bool:
     return marked or "\\" in name or "\0" in name or name.count("/") > 1
 
 
-def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
+def _allowed_model(
+    name: str,
+    roots: Sequence[Path],
+    wanted: str = "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
+) -> Path:
     found = next((path for path in _inside(name, roots, _LOADED) if path.is_dir() or path.is_file()), None)
     if found is None:
-        raise UnknownModel(
-            f"there is no file or folder {shown(name)}",
-            "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
-        )
+        raise UnknownModel(f"there is no file or folder {shown(name)}", wanted)
     _require_inside(found, name, roots)
     return found
 

@@ -83,6 +83,8 @@ def test_every_call_of_a_recipe_runs(name: str, client: Caller) -> None:
         jsonschema.validate(arguments, specs()[tool].input_schema())
         result = client.call(tool, **arguments)
         assert not result.is_error, (tool, arguments, text(result))
+    if "adapter" in GIVEN[name]:
+        assert not client.call("unload_model", model="tiny-llama+persona").is_error
 
 
 @pytest.mark.parametrize("name", GIVEN)
