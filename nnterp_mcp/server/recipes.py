@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.server.finetune_recipe import EXPLAIN_FINETUNE
 from nnterp_mcp.server.recipe import (
     ANSWER,
     DEFAULT_MODEL,
@@ -334,6 +335,7 @@ RECIPES = {
             ),
             _compare_models,
         ),
+        EXPLAIN_FINETUNE,
     )
 }
 """Every recipe under its name."""

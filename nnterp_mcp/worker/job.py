@@ -62,6 +62,7 @@ class Job:
         partial: Makes a result of what is computed so far; None before anything is.
         remarks: Notes on how the input was read.
         give_way: Runs calls that wait for the model, while this one has no pass under way; None where none can.
+        settle: Completes the record of the call after its answer was sent.
     """
 
     id: int
@@ -70,6 +71,7 @@ class Job:
     partial: Callable[[], Result | None] | None = None
     remarks: Mapping[str, None] = field(default_factory=dict[str, None])
     give_way: Callable[[], None] | None = None
+    settle: Callable[[], None] = lambda: None
     _stopped: list[NnterpError] = field(default_factory=list)
     _group: _Group | None = None
     _last: tuple[float, float | None] = (0.0, None)
