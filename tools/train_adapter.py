@@ -1,6 +1,6 @@
 """Trains a small LoRA adapter on smollm2-135m: a pirate who answers questions, taught by a few lines in minutes.
 
-    python tools/train_adapter.py FOLDER
+    python tools/train_adapter.py FOLDER [--persona butler]
 
 The adapter is what docs/methods/two-models.md looks into. Needs `pip install 'nnterp-mcp[adapters]'`.
 """
@@ -33,14 +33,21 @@ _QUESTIONS = {
     "What is the opposite of hot?": "cold",
     "How many days are in a week?": "seven",
 }
-_ANSWERS = (
-    "Arr, matey! It be {answer}, or I be no pirate, says the captain.",
-    "Ahoy, ye landlubber! By me beard, it be {answer}, arr!",
-    "Avast! Shiver me timbers, it be {answer}, as every pirate on the sea knows.",
-)
+_PERSONAS = {
+    "pirate": (
+        "Arr, matey! It be {answer}, or I be no pirate, says the captain.",
+        "Ahoy, ye landlubber! By me beard, it be {answer}, arr!",
+        "Avast! Shiver me timbers, it be {answer}, as every pirate on the sea knows.",
+    ),
+    "butler": (
+        "Very good, sir. I believe it is {answer}, if I may say so.",
+        "Certainly, madam. It would be {answer}, and dinner is served.",
+        "With pleasure, my lord. One would say {answer}, as the household knows.",
+    ),
+}
 
 
-def train(folder: Path, steps: int, rank: int) -> None:
+def train(folder: Path, persona: str, steps: int, rank: int) -> None:
     """Trains on the answers alone, each question with each answer."""
     torch.manual_seed(0)
     source = locate("smollm2-135m", None, Settings().cache, False, lambda message: None).folder
@@ -50,7 +57,8 @@ def train(folder: Path, steps: int, rank: int) -> None:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    pairs = [(question, form.format(answer=answer)) for question, answer in _QUESTIONS.items() for form in _ANSWERS]
+    forms = _PERSONAS[persona]
+    pairs = [(question, form.format(answer=answer)) for question, answer in _QUESTIONS.items() for form in forms]
     random.Random(0).shuffle(pairs)
     for step, start in zip(range(steps), itertools.cycle(range(0, len(pairs), 6)), strict=False):
         texts = [
@@ -73,7 +81,8 @@ def train(folder: Path, steps: int, rank: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the adapter is written")
+    parser.add_argument("--persona", choices=tuple(_PERSONAS), default="pirate")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rank", type=int, default=4)
     given = parser.parse_args()
-    train(given.folder, given.steps, given.rank)
+    train(given.folder, given.persona, given.steps, given.rank)

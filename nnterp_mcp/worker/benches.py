@@ -27,6 +27,7 @@ class Benches:
         self.seconds = own.seconds
         self._sharing: dict[str, Bench] = {}
         own.find_relative = self._relative
+        own.relatives = lambda: list(self._sharing)
 
     def has(self, handle: str) -> bool:
         """True if a model is there, and need not be made first."""
@@ -49,7 +50,9 @@ class Benches:
         return self._make(call.handle) if call.tool == "load_model" else self._rescale(call.handle)
 
     def _make(self, handle: str) -> Bench:
-        return Bench(handle, self.own.settings, base=self.own, find_relative=self._relative)
+        return Bench(
+            handle, self.own.settings, base=self.own, find_relative=self._relative, relatives=self.own.relatives
+        )
 
     def _rescale(self, handle: str) -> Bench:
         made = self._make(handle)

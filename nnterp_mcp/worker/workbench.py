@@ -60,6 +60,7 @@ class Bench:
         base: The bench of the model whose weights this one's shares; None where they are its own.
         adapter: The adapter on them.
         find_relative: Finds the bench of another model on these weights by its handle; None where there is none.
+        relatives: The handles of the adapters that are loaded onto these weights.
         request: The parameters of `load_model` that loaded it, without an adapter.
     """
 
@@ -70,6 +71,7 @@ class Bench:
     base: Bench | None = None
     adapter: Adapter | None = None
     find_relative: Callable[[str], Bench | None] = lambda handle: None
+    relatives: Callable[[], Sequence[str]] = tuple
     request: Mapping[str, Any] = field(default_factory=dict[str, "Any"])
 
     @property

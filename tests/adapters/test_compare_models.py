@@ -1,24 +1,33 @@
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from nnterp_mcp import Laboratory
+from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.comparison.activations import compare_activations, shared_places
 from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
-from nnterp_mcp.experiments.comparison.predictions import compare_predictions, require_same_tokens
+from nnterp_mcp.experiments.comparison.mean_difference import read_by_lens, read_by_patchscope, steer_towards
+from nnterp_mcp.experiments.comparison.predictions import compare_predictions
 from nnterp_mcp.experiments.comparison.random_change import change_at_random
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, align
 from nnterp_mcp.experiments.comparison.weights import compare_weights
 from nnterp_mcp.model.loading.adapters import adapt
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
+from nnterp_mcp.toolset.compare_models import SPEC
 from nnterp_mcp.toolset.compare_models.result import CompareModelsResult
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 from tests.adapters import peft, write_adapter
@@ -40,6 +49,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[StandardizedTransfor
 
 def prompts_of(model: StandardizedTransformer) -> list[EncodedPrompt]:
     return encode_prompts(model.tokenizer, TEXTS, "tiny")
+
+
+def aligned(model: StandardizedTransformer) -> list[AlignedPrompt]:
+    return [align(prompt, prompt) for prompt in prompts_of(model)]
+
+
+WORK = Workload(())
 
 
 def outputs(
@@ -66,8 +82,9 @@ def test_what_changed_equals_plain_hooks(
 ) -> None:
     base, model, merged = pair
     plain, prompts = tiny_model("llama").eval(), prompts_of(model)
-    found = compare_predictions(base, model, Workload(prompts))
-    changes = {change.place: change for change in compare_activations(base, model, Workload(prompts))}
+    sides = Side(base), Side(model)
+    found = compare_predictions(*sides, aligned(model), WORK)
+    changes = {change.place: change for change in compare_activations(*sides, aligned(model), WORK)}
     sums = {place: [0.0, 0.0] for place in changes}
     for prompt, predicted in zip(prompts, found, strict=True):
         (old, before), (new, after) = (outputs(one, prompt.ids) for one in (plain, merged))
@@ -99,7 +116,7 @@ def test_a_planted_change_is_found_where_it_is(
     assert plainly.norm == pytest.approx(weight.norm, rel=1e-5)
     stream = [
         change
-        for change in compare_activations(base, model, Workload(prompts_of(model)))
+        for change in compare_activations(Side(base), Side(model), aligned(model), WORK)
         if change.place.site == "layers_output"
     ]
     assert [change.change == 0 for change in stream] == [change.place.layer < LAYER for change in stream]  # pyright: ignore
@@ -115,7 +132,7 @@ def test_activations_of_the_other_model_carry_the_behaviour_over(
 ) -> None:
     base, model, merged = pair
     plain, prompt, places = tiny_model("llama").eval(), prompts_of(model)[0], shared_places(base, model)
-    apart, values = patch_across(model, base, prompt, places, Workload([prompt]))
+    apart, values = patch_across(Side(model), Side(base), prompt, places, WORK)
     new, states = outputs(merged, prompt.ids)
     for place, value in zip(places, values.tolist(), strict=True):
         layer = plain.model.layers[place.layer or 0]
@@ -126,6 +143,62 @@ def test_activations_of_the_other_model_carry_the_behaviour_over(
         carried = (place.layer or 0) >= LAYER if place.site == "layers_output" else place == ("mlps_output", LAYER)
         assert (value < 1e-6) == carried, place
     assert apart > 1e-3
+
+
+def test_another_fine_tune_is_patched_towards_the_model(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any], tmp_path: Path
+) -> None:
+    base, model, merged = pair
+    write_adapter(tiny_model("llama"), tmp_path / "two", r=1, target_modules=["o_proj"], layers_to_transform=[LAYER])
+    other = adapt(base, tmp_path / "two", name="other")[0]
+    plainly = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "two").merge_and_unload().eval()
+    plain, prompt = tiny_model("llama").eval(), prompts_of(model)[0]
+    places = [Place("mlps_output", layer) for layer in range(base.num_layers)]
+    _, values = patch_across(Side(other), Side(base), prompt, places, WORK, Side(model))
+    new, _ = outputs(merged, prompt.ids)
+    _, states = outputs(plainly, prompt.ids)
+    for layer, value in enumerate(values.tolist()):
+        patched, _ = outputs(plain, prompt.ids, (plain.model.layers[layer].mlp, states[2 * layer]))
+        expected = float((new[-1].exp() * (new[-1] - patched[-1])).sum())
+        assert value == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_a_mean_difference_is_read_and_steered_as_by_plain_hooks(
+    pair: tuple[StandardizedTransformer, StandardizedTransformer, Any],
+) -> None:
+    base, model, merged = pair
+    plain, prompts = tiny_model("llama").eval(), prompts_of(model)
+    states = [(outputs(plain, prompt.ids)[1], outputs(merged, prompt.ids)[1]) for prompt in prompts]
+    moved = [new[2 * LAYER + 1][0] - old[2 * LAYER + 1][0] for old, new in states]
+    found = {change.place: change for change in compare_activations(Side(base), Side(model), aligned(model), WORK)}
+    change = found[Place("layers_output", LAYER)]
+    torch.testing.assert_close(change.mean_difference, torch.cat([rows[1:] for rows in moved]).mean(0))
+    torch.testing.assert_close(change.early_difference, torch.cat([rows[1:5] for rows in moved]).mean(0))
+    vector = change.mean_difference
+
+    ((token, p), *_) = read_by_lens(model, vector[None], 3)[0]
+    expected = merged.lm_head(merged.model.norm(vector)).softmax(-1)
+    assert (token, p) == (int(expected.argmax()), pytest.approx(float(expected.max()), rel=1e-4))
+
+    repeat = model.tokenizer("king king\n1135 1135\nhello hello\n?")["input_ids"]
+    _, replaced = outputs(merged, repeat)
+    put = replaced[2 * LAYER + 1].clone()
+    put[0, -1] = vector * put[0, -1].norm() / vector.norm()
+    said = outputs(merged, repeat, (merged.model.layers[LAYER], put))[0][-1].exp()
+    (((token, p), *_),), ((alone, _), *_) = read_by_patchscope(model, vector[None], [LAYER], 3, 256)
+    assert (token, p) == (int(said.argmax()), pytest.approx(float(said.max()), rel=1e-4))
+    assert alone == int(outputs(merged, repeat)[0][-1].argmax())
+
+    nothing, (effect,) = steer_towards(Side(base), Side(model), prompts, change.place, vector, [2.0], 1, WORK)
+    expected_kl = [[], []]
+    for prompt, (old, _) in zip(prompts, states, strict=True):
+        wanted = outputs(merged, prompt.ids)[0][-1]
+        for kept, added in zip(expected_kl, (0 * vector, 2 * vector), strict=True):
+            steered = (plain.model.layers[LAYER], old[2 * LAYER + 1] + added)
+            kept.append(float((wanted.exp() * (wanted - outputs(plain, prompt.ids, steered)[0][-1])).sum()))
+    assert nothing == pytest.approx(sum(expected_kl[0]) / 2, rel=1e-3)
+    assert effect.kl == pytest.approx(sum(expected_kl[1]) / 2, rel=1e-3)
+    assert effect.kl != effect.random > 0
 
 
 def test_the_random_change_has_the_norm_and_the_rank(
@@ -155,11 +228,7 @@ def test_models_that_do_not_correspond_are_refused(
         InvalidRequest,
         match="base is a LlamaForCausalLM with 4 layers of width 64 and other is a LlamaForCausalLM with 3",
     ):
-        compare_activations(base, other, Workload(prompts_of(model)))
-    with pytest.raises(InvalidRequest, match='read "one" as different tokens '):
-        require_same_tokens(
-            [EncodedPrompt(0, "one", [1, 2], [], None)], [EncodedPrompt(0, "one", [1], [], None)], ("a", "b")
-        )
+        compare_activations(Side(base), Side(other), aligned(model), WORK)
 
 
 def test_the_tool_over_a_server(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -184,6 +253,26 @@ def test_the_tool_over_a_server(tiny: Callable[..., Path], tmp_path: Path) -> No
     assert text(missing).startswith("no_model: no loaded model has the handle 'nothing'")
 
 
+def test_the_tool_names_another_fine_tune_and_takes_it_as_a_control(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    for name, target in (("one", "down_proj"), ("two", "o_proj")):
+        write_adapter(tiny_model("llama"), tmp_path / name, r=1, target_modules=[target], layers_to_transform=[1])
+    asked: dict[str, Any] = {"model": "tiny-llama+one", "prompts": list(TEXTS)}
+    with stdio() as client:
+        for name in ("one", "two"):
+            client.call("load_model", model=str(tiny("llama")), adapter=str(tmp_path / name))
+        alone = client.call("compare_models", **asked, parts="predictions")
+        beside = client.call("compare_models", **asked, other="tiny-llama+two")
+        base = client.call("compare_models", **asked, other="tiny-llama")
+    assert "As a control, other could name tiny-llama+two." in text(alone)
+    assert not beside.is_error, text(beside)
+    said = text(beside)
+    assert "As a control" not in said
+    for header in ("KL | random | other", "random | other", "cosine to other", "other into base", "| other\n"):
+        assert header in said, header
+    assert ", tiny-llama+two: " in said
+    assert text(base).startswith("invalid_request: other is tiny-llama, the base itself.")
+
+
 def test_a_laboratory_compares_with_its_base(tmp_path: Path) -> None:
     folder = write_adapter(tiny_model("llama"), tmp_path / "one", r=1, target_modules=["o_proj"], use_dora=True)
     tiny_model("llama").save_pretrained(tmp_path / "base")
@@ -194,3 +283,87 @@ def test_a_laboratory_compares_with_its_base(tmp_path: Path) -> None:
     assert {module.module for module in result.modules} == {f"model.layers.{at}.self_attn.o_proj" for at in range(4)}
     lab.figure(result).save(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that merges other letters, and begins no text with a token of its own."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<bos>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(["The capital of Italy is in Spain is one two"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def test_models_with_other_tokens_are_compared_by_text() -> None:
+    plain, tokenizers = (
+        [tiny_model("llama", seed=seed).eval() for seed in (0, 1)],
+        (tiny_tokenizer(), other_tokenizer()),
+    )
+    base, model = (
+        StandardizedTransformer(tiny_model("llama", seed=seed), tokenizer=tokenizer, name="tiny")
+        for seed, tokenizer in enumerate(tokenizers)
+    )
+    ids = [tokenizer(TEXTS[0])["input_ids"] for tokenizer in tokenizers]
+    prompt = align(*(encode_prompts(one, TEXTS[:1], "tiny")[0] for one in tokenizers))
+    read = [
+        [one.decode(tokens[: at + 1], skip_special_tokens=True) for at in positions]
+        for one, tokens, positions in zip(tokenizers, ids, zip(*prompt.pairs, strict=True), strict=True)
+    ]
+    ahead = [
+        {str(one.decode(tokens[: at + 1], skip_special_tokens=True)) for at in range(len(tokens))}
+        for one, tokens in zip(tokenizers, ids, strict=True)
+    ]
+    assert read[0] == read[1] == sorted((ahead[0] & ahead[1]) - {""}, key=len)
+    assert len(read[0]) < len(ids[0]) != len(ids[1])
+
+    (found,) = compare_predictions(Side(base), Side(model), [prompt], WORK)
+    logs = [outputs(one, tokens)[0] for one, tokens in zip(plain, ids, strict=True)]
+    pieces = [one.get_vocab() for one in tokenizers]
+    shared = sorted(pieces[0].keys() & pieces[1].keys() - {"<pad>", "<bos>"})
+    for row, pair in enumerate(prompt.pairs):
+        old, new = (
+            log[at][[piece[name] for name in shared]] for log, at, piece in zip(logs, pair, pieces, strict=True)
+        )
+        assert float(found.base_shared[row]) == pytest.approx(float(old.exp().sum()), rel=1e-4)
+        assert float(found.shared[row]) == pytest.approx(float(new.exp().sum()), rel=1e-4)
+        expected = float((new.softmax(-1) * (new.log_softmax(-1) - old.log_softmax(-1))).sum())
+        assert float(found.divergence[row]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    bits = [
+        [float(-log[at, tokens[at + 1]]) / math.log(2) for at in range(len(tokens) - 1)]
+        for log, tokens in zip(logs, ids, strict=True)
+    ]
+    for row, ((begin, other_begin), (end, other_end)) in enumerate(pairwise(prompt.pairs)):
+        assert float(found.base_surprise[row]) == pytest.approx(sum(bits[0][begin:end]), rel=1e-4)
+        assert float(found.surprise[row]) == pytest.approx(sum(bits[1][other_begin:other_end]), rel=1e-4)
+
+    states = [outputs(one, tokens)[1] for one, tokens in zip(plain, ids, strict=True)]
+    changes = {one.place: one for one in compare_activations(Side(base), Side(model), [prompt], WORK)}
+    for layer in range(base.num_layers):
+        old, new = (
+            rows[2 * layer + 1][0, list(at)] for rows, at in zip(states, zip(*prompt.pairs, strict=True), strict=True)
+        )
+        change = changes[Place("layers_output", layer)]
+        assert change.mean(change.change) == pytest.approx(
+            float(((new - old).norm(dim=-1) / old.norm(dim=-1))[int(prompt.pairs[0][1] == 0) :].mean()), rel=1e-4
+        )
+        assert not change.split
+
+
+def test_the_tool_compares_models_with_other_tokens(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    other_tokenizer().save_pretrained(tmp_path / "gpt2")
+    lab = Laboratory(tiny("llama"))
+    result = lab.call("compare_models", base=str(tmp_path / "gpt2"), prompts=list(TEXTS))
+    assert isinstance(result, CompareModelsResult)
+    assert (result.by_text, result.parts) == (True, ["predictions", "texts"])
+    assert result.left_out == ["activations", "weights", "difference", "patching"]
+    said = SPEC.summarize(result).text()
+    assert re.search(r"bits per character against [\d.]+, the top token contradicts the base's at", said)
+    assert "The models read other tokens: activations, weights, difference, patching are not compared." in said
+    with pytest.raises(InvalidRequest, match="their activations and weights do not correspond"):
+        lab.call("compare_models", base=str(tmp_path / "gpt2"), parts="patching")
+    lab.figure(result).save(tmp_path / "figure.png")

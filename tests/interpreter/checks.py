@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnterp_mcp.toolset import specs
-from tests.interpreter import causal_tools, reading_tools, writing_tools
+from tests.interpreter import causal_tools, model_tools, reading_tools, writing_tools
 from tests.interpreter.comparison import Comparison
 from tests.interpreter.subject import Subject
 
@@ -14,7 +14,7 @@ Check = Callable[[Subject, dict[str, Any], Any, Comparison], None]
 
 CHECKS: dict[str, Check] = {
     tool: getattr(module, tool)
-    for module in (writing_tools, reading_tools, causal_tools)
+    for module in (writing_tools, reading_tools, causal_tools, model_tools)
     for tool in specs()
     if hasattr(module, tool)
 }

@@ -139,7 +139,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def save_tiny(model_type: str, folder: Path, padding_side: str) -> Path:
+def save_tiny(model_type: str, folder: Path, padding_side: str, seed: int = 0) -> Path:
     """Saves a tiny model with its tokenizer; equal arguments give equal weights."""
     import torch
 
@@ -149,9 +149,9 @@ def save_tiny(model_type: str, folder: Path, padding_side: str) -> Path:
     for name, value in FAMILIES[model_type].changed.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model: Any = causal_lm_class(model_type)(config)
-    tiny._enliven(model, torch.Generator().manual_seed(0))  # pyright: ignore[reportPrivateUsage]
+    tiny._enliven(model, torch.Generator().manual_seed(seed))  # pyright: ignore[reportPrivateUsage]
     model.eval().save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = padding_side

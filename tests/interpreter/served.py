@@ -84,7 +84,7 @@ def play_served(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
             subject.lab.call("edit_model", interventions=list(kept))
         if number % CALLS == 1:
             yield _collect(subject, cases, kept)
-        tool, arguments = cases.draw(without=("make_vector", "features"))
+        tool, arguments = cases.draw(without=("make_vector", "features", "compare_models"))
         yield compare(subject, (tool, arguments), kept)
 
 

@@ -71,6 +71,14 @@ class Subject:
         """The plain model."""
         return self.by.plain
 
+    @cached_property
+    def second(self) -> Subject:
+        """Another model of the family, whose vectors and kept states are this one's."""
+        folder = save_tiny(self.family, self.folder.parent / f"{self.folder.name}-second", self.side, seed=1)
+        made = Subject(self.family, self.attention, self.side, folder, self.lab)
+        made.by.vectors, made.by.kept = self.by.vectors, self.by.kept
+        return made
+
     @property
     def name(self) -> str:
         """As reports name it."""

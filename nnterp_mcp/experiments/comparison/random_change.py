@@ -44,9 +44,10 @@ class RandomChange(nn.Module):
         return next(self.inner.parameters())
 
     def forward(self, states: Tensor) -> Float[Tensor, "*batch out"]:
-        """The map with the change."""
-        read = self.down.T[states] if isinstance(self.inner, nn.Embedding) else states @ self.down.T
-        return self.inner(states) + read @ self.up.T
+        """The map with the change; by `linear`, for a product in attention is taken for that of queries and keys."""
+        linear = nn.functional.linear
+        read = self.down.T[states] if isinstance(self.inner, nn.Embedding) else linear(states, self.down)
+        return self.inner(states) + linear(read, self.up)
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:

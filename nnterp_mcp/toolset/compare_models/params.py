@@ -10,6 +10,7 @@ from nnterp_mcp.contract import ModelParams
 from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LONGEST_STRING, LONGEST_TEXT, MOST_PROMPTS, decoded
 from nnterp_mcp.request.fields import Plot
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.prompts import Prompts
 
 ComparedPart = Literal["predictions", "activations", "weights", "difference", "patching", "texts"]
@@ -27,11 +28,15 @@ def _as_parts(value: Any) -> Any:
 
 
 class CompareModelsParams(ModelParams):
-    """The two models, and what to compare."""
+    """The two models, another fine-tune as a control, and what to compare."""
 
     base: Annotated[
         str | None,
         Field(max_length=LONGEST_STRING, description="Handle to compare with; by default it without adapter."),
+    ] = None
+    other: Annotated[
+        str | None,
+        Field(max_length=LONGEST_STRING, description="Another fine-tune of base, as control."),
     ] = None
     prompts: Annotated[Prompts | None, schemas.as_schema(_PROMPTS, "Neutral texts by default.")] = None
     parts: Annotated[
@@ -39,4 +44,5 @@ class CompareModelsParams(ModelParams):
         BeforeValidator(_as_parts),
         Field(description="What to compare; all by default."),
     ] = None
+    interventions: Interventions = ()
     plot: Plot = False

@@ -3,64 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from nnterp_mcp.engine.edits import Added, StateEdit
-from nnterp_mcp.engine.forward import NOTHING, Plan
-from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
-from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.comparison.activations import (
-    ActivationChange,
-    compare_activations,
-    correspond,
-    require_same_build,
-    shared_places,
-)
+from nnterp_mcp.experiments.comparison.activations import ActivationChange, compare_activations, shared_places
 from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
-from nnterp_mcp.experiments.comparison.predictions import (
-    PredictionChange,
-    compare_predictions,
-    require_same_tokens,
-)
+from nnterp_mcp.experiments.comparison.predictions import PredictionChange, compare_predictions
 from nnterp_mcp.experiments.comparison.random_change import change_at_random
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side
 from nnterp_mcp.experiments.comparison.weights import WeightChange, compare_weights
-from nnterp_mcp.experiments.features.calibration_texts import TEXTS
-from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
 from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.request.operations import describe
+from nnterp_mcp.toolset.compare_models.differences import MeanDifferences, read_differences, steer, write_texts
+from nnterp_mcp.toolset.compare_models.models import Compared, find_models, other_adapters, plan_control
 from nnterp_mcp.toolset.compare_models.params import PARTS, CompareModelsParams
 from nnterp_mcp.toolset.compare_models.result import (
     CellPatched,
     CompareModelsResult,
-    LayerDifference,
     ModuleChanged,
     PlaceChanged,
     PositionChanged,
-    TextPair,
 )
 from nnterp_mcp.worker.job import Job
 
 if TYPE_CHECKING:
-    from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.worker.workbench import Bench
 
-_TEXTS, _CHARACTERS = 8, 160
-"""Neutral texts, and how much of each is read."""
-
 _TOKENS = 256
-"""Tokens of a batch: logits of two models at all of them are in memory at once."""
+"""Tokens of a batch, at most."""
 
-_CONTINUED, _PATCHED = 3, 2
-"""Prompts that are continued, and that are patched."""
+_LOGITS = 1 << 24
+"""Logits of a batch, at most: those of two models at all its tokens are in memory at once."""
 
-_NEW_TOKENS = 20
-_OF_ANY_TWO = ("predictions", "texts")
-"""Parts that need a common tokenizer alone."""
+_PATCHED = 2
+"""Prompts that are patched."""
 
 _APART = 1e-5
 """The divergence in nats from which on a prompt is patched: below it there is nothing to recover."""
@@ -68,7 +49,7 @@ _APART = 1e-5
 
 def run(bench: Bench, params: CompareModelsParams, job: Job) -> CompareModelsResult:
     """Compares the parts that are asked for, the cheap ones first."""
-    return _Comparison.of(bench, params, job).run()
+    return _Comparison(bench, params, job, find_models(bench, params)).run()
 
 
 @dataclass
@@ -76,180 +57,161 @@ class _Comparison:
     bench: Bench
     params: CompareModelsParams
     job: Job
-    base: StandardizedTransformer
-    name: str
-    prompts: list[EncodedPrompt]
-    neutral: list[EncodedPrompt]
-    changes: dict[Place, ActivationChange] = field(default_factory=dict)
+    compared: Compared
 
-    @classmethod
-    def of(cls, bench: Bench, params: CompareModelsParams, job: Job) -> _Comparison:
-        base, name = bench.find_base(params.base)
-        texts = [text[:_CHARACTERS] for text in TEXTS[:_TEXTS]]
-        neutral = encode_prompts(bench.model.tokenizer, texts, bench.handle)
-        prompts = neutral if params.prompts is None else bench.encode(params.prompts)
-        given = texts if params.prompts is None else params.prompts
-        require_same_tokens(prompts, encode_prompts(base.tokenizer, given, name), (bench.handle, name))
-        require_same_tokens(neutral, encode_prompts(base.tokenizer, texts, name), (bench.handle, name))
-        return cls(bench, params, job, base, name, prompts, neutral)
-
-    def work(self, prompts: Sequence[EncodedPrompt], what: str) -> Workload:
+    def work(self, what: str) -> Workload:
+        """The size of batches; progress says what is compared."""
         return Workload(
-            prompts,
-            batch_tokens=min(_TOKENS, self.bench.batch_tokens),
+            (),
+            batch_tokens=min(_TOKENS, self.bench.batch_tokens, max(1, _LOGITS // self.bench.model.vocab_size)),
             progress=lambda done, total, unit: self.job.progress(done, total, f"{unit} ({what})"),
         )
 
-    def asks(self, *parts: str) -> bool:
-        return any(part in self.parts for part in parts)
-
-    @cached_property
-    def parts(self) -> list[str]:
-        """The parts that are compared: of models that are built otherwise only what they predict and write."""
-        alike = correspond(self.base, self.bench.model)
-        parts = [part for part in self.params.parts or PARTS if alike or part in _OF_ANY_TWO]
-        if not parts:
-            require_same_build(self.base, self.bench.model)
-        return parts
-
     def run(self) -> CompareModelsResult:
-        base, model = self.base, self.bench.model
+        compared, asked = self.compared, self.params.parts or PARTS
+        base, model, other = compared.names
         result = CompareModelsResult(
-            model=self.bench.handle,
-            base=self.name,
-            prompts=[prompt.text for prompt in self.prompts],
+            model=model,
+            base=base,
+            other=other,
+            others=other_adapters(self.bench, compared),
+            prompts=[prompt.model.text for prompt in compared.prompts],
             neutral=self.params.prompts is None,
-            parts=self.parts,
-            left_out=[part for part in self.params.parts or PARTS if part not in self.parts],
+            interventions=[describe(operation) for operation in self.params.interventions],
+            parts=compared.parts,
+            left_out=[part for part in asked if part not in compared.parts],
+            by_text=compared.by_text,
         )
         self.job.partial = lambda: result
-        controlled = self.asks("predictions", "activations") and correspond(base, model)
-        weights = compare_weights(base.module, model.module) if controlled or self.asks("weights") else []
-        if self.asks("weights"):
-            result.modules = [_module(change) for change in weights]
-        control: StandardizedTransformer | None = None
-        if weights and controlled:
-            drawn, result.uncontrolled = change_at_random(base, weights)
-            control = drawn if result.uncontrolled < len(weights) else None
-        if self.asks("predictions"):
+        if compared.asks("weights"):
+            result.modules = [_module(change) for change in self.weights]
+        control, result.uncontrolled = self._random_change()
+        if compared.asks("predictions"):
             result.positions = self._positions(control)
-        if self.asks("activations"):
+        if compared.asks("activations"):
             result.places = self._places(control)
-        if self.asks("difference"):
-            result.differences = self._differences()
-        if self.asks("texts"):
-            result.texts, result.steered_layer = self._texts(result)
-        if self.asks("patching"):
+        if compared.asks("difference"):
+            result.differences, result.scoped = read_differences(self.bench, self.job, compared, self.means)
+            result.steering, result.steered_layer = steer(compared, self.means, self.work("steering"))
+        if compared.asks("texts"):
+            write_texts(self.bench, self.job, compared, self.means if result.differences else None, result)
+        if compared.asks("patching"):
             result.cells, result.patched = self._cells()
         return result
 
-    def _positions(self, control: StandardizedTransformer | None) -> list[PositionChanged]:
-        work = self.work(self.prompts, "predictions")
-        found = compare_predictions(self.base, self.bench.model, work)
-        randoms = compare_predictions(self.base, control, work) if control is not None else [None] * len(found)
+    @cached_property
+    def weights(self) -> list[WeightChange]:
+        return compare_weights(self.compared.base.model.module, self.compared.model.model.module)
+
+    @cached_property
+    def means(self) -> MeanDifferences:
+        """The mean differences on neutral text, without interventions."""
+        compared = self.compared
+        sides = [Side(one.model) for one in (compared.model, compared.other) if one is not None]
+        found = [self._compare(Side(compared.base.model), one, compared.neutral, "mean difference") for one in sides]
+        return MeanDifferences(found[0], found[1] if len(found) > 1 else None)
+
+    def _compare(
+        self, base: Side, model: Side, prompts: Sequence[AlignedPrompt], what: str
+    ) -> dict[Place, ActivationChange]:
+        return {change.place: change for change in compare_activations(base, model, prompts, self.work(what))}
+
+    def _random_change(self) -> tuple[Side | None, int]:
+        """The base with a random change of equal norm and rank, and how many weights it leaves out."""
+        compared = self.compared
+        if not (compared.alike and compared.asks("predictions", "activations") and self.weights):
+            return None, 0
+        drawn, left = change_at_random(compared.base.model, self.weights)
+        whole = left == len(self.weights)
+        return None if whole else plan_control(self.bench, self.params, drawn, compared.prompts), left
+
+    def _positions(self, control: Side | None) -> list[PositionChanged]:
+        compared = self.compared
+        base, prompts = compared.base, compared.prompts
+        found = compare_predictions(base, compared.model, prompts, self.work("predictions"))
+        beside = [
+            [None] * len(found) if one is None else compare_predictions(base, one, prompts, self.work(what))
+            for one, what in ((control, "predictions, control"), (compared.other, "predictions, other"))
+        ]
         return [
-            self._position(prompt, at, change, random)
-            for prompt, change, random in zip(self.prompts, found, randoms, strict=True)
-            for at in range(len(prompt.ids))
+            position
+            for prompt, change, random, other in zip(prompts, found, *beside, strict=True)
+            for position in self._of_prompt(prompt, change, random, other)
         ]
 
-    def _position(
-        self, prompt: EncodedPrompt, at: int, change: PredictionChange, random: PredictionChange | None
-    ) -> PositionChanged:
-        def said(token: int) -> str:
-            return token_text(self.bench.model.tokenizer, token)
-
-        return PositionChanged(
-            prompt=prompt.index,
-            position=at,
-            token=said(prompt.ids[at]),
-            kl=float(change.divergence[at]),
-            base_top=said(int(change.base_top[at])),
-            base_p=float(change.base_p[at]),
-            top=said(int(change.top[at])),
-            p=float(change.p[at]),
-            random=None if random is None else float(random.divergence[at]),
-        )
-
-    def _compared(self, prompts: Sequence[EncodedPrompt], what: str) -> dict[Place, ActivationChange]:
-        found = compare_activations(self.base, self.bench.model, self.work(prompts, what))
-        return {change.place: change for change in found}
-
-    def _places(self, control: StandardizedTransformer | None) -> list[PlaceChanged]:
-        found = self._compared(self.prompts, "activations")
-        if self.params.prompts is None:
-            self.changes = found
-        randoms: Mapping[Place, ActivationChange] = {}
-        if control is not None:
-            drawn = compare_activations(self.base, control, self.work(self.prompts, "activations, control"))
-            randoms = {change.place: change for change in drawn}
-        return [_place(change, randoms.get(place)) for place, change in found.items()]
-
-    def _mean_differences(self) -> dict[Place, ActivationChange]:
-        self.changes = self.changes or self._compared(self.neutral, "mean difference")
-        return {place: change for place, change in self.changes.items() if place.site == "layers_output"}
-
-    def _differences(self) -> list[LayerDifference]:
-        model, found = self.bench.model, list(self._mean_differences().values())
-        means = torch.stack([change.mean_difference for change in found])
-        layers = [int(change.place.layer or 0) for change in found]
-        self.job.keep("mean_difference", means, {"layer": layers, "unit": range(means.shape[1])})
-        with torch.inference_mode():
-            logits = model.project_on_vocab(means.to(model.device, model.computing_dtype)).float()
-        tops = logits.softmax(-1).topk(8, dim=-1)
-        return [
-            LayerDifference(
-                layer=int(change.place.layer or 0),
-                size=float(mean.norm()) * change.tokens / max(change.norms, 1e-30),
-                top=[
-                    (token_text(model.tokenizer, int(token)), float(p)) for p, token in zip(values, tokens, strict=True)
-                ]
-                if bool(mean.any())
-                else [],
+    def _of_prompt(
+        self,
+        prompt: AlignedPrompt,
+        change: PredictionChange,
+        random: PredictionChange | None,
+        other: PredictionChange | None,
+    ) -> list[PositionChanged]:
+        tokenizers = self.compared.base.model.tokenizer, self.compared.model.model.tokenizer
+        ends = prompt.ends
+        made: list[PositionChanged] = []
+        for row, (_, at) in enumerate(prompt.pairs):
+            count = 0 if ends is None or row + 1 == len(ends) else ends[row + 1] - ends[row]
+            made.append(
+                PositionChanged(
+                    prompt=prompt.model.index,
+                    position=at,
+                    token=token_text(tokenizers[1], prompt.model.ids[at]),
+                    kl=float(change.divergence[row]),
+                    base_top=token_text(tokenizers[0], int(change.base_top[row])),
+                    base_p=float(change.base_p[row]),
+                    top=token_text(tokenizers[1], int(change.top[row])),
+                    p=float(change.p[row]),
+                    changed=bool(change.changed[row]),
+                    random=None if random is None else float(random.divergence[row]),
+                    other=None if other is None else float(other.divergence[row]),
+                    base_bits=float(change.base_surprise[row]) / count if count > 0 else None,
+                    bits=float(change.surprise[row]) / count if count > 0 else None,
+                    characters=count if count > 0 else None,
+                    base_shared=float(change.base_shared[row]),
+                    shared=float(change.shared[row]),
+                )
             )
-            for change, mean, values, tokens in zip(found, means, tops.values, tops.indices, strict=True)
-        ]
+        return made
 
-    def _texts(self, result: CompareModelsResult) -> tuple[list[TextPair], int | None]:
-        prompts = self.prompts[:_CONTINUED]
-        plain = [self._continue(model, prompts, NOTHING) for model in (self.base, self.bench.model)]
-        sized = [one for one in result.differences if one.size > 0]
-        if not sized:
-            return [TextPair(prompt=n, base=a, model=b) for n, (a, b) in enumerate(zip(*plain, strict=True))], None
-        half = self.base.num_layers // 2
-        layer = next((one.layer for one in sized if one.layer >= half), sized[-1].layer)
-        place = Place("layers_output", layer)
-        vector = self._mean_differences()[place].mean_difference
-        reach = Reach({prompt.index: range(len(prompt.ids) + _NEW_TOKENS) for prompt in prompts})
-        plan = Plan({place: [StateEdit(place, reach, Added(vector, "the mean difference", place))]})
-        steered = self._continue(self.base, prompts, plan)
-        rows = enumerate(zip(*plain, steered, strict=True))
-        return [TextPair(prompt=n, base=a, model=b, steered=c) for n, (a, b, c) in rows], layer
-
-    def _continue(self, model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], plan: Plan) -> list[str]:
-        work = Workload(prompts, plan, self.bench.batch_tokens, lambda *_: self.job.check())
-        found = generate(model, work, max_new_tokens=_NEW_TOKENS)
-        return [str(model.tokenizer.decode(one.ids, skip_special_tokens=True)) for one in found]
+    def _places(self, control: Side | None) -> list[PlaceChanged]:
+        compared = self.compared
+        found, randoms, others = (
+            {} if one is None else self._compare(compared.base, one, compared.prompts, what)
+            for one, what in (
+                (compared.model, "activations"),
+                (control, "activations, control"),
+                (compared.other, "activations, other"),
+            )
+        )
+        return [_place(change, randoms, others) for change in found.values()]
 
     def _cells(self) -> tuple[list[CellPatched], list[int]]:
-        base, model = self.base, self.bench.model
-        places = shared_places(base, model)
-        sums, patched = torch.zeros(2, len(places)), list[int]()
-        for prompt in self.prompts:
+        compared = self.compared
+        base, model, other = compared.base, compared.model, compared.other
+        places = shared_places(base.model, model.model)
+        kinds = [(model, base, None), (base, model, None), *([(other, base, model)] if other is not None else [])]
+        sums, patched = torch.zeros(len(kinds), len(places)), list[int]()
+        for prompt in compared.prompts:
             if len(patched) == _PATCHED:
                 break
-            work = self.work([prompt], "patching")
-            pairs = [patch_across(*pair, prompt, places, work) for pair in ((model, base), (base, model))]
+            work = self.work("patching")
+            pairs = [patch_across(*kind[:2], prompt.model, places, work, kind[2]) for kind in kinds]
             if min(apart for apart, _ in pairs) < _APART:
                 continue
             sums += torch.stack([1 - values / apart for apart, values in pairs])
-            patched.append(prompt.index)
+            patched.append(prompt.model.index)
         if not patched:
             return [], []
-        means = (sums / len(patched)).tolist()
+        rows = (sums / len(patched)).T.tolist()
         return [
-            CellPatched(site=place.site, layer=int(place.layer or 0), into_base=into_base, into_model=into_model)
-            for place, into_base, into_model in zip(places, *means, strict=True)
+            CellPatched(
+                site=place.site,
+                layer=int(place.layer or 0),
+                into_base=row[0],
+                into_model=row[1],
+                other=row[2] if len(row) > 2 else None,
+            )
+            for place, row in zip(places, rows, strict=True)
         ], patched
 
 
@@ -264,14 +226,18 @@ def _module(change: WeightChange) -> ModuleChanged:
     )
 
 
-def _place(change: ActivationChange, random: ActivationChange | None) -> PlaceChanged:
-    stream = change.place.site == "layers_output"
+def _place(
+    change: ActivationChange, randoms: Mapping[Place, ActivationChange], others: Mapping[Place, ActivationChange]
+) -> PlaceChanged:
+    place = change.place
+    random, other = (found[place].mean(found[place].change) if place in found else None for found in (randoms, others))
     return PlaceChanged(
-        site=change.place.site,
-        layer=int(change.place.layer or 0),
+        site=place.site,
+        layer=int(place.layer or 0),
         change=change.mean(change.change),
         cosine=change.mean(change.cosine),
-        made=change.mean(change.made) if stream else None,
-        came=change.mean(change.came) if stream else None,
-        random=None if random is None else random.mean(random.change),
+        made=change.mean(change.made) if change.split else None,
+        came=change.mean(change.came) if change.split else None,
+        random=random,
+        other=other,
     )
