@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_ANSWER = {"plot"}
 """Parameters that change the answer but nothing that is computed: they are not recorded."""
 
-_OTHERS = ("base",)
+_OTHERS = ("base", "other")
 """Parameters that are the handles of other models."""
 
 _SWEEP_EVERY = 50
