@@ -106,13 +106,16 @@ def test_runs_that_name_other_handles_are_replayed(tiny: Callable[..., Path], fo
         client.call("load_model", model=str(tiny("llama")), adapter=str(folder))
         client.call("load_model", model=str(tiny("llama", seed=1)), adapter=str(folder))
         compared = {
-            (model, base): client.call("compare_models", model=model, base=base, prompts=TEXT, parts=PREDICTIONS)
-            for model, base in (
+            (model, base, *others): client.call(
+                "compare_models", model=model, base=base, prompts=TEXT, parts=PREDICTIONS, **dict(others)
+            )
+            for model, base, *others in (
                 ("tiny-llama", "tiny-llama+persona@0.5"),
                 ("tiny-llama+persona", "tiny-llama+persona@0.5"),
                 ("tiny-llama+persona", "tiny-llama"),
                 ("tiny-llama", "tiny-llama-seed-1"),
                 ("tiny-llama", "tiny-llama-seed-1+persona@2"),
+                ("tiny-llama+persona@2", "tiny-llama", ("other", "tiny-llama-seed-1+persona")),
             )
         }
         held = text(client.call("session"))

@@ -23,7 +23,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.runs.vectors import VectorStore
 from nnterp_mcp.settings import Settings
 
-_INCIDENTAL = ("seconds", "taken", "made", "replaced", "versions")
+_INCIDENTAL = ("seconds", "taken", "made", "replaced", "versions", "others")
 """Fields of results that vary between equal calls."""
 
 _HASH = " sha256"

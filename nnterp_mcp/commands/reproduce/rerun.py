@@ -59,7 +59,8 @@ def prepare_rerun(record: RunRecord, data: Path) -> Rerun:
     arguments = {name: value for name, value in record.params.items() if name != "model"}
     spec.parse(arguments)
     store = VectorStore(data / "vectors")
-    vectors = [_find_vector(name, record, store) for name in dict.fromkeys(_named_vectors(arguments))]
+    own = {name: value for name, value in arguments.items() if not (isinstance(value, str) and value in record.others)}
+    vectors = [_find_vector(name, record, store) for name in dict.fromkeys(_named_vectors(own))]
     used = [
         name for request in (arguments, *(card.request for card in vectors)) for name in _named_dictionaries(request)
     ]
