@@ -347,7 +347,7 @@ def test_a_circuit_is_a_graph_in_which_each_edge_is_seen(tmp_path: Path, browser
         said = drawn.evaluate_all("all => all.map(path => path.textContent)")
         colours = drawn.evaluate_all("all => all.map(path => path.style.stroke)")
 
-        values = [str(score).replace("-", "−").removesuffix(".0") for _, _, score in edges]
+        values = [str(score).removesuffix(".0") for _, _, score in edges]
         names = [f"{one} → {other}: {value}" for (one, other, _), value in zip(edges, values, strict=True)]
         assert said == names[::-1]
         assert colours == [f"var(--{'lowers' if score < 0 else 'raises'})" for _, _, score in reversed(edges)]
