@@ -355,4 +355,4 @@ def test_a_circuit_is_a_graph_in_which_each_edge_is_seen(tmp_path: Path, browser
         # Straight, the edge from L0H1 to L2H0 would run behind L1H2.
         assert page.evaluate(CROSSED) == []
         page.locator(".chart + details summary").first.click()
-        assert page.get_by_role("table", name="strongest edges").get_by_role("row").count() == len(edges) + 1
+        assert page.get_by_role("region", name="strongest edges").get_by_role("row").count() == len(edges) + 1
