@@ -19,7 +19,7 @@ from nnterp_mcp.experiments.circuits.edge_patching import make_edge_patcher as m
 from nnterp_mcp.experiments.circuits.edge_scores import midpoints as midpoints
 from nnterp_mcp.experiments.circuits.edge_scores import score_edges as score_edges
 from nnterp_mcp.experiments.circuits.faithfulness import estimate_faithfulness as estimate_faithfulness
-from nnterp_mcp.experiments.circuits.faithfulness import measure_circuit as measure_circuit
+from nnterp_mcp.experiments.circuits.faithfulness import run_circuit as run_circuit
 from nnterp_mcp.experiments.circuits.selection import as_mask as as_mask
 from nnterp_mcp.experiments.circuits.selection import prune_edges as prune_edges
 from nnterp_mcp.experiments.circuits.selection import rank_edges as rank_edges

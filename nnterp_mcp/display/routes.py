@@ -9,7 +9,7 @@ from itertools import chain
 
 from nnterp_mcp.display.figure import GraphEdge, GraphNode
 
-Point = tuple[float, float]
+Spot = tuple[float, float]
 
 WIDTH, LEVEL, STEP = 6.0, 0.34, 0.07
 """The width of a graph, the height of a level, and what one step of a bend moves an edge's middle, in inches."""
@@ -41,7 +41,7 @@ def _bends() -> list[float]:
     return [0.0, *chain.from_iterable((float(size), float(-size)) for size in range(1, _MOST + 1))]
 
 
-def points_of(start: Point, end: Point, bend: float) -> list[Point]:
+def points_of(start: Spot, end: Spot, bend: float) -> list[Spot]:
     """Points of an edge, in inches: a parabola whose middle is so many steps to the left of the straight line."""
     (x, y), (right, high) = start, end
     length = math.hypot(right - x, high - y) or 1.0
@@ -54,7 +54,7 @@ def points_of(start: Point, end: Point, bend: float) -> list[Point]:
     ]
 
 
-def _hits(edge: GraphEdge, bend: float, at: Mapping[str, Point]) -> bool:
+def _hits(edge: GraphEdge, bend: float, at: Mapping[str, Spot]) -> bool:
     """True where it runs through the box of a node that is none of its ends."""
     points = points_of(at[edge.sender], at[edge.receiver], bend)
     others = [(name, place) for name, place in at.items() if name not in (edge.sender, edge.receiver)]

@@ -65,7 +65,7 @@ def sizes_of(edges: int, shares: Sequence[float] = SHARES) -> list[int]:
     return list(dict.fromkeys(max(1, round(edges * share)) for share in shares))
 
 
-def measure_circuit(
+def run_circuit(
     patchers: Sequence[EdgePatcher],
     circuit: Sequence[Edge],
     draws: int,

@@ -18,7 +18,7 @@ from nnterp_mcp.experiments.circuits.edge_scores import midpoints, score_edges
 from nnterp_mcp.experiments.circuits.faithfulness import (
     CircuitRuns,
     estimate_faithfulness,
-    measure_circuit,
+    run_circuit,
     sizes_of,
 )
 from nnterp_mcp.experiments.circuits.selection import Edge, prune_edges, rank_edges
@@ -134,10 +134,10 @@ class Stages:
         circuit = self.circuits[size]
         if not circuit or (size and circuit == self.circuits[size - 1]):
             return Stage()
-        runs = measure_circuit(self.patchers(self.measured), circuit, self._params.draws, progress=progress)
+        runs = run_circuit(self.patchers(self.measured), circuit, self._params.draws, progress=progress)
         chosen_by: list[float] = []
         if self._apart and self._params.edges is None:
-            chosen_by = measure_circuit(self.patchers(self.scored), circuit, 0).values.tolist()
+            chosen_by = run_circuit(self.patchers(self.scored), circuit, 0).values.tolist()
         return Stage(values=runs.values.tolist(), random_values=runs.random_values.T.tolist(), chosen_by=chosen_by)
 
     def _patch(self) -> Stage:

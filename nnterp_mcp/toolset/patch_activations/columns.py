@@ -27,7 +27,7 @@ def columns_of(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
 
 
-def label_of(grid: Grid, cell: Cell) -> str | None:
+def column_label(grid: Grid, cell: Cell) -> str | None:
     """The label of a cell's column; None for a whole site."""
     if cell.whole:
         return None

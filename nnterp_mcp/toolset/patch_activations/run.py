@@ -28,7 +28,7 @@ from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws,
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.toolset.patch_activations.columns import columns_of, label_of, patched_at, texts_of
+from nnterp_mcp.toolset.patch_activations.columns import column_label, columns_of, patched_at, texts_of
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.places import find_positions, find_receivers, patch_features
 from nnterp_mcp.toolset.patch_activations.result import (
@@ -262,7 +262,7 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
             for cell in patcher.grid.cells
             if cell.site == site
             and cell.layer in layers
-            and (given.columns is None or label_of(patcher.grid, cell) in given.columns)
+            and (given.columns is None or column_label(patcher.grid, cell) in given.columns)
         ]
         if {cell.layer for cell in alike} != set(layers):
             raise InvalidRequest(
@@ -292,7 +292,7 @@ def _set(
 
 
 def _name(grid: Grid, cell: Cell) -> str:
-    return name_cell(cell.site, cell.layer, label_of(grid, cell), grid.by_unit)
+    return name_cell(cell.site, cell.layer, column_label(grid, cell), grid.by_unit)
 
 
 def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitScores:
