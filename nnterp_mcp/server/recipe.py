@@ -93,10 +93,14 @@ def split_texts(given: Mapping[str, str], name: str) -> list[str]:
     return texts
 
 
-MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
-PROMPT = Argument("prompt", "A text that the model continues", True, "The capital of France is")
-OTHER_PROMPT = "The capital of Italy is"
-ANSWER = Argument("answer", "What it says next", True, "Paris")
+MODEL_ARGUMENT = Argument(
+    "model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded"
+)
+PROMPT_ARGUMENT = Argument("prompt", "A text that the model continues", True, "The capital of France is")
+ANSWER_ARGUMENT = Argument("answer", "What it says next", True, "Paris")
+OTHER_PROMPT_ARGUMENT = Argument(
+    "other_prompt", "A prompt of the same form that other_answer follows", example="The capital of Italy is"
+)
 
 REPORT = """\
 Report each number with its control, n, and the run_id of its call. Say what was not tried. One prompt is an \

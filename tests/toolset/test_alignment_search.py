@@ -118,7 +118,8 @@ def test_interventions_are_active_in_every_run(tmp_path: Path, monkeypatch: pyte
     assert "Active interventions: project_out" in lab.show(lost)
 
     given["answers"] = [{"id": sum(ANSWERS) - answer["id"]} for answer in given["answers"]]
-    _, turned = search(model, tmp_path, **given, interventions=[{"op": "scale", "factor": -1.0, "layers": 0}])
+    turn = {"op": "scale", "site": "layers_output", "layers": 0, "factor": -1.0}
+    _, turned = search(model, tmp_path, **given, interventions=[turn])
     assert (turned.aligned[0].accuracy, turned.aligned[0].whole) == (1.0, 1.0)
 
 
