@@ -363,7 +363,7 @@ def test_the_tool_compares_models_with_other_tokens(tiny: Callable[..., Path], t
     assert result.left_out == ["activations", "weights", "difference", "patching"]
     said = SPEC.summarize(result).text()
     assert re.search(r"bits per character against [\d.]+, the top token contradicts the base's at", said)
-    assert "The models read other tokens: activations, weights, difference, patching are not compared." in said
+    assert "The models are built otherwise: activations, weights, difference, patching are not compared." in said
     with pytest.raises(InvalidRequest, match="their activations and weights do not correspond"):
         lab.call("compare_models", base=str(tmp_path / "gpt2"), parts="patching")
     lab.figure(result).save(tmp_path / "figure.png")
