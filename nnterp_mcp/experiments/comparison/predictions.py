@@ -17,7 +17,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, base_batch, batches_of, share_vocabulary
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
-from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.model.text.tokens import token_text, token_texts
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def _ids_by_text(model: StandardizedTransformer) -> dict[str, int]:
     """The id of each text that one token has; special tokens, and those without a text, are left out."""
     tokenizer = model.tokenizer
     special = {*tokenizer.all_special_ids, *end_ids(model)}
-    named = ((token_text(tokenizer, at), at) for at in range(min(model.vocab_size, len(tokenizer))))
-    return {text: at for text, at in named if at not in special and not text.endswith(f"#{at}")}
+    texts = token_texts(tokenizer, min(model.vocab_size, len(tokenizer)))
+    return {text: at for at, text in enumerate(texts) if at not in special and not text.endswith(f"#{at}")}
 
 
 def _outcomes(log_probs: Tensor, ids: Tensor, ends: Sequence[int]) -> Tensor:
