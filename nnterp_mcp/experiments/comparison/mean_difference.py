@@ -18,7 +18,7 @@ from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.comparison.exchange_grid import diverge
-from nnterp_mcp.experiments.comparison.sides import Side
+from nnterp_mcp.experiments.comparison.sides import ComparedModel
 from nnterp_mcp.experiments.patched_target import SourceReadings, Target
 from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering_vectors import random_direction
@@ -96,8 +96,8 @@ class StrengthEffect:
 
 
 def steer_towards(
-    base: Side,
-    model: Side,
+    base: ComparedModel,
+    model: ComparedModel,
     prompts: Sequence[EncodedPrompt],
     place: Place,
     direction: Float[Tensor, " hidden"],
@@ -137,10 +137,12 @@ def steer_towards(
     ]
 
 
-def with_addition(side: Side, prompts: Sequence[EncodedPrompt], place: Place, vector: Float[Tensor, " hidden"]) -> Side:
+def with_addition(
+    side: ComparedModel, prompts: Sequence[EncodedPrompt], place: Place, vector: Float[Tensor, " hidden"]
+) -> ComparedModel:
     """A model whose states get a vector besides its operations, at all tokens, generated ones included."""
     reach = Reach({prompt.index: range(len(prompt.ids)) for prompt in prompts}, goes_on=True)
     edit = StateEdit(place, reach, Added(vector, "the mean difference", place))
     edits = {at: [*listed] for at, listed in side.plan.edits.items()}
     edits.setdefault(place, []).append(edit)
-    return Side(side.model, Plan(edits, side.plan.labels))
+    return ComparedModel(side.model, Plan(edits, side.plan.labels))
