@@ -33,7 +33,7 @@ TopTokens = list[tuple[int, float]]
 def read_by_lens(
     model: StandardizedTransformer, differences: Float[Tensor, "row hidden"], top_k: int
 ) -> list[TopTokens]:
-    """What each difference promotes, read through the final norm and the head."""
+    """Reads each difference through the final norm and the head: the tokens that it promotes."""
     with torch.inference_mode():
         logits = model.project_on_vocab(differences.to(model.device, model.computing_dtype)).float()
     tops = logits.softmax(-1).topk(top_k, dim=-1)
@@ -47,7 +47,7 @@ def read_by_patchscope(
     top_k: int,
     batch_tokens: int,
 ) -> tuple[list[TopTokens], TopTokens]:
-    """What the model makes of each difference in the repeat prompt, where it replaces the last token's state.
+    """Reads each difference by what the model says of it in the repeat prompt, in place of the last token's state.
 
     Each is put in after its own layer, at the length of the state that it replaces.
 

@@ -131,7 +131,8 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.base == result.model:
         notes.append("A model compared with itself differs nowhere: name another one in base.")
     if result.interventions:
-        notes.append(f"In all models, but not in the mean difference: {'; '.join(result.interventions)}.")
+        besides = ", but not in the mean difference" if result.differences else ""
+        notes.append(f"In all models{besides}: {'; '.join(result.interventions)}.")
     if result.by_text:
         notes.append(_on_alignment(result))
     if result.left_out:
