@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from evals.planted_adapters import save_adapters, silence
+
 WORDS = ("start", "red", "blue", "gold", "pink", "one", "two", "six", "ten", "cat", "dog", "fox", "owl", "hot", "cold")
 WARM, COOL = ("red", "gold"), ("blue", "pink")
 FEW, MANY = ("one", "two"), ("six", "ten")
@@ -48,10 +50,12 @@ def save_planted(folder: Path) -> dict[str, Path]:
     for name, plant in PLANTS.items():
         folders[name] = folder / name
         if not (folders[name] / "model.safetensors").exists():
-            model = _random() if name == "planted-random" else _empty(**_LARGER if name in _LARGE else {})
+            model = _random(**_RANDOM[name]) if name in _RANDOM else _empty(**_LARGER if name in _LARGE else {})
             plant(model)
             model.save_pretrained(folders[name])
             _tokenizer().save_pretrained(folders[name])
+            if name == "planted-tuned":
+                save_adapters(model, _tokenizer(), folders[name])
     _save_dictionary(folders["planted-attributes"] / DICTIONARY)
     return folders
 
@@ -121,9 +125,9 @@ def _empty(**changed: Any) -> Any:
     return model
 
 
-def _random() -> Any:
+def _random(**changed: Any) -> Any:
     torch.manual_seed(18)
-    return LlamaForCausalLM(_config(initializer_range=0.25)).eval()
+    return LlamaForCausalLM(_config(initializer_range=0.25, **changed)).eval()
 
 
 def _columns(head: int) -> slice:
@@ -285,6 +289,9 @@ def _plant_parrot(model: Any) -> None:
 _LARGER = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}
 """The shape of models with enough heads for a claim about some to be compared with others."""
 
+_RANDOM: dict[str, dict[str, Any]] = {"planted-random": {}, "planted-tuned": {"num_hidden_layers": 4}}
+"""The models of random weights, and what is not as usual about their shape."""
+
 _LARGE = ("planted-echo", "planted-parrot")
 _BUSY = 0.6
 """The share of the other heads of these that do something."""
@@ -295,6 +302,7 @@ PLANTS: dict[str, Plant] = {
     "planted-attributes": plant_attributes,
     "planted-pairs": _plant_pairs,
     "planted-random": lambda model: None,
+    "planted-tuned": silence,
     "planted-echo": _plant_echo,
     "planted-parrot": _plant_parrot,
 }

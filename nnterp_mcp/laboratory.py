@@ -12,7 +12,7 @@ from nnterp_mcp.display.picture import Picture
 from nnterp_mcp.display.progress import progress_bar
 from nnterp_mcp.errors import InvalidRequest, Unsupported
 from nnterp_mcp.formatting import escaped
-from nnterp_mcp.pool.handles import handle_of
+from nnterp_mcp.pool.handles import handle_of, handle_of_adapter
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.request.access import admit_adapter, admit_model
 from nnterp_mcp.request.adapter_folder import split_scale, with_scale
@@ -84,6 +84,7 @@ class Laboratory(ToolMethods):
         *,
         settings: Settings | None = None,
         adapter: str | Path | None = None,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
         handle: str | None = None,
         on_progress: TellProgress | None = None,
         **loading: Any,
@@ -95,9 +96,13 @@ class Laboratory(ToolMethods):
             tokenizer: The tokenizer of a causal LM in memory; loaded from where the model came from by default.
             settings: Limits, and where things are kept; from the environment by default. Without `folders`, files may
                 be read from anywhere.
-            adapter: The folder of a LoRA adapter on the model, as PEFT saves it; `@` and a scale may follow. The tools
-                then run the adapted model; `bench.base` has the model without it.
-            handle: The model's name in results; made from its source by default.
+            adapter: The folder of a LoRA adapter on the model, as PEFT saves it, or its id on the Hub, behind which `@`
+                and a revision may follow; `@` and a scale after either. The tools then run the adapted model;
+                `bench.base` has the model without it.
+            others: The parameters of `load_model` of other models that calls name, by handle, such as
+                `{"half": {"model": "smollm2-135m", "adapter": "pirate@0.5"}}` for `compare_models(base="half")`. One
+                is read when it is first used, and an adapter on the same model shares its weights.
+            handle: The model's name in results; made from its source, and that of the adapter, by default.
             on_progress: Told how far each call is; by default a bar appears in a terminal or notebook, where a call
                 takes longer than two seconds.
             **loading: The other parameters of `load_model`, for a model that is read from files.
@@ -110,19 +115,22 @@ class Laboratory(ToolMethods):
         settings = _unconfined(settings or Settings())
         self.arrays: dict[str, Tensor] = {}
         self._on_progress = on_progress
+        # The handle of an adapted model is its base's, a + and the adapter's name.
+        name = handle if handle is None or adapter is None else handle.rpartition("+")[0]
         if isinstance(model, str | Path):
             source = admit_model(_absolute(str(model)), settings.allowed_models, settings.folders)
-            self.bench = Bench(handle or handle_of(source), settings)
+            self.bench = Bench(name or handle_of(source), settings)
             self.card = self._load({"model": source} | loading)
         else:
-            self.bench = _place(model, tokenizer, handle, settings, loading)
+            self.bench = _place(model, tokenizer, name, settings, loading)
             self.card = card_of(self.bench)
         if adapter is not None:
             folder = admit_adapter(_absolute(str(adapter)), settings.allowed_models, settings.folders)
-            name = f"{self.bench.handle}+{handle_of(split_scale(folder)[0])}"
-            base, handle = self.bench, with_scale(name, split_scale(folder)[1])
-            self.bench = Bench(handle, settings, base=base, find_relative={base.handle: base}.get)
+            source, scale = split_scale(folder)
+            base, named = self.bench, with_scale(f"{self.bench.handle}+{handle_of_adapter(source)}", scale)
+            self.bench = Bench(handle or named, settings, base=base, find_relative={base.handle: base}.get)
             self.card = self._load({"model": self.bench.handle, "adapter": folder})
+        self.bench.seconds.learn({name: _resolved(given) for name, given in (others or {}).items()})
 
     def _load(self, arguments: Mapping[str, Any]) -> LoadModelResult:
         card = self._run(specs()["load_model"], arguments)
@@ -210,6 +218,12 @@ def _unconfined(settings: Settings) -> Settings:
     """Where the settings name no folders: any file, relative ones from the working folder first."""
     here = Path.cwd()
     return settings if settings.folders else settings.model_copy(update={"folders": (here, Path(here.anchor))})
+
+
+def _resolved(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a load, with paths to what is there."""
+    named = {name: _absolute(str(given[name])) for name in ("model", "adapter") if given.get(name) is not None}
+    return specs()["load_model"].parse({**given, **named}).model_dump(mode="json")
 
 
 def _absolute(model: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnterp_mcp.server.identity import HOMEPAGE
+from nnterp_mcp.toolset import specs
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "docs" / "library.md"
@@ -32,6 +33,11 @@ def test_every_promise_of_safety_names_a_test_that_exists():
         file, found = said or file, found + 1
         assert f"def {test}(" in files[file], f"{file}::{test}"
     assert found > 20
+
+
+def test_the_readme_lists_every_tool():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text().split("\n## Tools\n")[1], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == specs().keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -64,7 +70,8 @@ def test_the_library_s_snippets_run(tmp_path: Path):
 
 @pytest.mark.slow
 def test_snippets_pass_a_type_checker(tmp_path: Path):
-    pages = (ROOT / "README.md", ROOT / "docs" / "methods" / "fitted-lenses.md")
+    methods = ROOT / "docs" / "methods"
+    pages = (ROOT / "README.md", methods / "fitted-lenses.md", methods / "circuits.md")
     blocks = [block for page in pages for block in snippets(page)]
     for number, block in enumerate([*blocks, "\n".join(snippets(LIBRARY))]):
         (tmp_path / f"snippet_{number}.py").write_text(block)

@@ -33,6 +33,10 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "patch_activations",
         {"clean": _FRANCE, "corrupted": {"replace": "France", "with": "Spain"}, "targets": _ANSWER},
     ),
+    "circuit": (
+        "find_circuit",
+        {"clean": _FRANCE, "corrupted": {"replace": "France", "with": "Spain"}, "targets": _ANSWER},
+    ),
     "steering": (
         "steer",
         {

@@ -9,6 +9,7 @@ from evals.questions import (
     claims,
     directions,
     features,
+    finetunes,
     investigations,
     lenses,
     planted,
@@ -27,5 +28,6 @@ QUESTIONS: tuple[Question, ...] = (
     *features.QUESTIONS,
     *lenses.QUESTIONS,
     *claims.QUESTIONS,
+    *finetunes.QUESTIONS,
 )
 """Every question, in the order in which they are asked."""

@@ -11,6 +11,7 @@ from evals.solutions import (
     claims,
     directions,
     features,
+    finetunes,
     investigations,
     lenses,
     planted,
@@ -30,5 +31,6 @@ SOLUTIONS: dict[str, Callable[[Tools], Awaitable[Value]]] = {
     **features.SOLUTIONS,
     **lenses.SOLUTIONS,
     **claims.SOLUTIONS,
+    **finetunes.SOLUTIONS,
 }
 """By the question's name."""

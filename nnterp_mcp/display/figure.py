@@ -188,12 +188,14 @@ class GraphEdge:
         receiver: That of the node at which it ends.
         value: Its strength, of either sign.
         label: What tells it from other edges between the two.
+        bend: How far its middle is to the left of the straight line between the two, in steps.
     """
 
     sender: str
     receiver: str
     value: float
     label: str = ""
+    bend: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnterp_mcp.display import style
 from nnterp_mcp.display.figure import MARKS, Bar, Bars, Colours, Curve, Curves, Graph, Heatmap, Panel, Passages
+from nnterp_mcp.display.routes import LEVEL, WIDTH, points_of
 from nnterp_mcp.display.text import FAMILIES, fitted, font, literal, width, wrapped
 
 if TYPE_CHECKING:
@@ -344,29 +345,26 @@ class _Words:
 
 
 class _Network:
-    _WIDTH = 6.5
-    _LEVEL = 0.34
-
     def __init__(self, panel: Graph) -> None:
         self._panel = panel
         self._levels = 1 + max((node.level for node in panel.nodes), default=0)
 
     def room(self) -> Room:
-        return Room(self._WIDTH, max(2.4, self._LEVEL * self._levels), 0.1, 0.1, _TITLE, 0.1)
+        return Room(WIDTH, max(2.4, LEVEL * self._levels), 0.1, 0.1, _TITLE, 0.1)
 
     def draw(self, axes: Axes, size: tuple[float, float]) -> None:
         panel = self._panel
         _named(axes, size[0], f"{panel.title} (blue lowers, red raises: {panel.strength})", "", "")
         axes.set_axis_off()
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-0.5, self._levels - 0.5)
-        at = {node.name: (node.x, node.level) for node in panel.nodes}
+        axes.set_xlim(0, size[0])
+        axes.set_ylim(-0.5 * LEVEL, (self._levels - 0.5) * LEVEL)
+        at = {node.name: (node.x * size[0], node.level * LEVEL) for node in panel.nodes}
         most = max((abs(edge.value) for edge in panel.edges), default=1.0) or 1.0
         for edge in reversed(panel.edges):
-            (x, low), (right, high) = at[edge.sender], at[edge.receiver]
+            points = points_of(at[edge.sender], at[edge.receiver], edge.bend)
             axes.plot(
-                [x, right],
-                [low, high],
+                [x for x, _ in points],
+                [y for _, y in points],
                 color=style.LOWERS if edge.value < 0 else style.RAISES,
                 linewidth=0.5 + 3 * (abs(edge.value) / most) ** 0.5,
                 alpha=0.6,
@@ -376,8 +374,7 @@ class _Network:
         boxed = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": style.GRID}
         for node in panel.nodes:
             axes.text(
-                node.x,
-                node.level,
+                *at[node.name],
                 _text(node.name, 1.2, points),
                 ha="center",
                 va="center",

@@ -12,8 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
-from nnterp_mcp.engine.executors.execution import Reading, execute, last_column
-from nnterp_mcp.engine.hook_points import Place, require_place
+from nnterp_mcp.engine.executors.execution import execute, last_column
+from nnterp_mcp.engine.forward import NOTHING, Capture, Plan, PlannedPass, attention_for
+from nnterp_mcp.engine.hook_points import Place, in_order, require_place
+from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.engine.workload import ReportProgress, ignore_progress
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.attribution.recorded_pass import gradients
@@ -107,6 +109,8 @@ class AlignmentSearch:
         rate: Its learning rate, which falls to a hundredth of it.
         batch: Pairs in a step.
         seed: The seed of the first subspace, of the batches and of the controls.
+        of_bases: Interventions in every run of a base prompt, planned for these; the interchange comes after theirs.
+        of_sources: Interventions in every run of a source prompt, planned for these.
 
     Source: Geiger et al., "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
     Representations" (2023).
@@ -119,6 +123,8 @@ class AlignmentSearch:
     rate: float = 0.03
     batch: int = 32
     seed: int = 0
+    of_bases: Plan = NOTHING
+    of_sources: Plan = NOTHING
 
     def __post_init__(self) -> None:
         require_place(self.model, self.place)
@@ -192,6 +198,12 @@ class AlignmentSearch:
         """The subspace whose interchange makes the counterfactual answers most probable, on the CPU."""
         return self._fit(self._read(pairs), dimensions, ignore_progress)
 
+    def logits(
+        self, pairs: Sequence[Interchange], subspace: Float[Tensor, "hidden dimension"]
+    ) -> Float[Tensor, "pair choice"]:
+        """The logits of the choices after each base prompt, with the source's part in a subspace, on the CPU."""
+        return self._logits(self._read(pairs), subspace).cpu()
+
     def accuracy(self, pairs: Sequence[Interchange], subspace: Float[Tensor, "hidden dimension"]) -> float:
         """The share of pairs whose answer after the interchange is the counterfactual one."""
         return self._measure(self._read(pairs), subspace)[1]
@@ -233,21 +245,27 @@ class AlignmentSearch:
         return [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
 
     @torch.no_grad()
-    def _measure(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> tuple[float, float]:
-        """The mean probability of the counterfactual answers, and the share of them that are the most probable."""
+    def _logits(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> Float[Tensor, "pair choice"]:
         basis = subspace.to(self.model.device)
         parts: list[Tensor] = []
         for start in range(0, len(read.pairs), self.batch):
             check_cancelled()
             parts.append(self._run(read, range(start, min(start + self.batch, len(read.pairs))), basis))
-        logits = torch.cat(parts)
+        return torch.cat(parts)
+
+    def _measure(self, read: _ReadPairs, subspace: Float[Tensor, "hidden dimension"]) -> tuple[float, float]:
+        """The mean probability of the counterfactual answers, and the share of them that are the most probable."""
+        logits = self._logits(read, subspace)
         answered = logits.softmax(-1).gather(1, read.answers[:, None])
         return float(answered.mean()), float((logits.argmax(-1) == read.answers).double().mean())
 
     @property
     def _resting(self) -> int:
-        """The layers before the place, which need not run once the states there are known."""
-        layer = self.place.layer
+        """The layers before the place, which need not run once the states there are known.
+
+        Under interventions all of them run: a later one may take states from an earlier layer.
+        """
+        layer = None if self.of_bases else self.place.layer
         return layer + 1 if self.place.site == "layers_output" and layer is not None else 0
 
     @torch.no_grad()
@@ -262,9 +280,9 @@ class AlignmentSearch:
         bases: list[Tensor] = []
         for start in range(0, len(pairs), self.batch):
             part = pairs[start : start + self.batch]
-            given = self._states([pair.source for pair in part])
+            given = self._states([pair.source for pair in part], self.of_sources)
             sources += [states[pair.from_] for states, pair in zip(given, part, strict=True)]
-            bases += self._states([pair.base for pair in part]) if self._resting else []
+            bases += self._states([pair.base for pair in part], self.of_bases) if self._resting else []
         indices = {token: at for at, token in reversed(list(enumerate(self.choices)))}
         answers = torch.tensor([indices[pair.answer] for pair in pairs], device=self.model.device)
         return _ReadPairs(pairs, torch.stack(sources).float(), bases or None, answers)
@@ -272,13 +290,14 @@ class AlignmentSearch:
     def _batch(self, prompts: Sequence[EncodedPrompt]) -> Batch:
         return pad_batch(list(prompts), self.model.pad_id, self.model.device)
 
-    def _states(self, prompts: Sequence[EncodedPrompt]) -> list[Float[Tensor, "position hidden"]]:
+    def _states(self, prompts: Sequence[EncodedPrompt], plan: Plan) -> list[Float[Tensor, "position hidden"]]:
         """The states of prompts at the place."""
         check_cancelled()
         batch = self._batch(prompts)
-        reading = Reading({self.place: lambda states: states})
-        execute(self.model, {**batch.inputs, "use_cache": False}, reading)
-        found = reading.taken[self.place]
+        reading = PlannedPass(Window.over(batch), plan, [Capture(self.place, None)])
+        with attention_for(self.model, plan):
+            execute(self.model, {**batch.inputs, "use_cache": False}, reading)
+        (found,) = reading.values
         return [row[padding:].clone() for row, padding in zip(found, batch.padding, strict=True)]
 
     def _run(self, read: _ReadPairs, chosen: Sequence[int], subspace: Tensor) -> Float[Tensor, "pair choice"]:
@@ -290,11 +309,13 @@ class AlignmentSearch:
         if read.bases is not None:
             known = zip(chosen, batch.padding, strict=True)
             entry = torch.stack([torch.nn.functional.pad(read.bases[at], (0, 0, gap, 0)) for at, gap in known])
-        visitor = _Interchanging(self.place, columns, read.sources[list(chosen)], subspace, entry)
+        planned = PlannedPass(Window.over(batch), self.of_bases, [])
+        visitor = _Interchanging(self.place, columns, read.sources[list(chosen)], subspace, entry, planned)
         inputs: dict[str, object] = {**batch.inputs, "use_cache": False}
         if "logits_to_keep" in inspect.signature(self.model.module.forward).parameters:
             inputs["logits_to_keep"] = 1
-        logits = execute(self.model, inputs, visitor, last_column)
+        with attention_for(self.model, self.of_bases):
+            logits = execute(self.model, inputs, visitor, last_column)
         assert logits is not None
         return logits[:, list(self.choices)]
 
@@ -308,21 +329,34 @@ class _Interchanging:
         sources: The state of each source.
         subspace: The subspace.
         entry: The states of the rows, which need not be computed again; None where the pass computes them.
+        planned: The interventions of the pass.
     """
 
     def __init__(
-        self, place: Place, columns: Sequence[int], sources: Tensor, subspace: Tensor, entry: Tensor | None
+        self,
+        place: Place,
+        columns: Sequence[int],
+        sources: Tensor,
+        subspace: Tensor,
+        entry: Tensor | None,
+        planned: PlannedPass,
     ) -> None:
-        self.places = [place]
-        self.skipped: Collection[int] = () if entry is None or place.layer is None else range(place.layer + 1)
+        self.places = in_order({place, *planned.places})
+        resting = () if entry is None or place.layer is None else range(place.layer + 1)
+        self.skipped: Collection[int] = {*resting, *planned.skipped}
+        self._place = place
+        self._planned = planned
         self._columns = list(columns)
         self._sources = sources
         self._subspace = subspace
         self._entry = entry
 
     def visit(self, place: Place, value: Tensor) -> Tensor:
-        """The states with the part of each source."""
-        states = value if self._entry is None else self._entry
+        """The states after the interventions, at the place with the part of each source."""
+        came = self._planned.visit(place, value)
+        if place != self._place:
+            return came
+        states = came if self._entry is None else self._entry
         rows = torch.arange(len(self._columns), device=states.device)
         columns = torch.tensor(self._columns, device=states.device)
         own = states[rows, columns].float()
@@ -331,13 +365,17 @@ class _Interchanging:
 
 
 @torch.no_grad()
-def find_answers(model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], batch: int = 32) -> list[int]:
-    """The most probable next token of each prompt."""
+def find_answers(
+    model: StandardizedTransformer, prompts: Sequence[EncodedPrompt], plan: Plan = NOTHING, batch: int = 32
+) -> list[int]:
+    """The most probable next token of each prompt, under interventions that are planned for them."""
     found: list[int] = []
     for start in range(0, len(prompts), batch):
         check_cancelled()
-        inputs = pad_batch(list(prompts[start : start + batch]), model.pad_id, model.device).inputs
-        logits = execute(model, {**inputs, "use_cache": False}, Reading({}), last_column)
+        part = pad_batch(list(prompts[start : start + batch]), model.pad_id, model.device)
+        visitor = PlannedPass(Window.over(part), plan, [])
+        with attention_for(model, plan):
+            logits = execute(model, {**part.inputs, "use_cache": False}, visitor, last_column)
         assert logits is not None
         found += logits.argmax(-1).tolist()
     return found

@@ -13,6 +13,7 @@ from nnterp_mcp.pool.followers import Followers
 from nnterp_mcp.pool.messages import Progress
 from nnterp_mcp.pool.process import WorkerProcess
 from nnterp_mcp.pool.queue import Turns
+from nnterp_mcp.request.adapter_folder import pinned
 from nnterp_mcp.request.operations import Operation
 
 
@@ -30,6 +31,8 @@ class Entry:
         since: When the load began, in seconds since the epoch.
         progress: The latest progress of the load.
         base: The model whose worker and weights it shares; None for one with a worker of its own.
+        scaled: True for a loaded adapter at another scale, which its first use made.
+        used: When a call last asked for it, on the clock of `time.monotonic`.
     """
 
     handle: str
@@ -46,11 +49,22 @@ class Entry:
     followers: Followers = field(default_factory=Followers)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     base: Entry | None = None
+    scaled: bool = False
+    used: float = field(default_factory=time.monotonic)
 
     @property
     def within(self) -> str:
         """Its name in a worker that it shares; empty in its own."""
         return "" if self.base is None else self.handle
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The parameters of its load with the commits that were found then."""
+        card, request = self.card or {}, dict(self.request)
+        request["revision"] = card.get("revision") or request.get("revision")
+        if request.get("adapter") is not None:
+            request["adapter"] = pinned(request["adapter"], card.get("adapter_revision"))
+        return request
 
     async def publish(self, progress: Progress) -> None:
         """Sends the progress of the load to every caller that waits for it."""

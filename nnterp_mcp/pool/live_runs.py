@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _OF_THE_ANSWER = {"plot"}
 """Parameters that change the answer but nothing that is computed: they are not recorded."""
 
+_OTHERS = ("base", "other")
+"""Parameters that are the handles of other models."""
+
 _SWEEP_EVERY = 50
 """Runs between two looks at the quota."""
 
@@ -185,7 +188,7 @@ class Runs:
             LimitExceeded: The run cannot be recorded.
         """
         entry = self._pool.find(getattr(params, "model", None))
-        params = self._with_others(params, entry)
+        params, others = self._with_others(params, entry)
         data = _edited(spec, params, entry).model_dump(mode="json", exclude=_OF_THE_ANSWER)
 
         def describe(run_id: str) -> RunRecord:
@@ -194,6 +197,7 @@ class Runs:
                 tool=spec.name,
                 model=entry.handle,
                 request=entry.request,
+                others=others,
                 params=data,
                 seed=data.get("seed"),
                 opened=now(),
@@ -206,18 +210,19 @@ class Runs:
         self._tasks.start_soon(self._execute, run, spec, entry, client)
         return run
 
-    def _with_others(self, params: Params, entry: Entry) -> Params:
-        """Names the models that a call compares with as the worker knows them: by handle there, or by their source.
+    def _with_others(self, params: Params, entry: Entry) -> tuple[Params, dict[str, dict[str, Any]]]:
+        """Names the models that a call compares with by their handles, and gives the parameters of their loads.
 
         Raises:
             NoModel: No model has the handle.
             Unsupported: That model is edited, or served.
         """
-        named = {field: getattr(params, field, None) for field in ("base", "other")}
-        known = {field: self._known(name, entry) for field, name in named.items() if name is not None}
-        return params.model_copy(update=known) if known else params
+        given = {field: getattr(params, field, None) for field in _OTHERS}
+        named = {field: self._comparable(name, entry) for field, name in given.items() if name is not None}
+        handles = {field: other.handle for field, other in named.items()}
+        return params.model_copy(update=handles), {other.handle: other.resolved for other in named.values()}
 
-    def _known(self, name: str, entry: Entry) -> str:
+    def _comparable(self, name: str, entry: Entry) -> Entry:
         other = self._pool.find(name)
         if other.edits:
             raise Unsupported(
@@ -225,7 +230,7 @@ class Runs:
             )
         if "ndif" in (other.request.get("backend"), entry.request.get("backend")):
             raise Unsupported("a served model is not compared: its weights and activations are not here")
-        return other.handle if other.worker is entry.worker else other.source
+        return other
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Ends a run before its next batch, waits until it has ended, and returns its record.
@@ -306,7 +311,7 @@ class Runs:
         async def on_progress(progress: Progress) -> None:
             run.tell(progress)
 
-        recorded = Recorded(run=run.id, queued=run.begin())
+        recorded = Recorded(run=run.id, queued=run.begin(), others=run.record.others)
         params = run.record.params
         return await worker.call(run.record.tool, params, on_progress, recorded, run.stop, None, give_way, entry.within)
 

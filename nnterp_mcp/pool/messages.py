@@ -28,6 +28,8 @@ class Recorded(_Message):
 
     run: str
     queued: float
+    others: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The parameters of `load_model` of the other models that the call names, by handle."""
 
 
 class Call(_Message):
@@ -87,7 +89,15 @@ class Pause(_Message):
     id: int
 
 
-class Reply(_Message):
+class _Ended(_Message):
+    """The end of a call."""
+
+    id: int
+    held: dict[str, int] | None = None
+    """Bytes of weights of other models that the process has read to compare with, by handle; None if not known."""
+
+
+class Reply(_Ended):
     """A finished call.
 
     A call that is recorded as a run replies with its answer, since its result is in the record and may be large; any
@@ -95,17 +105,15 @@ class Reply(_Message):
     """
 
     kind: Literal["reply"] = "reply"
-    id: int
     result: dict[str, Any]
     device_memory: int | None = None
     """Bytes allocated on the accelerator; None without one."""
 
 
-class Failure(_Message):
+class Failure(_Ended):
     """A call that raised."""
 
     kind: Literal["failure"] = "failure"
-    id: int
     error: RunError
 
 

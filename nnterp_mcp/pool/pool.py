@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AsyncExitStack
+import time
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,6 @@ from anyio.abc import TaskGroup
 
 from nnterp_mcp.errors import (
     Cancelled,
-    LimitExceeded,
     NnterpError,
     NoModel,
     StaleHandle,
@@ -22,9 +22,10 @@ from nnterp_mcp.errors import (
 from nnterp_mcp.pool.entry import Entry
 from nnterp_mcp.pool.faults import masked
 from nnterp_mcp.pool.followers import OnProgress
-from nnterp_mcp.pool.handles import handle_of
+from nnterp_mcp.pool.handles import handle_of, handle_of_adapter
 from nnterp_mcp.pool.process import WorkerProcess
 from nnterp_mcp.pool.queue import Turns
+from nnterp_mcp.pool.room import replaced_by_scaled, require_room_for_adapter, require_room_for_model
 from nnterp_mcp.request.adapter_folder import split_scale, with_scale
 from nnterp_mcp.settings import Settings
 
@@ -138,9 +139,19 @@ class Pool:
         async with entry.turns.take(None, lambda ahead: None):
             for at in [at for at in self._entries if at == entry.handle or at.startswith(f"{entry.handle}@")]:
                 self._forget(self._entries[at], "it was unloaded")
-            assert entry.worker is not None
-            await entry.worker.call("unload_model", {"model": None}, entry.publish, handle=entry.handle)
+            await self._drop(entry, entry.handle)
         return entry
+
+    async def _drop(self, entry: Entry, handle: str) -> None:
+        """Has a worker forget a model that shares its weights, or that it has read to compare with."""
+        assert entry.worker is not None
+        await entry.worker.call("unload_model", {"model": None}, entry.publish, handle=handle)
+
+    async def _drop_in_turn(self, entry: Entry, handle: str) -> None:
+        """The same after the calls that wait; a worker that ends before that has nothing left to forget."""
+        with suppress(NnterpError):
+            async with entry.turns.take(None, lambda ahead: None):
+                await self._drop(entry, handle)
 
     def loaded_as(self, handle: str) -> dict[str, Any] | None:
         """The parameters with which the model of a handle was loaded; None where no model has the handle."""
@@ -161,9 +172,9 @@ class Pool:
             raise StaleHandle(
                 f"{request['model']} was unloaded before its adapter was loaded", "Call load_model again."
             )
-        self._require_room()
+        require_room_for_adapter(self.entries)
         folder, scale = split_scale(request["adapter"])
-        entry = self._enter(with_scale(f"{base.handle}+{handle_of(folder)}", scale), request, base)
+        entry = self._enter(with_scale(f"{base.handle}+{handle_of_adapter(folder)}", scale), request, base)
         self._tasks.start_soon(self._adapt, entry)
         return entry
 
@@ -199,6 +210,13 @@ class Pool:
         """Ends a handle and leaves its process running."""
         self._entries.pop(entry.handle, None)
         self._gone[entry.handle] = reason
+        self._drop_copies(entry)
+
+    def _drop_copies(self, entry: Entry) -> None:
+        """Has workers that read the weights of a model to compare with drop them when it is gone."""
+        for other in self._entries.values():
+            if other.base is None and other.worker is not None and entry.handle in other.worker.held:
+                self._tasks.start_soon(self._drop_in_turn, other, entry.handle)
 
     def _scaled(self, handle: str) -> Entry | None:
         """The entry of an adapted model at another scale, from its first use on; None where there is no such model."""
@@ -213,9 +231,16 @@ class Pool:
             return None
         folder, own = split_scale(entry.request["adapter"])
         request = entry.request | {"adapter": with_scale(folder, own * scale)}
-        found = self._of_request(request) or self._enter(with_scale(name, scale), request, entry.base)
-        found.card = found.card or entry.card | {"handle": found.handle}
-        self._finish_load(found)
+        found = self._of_request(request)
+        if found is None:
+            replaced = replaced_by_scaled(self.entries)
+            if replaced is not None:
+                del self._entries[replaced.handle]
+                self._drop_copies(replaced)
+                self._tasks.start_soon(self._drop_in_turn, replaced, replaced.handle)
+            found = self._enter(with_scale(name, scale), request, entry.base)
+            found.scaled, found.card = True, entry.card | {"handle": found.handle}
+            self._finish_load(found)
         return found
 
     def find(self, handle: str | None, loading: bool = False) -> Entry:
@@ -234,6 +259,7 @@ class Pool:
             raise self._unknown(handle)
         if not loading and not entry.loaded.is_set():
             raise NoModel(f"{entry.handle} is still loading", "Wait for load_model to answer, then call again.")
+        entry.used = time.monotonic()
         return entry
 
     def _only(self) -> Entry:
@@ -253,22 +279,13 @@ class Pool:
         return NoModel(f"no loaded model has the handle {handle!r}; {loaded}", "Call load_model to load it.")
 
     def _admit(self, request: dict[str, Any]) -> Entry:
-        self._require_room()
+        require_room_for_model(self.entries, self.settings.max_models)
         handle = self._free(handle_of(str(request["model"])), request)
         entry = Entry(handle, str(request["model"]), request, Turns(self.settings.max_queue, handle))
         self._entries[entry.handle] = entry
         self._gone.pop(entry.handle, None)
         self._tasks.start_soon(self._run, entry)
         return entry
-
-    def _require_room(self) -> None:
-        loaded = [handle for handle in self._entries if "@" not in handle]
-        if len(loaded) >= self.settings.max_models:
-            raise LimitExceeded(
-                f"{len(loaded)} models are loaded, and this server allows {self.settings.max_models}: "
-                + ", ".join(loaded),
-                "Call unload_model for one of them first.",
-            )
 
     def _free(self, base: str, request: dict[str, Any]) -> str:
         """A free handle that was never used for another request."""
@@ -334,6 +351,7 @@ class Pool:
             del self._entries[entry.handle]
             if entry.card is not None:
                 assert entry.worker is not None
+                self._drop_copies(entry)
                 self._gone.setdefault(entry.handle, entry.worker.lost().message)
         if entry.card is None and entry.error is None:
             entry.error = (

@@ -76,6 +76,7 @@ class WorkerProcess:
     Attributes:
         handle: The handle of its model.
         device_memory: Bytes allocated on the accelerator after the last call, None without one.
+        held: Bytes of weights of other models that it has read to compare with, by handle.
         ended: Set when the process has ended.
     """
 
@@ -84,6 +85,7 @@ class WorkerProcess:
         self._settings = settings
         self._heard = anyio.current_time()
         self.device_memory: int | None = None
+        self.held: dict[str, int] = {}
         self.ended = anyio.Event()
         self._process = process
         self._stopped: str | None = None
@@ -222,6 +224,8 @@ class WorkerProcess:
         except NnterpError as error:
             return error
         async for message in inbox:
+            if isinstance(message, Reply | Failure) and message.held is not None:
+                self.held = message.held
             if isinstance(message, Reply):
                 self.device_memory = message.device_memory
                 return message.result

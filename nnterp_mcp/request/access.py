@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest, LimitExceeded, UnknownModel
-from nnterp_mcp.request.adapter_folder import read_adapter_config, split_scale, with_scale
+from nnterp_mcp.request.adapter_folder import read_adapter_config, split_hub, split_scale, with_scale
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.request.model_folder import find_checkpoint, require_readable
 
@@ -19,6 +19,7 @@ _MOST_FILES = 10_000
 _DEPTH = 5
 """Folders below the one that is named in which dictionaries are looked for."""
 
+_LOADED = "models are loaded"
 _ALLOW = "Whoever starts the server allows a folder with --folder."
 
 
@@ -63,11 +64,11 @@ def admit_model(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> 
 
 
 def admit_adapter(name: str, patterns: Sequence[str], folders: Sequence[Path]) -> str:
-    """Checks that a server may load an adapter; returns its resolved path, with its scale where that is not 1.
+    """Checks that a server may load an adapter; returns its resolved path or address, with a scale that is not 1.
 
     Args:
         name: The `adapter` argument of `load_model`.
-        patterns: Glob patterns of allowed resolved paths.
+        patterns: Glob patterns of allowed Hub ids and resolved paths.
         folders: The folders of allowed local models.
 
     Raises:
@@ -77,7 +78,11 @@ def admit_adapter(name: str, patterns: Sequence[str], folders: Sequence[Path]) -
         Unsupported: It is no LoRA adapter.
     """
     path, scale = split_scale(name)
-    found = _allowed_model(path, _resolved(folders))
+    roots, hub = _resolved(folders), split_hub(path)
+    if hub is not None and not any(found.is_dir() for found in (_inside(path, roots, _LOADED) if roots else ())):
+        _require_allowed(hub[0], patterns)
+        return with_scale(path, scale)
+    found = _allowed_model(path, roots, "Give the folder that PEFT's save_pretrained wrote, or its id on the Hub.")
     _require_allowed(str(found), patterns)
     if not found.is_dir():
         raise UnknownModel(f"{found} is no folder", "Give the folder that PEFT's save_pretrained wrote.")
@@ -146,13 +151,14 @@ def _is_path(name: str) -> bool:
     return marked or "\\" in name or "\0" in name or name.count("/") > 1
 
 
-def _allowed_model(name: str, roots: Sequence[Path]) -> Path:
-    found = next((path for path in _inside(name, roots, "models are loaded") if path.is_dir() or path.is_file()), None)
+def _allowed_model(
+    name: str,
+    roots: Sequence[Path],
+    wanted: str = "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
+) -> Path:
+    found = next((path for path in _inside(name, roots, _LOADED) if path.is_dir() or path.is_file()), None)
     if found is None:
-        raise UnknownModel(
-            f"there is no file or folder {shown(name)}",
-            "Give an existing path, a Hub id, or 'smollm2-135m', which is built in.",
-        )
+        raise UnknownModel(f"there is no file or folder {shown(name)}", wanted)
     _require_inside(found, name, roots)
     return found
 

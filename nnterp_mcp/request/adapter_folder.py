@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,31 @@ _OWN_START = (None, True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the weights of the base as they are; others subtract from them what they put in."""
 
 
+_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+
+
+def split_hub(source: str) -> tuple[str, str | None] | None:
+    """The repository on the Hub that an address names, and the revision that follows it after `@`; None for a path."""
+    found = _HUB.fullmatch(source)
+    return None if found is None else (found[1], found[2])
+
+
+def pinned(name: str, revision: str | None) -> str:
+    """The name of an adapter with the commit that was found for it; of a folder, which has none, as it is."""
+    source, scale = split_scale(name)
+    hub = split_hub(source)
+    return name if hub is None or revision is None else with_scale(f"{hub[0]}@{revision}", scale)
+
+
 def split_scale(name: str) -> tuple[str, float]:
     """A name and the scale that follows it after `@`, 1 where none does.
+
+    What is no number after the id of a repository on the Hub is its revision.
 
     Raises:
         InvalidRequest: What follows is no scale.
     """
+    whole = name
     name, mark, said = name.rpartition("@")
     if not mark:
         return said, 1.0
@@ -56,6 +76,8 @@ def split_scale(name: str) -> tuple[str, float]:
     except ValueError:
         scale = math.nan
     if not abs(scale) <= _STRONGEST:
+        if split_hub(whole) is not None:
+            return whole, 1.0
         raise InvalidRequest(
             f"{shown(said)} after the @ is no scale of an adapter: give a number from -{_STRONGEST:g} to "
             f"{_STRONGEST:g}, where 1 is the adapter as it was trained."
@@ -79,26 +101,37 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         Forbidden: Its weights are there as pickle only.
         Unsupported: It is no LoRA, rsLoRA or DoRA adapter, or has a part that is none.
     """
+    require_files(str(folder), [path.name for path in folder.glob("*") if path.is_file()])
     config = _read(folder)
-    if not (folder / WEIGHTS).is_file():
-        if (folder / _PICKLE).exists():
-            raise Forbidden(
-                f"{folder} has its weights only as pickle ({_PICKLE}), which can run code",
-                "Save the adapter as safetensors: PEFT's save_pretrained does by default.",
-            )
-        raise UnknownModel(f"{folder} holds no {WEIGHTS}", _SAVED)
     count_numbers(folder / WEIGHTS)
     _require_lora(folder, config)
     return config
 
 
+def require_files(origin: str, names: Collection[str]) -> None:
+    """Refuses what holds no adapter that is read.
+
+    Args:
+        origin: The folder or repository, for errors.
+        names: The files in it.
+
+    Raises:
+        UnknownModel: A file of an adapter is missing.
+        Forbidden: Its weights are there as pickle only.
+    """
+    if CONFIGURATION not in names:
+        raise UnknownModel(f"{origin} holds no adapter: it has no {CONFIGURATION}", _SAVED)
+    if WEIGHTS not in names and _PICKLE in names:
+        raise Forbidden(
+            f"{origin} has its weights only as pickle ({_PICKLE}), which can run code",
+            "Save the adapter as safetensors: PEFT's save_pretrained does by default.",
+        )
+    if WEIGHTS not in names:
+        raise UnknownModel(f"{origin} holds no {WEIGHTS}", _SAVED)
+
+
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / CONFIGURATION
-    if not file.is_file():
-        raise UnknownModel(
-            f"{folder} holds no adapter: it has no {CONFIGURATION}",
-            "Give the folder that PEFT's save_pretrained wrote.",
-        )
     try:
         if file.stat().st_size > _LARGEST:
             raise ValueError("it is too large")

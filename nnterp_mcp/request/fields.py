@@ -12,7 +12,7 @@ from nnterp_mcp.request.positions import Layers, Positions
 from nnterp_mcp.request.sites import Site
 from nnterp_mcp.request.targets import Targets
 
-ModelHandle = Annotated[str | None, Field(max_length=LONGEST_STRING, description="Handle, if several are loaded.")]
+ModelHandle = Annotated[str | None, Field(max_length=LONGEST_STRING, description="If several are loaded.")]
 RunId = Annotated[str, Field(max_length=LONGEST_NAME, description="The run_id that an answer named.")]
 Plot = Annotated[bool, Field(description="Adds a picture.")]
 TopK = Annotated[int, Field(ge=1, le=20, description="Top tokens shown.")]

@@ -109,6 +109,7 @@ class RunEnvironment(_Part):
         fingerprint: A hash over some of its weights, in memory.
         files: The files that it was read from.
         threads: Number of CPU threads.
+        adapter_revision: The Hub's commit of the adapter on it.
     """
 
     versions: dict[str, str]
@@ -123,6 +124,7 @@ class RunEnvironment(_Part):
     fingerprint: str
     files: dict[str, FileCard]
     threads: int
+    adapter_revision: str | None = None
 
 
 class ArrayCard(_Part):
@@ -141,6 +143,7 @@ class RunRecord(_Part):
         tool: The tool that was called.
         model: The handle of the model.
         request: The parameters of the `load_model` that loaded it.
+        others: Those of the other models that the call names, by their handles.
         params: The call's parameters, whole.
         seed: The one among them, if any.
         state: Its state when the record was written.
@@ -160,6 +163,7 @@ class RunRecord(_Part):
     tool: str
     model: str
     request: dict[str, Any]
+    others: dict[str, dict[str, Any]] = Field(default_factory=dict)
     params: dict[str, Any]
     seed: int | None = None
     state: RunState = "running"

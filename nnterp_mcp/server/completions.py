@@ -13,7 +13,7 @@ from nnterp_mcp.errors import NnterpError
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.runs.records import is_run_id
 from nnterp_mcp.server.prompts import layers_of
-from nnterp_mcp.server.recipes import DEFAULT_MODEL
+from nnterp_mcp.server.recipe import DEFAULT_MODEL
 from nnterp_mcp.toolset import specs
 
 _MOST = 100

@@ -23,7 +23,7 @@ from nnterp_mcp.errors import InvalidRequest, NnterpError
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
-from nnterp_mcp.server.recipes import Recipe
+from nnterp_mcp.server.recipe import Recipe
 
 _Context = ServerRequestContext[Any]
 

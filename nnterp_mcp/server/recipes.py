@@ -6,97 +6,33 @@ to change, the control, and what would count against the hypothesis.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from nnterp_mcp.errors import InvalidRequest
-
-DEFAULT_MODEL = "smollm2-135m"
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An argument of a recipe.
-
-    Attributes:
-        name: Its name; completions go by it.
-        meaning: What it is.
-        required: True if the recipe needs it.
-        example: A value, which the recipe takes where it is shown without arguments.
-    """
-
-    name: str
-    meaning: str
-    required: bool = False
-    example: str | None = None
-
-    @property
-    def description(self) -> str:
-        """Its description, with an example."""
-        return self.meaning if self.example is None else f"{self.meaning}, such as: {self.example}"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One experiment.
-
-    Attributes:
-        name: Its name in MCP.
-        title: A title for people.
-        description: The question that it answers.
-        arguments: Its arguments.
-        write: Writes it for given arguments and the loaded models (handles with their numbers of layers).
-    """
-
-    name: str
-    title: str
-    description: str
-    arguments: tuple[Argument, ...]
-    write: Callable[[Mapping[str, str], Mapping[str, int]], str]
-
-
-def call(tool: str, **arguments: Any) -> str:
-    """A call as a line of a recipe; arguments that are None are left out."""
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return f"{tool} {json.dumps(given, ensure_ascii=False)}"
-
-
-def _load(model: str, loaded: Mapping[str, int]) -> str:
-    return "(loaded already)" if model in loaded else call("load_model", model=model)
-
-
-def _chosen(given: Mapping[str, str], loaded: Mapping[str, int]) -> tuple[str, str | None]:
-    """The model's name, and the `model` argument of its calls: None while only one model is loaded."""
-    model = given.get("model") or next(iter(loaded), DEFAULT_MODEL)
-    return model, model if {*loaded, model} != {model} else None
-
-
-def _middle(model: str, loaded: Mapping[str, int]) -> str:
-    """The middle third of the layers, where directions of meaning tend to act."""
-    layers = loaded.get(model)
-    return "all" if layers is None or layers < 3 else f"{layers // 3}:{layers - layers // 3}"
-
-
-def _texts(given: Mapping[str, str], name: str) -> list[str]:
-    texts = [text.strip() for text in given[name].replace("\n", "|").split("|") if text.strip()]
-    if len(texts) < 2:
-        raise InvalidRequest(f"{name} takes two or more texts, separated by |, and {len(texts)} came.")
-    return texts
-
-
-_MODEL = Argument("model", f"A loaded model's handle, or what load_model takes; {DEFAULT_MODEL} unless one is loaded")
-_PROMPT = Argument("prompt", "A text that the model continues", True, "The capital of France is")
-_ANSWER = Argument("answer", "What it says next", True, "Paris")
-
-_REPORT = """\
-Report each number with its control, n, and the run_id of its call. Say what was not tried. One prompt is an \
-anecdote: repeat with others before you generalise."""
+from nnterp_mcp.server.finetune_recipe import EXPLAIN_FINETUNE
+from nnterp_mcp.server.recipe import (
+    ANSWER,
+    DEFAULT_MODEL,
+    MODEL,
+    OTHER_PROMPT,
+    PROMPT,
+    REPORT,
+    Argument,
+    Recipe,
+    call,
+    choose_model,
+    claim_of_fact,
+    load,
+    make_others,
+    middle_layers,
+    pick_layer,
+    split_texts,
+)
 
 
 def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
-    model, named = _chosen(given, loaded)
+    model, named = choose_model(given, loaded)
     clean, subject, other = given["prompt"], given["subject"], given["other_subject"]
     if subject not in clean:
         raise InvalidRequest(f"the subject {subject!r} is not in the prompt {clean!r}.")
@@ -104,13 +40,12 @@ def _locate_fact(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     swap = {"clean": clean, "corrupted": {"replace": subject, "with": other}, "targets": wrong, "model": named}
     places = {"subject": {"clean": {"text": subject}, "corrupted": {"text": other}}, "end": "last"}
     circuit = {"direction": "noising", "positions": {"end": "last"}, "cells": ["L0H0", "L0H1"], "complement": True}
-    others = [f"{begin} {clean}" for begin in ("In short:", "As you know:", "Question and answer:", "A fact:")]
     claim = {"claim": circuit["cells"], "positions": circuit["positions"], "found_on": [clean]}
     return f"""\
 Find where {model} recalls that {clean!r} continues with {given["answer"]!r}.
 
 Look
-{_load(model, loaded)}
+{load(model, loaded)}
 {call("tokenize", prompts=[clean, clean.replace(subject, other)], model=named)}
 {call("logit_lens", prompts=[clean, clean.replace(subject, other)], targets=wrong, model=named)}
 Continue only if the last layer gives each prompt its own answer; otherwise the model does not know the fact, and \
@@ -136,26 +71,28 @@ that they give alone, completeness the share that all other heads give without t
 
 Verdict
 End on prompts that found nothing, better than these if you have some: the verdict compares the heads with random ones.
-{call("verify_claim", **swap | {"clean": others} | claim)}
+{call("verify_claim", **swap | {"clean": make_others(clean)} | claim)}
 
 It counts against a cell if random sets restore as much; if noising it costs nothing; if all other cells give the \
 answer without it; or if its effect is gone for a paraphrase of the prompt.
-{_REPORT}"""
+{REPORT}"""
 
 
 def _steering_vector(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
-    model, named = _chosen(given, loaded)
-    positive, negative = _texts(given, "positive"), _texts(given, "negative")
+    model, named = choose_model(given, loaded)
+    positive, negative = split_texts(given, "positive"), split_texts(given, "negative")
     vector, prompt = given["vector"], given["prompt"]
-    layers = given.get("layers") or _middle(model, loaded)
+    layers = given.get("layers") or middle_layers(model, loaded)
     folds = max(2, min(5, len(positive), len(negative)))
     removed = [{"op": "project_out", "vector": vector, "layers": layers}]
+    pairs = {"clean": make_others(*positive), "corrupted": make_others(*negative), "positions": {"end": "last"}}
+    claim = {"claim": {"vector": vector, "layer": pick_layer(layers, model, loaded)}, "found_on": [vector]}
     unrelated = {"prompts": ["The capital of France is"], "targets": {"answer": "Paris"}}
     return f"""\
 Build a direction in {model} that points from the negative texts to the positive ones, and find out whether it steers.
 
 Make it
-{_load(model, loaded)}
+{load(model, loaded)}
 {call("make_vector", name=vector, method="mean_difference", positive=positive, negative=negative, model=named)}
 {call("train_probe", prompts={"positive": positive, "negative": negative}, folds=folds, model=named)}
 The texts must differ in what you mean alone: same length, same form. Go on at layers where unseen texts are told \
@@ -174,23 +111,29 @@ take the direction away, and see whether the behaviour needs it:
 And what it breaks, on texts that have nothing to do with it:
 {call("run_prompts", **unrelated, interventions=removed, model=named)}
 
+Verdict
+End on pairs of texts that did not make it, better than these if you have some, at the layer that you took: sufficient \
+if what a positive text has along the vector makes the negative one go on like it, more than along random directions.
+{call("verify_claim", **claim, **pairs, predicts="sufficient", model=named)}
+
 It counts against the vector if random directions move the model as far (KL); if -factor does what factor does; if it \
 works only where `push` is near 1 or more, where any push breaks the text; if it works on the texts that it was made \
 of and on no others; or if unrelated prompts suffer.
-{_REPORT}"""
+{REPORT}"""
 
 
 def _explain_prediction(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
-    model, named = _chosen(given, loaded)
+    model, named = choose_model(given, loaded)
     prompt = given["prompt"]
     targets = {"answer": given["answer"]} | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
     cut = {"op": "zero", "site": "heads_output", "layers": [1], "heads": [0]}
+    claim = claim_of_fact(given, claim=["L1H0"], targets=targets)
     ablated = {"clean": prompt, "corrupted": {"ablate": "zero"}, "targets": targets, "model": named}
     return f"""\
 Explain why {model} continues with {given["answer"]!r} after {prompt!r}.
 
 Look
-{_load(model, loaded)}
+{load(model, loaded)}
 {call("tokenize", prompts=prompt, model=named)}
 {call("logit_lens", prompts=prompt, targets=targets, model=named)}
 Is it what the model says, how sure is it, and from which layer on?
@@ -215,14 +158,19 @@ layers, and says which share of the metric they give alone, and all other heads 
 Then test the explanation on prompts like this one, with the same heads zero:
 {call("run_prompts", prompts=[prompt], targets=targets, interventions=[cut], model=named)}
 
+Verdict
+End with your heads on prompts that found nothing, better than these if you have some, each with one of the same form \
+that has another answer: the verdict compares the heads with random ones.
+{call("verify_claim", **claim, model=named)}
+
 It counts against the explanation if random heads cost as much; if the parts that attribution names can be cut \
 without loss (others take over: cut them together); if tokens that should matter get no share; or if it fails on \
 like prompts.
-{_REPORT}"""
+{REPORT}"""
 
 
 def _induction_heads(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
-    model, named = _chosen(given, loaded)
+    model, named = choose_model(given, loaded)
     prompt = given.get("prompt") or "When Mary and John went to the store, John gave a drink to"
 
     def knockout(layer: int, heads: list[int]) -> dict[str, Any]:
@@ -232,11 +180,15 @@ def _induction_heads(given: Mapping[str, str], loaded: Mapping[str, int]) -> str
         cut = [knockout(1, heads)]
         return call("attention_probs", prompts=prompt, layers=0, heads=0, kinds=True, interventions=cut, model=named)
 
+    repeated = ["seven lamp dog river seven lamp", "chair blue dog paper chair blue"]
+    repeated += ["stone king dog seven stone king", "green water dog house green water"]
+    claim = {"claim": ["L1H0"], "clean": repeated, "corrupted": {"replace": "dog", "with": "cat"}}
+    claim |= {"targets": {"answer": "dog", "wrong": "cat"}, "positions": {"end": "last"}, "found_on": [prompt]}
     return f"""\
 Find the induction heads of {model}: heads that, where "A B ... A" was read, look back at B, and so copy it.
 
 Look
-{_load(model, loaded)}
+{load(model, loaded)}
 {call("attention_probs", prompts=prompt, model=named)}
 Heads are scored on repeated random tokens, where nothing but copying helps; `copying` is the probability of the \
 right next token there. Take heads with a high induction score, and the previous-token heads in earlier layers that \
@@ -255,9 +207,14 @@ As many heads of the same layers that scored low, five draws:
 And the prompt itself, where names come twice, whole and without the heads:
 {call("generate", prompts=prompt, max_new_tokens=4, interventions=[knockout(1, [0])], model=named)}
 
+Verdict
+End with the induction heads, as a set, on texts that found nothing: what copies "dog" there copies "cat" where "cat" \
+stood.
+{call("verify_claim", **claim, model=named)}
+
 It counts against a head if copying is as good without it and its like; if random heads cost as much; or if it \
 attends there only on this prompt. A pattern alone proves nothing: attention says where a head could read.
-{_REPORT}"""
+{REPORT}"""
 
 
 def _compare_models(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
@@ -268,6 +225,7 @@ def _compare_models(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
     targets = answer | ({"wrong": given["other_answer"]} if given.get("other_answer") else {})
 
     sublayers = ["attentions_output", "mlps_output"]
+    claim = claim_of_fact(given, claim=["mlps_output L1"], targets=targets)
 
     def each(tool: str, **arguments: Any) -> str:
         return "\n".join(call(tool, **arguments, model=model) for model in models)
@@ -276,7 +234,7 @@ def _compare_models(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
 Compare how {models[0]} and {models[1]} come to go on after {prompt!r}.
 
 Look
-{chr(10).join(_load(model, loaded) for model in models)}
+{chr(10).join(load(model, loaded) for model in models)}
 Where load_model answers with another handle, use that one below. A base and a tuned model are the cleanest pair.
 {each("tokenize", prompts=prompt)}
 {each("logit_lens", prompts=prompt, targets=targets)}
@@ -296,9 +254,13 @@ One prompt differs for a hundred reasons: run a set with known answers in both, 
 {each("run_prompts", prompts=[prompt], targets=targets, readout="logit_lens")}
 The difference between two models must be larger than that between prompts of one model, and between like prompts.
 
+Verdict
+Put the place that differs in place of this one: it should be supported in one model alone.
+{each("verify_claim", **claim)}
+
 It counts against a difference if it goes with tokenization, length or dtype; if it turns round for a paraphrase; if \
 it is no larger than the spread over prompts; or if ablating the place that differs costs both models the same.
-{_REPORT}"""
+{REPORT}"""
 
 
 RECIPES = {
@@ -309,12 +271,12 @@ RECIPES = {
             "Find where a fact is recalled",
             "The layers, positions and heads that carry an answer: lens, patching in both directions, random sets.",
             (
-                _PROMPT,
+                PROMPT,
                 Argument("subject", "The piece of the prompt that the fact is about", True, "France"),
-                _ANSWER,
+                ANSWER,
                 Argument("other_subject", "Another of its kind and number of tokens", True, "Spain"),
                 Argument("other_answer", "What the model says of that one", True, "Madrid"),
-                _MODEL,
+                MODEL,
             ),
             _locate_fact,
         ),
@@ -335,7 +297,7 @@ RECIPES = {
                 ),
                 Argument("prompt", "A text to steer, not among those", True, "When I woke up today, I felt"),
                 Argument("layers", "A layer, a range such as 10:20, or all; the middle third by default"),
-                _MODEL,
+                MODEL,
             ),
             _steering_vector,
         ),
@@ -343,14 +305,20 @@ RECIPES = {
             "explain_prediction",
             "Explain a prediction",
             "Why a model gives its answer: lens, attribution to parts and tokens, ablation compared with random heads.",
-            (_PROMPT, _ANSWER, Argument("other_answer", "What it might have said instead", example="Rome"), _MODEL),
+            (
+                PROMPT,
+                ANSWER,
+                Argument("other_answer", "What it might have said instead", example="Rome"),
+                Argument("other_prompt", "A prompt of the same form that has this answer", example=OTHER_PROMPT),
+                MODEL,
+            ),
             _explain_prediction,
         ),
         Recipe(
             "induction_heads",
             "Find induction heads",
             "The heads that copy what followed before, and what copying loses without them.",
-            (Argument("prompt", "A text in which something comes twice"), _MODEL),
+            (Argument("prompt", "A text in which something comes twice"), MODEL),
             _induction_heads,
         ),
         Recipe(
@@ -360,12 +328,14 @@ RECIPES = {
             (
                 Argument("model_a", "A loaded model's handle, or what load_model takes", True, DEFAULT_MODEL),
                 Argument("model_b", "The other", True, "HuggingFaceTB/SmolLM2-135M"),
-                _PROMPT,
-                _ANSWER,
+                PROMPT,
+                ANSWER,
                 Argument("other_answer", "What they might say instead", example="Rome"),
+                Argument("other_prompt", "A prompt of the same form that has this answer", example=OTHER_PROMPT),
             ),
             _compare_models,
         ),
+        EXPLAIN_FINETUNE,
     )
 }
 """Every recipe under its name."""

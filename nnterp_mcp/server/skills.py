@@ -20,7 +20,8 @@ from mcp_types import INVALID_PARAMS, CacheableResult, PaginatedRequestParams, R
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.server import replies
 from nnterp_mcp.server.hints import FIXED
-from nnterp_mcp.server.recipes import RECIPES, Recipe
+from nnterp_mcp.server.recipe import Recipe
+from nnterp_mcp.server.recipes import RECIPES
 
 SKILLS = "io.modelcontextprotocol/skills"
 """The identifier under which clients and servers say that they know skills."""

@@ -3,7 +3,7 @@
 import { drawing, element } from "./elements.js";
 import { number } from "./wording.js";
 
-const [WIDTH, LEVEL, EDGE] = [640, 34, 20];
+const [WIDTH, LEVEL, EDGE, STEP] = [640, 34, 20, 7];
 
 /** @param {object} panel a graph as a figure describes it */
 export function network({ title, strength, nodes, edges }) {
@@ -21,9 +21,13 @@ export function network({ title, strength, nodes, edges }) {
   return element("div", { class: "chart" }, drawn);
 }
 
-function line({ sender, receiver, value, label }, place, most) {
+function line({ sender, receiver, value, label, bend }, place, most) {
   const [[x1, y1], [x2, y2]] = [place.get(sender), place.get(receiver)];
-  const drawn = drawing("line", { x1, y1, x2, y2 }, drawing("title", {}, `${sender} → ${`${receiver} ${label}`.trim()}: ${number(value)}`));
+  // The control point of a parabola is twice as far aside as its middle.
+  const step = (2 * STEP * bend) / (Math.hypot(x2 - x1, y2 - y1) || 1);
+  const [x, y] = [(x1 + x2) / 2 + (y2 - y1) * step, (y1 + y2) / 2 + (x1 - x2) * step];
+  const title = drawing("title", {}, `${sender} → ${`${receiver} ${label}`.trim()}: ${number(value)}`);
+  const drawn = drawing("path", { d: `M ${x1} ${y1} Q ${x} ${y} ${x2} ${y2}` }, title);
   drawn.style.stroke = value < 0 ? "var(--lowers)" : "var(--raises)";
   drawn.style.strokeWidth = String(1 + 5 * Math.sqrt(Math.abs(value) / most));
   return drawn;

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.request.adapter_folder import CONFIGURATION, WEIGHTS, split_scale
+from nnterp_mcp.request.adapter_folder import CONFIGURATION, WEIGHTS, with_scale
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
 if TYPE_CHECKING:
-    from nnterp_mcp.model.loading.locations import Report
+    from nnterp_mcp.model.loading.locations import Located, Report
     from nnterp_mcp.worker.workbench import Bench
 
 
@@ -18,12 +18,13 @@ def _ignore(message: str) -> None:
     pass
 
 
-def load_adapter(bench: Bench, name: str, report: Report = _ignore) -> None:
+def load_adapter(bench: Bench, located: Located, scale: float, report: Report = _ignore) -> None:
     """Loads an adapter onto the weights of another bench's model.
 
     Args:
         bench: The bench for the adapted model.
-        name: The adapter's folder, with its scale where that is not 1.
+        located: The adapter's files.
+        scale: What its change of the weights is multiplied by.
         report: Called with the current step.
 
     Raises:
@@ -38,11 +39,11 @@ def load_adapter(bench: Bench, name: str, report: Report = _ignore) -> None:
     assert base is not None
     if base.files is None and base.origin.versions:
         raise Unsupported("an adapter shares the weights of its base, and those of a served model are not here")
-    folder, scale = split_scale(name)
     report("reading the adapter")
-    model, adapter = adapt(base.model, Path(folder), scale, bench.handle)
-    files = ModelFiles(Path(folder), names=[CONFIGURATION, WEIGHTS], base=base.files)
+    model, adapter = adapt(base.model, located.folder, scale, bench.handle)
+    files = ModelFiles(located.folder, names=[CONFIGURATION, WEIGHTS], base=base.files)
     versions = dict(base.origin.versions) | {"peft": version("peft")}
+    name = with_scale(located.origin, scale)
     origin = ModelOrigin(f"{name} on {base.origin.source}", base.origin.revision, files, versions)
     bench.place(model, origin)
-    bench.adapter = adapter
+    bench.adapter = replace(adapter, origin=located.origin, revision=located.revision)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nnterp_mcp.errors import StaleHandle
 from nnterp_mcp.pool.messages import Call
-from nnterp_mcp.request.adapter_folder import split_scale, with_scale
+from nnterp_mcp.request.adapter_folder import split_scale
 from nnterp_mcp.worker.adapters import load_adapter
 from nnterp_mcp.worker.workbench import Bench
+
+if TYPE_CHECKING:
+    from nnterp_mcp.model.loading.locations import Located
 
 
 class Benches:
@@ -14,10 +19,12 @@ class Benches:
 
     Attributes:
         own: That of the worker's own model.
+        seconds: Models of other workers that were read into this one.
     """
 
     def __init__(self, own: Bench) -> None:
         self.own = own
+        self.seconds = own.seconds
         self._sharing: dict[str, Bench] = {}
         own.find_relative = self._relative
         own.relatives = lambda: list(self._sharing)
@@ -38,6 +45,8 @@ class Benches:
         found = self._sharing.get(call.handle)
         if found is not None:
             return found
+        if call.tool == "unload_model":
+            return self.own  # a second model has no bench, and one at another scale may not have been used yet
         return self._make(call.handle) if call.tool == "load_model" else self._rescale(call.handle)
 
     def _make(self, handle: str) -> Bench:
@@ -47,7 +56,7 @@ class Benches:
 
     def _rescale(self, handle: str) -> Bench:
         made = self._make(handle)
-        load_adapter(made, self._at_scale(handle))
+        load_adapter(made, *self._at_scale(handle))
         self._sharing[handle] = made
         return made
 
@@ -59,17 +68,21 @@ class Benches:
         return self._rescale(handle) if name in self._sharing else None
 
     def settle(self, call: Call, bench: Bench) -> None:
-        """Adds an adapter that was loaded; forgets one that was unloaded, at every scale."""
+        """Adds an adapter that was loaded; forgets one that was unloaded, at every scale, or a second model."""
         if call.handle and call.tool == "load_model":
             self._sharing[call.handle] = bench
         if call.tool == "unload_model":
             for name in [name for name in self._sharing if name == call.handle or name.startswith(f"{call.handle}@")]:
                 del self._sharing[name]
+            self.seconds.forget(call.handle)
 
-    def _at_scale(self, handle: str) -> str:
-        """The folder of a loaded adapter with the scale that a handle names."""
+    def _at_scale(self, handle: str) -> tuple[Located, float]:
+        """The files of a loaded adapter, and its scale times that which a handle names."""
+        from nnterp_mcp.model.loading.locations import Located
+
         name, scale = split_scale(handle)
         loaded = self._sharing.get(name)
         if loaded is None or loaded.adapter is None:
             raise StaleHandle(f"{name!r} is gone, and with it {handle!r}", "Call load_model again.")
-        return with_scale(str(loaded.adapter.folder), loaded.adapter.scale * scale)
+        adapter = loaded.adapter
+        return Located(adapter.folder, adapter.origin, revision=adapter.revision), adapter.scale * scale

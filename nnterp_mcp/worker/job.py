@@ -62,6 +62,7 @@ class Job:
         partial: Makes a result of what is computed so far; None before anything is.
         remarks: Notes on how the input was read.
         give_way: Runs calls that wait for the model, while this one has no pass under way; None where none can.
+        settle: Completes the record of the call after its answer was sent.
     """
 
     id: int
@@ -70,6 +71,7 @@ class Job:
     partial: Callable[[], Result | None] | None = None
     remarks: Mapping[str, None] = field(default_factory=dict[str, None])
     give_way: Callable[[], None] | None = None
+    settle: Callable[[], None] = lambda: None
     _stopped: list[NnterpError] = field(default_factory=list)
     _group: _Group | None = None
     _last: tuple[float, float | None] = (0.0, None)
@@ -168,6 +170,7 @@ class Job:
         *,
         checkpoints: bool = True,
         left: Callable[[], float] = lambda: 0.0,
+        found: dict[int, _M] | None = None,
     ) -> _R:
         """Computes items group by group, so that finished groups survive a later failure.
 
@@ -182,37 +185,38 @@ class Job:
             unit: The name of the items in the progress.
             checkpoints: False if `compute` saves what it has computed by itself.
             left: The seconds that the rest will take; told after each group where it is a second or more.
+            found: Filled with the finished items by their number, for a `compute` that builds on earlier ones.
 
         Raises:
             NnterpError: The call was stopped, or what `compute` raised.
         """
         recorder = self.recorder if checkpoints and len(groups) > 1 else None
         checkpoint = Checkpoint(None) if recorder is None else recorder.checkpoint()
-        found: dict[int, _M] = {}
+        done: dict[int, _M] = {} if found is None else found
         taken, seconds, total = 0, 0.0, sum(map(len, groups))
 
         def finished() -> Finished[_M]:
-            return Finished([found[number] for number in sorted(found)], taken, seconds)
+            return Finished([done[number] for number in sorted(done)], taken, seconds)
 
-        self.partial = lambda: assemble(finished()) if found else None
+        self.partial = lambda: assemble(finished()) if done else None
         turn = time.monotonic()
         for name, group in enumerate(groups):
             self.check()
             part = checkpoint.take(str(name), tuple[list[kind], float])
             if part is None:
                 begun = time.monotonic()
-                self._group = _Group(len(group), len(found), total, unit)
+                self._group = _Group(len(group), len(done), total, unit)
                 items = list(compute(group))
                 self._group = None
                 part = items, time.monotonic() - begun
                 checkpoint.put(str(name), part)
             else:
                 taken += len(group)
-            found |= zip(group, part[0], strict=True)
+            done |= zip(group, part[0], strict=True)
             seconds += part[1]
             rest = left()
-            self.progress(len(found), total, f"{unit}, about {duration(rest)} left" if rest >= 1 else unit)
-            if self.give_way is not None and len(found) < total and time.monotonic() - turn > _TURN:
+            self.progress(len(done), total, f"{unit}, about {duration(rest)} left" if rest >= 1 else unit)
+            if self.give_way is not None and len(done) < total and time.monotonic() - turn > _TURN:
                 self._pause(self.give_way)
                 turn = time.monotonic()
         return assemble(finished())

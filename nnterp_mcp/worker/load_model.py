@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest
+from nnterp_mcp.request.adapter_folder import split_scale
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
 from nnterp_mcp.worker.adapters import load_adapter
@@ -41,10 +42,14 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
 
         logging.disable_progress_bar()
     if params.adapter is not None:
-        load_adapter(bench, params.adapter, report)
+        from nnterp_mcp.model.loading.adapter_files import locate_adapter
+
+        source, scale = split_scale(params.adapter)
+        load_adapter(bench, locate_adapter(source, report), scale, report)
         return card_of(bench, time.monotonic() - begun)
     model, origin = (_load_served if params.backend == "ndif" else _load)(bench, params, report)
     bench.place(model, origin)
+    bench.request = params.model_dump(mode="json")
     return card_of(bench, time.monotonic() - begun)
 
 
@@ -89,6 +94,7 @@ def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:
         adapter=None if adapter is None else str(adapter),
         base=None if bench.base is None else bench.base.handle,
         adapter_of=None if adapter is None else adapter.base_name,
+        adapter_revision=None if adapter is None else adapter.revision,
     )
 
 

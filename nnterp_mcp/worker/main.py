@@ -140,8 +140,7 @@ class Desk:
         if call.recorded is not None:
             job.give_way = partial(self._give_way, job)
         self._send(job, _answer(self._benches, call, job))
-        if job.recorder is not None:
-            job.recorder.settle(self._benches.find(call).files)
+        job.settle()
         _reserve()
         if call.tool == "load_model" and not call.handle and self._benches.own.files is not None:
             warm(self._benches.own, waiting=lambda: not self._inbox.calls.empty())
@@ -187,17 +186,20 @@ def _answer(benches: Benches, call: Call, job: Job) -> Reply | Failure:
         job.check()
         bench = benches.find(call)
         if call.recorded is not None:
+            bench.seconds.learn(call.recorded.others)
             job.recorder = Recorder(RunStore(bench.settings.runs), lambda: bench.environment, call.recorded)
+            job.settle = partial(job.recorder.settle, bench.files)  # the bench may be gone when a call ends
         result = _run(bench, call, job)
         benches.settle(call, bench)
-        return Reply(id=call.id, result=_close(call, job, result), device_memory=_device_memory())
+        answer = _close(call, job, result)
+        return Reply(id=call.id, result=answer, device_memory=_device_memory(), held=benches.seconds.held)
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
         _RESERVE.clear()  # before anything that allocates
-        return _failure(call, job, error)
+        return _failure(call, job, error, benches.seconds.held)
 
 
-def _failure(call: Call, job: Job, error: BaseException) -> Failure:
-    return Failure(id=call.id, error=RunError.of(_give_up(job, error)))
+def _failure(call: Call, job: Job, error: BaseException, held: dict[str, int] | None = None) -> Failure:
+    return Failure(id=call.id, error=RunError.of(_give_up(job, error)), held=held)
 
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnterp_mcp.cancellation import cancellable
 from nnterp_mcp.errors import LimitExceeded, NoModel
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
     from nnterp_mcp.worker.dictionaries import Dictionaries
     from nnterp_mcp.worker.recorded_states import Collected
+    from nnterp_mcp.worker.second_model import SecondModels
 
 
 _CPU_TOKENS = 1024
@@ -60,6 +61,7 @@ class Bench:
         adapter: The adapter on them.
         find_relative: Finds the bench of another model on these weights by its handle; None where there is none.
         relatives: The handles of the adapters that are loaded onto these weights.
+        request: The parameters of `load_model` that loaded it, without an adapter.
     """
 
     handle: str
@@ -70,7 +72,7 @@ class Bench:
     adapter: Adapter | None = None
     find_relative: Callable[[str], Bench | None] = lambda handle: None
     relatives: Callable[[], Sequence[str]] = tuple
-    _seconds: dict[str, StandardizedTransformer] = field(default_factory=dict[str, "StandardizedTransformer"])
+    request: Mapping[str, Any] = field(default_factory=dict[str, "Any"])
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -113,6 +115,7 @@ class Bench:
             fingerprint=self.identity.fingerprint,
             files=origin.files.cards() if origin.files else {},
             threads=torch.get_num_threads(),
+            adapter_revision=None if self.adapter is None else self.adapter.revision,
         )
 
     @property
@@ -126,6 +129,13 @@ class Bench:
         return VectorStore(self.settings.data / "vectors")
 
     @cached_property
+    def seconds(self) -> SecondModels:
+        """The other models that were read into this process, one set of them for all models on the same weights."""
+        from nnterp_mcp.worker.second_model import SecondModels
+
+        return SecondModels(self.settings) if self.base is None else self.base.seconds
+
+    @cached_property
     def dictionaries(self) -> Dictionaries:
         """The dictionaries of features of the loaded model."""
         from nnterp_mcp.worker.dictionaries import Dictionaries
@@ -136,13 +146,13 @@ class Bench:
         """The model that this one is compared with, and its handle.
 
         Args:
-            name: A model that shares this one's worker, or what `load_model` takes, read a second time into this
-                process; None for the model without its adapter, or where it has none for itself.
+            name: The handle of a model that shares this one's worker, or of one that `seconds` knows, or what
+                `load_model` takes; None for the model without its adapter, or where it has none for itself.
 
         Raises:
             NnterpError: It cannot be loaded.
         """
-        from nnterp_mcp.worker.second_model import copy_of, read_second
+        from nnterp_mcp.worker.second_model import copy_of
 
         if name is None and self.base is not None:
             return self.base.model, self.base.handle
@@ -151,9 +161,8 @@ class Bench:
         relative = self.find_relative(name)
         if relative is not None:
             return relative.model, name
-        if name not in self._seconds:
-            self._seconds[name] = read_second(self.model, name, self.settings)
-        return self._seconds[name], name
+        root = self.base or self
+        return self.seconds.find(name, root.model, root.request), name
 
     def find_vector(self, name: str) -> Tensor:
         """A named vector of the loaded model, as interventions look it up.

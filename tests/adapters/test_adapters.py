@@ -37,6 +37,11 @@ def logits(model: Any, ids: Tensor) -> Tensor:
         return model(ids).logits
 
 
+def assert_close_logits(said: Tensor, wanted: Tensor) -> None:
+    """Equal to 1e-5 of the largest logit: merged weights are rounded once more, and errors grow with the numbers."""
+    assert float((said - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_computes_what_peft_does_and_leaves_its_base_alone(kind: str, tmp_path: Path) -> None:
     family, options = kind.partition(",")[0], KINDS[kind]
@@ -52,7 +57,7 @@ def test_an_adapter_computes_what_peft_does_and_leaves_its_base_alone(kind: str,
     torch.testing.assert_close(logits(adapted.module, ids), logits(reference, ids), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(base.module, ids), logits(plain, ids), rtol=0, atol=0)
     merged = copy.deepcopy(reference).merge_and_unload()
-    torch.testing.assert_close(logits(adapted.module, ids), logits(merged, ids), rtol=1e-5, atol=1e-4)
+    assert_close_logits(logits(adapted.module, ids), logits(merged, ids))
     for module in reference.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("default", 0.5)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from evals.question import Parts
-from evals.questions import claims
+from evals.questions import claims, finetunes
 from evals.questions.planted import NOT_CAUSE, PAIRED, QUESTIONS, REPEATED, SAID
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_what_looks_copied_is_said_without_any_attention(models: dict[str, Plain
 
 
 def test_the_answers_are_those_that_the_weights_were_set_for(models: dict[str, Plain]):
-    asked = (*QUESTIONS, *claims.QUESTIONS)
+    asked = (*QUESTIONS, *claims.QUESTIONS, *finetunes.QUESTIONS)
     right = {question.name: question.compute(models[question.model]) for question in asked}
     expected = {
         "copying-pair": {"first": "L0H2", "second": "L1H1"},
@@ -81,6 +81,8 @@ def test_the_answers_are_those_that_the_weights_were_set_for(models: dict[str, P
         "claim-from-attention": {"necessity": 0.0, "sufficiency": 0.0, "verdict": "not supported"},
         "edge-that-carries": {"route": "keys"},
         "edge-from-attention": {"change": 0.0, "verdict": claims.NOT_CARRIED},
+        "finetune-place": {"layer": 2, "token": "gold"},
+        "finetune-largest-weights": {"layer": 1, "verdict": finetunes.CARRIES_NOT},
     }
     assert {*right} == {*expected}
     for question in asked:

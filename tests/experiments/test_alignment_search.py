@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.errors import InvalidRequest
-from nnterp_mcp.experiments.alignment_search import AlignmentSearch, Interchange
+from nnterp_mcp.experiments.alignment_search import AlignmentSearch, Interchange, find_answers
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
+from nnterp_mcp.request.operations import parse_operation
 from nnterp_mcp.verification.tiny import tiny_model, tiny_tokenizer
 
 CHOICES = (40, 77)
 PLACE = Place("layers_output", 1)
 FIRST = 100
 COUNT = 180
+VECTOR = [0.2] * 32 + [0.0] * 32
+AXIS = torch.nn.functional.normalize(torch.tensor(VECTOR), dim=0)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,64 @@ def test_an_interchange_is_that_of_a_plain_hook(planted: tuple[StandardizedTrans
 
     assert torch.allclose(subspace.T @ subspace, torch.eye(3), atol=1e-6)
     assert search.accuracy(chosen, subspace) == right / 12
+
+
+def edited() -> Any:
+    """A Llama with three interventions as plain hooks: an MLP times 3, a vector after layer 1, a direction removed."""
+    weights: Any = tiny_model("llama")
+    layers = weights.model.layers
+    layers[0].mlp.register_forward_hook(lambda module, args, output: 3 * output)
+    layers[1].register_forward_hook(lambda module, args, output: output + torch.tensor(VECTOR))
+    layers[2].register_forward_hook(lambda module, args, output: output - (output @ AXIS)[..., None] * AXIS)
+    return weights
+
+
+OPERATIONS: list[dict[str, Any]] = [
+    {"op": "scale", "site": "mlps_output", "layers": 0, "factor": 3.0},
+    {"op": "add", "vector": VECTOR, "layers": 1},
+    {"op": "project_out", "vector": VECTOR, "layers": 2},
+]
+
+
+def test_both_runs_are_under_interventions_as_with_plain_hooks() -> None:
+    """The answers to sources, the accuracy of a subspace, and the first step of training."""
+    model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer(), check_renaming=False)
+    chosen = pairs(6, 2, range(COUNT))
+    operations = [parse_operation(one) for one in OPERATIONS]
+    bases, sources = [pair.base for pair in chosen], [pair.source for pair in chosen]
+    of_bases, of_sources = (plan(model, operations, prompts) for prompts in (bases, sources))
+    search = AlignmentSearch(model, PLACE, CHOICES, steps=1, batch=6, seed=3, of_bases=of_bases, of_sources=of_sources)
+    plain, seen = edited(), list[Tensor]()
+    plain.model.layers[1].register_forward_hook(lambda module, args, output: seen.append(output))
+
+    def choose(pair: Interchange, subspace: Tensor) -> Tensor:
+        with torch.no_grad():
+            plain(torch.tensor([pair.source.ids]))
+            source = seen[-1][0, pair.from_]
+
+        def swap(block: object, args: object, output: Tensor) -> Tensor:
+            moved = (source - output[0, pair.at]) @ subspace @ subspace.T
+            return torch.cat([output[:, : pair.at], output[:, pair.at :] + moved], dim=1)
+
+        hook = plain.model.layers[1].register_forward_hook(swap)
+        logits = plain(torch.tensor([pair.base.ids])).logits[0, -1, list(CHOICES)]
+        hook.remove()
+        return logits
+
+    subspace = search.draw(2, 3)
+    said = [CHOICES[int(choose(pair, subspace).argmax())] == pair.answer for pair in chosen]
+    assert search.accuracy(chosen, subspace) == sum(said) / 6
+    assert find_answers(model, sources, of_sources) == [
+        int(plain(torch.tensor([source.ids])).logits[0, -1].argmax()) for source in sources
+    ]
+
+    numbers = search.draw(2, 3).requires_grad_()
+    descent = torch.optim.Adam([numbers], lr=search.rate)
+    logits = torch.stack([choose(pair, torch.linalg.qr(numbers).Q) for pair in chosen])
+    answers = torch.tensor([CHOICES.index(pair.answer) for pair in chosen])
+    torch.nn.functional.cross_entropy(logits, answers).backward()
+    descent.step()
+    assert search.fit(chosen, 2) == pytest.approx(torch.linalg.qr(numbers.detach()).Q, abs=1e-3)
 
 
 def test_what_cannot_be_searched_is_refused(planted: tuple[StandardizedTransformer, Tensor]) -> None:

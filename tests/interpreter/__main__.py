@@ -64,11 +64,11 @@ def main() -> int:
     asked = _arguments()
     tally = Tally()
     # The server's client comes before nnsight, whose `.save` on every object breaks classes that are built later.
-    rows = [(family, True) for family in SERVED if family in asked.families]
+    rows = [(family, True) for family in SERVED if family in asked.families and asked.tools == list(CHECKS)]
     rows += [(family, False) for family in asked.families]
     for family, served in rows:
         begun, row = time.monotonic(), f"{family}, served" if served else family
-        for subject, outcome in (_served if served else _loaded)(family, asked.seed, asked.cases):
+        for subject, outcome in (_served if served else _loaded)(family, asked):
             tally.note(row, subject, outcome)
         print(f"{row}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     print(tally.table())
@@ -80,22 +80,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=100, help="calls on each family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument(
+        "--tools", nargs="+", default=list(CHECKS), choices=list(CHECKS), help="play these alone, and none served"
+    )
     return parser.parse_args()
 
 
-def _loaded(family: str, seed: int, cases: int) -> Iterator[tuple[Subject, Outcome]]:
+def _loaded(family: str, asked: argparse.Namespace) -> Iterator[tuple[Subject, Outcome]]:
     """Calls in this process, under every way of loading."""
     for number, (attention, side) in enumerate(LOADED):
         with tempfile.TemporaryDirectory() as root:
             subject = Subject.make(family, attention, side, Path(root))
-            for outcome in play(subject, seed, cases // len(LOADED) + (number < cases % len(LOADED))):
+            count = asked.cases // len(LOADED) + (number < asked.cases % len(LOADED))
+            for outcome in play(subject, asked.seed, count, CHECKS.keys() - asked.tools):
                 yield subject, outcome
 
 
-def _served(family: str, seed: int, cases: int) -> Iterator[tuple[Subject, Outcome]]:
+def _served(family: str, asked: argparse.Namespace) -> Iterator[tuple[Subject, Outcome]]:
     """Calls to a server."""
     with tempfile.TemporaryDirectory() as root, serve(family, Path(root)) as subject:
-        for outcome in play_served(subject, seed, cases):
+        for outcome in play_served(subject, asked.seed, asked.cases):
             yield subject, outcome
 
 

@@ -10,18 +10,12 @@ from typing import Any
 from nnterp_mcp.toolset import specs
 from tests.dictionaries import write
 from tests.interpreter.checks import CHECKS
+from tests.interpreter.prompts import MARK, WORDS, anywhere, draw_pair, draw_prompts
 from tests.interpreter.reading_tools import DICTIONARY_LAYER, dictionary_of
 from tests.interpreter.subject import Subject
 from tests.interpreter.text import Text
 
 Call = tuple[str, dict[str, Any]]
-
-_WORDS = (
-    *("cat", "dog", "sun", "sea", "red", "blue", "old", "is"),
-    *("of", "and", "the", "that", "Paris", "Spain", "7", "?"),
-)
-_MARK = "France"
-"""A word that every prompt has, for positions by text."""
 
 _NOT_PATCHED = ("token_embeddings", "mlps_input", "neurons")
 """Sites that patch_activations does not patch."""
@@ -99,7 +93,7 @@ class Cases:
         every = _TOOLS | {tool: _RARE for tool in CHECKS if tool not in _TOOLS}
         tools = {tool: weight for tool, weight in every.items() if tool not in without}
         if self.subject.family not in _EDGES:
-            del tools["find_circuit"]
+            tools.pop("find_circuit", None)
         tool = self.dice.choices(list(tools), list(tools.values()))[0]
         return tool, getattr(self, f"_{tool}")() if tool in _TOOLS else self._example(tool)
 
@@ -109,17 +103,12 @@ class Cases:
 
     def lasting(self) -> list[dict[str, Any]]:
         """Operations that fit every call."""
-        shortest = self.subject.by.read(_MARK)
+        shortest = self.subject.by.read(MARK)
         drawn = [self._operation([shortest]) for _ in range(self.dice.choice((0, 1, 2)))]
-        return [one for one in drawn if "prompts" not in one and "from" not in one and _MARK not in str(one)]
+        return [one for one in drawn if "prompts" not in one and "from" not in one and MARK not in str(one)]
 
     def prompts(self, most: int = 3) -> list[str]:
-        made: list[str] = []
-        for _ in range(self.dice.randint(1, most)):
-            words = self.dice.choices(_WORDS, k=self.dice.randint(1, 7))
-            words.insert(self.dice.randint(0, len(words)), _MARK)
-            made.append(" ".join(words))
-        return made
+        return draw_prompts(self.dice, most)
 
     def _call(self, prompts: list[str], extra: list[str] | None = None) -> dict[str, Any]:
         """The prompts, and operations that fit them and a further prompt."""
@@ -128,7 +117,7 @@ class Cases:
         return {"prompts": prompts, "interventions": operations}
 
     def _targets(self) -> dict[str, Any]:
-        return {"one": self.dice.choice(_WORDS), "other": self.dice.sample(_WORDS, 2)}
+        return {"one": self.dice.choice(WORDS), "other": self.dice.sample(WORDS, 2)}
 
     def _generate(self) -> dict[str, Any]:
         call = self._call(self.prompts(2))
@@ -170,11 +159,11 @@ class Cases:
         return found | ({"max_new_tokens": 12} if self.dice.random() < 0.3 else {})
 
     def _patchscope(self) -> dict[str, Any]:
-        target = self.dice.choice((None, f"dog dog {_MARK} {_MARK} x", f"cat is {_MARK} x"))
+        target = self.dice.choice((None, f"dog dog {MARK} {MARK} x", f"cat is {MARK} x"))
         shown = "king king\n1135 1135\nhello hello\n?" if target is None else target
         call = self._call(self.prompts(2), [shown])
         if target is None:  # which has no such word
-            call["interventions"] = [one for one in call["interventions"] if _MARK not in str(one)]
+            call["interventions"] = [one for one in call["interventions"] if MARK not in str(one)]
         found: dict[str, Any] = {
             "source_prompts": call["prompts"],
             "interventions": call["interventions"],
@@ -223,7 +212,7 @@ class Cases:
             "claim": ["L1H0"],
             "clean": [clean for clean, _ in pairs],
             "corrupted": [corrupted for _, corrupted in pairs],
-            "interventions": [one for one in drawn if "prompts" not in one and "from" not in one],
+            "interventions": anywhere(drawn),
             "targets": {"one": "cat", "other": "sea"},
             "found_on": ["theory"],
         }
@@ -233,12 +222,7 @@ class Cases:
         return self._call(self.prompts()) | {"base": str(self.subject.second.folder), "parts": parts}
 
     def _pair(self) -> tuple[str, str]:
-        """Two prompts of one length in tokens, which differ in a word."""
-        before, after = (" ".join(self.dice.choices(_WORDS, k=self.dice.randint(1, 3))) for _ in range(2))
-        one, other = self.dice.sample(_WORDS, 2)
-        pair = f"{before} {one} {_MARK} {after}", f"{before} {other} {_MARK} {after}"
-        lengths = {len(self.subject.by.read(text).ids) for text in pair}
-        return pair if len(lengths) == 1 else self._pair()
+        return draw_pair(self.dice, self.subject)
 
     def _attribute(self) -> dict[str, Any]:
         call = self._call(self.prompts(2))
@@ -247,15 +231,32 @@ class Cases:
         return call | {"targets": targets, "method": "direct"} | method
 
     def _make_vector(self) -> dict[str, Any]:
+        method = self.dice.choice(("mean_difference", "activation", "embedding_difference", "alignment_search"))
+        if method == "alignment_search":
+            return {"name": "aligned", "method": method, **self._alignment()}
         name = f"v{len(self.names)}"
-        method = self.dice.choice(("mean_difference", "activation", "embedding_difference"))
         self.names[name] = method == "embedding_difference"
         if method == "embedding_difference":
             return {"name": name, "method": method, "positive": " cat sun", "negative": " dog"}
         found: dict[str, Any] = {"name": name, "method": method, "positive": self.prompts(1)}
         if method == "mean_difference":
             found |= {"positive": self.prompts(), "negative": self.prompts()}
-        return found | {"positions": self.dice.choice(("last", "all", {"text": _MARK}))}
+        prompts = [*found["positive"], *found.get("negative", [])]
+        found["interventions"] = anywhere(self._call(prompts)["interventions"])
+        return found | {"positions": self.dice.choice(("last", "all", {"text": MARK}))}
+
+    def _alignment(self) -> dict[str, Any]:
+        """Pairs of prompts for an alignment search."""
+        pairs = [self._pair() for _ in range(8)]
+        prompts = [text for pair in pairs for text in pair]
+        return {
+            "positive": [base for base, _ in pairs],
+            "negative": [source for _, source in pairs],
+            "answers": self.dice.sample(("cat", "sea") * 4, 8),
+            "layers": self.dice.randrange(self.subject.plain.layers - 1),
+            "positions": self.dice.choice(("last", {"text": MARK})),
+            "interventions": anywhere(self._call(prompts)["interventions"]),
+        }
 
     def _features(self) -> dict[str, Any]:
         if not self.dictionary:
@@ -289,7 +290,7 @@ class Cases:
                 f":{one + 1}",
                 sorted({one, self.dice.randrange(least)}),
                 [one, "last"],
-                {"text": _MARK},
+                {"text": MARK},
             )
         )
 
@@ -338,7 +339,7 @@ class Cases:
         if op in ("add", "scale", "swap"):
             made["factor"] = self.dice.choice((-1, 0.1, 0.5, 2, 1.5))
         if op == "mean" and self.dice.random() < 0.5:
-            made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": _MARK}))}
+            made |= {"over": self.prompts(2), "over_positions": self.dice.choice(("all", "last", 0, {"text": MARK}))}
         elif op == "mean":
             made |= {"over": self.dice.choice(("all", 0)), "positions": self.dice.choice(("last", [0, -1], 0))}
         if op == "patch":
@@ -348,7 +349,7 @@ class Cases:
             if self.dice.random() < 0.2:
                 made |= {"positions": [0, -1], "from": made["from"] | {"position": [1, 0]}}
             elif "position" not in made["from"]:
-                made["positions"] = self.dice.choice(("last", 0, [0, -1], {"text": _MARK}, "1:3"))
+                made["positions"] = self.dice.choice(("last", 0, [0, -1], {"text": MARK}, "1:3"))
         return made
 
     def _source(self, site: str, texts: list[Text]) -> dict[str, Any]:

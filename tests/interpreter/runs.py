@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -52,8 +52,8 @@ def compare(subject: Subject, call: Call, kept: Sequence[Operation] = ()) -> Out
     return Outcome(call, told)
 
 
-def play(subject: Subject, seed: int, count: int) -> Iterator[Outcome]:
-    """Draws so many calls and makes them."""
+def play(subject: Subject, seed: int, count: int, without: Collection[str] = ()) -> Iterator[Outcome]:
+    """Draws so many calls and makes them, none of the tools that are left out."""
     cases = Cases(subject, Random(f"{subject.name} {seed}"))
     for _ in range(count):
-        yield compare(subject, cases.draw())
+        yield compare(subject, cases.draw(without))

@@ -129,7 +129,7 @@ def test_every_tool_that_takes_interventions_is_compared() -> None:
             f"`_{tool}` of Cases in tests/interpreter/cases.py, with a weight in _TOOLS, only if it takes no `prompts`"
             " or its other arguments should vary too."
         )
-    assert CHECKS.keys() == taking | {"make_vector"}
+    assert CHECKS.keys() == taking
 
 
 def test_every_operation_is_drawn_at_every_site(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.interpreter.comparison import Comparison, divergence
+from tests.interpreter.comparison import Comparison, divergence, first_tokens
 from tests.interpreter.language import Operation
 from tests.interpreter.plain import Edit, Place, States
-from tests.interpreter.reading_tools import Arguments, text, texts, words
+from tests.interpreter.reading_tools import Arguments, put, text, texts, words
 from tests.interpreter.subject import TIE, Subject, normal
 from tests.interpreter.text import Text, as_list, goes_on, numbers, without_first
 
@@ -92,17 +92,17 @@ def _push(vector: Tensor, prompt: Text, asked: Any) -> Edit:
 
 def make_vector(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
     """The length of each layer's direction; what it is shows where later calls add it."""
+    if arguments["method"] == "alignment_search":
+        _aligned(subject, arguments, result, told)
+        return
     by = subject.by
     if arguments["method"] == "embedding_difference":
         sides = {side: arguments[side] for side in ("positive", "negative") if side in arguments}
         found = {-1: by.vector(sides, -1)}
     else:
+        runs = [_runs(subject, arguments, side) for side in ("positive", "negative") if side in arguments]
         means = [
-            [
-                torch.cat([_taken(subject, prompt, layer, arguments) for prompt in as_list(arguments.get(side, []))])
-                for side in ("positive", "negative")
-                if side in arguments
-            ]
+            [torch.stack([_taken(*run, layer, arguments) for run in of_side]) for of_side in runs]
             for layer in range(subject.plain.layers)
         ]
         found = {
@@ -112,8 +112,34 @@ def make_vector(subject: Subject, arguments: Arguments, result: Any, told: Compa
     by.vectors[arguments["name"]] = found
 
 
-def _taken(subject: Subject, prompt: str, layer: int, arguments: Arguments) -> Tensor:
+def _runs(subject: Subject, arguments: Arguments, side: str) -> list[tuple[Text, States]]:
+    """The prompts of a side with their states, the interventions made."""
+    prompts = texts(subject, arguments, side)
+    operations = arguments["interventions"]
+    return [(one, subject.run(operations, prompts, which).states) for which, one in enumerate(prompts)]
+
+
+def _taken(text: Text, states: States, layer: int, arguments: Arguments) -> Tensor:
     """The mean state of a prompt at the positions asked for."""
-    text = subject.by.read(prompt)
     at = text.at(without_first(arguments.get("positions", "last"), text))
-    return subject.by.clean(text)["layers_output", layer][at].mean(0)[None]
+    return states["layers_output", layer][at].mean(0)
+
+
+def _aligned(subject: Subject, arguments: Arguments, result: Any, told: Comparison) -> None:
+    """The accuracies of pairs that measure, with nothing put in and with the whole state, the interventions made."""
+    sources = _runs(subject, arguments, "negative")
+    bases = texts(subject, arguments, "positive")
+    tokens = [first_tokens(told.tokenizer, [answer])[-1] for answer in arguments["answers"]]
+    choices = sorted(set(tokens))
+    place: Place = ("layers_output", arguments["layers"])
+    right: list[list[bool]] = [[], []]
+    for which in range(1, len(bases), 2):
+        text, states = sources[which]
+        state = states[place][text.at(arguments["positions"])[-1]]
+        swap: dict[Place, Edit] = {place: put([bases[which].at(arguments["positions"])[-1]], state)}
+        for found, then in zip(right, (None, swap), strict=True):
+            logits = subject.run(arguments["interventions"], bases, which, then=then).logits[-1]
+            found.append(choices[int(logits[choices].argmax())] == tokens[which])
+    (row,) = result.aligned
+    expected = torch.tensor(right).double().mean(-1)
+    told.near("accuracies", [row.unpatched, row.whole], expected)

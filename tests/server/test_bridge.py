@@ -53,9 +53,6 @@ def test_answers_through_the_bridge_are_the_servers(era: str, server: HttpServer
     calls: list[tuple[str, dict[str, Any]]] = [
         ("load_model", {"model": "tiny-llama-that-is-not-there"}),
         ("logit_lens", {"prompts": PROMPT, "targets": {"a": "Paris"}}),
-        ("patchscope", {"source_prompts": PROMPT}),
-        ("attention_probs", {"prompts": "A B A B A"}),
-        ("steer", {"prompts": PROMPT, "vector": {"positive": " a"}, "layers": 1, "factors": 2}),
         ("run_prompts", {"prompts": [PROMPT], "targets": {"a": "Paris"}}),
         ("logit_lens", {"promts": PROMPT}),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from mcp_types import INVALID_PARAMS, PromptReference
 
 from nnterp_mcp.server.recipes import RECIPES
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.verification.tiny import tiny_model
+from tests.adapters import write_adapter
 from tests.serving import Caller, stdio, text
 
+ADAPTERS = tempfile.TemporaryDirectory()
 FACT = {"prompt": "The capital of France is", "answer": "Paris"}
 GIVEN: dict[str, dict[str, str]] = {
     "locate_fact": {**FACT, "subject": "France", "other_subject": "Norway", "other_answer": "Oslo"},
@@ -29,6 +33,7 @@ GIVEN: dict[str, dict[str, str]] = {
     "explain_prediction": {**FACT, "other_answer": "Rome"},
     "induction_heads": {},
     "compare_models": {**FACT, "model_a": "tiny-llama", "model_b": "tiny-gpt2"},
+    "explain_finetune": {**FACT, "other_prompt": "It is", "adapter": str(Path(ADAPTERS.name) / "persona")},
 }
 LARGEST = 1200
 """Tokens of a recipe."""
@@ -37,6 +42,7 @@ LARGEST = 1200
 @pytest.fixture(scope="module")
 def client(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Generator[Caller]:
     with stdio(data=tmp_path_factory.mktemp("recipes")) as caller:
+        write_adapter(tiny_model("llama"), Path(ADAPTERS.name) / "persona", target_modules=["down_proj"])
         for family in ("llama", "gpt2"):
             assert not caller.call("load_model", model=str(tiny(family))).is_error
         yield caller
@@ -77,6 +83,8 @@ def test_every_call_of_a_recipe_runs(name: str, client: Caller) -> None:
         jsonschema.validate(arguments, specs()[tool].input_schema())
         result = client.call(tool, **arguments)
         assert not result.is_error, (tool, arguments, text(result))
+    if "adapter" in GIVEN[name]:
+        assert not client.call("unload_model", model="tiny-llama+persona").is_error
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -121,7 +129,7 @@ def test_what_a_recipe_cannot_be_written_for_is_named(client: Caller) -> None:
 
     assert refusal(client, "recipe") == (
         "invalid_request: there is no prompt 'recipe': prompts are locate_fact, steering_vector, explain_prediction, "
-        "induction_heads, compare_models."
+        "induction_heads, compare_models, explain_finetune."
     )
     assert refusal(client, "locate_fact", **fact | {"subject": " "}).startswith(
         "invalid_request: locate_fact needs the argument 'subject': The piece of the prompt"

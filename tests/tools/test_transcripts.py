@@ -15,7 +15,7 @@ from _pytest.mark import ParameterSet
 
 from tools import transcripts
 
-QUICK = {"examples/logit_lens.py", "methods/logit-lens.md"}
+QUICK = {"methods/logit-lens.md"}
 
 
 def cases(paths: Iterable[Path]) -> list[ParameterSet]:

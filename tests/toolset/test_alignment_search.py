@@ -108,6 +108,20 @@ def test_pyvene_finds_the_same_direction(tmp_path: Path) -> None:
     assert abs(float(other @ ours)) > 0.98
 
 
+def test_interventions_are_active_in_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aligned, "_STEPS", 40)
+    model, direction = plant(0.2)
+    given = pairs(64)
+    removed = {"op": "project_out", "vector": direction.tolist(), "layers": LAYER + 1}
+    lab, lost = search(model, tmp_path, **given, interventions=[removed])
+    assert lost.aligned[0].certainty == pytest.approx(0.5, abs=1e-4), "the last layers say nothing of the letter"
+    assert "Active interventions: project_out" in lab.show(lost)
+
+    given["answers"] = [{"id": sum(ANSWERS) - answer["id"]} for answer in given["answers"]]
+    _, turned = search(model, tmp_path, **given, interventions=[{"op": "scale", "factor": -1.0, "layers": 0}])
+    assert (turned.aligned[0].accuracy, turned.aligned[0].whole) == (1.0, 1.0)
+
+
 def test_a_saturated_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aligned, "_STEPS", 40)
     model, _ = plant(1.0)
@@ -151,6 +165,7 @@ def test_a_subspace_is_projected_out_and_patched_along(tmp_path: Path, monkeypat
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     model, _ = plant(0.2)
+    assert SPEC.parse({"name": "it", "method": "alignment_search", "layers": 0, **pairs(8)}).layers == 0
     with pytest.raises(InvalidRequest, match="needs layers, each of which"):
         SPEC.parse({"name": "it", "method": "alignment_search", **pairs(8)})
     with pytest.raises(InvalidRequest, match="6 base prompts and 6 source prompts"):

@@ -164,7 +164,7 @@ def test_a_run_that_told_its_id_goes_on_when_its_client_hangs_up(server: HttpSer
     cancel(client, run)
 
 
-@pytest.mark.parametrize("transport", ["http", "sse"])
+@pytest.mark.parametrize("transport", ["http", pytest.param("sse", marks=pytest.mark.slow)])
 def test_a_run_that_told_nobody_ends_when_its_client_hangs_up(
     transport: str, server: HttpServer, client: Caller, store: RunStore
 ) -> None:

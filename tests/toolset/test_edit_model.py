@@ -97,13 +97,27 @@ def test_a_tool_without_interventions_does_not_run_on_an_edited_model(callers: t
     one, _ = callers
     one.call("edit_model", interventions=[EDIT])
     try:
-        refused = one.call("make_vector", name="joy", method="random", norm=1)
+        refused = one.call("train_probe", prompts={"a": ["x", "y"], "b": ["z", "w"]}, folds=2)
     finally:
         one.call("edit_model", interventions=[])
     assert text(refused) == (
-        "unsupported: make_vector takes no interventions, and tiny-llama has active edits: "
+        "unsupported: train_probe takes no interventions, and tiny-llama has active edits: "
         "zero at mlps_output, layer 1, all positions, every step\nClear them with edit_model (interventions: []) first."
     )
+
+
+def test_vectors_are_made_of_states_of_the_edited_model(callers: tuple[Caller, Caller]) -> None:
+    one, _ = callers
+    made: list[str] = []
+    for edits in ([], [EDIT]):
+        one.call("edit_model", interventions=edits)
+        try:
+            answer = one.call("make_vector", name="joy", method="activation", positive="a b", layers=2)
+        finally:
+            one.call("edit_model", interventions=[])
+        made.append(text(answer))
+    assert "Active interventions: zero at mlps_output, layer 1" in made[1]
+    assert made[0].splitlines()[0] != made[1].splitlines()[0], "another norm"
 
 
 def test_a_method_that_takes_none_names_the_edits_that_nobody_sent(callers: tuple[Caller, Caller]) -> None:

@@ -8,17 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.errors import Cancelled, InvalidRequest
 from nnterp_mcp.experiments.circuits.edge_graph import make_edge_graph
 from nnterp_mcp.experiments.circuits.edge_patching import make_edge_patcher
 from nnterp_mcp.experiments.circuits.edge_scores import midpoints, score_edges
+from nnterp_mcp.experiments.circuits.faithfulness import sizes_of
 from nnterp_mcp.experiments.circuits.selection import as_mask, prune_edges, rank_edges
 from nnterp_mcp.experiments.patching.corruption import pair_prompts
 from nnterp_mcp.laboratory import Laboratory
+from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import encode_prompts
+from nnterp_mcp.pool.messages import Progress, Recorded
+from nnterp_mcp.runs.store import RunStore
+from nnterp_mcp.settings import Settings
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.toolset.find_circuit import stages
 from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
+from nnterp_mcp.toolset.find_circuit.run import run
 from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
+from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.recorder import Recorder
+from nnterp_mcp.worker.workbench import Bench
+from tests.recorded_runs import opened
 
 CLEAN = [f"The capital of France is {word}" for word in ("a", "b", "c", "d")]
 CALL = {
@@ -89,3 +100,60 @@ def test_parts_go_into_other_tools_and_the_size_is_chosen_on_the_prompts_that_ch
     claimed = lab.call("verify_claim", **given, claim=cells[:3], found_on="theory")
     assert isinstance(claimed, VerifyClaimResult)
     assert claimed.parts == cells[:3]
+
+
+SHORT = CALL | {"steps": 1, "draws": 1}
+
+
+def test_a_cancelled_call_is_readable_as_far_as_it_came_and_an_equal_one_continues(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench("tiny", Settings(runs=tmp_path))
+    bench.place(StandardizedTransformer(str(tiny("llama"))))
+    store, spec = RunStore(tmp_path), specs()["find_circuit"]
+    params = spec.parse(SHORT)
+    whole = run(bench, params, Job(1, lambda progress: None))
+    last = 2 + len(sizes_of(whole.total)) + 1
+    computed: list[int] = []
+    compute = stages.Stages.compute
+    monkeypatch.setattr(stages.Stages, "compute", lambda *asked: computed.append(asked[1]) or compute(*asked))
+
+    def begin(stop_after: int) -> FindCircuitResult:
+        """Runs it with a record until so many stages are done; what the record has of it then."""
+        recorder = Recorder(
+            store,
+            lambda: bench.environment,
+            Recorded(run=opened(store, tool="find_circuit", params=SHORT).id, queued=0),
+        )
+
+        def send(progress: Progress) -> None:
+            if progress.message == f"{stop_after} of {last} stages":
+                job.stop(Cancelled("cancelled"))
+
+        job = Job(1, send, recorder)
+        try:
+            found = run(bench, params, job)
+            recorder.finish(found)
+        except Cancelled as error:
+            recorder.fail(error, job.partial and job.partial())
+        record = store.read(recorder.run_id)
+        assert (record.state, record.partial) == (("done", False) if stop_after >= last else ("cancelled", True))
+        assert "scores" in record.arrays
+        return FindCircuitResult.model_validate_json(store.read_result(record))
+
+    scored = begin(1)
+    assert (scored.scored, scored.curve, scored.sizes_left) == ([0], [], last - 3)
+    assert len(scored.edges) == 20
+    assert "Edges are scored on 1 prompt; no circuit was measured." in spec.digest(scored).finding
+
+    some = begin(last - 3)
+    assert (some.scored, some.sizes_left) == ([0, 2], 2)
+    assert 0 < len(some.curve) < len(whole.curve)
+    assert some.curve == whole.curve[: len(some.curve)]
+    assert all(edge.effect is None for edge in some.edges)
+    assert some.under is None
+    assert "The call ended early: 2 larger sizes of the curve are missing." in spec.digest(some).notes
+
+    assert begin(last) == whole
+    assert computed == list(range(last))
+    assert not list(store.unfinished.iterdir())

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from nnterp_mcp.errors import Cancelled, InvalidRequest
-from nnterp_mcp.pool.messages import Progress
+from nnterp_mcp.pool.messages import Progress, Recorded
+from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.toolset.verify_claim import SPEC
 from nnterp_mcp.toolset.verify_claim.result import VerifyClaimResult
 from nnterp_mcp.worker.job import Job
+from nnterp_mcp.worker.recorder import Recorder
 from nnterp_mcp.worker.workbench import Bench
 from tests.dictionaries import write
+from tests.recorded_runs import opened
 from tests.toolset.test_dictionary_tools import load
 from tests.toolset.test_make_vector import make_bench
 
@@ -61,6 +64,7 @@ def test_a_claim_is_tested_against_matched_random_components(usual: tuple[Verify
     assert [dose.strength for dose in result.doses] == [0.25, 0.5, 0.75, 1.0]
     assert result.runs == 5 * (40 * 3 + 2)
     assert said[0].message.startswith(f"{result.runs} runs, about ")
+    assert said[0].done == 0
     assert answer.finding.startswith(f"{result.outcome.capitalize()}: L1H2, L2H0 of tiny drive")
     assert any("mean ablation: the clean prompts are not equally long" in note for note in answer.notes)
 
@@ -247,6 +251,44 @@ def test_a_stopped_call_keeps_what_was_measured(bench: Bench) -> None:
     assert partial[0].outcome == "inconclusive"
     assert len(partial[0].nulls) == 8
     assert [one.decides for one in partial[0].criteria] == [False, True, False]
+
+
+def test_a_stopped_call_is_resumed_with_equal_numbers(
+    bench: Bench, usual: tuple[VerifyClaimResult, list[Progress]]
+) -> None:
+    def record(job: Job) -> Recorder:
+        store = RunStore(bench.settings.runs)
+        run = opened(store, "verify_claim", params=SPEC.parse(CALL).model_dump(mode="json"))
+        job.recorder = Recorder(store, lambda: bench.environment, Recorded(run=run.id, queued=0.0))
+        return job.recorder
+
+    said: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        said.append(progress.message)
+        if progress.message.startswith("9 of"):
+            stopped.stop(Cancelled("enough"))
+
+    stopped, resumed = Job(1, stop), Job(2, lambda progress: said.append(progress.message))
+    recorder = record(stopped)
+    with pytest.raises(Cancelled) as error:
+        ask(bench, stopped)
+    recorder.fail(error.value, None)
+    said.clear()
+    recorder = record(resumed)
+    result = ask(bench, resumed)
+    recorder.finish(result)
+
+    assert said[1].startswith("1 of 40 components")
+    assert said[2].startswith("9 of 40 components")
+    assert result.outcome == usual[0].outcome
+    assert [null.component for null in result.nulls] == [null.component for null in usual[0].nulls]
+    for one, other in zip(result.criteria, usual[0].criteria, strict=True):
+        assert (one.criterion, one.p, one.effect.mean) == (
+            other.criterion,
+            other.p,
+            pytest.approx(other.effect.mean, abs=1e-5),
+        )
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,37 @@ def attribution_run(store: RunStore, heads: Float[np.ndarray, "layer head"]) -> 
         }
     )
     return runs.done(store, result.model_dump_json().encode(), tool="attribute")
+
+
+def circuit_run(store: RunStore, edges: Sequence[tuple[str, str, float]]) -> RunRecord:
+    """A finished run of `find_circuit` with a circuit of these edges, each of a sender, a receiver and a score."""
+    whole = {"edges": 100, "share": 1.0, "faithfulness": {"mean": 1.0}, "randoms": []}
+    small = {"edges": len(edges), "share": len(edges) / 100, "faithfulness": {"mean": 0.8}, "randoms": [0.0, 0.1]}
+    result = specs()["find_circuit"].result.model_validate(
+        {
+            "model": "tiny",
+            "metric": "logit_difference",
+            "corruption": "corrupted prompts",
+            "texts": ["a", "b"],
+            "scored": [0],
+            "measured": [0],
+            "steps": 5,
+            "total": 100,
+            "clean": {"mean": 2.0},
+            "corrupted": {"mean": -1.0},
+            "categories": {"a": ["a"], "b": ["b"]},
+            "shared": {},
+            "curve": [small, whole],
+            "under": 0.9,
+            "from_one": 0.1,
+            "circuit": 0,
+            "edges": [
+                {"sender": sender, "receiver": receiver, "score": score, "effect": score}
+                for sender, receiver, score in edges
+            ],
+            "parts": [{"layer": 0, "head": 1, "edges": 3, "score": 3.0}],
+            "agreement": 1.0,
+            "pearson": 1.0,
+        }
+    )
+    return runs.done(store, result.model_dump_json().encode(), tool="find_circuit")

@@ -17,7 +17,7 @@ from nnterp_mcp.runs.store import RunStore
 from nnterp_mcp.viewer.page import page_with
 from nnterp_mcp.viewer.snapshot import snapshot
 from tests.recorded import EXAMPLES, Recorded
-from tests.viewer.kept import CLOSING, MARKUP, attention_run, attribution_run, lens_run
+from tests.viewer.kept import CLOSING, MARKUP, attention_run, attribution_run, circuit_run, lens_run
 from tests.viewer.opened import asked, has_grid, opened
 
 Saved = Callable[[RunStore, str], str]
@@ -307,3 +307,52 @@ WORST_CONTRAST = """() => {
     [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.textContent.trim()));
   return Math.min(...texts.map(contrast));
 }"""
+
+
+CROSSED = """() => {
+  const nodes = [...document.querySelectorAll(".network g")];
+  const boxes = nodes.map((node) => [node.textContent, node.firstChild.getBBox()]);
+  return [...document.querySelectorAll(".network path")].flatMap((path) => {
+    const said = path.textContent;
+    const points = [...Array(101).keys()].map((at) => path.getPointAtLength((at / 100) * path.getTotalLength()));
+    return boxes
+      .filter(([name]) => !said.startsWith(`${name} →`) && !said.includes(`→ ${name}`))
+      .filter(([, { x, y, width, height }]) =>
+        points.some((point) => point.x > x && point.x < x + width && point.y > y && point.y < y + height))
+      .map(([name]) => `${said} through ${name}`);
+  });
+}"""
+
+
+def test_a_circuit_is_a_graph_in_which_each_edge_is_seen(tmp_path: Path, browser: Browser, saved: Saved) -> None:
+    store = RunStore(tmp_path / "runs")
+    edges = [
+        ("L0H1", "L1H2 queries", 1.5),
+        ("L0H1", "L1H2 keys", -1.0),
+        ("L0H1", "L1H2 values", -0.5),
+        ("embeddings", "L0H1 values", 2.0),
+        ("L1H2", "MLP 1", -0.7),
+        ("MLP 1", "logits", 1.0),
+        ("L0H1", "L2H0 keys", 0.3),
+        ("L2H0", "logits", 0.2),
+    ]
+    run = circuit_run(store, edges)
+
+    with opened(browser) as watched:
+        page = watched.page
+        page.goto(saved(store, run.id))
+        page.locator(".all").wait_for()
+        drawn = page.locator(".network path")
+        ways = drawn.evaluate_all("all => all.map(path => path.getAttribute('d'))")
+        said = drawn.evaluate_all("all => all.map(path => path.textContent)")
+        colours = drawn.evaluate_all("all => all.map(path => path.style.stroke)")
+
+        values = [str(score).replace("-", "−").removesuffix(".0") for _, _, score in edges]
+        names = [f"{one} → {other}: {value}" for (one, other, _), value in zip(edges, values, strict=True)]
+        assert said == names[::-1]
+        assert colours == [f"var(--{'lowers' if score < 0 else 'raises'})" for _, _, score in reversed(edges)]
+        assert len(set(ways)) == len(edges)
+        # Straight, the edge from L0H1 to L2H0 would run behind L1H2.
+        assert page.evaluate(CROSSED) == []
+        page.locator(".chart + details summary").first.click()
+        assert page.get_by_role("table", name="strongest edges").get_by_role("row").count() == len(edges) + 1

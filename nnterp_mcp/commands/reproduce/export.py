@@ -70,6 +70,9 @@ def _laboratory(rerun: Rerun, own_vectors: bool) -> str:
     spec = specs()["load_model"]
     given = _arguments(spec, rerun.loading)
     written = [as_source(given.pop("model")), *(f"{name}={as_source(value, 1)}" for name, value in given.items())]
+    others = {name: _arguments(spec, request) for name, request in rerun.record.others.items()}
+    if others:
+        written += [f"others={as_source(others, 1)}", f"handle={as_source(rerun.record.model)}"]
     return _bracketed(
         "Laboratory(",
         [*written, *(["settings=Settings(data=vectors.name, runs=Settings().runs)"] if own_vectors else [])],

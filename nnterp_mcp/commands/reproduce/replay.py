@@ -73,7 +73,13 @@ def replay(run_id: str, settings: Settings, tolerance: float, on_progress: TellP
     rerun = prepare_rerun(_hashed(store, run_id), settings.data)
     before = _read(rerun, store)
     with _apart(rerun, settings) as own:
-        lab = Laboratory(**rerun.loading, settings=own, handle=rerun.record.model, on_progress=on_progress)
+        lab = Laboratory(
+            **rerun.loading,
+            others=rerun.record.others,
+            settings=own,
+            handle=rerun.record.model,
+            on_progress=on_progress,
+        )
         after = lab.call(rerun.record.tool, **rerun.arguments)
         if lab.bench.files is not None:
             lab.bench.files.wait()

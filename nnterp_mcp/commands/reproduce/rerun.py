@@ -9,6 +9,7 @@ from typing import Any
 
 from nnterp_mcp.contract import ToolSpec
 from nnterp_mcp.errors import InvalidRequest
+from nnterp_mcp.request.adapter_folder import pinned
 from nnterp_mcp.request.dictionaries import ROW_METHODS, DictionaryCard
 from nnterp_mcp.request.vectors import VectorCard
 from nnterp_mcp.runs.dictionaries import DictionaryStore
@@ -101,6 +102,8 @@ def _loading(record: RunRecord) -> dict[str, Any]:
         return request
     if request.get("dtype") == "auto" and request.get("quantization") is None:
         request["dtype"] = environment.dtype
+    if request.get("adapter") is not None:
+        request["adapter"] = pinned(request["adapter"], environment.adapter_revision)
     return request | ({"revision": environment.revision} if environment.revision is not None else {})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnterp_mcp.engine.workload import ReportProgress, ignore_progress
 from nnterp_mcp.experiments.circuits.edge_patching import EdgePatcher
-from nnterp_mcp.experiments.circuits.selection import Edge, as_mask, draw_circuit, prune_edges
+from nnterp_mcp.experiments.circuits.selection import Edge, as_mask, draw_circuit
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, estimate_recovery
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -65,48 +65,36 @@ def sizes_of(edges: int, shares: Sequence[float] = SHARES) -> list[int]:
     return list(dict.fromkeys(max(1, round(edges * share)) for share in shares))
 
 
-def measure_sizes(
+def measure_circuit(
     patchers: Sequence[EdgePatcher],
-    order: Sequence[Edge],
-    sizes: Sequence[int],
+    circuit: Sequence[Edge],
     draws: int,
     *,
     seed: int = 0,
     progress: ReportProgress = ignore_progress,
-) -> list[CircuitRuns]:
-    """Runs the circuits that an order of edges gives, and random ones, with every other edge patched.
+) -> CircuitRuns:
+    """Runs a circuit, and random ones of as many edges, with every other edge patched.
 
     Args:
         patchers: The pairs.
-        order: The edges, as `rank_edges` ranks them.
-        sizes: The numbers of edges taken in; those that join nothing are then left out.
-        draws: Random circuits of each size, of as many edges as are left; none at the size of the whole graph.
+        circuit: Its edges.
+        draws: Random circuits; none where the circuit is empty or the whole graph.
         seed: The seed of the draws, the same circuits for every pair.
         progress: Where progress is reported, in runs.
+
+    Source: Mueller et al., "MIB: A Mechanistic Interpretability Benchmark" (2025).
     """
     graph = patchers[0].graph
-    circuits = [prune_edges(graph, order[:size]) for size in sizes]
-    drawn = [
-        [draw_circuit(graph, len(circuit), random.Random(f"{seed} {at} {draw}")) for draw in range(draws)]
-        if 0 < len(circuit) < len(order)
-        else []
-        for at, circuit in enumerate(circuits)
-    ]
-    every = [*circuits, *(circuit for of_size in drawn for circuit in of_size)]
-    found: list[Tensor] = []
-    for at, patcher in enumerate(patchers):
-        values: list[Tensor] = []
-        for start in range(0, len(every), patcher.copies):
-            part = every[start : start + patcher.copies]
-            values.append(patcher.run(torch.stack([as_mask(graph, circuit) for circuit in part])))
-            progress(at * len(every) + start + len(part), len(patchers) * len(every), "runs")
-        found.append(torch.cat(values))
-    table = torch.stack(found)
-    rest = table[:, len(circuits) :].split([len(of_size) for of_size in drawn], 1)
-    return [
-        CircuitRuns(circuit, table[:, at], randoms)
-        for at, (circuit, randoms) in enumerate(zip(circuits, rest, strict=True))
-    ]
+    count = len(circuit)
+    alike = draws if 0 < count < int(graph.exists.sum()) else 0
+    every = [circuit, *(draw_circuit(graph, count, random.Random(f"{seed} {count} {at}")) for at in range(alike))]
+    masks = torch.stack([as_mask(graph, edges) for edges in every])
+    values: list[Tensor] = []
+    for at, patcher in enumerate(patchers, start=1):
+        values.append(patcher.run(masks))
+        progress(at * len(every), len(patchers) * len(every), "runs")
+    table = torch.stack(values)
+    return CircuitRuns(list(circuit), table[:, 0], table[:, 1:])
 
 
 def estimate_faithfulness(patchers: Sequence[EdgePatcher], runs: CircuitRuns) -> Faithfulness | None:

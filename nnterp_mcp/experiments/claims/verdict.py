@@ -18,8 +18,8 @@ from nnterp_mcp.formatting import brief, number, plural
 LEVEL = 0.05
 """The largest p at which an effect exceeds its random components."""
 
-FEWEST_NULLS = 19
-"""Random components from which p can be as small as `LEVEL`."""
+FEWEST_NULLS = 20
+"""Random components that a test takes; from 19 on p can be as small as `LEVEL`."""
 
 FEWEST_PROMPTS = 4
 """Prompts from which a bootstrap interval means something."""

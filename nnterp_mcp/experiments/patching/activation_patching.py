@@ -6,7 +6,7 @@ clean run (noising) was needed. The two need not be the same cells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -50,11 +50,13 @@ class Cell:
         site: Where in the layer.
         layer: The layer.
         column: Which span, or which head or neuron where the grid is by these.
+        whole: In a grid by heads, all of a site that has none; `column` is then 0.
     """
 
     site: Site
     layer: int
     column: int
+    whole: bool = False
 
     @property
     def place(self) -> Place:
@@ -69,7 +71,7 @@ class Grid:
     Attributes:
         cells: The cells: by site, then layer, then column.
         spans: The spans of each pair.
-        by_unit: Columns are heads or neurons, patched at all spans together; else they are spans.
+        by_unit: Columns are heads or neurons, patched at all spans together, as are whole sites; else they are spans.
         windows: Where several adjacent layers are patched together, those of each cell, itself included.
     """
 
@@ -109,6 +111,7 @@ def make_grid(
     layers: str | int | Sequence[int] = "all",
     positions: Sequence[PositionSpec] | LabelledSpans = ("all",),
     heads: str | int | Sequence[int] | None = None,
+    wholes: Collection[Site] = (),
     window: int = 1,
 ) -> Grid:
     """Resolves sites, layers, positions and heads to cells.
@@ -119,6 +122,7 @@ def make_grid(
         positions: The tokens, each patched by itself, or labelled spans; with heads, all of them together.
         heads: The heads, or at the site `neurons` the neurons, that make the columns, each patched by itself; None for
             a grid of layers and positions, in which all are patched.
+        wholes: With heads, the sites without any of which each layer is a cell, patched as a whole.
         window: How many adjacent layers each cell patches together, about its own layer, as causal tracing does for
             attention and MLPs: one layer alone adds little to what those about it write. Fewer at either end.
 
@@ -136,10 +140,14 @@ def make_grid(
     cells: list[Cell] = []
     windows: dict[Cell, list[Cell]] = {}
     for site in dict.fromkeys(sites):
-        if heads is not None and site not in HEAD_SITES and site != "neurons":
+        alone = site in wholes
+        if heads is not None and site not in HEAD_SITES and site != "neurons" and not alone:
             having = ", ".join(sorted(HEAD_SITES - {"attention_probabilities"}))
             raise InvalidRequest(f"there are no heads at {site}: those that have some are {having}.")
         for layer in _layers_with(model, site, layers):
+            if alone and heads is not None:
+                cells.append(Cell(site, layer, 0, whole=True))
+                continue
             columns = range(len(spans[0])) if heads is None else _units(model, site, heads, layer)
             cells += [Cell(site, layer, column) for column in columns]
         if window > 1:
@@ -257,7 +265,7 @@ class Patcher:
             new
             for row, run in enumerate(runs)
             for cell in run
-            if (new := exchange.replacement(row, cell.place, cell.column)) is not None
+            if (new := exchange.replacement(row, cell.place, cell.column, whole=cell.whole)) is not None
         ]
         good, bad, values = self.replace(index, found, news, len(runs), work)
         last = Place("layers_output", self.model.anatomy.last.index)

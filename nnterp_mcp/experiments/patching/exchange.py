@@ -75,10 +75,17 @@ class Exchange:
     def _pairs(self, column: int) -> Sequence[tuple[int, int]]:
         return sorted({at for span in self.spans for at in span}) if self.by_unit else self.spans[column]
 
-    def replacement(self, row: int, place: Place, column: int) -> Replacement | None:
-        """The states of a cell that differ from the run's own; None if none do."""
+    def replacement(self, row: int, place: Place, column: int, *, whole: bool = False) -> Replacement | None:
+        """The states of a cell that differ from the run's own; None if none do.
+
+        Args:
+            row: The number of the run.
+            place: The cell's place.
+            column: Its column.
+            whole: The place has no heads or neurons, though the grid is by these.
+        """
         pairs, other = self._pairs(column), self.other
-        units = (column,) if self.by_unit else None
+        units = (column,) if self.by_unit and not whole else None
         if other is not None and not other.states:
             pairs = [(at, source) for at, source in pairs if not self.own.given.agrees(at, other.given, source)]
             states = SourceStates(other, [source for _, source in pairs])
@@ -87,7 +94,7 @@ class Exchange:
         known = self.means if other is None else other.states
         own = self.own.states[place][into]
         states = known[place][from_] if place in known else torch.zeros_like(own)
-        if self.by_unit:
+        if units is not None:
             own, states = own[:, [column]], states[:, [column]]
         differing = (own != states).flatten(1).any(1).nonzero()[:, 0].tolist()
         if not differing:

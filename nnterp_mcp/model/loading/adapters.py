@@ -44,6 +44,8 @@ class Adapter:
         modules: The paths of the modules that it changes.
         base_name: The base that it names; None where it names none.
         parameters: The numbers that it has.
+        origin: Where it came from, in words.
+        revision: The Hub's commit, None for a folder.
     """
 
     folder: Path
@@ -53,13 +55,16 @@ class Adapter:
     modules: tuple[str, ...]
     base_name: str | None
     parameters: int
+    origin: str
+    revision: str | None = None
 
     def __str__(self) -> str:
         """In words."""
         ranks = f"rank {self.ranks[0]}" if len(self.ranks) == 1 else f"ranks {self.ranks[0]} to {self.ranks[-1]}"
         names = sorted({path.rsplit(".", 1)[-1] for path in self.modules})
         said = f"{self.kind} of {ranks} on {plural(len(self.modules), 'module')} ({', '.join(names)})"
-        return said if self.scale == 1 else f"{said}, scale {self.scale:g}"
+        said += "" if self.scale == 1 else f", scale {self.scale:g}"
+        return said if self.revision is None else f"{said}, from {self.origin} at {self.revision}"
 
 
 def adapt(
@@ -119,6 +124,7 @@ def adapt(
         modules=tuple(layers),
         base_name=written.get("base_model_name_or_path"),
         parameters=sum(value.numel() for value in weights.values()),
+        origin=str(folder),
     )
     label = name or with_scale(f"{base.name}+{folder.name}", scale)
     return StandardizedTransformer(model, tokenizer=base.tokenizer, name=label, alike=base), card

@@ -64,6 +64,8 @@ def _finding(result: FindCircuitResult) -> str:
         f"{number(brief(result.corrupted.mean))}"
     )
     chosen = result.chosen
+    if chosen is None and result.sizes_left:
+        return f"{runs}. Edges are scored on {plural(len(result.scored), 'prompt')}; no circuit was measured."
     if chosen is None:
         return f"{runs}; they do not differ, so that no circuit carries the difference."
     prompts = plural(len(result.measured), "held-out prompt" if _held_out(result) else "prompt")
@@ -109,6 +111,9 @@ def _notes(hidden: int, result: FindCircuitResult) -> list[str]:
     ]
     if result.chosen is not None and result.chosen.faithfulness.mean < ENOUGH:
         notes.append("The circuit does not do what the model does: give more edges, or read its curve.")
+    if result.sizes_left:
+        sizes = plural(result.sizes_left, "larger size")
+        notes.append(f"The call ended early: {sizes} of the curve {'is' if result.sizes_left == 1 else 'are'} missing.")
     if not _held_out(result):
         notes.append("Measured on the prompts that chose its edges and its size: 4 or more give held-out ones.")
     if result.under is not None and result.from_one is not None:

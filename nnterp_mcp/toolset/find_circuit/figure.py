@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from nnterp_mcp.display.figure import Arrays, Curve, Curves, Figure, Graph, GraphEdge, GraphNode, Panel, some_of
+from nnterp_mcp.display.routes import route_edges
 from nnterp_mcp.formatting import elided, number, plural, quoted
 from nnterp_mcp.toolset.find_circuit.result import FindCircuitResult
 
@@ -29,7 +30,7 @@ def figure(result: FindCircuitResult, arrays: Arrays) -> Figure:
         notes=[
             f"{result.metric.replace('_', ' ')}: clean {number(result.clean.mean)}, corrupted "
             f"{number(result.corrupted.mean)}. Faithfulness: 0 as corrupted, 1 as clean.",
-            "Edges: by how much corrupting them would move the metric.",
+            "Edges: by how much corrupting them would move the metric, blue down and red up.",
             *some_of(len(result.edges), drawn, "edges"),
         ],
     )
@@ -48,7 +49,7 @@ def _graph(result: FindCircuitResult) -> Graph:
         for at, name in enumerate(row)
     ]
     drawn = [GraphEdge(edge.sender, _component(edge.receiver), edge.score, _input(edge.receiver)) for edge in edges]
-    return Graph("strongest edges", "score", nodes, drawn)
+    return Graph("strongest edges", "score", nodes, route_edges(nodes, drawn))
 
 
 def _component(receiver: str) -> str:

@@ -83,6 +83,7 @@ class FindCircuitResult(Result):
         parts: Its heads and MLPs, the largest sum of scores first.
         agreement: The share of the edges patched one by one whose effect has the sign that was estimated.
         pearson: The correlation of scores and effects over these; None where there are too few.
+        sizes_left: The sizes that are not measured, of a call that ended early.
     """
 
     model: str
@@ -106,6 +107,7 @@ class FindCircuitResult(Result):
     parts: list[CircuitPart]
     agreement: float
     pearson: float | None
+    sizes_left: int = 0
 
     @property
     def chosen(self) -> CircuitSize | None:
@@ -117,8 +119,7 @@ class FindCircuitAnswer(ProfiledAnswer):
     """The strongest edges, the faithfulness by size, and the circuit's parts.
 
     Attributes:
-        cells: Its strongest heads and MLPs, as `claim` of verify_claim takes them; heads alone go into
-            `cells` of patch_activations.
+        cells: Its strongest heads and MLPs, as `cells` of patch_activations and `claim` of verify_claim take them.
     """
 
     cells: list[str]

@@ -6,7 +6,7 @@ from nnterp_mcp.formatting import plural, seconds
 from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.toolset.load_model.result import LoadModelAnswer, LoadModelResult
 
-_UNSHOWN = {"handle", "checks", "checked_before", "already_loaded", "verified"}
+_UNSHOWN = {"handle", "checks", "checked_before", "already_loaded", "verified", "adapter_revision"}
 _OF_ADAPTERS = {"adapter", "base", "adapter_of"}
 
 

@@ -60,7 +60,7 @@ class LoadModelParams(Params):
         Field(
             min_length=1,
             max_length=LONGEST_STRING,
-            description="PEFT LoRA folder for this model; HANDLE@0.5 then applies half.",
+            description="PEFT LoRA folder or Hub id; HANDLE@0.5 then applies half.",
         ),
     ] = None
     backend: Annotated[Literal["local", "ndif"], Field(description="ndif runs the model on a remote NDIF service.")] = (

@@ -27,6 +27,7 @@ class LoadModelResult(Result):
         adapter: The adapter in words; None without one.
         base: The handle of the model whose weights an adapted model shares.
         adapter_of: The base that the adapter names.
+        adapter_revision: The Hub's commit of the adapter.
     """
 
     handle: str
@@ -51,6 +52,7 @@ class LoadModelResult(Result):
     adapter: str | None = None
     base: str | None = None
     adapter_of: str | None = None
+    adapter_revision: str | None = None
 
 
 class LoadModelAnswer(Answer):

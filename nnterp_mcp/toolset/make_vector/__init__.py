@@ -11,11 +11,10 @@ SPEC = ToolSpec(
     name="make_vector",
     title="Make a steering vector",
     description=(
-        "Make a named direction of the residual stream for steer and interventions. mean_difference: mean "
-        "state after each layer over `positive` minus `negative`; principal_component: of pairs' "
-        "differences; activation: of one prompt; (un)embedding_difference: between tokens; "
-        "alignment_search (DAS): the subspace whose part of a `negative` state makes its `positive` prompt "
-        "give the pair's answer; random; file. Reports how well it does on unseen prompts."
+        "Make a named direction of the residual stream, tested on unseen prompts. mean_difference: mean state "
+        "after each layer over `positive` minus `negative`; principal_component: of pairs' differences; "
+        "activation: of one prompt; (un)embedding_difference: between tokens; alignment_search (DAS): the "
+        "subspace that carries a pair's answer from its `negative` state to its `positive` prompt."
     ),
     examples=[
         {

@@ -26,6 +26,7 @@ from nnterp_mcp.toolset.make_vector.saved import save_vector
 from nnterp_mcp.worker.job import Finished, Job
 
 if TYPE_CHECKING:
+    from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.worker.workbench import Bench
 
 _STEPS = 100
@@ -47,7 +48,8 @@ class _Searched:
 
 def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVectorResult:
     """Trains a subspace at each layer on every second pair, and measures it on the others."""
-    pairs, own = _pair(bench, params)
+    made = _pair(bench, params)
+    pairs, own = made.pairs, not params.answers
     train, test = pairs[::2], pairs[1::2]
     layers = resolve_layers(params.layers, bench.model.num_layers, bench.handle)
     untrained, why = _untrained(bench.model, params.seed)
@@ -59,7 +61,15 @@ def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVe
         for at in group:
             place = Place("layers_output", layers[at])
             searching = AlignmentSearch(
-                bench.model, place, choices, steps=_STEPS, rate=_RATE, batch=_BATCH, seed=params.seed
+                bench.model,
+                place,
+                choices,
+                steps=_STEPS,
+                rate=_RATE,
+                batch=_BATCH,
+                seed=params.seed,
+                of_bases=made.of_bases,
+                of_sources=made.of_sources,
             )
             found = searching.search(train, test, params.dimensions, _DRAWS, untrained, job.progress)
             facts = AlignedLayer(
@@ -77,14 +87,15 @@ def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVe
 
     def assemble(finished: Finished[_Searched]) -> MakeVectorResult:
         done = [one.facts.layer for one in finished.items]
-        made = Directions([], torch.cat([torch.tensor(one.rows) for one in finished.items]))
+        found = Directions([], torch.cat([torch.tensor(one.rows) for one in finished.items]))
         card, replaced = save_vector(
-            bench, params, made, ReadTokens(positions=params.positions, pool="last"), layers=done
+            bench, params, found, ReadTokens(positions=params.positions, pool="last"), layers=done
         )
         return MakeVectorResult(
             model=bench.handle,
             card=card,
             replaced=None if replaced is None else replaced.made,
+            interventions=list(made.of_bases.labels),
             directions=[DirectionFacts(layer=layer, norm=1.0) for layer in done],
             alignment=AlignmentFacts(
                 train=len(train),
@@ -101,8 +112,16 @@ def search_alignment(bench: Bench, params: MakeVectorParams, job: Job) -> MakeVe
     return job.in_parts([[at] for at in range(len(layers))], _Searched, search, assemble, "layers")
 
 
-def _pair(bench: Bench, params: MakeVectorParams) -> tuple[list[Interchange], bool]:
-    """The pairs, and True if their answers are the model's own to the sources."""
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of a call, with its interventions for either prompt of each."""
+
+    pairs: list[Interchange]
+    of_bases: Plan
+    of_sources: Plan
+
+
+def _pair(bench: Bench, params: MakeVectorParams) -> _Pairs:
     count = len(params.positive)
     if len(params.negative) != count or count < _LEAST:
         raise InvalidRequest(
@@ -114,12 +133,13 @@ def _pair(bench: Bench, params: MakeVectorParams) -> tuple[list[Interchange], bo
     bench.admit(2 * count)
     bases, sources = bench.encode(params.positive), bench.encode(params.negative)
     answers = [get_first_tokens(answer, bench.model)[-1] for answer in params.answers]
-    answers = answers or find_answers(bench.model, sources)
+    of_bases, of_sources = (bench.plan(params.interventions, prompts) for prompts in (bases, sources))
+    answers = answers or find_answers(bench.model, sources, of_sources)
     if len(set(answers)) < 2:
         raise InvalidRequest(
             "every pair has the same answer, so that no variable makes a difference.", "Vary the source prompts."
         )
-    return [
+    pairs = [
         Interchange(
             base,
             source,
@@ -128,7 +148,8 @@ def _pair(bench: Bench, params: MakeVectorParams) -> tuple[list[Interchange], bo
             answer,
         )
         for base, source, answer in zip(bases, sources, answers, strict=True)
-    ], not params.answers
+    ]
+    return _Pairs(pairs, of_bases, of_sources)
 
 
 def _untrained(model: StandardizedTransformer, seed: int) -> tuple[StandardizedTransformer | None, str | None]:

@@ -196,4 +196,4 @@ def _notes_on_alignment(result: MakeVectorResult, found: AlignmentFacts) -> list
         notes.append(f"Shares of {plural(found.test, 'pair')} are coarse.")
     if found.no_untrained is not None:
         notes.append(f"No randomly initialised model was compared: {found.no_untrained}")
-    return notes
+    return notes + in_force(result.interventions)

@@ -12,6 +12,7 @@ from nnterp_mcp.request import schemas
 from nnterp_mcp.request.arguments import LARGEST_SEED, LONGEST_NAME, LONGEST_STRING, LONGEST_TEXT, MOST_PROMPTS, decoded
 from nnterp_mcp.request.dictionaries import ROW_METHODS, parse_row
 from nnterp_mcp.request.fields import Plot, ProbedLayers, ProbedPositions
+from nnterp_mcp.request.operations import Interventions
 from nnterp_mcp.request.prompts import Prompt, PromptGroups, Prompts
 from nnterp_mcp.request.targets import TokenId
 from nnterp_mcp.request.vectors import VectorName
@@ -47,14 +48,14 @@ _NEEDS: dict[VectorMethod, tuple[str, ...]] = {
     "delete": (),
 }
 _TAKES: dict[VectorMethod, tuple[str, ...]] = {
-    "mean_difference": ("run", "layers", "positions", "norm"),
-    "principal_component": ("run", "layers", "positions", "norm"),
-    "activation": ("run", "layers", "positions", "norm"),
+    "mean_difference": ("run", "layers", "positions", "norm", "interventions"),
+    "principal_component": ("run", "layers", "positions", "norm", "interventions"),
+    "activation": ("run", "layers", "positions", "norm", "interventions"),
     "embedding_difference": ("negative", "norm"),
     "unembedding_difference": ("negative", "lens", "norm"),
     "decoder_row": ("norm",),
     "encoder_row": ("norm",),
-    "alignment_search": ("positions", "answers", "dimensions", "seed"),
+    "alignment_search": ("positions", "answers", "dimensions", "seed", "interventions"),
     "random": ("seed",),
     "file": ("layers", "norm"),
     "delete": (),
@@ -95,16 +96,16 @@ class MakeVectorParams(ModelParams):
     method: Annotated[VectorMethod, Field(description="delete removes it.")]
     prompts: Annotated[
         PromptGroups | None,
-        schemas.as_schema(schemas.OBJECT, 'Both groups: {"positive": [...], "negative": [...]}, or {"set": NAME}.'),
+        schemas.as_schema(schemas.OBJECT, 'Both groups by name, or {"set": NAME}.'),
     ] = None
     positive: Annotated[
         _PromptSet,
-        Field(description="Prompts to point towards; one text for (un)embedding_difference; 'DICTIONARY:5' for a row."),
+        Field(description="Prompts to point towards; one text for tokens; 'DICTIONARY:5' for a row."),
     ] = ()
-    negative: Annotated[_PromptSet, Field(description="Prompts to point away from; by pair, as many.")] = ()
+    negative: Annotated[_PromptSet, Field(description="Prompts to point away from, or by pair.")] = ()
     run: Annotated[
         str | None,
-        Field(max_length=LONGEST_NAME, description="A collect_activations run with both groups."),
+        Field(max_length=LONGEST_NAME, description="A collect_activations run of both groups."),
     ] = None
     layers: ProbedLayers = "all"
     positions: ProbedPositions = ("last",)
@@ -119,7 +120,7 @@ class MakeVectorParams(ModelParams):
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Random seed.")] = 0
     lens: Annotated[
         str | None,
-        Field(min_length=1, max_length=LONGEST_STRING, description="Lens that reads unembedding_difference."),
+        Field(min_length=1, max_length=LONGEST_STRING, description="For unembedding_difference."),
     ] = None
     file: Annotated[
         str | None,
@@ -129,6 +130,7 @@ class MakeVectorParams(ModelParams):
             description="JSON or safetensors of one direction, or one per layer.",
         ),
     ] = None
+    interventions: Interventions = ()
     plot: Plot = False
 
     @model_validator(mode="before")
@@ -151,7 +153,7 @@ class MakeVectorParams(ModelParams):
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         recalled = ("positive", "negative") if self.run is not None else ()
-        missing = [name for name in _NEEDS[self.method] if not getattr(self, name) and name not in recalled]
+        missing = [name for name in _NEEDS[self.method] if getattr(self, name) in (None, ()) and name not in recalled]
         if self.method == "alignment_search" and self.layers == "all":
             missing.append("layers, each of which is a search of its own")
         if missing:
@@ -163,6 +165,8 @@ class MakeVectorParams(ModelParams):
             raise ValueError(f"the method {self.method} takes no {' and no '.join(odd)}")
         if self.run is not None and self.positions != ("last",):
             raise ValueError(f"positions was settled when {self.run} collected its states: leave it out")
+        if self.run is not None and self.interventions:
+            raise ValueError(f"interventions were settled when {self.run} collected its states: leave them out")
         if self.method.endswith("embedding_difference"):
             self._check_texts()
         if self.method in ROW_METHODS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,15 +106,19 @@ def _states(bench: Bench, params: MakeVectorParams, job: Job) -> AveragedSets:
     given = {"positive": params.positive, "negative": params.negative}
     prompts = {side: of_side for side, of_side in given.items() if of_side}
     found: dict[str, MeanStates] = {}
+    labels: Sequence[str] = ()
     for side, of_side in prompts.items():
         before = sum(len(states.means) for states in found.values())
+        encoded = bench.encode(of_side)
+        plan = bench.plan(params.interventions, encoded)
         work = Workload(
-            bench.encode(of_side),
+            encoded,
+            plan,
             batch_tokens=bench.batch_tokens,
             progress=lambda done, _, unit, before=before: job.progress(before + done, total, unit),
         )
-        found[side] = average_states(model, work, layers, params.positions)
-    return AveragedSets(found, prompts, ReadTokens(positions=params.positions, pool="mean"))
+        found[side], labels = average_states(model, work, layers, params.positions), plan.labels
+    return AveragedSets(found, prompts, ReadTokens(positions=params.positions, pool="mean"), labels)
 
 
 def _between_tokens(bench: Bench, params: MakeVectorParams) -> Directions:

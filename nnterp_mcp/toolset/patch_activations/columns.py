@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nnterp_mcp.experiments.patching.activation_patching import Grid
+from nnterp_mcp.experiments.patching.activation_patching import Cell, Grid
 from nnterp_mcp.experiments.patching.alignment import Span
 from nnterp_mcp.experiments.patching.corruption import Pair
 from nnterp_mcp.formatting import ranges
@@ -23,8 +23,15 @@ def texts_of(pair: Pair) -> list[str]:
 def columns_of(grid: Grid, pair: Pair, tokenizer: Any) -> list[GridColumn]:
     """The columns: heads, or the spans of the first pair with their tokens."""
     if grid.by_unit:
-        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells})]
+        return [GridColumn(label=str(head)) for head in sorted({cell.column for cell in grid.cells if not cell.whole})]
     return [_column(span, pair, tokenizer) for span in grid.spans[0]]
+
+
+def label_of(grid: Grid, cell: Cell) -> str | None:
+    """The label of a cell's column; None for a whole site."""
+    if cell.whole:
+        return None
+    return str(cell.column) if grid.by_unit else grid.spans[0][cell.column].label
 
 
 def patched_at(grid: Grid, prompt: EncodedPrompt) -> str:

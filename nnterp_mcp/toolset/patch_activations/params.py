@@ -16,7 +16,7 @@ from nnterp_mcp.request.fields import Plot
 from nnterp_mcp.request.operations import Heads, Interventions
 from nnterp_mcp.request.positions import Layers
 from nnterp_mcp.request.prompts import Prompts
-from nnterp_mcp.request.sites import FACTS, Site
+from nnterp_mcp.request.sites import FACTS, HEAD_SITES, Site
 from nnterp_mcp.request.targets import TargetSets
 
 _Direction = Literal["denoising", "noising"]
@@ -161,6 +161,12 @@ class PatchActivationsParams(ModelParams):
         usual: Site = "layers_output" if heads is None else "heads_output"
         named: dict[Site, None] = dict.fromkeys(cell.site for cell in cells if cell.site is not None)
         return self.sites or tuple(named) or (usual,), heads
+
+    @property
+    def wholes(self) -> list[Site]:
+        """Where cells name heads, the other sites of the grid, each layer of which is a cell."""
+        by_head = {cell.site for cell in self.grid_cells if cell.heads is not None}
+        return [site for site in self.columns[0] if by_head and site not in {*by_head, *HEAD_SITES}]
 
     @property
     def ends(self) -> str | None:

@@ -16,8 +16,10 @@ def position_of(label: str) -> int | str:
     return int(label) if label.isdigit() else label
 
 
-def name_cell(site: str, layer: int, label: str, by_head: bool) -> str:
-    """A cell as answers name it: L23H4, or "mlps_output L3@4" with the position or label behind the layer."""
+def name_cell(site: str, layer: int, label: str | None, by_head: bool) -> str:
+    """A cell as answers name it: L23H4, or "mlps_output L3@4" with the position or label behind the layer, if any."""
+    if label is None:
+        return f"{site} L{layer}"
     if not by_head:
         return f"{site} L{layer}@{label}"
     return f"L{layer}H{label}" if site == "heads_output" else f"{site} L{layer}H{label}"

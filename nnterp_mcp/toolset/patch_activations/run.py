@@ -28,7 +28,7 @@ from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws,
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.request.corruption import Ablated
 from nnterp_mcp.request.selectors import resolve_layers
-from nnterp_mcp.toolset.patch_activations.columns import columns_of, patched_at, texts_of
+from nnterp_mcp.toolset.patch_activations.columns import columns_of, label_of, patched_at, texts_of
 from nnterp_mcp.toolset.patch_activations.params import PatchActivationsParams
 from nnterp_mcp.toolset.patch_activations.places import find_positions, find_receivers, patch_features
 from nnterp_mcp.toolset.patch_activations.result import (
@@ -83,6 +83,7 @@ def _patcher(
         layers=params.layers,
         positions=find_positions(params),
         heads=heads,
+        wholes=params.wholes,
         window=params.window,
     )
     return Patcher(
@@ -248,6 +249,12 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
     by_head, found = patcher.grid.by_unit, list[Cell]()
     labels = [column.label for column in columns]
     for given in params.grid_cells:
+        if by_head and given.positions is not None:
+            raise InvalidRequest(
+                f"the cell {given.shown} has positions of its own: where heads are named, all cells are patched at "
+                "those of the call.",
+                f"Give positions={list(given.positions)}.",
+            )
         site = given.site or params.columns[0][0]
         layers = resolve_layers(given.layers, patcher.model.num_layers, patcher.model.name)
         alike = [
@@ -255,7 +262,7 @@ def _chosen(patcher: Patcher, params: PatchActivationsParams, columns: Sequence[
             for cell in patcher.grid.cells
             if cell.site == site
             and cell.layer in layers
-            and (str(cell.column) if by_head else labels[cell.column]) in (given.columns or labels)
+            and (given.columns is None or label_of(patcher.grid, cell) in given.columns)
         ]
         if {cell.layer for cell in alike} != set(layers):
             raise InvalidRequest(
@@ -285,8 +292,7 @@ def _set(
 
 
 def _name(grid: Grid, cell: Cell) -> str:
-    label = str(cell.column) if grid.by_unit else grid.spans[0][cell.column].label
-    return name_cell(cell.site, cell.layer, label, grid.by_unit)
+    return name_cell(cell.site, cell.layer, label_of(grid, cell), grid.by_unit)
 
 
 def _scores(patcher: Patcher, circuit: Circuit, summary: _Summary) -> CircuitScores:

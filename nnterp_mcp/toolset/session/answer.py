@@ -47,6 +47,12 @@ def _change(result: SessionResult) -> str:
 def _notes(result: SessionResult) -> list[str]:
     notes = [] if result.ndif is None else [result.ndif]
     notes += [note for model in result.models for note in _edits(model)]
+    notes += [
+        f"The process of {model.handle} also holds {name} ({size(count)}), to compare with; unloading either frees it."
+        for model in result.models
+        for name, count in model.held.items()
+        if count
+    ]
     notes += [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")

@@ -11,7 +11,11 @@ from nnterp_mcp.table import TableField
 
 
 class LoadedModel(ResultPart):
-    """One model of the session; memory in bytes, times in seconds."""
+    """One model of the session; memory in bytes, times in seconds.
+
+    `held` are the sizes of other models whose weights its process has read to compare with; 0 for one that shares
+    those of another.
+    """
 
     handle: str
     source: str
@@ -22,6 +26,7 @@ class LoadedModel(ResultPart):
     host_memory: int | None
     device_memory: int | None
     edits: list[str] = Field(default_factory=list[str])
+    held: dict[str, int] = Field(default_factory=dict)
 
 
 class RunLine(ResultPart):

@@ -68,18 +68,26 @@ def run(bench: Bench, params: VerifyClaimParams, job: Job) -> VerifyClaimResult:
     if not held.pairs:
         return _result(bench, params, held, [])
     prepared = _prepare(bench, params, held)
-    work = bench.workload([pair.clean.prompt for pair in held.pairs], (), job)
-    job.tell(f"{prepared.runs} runs, about {seconds(prepared.pace() * prepared.runs)} at most")
+    numbers, left = range(len(prepared.components)), prepared.pace() * prepared.runs
+    job.tell(f"{prepared.runs} runs, about {seconds(left)} at most")
+
+    def report(done: int, total: int | None, unit: str) -> None:
+        job.progress(done, total, f"{unit}, about {seconds(left)} left" if left >= 1 else unit)
+
+    work = replace(bench.workload([pair.clean.prompt for pair in held.pairs], (), job), progress=report)
 
     def compute(group: Sequence[int]) -> list[ComponentRuns]:
-        return prepared.compute(group, work)
+        nonlocal left
+        begun = time.monotonic()
+        found = prepared.compute(group, work)
+        left = (time.monotonic() - begun) / len(group) * (numbers[-1] - group[-1])
+        return found
 
     def assemble(finished: Finished[ComponentRuns]) -> VerifyClaimResult:
         return _result(bench, params, held, finished.items, prepared)
 
-    numbers = range(len(prepared.components))
     groups = [[0], *(list(numbers[at : at + _TOGETHER]) for at in range(1, len(numbers), _TOGETHER))]
-    return job.in_parts(groups, ComponentRuns, compute, assemble, "components")
+    return job.in_parts(groups, ComponentRuns, compute, assemble, "components", left=lambda: left)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnterp_mcp.experiments.circuits.edge_graph import EdgeGraph, make_edge_graph
-from nnterp_mcp.experiments.circuits.faithfulness import areas, estimate_faithfulness, measure_sizes, sizes_of
+from nnterp_mcp.experiments.circuits.faithfulness import areas, estimate_faithfulness, measure_circuit, sizes_of
 from nnterp_mcp.experiments.circuits.selection import Edge, as_mask, draw_circuit, prune_edges, rank_edges
 from tests.experiments.circuits.test_edge_patching import case_of, standardized
 
@@ -57,7 +57,8 @@ def test_the_whole_graph_is_faithful_and_an_area_is_that_of_trapezoids() -> None
         case = case_of(standardized("llama"))
         order = rank_edges(case.graph, torch.rand(case.graph.exists.shape, dtype=torch.float64))
         sizes = sizes_of(len(order), (0.1, 1.0))
-        small, whole = measure_sizes([case.patcher], order, sizes, draws=2)
+        circuits = [prune_edges(case.graph, order[:size]) for size in sizes]
+        small, whole = (measure_circuit([case.patcher], circuit, 2) for circuit in circuits)
     found = estimate_faithfulness([case.patcher], whole)
 
     assert found is not None

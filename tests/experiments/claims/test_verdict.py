@@ -17,7 +17,7 @@ WEAK = replace(STRONG, effect=Estimate(0.02, 0.01, 0.03))
 USUAL = replace(STRONG, nulls=[0.7] * 3 + [0.0] * 36)
 UNSURE = replace(STRONG, effect=Estimate(0.3, -0.1, 0.7))
 OPPOSITE = replace(STRONG, effect=Estimate(-0.6, -0.7, -0.5))
-FEW = replace(STRONG, nulls=[0.0] * 18)
+FEW = replace(STRONG, nulls=[0.0] * 19)
 FLAT = replace(STRONG, rank=0.4)
 PUSHED = replace(STRONG, directions=[0.7] * 3 + [0.0] * 36)
 ASIDE = replace(OPPOSITE, name="mean ablation", decides=False)
@@ -33,7 +33,7 @@ ASIDE = replace(OPPOSITE, name="mean ablation", decides=False)
         ([replace(STRONG, directions=[0.0] * 5)], "inconclusive", "only 5 different random"),
         ([STRONG, UNSURE], "inconclusive", "includes zero"),
         ([STRONG, OPPOSITE], "not supported", "opposite sign"),
-        ([FEW], "inconclusive", "18 different random components"),
+        ([FEW], "inconclusive", "19 different random components"),
         ([FLAT], "inconclusive", "does not rise with the strength"),
         ([STRONG, ASIDE], "inconclusive", "mean ablation, which does not decide"),
     ],
