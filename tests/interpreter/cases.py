@@ -195,13 +195,13 @@ class Cases:
 
     def _find_circuit(self) -> dict[str, Any]:
         clean, corrupted = self._pair()
-        drawn = self._call([clean])["interventions"]
         return {
             "clean": [clean],
             "corrupted": [corrupted],
-            "interventions": [one for one in drawn if one.get("site") in _WRITTEN],
+            "interventions": [one for one in self._call([clean])["interventions"] if one.get("site") in _WRITTEN],
             "targets": {"one": "cat", "other": "sea"},
-            **{"steps": 1, "draws": 0},
+            "steps": 1,
+            "draws": 0,
         }
 
     def _verify_claim(self) -> dict[str, Any]:
