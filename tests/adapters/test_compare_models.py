@@ -22,7 +22,7 @@ from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
 from nnterp_mcp.experiments.comparison.mean_difference import read_by_lens, read_by_patchscope, steer_towards
 from nnterp_mcp.experiments.comparison.predictions import compare_predictions
 from nnterp_mcp.experiments.comparison.random_change import change_at_random
-from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, align
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, ComparedModel, align_by_text
 from nnterp_mcp.experiments.comparison.weights import compare_weights
 from nnterp_mcp.model.loading.adapters import adapt
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -52,7 +52,7 @@ def prompts_of(model: StandardizedTransformer) -> list[EncodedPrompt]:
 
 
 def aligned(model: StandardizedTransformer) -> list[AlignedPrompt]:
-    return [align(prompt, prompt) for prompt in prompts_of(model)]
+    return [align_by_text(prompt, prompt) for prompt in prompts_of(model)]
 
 
 WORK = Workload(())
@@ -82,7 +82,7 @@ def test_what_changed_equals_plain_hooks(
 ) -> None:
     base, model, merged = pair
     plain, prompts = tiny_model("llama").eval(), prompts_of(model)
-    sides = Side(base), Side(model)
+    sides = ComparedModel(base), ComparedModel(model)
     found = compare_predictions(*sides, aligned(model), WORK)
     changes = {change.place: change for change in compare_activations(*sides, aligned(model), WORK)}
     sums = {place: [0.0, 0.0] for place in changes}
@@ -116,7 +116,7 @@ def test_a_planted_change_is_found_where_it_is(
     assert plainly.norm == pytest.approx(weight.norm, rel=1e-5)
     stream = [
         change
-        for change in compare_activations(Side(base), Side(model), aligned(model), WORK)
+        for change in compare_activations(ComparedModel(base), ComparedModel(model), aligned(model), WORK)
         if change.place.site == "layers_output"
     ]
     assert [change.change == 0 for change in stream] == [change.place.layer < LAYER for change in stream]  # pyright: ignore
@@ -132,7 +132,7 @@ def test_activations_of_the_other_model_carry_the_behaviour_over(
 ) -> None:
     base, model, merged = pair
     plain, prompt, places = tiny_model("llama").eval(), prompts_of(model)[0], shared_places(base, model)
-    apart, values = patch_across(Side(model), Side(base), prompt, places, WORK)
+    apart, values = patch_across(ComparedModel(model), ComparedModel(base), prompt, places, WORK)
     new, states = outputs(merged, prompt.ids)
     for place, value in zip(places, values.tolist(), strict=True):
         layer = plain.model.layers[place.layer or 0]
@@ -154,7 +154,7 @@ def test_another_fine_tune_is_patched_towards_the_model(
     plainly = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "two").merge_and_unload().eval()
     plain, prompt = tiny_model("llama").eval(), prompts_of(model)[0]
     places = [Place("mlps_output", layer) for layer in range(base.num_layers)]
-    _, values = patch_across(Side(other), Side(base), prompt, places, WORK, Side(model))
+    _, values = patch_across(ComparedModel(other), ComparedModel(base), prompt, places, WORK, ComparedModel(model))
     new, _ = outputs(merged, prompt.ids)
     _, states = outputs(plainly, prompt.ids)
     for layer, value in enumerate(values.tolist()):
@@ -170,7 +170,10 @@ def test_a_mean_difference_is_read_and_steered_as_by_plain_hooks(
     plain, prompts = tiny_model("llama").eval(), prompts_of(model)
     states = [(outputs(plain, prompt.ids)[1], outputs(merged, prompt.ids)[1]) for prompt in prompts]
     moved = [new[2 * LAYER + 1][0] - old[2 * LAYER + 1][0] for old, new in states]
-    found = {change.place: change for change in compare_activations(Side(base), Side(model), aligned(model), WORK)}
+    found = {
+        change.place: change
+        for change in compare_activations(ComparedModel(base), ComparedModel(model), aligned(model), WORK)
+    }
     change = found[Place("layers_output", LAYER)]
     torch.testing.assert_close(change.mean_difference, torch.cat([rows[1:] for rows in moved]).mean(0))
     torch.testing.assert_close(change.early_difference, torch.cat([rows[1:5] for rows in moved]).mean(0))
@@ -189,7 +192,9 @@ def test_a_mean_difference_is_read_and_steered_as_by_plain_hooks(
     assert (token, p) == (int(said.argmax()), pytest.approx(float(said.max()), rel=1e-4))
     assert alone == int(outputs(merged, repeat)[0][-1].argmax())
 
-    nothing, (effect,) = steer_towards(Side(base), Side(model), prompts, change.place, vector, [2.0], 1, WORK)
+    nothing, (effect,) = steer_towards(
+        ComparedModel(base), ComparedModel(model), prompts, change.place, vector, [2.0], 1, WORK
+    )
     expected_kl = [[], []]
     for prompt, (old, _) in zip(prompts, states, strict=True):
         wanted = outputs(merged, prompt.ids)[0][-1]
@@ -228,7 +233,7 @@ def test_models_that_do_not_correspond_are_refused(
         InvalidRequest,
         match="base is a LlamaForCausalLM with 4 layers of width 64 and other is a LlamaForCausalLM with 3",
     ):
-        compare_activations(Side(base), Side(other), aligned(model), WORK)
+        compare_activations(ComparedModel(base), ComparedModel(other), aligned(model), WORK)
 
 
 def test_the_tool_over_a_server(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -308,7 +313,7 @@ def test_models_with_other_tokens_are_compared_by_text() -> None:
         for seed, tokenizer in enumerate(tokenizers)
     )
     ids = [tokenizer(TEXTS[0])["input_ids"] for tokenizer in tokenizers]
-    prompt = align(*(encode_prompts(one, TEXTS[:1], "tiny")[0] for one in tokenizers))
+    prompt = align_by_text(*(encode_prompts(one, TEXTS[:1], "tiny")[0] for one in tokenizers))
     read = [
         [one.decode(tokens[: at + 1], skip_special_tokens=True) for at in positions]
         for one, tokens, positions in zip(tokenizers, ids, zip(*prompt.pairs, strict=True), strict=True)
@@ -320,7 +325,7 @@ def test_models_with_other_tokens_are_compared_by_text() -> None:
     assert read[0] == read[1] == sorted((ahead[0] & ahead[1]) - {""}, key=len)
     assert len(read[0]) < len(ids[0]) != len(ids[1])
 
-    (found,) = compare_predictions(Side(base), Side(model), [prompt], WORK)
+    (found,) = compare_predictions(ComparedModel(base), ComparedModel(model), [prompt], WORK)
     logs = [outputs(one, tokens)[0] for one, tokens in zip(plain, ids, strict=True)]
     pieces = [one.get_vocab() for one in tokenizers]
     shared = sorted(pieces[0].keys() & pieces[1].keys() - {"<pad>", "<bos>"})
@@ -341,7 +346,7 @@ def test_models_with_other_tokens_are_compared_by_text() -> None:
         assert float(found.surprise[row]) == pytest.approx(sum(bits[1][other_begin:other_end]), rel=1e-4)
 
     states = [outputs(one, tokens)[1] for one, tokens in zip(plain, ids, strict=True)]
-    changes = {one.place: one for one in compare_activations(Side(base), Side(model), [prompt], WORK)}
+    changes = {one.place: one for one in compare_activations(ComparedModel(base), ComparedModel(model), [prompt], WORK)}
     for layer in range(base.num_layers):
         old, new = (
             rows[2 * layer + 1][0, list(at)] for rows, at in zip(states, zip(*prompt.pairs, strict=True), strict=True)
@@ -363,7 +368,7 @@ def test_the_tool_compares_models_with_other_tokens(tiny: Callable[..., Path], t
     assert result.left_out == ["activations", "weights", "difference", "patching"]
     said = SPEC.summarize(result).text()
     assert re.search(r"bits per character against [\d.]+, the top token contradicts the base's at", said)
-    assert "The models read other tokens: activations, weights, difference, patching are not compared." in said
+    assert "The models are built otherwise: activations, weights, difference, patching are not compared." in said
     with pytest.raises(InvalidRequest, match="their activations and weights do not correspond"):
         lab.call("compare_models", base=str(tmp_path / "gpt2"), parts="patching")
     lab.figure(result).save(tmp_path / "figure.png")

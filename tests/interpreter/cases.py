@@ -195,24 +195,22 @@ class Cases:
 
     def _find_circuit(self) -> dict[str, Any]:
         clean, corrupted = self._pair()
-        drawn = self._call([clean])["interventions"]
         return {
             "clean": [clean],
             "corrupted": [corrupted],
-            "interventions": [one for one in drawn if one.get("site") in _WRITTEN],
+            "interventions": [one for one in self._call([clean])["interventions"] if one.get("site") in _WRITTEN],
             "targets": {"one": "cat", "other": "sea"},
             "steps": 1,
             "draws": 0,
         }
 
     def _verify_claim(self) -> dict[str, Any]:
-        pairs = [self._pair() for _ in range(4)]
-        drawn = self._call([clean for clean, _ in pairs])["interventions"]
+        clean, corrupted = (list(side) for side in zip(*(self._pair() for _ in range(4)), strict=True))
         return {
             "claim": ["L1H0"],
-            "clean": [clean for clean, _ in pairs],
-            "corrupted": [corrupted for _, corrupted in pairs],
-            "interventions": anywhere(drawn),
+            "clean": clean,
+            "corrupted": corrupted,
+            "interventions": anywhere(self._call(clean)["interventions"]),
             "targets": {"one": "cat", "other": "sea"},
             "found_on": ["theory"],
         }
@@ -248,14 +246,13 @@ class Cases:
     def _alignment(self) -> dict[str, Any]:
         """Pairs of prompts for an alignment search."""
         pairs = [self._pair() for _ in range(8)]
-        prompts = [text for pair in pairs for text in pair]
         return {
             "positive": [base for base, _ in pairs],
             "negative": [source for _, source in pairs],
             "answers": self.dice.sample(("cat", "sea") * 4, 8),
             "layers": self.dice.randrange(self.subject.plain.layers - 1),
             "positions": self.dice.choice(("last", {"text": MARK})),
-            "interventions": anywhere(self._call(prompts)["interventions"]),
+            "interventions": anywhere(self._call([text for pair in pairs for text in pair])["interventions"]),
         }
 
     def _features(self) -> dict[str, Any]:

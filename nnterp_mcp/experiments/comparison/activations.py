@@ -16,7 +16,7 @@ from nnterp_mcp.engine.readouts.reductions import take_rows
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, Unsupported
-from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, base_batch, batches_of
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, ComparedModel, base_batch, batches_of
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
 from nnterp_mcp.request.sites import Site
@@ -114,7 +114,7 @@ def shared_places(base: StandardizedTransformer, model: StandardizedTransformer)
 
 
 def compare_activations(
-    base: Side, model: Side, prompts: Sequence[AlignedPrompt], work: Workload
+    base: ComparedModel, model: ComparedModel, prompts: Sequence[AlignedPrompt], work: Workload
 ) -> list[ActivationChange]:
     """Runs both models on the same texts; a prompt's first token, whose state is unlike all others, is left out.
 

@@ -17,17 +17,17 @@ from nnterp_mcp.engine.readouts.metrics import reduce_to_metric
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.comparison.sides import Side
+from nnterp_mcp.experiments.comparison.sides import ComparedModel
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 
 
 def patch_across(
-    source: Side,
-    target: Side,
+    source: ComparedModel,
+    target: ComparedModel,
     prompt: EncodedPrompt,
     places: Sequence[Place],
     work: Workload,
-    towards: Side | None = None,
+    towards: ComparedModel | None = None,
 ) -> tuple[float, Float[Tensor, " place"]]:
     """Runs a prompt in one model with the activations that another has there, at all positions, one place at a time.
 
@@ -52,7 +52,12 @@ def patch_across(
 
 
 def diverge(
-    target: Side, prompt: EncodedPrompt, edits: Sequence[StateEdit], rows: int, reference: Reference, work: Workload
+    target: ComparedModel,
+    prompt: EncodedPrompt,
+    edits: Sequence[StateEdit],
+    rows: int,
+    reference: Reference,
+    work: Workload,
 ) -> tuple[float, Float[Tensor, " row"]]:
     """Runs a prompt with edits of several rows.
 

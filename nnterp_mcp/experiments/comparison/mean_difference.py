@@ -18,7 +18,7 @@ from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.experiments.activations import read_states
 from nnterp_mcp.experiments.comparison.exchange_grid import diverge
-from nnterp_mcp.experiments.comparison.sides import Side
+from nnterp_mcp.experiments.comparison.sides import ComparedModel
 from nnterp_mcp.experiments.patched_target import SourceReadings, Target
 from nnterp_mcp.experiments.patchscope import read_patchscope
 from nnterp_mcp.experiments.steering_vectors import random_direction
@@ -33,7 +33,7 @@ TopTokens = list[tuple[int, float]]
 def read_by_lens(
     model: StandardizedTransformer, differences: Float[Tensor, "row hidden"], top_k: int
 ) -> list[TopTokens]:
-    """What each difference promotes, read through the final norm and the head."""
+    """Reads each difference through the final norm and the head: the tokens that it promotes."""
     with torch.inference_mode():
         logits = model.project_on_vocab(differences.to(model.device, model.computing_dtype)).float()
     tops = logits.softmax(-1).topk(top_k, dim=-1)
@@ -47,7 +47,7 @@ def read_by_patchscope(
     top_k: int,
     batch_tokens: int,
 ) -> tuple[list[TopTokens], TopTokens]:
-    """What the model makes of each difference in the repeat prompt, where it replaces the last token's state.
+    """Reads each difference by what the model says of it in the repeat prompt, in place of the last token's state.
 
     Each is put in after its own layer, at the length of the state that it replaces.
 
@@ -96,8 +96,8 @@ class StrengthEffect:
 
 
 def steer_towards(
-    base: Side,
-    model: Side,
+    base: ComparedModel,
+    model: ComparedModel,
     prompts: Sequence[EncodedPrompt],
     place: Place,
     direction: Float[Tensor, " hidden"],
@@ -137,10 +137,12 @@ def steer_towards(
     ]
 
 
-def with_addition(side: Side, prompts: Sequence[EncodedPrompt], place: Place, vector: Float[Tensor, " hidden"]) -> Side:
+def with_addition(
+    side: ComparedModel, prompts: Sequence[EncodedPrompt], place: Place, vector: Float[Tensor, " hidden"]
+) -> ComparedModel:
     """A model whose states get a vector besides its operations, at all tokens, generated ones included."""
     reach = Reach({prompt.index: range(len(prompt.ids)) for prompt in prompts}, goes_on=True)
     edit = StateEdit(place, reach, Added(vector, "the mean difference", place))
     edits = {at: [*listed] for at, listed in side.plan.edits.items()}
     edits.setdefault(place, []).append(edit)
-    return Side(side.model, Plan(edits, side.plan.labels))
+    return ComparedModel(side.model, Plan(edits, side.plan.labels))

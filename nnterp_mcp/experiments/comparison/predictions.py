@@ -14,10 +14,16 @@ from nnterp_mcp.engine.forward import forward
 from nnterp_mcp.engine.generation import end_ids
 from nnterp_mcp.engine.readouts.reductions import divergence, log_probabilities
 from nnterp_mcp.engine.workload import Workload
-from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, base_batch, batches_of, share_vocabulary
+from nnterp_mcp.experiments.comparison.sides import (
+    AlignedPrompt,
+    ComparedModel,
+    base_batch,
+    batches_of,
+    share_vocabulary,
+)
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch
-from nnterp_mcp.model.text.tokens import token_text
+from nnterp_mcp.model.text.tokens import token_text, token_texts
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class SharedTokens:
         return _outcomes(log_probs, self.model, self.ends)
 
 
-def find_shared_tokens(base: StandardizedTransformer, model: StandardizedTransformer) -> SharedTokens:
+def match_vocabularies(base: StandardizedTransformer, model: StandardizedTransformer) -> SharedTokens:
     """The tokens that two models have in common, by their texts."""
     ids = [_ids_by_text(one) for one in (base, model)]
     texts = [text for text in ids[0] if text in ids[1]]
@@ -86,8 +92,8 @@ def _ids_by_text(model: StandardizedTransformer) -> dict[str, int]:
     """The id of each text that one token has; special tokens, and those without a text, are left out."""
     tokenizer = model.tokenizer
     special = {*tokenizer.all_special_ids, *end_ids(model)}
-    named = ((token_text(tokenizer, at), at) for at in range(min(model.vocab_size, len(tokenizer))))
-    return {text: at for text, at in named if at not in special and not text.endswith(f"#{at}")}
+    texts = token_texts(tokenizer, min(model.vocab_size, len(tokenizer)))
+    return {text: at for at, text in enumerate(texts) if at not in special and not text.endswith(f"#{at}")}
 
 
 def _outcomes(log_probs: Tensor, ids: Tensor, ends: Sequence[int]) -> Tensor:
@@ -96,7 +102,7 @@ def _outcomes(log_probs: Tensor, ids: Tensor, ends: Sequence[int]) -> Tensor:
 
 
 def compare_predictions(
-    base: Side, model: Side, prompts: Sequence[AlignedPrompt], work: Workload
+    base: ComparedModel, model: ComparedModel, prompts: Sequence[AlignedPrompt], work: Workload
 ) -> list[PredictionChange]:
     """Runs both models on each prompt.
 
@@ -111,7 +117,7 @@ def compare_predictions(
         work: The size of batches, and where progress is reported.
     """
     one = share_vocabulary(base.model, model.model)
-    shared = None if one else find_shared_tokens(base.model, model.model)
+    shared = None if one else match_vocabularies(base.model, model.model)
 
     def read(batch: Batch, numbers: Sequence[int]) -> list[PredictionChange]:
         chosen = [prompts[number] for number in numbers]
@@ -122,7 +128,7 @@ def compare_predictions(
     return batches_of(base, prompts, work).run(model.model, read)
 
 
-def _log_probs(side: Side, batch: Batch) -> list[Tensor]:
+def _log_probs(side: ComparedModel, batch: Batch) -> list[Tensor]:
     """The log-probabilities after every token of each prompt."""
     at = [(row, position) for row, prompt in enumerate(batch.prompts) for position in range(len(prompt.ids))]
     logits = forward(side.model, batch, side.plan, logits=at).logits
@@ -131,7 +137,11 @@ def _log_probs(side: Side, batch: Batch) -> list[Tensor]:
 
 
 def _change(
-    prompt: AlignedPrompt, before: Tensor, after: Tensor, shared: SharedTokens | None, sides: tuple[Side, Side]
+    prompt: AlignedPrompt,
+    before: Tensor,
+    after: Tensor,
+    shared: SharedTokens | None,
+    sides: tuple[ComparedModel, ComparedModel],
 ) -> PredictionChange:
     base_at, at = (list(positions) for positions in zip(*prompt.pairs, strict=True))
     old, new = before[base_at], after[at]
@@ -149,7 +159,9 @@ def _change(
     return PredictionChange(*(part.cpu() for part in (*fields, *surprises, base_mass, mass)))
 
 
-def _texts_differ(base_top: list[int], top: list[int], shared: SharedTokens, sides: tuple[Side, Side]) -> list[bool]:
+def _texts_differ(
+    base_top: list[int], top: list[int], shared: SharedTokens, sides: tuple[ComparedModel, ComparedModel]
+) -> list[bool]:
     """True where neither top token begins with the other: " Par" does not contradict " Paris"."""
     found: list[bool] = []
     for one, other in zip(base_top, top, strict=True):

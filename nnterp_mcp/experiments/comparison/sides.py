@@ -13,7 +13,7 @@ from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedModel:
     """A model with the operations that act in it.
 
     Attributes:
@@ -52,7 +52,7 @@ class AlignedPrompt:
         return [self.model.spans[at][1] for _, at in self.pairs[:-1]] + [len(self.model.text)]
 
 
-def align(base: EncodedPrompt, model: EncodedPrompt) -> AlignedPrompt:
+def align_by_text(base: EncodedPrompt, model: EncodedPrompt) -> AlignedPrompt:
     """Finds the positions after which two models have read the same text.
 
     A token's last character counts, so that it does not matter where a vocabulary puts spaces. The last positions
@@ -82,13 +82,13 @@ def _plain_tokens(model: StandardizedTransformer) -> dict[str, int]:
     return {token: at for token, at in tokenizer.get_vocab().items() if token not in added and at < model.vocab_size}
 
 
-def batches_of(base: Side, prompts: Sequence[AlignedPrompt], work: Workload) -> Workload:
+def batches_of(base: ComparedModel, prompts: Sequence[AlignedPrompt], work: Workload) -> Workload:
     """The prompts as the model reads them, in batches that the base can run too."""
     alone = not (base.model.can("batch") and all(prompt.same for prompt in prompts))
     size = 1 if alone else work.batch_size
     return Workload([prompt.model for prompt in prompts], NOTHING, work.batch_tokens, work.progress, size)
 
 
-def base_batch(base: Side, prompts: Sequence[AlignedPrompt], numbers: Sequence[int]) -> Batch:
+def base_batch(base: ComparedModel, prompts: Sequence[AlignedPrompt], numbers: Sequence[int]) -> Batch:
     """Some of the prompts as the base reads them, in one batch."""
     return Workload([prompt.base for prompt in prompts]).batch(base.model, numbers)

@@ -33,10 +33,20 @@ def token_text(tokenizer: Any, token: int) -> str:
     a text that several tokens have is followed by the id (`the#8083`), which stands alone where there is no text.
     """
     check_cancelled()
+    return _names_of(tokenizer).of(token)
+
+
+def token_texts(tokenizer: Any, count: int) -> list[str]:
+    """The names of the first so many tokens, in the time of one pass over the vocabulary."""
+    names = _names_of(tokenizer)
+    return [names.of(token) for token in range(count)]
+
+
+def _names_of(tokenizer: Any) -> _Names:
     names = _NAMES.get(tokenizer)
     if names is None or names.size != len(tokenizer):
         names = _NAMES[tokenizer] = _Names(tokenizer)
-    return names.of(token)
+    return names
 
 
 class _Names:

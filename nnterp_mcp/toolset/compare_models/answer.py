@@ -131,11 +131,12 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.base == result.model:
         notes.append("A model compared with itself differs nowhere: name another one in base.")
     if result.interventions:
-        notes.append(f"In all models, but not in the mean difference: {'; '.join(result.interventions)}.")
+        besides = ", but not in the mean difference" if result.differences else ""
+        notes.append(f"In all models{besides}: {'; '.join(result.interventions)}.")
     if result.by_text:
         notes.append(_on_alignment(result))
     if result.left_out:
-        reason = "read other tokens" if result.by_text else "are built otherwise"
+        reason = "read other tokens" if result.left_out == ["patching"] else "are built otherwise"
         notes.append(f"The models {reason}: {', '.join(result.left_out)} are not compared.")
     if any(place.made is not None for place in result.places):
         notes.append("change: ‖h' - h‖ / ‖h‖; made: by this layer's own weights; came: passed on from below.")
@@ -154,7 +155,7 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.texts:
         notes.append("Comparing texts alone is often as good at saying what was learned: read them, and sample more.")
     if result.uncontrolled:
-        notes.append(f"The random change leaves out {plural(result.uncontrolled, 'weight')} that are no linear maps.")
+        notes.append(f"The random change leaves out {plural(result.uncontrolled, 'weight')}, in no linear map.")
     return notes + left_out(hidden, "place", "places")
 
 
@@ -169,7 +170,11 @@ def _on_steering(result: CompareModelsResult) -> str:
     plain, *tried = result.steering
     best = min(tried, key=lambda one: one.kl)
     nearer = best.kl < min(plain.kl, best.random)
-    verdict = f"strength {number(best.strength)} comes nearest" if nearer else "no strength comes nearer than random"
+    verdict = (
+        f"strength {number(best.strength)} comes nearest"
+        if nearer
+        else "none comes nearer than base and random directions"
+    )
     return f"Steering: KL(model ‖ base + strength × difference at L{result.steered_layer}), {verdict}."
 
 

@@ -20,7 +20,7 @@ from nnterp_mcp.experiments.comparison.mean_difference import (
     steer_towards,
     with_addition,
 )
-from nnterp_mcp.experiments.comparison.sides import Side
+from nnterp_mcp.experiments.comparison.sides import ComparedModel
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.toolset.compare_models.models import Compared
 from nnterp_mcp.toolset.compare_models.result import CompareModelsResult, LayerDifference, Steered, TextPair
@@ -108,7 +108,7 @@ def _cosines(means: MeanDifferences, both: Tensor) -> list[float] | None:
     return torch.cosine_similarity(both, rows, dim=-1).tolist()
 
 
-def steer(compared: Compared, means: MeanDifferences, work: Workload) -> tuple[list[Steered], int | None]:
+def steer_base(compared: Compared, means: MeanDifferences, work: Workload) -> tuple[list[Steered], int | None]:
     """The base with multiples of the mean difference, against random directions; and the layer after which."""
     change = means.steered(compared.base.model.num_layers)
     if change is None:
@@ -137,7 +137,7 @@ def write_texts(
     """Continues prompts with every model, and with the base that is steered by what came closest to the model."""
     prompts = compared.prompts[:_CONTINUED]
 
-    def write(side: Side, of_base: bool = False) -> list[str]:
+    def write(side: ComparedModel, of_base: bool = False) -> list[str]:
         encoded = [prompt.base if of_base else prompt.model for prompt in prompts]
         work = Workload(encoded, side.plan, bench.batch_tokens, lambda *_: job.check())
         found = generate(side.model, work, max_new_tokens=_NEW_TOKENS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.comparison.activations import correspond, require_same_build
-from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side, align, share_vocabulary
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, ComparedModel, align_by_text, share_vocabulary
 from nnterp_mcp.experiments.features.calibration_texts import TEXTS
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import EncodedPrompt, encode_prompts
@@ -42,9 +42,9 @@ class Compared:
         parts: What can be compared of what was asked for.
     """
 
-    base: Side
-    model: Side
-    other: Side | None
+    base: ComparedModel
+    model: ComparedModel
+    other: ComparedModel | None
     names: tuple[str, str, str | None]
     prompts: list[AlignedPrompt]
     neutral: list[AlignedPrompt]
@@ -76,7 +76,7 @@ def find_models(bench: Bench, params: CompareModelsParams) -> Compared:
     prompts = neutral if given is None else _aligned(base, name, params.prompts or (), given)
     by_text = not share_vocabulary(base, model) or not all(prompt.same for prompt in (*prompts, *neutral))
     other = _find_other(bench, params, base, by_text)
-    acting = _Acting(bench, params)
+    acting = _Interventions(bench, params)
     return Compared(
         acting.side(base, [prompt.base for prompt in prompts]),
         acting.side(model, [prompt.model for prompt in prompts]),
@@ -90,17 +90,17 @@ def find_models(bench: Bench, params: CompareModelsParams) -> Compared:
 
 
 @dataclass(frozen=True)
-class _Acting:
+class _Interventions:
     """The interventions of a call, in any of its models."""
 
     bench: Bench
     params: CompareModelsParams
 
-    def side(self, model: StandardizedTransformer, prompts: Sequence[EncodedPrompt]) -> Side:
+    def side(self, model: StandardizedTransformer, prompts: Sequence[EncodedPrompt]) -> ComparedModel:
         bench = self.bench
         if not self.params.interventions:
-            return Side(model)
-        return Side(
+            return ComparedModel(model)
+        return ComparedModel(
             model,
             plan(
                 model,
@@ -114,9 +114,11 @@ class _Acting:
         )
 
 
-def plan_control(bench: Bench, params: CompareModelsParams, control: Any, prompts: Sequence[AlignedPrompt]) -> Side:
+def plan_control(
+    bench: Bench, params: CompareModelsParams, control: Any, prompts: Sequence[AlignedPrompt]
+) -> ComparedModel:
     """The base with a random change, with the interventions of the call."""
-    return _Acting(bench, params).side(control, [prompt.base for prompt in prompts])
+    return _Interventions(bench, params).side(control, [prompt.base for prompt in prompts])
 
 
 def _aligned(
@@ -125,7 +127,7 @@ def _aligned(
     """The prompts as both models read them; what there is to say of them was said of the model."""
     with collect_remarks():
         others = encode_prompts(base.tokenizer, given, name, base.context, base.embedded)
-    return [align(*pair) for pair in zip(others, prompts, strict=True)]
+    return [align_by_text(*pair) for pair in zip(others, prompts, strict=True)]
 
 
 def _possible(

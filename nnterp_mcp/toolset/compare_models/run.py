@@ -15,11 +15,11 @@ from nnterp_mcp.experiments.comparison.activations import ActivationChange, comp
 from nnterp_mcp.experiments.comparison.exchange_grid import patch_across
 from nnterp_mcp.experiments.comparison.predictions import PredictionChange, compare_predictions
 from nnterp_mcp.experiments.comparison.random_change import change_at_random
-from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, Side
+from nnterp_mcp.experiments.comparison.sides import AlignedPrompt, ComparedModel
 from nnterp_mcp.experiments.comparison.weights import WeightChange, compare_weights
 from nnterp_mcp.model.text.tokens import token_text
 from nnterp_mcp.request.operations import describe
-from nnterp_mcp.toolset.compare_models.differences import MeanDifferences, read_differences, steer, write_texts
+from nnterp_mcp.toolset.compare_models.differences import MeanDifferences, read_differences, steer_base, write_texts
 from nnterp_mcp.toolset.compare_models.models import Compared, find_models, other_adapters, plan_control
 from nnterp_mcp.toolset.compare_models.params import PARTS, CompareModelsParams
 from nnterp_mcp.toolset.compare_models.result import (
@@ -92,7 +92,7 @@ class _Comparison:
             result.places = self._places(control)
         if compared.asks("difference"):
             result.differences, result.scoped = read_differences(self.bench, self.job, compared, self.means)
-            result.steering, result.steered_layer = steer(compared, self.means, self.work("steering"))
+            result.steering, result.steered_layer = steer_base(compared, self.means, self.work("steering"))
         if compared.asks("texts"):
             write_texts(self.bench, self.job, compared, self.means if result.differences else None, result)
         if compared.asks("patching"):
@@ -107,16 +107,18 @@ class _Comparison:
     def means(self) -> MeanDifferences:
         """The mean differences on neutral text, without interventions."""
         compared = self.compared
-        sides = [Side(one.model) for one in (compared.model, compared.other) if one is not None]
-        found = [self._compare(Side(compared.base.model), one, compared.neutral, "mean difference") for one in sides]
+        sides = [ComparedModel(one.model) for one in (compared.model, compared.other) if one is not None]
+        found = [
+            self._compare(ComparedModel(compared.base.model), one, compared.neutral, "mean difference") for one in sides
+        ]
         return MeanDifferences(found[0], found[1] if len(found) > 1 else None)
 
     def _compare(
-        self, base: Side, model: Side, prompts: Sequence[AlignedPrompt], what: str
+        self, base: ComparedModel, model: ComparedModel, prompts: Sequence[AlignedPrompt], what: str
     ) -> dict[Place, ActivationChange]:
         return {change.place: change for change in compare_activations(base, model, prompts, self.work(what))}
 
-    def _random_change(self) -> tuple[Side | None, int]:
+    def _random_change(self) -> tuple[ComparedModel | None, int]:
         """The base with a random change of equal norm and rank, and how many weights it leaves out."""
         compared = self.compared
         if not (compared.alike and compared.asks("predictions", "activations") and self.weights):
@@ -125,7 +127,7 @@ class _Comparison:
         whole = left == len(self.weights)
         return None if whole else plan_control(self.bench, self.params, drawn, compared.prompts), left
 
-    def _positions(self, control: Side | None) -> list[PositionChanged]:
+    def _positions(self, control: ComparedModel | None) -> list[PositionChanged]:
         compared = self.compared
         base, prompts = compared.base, compared.prompts
         found = compare_predictions(base, compared.model, prompts, self.work("predictions"))
@@ -173,7 +175,7 @@ class _Comparison:
             )
         return made
 
-    def _places(self, control: Side | None) -> list[PlaceChanged]:
+    def _places(self, control: ComparedModel | None) -> list[PlaceChanged]:
         compared = self.compared
         found, randoms, others = (
             {} if one is None else self._compare(compared.base, one, compared.prompts, what)
