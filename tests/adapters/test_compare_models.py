@@ -258,6 +258,24 @@ def test_the_tool_over_a_server(tiny: Callable[..., Path], tmp_path: Path) -> No
     assert text(missing).startswith("no_model: no loaded model has the handle 'nothing'")
 
 
+def test_another_fine_tune_stands_next_to_the_model(tiny: Callable[..., Path]) -> None:
+    lab = Laboratory(tiny("llama"))
+    asked = {"base": str(tiny("llama", seed=1)), "prompts": TEXTS[0], "parts": ["predictions", "activations"]}
+    result = lab.call("compare_models", **asked, other=str(tiny("llama", seed=2)))
+    assert isinstance(result, CompareModelsResult)
+    ids = tiny_tokenizer()(TEXTS[0])["input_ids"]
+    (old, before), (new, after) = (outputs(tiny_model("llama", seed=seed).eval(), ids) for seed in (1, 2))
+    expected = (new.exp() * (new - old)).sum(-1).tolist()
+    assert [one.other for one in result.positions] == pytest.approx(expected, rel=1e-3)
+    for place in (one for one in result.places if one.site == "layers_output"):
+        one, other = (states[2 * place.layer + 1][0, 1:] for states in (before, after))
+        change = float(((other - one).norm(dim=-1) / one.norm(dim=-1)).mean())
+        assert place.other == pytest.approx(change, rel=1e-4)
+    with pytest.raises(InvalidRequest, match="one of the two models"):
+        lab.call("compare_models", **asked, other=asked["base"])
+
+
+@pytest.mark.slow
 def test_the_tool_names_another_fine_tune_and_takes_it_as_a_control(tiny: Callable[..., Path], tmp_path: Path) -> None:
     for name, target in (("one", "down_proj"), ("two", "o_proj")):
         write_adapter(tiny_model("llama"), tmp_path / name, r=1, target_modules=[target], layers_to_transform=[1])
