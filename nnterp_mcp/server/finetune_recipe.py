@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 from nnterp_mcp.pool.handles import handle_of, handle_of_adapter
 from nnterp_mcp.request.adapter_folder import split_scale
-from nnterp_mcp.server.recipe import ANSWER, MODEL, REPORT, Argument, Recipe, call, choose_model, claim_of_fact
+from nnterp_mcp.server.recipe import (
+    ANSWER_ARGUMENT,
+    MODEL_ARGUMENT,
+    REPORT,
+    Argument,
+    Recipe,
+    call,
+    choose_model,
+    claim_of_fact,
+)
 
 
 def _explain_finetune(given: Mapping[str, str], loaded: Mapping[str, int]) -> str:
@@ -65,8 +74,8 @@ EXPLAIN_FINETUNE = Recipe(
         Argument("adapter", "The PEFT folder of a LoRA adapter, or its id on the Hub", True, "pirate"),
         Argument("prompt", "A text after which the fine-tune shows", True, "Question: What do bees make? Answer:"),
         Argument("other_prompt", "A text of the same form after which it should not", True, "The capital of France is"),
-        Argument("answer", ANSWER.meaning, True, "Arr"),
-        MODEL,
+        Argument("answer", ANSWER_ARGUMENT.meaning, True, "Arr"),
+        MODEL_ARGUMENT,
     ),
     _explain_finetune,
 )

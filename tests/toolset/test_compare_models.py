@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -104,3 +105,31 @@ def test_summary(kind: str, snapshot: SnapshotAssertion) -> None:
     reply = answered(SPEC.digest(CompareModelsResult.model_validate(KINDS[kind])))
     assert text(reply) == snapshot(name="text")
     assert reply.structured_content == snapshot(name="structured")
+
+
+def test_a_whole_answer_leaves_room_for_the_parts_of_its_run(count_tokens: Callable[[Any], int]) -> None:
+    """Of 1,000 tokens, the list of parts takes up to 220."""
+    told = "Arr, matey! It be Madrid, or I be no pirate, says the captain."
+    whole = _CONTROLLED | {
+        "model": "smollm2-135m+pirate",
+        "base": "smollm2-135m",
+        "other": "smollm2-135m+butler",
+        "positions": [_CONTROLLED["positions"][1] | {"position": at, "kl": 8.113 - at} for at in range(12)],
+        "places": [
+            place | {"layer": layer, "change": 0.6945, "cosine": 0.7412, "random": 0.0472}
+            for place in _CONTROLLED["places"][:2]
+            for layer in range(30)
+        ],
+        "modules": [_ALONE["modules"][0] | {"module": "model.layers.0.self_attn.v_proj"}] * 210,
+        "differences": [
+            one | {"layer": 15, "top": [(" cryptocur", 0.1), ("<0x9E><0x8B>", 0.1), (" a", 0.1)], "scope": one["top"]}
+            for one in _CONTROLLED["differences"][1::2]
+        ],
+        "steered_layer": 15,
+        "texts": [_CONTROLLED["texts"][0] | {"prompt": at, "base": told, "model": told, "steered": told} for at in range(2)],
+    }
+
+    reply = answered(SPEC.digest(CompareModelsResult.model_validate(whole)))
+
+    assert count_tokens(text(reply)) <= 780
+    assert count_tokens(reply.structured_content) <= 950

@@ -16,34 +16,34 @@ from nnterp_mcp.toolset.compare_models.result import (
     ModuleChanged,
     PlaceChanged,
     PositionChanged,
-    Steered,
     TextPair,
 )
 
-_ROWS = 3
-_FEW = 2
-_LAYERS = 3
-_TEXT = 60
-_TOKENS = 3
+_TEXT = 40
+_TOKENS = 2
 """Tokens of a reading."""
+
+_FEW = 2
+"""Parts of which an answer has room for more rows each."""
 
 
 def digest(result: CompareModelsResult) -> CompareModelsAnswer:
     """The largest changes of each kind, and how they compare with a random change and another fine-tune."""
-    hidden = max(0, len(result.places) - _LAYERS)
+    rows = 2 if len(result.parts) > _FEW else 5
+    layers = _layers(result, rows)
+    hidden = max(0, len(result.places) - len(layers.rows))
     return CompareModelsAnswer(
         finding=_finding(result),
         notes=_notes(result, hidden),
         model=result.model,
         total=len(result.positions) or len(result.places) or len(result.modules),
-        truncated=hidden > 0 or len(result.positions) > _ROWS or len(result.modules) > _FEW,
-        predictions=_predictions(result),
-        layers=_layers(result),
-        modules=_modules(result),
+        truncated=hidden > 0 or len(result.positions) > rows or len(result.modules) > 1,
+        predictions=_predictions(result, rows),
+        layers=layers,
+        modules=_modules(result, rows if len(result.parts) <= _FEW else 0),
         differences=_differences(result),
-        steering=_steering(result),
-        patching=_patching(result),
-        texts=_texts(result),
+        patching=_patching(result, rows),
+        texts=_texts(result, rows),
     )
 
 
@@ -57,16 +57,21 @@ def _finding(result: CompareModelsResult) -> str:
         said.append(_on_activations(stream))
     if "weights" in result.parts:
         count = len(result.modules)
-        most_changed = f", most {result.modules[0].module}" if result.modules else ""
+        most_changed = _on_most_changed(result.modules[0]) if result.modules else ""
         said.append(f"{plural(count, 'weight')} {'differs' if count == 1 else 'differ'}{most_changed}")
     if result.cells:
         best = max(_sublayers(result), key=lambda cell: cell.into_base)
-        other = "" if best.other is None else f" ({result.other}'s: {percent(best.other)})"
+        other = "" if best.other is None else f" (the other's: {percent(best.other)})"
         said.append(
             f"its {best.site} of layer {best.layer} in the base recovers {percent(best.into_base)} of its predictions"
             f"{other}"
         )
     return f"{pair}: {'; '.join(said) or 'texts below'}."
+
+
+def _on_most_changed(one: ModuleChanged) -> str:
+    rank = "" if one.rank is None else f", rank {one.rank}"
+    return f", most {one.module} (by {number(brief(one.relative))} of its norm{rank})"
 
 
 def _on_activations(stream: Sequence[PlaceChanged]) -> str:
@@ -90,7 +95,7 @@ def _on_predictions(result: CompareModelsResult) -> str:
         (name, [value for value in values if value is not None])
         for name, values in (
             ("random change of the same norm and rank", [one.random for one in result.positions]),
-            (str(result.other), [one.other for one in result.positions]),
+            ("other", [one.other for one in result.positions]),
         )
     ]
     controls = ", ".join(f"{name}: {number(brief(mean(values)))}" for name, values in beside if values)
@@ -139,21 +144,21 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
         reason = "read other tokens" if result.left_out == ["patching"] else "are built otherwise"
         notes.append(f"The models {reason}: {', '.join(result.left_out)} are not compared.")
     if any(place.made is not None for place in result.places):
-        notes.append("change: ‖h' - h‖ / ‖h‖; made: by this layer's own weights; came: passed on from below.")
+        notes.append("change: a share of the norm; made by this layer's weights; came from below.")
     if result.steering:
         notes.append(_on_steering(result))
     if result.cells:
         prompts = plural(len(result.patched), "prompt")
         notes.append(
-            f"Recovery on {prompts}, all positions patched: 1 - KL to the source / unpatched KL; from the layer on "
-            "that makes the change, layers_output has 1 by construction."
+            f"Patching: 1 - KL to the source / unpatched KL, {prompts}, all positions; layers_output has 1 by "
+            "construction above the change."
         )
     if result.neutral and result.positions:
         notes.append("Read on neutral texts: give prompts that show the behaviour.")
     if result.others:
         notes.append(f"As a control, other could name {' or '.join(result.others)}.")
     if result.texts:
-        notes.append("Comparing texts alone is often as good at saying what was learned: read them, and sample more.")
+        notes.append("Texts alone often say as well what was learned: read them, and sample more.")
     if result.uncontrolled:
         notes.append(f"The random change leaves out {plural(result.uncontrolled, 'weight')}, in no linear map.")
     return notes + left_out(hidden, "place", "places")
@@ -169,20 +174,19 @@ def _on_alignment(result: CompareModelsResult) -> str:
 def _on_steering(result: CompareModelsResult) -> str:
     plain, *tried = result.steering
     best = min(tried, key=lambda one: one.kl)
-    nearer = best.kl < min(plain.kl, best.random)
-    verdict = (
-        f"strength {number(best.strength)} comes nearest"
-        if nearer
-        else "none comes nearer than base and random directions"
+    without, steered, random = (number(brief(kl)) for kl in (plain.kl, best.kl, best.random))
+    verdict = "" if best.kl < min(plain.kl, best.random) else "; it brings the base no nearer"
+    return (
+        f"Steering, KL(model ‖ base + strength × difference at L{result.steered_layer}): {without} without, {steered} "
+        f"at {number(best.strength)}, {random} along random directions{verdict}."
     )
-    return f"Steering: KL(model ‖ base + strength × difference at L{result.steered_layer}), {verdict}."
 
 
 def _any(values: Sequence[float | None]) -> bool:
     return any(value is not None for value in values)
 
 
-def _predictions(result: CompareModelsResult) -> Table:
+def _predictions(result: CompareModelsResult, rows: int) -> Table:
     found = result.positions
     columns: list[Column[PositionChanged]] = [
         Column("prompt", lambda one: one.prompt),
@@ -196,10 +200,10 @@ def _predictions(result: CompareModelsResult) -> Table:
         Column("base bits", lambda one: one.base_bits, Kind.BRIEF, result.by_text),
         Column("bits", lambda one: one.bits, Kind.BRIEF, result.by_text),
     ]
-    return tabulate(columns, sorted(found, key=lambda one: -one.kl)[:_ROWS])
+    return tabulate(columns, sorted(found, key=lambda one: -one.kl)[:rows])
 
 
-def _layers(result: CompareModelsResult) -> Table:
+def _layers(result: CompareModelsResult, rows: int) -> Table:
     places = result.places
     columns: list[Column[PlaceChanged]] = [
         Column("site", lambda place: place.site),
@@ -212,21 +216,20 @@ def _layers(result: CompareModelsResult) -> Table:
         Column("other", lambda place: place.other, Kind.BRIEF, _any([place.other for place in places])),
     ]
     stream = [place for place in places if place.site == "layers_output"]
-    shown = sorted(stream, key=lambda place: -(place.made or 0.0))[:1]
+    shown = sorted(stream, key=lambda place: -(place.made or 0.0))[: rows // 2]
     inner = [place for place in places if place.site != "layers_output"]
-    shown += stream[-1:] if stream[-1:] and stream[-1] not in shown else []
-    shown += sorted(inner, key=lambda place: -place.change)[:1]
+    shown += sorted(inner, key=lambda place: -place.change)[: rows - len(shown)]
     return tabulate(columns, [place for place in shown if place.change > 0])
 
 
-def _modules(result: CompareModelsResult) -> Table:
+def _modules(result: CompareModelsResult, rows: int) -> Table:
     columns: list[Column[ModuleChanged]] = [
         Column("module", lambda one: one.module),
         Column("‖dW‖/‖W‖", lambda one: one.relative, Kind.BRIEF),
         Column("rank", lambda one: one.rank),
         Column("singular values", lambda one: [brief(value) for value in one.spectrum[:3]] or None),
     ]
-    return tabulate(columns, result.modules[:_FEW])
+    return tabulate(columns, result.modules[:rows])
 
 
 def _differences(result: CompareModelsResult) -> Table:
@@ -239,21 +242,11 @@ def _differences(result: CompareModelsResult) -> Table:
         Column("cosine to other", lambda one: one.other, shown=_any([one.other for one in result.differences])),
     ]
     found = [one for one in result.differences if one.size > 0]
-    steered = [one for one in found if one.layer == result.steered_layer]
+    steered = [one for one in found if one.layer == result.steered_layer][:1]
     return tabulate(columns, steered + [one for one in found[-1:] if one not in steered])
 
 
-def _steering(result: CompareModelsResult) -> Table:
-    columns: list[Column[Steered]] = [
-        Column("strength", lambda one: one.strength),
-        Column("KL to model", lambda one: one.kl, Kind.BRIEF),
-        Column("random direction", lambda one: one.random, Kind.BRIEF),
-    ]
-    best = min(result.steering[1:], key=lambda one: one.kl, default=None)
-    return tabulate(columns, [one for one in result.steering if one.strength in (0, 1) or one is best])
-
-
-def _patching(result: CompareModelsResult) -> Table:
+def _patching(result: CompareModelsResult, rows: int) -> Table:
     columns: list[Column[CellPatched]] = [
         Column("site", lambda cell: cell.site),
         Column("layer", lambda cell: cell.layer),
@@ -264,11 +257,11 @@ def _patching(result: CompareModelsResult) -> Table:
         ),
     ]
     first = next((cell for cell in result.cells if cell.site == "layers_output" and cell.into_base > 0.5), None)
-    shown = sorted(_sublayers(result), key=lambda cell: -cell.into_base)[:_FEW]
+    shown = sorted(_sublayers(result), key=lambda cell: -cell.into_base)[: rows - 1]
     return tabulate(columns, [*shown, *([first] if first is not None and first not in shown else [])])
 
 
-def _texts(result: CompareModelsResult) -> Table:
+def _texts(result: CompareModelsResult, rows: int) -> Table:
     strength = number(result.steered_strength or 1.0)
     columns: list[Column[TextPair]] = [
         Column("prompt", lambda pair: pair.prompt),
@@ -280,11 +273,5 @@ def _texts(result: CompareModelsResult) -> Table:
             Kind.TEXT,
             any(pair.steered is not None for pair in result.texts),
         ),
-        Column(
-            "other",
-            lambda pair: None if pair.other is None else elided(pair.other, _TEXT),
-            Kind.TEXT,
-            any(pair.other is not None for pair in result.texts),
-        ),
     ]
-    return tabulate(columns, result.texts[:2])
+    return tabulate(columns, result.texts[:rows])

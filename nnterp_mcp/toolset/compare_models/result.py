@@ -188,7 +188,6 @@ class CompareModelsAnswer(ModelAnswer):
     layers: TableField
     modules: TableField
     differences: TableField
-    steering: TableField
     patching: TableField
     texts: TableField
 
