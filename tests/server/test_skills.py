@@ -108,7 +108,7 @@ def test_discovery_names_every_version() -> None:
 
 
 def test_only_the_named_tools_are_served_with_the_recipes_that_they_suffice_for() -> None:
-    with http(tools='["attention_probs", "generate"]') as server, server.client() as client:
+    with http(tools='["attention_probs", "generate", "verify_claim"]') as server, server.client() as client:
         tools = [tool.name for tool in client.tools()]
         missing = sorted(specs().keys() - tools)
         with pytest.raises(MCPError) as refused:
@@ -116,7 +116,7 @@ def test_only_the_named_tools_are_served_with_the_recipes_that_they_suffice_for(
         skills = [entry["frontmatter"]["name"] for entry in said(client, ListSkills())["skills"]]
         prompts = [prompt.name for prompt in client.prompts()]
 
-        assert tools == sorted([*BASICS, "attention_probs", "generate"])
+        assert tools == sorted([*BASICS, "attention_probs", "generate", "verify_claim"])
         assert refused.value.error.message == f"Unknown tool: steer. Tools: {', '.join(tools)}"
         assert f"This server does not serve {', '.join(missing)}: " in (client.instructions or "")
         assert (skills, prompts) == (["induction-heads"], ["induction_heads"])
