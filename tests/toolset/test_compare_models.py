@@ -108,7 +108,7 @@ def test_summary(kind: str, snapshot: SnapshotAssertion) -> None:
 
 
 def test_a_whole_answer_leaves_room_for_the_parts_of_its_run(count_tokens: Callable[[Any], int]) -> None:
-    """Of 1,000 tokens, the list of parts takes up to 220."""
+    """Of 1,000 tokens, the list of parts takes up to 200."""
     told = "Arr, matey! It be Madrid, or I be no pirate, says the captain."
     whole = _CONTROLLED | {
         "model": "smollm2-135m+pirate",
@@ -126,10 +126,12 @@ def test_a_whole_answer_leaves_room_for_the_parts_of_its_run(count_tokens: Calla
             for one in _CONTROLLED["differences"][1::2]
         ],
         "steered_layer": 15,
-        "texts": [_CONTROLLED["texts"][0] | {"prompt": at, "base": told, "model": told, "steered": told} for at in range(2)],
+        "texts": [
+            _CONTROLLED["texts"][0] | {"prompt": at, "base": told, "model": told, "steered": told} for at in range(2)
+        ],
     }
 
     reply = answered(SPEC.digest(CompareModelsResult.model_validate(whole)))
 
-    assert count_tokens(text(reply)) <= 780
+    assert count_tokens(text(reply)) <= 800
     assert count_tokens(reply.structured_content) <= 950

@@ -19,7 +19,7 @@ from nnterp_mcp.toolset.compare_models.result import (
     TextPair,
 )
 
-_TEXT = 40
+_TEXT = 32
 _TOKENS = 2
 """Tokens of a reading."""
 
@@ -262,14 +262,15 @@ def _patching(result: CompareModelsResult, rows: int) -> Table:
 
 
 def _texts(result: CompareModelsResult, rows: int) -> Table:
+    room = _TEXT if len(result.parts) > _FEW else 4 * _TEXT
     strength = number(result.steered_strength or 1.0)
     columns: list[Column[TextPair]] = [
         Column("prompt", lambda pair: pair.prompt),
-        Column("base", lambda pair: elided(pair.base, _TEXT), Kind.TEXT),
-        Column("model", lambda pair: elided(pair.model, _TEXT), Kind.TEXT),
+        Column("base", lambda pair: elided(pair.base, room), Kind.TEXT),
+        Column("model", lambda pair: elided(pair.model, room), Kind.TEXT),
         Column(
             f"base + {strength} × difference at L{result.steered_layer}",
-            lambda pair: None if pair.steered is None else elided(pair.steered, _TEXT),
+            lambda pair: None if pair.steered is None else elided(pair.steered, room),
             Kind.TEXT,
             any(pair.steered is not None for pair in result.texts),
         ),
