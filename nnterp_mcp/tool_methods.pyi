@@ -74,9 +74,11 @@ class ToolMethods:
         self,
         base: str | None = None,
         *,
+        other: str | None = None,
         prompts: Mapping[str, Any] | str | Sequence[str] | None = None,
         parts: Sequence[Literal["predictions", "activations", "weights", "difference", "patching", "texts"]]
         | None = None,
+        interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> CompareModelsResult: ...
     def features(
         self,
@@ -169,6 +171,7 @@ class ToolMethods:
         seed: int = 0,
         lens: str | None = None,
         file: str | None = None,
+        interventions: Sequence[Mapping[str, Any]] | None = None,
     ) -> MakeVectorResult: ...
     def patch_activations(
         self,
