@@ -17,7 +17,7 @@ _HALF = 0.5
 
 
 def _factors(plain: Plain, adapter: str) -> dict[int, Tensor]:
-    """What an adapter adds to `down_proj` of each layer."""
+    """The change that an adapter adds to `down_proj` of each layer."""
     found = load_file(Path(plain.model.name_or_path) / adapter / "adapter_model.safetensors")
     name = "base_model.model.model.layers.{}.mlp.down_proj.lora_{}.weight"
     return {layer: found[name.format(layer, "B")] @ found[name.format(layer, "A")] for layer in range(plain.depth)}
@@ -36,7 +36,7 @@ def _apart(source: Tensor, target: Tensor) -> float:
 
 
 def _recoveries(plain: Plain, adapted: Plain) -> dict[int, float]:
-    """What the MLP of each layer recovers, of the adapted model's prediction, where its output is put into the base."""
+    """The share of the adapted model's prediction that the base has with the output of one MLP put in, by layer."""
     wanted, own = adapted.log_probs(CONTEXT), plain.log_probs(CONTEXT)
     recovered = dict[int, float]()
     for layer in range(plain.depth):

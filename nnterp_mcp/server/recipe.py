@@ -107,7 +107,7 @@ Report each number with its control, n, and the run_id of its call. Say what was
 anecdote: repeat with others before you generalise."""
 
 _BEGINNINGS = ("In short:", "As you know:", "Question and answer:", "A fact:")
-"""What makes further prompts of one: as many as a claim takes at least."""
+"""Beginnings that make further prompts of one: as many as a claim takes at least."""
 
 
 def make_others(*prompts: str) -> list[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from nnterp_mcp.settings import Settings
 from nnterp_mcp.verification.tiny import tiny_model
 from tests.adapters import peft, write_adapter
 from tests.serving import stdio, text
+from tests.web import Answer, serving, use_hub
 
 COMMIT, OLD = "a" * 40, "b" * 40
 TEXT = "The capital of France is"
@@ -68,36 +68,13 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
     started = Hub(write_adapter(tiny_model("llama"), tmp_path / "pirate", target_modules=["down_proj"]))
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(path: str, headers: Message) -> Answer:
+        started.asked.append(path)
+        return started.answer(path.split("?")[0])
 
-        def do_GET(self) -> None:
-            started.asked.append(self.path)
-            status, headers, body = started.answer(self.path.split("?")[0])
-            self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815 - the name that the base class looks for
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    started.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in (
-        ("ENDPOINT", started.address),
-        ("HUGGINGFACE_CO_URL_TEMPLATE", started.address + "/{repo_id}/resolve/{revision}/{filename}"),
-        ("HF_HUB_CACHE", str(tmp_path / "hub-cache")),
-        ("HF_HUB_OFFLINE", False),
-    ):
-        monkeypatch.setattr(constants, name, value)
-    yield started
-    server.shutdown()
+    with serving(answer) as started.address:
+        use_hub(started.address, str(tmp_path / "hub-cache"), monkeypatch)
+        yield started
 
 
 def silent(message: str) -> None:

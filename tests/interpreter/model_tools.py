@@ -1,4 +1,4 @@
-"""What the tool that compares two models should answer."""
+"""The answers that `compare_models` should give."""
 
 from __future__ import annotations
 

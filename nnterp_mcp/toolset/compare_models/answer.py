@@ -23,6 +23,10 @@ _TEXT = 32
 _TOKENS = 2
 """Tokens of a reading."""
 
+_ON_ALIGNMENT = (
+    "Other tokens: compared where both have read the same text. A top token contradicts the base's if neither begins "
+    "with the other; no KL is defined over two vocabularies, so it is that of tokens with equal texts."
+)
 _FEW = 2
 """Parts of which an answer has room for more rows each."""
 
@@ -139,7 +143,7 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
         besides = ", but not in the mean difference" if result.differences else ""
         notes.append(f"In all models{besides}: {'; '.join(result.interventions)}.")
     if result.by_text:
-        notes.append(_on_alignment(result))
+        notes.append(_ON_ALIGNMENT)
     if result.left_out:
         reason = "read other tokens" if result.left_out == ["patching"] else "are built otherwise"
         notes.append(f"The models {reason}: {', '.join(result.left_out)} are not compared.")
@@ -162,13 +166,6 @@ def _notes(result: CompareModelsResult, hidden: int) -> list[str]:
     if result.uncontrolled:
         notes.append(f"The random change leaves out {plural(result.uncontrolled, 'weight')}, in no linear map.")
     return notes + left_out(hidden, "place", "places")
-
-
-def _on_alignment(result: CompareModelsResult) -> str:
-    return (
-        "Other tokens: compared where both have read the same text. A top token contradicts the base's if neither "
-        "begins with the other; no KL is defined over two vocabularies, so it is that of tokens with equal texts."
-    )
 
 
 def _on_steering(result: CompareModelsResult) -> str:

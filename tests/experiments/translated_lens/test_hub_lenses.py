@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from nnterp_mcp.experiments.translated_lens.hub_lenses import choose_lens
 from nnterp_mcp.worker.workbench import Bench
 from tests.toolset.test_fit_lens import PROMPT, TEXTS, ask
 from tests.toolset.test_make_vector import make_bench
+from tests.web import Answer, serving, use_hub
 
 COMMIT, OLD = "a" * 40, "b" * 40
 
@@ -72,33 +72,13 @@ def hub(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Genera
     save_lens(fitted["jacobian"], folder / "own.safetensors")
     started = Hub(folder)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(path: str, headers: Message) -> Answer:
+        started.asked.append(path)
+        return started.answer(path.split("?")[0])
 
-        def do_GET(self) -> None:
-            started.asked.append(self.path)
-            status, headers, body = started.answer(self.path.split("?")[0])
-            self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815 - the name that the base class looks for
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield started
-    server.shutdown()
+    with serving(answer) as address:
+        use_hub(address, str(tmp_path / "cache"), monkeypatch)
+        yield started
 
 
 def test_lenses_are_read_from_the_hub_and_found_again_without_it(
