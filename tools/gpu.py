@@ -1,6 +1,6 @@
 """Test and measure on an accelerator, on a machine that may be offline: `make gpu`.
 
-    python tools/gpu.py                        # the tests marked `gpu`, then the benchmark of an 8B model
+    python tools/gpu.py                        # the tests marked `gpu`, then launches and times of an 8B model
     python tools/gpu.py --wheels FOLDER        # installs these wheels below build/ first, without an index
     python tools/gpu.py --device cpu --small   # the same commands without an accelerator, to try them
 
@@ -26,12 +26,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8},
 }
 JOBS = ("lens", "patchscope", "grid", "steering", "attention", "load-warm")
-TESTS_LIMIT, BENCH_LIMIT = 200, 240
+TESTS_LIMIT, LAUNCHES_LIMIT, BENCH_LIMIT = 190, 50, 240
 """Seconds after which each part is ended, so that all of it takes at most eight minutes."""
 
 
 def main() -> int:
-    """Runs both parts, and returns 1 if one of them failed."""
+    """Runs all parts, and returns 1 if one of them failed."""
     given = _parse()
     paths = [str(ROOT)]
     if given.wheels:
@@ -45,6 +45,7 @@ def main() -> int:
     options += ["--repeats", "3", "--threads", str(len(os.sched_getaffinity(0))), "--jobs", *JOBS]
     options += ["--quick"] if given.small else []
     options += ["--write"] if given.write else []
+    failed |= _run("launches", LAUNCHES_LIMIT, environment, "-m", "tools.launches", *options[:6])
     return int(_run("benchmark", BENCH_LIMIT, environment, "tools/bench.py", *options) or failed)
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache
 
+from nnterp_mcp.engine.executors.short_passes import drop_graphs
 from nnterp_mcp.errors import OutOfMemory
 from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -67,5 +68,6 @@ def attempt(model: StandardizedTransformer, run: Callable[[], T]) -> tuple[T] | 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+    drop_graphs(model)
     clear_device_cache(garbage_collection=True)
     return None

@@ -8,7 +8,7 @@ where its first edit is, as a copy of the unedited row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 
 import torch
@@ -25,10 +25,11 @@ from nnterp_mcp.engine.hook_points import Place, require_place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.kv_cache import SharedCache, takes_rows
 from nnterp_mcp.engine.observation import Observed, Reference, ids_of, read_prefix, reduce_logits, run_branch_pass
-from nnterp_mcp.engine.prefix_sharing import Sharing, find_cheapest_sharing, recall
+from nnterp_mcp.engine.prefix_sharing import SHARED, Sharing, find_cheapest_sharing
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload, tokens_cached
 from nnterp_mcp.errors import Unsupported
+from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.memory import free, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
@@ -174,7 +175,8 @@ class Branches:
             kind(late) == kind(length),
             self.base.operations,
         )
-        return recall(self.model.module, situation, length, lambda: self._try_sharing(sites, late))
+        found = recall(self.model.module, SHARED, situation, length, lambda: astuple(self._try_sharing(sites, late)))
+        return Sharing(*found)
 
     @torch.inference_mode()
     def _try_sharing(self, sites: Sequence[Site], position: int) -> Sharing:

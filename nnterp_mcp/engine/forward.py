@@ -15,6 +15,7 @@ from torch import Tensor
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, is_skipped
 from nnterp_mcp.engine.executors.execution import execute
 from nnterp_mcp.engine.executors.remote import executed_remotely
+from nnterp_mcp.engine.executors.short_passes import Buffers, arguments_of, short_passes, static_inputs
 from nnterp_mcp.engine.hook_points import Place, in_order
 from nnterp_mcp.engine.interpreter import Data, visit
 from nnterp_mcp.engine.readouts.reductions import in_chunks, take_rows
@@ -177,9 +178,11 @@ def forward(
 @executed_remotely
 def run_pass(model: StandardizedTransformer, work: Pass, gradients: bool = False) -> Captured:
     """Runs a pass with hooks, or in a trace where hooks do not reach."""
-    inputs = {**work.batch.inputs, "use_cache": False}
     with torch.inference_mode(not gradients), attention_for(model, work.plan, work.captures):
-        found = run(model, inputs, Window.over(work.batch), work.plan, work.captures, work.ends)
+        found = None if gradients else _run_short(model, work)
+        if found is None:
+            inputs = {**work.batch.inputs, "use_cache": False}
+            found = run(model, inputs, Window.over(work.batch), work.plan, work.captures, work.ends)
         if work.reduction is None:
             return found
         asked = work.reduction
@@ -190,6 +193,35 @@ def run_pass(model: StandardizedTransformer, work: Pass, gradients: bool = False
         assert found.logits is not None
         numbers = in_chunks(found.logits, None, asked.reduce, asked.options, asked.width)
         return Captured(found.values, None, numbers)
+
+
+def _run_short(model: StandardizedTransformer, work: Pass) -> Captured | None:
+    """The pass on buffers that a graph replays; None where it is long, edits something, or reads more than entries."""
+    if work.plan or any(capture.reduce is not take_rows for capture in work.captures):
+        return None
+    ids, mask = work.batch.inputs["input_ids"], work.batch.inputs["attention_mask"]
+    passes = short_passes(model, *ids.shape)
+    if passes is None:
+        return None
+    entries = [(capture.options["rows"], capture.options["columns"]) for capture in work.captures]
+    entries += [] if work.ends is None else [work.ends]
+    given = static_inputs(model, ids, mask)
+    for number, (rows, columns) in enumerate(entries):
+        given |= {f"rows {number}": rows.to(ids.device), f"columns {number}": columns.to(ids.device)}
+
+    def compute(buffers: Buffers) -> list[Tensor]:
+        index = [(buffers[f"rows {number}"], buffers[f"columns {number}"]) for number in range(len(entries))]
+        captures = [
+            Capture(capture.place, take_rows, {"rows": rows, "columns": columns})
+            for capture, (rows, columns) in zip(work.captures, index, strict=False)
+        ]
+        ends = None if work.ends is None else index[-1]
+        found = run(model, arguments_of(buffers), Window.over(work.batch), NOTHING, captures, ends)
+        return [*found.values, *([] if found.logits is None else [found.logits])]
+
+    key = (model.attention, *(capture.place for capture in work.captures), work.logits is None)
+    made = passes.run(model, key, given, compute)
+    return Captured(made, None) if work.ends is None else Captured(made[:-1], made[-1])
 
 
 @executed_remotely

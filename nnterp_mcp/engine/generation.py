@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.decode_steps import UNBOUNDED, DecodeSteps, Way
@@ -26,6 +25,7 @@ from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.kv_cache import cache_inputs, takes_rows
 from nnterp_mcp.engine.sampling import GREEDY, Sampling, sample_tokens
 from nnterp_mcp.engine.workload import Workload, ignore_progress
+from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -178,12 +178,6 @@ def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
 _SHORT, _NEW = 8, 3
 """Tokens of the shortest text that is tried, and how many of them are read one by one."""
 
-_tried: WeakKeyDictionary[nn.Module, dict[tuple[Way, int], bool]] = WeakKeyDictionary()
-"""Which ways were right for each model, at which lengths."""
-
-_joined: WeakKeyDictionary[nn.Module, dict[Way, bool]] = WeakKeyDictionary()
-"""True where rows that are read in several passes were right in one cache, by model and way."""
-
 
 @torch.inference_mode()
 def find_way(model: StandardizedTransformer, length: int) -> Way:
@@ -192,17 +186,18 @@ def find_way(model: StandardizedTransformer, length: int) -> Way:
     Args:
         length: The tokens that the longest text is to have.
     """
-    lengths, known = lengths_of(model.module), _tried.setdefault(model.module, {})
+    lengths = lengths_of(model.module)
     expected: dict[int, list[Tensor]] = {}
     trials = sorted({_SHORT} | {max(_SHORT, mark.length + _NEW - 1) for mark in lengths.below(length)})
 
     def is_right(way: Way, at: int) -> bool:
-        if (way, at) not in known:
+        def find() -> bool:
             texts = _texts(model, at, lengths)
             if at not in expected:
                 expected[at] = [_alone(model, text) for text in texts]
-            known[way, at] = _is_right(model, way, texts, expected[at], UNBOUNDED)
-        return known[way, at]
+            return _is_right(model, way, texts, expected[at], UNBOUNDED)
+
+        return recall(model.module, "ways of generation", (astuple(way), at), 0, find)
 
     return next((way for way in WAYS if all(is_right(way, at) for at in trials)), WAYS[-1])
 
@@ -213,11 +208,12 @@ def _reads_in_parts(model: StandardizedTransformer, way: Way, work: Workload) ->
         return False
     if sum(len(prompt.ids) for prompt in work.prompts) <= work.batch_tokens:
         return True
-    known = _joined.setdefault(model.module, {})
-    if way not in known:
+
+    def find() -> bool:
         texts = _texts(model, _SHORT, lengths_of(model.module))
-        known[way] = _is_right(model, way, texts, [_alone(model, text) for text in texts], tokens=1)
-    return known[way]
+        return _is_right(model, way, texts, [_alone(model, text) for text in texts], tokens=1)
+
+    return recall(model.module, "joined caches", astuple(way), 0, find)
 
 
 def _texts(model: StandardizedTransformer, length: int, lengths: Lengths) -> list[list[int]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from nnterp_mcp.engine.batching import run_halving
+from nnterp_mcp.model.loading.trials import findings
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 
 Row = TypeVar("Row")
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -35,28 +34,13 @@ NO_SHARING = Sharing(prefix=False, layers=False)
 _LADDER = (Sharing(True, True), Sharing(True, False), Sharing(False, True))
 """The order of trials, the cheapest first; sharing nothing is right for every model."""
 
-_tried: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[int, Any]]] = WeakKeyDictionary()
-"""By model and situation: the longest prompt that was tried, and what was found exact on it."""
-
-
-def recall(module: nn.Module, situation: Hashable, length: int, find: Callable[[], Found]) -> Found:
-    """Returns what a model allows in a situation, tried once for prompts up to each length.
-
-    Args:
-        module: The model.
-        situation: All that the answer depends on besides the length.
-        length: The tokens of the prompt.
-        find: Tries it.
-    """
-    known = _tried.setdefault(module, {})
-    if known.get(situation, (0, None))[0] < length:
-        known[situation] = length, find()
-    return known[situation][1]
+SHARED = "sharing"
+"""The trials of what rows can share."""
 
 
 def known_sharing(module: nn.Module) -> list[Sharing]:
     """Returns the sharing that a model was found to allow in each situation so far."""
-    return [found for _, found in _tried.get(module, {}).values() if isinstance(found, Sharing)]
+    return [Sharing(*found) for found in findings(module, SHARED)]
 
 
 def find_cheapest_sharing(

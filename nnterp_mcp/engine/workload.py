@@ -15,6 +15,7 @@ import torch
 from nnterp_mcp.cancellation import check_cancelled
 from nnterp_mcp.engine.batching import rows_at_most, run_halving
 from nnterp_mcp.engine.executors.remote import executed_remotely
+from nnterp_mcp.engine.executors.short_passes import bucket
 from nnterp_mcp.engine.forward import NOTHING, Plan
 from nnterp_mcp.model.memory import free, of_cached_token, of_pass
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -86,7 +87,10 @@ class Workload:
         Args:
             numbers: Indices into `prompts`.
         """
-        return pad_batch([self.prompts[number] for number in numbers], model.pad_id, model.device)
+        prompts = [self.prompts[number] for number in numbers]
+        longest = max(len(prompt.ids) for prompt in prompts)
+        width = longest if self.plan or self.new_tokens else bucket(model, len(prompts), longest)
+        return pad_batch(prompts, model.pad_id, model.device, width)
 
     def batches(self, model: WrappedModel) -> list[Batch]:
         """All prompts in batches."""

@@ -16,11 +16,12 @@ from nnterp_mcp.engine.forward import LogitReduction
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.observation import observe, reduce_logits
 from nnterp_mcp.engine.packed_pass import PackedPass, PatchedText, Token, run_packed
-from nnterp_mcp.engine.prefix_sharing import agree, recall
+from nnterp_mcp.engine.prefix_sharing import agree
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.workload import Workload, check_memory
 from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.experiments.activations import read_states
+from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.context_lengths import lengths_of
@@ -139,7 +140,7 @@ class SourceTokens:
             return all(agree(model, *part) for part in parts)
 
         def read() -> SourceReadings | None:
-            exact = recall(model.module, ("packed", model.attention), max(map(len, texts)), is_exact)
+            exact = recall(model.module, "packed passes", model.attention, max(map(len, texts)), is_exact)
             return run() if exact else None
 
         (found,) = (_pays(model, packed, target) and attempt(model, read)) or (None,)

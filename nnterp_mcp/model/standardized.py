@@ -19,6 +19,7 @@ from nnterp_mcp.model.loading.finite_weights import first_pass
 from nnterp_mcp.model.loading.former_checks import Findings, FormerChecks
 from nnterp_mcp.model.loading.load_checks import check_attention, check_model
 from nnterp_mcp.model.loading.sources import load_both
+from nnterp_mcp.model.loading.trials import record_trials
 from nnterp_mcp.model.loading.verdicts import Check
 from nnterp_mcp.model.structure.anatomy_record import rebind
 from nnterp_mcp.model.structure.attention_taps import watch
@@ -173,10 +174,12 @@ class StandardizedTransformer(TracedModel):
             self.checks, self.checked_before = known.checks, True
             self.refuse(known.refusals)
             self.pad_on(known.padding_side)
-            return
-        self.checks = check_model(self, tape)
-        if former is not None:
-            former.keep(self)
+        else:
+            self.checks = check_model(self, tape)
+            if former is not None:
+                former.keep(self)
+        if former is not None and former.trials is not None:
+            record_trials(self.module, former.trials)
 
     @property
     def attention_probabilities(self) -> CheckedProbabilities:

@@ -108,6 +108,8 @@ class Reply(_Ended):
     result: dict[str, Any]
     device_memory: int | None = None
     """Bytes allocated on the accelerator; None without one."""
+    uncaptured: dict[str, str] = Field(default_factory=dict)
+    """What of the model runs launch by launch, where it could be replayed as a graph, and why."""
 
 
 class Failure(_Ended):

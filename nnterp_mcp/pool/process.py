@@ -76,6 +76,7 @@ class WorkerProcess:
     Attributes:
         handle: The handle of its model.
         device_memory: Bytes allocated on the accelerator after the last call, None without one.
+        uncaptured: What of the model runs launch by launch on the accelerator, and why.
         held: Bytes of weights of other models that it has read to compare with, by handle.
         ended: Set when the process has ended.
     """
@@ -85,6 +86,7 @@ class WorkerProcess:
         self._settings = settings
         self._heard = anyio.current_time()
         self.device_memory: int | None = None
+        self.uncaptured: dict[str, str] = {}
         self.held: dict[str, int] = {}
         self.ended = anyio.Event()
         self._process = process
@@ -228,6 +230,7 @@ class WorkerProcess:
                 self.held = message.held
             if isinstance(message, Reply):
                 self.device_memory = message.device_memory
+                self.uncaptured = message.uncaptured
                 return message.result
             if isinstance(message, Failure):
                 return message.error.error()

@@ -5,6 +5,7 @@ It exits when its standard input closes, so that no worker outlives its server, 
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import signal
@@ -44,8 +45,11 @@ from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.threads import Threads
-from nnterp_mcp.worker.warming import warm
+from nnterp_mcp.worker.warming import warm, warming_steps
 from nnterp_mcp.worker.workbench import Bench
+
+_BEFORE_ANSWER = 3.0
+"""Seconds by which a load's answer waits, at most, so that the first call after it is as fast as the next."""
 
 _LAST_WRITE = 2.0
 """Seconds that the exit of a worker waits for a record that is being written."""
@@ -139,11 +143,17 @@ class Desk:
     def _run(self, call: Call, job: Job) -> None:
         if call.recorded is not None:
             job.give_way = partial(self._give_way, job)
-        self._send(job, _answer(self._benches, call, job))
+        answer = _answer(self._benches, call, job)
+        own, loaded = self._benches.own, call.tool == "load_model" and not call.handle and isinstance(answer, Reply)
+        steps = warming_steps(own) if loaded and own.files is not None else iter(())
+        warm(itertools.islice(steps, 1), waiting=self._is_waiting, seconds=_BEFORE_ANSWER)
+        self._send(job, answer)
         job.settle()
         _reserve()
-        if call.tool == "load_model" and not call.handle and self._benches.own.files is not None:
-            warm(self._benches.own, waiting=lambda: not self._inbox.calls.empty())
+        warm(steps, waiting=self._is_waiting)
+
+    def _is_waiting(self) -> bool:
+        return not self._inbox.calls.empty()
 
     def _give_way(self, job: Job) -> None:
         self._paused[job.id] = getcurrent()
@@ -192,7 +202,13 @@ def _answer(benches: Benches, call: Call, job: Job) -> Reply | Failure:
         result = _run(bench, call, job)
         benches.settle(call, bench)
         answer = _close(call, job, result)
-        return Reply(id=call.id, result=answer, device_memory=_device_memory(), held=benches.seconds.held)
+        return Reply(
+            id=call.id,
+            result=answer,
+            device_memory=_device_memory(),
+            uncaptured=bench.uncaptured,
+            held=benches.seconds.held,
+        )
     except BaseException as error:  # libraries raise what is no Exception, too: it ends the call, not the model
         _RESERVE.clear()  # before anything that allocates
         return _failure(call, job, error, benches.seconds.held)

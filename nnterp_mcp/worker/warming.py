@@ -1,4 +1,4 @@
-"""Makes the first calls after a load as fast as later ones: runs small calls while none waits.
+"""Makes the first calls after a load as fast as later ones: runs small calls, the first before the load is answered.
 
 What is lazy is then there: the tools' modules, the hash of the weights, pages of mapped weights, the kernels' choices,
 and what is found once for each model, such as the ways of generation and of sharing prefixes that are exact on it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.workbench import Bench
 
-_MOST = 30.0
+MOST = 30.0
 """Seconds that warming takes, at most: on a busy machine, a few times what it takes on a quiet one."""
 
 _TEXT, _OTHER = "The capital of France is", "The capital of Spain is"
@@ -28,9 +28,9 @@ _CALLS: dict[str, dict[str, Any]] = {
     "logit_lens": {"prompts": _TEXT, "targets": _TARGETS},
     "generate": {"prompts": _TEXT, "max_new_tokens": 2},
     "patchscope": {"source_prompts": _TEXT},
+    "attention_probs": {"prompts": _TEXT},
     "run_prompts": {"prompts": [_TEXT, _OTHER]},
     "patch_activations": {"clean": _TEXT, "corrupted": _OTHER, "targets": _TARGETS},
-    "attention_probs": {"prompts": _TEXT, "layers": 0},
     "attribute": {"prompts": _TEXT, "targets": _TARGETS},
 }
 
@@ -47,15 +47,19 @@ class _Warming(Job):
             raise Cancelled("a call waits for the model")
 
 
-def warm(bench: Bench, waiting: Callable[[], bool]) -> None:
+Step = Callable[[Job], object]
+
+
+def warm(steps: Iterable[Step], waiting: Callable[[], bool], seconds: float = MOST) -> None:
     """Warms a model that was loaded.
 
     Args:
-        bench: The model.
+        steps: What is run, one after another.
         waiting: True as soon as a call waits; warming then ends before the model's next layer.
+        seconds: How long it takes at most.
     """
-    until = time.monotonic() + _MOST
-    for step in _steps(bench):
+    until = time.monotonic() + seconds
+    for step in steps:
         job = _Warming(0, lambda progress: None, until=until, waiting=waiting)
         try:
             job.check()
@@ -66,10 +70,11 @@ def warm(bench: Bench, waiting: Callable[[], bool]) -> None:
             continue
 
 
-def _steps(bench: Bench) -> Iterator[Callable[[Job], object]]:
-    yield lambda job: bench.environment
+def warming_steps(bench: Bench) -> Iterator[Step]:
+    """What warms a model, the shortest and most needed first."""
     for tool, arguments in _CALLS.items():
         yield partial(_call, bench, tool, arguments)
+    yield lambda job: bench.environment
     for name in (name for name, spec in specs().items() if spec.place != "server"):
         yield lambda job, name=name: importlib.import_module(f"nnterp_mcp.toolset.{name}.run")
 

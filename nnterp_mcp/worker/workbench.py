@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.engine.planning.clean_states import Known
     from nnterp_mcp.engine.workload import Workload
+    from nnterp_mcp.experiments.induction_heads import HeadKinds
     from nnterp_mcp.model.loading.adapters import Adapter
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -85,6 +86,13 @@ class Bench:
             raise NoModel(f"{self.handle} is not loaded yet", "Wait for load_model to answer.")
         return self._model
 
+    @property
+    def uncaptured(self) -> dict[str, str]:
+        """What of the loaded model is not replayed as graphs, and why; empty where none can be captured."""
+        from nnterp_mcp.engine.executors.capture import reasons_against
+
+        return {} if self._model is None else reasons_against(self._model)
+
     @cached_property
     def identity(self) -> ModelIdentity:
         """Identifies the loaded model's weights."""
@@ -134,6 +142,11 @@ class Bench:
         from nnterp_mcp.worker.second_model import SecondModels
 
         return SecondModels(self.settings) if self.base is None else self.base.seconds
+
+    @cached_property
+    def head_kinds(self) -> dict[Hashable, HeadKinds]:
+        """The kinds of heads of the model without interventions, by the heads that were scored."""
+        return {}
 
     @cached_property
     def dictionaries(self) -> Dictionaries:

@@ -188,6 +188,7 @@ def test_two_handles_of_one_server_share_a_process(tiny: Callable[..., Path], tm
             for name in ("", "+persona", "+persona@0", "+persona@0.5", "")
         }
         again = client.call("load_model", model="tiny-llama", adapter=str(tmp_path / "persona"))
+        twice = client.call("load_model", model="tiny-llama+persona", adapter=str(tmp_path / "persona"))
         edited = client.call("edit_model", model="tiny-llama+persona", interventions=[{"op": "skip", "layers": [0, 1]}])
         unedited = client.call("logit_lens", prompts=TEXT, model="tiny-llama").structured_content["table"]["rows"]
         gone = client.call("unload_model", model="tiny-llama+persona")
@@ -197,6 +198,7 @@ def test_two_handles_of_one_server_share_a_process(tiny: Callable[..., Path], tm
     assert said[""] == said["+persona@0"] == unedited == alone.structured_content["table"]["rows"]
     assert len({str(said[name]) for name in ("", "+persona", "+persona@0.5")}) == 3
     assert "was loaded already" in text(again)
+    assert text(twice).startswith("invalid_request: tiny-llama+persona carries the adapter ")
     assert not edited.is_error
     assert text(gone).startswith("tiny-llama+persona is unloaded: tiny-llama stays loaded without the adapter.")
     assert text(stale).startswith("stale_handle: 'tiny-llama+persona@0.5' is gone")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnterp_mcp.engine import prefix_sharing
 from nnterp_mcp.engine.branch_pass import AddedByEntry, Input
 from nnterp_mcp.engine.branches import Branches
 from nnterp_mcp.engine.edits import StateEdit
@@ -22,6 +21,7 @@ from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.replacements import Replacement, replace_states
 from nnterp_mcp.engine.token_spans import Reach
 from nnterp_mcp.engine.workload import Workload
+from nnterp_mcp.model.loading import trials
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.operations import parse_operation
 from tests.engine.plain import Edits
@@ -137,7 +137,7 @@ def test_what_rows_share_is_tried_once_for_the_same_operations(subject: Subject)
     prompt = prompt_of()
     passes: list[None] = []
     hook = subject.model.module.get_input_embeddings().register_forward_hook(lambda *_: passes.append(None))
-    prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
+    trials.forget(subject.model.module)
     counts: list[int] = []
     try:
         for factor in (2, 2, 3):

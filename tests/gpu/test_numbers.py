@@ -64,7 +64,7 @@ def test_logits_with_operations_are_those_of_the_cpu(family: str) -> None:
 @pytest.mark.parametrize("operations", [[], OPERATIONS], ids=["plain", "edited"])
 def test_captured_steps_say_what_others_say(family: str, operations: list[dict[str, Any]]) -> None:
     from nnterp_mcp.engine import decode_steps
-    from nnterp_mcp.engine.executors.graphs import _UNCAPTURED, _Graph
+    from nnterp_mcp.engine.executors.capture import LaunchGraph, reasons_against
     from nnterp_mcp.engine.generation import generate
     from nnterp_mcp.engine.planning.plan import plan
     from nnterp_mcp.model.text.tokenization import encode_prompts
@@ -75,17 +75,48 @@ def test_captured_steps_say_what_others_say(family: str, operations: list[dict[s
     edits = plan(model, [parse_operation(operation) for operation in operations], prompts)
     with patch.object(decode_steps, "captures_steps", return_value=False):
         expected = generate(model, Workload(prompts, edits), max_new_tokens=24)
-    usual = _Graph.replay
-    with patch.object(_Graph, "replay", autospec=True, side_effect=usual) as replayed:
+    usual = LaunchGraph.replay
+    with patch.object(LaunchGraph, "replay", autospec=True, side_effect=usual) as replayed:
         found = generate(model, Workload(prompts, edits), max_new_tokens=24)
     if family in ("bloom", "falcon", "qwen2_moe"):  # position biases or routing from the host, masks of their own
         assert replayed.call_count == 0
     else:
-        assert model.module not in _UNCAPTURED
+        assert "decode steps" not in reasons_against(model)
         assert replayed.call_count > 10
     for one, other in zip(found, expected, strict=True):
         assert one.ids == other.ids
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_replayed_lenses_say_what_the_pass_itself_says(family: str, dtype: torch.dtype) -> None:
+    from nnterp_mcp.engine.executors import short_passes
+    from nnterp_mcp.engine.executors.capture import LaunchGraph, reasons_against
+    from nnterp_mcp.experiments.logit_lens import LensReadings, read_lens
+    from nnterp_mcp.model.text.tokenization import encode_prompts
+
+    model = on_card(family, dtype)
+
+    def read(prompts: list[str]) -> LensReadings:
+        encoded = encode_prompts(model.tokenizer, prompts, family)
+        ends = [[len(prompt.ids) - 1] for prompt in encoded]
+        return read_lens(model, Workload(encoded), ends, range(model.num_layers))
+
+    texts = [[prompt] for prompt in PROMPTS] + [PROMPTS]
+    with patch.object(short_passes, "captures", return_value=False):
+        expected = [read(one) for one in texts]
+    usual = LaunchGraph.replay
+    with patch.object(LaunchGraph, "replay", autospec=True, side_effect=usual) as replayed:
+        found = [[read(one) for one in texts] for _ in range(3)][-1]
+    refused = reasons_against(model).get("short passes")
+    if family in ("llama", "gpt2", "mistral", "gemma2"):
+        assert refused is None
+        assert replayed.call_count > 4
+    allowed = 1e-4 if dtype == torch.float32 else 0.2
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one.readout.entropy, other.readout.entropy, atol=allowed)
+        assert torch.allclose(one.kl, other.kl, atol=allowed)
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,27 @@ def test_the_kinds_of_heads_are_scored_unless_queries_are_named(llama: Bench):
     assert ask(llama, prompts="Spain", query_positions=-1, kinds=True).heads[0].kinds is not None
 
 
+def test_the_kinds_of_the_unedited_model_are_scored_once(llama: Bench):
+    passes: list[None] = []
+    hook = llama.model.module.get_input_embeddings().register_forward_hook(lambda *_: passes.append(None))
+    llama.head_kinds.clear()
+    try:
+        counts: list[int] = []
+        for layers in ("all", "all", 1, 1):
+            passes.clear()
+            found = ask(llama, prompts="Spain", layers=layers)
+            counts.append(len(passes))
+    finally:
+        hook.remove()
+
+    assert counts == [2, 1, 2, 1]
+    expected = ask(llama, prompts="Rome", layers="all")
+    own = {(head.layer, head.head): head.kinds for head in expected.heads}
+    for head in found.heads:
+        assert head.kinds is not None
+        assert head.kinds == pytest.approx(own[head.layer, head.head])
+
+
 def test_interventions_reach_the_random_tokens_too(llama: Bench):
     plain = ask(llama, prompts="Spain")
     cut = ask(llama, prompts="Spain", interventions=[{"op": "knockout", "layers": "all"}])

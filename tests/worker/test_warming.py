@@ -38,7 +38,7 @@ def test_warming_finds_what_is_found_once_and_leaves_the_model_as_it_was(bench: 
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
     attention, before = bench.model.attention, module(input_ids=ids).logits
 
-    warming.warm(bench, waiting=lambda: False)
+    warming.warm(warming.warming_steps(bench), waiting=lambda: False)
 
     assert known_sharing(module)
     assert bench.model.attention == attention
@@ -51,7 +51,7 @@ def test_warming_ends_before_the_next_layer_when_a_call_waits(bench: Bench, laye
     ran: list[int] = []
     for layer in bench.model.anatomy.layers:
         layer.block.module.register_forward_hook(lambda *_: ran.append(1))
-    warming.warm(bench, waiting=lambda: len(ran) >= layers)
+    warming.warm(warming.warming_steps(bench), waiting=lambda: len(ran) >= layers)
     assert len(ran) == layers
 
 
@@ -63,6 +63,6 @@ def test_a_tool_that_fails_hides_nothing_and_stops_nothing(bench: Bench, monkeyp
         raise NnterpError("no")
 
     monkeypatch.setattr(warming, "run_tool", fail)
-    warming.warm(bench, waiting=lambda: False)
+    warming.warm(warming.warming_steps(bench), waiting=lambda: False)
     assert called == list(warming._CALLS)
     assert set(called) <= set(specs())

@@ -142,7 +142,16 @@ def _growth_data(grown: Grown) -> dict[str, Any]:
 
 def write(content: str, device: str, page: Path = PAGE) -> None:
     """Puts the tables between the page's markers for a kind of device."""
-    begin, end = (f"<!-- bench {device.partition(':')[0]}: {mark} -->" for mark in ("begin", "end"))
+    fill(f"bench {device.partition(':')[0]}", content, page)
+
+
+def fill(place: str, content: str, page: Path = PAGE) -> None:
+    """Puts a text between the page's markers for it.
+
+    Raises:
+        LookupError: The page has no such markers.
+    """
+    begin, end = (f"<!-- {place}: {mark} -->" for mark in ("begin", "end"))
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, marker, after = rest.partition(end)
     if not marker:

@@ -7,23 +7,23 @@ same steps run on the same buffers without a capture.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from nnterp_mcp.engine.edits import Edit, EditOfRuns, StateEdit
+from nnterp_mcp.engine.executors.capture import LaunchGraph, captures, try_capture
 from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import NOTHING, Plan, PlannedPass
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.token_spans import Window
 from nnterp_mcp.errors import STOPS
+from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
 from nnterp_mcp.model.memory import is_out_of_memory
 from nnterp_mcp.model.standardized import StandardizedTransformer
@@ -31,7 +31,8 @@ from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.sites import FACTS
 
-logger = logging.getLogger(__name__)
+STEPS = "decode steps"
+"""What is captured here, as `session` names it."""
 
 WORTHWHILE = 8
 """New tokens from which on a capture pays."""
@@ -71,8 +72,8 @@ class StaticSteps:
         self._prompts = prompts
         self._padding = padding
         self._length = length
-        self._capture = captures_steps(model) and model.module not in _UNCAPTURED
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._capture = captures_steps(model)
+        self._graphs: dict[Hashable, LaunchGraph[Tensor]] = {}
         self._warm: set[Hashable] = set()
         room = -(-room // _BUCKET) * _BUCKET
         rows, device = len(prompts), model.device
@@ -108,32 +109,12 @@ class StaticSteps:
         return logits
 
     def _captured(self, reached: Hashable, walk: PlannedPass) -> Tensor:
-        try:
-            self._graphs[reached] = _Graph(lambda: self._run(walk))
-        except STOPS:
-            raise
-        except Exception as error:  # the modelling code waits for the device, or whatever else no graph can hold
-            if is_out_of_memory(error):
-                raise
-            _UNCAPTURED.add(self._model.module)
-            logger.warning("steps of %s are not replayed as graphs: %s", self._model.name, error)
+        graph = try_capture(self._model, STEPS, lambda: LaunchGraph(lambda: self._run(walk)))
+        if graph is None:
             self._capture = False
             return self._run(walk)
-        return self._graphs[reached].replay()
-
-
-class _Graph:
-    """The captured launches of one decode step."""
-
-    def __init__(self, step: Callable[[], Tensor]) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = step()
-
-    def replay(self) -> Tensor:
-        self._graph.replay()
-        return self._logits
+        self._graphs[reached] = graph
+        return graph.replay()
 
 
 class _Masks:
@@ -216,27 +197,17 @@ def are_steady(plan: Plan) -> bool:
     return all(isinstance(edit, StateEdit) and not FACTS[edit.place.site].grows for edit in edits)
 
 
-_TAKEN: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
-"""For each model and attention implementation, True where steps on static buffers proved exact."""
-
-_UNCAPTURED: WeakSet[nn.Module] = WeakSet()
-"""Models whose steps could not be captured."""
-
-
 def captures_steps(model: StandardizedTransformer) -> bool:
-    """True where graphs can be captured on the model's device."""
-    return model.device.type == "cuda" and len(set(getattr(model.module, "hf_device_map", {}).values())) <= 1
+    """True where graphs of decode steps can be captured on the model's device."""
+    return captures(model, STEPS)
 
 
 def takes_static_steps(model: StandardizedTransformer) -> bool:
     """Compares a step on static buffers with one on the usual cache; tried once for each model."""
-    known = _TAKEN.setdefault(model.module, {})
-    if model.attention not in known:
-        with torch.inference_mode():
-            known[model.attention] = _try_static_step(model)
-    return known[model.attention]
+    return recall(model.module, STEPS, model.attention, 0, lambda: _try_static_step(model))
 
 
+@torch.inference_mode()
 def _try_static_step(model: StandardizedTransformer) -> bool:
     ids = probe_ids(model.module)
     length = ids.shape[1]

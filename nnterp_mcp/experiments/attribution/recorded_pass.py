@@ -111,4 +111,5 @@ def gradients(module: nn.Module) -> Generator[None]:
             yield
     finally:
         for weight in learning:
-            weight.requires_grad_(True)
+            if not weight.is_inference():  # accelerate made it anew in a pass, of a layer whose weights are elsewhere
+                weight.requires_grad_(True)

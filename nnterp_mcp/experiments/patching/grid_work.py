@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -15,6 +16,9 @@ from nnterp_mcp.formatting import seconds
 
 _GROUP = 2**14
 """Tokens that the cells of a group compute, about: some seconds to a minute."""
+
+_ROW = 2.0
+"""What a run costs besides its tokens, in tokens: its logits are read, and the host sets it up."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,27 @@ def tokens_of(grid: Grid, pairs: Sequence[Pair]) -> list[int]:
     return [by_span[cell.column] for cell in grid.cells]
 
 
-def group_cells(tokens: Sequence[int]) -> list[list[int]]:
-    """Cells, as indices, in groups that are computed and saved together: those of equal first position first of all."""
+def work_of(grid: Grid, tokens: Sequence[int], pairs: int, layers: int) -> list[float]:
+    """The work of each cell over all pairs, in tokens through all layers: its tokens run from its own layer on.
+
+    Args:
+        grid: The cells.
+        tokens: The tokens that each computes.
+        pairs: How many pairs there are.
+        layers: How many layers the model has.
+    """
+    shares = [(layers - (cell.layer or 0)) / layers for cell in grid.cells]
+    return [count * share + _ROW * pairs for count, share in zip(tokens, shares, strict=True)]
+
+
+def group_cells(tokens: Sequence[int], work: Sequence[float]) -> list[list[int]]:
+    """Cells, as indices, in groups that are computed and saved together: in the order in which they run.
+
+    Those of equal first position come together, and among them those of early layers first.
+    """
     groups: list[list[int]] = [[]]
     begun = 0
-    for at in sorted(range(len(tokens)), key=lambda at: -tokens[at]):
+    for at in sorted(range(len(tokens)), key=lambda at: (-tokens[at], -work[at])):
         if begun >= _GROUP:
             groups.append([])
             begun = 0
@@ -65,52 +85,64 @@ def group_cells(tokens: Sequence[int]) -> list[list[int]]:
 
 
 class Pace:
-    """Estimates the time that a grid needs from its fastest batch, and refuses one that exceeds its limit.
+    """Estimates the time that a grid needs from the batches that ran, and refuses one that exceeds its limit.
 
     Args:
-        work: The tokens of each group of cells.
+        work: The work of each cell of each group, in the order in which they run.
+        pairs: How many pairs each group runs, one after another.
         limit: Seconds that the call may take.
 
     Attributes:
         seconds_left: The estimate after the last batch.
     """
 
-    def __init__(self, work: Sequence[int], limit: float) -> None:
-        self._work = work
+    def __init__(self, work: Sequence[Sequence[float]], pairs: int, limit: float) -> None:
+        self._groups = [[0.0, *accumulate(group)] for group in work]
+        self._total = sum(group[-1] for group in self._groups)
+        self._pairs = pairs
         self._end = time.monotonic() + limit
         self._limit = limit
         self._before = time.monotonic()
         self._done = 0.0
-        self._rates: list[float] = []
+        self._batches: list[tuple[float, float]] = []
         self.seconds_left = 0.0
 
     def begin(self, group: int) -> None:
         """Begins a group."""
         self._before = time.monotonic()
-        self._done = float(sum(self._work[:group]))
-        self._group = group
+        self._earlier = self._done = sum(group[-1] for group in self._groups[:group])
+        self._group = self._groups[group]
 
     def left(self, done: int, total: int) -> float:
-        """Seconds that the rest of the grid takes, at most about, after a batch.
+        """Seconds that the rest of the grid takes, about, after a batch.
 
         Args:
             done: Runs of the group that are done.
             total: All its runs.
 
         Raises:
-            LimitExceeded: They are more than the call has left. The first batch does not count: it tries what runs
-                share.
+            LimitExceeded: They are more than the call has left, even at the pace of the fastest batch. The first batch
+                does not count: it tries what runs share.
         """
-        now = time.monotonic()
-        finished = sum(self._work[: self._group]) + self._work[self._group] * done / max(1, total)
+        now, finished = time.monotonic(), self._earlier + self._finished(done / max(1, total))
         if finished > self._done:
-            self._rates.append((now - self._before) / (finished - self._done))
+            self._batches.append((now - self._before, finished - self._done))
         self._before, self._done = now, finished
-        self.seconds_left = (sum(self._work) - finished) * min(self._rates, default=0.0)
-        if len(self._rates) > 1 and now + self.seconds_left > self._end:
+        rest = self._total - finished
+        counted = self._batches[1:] or self._batches
+        taken, made = (sum(column) for column in zip(*counted, strict=True)) if counted else (0.0, 1.0)
+        self.seconds_left = rest * taken / made
+        fastest = min((lasted / work for lasted, work in self._batches), default=0.0)
+        if len(self._batches) > 1 and now + rest * fastest > self._end:
             raise LimitExceeded(
                 f"the rest of this grid would take about {seconds(self.seconds_left)}, and a call is stopped after "
                 f"{seconds(self._limit)}; what is finished is kept.",
                 "Choose fewer layers, positions, heads, sites or prompts.",
             )
         return self.seconds_left
+
+    def _finished(self, share: float) -> float:
+        """The work of a share of the group's runs: whole pairs, and the first cells of the next."""
+        whole, begun = divmod(share * self._pairs, 1)
+        cells = round(begun * (len(self._group) - 1))
+        return (whole * self._group[-1] + self._group[cells]) / self._pairs

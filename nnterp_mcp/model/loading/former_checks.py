@@ -124,6 +124,13 @@ class FormerChecks:
             }
             _write(self._record, json.dumps(written))
 
+    @property
+    def trials(self) -> Path | None:
+        """Where trials of this model are recorded; None where it is not the one that the files hold now."""
+        if self._record is None or _states(self._folder) != self._files:
+            return None
+        return self._record.with_suffix(".trials.json")
+
 
 def _read(record: Path, model: PreTrainedModel) -> Findings | None:
     try:

@@ -201,15 +201,16 @@ def group_by_length(
     return batches
 
 
-def pad_batch(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> Batch:
-    """Pads prompts on the left to the length of the longest.
+def pad_batch(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device, width: int | None = None) -> Batch:
+    """Pads prompts on the left to one length.
 
     Args:
         pad_id: The id to pad with; masked out.
         device: Where the tensors go.
+        width: That length; by default that of the longest.
     """
-    longest = max(len(prompt.ids) for prompt in prompts)
-    padding = [longest - len(prompt.ids) for prompt in prompts]
+    width = width or max(len(prompt.ids) for prompt in prompts)
+    padding = [width - len(prompt.ids) for prompt in prompts]
     ids = [[pad_id] * missing + prompt.ids for missing, prompt in zip(padding, prompts, strict=True)]
     mask = [[0] * missing + [1] * len(prompt.ids) for missing, prompt in zip(padding, prompts, strict=True)]
     inputs = {

@@ -139,9 +139,15 @@ def _acts_everywhere(operation: Operation) -> bool:
 def _score(
     bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job
 ) -> tuple[HeadKinds, RepeatedTokens]:
+    """The kinds of heads; those of the unedited model are scored once for each choice of heads."""
     repeated = repeat_random_tokens(bench.model)
     work = bench.workload(repeated.prompts, params.interventions, job)
-    return score_heads(bench.model, work, chosen, repeated.second), repeated
+    if work.plan:
+        return score_heads(bench.model, work, chosen, repeated.second), repeated
+    asked = tuple((layer, tuple(heads)) for layer, heads in chosen)
+    if asked not in bench.head_kinds:
+        bench.head_kinds[asked] = score_heads(bench.model, work, chosen, repeated.second)
+    return bench.head_kinds[asked], repeated
 
 
 def _without_attention(

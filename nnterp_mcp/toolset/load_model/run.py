@@ -5,9 +5,11 @@ from __future__ import annotations
 import anyio.to_thread
 
 from nnterp_mcp.contract import Late
+from nnterp_mcp.errors import InvalidRequest
 from nnterp_mcp.pool.followers import OnProgress
 from nnterp_mcp.pool.session import Session
 from nnterp_mcp.request.access import admit_adapter, admit_model
+from nnterp_mcp.request.arguments import shown
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import LoadModelResult
 
@@ -17,6 +19,11 @@ async def run(session: Session, params: LoadModelParams, on_progress: OnProgress
     settings = session.settings
     allowed, folders = settings.allowed_models, settings.folders
     model = session.pool.loaded_as(params.model) if params.adapter is not None else None
+    if model is not None and model["adapter"] is not None:
+        raise InvalidRequest(
+            f"{params.model} carries the adapter {shown(model['adapter'])} already.",
+            "Give the handle of its base, or merge adapters with PEFT.",
+        )
     if model is None:
         admitted = await anyio.to_thread.run_sync(admit_model, params.model, allowed, folders)
         model = params.model_copy(update={"model": admitted}).model_dump(mode="json")

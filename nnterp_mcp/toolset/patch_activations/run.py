@@ -23,7 +23,7 @@ from nnterp_mcp.experiments.patching.activation_patching import Ablation, Cell, 
 from nnterp_mcp.experiments.patching.circuits import Circuit, SetRuns, measure_circuit, patch_set
 from nnterp_mcp.experiments.patching.controls import strongest
 from nnterp_mcp.experiments.patching.corruption import Pair, put_in_force
-from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, group_cells, join_runs, tokens_of
+from nnterp_mcp.experiments.patching.grid_work import CellRuns, Pace, group_cells, join_runs, tokens_of, work_of
 from nnterp_mcp.experiments.statistics.bootstrap import Estimate, average_draws, estimate_mean, estimate_recovery
 from nnterp_mcp.formatting import seconds
 from nnterp_mcp.request.corruption import Ablated
@@ -145,8 +145,9 @@ def _grid(
             "Choose fewer layers, positions, heads, sites or prompts.",
         )
     tokens = tokens_of(patcher.grid, pairs)
-    groups = group_cells(tokens)
-    pace = Pace([sum(tokens[at] for at in group) for group in groups], bench.settings.call_timeout)
+    effort = work_of(patcher.grid, tokens, len(pairs), bench.model.num_layers)
+    groups = group_cells(tokens, effort)
+    pace = Pace([[effort[at] for at in group] for group in groups], len(pairs), bench.settings.call_timeout)
 
     def report(done: int, runs: int | None, unit: str) -> None:
         left = pace.left(done, runs or total)

@@ -53,6 +53,11 @@ def _notes(result: SessionResult) -> list[str]:
         for name, count in model.held.items()
         if count
     ]
+    notes += [
+        f"The {what} of {model.handle} are not replayed as graphs: {reason}"
+        for model in result.models
+        for what, reason in model.uncaptured.items()
+    ]
     notes += [f"{handle} is gone: {reason}." for handle, reason in list(result.gone.items())[-5:]]
     if len(result.vectors) > _VECTORS:
         notes.append(f"{plural(len(result.vectors) - _VECTORS, 'older vector')} not shown.")

@@ -14,7 +14,8 @@ class LoadedModel(ResultPart):
     """One model of the session; memory in bytes, times in seconds.
 
     `held` are the sizes of other models whose weights its process has read to compare with; 0 for one that shares
-    those of another.
+    those of another. `uncaptured` names what runs launch by launch on an accelerator, where it could be replayed as a
+    graph, and why.
     """
 
     handle: str
@@ -27,6 +28,7 @@ class LoadedModel(ResultPart):
     device_memory: int | None
     edits: list[str] = Field(default_factory=list[str])
     held: dict[str, int] = Field(default_factory=dict)
+    uncaptured: dict[str, str] = Field(default_factory=dict)
 
 
 class RunLine(ResultPart):

@@ -126,4 +126,5 @@ def _describe(entry: Entry) -> LoadedModel:
         device_memory=None if entry.worker is None else entry.worker.device_memory,
         edits=[describe(operation) for operation in entry.edits],
         held={} if entry.worker is None or entry.base is not None else dict(entry.worker.held),
+        uncaptured={} if entry.worker is None else dict(entry.worker.uncaptured),
     )

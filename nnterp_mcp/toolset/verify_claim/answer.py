@@ -96,7 +96,8 @@ def _notes(result: VerifyClaimResult) -> list[str]:
 def _unit(result: VerifyClaimResult) -> str:
     """The unit of the effects, and what they are the effects of where no run is exchanged for another."""
     if not result.alone:
-        return f"shares of the gap {number(brief(_gap(result)))} (specificity: nats)"
+        specificity = " (specificity: nats)" if result.control else ""
+        return f"shares of the gap {number(brief(_gap(result)))}{specificity}"
     unit = "logits" if result.metric == "logit_difference" else "nats"
     ablated = "of the component set to zero"
     given = "; sufficiency of the prompts' mean of it in control prompts" if result.control else ""

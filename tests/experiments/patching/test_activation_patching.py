@@ -21,6 +21,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import InvalidRequest, OutOfMemory, Unsupported
 from nnterp_mcp.experiments.patching.activation_patching import Cell, Patcher, make_grid
 from nnterp_mcp.experiments.patching.corruption import Pair, ablate, add_noise, pair_prompts
+from nnterp_mcp.model.loading import trials
 from nnterp_mcp.model.text.tokenization import encode_prompts
 from tests.engine.plain import FAMILIES, Edits
 from tests.engine.test_executors import MISSING, ROUNDING, TOLERANCE, Subject, build
@@ -180,7 +181,7 @@ def test_every_way_of_sharing_gives_the_same(
     pair = pair_of(subject)
     grid = make_grid(subject.model, [pair], ["layers_output", "keys"])
     patcher = Patcher(subject.model, [pair], grid, targets=[[ANSWER, WRONG]])
-    prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
+    trials.forget(subject.model.module)
     work = Workload((), batch_tokens=200)
     found = patcher.patch(work=work).values
     assert set(prefix_sharing.known_sharing(subject.model.module)) == {Sharing(True, True)}

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nnterp_mcp.engine import prefix_sharing
 from nnterp_mcp.experiments.patching import run_cache as observations
 from nnterp_mcp.experiments.patching.activation_patching import Patcher, Patching, make_grid
 from nnterp_mcp.experiments.patching.path_patching import Receiver
+from nnterp_mcp.model.loading import trials
 from tests.engine.plain import FAMILIES
 from tests.engine.test_executors import Subject, build
 from tests.experiments.patching.test_activation_patching import ANSWER, WRONG, pair_of
@@ -38,7 +38,7 @@ def patcher(subject: Subject, receivers: list[Receiver] | None = None) -> Patche
 
 def forget(subject: Subject) -> None:
     """Lets rows of the model be tried anew."""
-    prefix_sharing._tried.pop(subject.model.module, None)  # pyright: ignore[reportPrivateUsage]
+    trials.forget(subject.model.module)
 
 
 def count_passes(subject: Subject, patching: Patcher) -> tuple[int, Patching]:
