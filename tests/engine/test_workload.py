@@ -132,7 +132,8 @@ def test_the_allocator_s_own_failure_in_a_limited_process() -> None:
     assert done.stdout.split() == ["1", "True", "True"], done.stderr
 
 
-@pytest.mark.parametrize("patterns", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("patterns", [False, True])
+@pytest.mark.slow
 def test_the_estimate_is_no_less_than_what_a_pass_takes(tiny: Callable[..., Path], patterns: bool) -> None:
     """The peak of a process over a pass, beside the estimate."""
     script = textwrap.dedent(f"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnterp_mcp.engine.packed_pass import PackedPass
@@ -72,6 +72,7 @@ def test_equals_plain_hooks(family: str, attention: Any, position: int):
 prompts = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
+@settings(max_examples=40)
 @given(texts=st.lists(prompts, min_size=1, max_size=3), ids=prompts, back=st.integers(1, 12))
 def test_equals_plain_hooks_whatever_the_prompts(texts: list[list[int]], ids: list[int], back: int):
     assert_equals_plain(standardized("llama"), texts, resolve_target(ids, -min(back, len(ids))))

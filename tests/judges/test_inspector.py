@@ -59,6 +59,7 @@ def test_lists_every_tool_and_calls_one(transport: str, judge: Run, tiny: Callab
     assert "tiny-llama is loaded" in called.stdout
 
 
+@pytest.mark.slow
 def test_answers_many_calls_at_once(judge: Run, tmp_path: Path) -> None:
     with on_http({"data": tmp_path, "max_requests_per_minute": 1_000_000}) as where:
         what = ("--method", "tools/call", "--tool-name", "session", "--load", "--load-requests", "200")

@@ -18,7 +18,7 @@ from nnterp_mcp.toolset import specs
 from tests.dictionaries import DICTIONARY
 from tests.limits.bed import PROMPT, Bed, made, rows
 
-EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "15"))
+EXAMPLES = int(os.environ.get("NNTERP_ANY_PARAMS", "10"))
 """Inputs of each tool."""
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.serving import stdio, text, until
 
 
+@pytest.mark.slow
 def test_lines_of_text(tiny: Callable[..., Path]) -> None:
     with stdio() as caller:
         assert not caller.call("load_model", model=str(tiny("llama"))).is_error

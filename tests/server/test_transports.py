@@ -27,7 +27,9 @@ def server(tiny: Callable[..., Path]) -> Generator[HttpServer]:
         yield started
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http", pytest.param("sse", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "transport", ["stdio", *(pytest.param(name, marks=pytest.mark.slow) for name in ("http", "sse"))]
+)
 def test_a_session_from_load_to_unload(transport: str, tiny: Callable[..., Path]) -> None:
     with stdio() if transport == "stdio" else http(transport) as started:  # noqa: SIM117
         with nullcontext(started) if transport == "stdio" else started.client(transport) as client:

@@ -136,6 +136,7 @@ def test_a_method_that_takes_none_names_the_edits_that_nobody_sent(callers: tupl
     assert "invalid_request" in text(one.call("attribute", **asked, interventions=[EDIT])), "its own are another matter"
 
 
+@pytest.mark.slow
 def test_unloading_ends_the_edits(callers: tuple[Caller, Caller], tiny: Callable[..., Path]) -> None:
     one, _ = callers
     plain = lens(one)

@@ -70,6 +70,7 @@ def test_notices_attention_read_from_another_layer(monkeypatch: pytest.MonkeyPat
     assert "attention_edit" in report.wrong
 
 
+@pytest.mark.slow
 def test_says_why_a_type_cannot_be_read() -> None:
     reports = [check_type(name) for name in ("gemma3n_text", "hrm_text", "musicgen", "gemma4_assistant")]
     assert not any(report.passed(name) for report in reports for name in ("names", "lens", "attention"))
