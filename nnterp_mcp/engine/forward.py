@@ -205,12 +205,15 @@ def _run_short(model: StandardizedTransformer, work: Pass) -> Captured | None:
         return None
     entries = [(capture.options["rows"], capture.options["columns"]) for capture in work.captures]
     entries += [] if work.ends is None else [work.ends]
+    keys = [(id(rows), id(columns)) for rows, columns in entries]
+    different = list(dict.fromkeys(keys))  # layers are mostly read at the same entries
+    which = [different.index(key) for key in keys]
     given = static_inputs(model, ids, mask)
-    for number, (rows, columns) in enumerate(entries):
+    for number, (rows, columns) in zip(which, entries, strict=True):
         given |= {f"rows {number}": rows.to(ids.device), f"columns {number}": columns.to(ids.device)}
 
     def compute(buffers: Buffers) -> list[Tensor]:
-        index = [(buffers[f"rows {number}"], buffers[f"columns {number}"]) for number in range(len(entries))]
+        index = [(buffers[f"rows {number}"], buffers[f"columns {number}"]) for number in which]
         captures = [
             Capture(capture.place, take_rows, {"rows": rows, "columns": columns})
             for capture, (rows, columns) in zip(work.captures, index, strict=False)
@@ -219,7 +222,7 @@ def _run_short(model: StandardizedTransformer, work: Pass) -> Captured | None:
         found = run(model, arguments_of(buffers), Window.over(work.batch), NOTHING, captures, ends)
         return [*found.values, *([] if found.logits is None else [found.logits])]
 
-    key = (model.attention, *(capture.place for capture in work.captures), work.logits is None)
+    key = (model.attention, *which, *(capture.place for capture in work.captures), work.logits is None)
     made = passes.run(model, key, given, compute)
     return Captured(made, None) if work.ends is None else Captured(made[:-1], made[-1])
 

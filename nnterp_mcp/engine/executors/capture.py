@@ -10,8 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from nnterp_mcp.errors import STOPS
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.wrapped import WrappedModel
 
 logger = logging.getLogger(__name__)
@@ -63,10 +62,8 @@ def try_capture(model: WrappedModel, what: str, make: Callable[[], T]) -> T | No
     """
     try:
         return make()
-    except STOPS:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if says_nothing(error):
             raise
         refuse(model, what, str(error))
         return None

@@ -22,10 +22,9 @@ from nnterp_mcp.engine.executors.execution import execute, last_column
 from nnterp_mcp.engine.forward import NOTHING, Plan, PlannedPass
 from nnterp_mcp.engine.kv_cache import cache_inputs
 from nnterp_mcp.engine.token_spans import Window
-from nnterp_mcp.errors import STOPS
 from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -223,10 +222,8 @@ def _try_static_step(model: StandardizedTransformer) -> bool:
             steps = StaticSteps(model, NOTHING, [prompt], [0], cache, length, length + 1)
             expected = model.module(input_ids=ids[:, :1], **cache_inputs(model.module, cache)).logits[:, -1].float()
         found = steps.next_logits(ids[:, 0])
-    except STOPS:
-        raise
     except Exception as error:  # whatever the modelling code raises, it does not take such buffers
-        if is_out_of_memory(error):
+        if says_nothing(error):
             raise
         return False
     allowed = TOLERANCES.get(model.module.dtype, 1e-1) * max(float(expected.abs().max()), 1.0)

@@ -19,10 +19,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nnterp_mcp.engine.executors.capture import LaunchGraph, captures, refuse, try_capture
-from nnterp_mcp.errors import STOPS
 from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.loading.verdicts import TOLERANCES
-from nnterp_mcp.model.memory import is_out_of_memory
+from nnterp_mcp.model.memory import says_nothing
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.structure.call_recorder import probe_ids
 from nnterp_mcp.model.structure.context_lengths import lengths_of
@@ -204,10 +203,8 @@ def _try_static_inputs(model: StandardizedTransformer) -> bool:
             usual = {"input_ids": ids, "attention_mask": mask, "position_ids": inputs["position_ids"]}
             expected = model.module(**usual, use_cache=False).logits[real]
             found = model.module(**arguments_of(inputs)).logits[real]
-    except STOPS:
-        raise
     except Exception as error:  # whatever the modelling code raises, it does not take such masks
-        if is_out_of_memory(error):
+        if says_nothing(error):
             raise
         return False
     return _agree(found.float(), expected.float(), model.module.dtype)
