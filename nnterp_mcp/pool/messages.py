@@ -109,7 +109,7 @@ class Reply(_Ended):
     device_memory: int | None = None
     """Bytes allocated on the accelerator; None without one."""
     uncaptured: dict[str, str] = Field(default_factory=dict)
-    """What of the model runs launch by launch, where it could be replayed as a graph, and why."""
+    """Parts of the model that could be replayed as graphs and are not, each with the reason."""
 
 
 class Failure(_Ended):

@@ -76,7 +76,7 @@ class WorkerProcess:
     Attributes:
         handle: The handle of its model.
         device_memory: Bytes allocated on the accelerator after the last call, None without one.
-        uncaptured: What of the model runs launch by launch on the accelerator, and why.
+        uncaptured: Parts of the model that could be replayed as graphs and are not, each with the reason.
         held: Bytes of weights of other models that it has read to compare with, by handle.
         ended: Set when the process has ended.
     """

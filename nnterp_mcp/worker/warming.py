@@ -71,7 +71,7 @@ def warm(steps: Iterable[Step], waiting: Callable[[], bool], seconds: float = MO
 
 
 def warming_steps(bench: Bench) -> Iterator[Step]:
-    """What warms a model, the shortest and most needed first."""
+    """The steps that warm a model, the shortest and most needed first."""
     for tool, arguments in _CALLS.items():
         yield partial(_call, bench, tool, arguments)
     yield lambda job: bench.environment

@@ -88,7 +88,7 @@ class Bench:
 
     @property
     def uncaptured(self) -> dict[str, str]:
-        """What of the loaded model is not replayed as graphs, and why; empty where none can be captured."""
+        """The parts of the loaded model that could be replayed as graphs and are not, each with the reason."""
         from nnterp_mcp.engine.executors.capture import reasons_against
 
         return {} if self._model is None else reasons_against(self._model)

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a function launches on the device, captured once and replayed without the host's work."""
+"""CUDA graphs: the launches of a function, captured once and replayed without the host's work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LaunchGraph(Generic[T]):
             self._made = compute()
 
     def replay(self) -> T:
-        """What the function returned, computed anew; the next replay overwrites it."""
+        """Computes the function's result anew; the next replay overwrites it."""
         self._graph.replay()
         return self._made
 
@@ -53,7 +53,7 @@ def captures(model: WrappedModel, what: str) -> bool:
 
 
 def try_capture(model: WrappedModel, what: str, make: Callable[[], T]) -> T | None:
-    """What a capture made; None where the modelling code cannot be captured, which is remembered.
+    """Captures something, and returns None where the modelling code cannot be captured, which is remembered.
 
     Code that waits for the device, or makes tensors on the host, cannot.
 
@@ -76,5 +76,5 @@ def refuse(model: WrappedModel, what: str, reason: str) -> None:
 
 
 def reasons_against(model: WrappedModel) -> dict[str, str]:
-    """What of a model is not replayed as graphs, and why."""
+    """The parts of a model that are not replayed as graphs, each with the reason."""
     return dict(_REFUSED.get(model.module, {}))

@@ -31,7 +31,7 @@ from nnterp_mcp.model.text.tokenization import EncodedPrompt
 from nnterp_mcp.request.sites import FACTS
 
 STEPS = "decode steps"
-"""What is captured here, as `session` names it."""
+"""The name of these captures in `session`."""
 
 WORTHWHILE = 8
 """New tokens from which on a capture pays."""

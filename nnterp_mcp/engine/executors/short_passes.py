@@ -28,7 +28,7 @@ from nnterp_mcp.model.structure.context_lengths import lengths_of
 from nnterp_mcp.model.wrapped import WrappedModel
 
 _WHAT = "short passes"
-"""What is captured here, as `session` names it."""
+"""The name of these captures in `session`."""
 
 _SHORT = 2048
 """Padded tokens of a pass up to which its launches take longer than its arithmetic, about."""
@@ -170,7 +170,7 @@ def _added(read: Bool[Tensor, "row query key"], dtype: torch.dtype) -> Tensor:
 
 
 def _state_of(module: nn.Module) -> Hashable:
-    """What a capture holds on to: where the weights are, and how many hooks stand on the modules."""
+    """Identifies the state that a capture depends on: where the weights are, and how many hooks the modules have."""
     hooks, weights, waiting = 0, list[int](), [module]
     while waiting:
         part = vars(waiting.pop())  # every call does this: the public ways take ten times as long

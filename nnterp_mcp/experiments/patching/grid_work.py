@@ -18,7 +18,7 @@ _GROUP = 2**14
 """Tokens that the cells of a group compute, about: some seconds to a minute."""
 
 _ROW = 2.0
-"""What a run costs besides its tokens, in tokens: its logits are read, and the host sets it up."""
+"""The cost of a run besides its tokens, in tokens: its logits are read, and the host sets it up."""
 
 
 @dataclass(frozen=True)

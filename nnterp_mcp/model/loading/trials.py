@@ -1,4 +1,4 @@
-"""What was tried on a model: once for each situation, and once for all loads of the same files where there is a record.
+"""Trials on a model: made once for each situation, and once for all loads of the same files where there is a record.
 
 Trials find the cheapest computation that is exact on a model, such as how much rows of a batch can share.
 """
