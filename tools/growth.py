@@ -1,4 +1,4 @@
-"""How the cost of every tool grows with tokens and prompts, by `python -m tools.growth`.
+"""Measures how the cost of every tool grows with tokens and prompts: `python -m tools.growth`.
 
 Each tool works on a tiny random Llama of four layers, with one thread, in a process of its own. It is timed
 in the processor's seconds, so that other processes matter little, and its peak memory is what it needs above the loaded

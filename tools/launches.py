@@ -65,7 +65,7 @@ def _size(value: Any) -> int:
 
 
 def count(work: Callable[[], object]) -> Launches:
-    """What some work asks of the device; it has run before, so that what is lazy is not counted."""
+    """Counts the launches of some work, after a first run, so that one-time setup is not counted."""
     work()
     with _Counting() as counting:
         work()

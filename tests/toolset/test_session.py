@@ -1,4 +1,4 @@
-"""What `session` says of loaded models."""
+"""`session` describes the loaded models."""
 
 from __future__ import annotations
 

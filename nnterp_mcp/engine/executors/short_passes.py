@@ -36,6 +36,9 @@ _SHORT = 2048
 _BUCKET = 16
 """Batches are as wide as a multiple of this many tokens, so that prompts of similar length share buffers."""
 
+_PROBED, _BEYOND = 8, 4
+"""Tokens of the text on which the masks are tried, and how far others go beyond each length that changes a model."""
+
 _KEPT = 16
 """Shapes that are kept; the one that was not used for longest goes first."""
 
@@ -111,8 +114,13 @@ def short_passes(model: StandardizedTransformer, rows: int, columns: int) -> Sho
     """The short passes over a model; None where one of this size is better run as it is."""
     if rows * columns > _SHORT or not captures(model, _WHAT):
         return None
-    exact = recall(model.module, _WHAT, model.attention, 0, lambda: _try_static_inputs(model))
-    return _PASSES.setdefault(model.module, ShortPasses()) if exact else None
+    lengths = sorted({_PROBED} | {mark.length + _BEYOND for mark in lengths_of(model.module).below(columns)})
+
+    def is_exact(length: int) -> bool:
+        situation = model.attention, length
+        return recall(model.module, _WHAT, situation, 0, lambda: _try_static_inputs(model, length))
+
+    return _PASSES.setdefault(model.module, ShortPasses()) if all(map(is_exact, lengths)) else None
 
 
 def drop_graphs(model: WrappedModel) -> None:
@@ -187,13 +195,13 @@ def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 
 
 @torch.inference_mode()
-def _try_static_inputs(model: StandardizedTransformer) -> bool:
-    """Compares a pass with masks in buffers with a usual one, a padded row among them."""
+def _try_static_inputs(model: StandardizedTransformer, length: int) -> bool:
+    """Compares a pass over so many tokens with masks in buffers with a usual one, a padded row among them."""
     layers = DynamicCache(config=model.module.config).layers
     windows = {getattr(layer, "sliding_window", None) for layer in layers} - {None}
     if len(windows) > 1 or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return False
-    ids = probe_ids(model.module)[:1].repeat(2, 1)
+    ids = probe_ids(model.module, length)[:1].repeat(2, 1)
     mask = torch.ones_like(ids)
     mask[1, : ids.shape[1] // 2] = 0
     inputs = static_inputs(model, ids, mask)

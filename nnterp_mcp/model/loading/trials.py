@@ -44,7 +44,7 @@ def recall(module: nn.Module, kind: str, situation: Hashable, length: int, find:
 
 
 def findings(module: nn.Module, kind: str) -> list[Any]:
-    """What was found about a model so far, in any situation."""
+    """The findings of one kind about a model so far, in any situation."""
     return [found for _, found in _TRIED.get(module, {}).get(kind, {}).values()]
 
 

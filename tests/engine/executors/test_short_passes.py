@@ -75,6 +75,37 @@ def test_a_lens_on_buffers_is_the_usual_lens(family: str, everywhere: bool) -> N
     assert _agree(second, expected)
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "llama4_text", "phi3"])
+def test_texts_beyond_a_window_are_read_as_usual(family: str) -> None:
+    model = _model(family)
+    texts = ["0123456789" * 9, "Paris", "9876543210" * 5]
+    expected = _lens(model, texts, everywhere=True)
+    with _as_on_an_accelerator() as ran:
+        assert _agree(_lens(model, texts, everywhere=True), expected)
+    assert bool(ran) == (family != "llama4_text")
+
+
+def test_masks_are_tried_beyond_each_length_that_changes_a_model() -> None:
+    model = _model("mistral")
+    tried: list[int] = []
+    usual = short_passes._try_static_inputs
+
+    def attempted(model: StandardizedTransformer, length: int) -> bool:
+        tried.append(length)
+        return usual(model, length) and length < 20
+
+    with _as_on_an_accelerator() as ran, patch.object(short_passes, "_try_static_inputs", attempted):
+        _lens(model, ["Paris"])
+        assert len(ran) == 1
+        _lens(model, ["0123456789" * 9])
+        _lens(model, ["Paris"])
+
+    assert len(ran) == 2
+    assert tried[0] == 8
+    assert max(tried) > 32
+    assert len(tried) == len(set(tried))
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_run_as_they_are(family: str) -> None:
     model = _model(family)
