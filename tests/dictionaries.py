@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,8 +18,10 @@ DICTIONARY = Path(tempfile.gettempdir()) / "nnterp-mcp-tests" / "dictionary"
 
 def random_dictionary() -> Path:
     """Where it is."""
-    if not (DICTIONARY / "cfg.json").exists():
-        write(DICTIONARY, "blocks.1.hook_resid_post", 64, 24)
+    DICTIONARY.parent.mkdir(exist_ok=True)
+    with FileLock(f"{DICTIONARY}.lock"):  # Processes of one run share it.
+        if not (DICTIONARY / "cfg.json").exists():
+            write(DICTIONARY, "blocks.1.hook_resid_post", 64, 24)
     return DICTIONARY
 
 

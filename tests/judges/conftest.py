@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 _HERE = Path(__file__).parent
 _HOME = _HERE.parent.parent / "build" / "judges"
@@ -23,7 +24,9 @@ def judge() -> Run:
     """Runs a script of an installed package under a Node that is new enough."""
     if shutil.which("npm") is None:
         pytest.skip("the judges are installed by npm, which is not here")
-    modules = _install()
+    _HOME.parent.mkdir(exist_ok=True)
+    with FileLock(f"{_HOME}.lock"):  # Two processes of one run may want them at once.
+        modules = _install()
     node = _node(modules)
 
     def run(script: str, *arguments: str, within: float = 240) -> subprocess.CompletedProcess[str]:
@@ -39,7 +42,7 @@ def _install() -> Path:
     mark = _HOME / hashlib.sha256(wanted).hexdigest()[:16]
     if not mark.exists():
         shutil.rmtree(_HOME, ignore_errors=True)
-        _HOME.mkdir(parents=True)
+        _HOME.mkdir()
         (_HOME / "package.json").write_bytes(wanted)
         command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", str(_HOME)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
