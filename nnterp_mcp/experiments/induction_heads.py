@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ from nnterp_mcp.engine.forward import LogitReduction, forward
 from nnterp_mcp.engine.readouts.reductions import gather_log_probs
 from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
-from nnterp_mcp.experiments.attention_patterns import AttentionNumbers, AttentionTarget, HeadChoice, capture_heads
+from nnterp_mcp.experiments.attention_patterns import (
+    AttentionNumbers,
+    AttentionTarget,
+    HeadChoice,
+    capture_heads,
+    choose_heads,
+)
+from nnterp_mcp.model.loading.trials import recall
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.tokenization import Batch, EncodedPrompt
 
@@ -61,6 +68,14 @@ class HeadKinds:
     probability: Float[Tensor, " sequence"]
     log_probability: Float[Tensor, " sequence"]
 
+    def of(self, chosen: Sequence[HeadChoice]) -> HeadKinds:
+        """The same of some of the heads."""
+        heads = [(layer, head) for layer, some in chosen for head in some]
+        numbers = {head: number for number, head in enumerate(self.heads)}
+        at = torch.tensor([numbers[head] for head in heads])
+        previous, duplicate, induction = (scores[:, at] for scores in (self.previous, self.duplicate, self.induction))
+        return replace(self, heads=heads, previous=previous, duplicate=duplicate, induction=induction)
+
 
 def repeat_random_tokens(
     model: StandardizedTransformer, count: int = 4, length: int = 50, seed: int = 0
@@ -93,6 +108,28 @@ def repeat_random_tokens(
         ids = [*start, *copy, *copy]
         prompts.append(EncodedPrompt(index, tokenizer.decode(ids), ids, []))
     return RepeatedTokens(prompts, len(start), length, seed)
+
+
+def recall_kinds(model: StandardizedTransformer, work: Workload, repeated: RepeatedTokens) -> HeadKinds:
+    """The kinds of all heads of a model without interventions, scored once for all loads of its files.
+
+    Args:
+        model: The model.
+        work: The sequences of `repeated`.
+        repeated: As `repeat_random_tokens` makes them.
+
+    Raises:
+        Unsupported: As in `score_heads`.
+    """
+
+    def score() -> dict[str, Any]:
+        kinds = score_heads(model, work, choose_heads(model), repeated.second)
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(kinds).items()}
+
+    drawn = (len(repeated.prompts), repeated.length, repeated.seed)
+    known = recall(model.module, "kinds of heads", drawn, 0, score)
+    heads = [(layer, head) for layer, head in known["heads"]]
+    return HeadKinds(heads, **{name: torch.tensor(value) for name, value in known.items() if name != "heads"})
 
 
 def score_heads(

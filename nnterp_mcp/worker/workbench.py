@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nnterp_mcp.engine.forward import Plan
     from nnterp_mcp.engine.planning.clean_states import Known
     from nnterp_mcp.engine.workload import Workload
-    from nnterp_mcp.experiments.induction_heads import HeadKinds
     from nnterp_mcp.model.loading.adapters import Adapter
     from nnterp_mcp.model.standardized import StandardizedTransformer
     from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -142,11 +141,6 @@ class Bench:
         from nnterp_mcp.worker.second_model import SecondModels
 
         return SecondModels(self.settings) if self.base is None else self.base.seconds
-
-    @cached_property
-    def head_kinds(self) -> dict[Hashable, HeadKinds]:
-        """The kinds of heads of the model without interventions, by the heads that were scored."""
-        return {}
 
     @cached_property
     def dictionaries(self) -> Dictionaries:

@@ -18,7 +18,13 @@ from nnterp_mcp.experiments.attention_patterns import (
     choose_heads,
     read_attention,
 )
-from nnterp_mcp.experiments.induction_heads import HeadKinds, RepeatedTokens, repeat_random_tokens, score_heads
+from nnterp_mcp.experiments.induction_heads import (
+    HeadKinds,
+    RepeatedTokens,
+    recall_kinds,
+    repeat_random_tokens,
+    score_heads,
+)
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.text.positions import resolve_positions
 from nnterp_mcp.model.text.tokenization import EncodedPrompt
@@ -139,15 +145,12 @@ def _acts_everywhere(operation: Operation) -> bool:
 def _score(
     bench: Bench, params: AttentionProbsParams, chosen: Sequence[HeadChoice], job: Job
 ) -> tuple[HeadKinds, RepeatedTokens]:
-    """The kinds of heads; those of the unedited model are scored once for each choice of heads."""
+    """The kinds of heads; those of the unedited model are scored once."""
     repeated = repeat_random_tokens(bench.model)
     work = bench.workload(repeated.prompts, params.interventions, job)
     if work.plan:
         return score_heads(bench.model, work, chosen, repeated.second), repeated
-    asked = tuple((layer, tuple(heads)) for layer, heads in chosen)
-    if asked not in bench.head_kinds:
-        bench.head_kinds[asked] = score_heads(bench.model, work, chosen, repeated.second)
-    return bench.head_kinds[asked], repeated
+    return recall_kinds(bench.model, work, repeated).of(chosen), repeated
 
 
 def _without_attention(
