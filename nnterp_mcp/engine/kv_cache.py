@@ -15,6 +15,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 _OF_VERSION = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters  # pyright: ignore
 """How the installed transformers hands a cache to its own models; releases differ in its name."""
 
+CACHE_NAMES = ("past_key_values", "cache")
+"""The names of the cache among the arguments of a forward pass, in all releases."""
+
 
 def cache_inputs(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
     """The arguments by which a forward pass goes on from keys and values and adds to them; or keeps none."""
@@ -23,8 +26,9 @@ def cache_inputs(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
 
 def cache_name(module: nn.Module) -> str:
     """The name of the cache among the arguments of a Hugging Face forward pass."""
-    named = "past_key_values" in inspect.signature(module.forward).parameters
-    return "past_key_values" if named or "past_key_values" in _OF_VERSION else "cache"
+    older, newer = CACHE_NAMES
+    named = older in inspect.signature(module.forward).parameters
+    return older if named or older in _OF_VERSION else newer
 
 
 def takes_rows(module: nn.Module) -> bool:

@@ -14,13 +14,13 @@ from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.branches import BranchBatch, Branches
 from nnterp_mcp.engine.executors.ndif.backend import PASSES, pass_data, require_reduced
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
+from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.executors.ndif.traces import run_passes
 from nnterp_mcp.engine.executors.ndif.wire_format import branch_steps
 from nnterp_mcp.engine.forward import LogitReduction, Plan
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.observation import Observed, Reference
 from nnterp_mcp.engine.prefix_sharing import Sharing
 from nnterp_mcp.engine.readouts.reductions import sample_logits
@@ -232,7 +232,9 @@ def _pass(
         inputs["position_ids"] = torch.arange(first, first + columns).repeat(present, 1)
     last = torch.arange(count)
     captured = (last, torch.full_like(last, columns - 1)) if logits else None
-    cached = {"name": cache_name(model.module), "length": first if first else None}
+    needs_cache = first > 0 or "prefix" in run.carries
+    if needs_cache and model.cache_name is None:
+        raise not_offered(model.name, "cached keys and values")
     return pass_data(
         model,
         inputs,
@@ -242,7 +244,7 @@ def _pass(
         reduction=reduction,
         compares=run.compares,
         carries=run.carries,
-        cache=cached if first or "prefix" in run.carries else None,
+        cache={"name": model.cache_name, "length": first or None} if needs_cache else None,
     )
 
 

@@ -15,7 +15,6 @@ from nnterp_mcp.engine.executors.ndif.wire_format import steps_of
 from nnterp_mcp.engine.forward import Plan
 from nnterp_mcp.engine.generation import Generation, end_ids
 from nnterp_mcp.engine.interpreter import Data
-from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.readouts.numerics import require_finite
 from nnterp_mcp.engine.sampling import GREEDY, Sampling
 from nnterp_mcp.engine.token_spans import Window
@@ -67,7 +66,7 @@ class _Text:
         self._sampling = sampling
         self._dice = [sampling.dice(prompt.ids) for prompt in batch.prompts]
         longest, kind = batch.inputs["input_ids"].shape[1], lengths_of(model.module).kind
-        self._cached = model.cached and kind(longest) == kind(longest + new_tokens)
+        self._cached = model.cache_name is not None and kind(longest) == kind(longest + new_tokens)
         self._ends = torch.tensor(sorted(end_ids(model)), dtype=torch.long)
 
     @property
@@ -97,9 +96,10 @@ class _Text:
         if self._sampling.temperature:
             drawn = torch.stack([self._sampling.draw(self._dice) for _ in range(count)])
         written = write_tokens(self._model.connection, ids, mask, steps, self._options(rows, columns, drawn))
-        require_finite(torch.stack(written["log_probs"]), "logits")
-        self.tokens += written["tokens"]
-        self._log_probs += written["log_probs"]
+        log_probs = [step["log_probs"] for step in written]
+        require_finite(torch.stack(log_probs), "logits")
+        self.tokens += [step["tokens"] for step in written]
+        self._log_probs += log_probs
 
     def _window(self, known: int, step: int) -> Window:
         """The columns that a step of a request computes, which begins with so many known ones."""
@@ -120,7 +120,7 @@ class _Text:
             "ends": self._ends,
             "ended": self._ended(),
             "cached": self._cached,
-            "cache_name": cache_name(model.module),
+            "cache_name": model.cache_name,
             "positions": model.takes_positions,
         }
 

@@ -16,6 +16,7 @@ from nnterp_mcp.engine.executors.ndif.client import Connection
 from nnterp_mcp.engine.executors.ndif.meta_model import find_patterns, without_numbers
 from nnterp_mcp.engine.executors.ndif.refusals import not_offered
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.model.standardized import StandardizedTransformer
 from nnterp_mcp.model.traced_tensor import TracedTensor
 
@@ -29,14 +30,14 @@ class ServedTransformer(StandardizedTransformer):
         connection: The way to the model.
         remote_calls: What is sent, by the name of the local function.
         patterns: Which element of what a layer's attention returns is its probabilities.
-        cached: Whether a text can be written on cached keys and values there.
+        cache_name: The name of the argument by which it takes cached keys and values there; None where it takes none.
         dtype_served: The dtype of its logits there.
     """
 
     connection: Connection
     remote_calls: Mapping[str, Callable[..., Any]]
     patterns: dict[int, int]
-    cached: bool = True
+    cache_name: str | None
     dtype_served: torch.dtype = torch.float32
 
     def __init__(self, outline: Any, tokenizer: Any, connection: Connection, remote_calls: Mapping[str, Any]) -> None:
@@ -44,6 +45,7 @@ class ServedTransformer(StandardizedTransformer):
             super().__init__(outline, check_renaming=False, tokenizer=tokenizer, name=connection.name)
         self.connection = connection
         self.remote_calls = remote_calls
+        self.cache_name = cache_name(self.module)
         self.token_rows: dict[tuple[str, int], Tensor] = {}
         cores = {layer.index: layer.core.module for layer in self.anatomy.layers if layer.core is not None}
         self.patterns = find_patterns(self.module, cores, {i: self.anatomy.layers[i].num_heads for i in cores})

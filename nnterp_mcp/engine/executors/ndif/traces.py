@@ -1,7 +1,9 @@
 """The two traces that are sent: forward passes that may build on one another, and a text token by token.
 
-What a block saves under a name of its own is sent back, so logits never have one. A session is sent without comments
-and blank lines, and finds the traces inside it by their lines: there are none in it, nor a statement of several lines.
+What a block saves under a name of its own is sent back, so logits never have one. nnsight knows what was saved by its
+address alone, so all of it is kept until the session ends: what came to lie there later would be sent as well. A
+session is sent without comments and blank lines, and finds the traces inside it by their lines: there are none in it,
+nor a statement of several lines.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def write_tokens(
     mask: Int[Tensor, "row column"],
     steps: Sequence[list[Data]],
     options: Data,
-) -> Data:
+) -> list[Data]:
     """Writes a token for each list of steps, in one request, until every row has ended.
 
     Args:
@@ -60,21 +62,20 @@ def write_tokens(
             and `cache_name`, what the model calls them; `positions`, whether it is told where its tokens are.
 
     Returns:
-        `tokens` and `log_probs`: for each step, those of each row.
+        `tokens` and `log_probs` of each row, for each step.
     """
     model: Any = connection.model
-    number, ended, written = 0, options["ended"], {"tokens": [], "log_probs": []}
+    number, ended = 0, options["ended"]
     with model.session(backend=connection.backend()):
         cache = DynamicCache(config=model.config) if options["cached"] else None
-        said = nnsight.save(written)
+        said: list[Data] = nnsight.save([])
         for number, listed in enumerate(steps):
             given = step_inputs(ids, mask, cache, number, options)
             with model.trace(**given) as tracer:
                 chosen = nnsight.save(choose(model, walk(model, listed, {}), options, number))
                 if options["head"]:
                     tracer.stop()
-            said["tokens"].append(chosen["tokens"])
-            said["log_probs"].append(chosen["log_probs"])
+            said.append(chosen)
             ended = ended | torch.isin(chosen["tokens"], options["ends"])
             if bool(ended.all()):
                 break

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
+from nnterp_mcp.engine.executors.ndif import checks
 from nnterp_mcp.engine.executors.ndif.checks import check_served
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import Plan, forward
 from nnterp_mcp.engine.generation import generate
 from nnterp_mcp.engine.hook_points import Place
+from nnterp_mcp.engine.kv_cache import cache_name
 from nnterp_mcp.engine.planning.plan import plan
 from nnterp_mcp.engine.planning.vectors import read_token_rows
 from nnterp_mcp.engine.sampling import Sampling
@@ -100,12 +102,32 @@ def test_the_outline_has_no_weights_and_a_trace_on_it_is_refused(pair: Pair) -> 
 
 
 def test_the_checks_pass_on_the_served_model(pair: Pair) -> None:
-    checks = check_served(pair.served)
+    found = check_served(pair.served)
 
-    assert [(check.name, check.passed) for check in checks] == [
+    assert [(check.name, check.passed) for check in found] == [
         (name, True) for name in ("names", "lens", "batch", "causal", "generation", "attention")
     ]
-    assert pair.served.cached
+    assert pair.served.cache_name == cache_name(pair.served.module)
+
+
+@pytest.mark.parametrize("there", ["", "unknown"])
+def test_a_service_may_have_another_name_for_cached_keys_and_values(
+    pair: Pair, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = cache_name(pair.served.module)
+    monkeypatch.setattr(checks, "CACHE_NAMES", ("wrong", there or own))
+    monkeypatch.setattr(checks, "cache_name", lambda module: "wrong")
+
+    generation = check_served(pair.served)[4]
+
+    assert generation.passed
+    assert pair.served.cache_name == (None if there else own)
+    assert ("read again" in generation.detail) is bool(there)
+    found = generate(pair.served, Workload(pair.encode()), max_new_tokens=3)
+    pair.served.cache_name = own
+    assert [one.ids for one in found] == [
+        one.ids for one in generate(pair.served, Workload(pair.encode()), max_new_tokens=3)
+    ]
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -197,7 +219,7 @@ def test_a_text_of_two_requests_goes_on_where_the_first_ended(llama: Pair, monke
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_text_with_an_operation_in_force(llama: Pair, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama.served, "cached", cached)
+    monkeypatch.setattr(llama.served, "cache_name", cache_name(llama.served.module) if cached else None)
     prompts = llama.encode()
 
     found = generate(
