@@ -36,11 +36,9 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
         job.check()
         job.tell(message, round(done, 4), 1)
 
-    report("starting the worker's libraries")
-    with _collection_paused():
-        from transformers.utils import logging
+    from transformers.utils import logging
 
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     if params.adapter is not None:
         from nnterp_mcp.model.loading.adapter_files import locate_adapter
 
@@ -54,7 +52,7 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
 
 
 @contextmanager
-def _collection_paused() -> Generator[None]:
+def collection_paused() -> Generator[None]:
     """Pauses garbage collection, which would go through all the objects of a load again and again: they stay anyway."""
     enabled = gc.isenabled()
     gc.disable()
@@ -111,7 +109,7 @@ def _load(bench: Bench, params: LoadModelParams, report: Report) -> tuple[Standa
     precision = Precision(params.dtype, params.quantization)
     converted = convert_once(located, settings.cache, report)
     former = None if converted.gguf else FormerChecks(converted.folder, settings.cache)
-    with _collection_paused():
+    with collection_paused():
         weights, tokenizer = read_model(converted, precision, params.device, params.attention, code, report, former)
         report("checking the model")
         model = StandardizedTransformer(weights, tokenizer=tokenizer, name=bench.handle, former=former)

@@ -45,11 +45,12 @@ from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.threads import Threads
-from nnterp_mcp.worker.warming import warm, warming_steps
+from nnterp_mcp.worker.warming import WARMING_CALLS, import_libraries, warm, warming_steps
 from nnterp_mcp.worker.workbench import Bench
 
-_BEFORE_ANSWER = 3.0
-"""Seconds by which a load's answer waits, at most, so that the first call after it is as fast as the next."""
+_BEFORE_ANSWER, _BEFORE_FIRST = 3.0, 8.0
+"""Seconds by which a load's answer waits, at most, so that the first call after it is as fast as the next; and that of
+the first load of some files, since what is tried on them then is known at later ones."""
 
 _LAST_WRITE = 2.0
 """Seconds that the exit of a worker waits for a record that is being written."""
@@ -146,7 +147,9 @@ class Desk:
         answer = _answer(self._benches, call, job)
         own, loaded = self._benches.own, call.tool == "load_model" and not call.handle and isinstance(answer, Reply)
         steps = warming_steps(own) if loaded and own.files is not None else iter(())
-        warm(itertools.islice(steps, 1), waiting=self._is_waiting, seconds=_BEFORE_ANSWER)
+        known = not loaded or own.model.checked_before
+        before = itertools.islice(steps, 1 if known else WARMING_CALLS)
+        warm(before, waiting=self._is_waiting, seconds=_BEFORE_ANSWER if known else _BEFORE_FIRST)
         self._send(job, answer)
         job.settle()
         _reserve()
@@ -220,6 +223,9 @@ def _failure(call: Call, job: Job, error: BaseException, held: dict[str, int] | 
 
 def _run(bench: Bench, call: Call, job: Job) -> Result:
     spec = specs()[call.tool]
+    if call.tool == "load_model":
+        job.tell("starting the worker's libraries", 0.0, 1)
+        import_libraries()
     return run_tool(bench, spec, spec.params.model_validate(call.params), job)
 
 

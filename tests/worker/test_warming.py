@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -66,3 +68,18 @@ def test_a_tool_that_fails_hides_nothing_and_stops_nothing(bench: Bench, monkeyp
     warming.warm(warming.warming_steps(bench), waiting=lambda: False)
     assert called == list(warming._CALLS)
     assert set(called) <= set(specs())
+
+
+def test_the_garbage_collector_is_spared_what_lives_as_long_as_the_process() -> None:
+    script = """
+import gc, sys
+from nnterp_mcp.worker.warming import import_libraries
+import_libraries()
+frozen = gc.get_freeze_count()
+import_libraries()
+print(gc.isenabled(), frozen == gc.get_freeze_count(), frozen, len(gc.get_objects()), "sklearn" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    enabled, once, frozen, collected, probes = said
+    assert (enabled, once, probes) == ("True", "True", "False")
+    assert int(frozen) > 100 * int(collected)
