@@ -69,12 +69,19 @@ class _ServedModule(nn.Module):
 
 
 def find_served_final_modules(model: ServedTransformer, tokens: Sequence[int]) -> tuple[nn.Module | None, nn.Module]:
-    """`logit_direction.find_final_modules` on a served model: the norm is called there, the rows of tokens are read."""
+    """`logit_direction.find_final_modules` on a served model: the norm is called there, the rows of tokens are read.
+
+    A row that came once is remembered.
+    """
     norm, head = model.anatomy.ln_final, model.anatomy.lm_head
     assert head is not None
-    found = _call_there(model, read_head, path=head.path, tokens=list(tokens))
-    rows = nn.Linear(found["rows"].shape[1], len(tokens))
-    rows.load_state_dict({"weight": found["rows"], "bias": found["bias"]})
+    missing = [token for token in dict.fromkeys(tokens) if token not in model.head_rows]
+    if missing:
+        found = _call_there(model, read_head, path=head.path, tokens=missing)
+        model.head_rows |= zip(missing, zip(found["rows"], found["bias"], strict=True), strict=True)
+    weights, biases = zip(*(model.head_rows[token] for token in tokens), strict=True)
+    rows = nn.Linear(weights[0].shape[0], len(tokens))
+    rows.load_state_dict({"weight": torch.stack(weights), "bias": torch.stack(biases)})
     return None if norm is None else _ServedModule(model, norm.path), rows
 
 

@@ -47,6 +47,7 @@ class ServedTransformer(StandardizedTransformer):
         self.remote_calls = remote_calls
         self.cache_name = cache_name(self.module)
         self.token_rows: dict[tuple[str, int], Tensor] = {}
+        self.head_rows: dict[int, tuple[Tensor, Tensor]] = {}
         cores = {layer.index: layer.core.module for layer in self.anatomy.layers if layer.core is not None}
         self.patterns = find_patterns(self.module, cores, {i: self.anatomy.layers[i].num_heads for i in cores})
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from nnterp_mcp.engine.executors.ndif import checks
+from nnterp_mcp.engine.executors.ndif import checks, experiments
 from nnterp_mcp.engine.executors.ndif.checks import check_served
 from nnterp_mcp.engine.executors.ndif.model import ServedTransformer
 from nnterp_mcp.engine.forward import Plan, forward
@@ -31,6 +31,7 @@ from nnterp_mcp.engine.workload import Workload
 from nnterp_mcp.errors import Unsupported
 from nnterp_mcp.experiments.activations import collect, index_rows, read_states, state_shape
 from nnterp_mcp.experiments.attention_patterns import choose_heads, read_attention
+from nnterp_mcp.experiments.attribution.logit_direction import find_final_modules
 from nnterp_mcp.experiments.induction_heads import repeat_random_tokens, score_heads
 from nnterp_mcp.experiments.logit_lens import read_lens, top_tokens
 from nnterp_mcp.experiments.patched_target import SourceReadings, resolve_target
@@ -550,6 +551,18 @@ def test_rows_of_the_unembedding(llama: Pair) -> None:
     expected = llama.plain.model.get_output_embeddings().weight[[4, 9]]
 
     torch.testing.assert_close(read_token_rows(llama.served, "unembeddings", [4, 9]), expected)
+
+
+def test_rows_of_the_head_are_sent_once(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = experiments.run_passes
+    monkeypatch.setattr(experiments, "run_passes", lambda *args: sent.append(args) or send(*args))
+    states = torch.randn(3, llama.served.hidden_size)
+
+    for tokens, requests in (([4, 9], 1), ([9, 5, 4, 5], 2), ([5], 2)):
+        _, head = find_final_modules(llama.served, tokens)
+        assert len(sent) == requests
+        torch.testing.assert_close(head(states), llama.plain.model.get_output_embeddings()(states)[:, tokens], **CLOSE)
 
 
 @pytest.mark.parametrize(
