@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
@@ -45,7 +46,7 @@ from nnterp_mcp.worker.execution import run_tool, runs_passes
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.recorder import WRITING, Recorder
 from nnterp_mcp.worker.threads import Threads
-from nnterp_mcp.worker.warming import WARMING_CALLS, import_libraries, warm, warming_steps
+from nnterp_mcp.worker.warming import WARMING_CALLS, Step, import_libraries, warm, warming_steps
 from nnterp_mcp.worker.workbench import Bench
 
 _BEFORE_ANSWER, _BEFORE_FIRST = 3.0, 8.0
@@ -145,15 +146,20 @@ class Desk:
         if call.recorded is not None:
             job.give_way = partial(self._give_way, job)
         answer = _answer(self._benches, call, job)
-        own, loaded = self._benches.own, call.tool == "load_model" and not call.handle and isinstance(answer, Reply)
-        steps = warming_steps(own) if loaded and own.files is not None else iter(())
-        known = not loaded or own.model.checked_before
-        before = itertools.islice(steps, 1 if known else WARMING_CALLS)
-        warm(before, waiting=self._is_waiting, seconds=_BEFORE_ANSWER if known else _BEFORE_FIRST)
+        loaded = call.tool == "load_model" and not call.handle and isinstance(answer, Reply)
+        left = self._warm_first() if loaded else iter(())
         self._send(job, answer)
         job.settle()
         _reserve()
-        warm(steps, waiting=self._is_waiting)
+        warm(left, waiting=self._is_waiting)
+
+    def _warm_first(self) -> Iterator[Step]:
+        """Warms the model before its load is answered; returns the steps that are left for afterwards."""
+        own = self._benches.own
+        steps = warming_steps(own) if own.files is not None else iter(())
+        count, seconds = (1, _BEFORE_ANSWER) if own.model.checked_before else (WARMING_CALLS, _BEFORE_FIRST)
+        warm(itertools.islice(steps, count), waiting=self._is_waiting, seconds=seconds)
+        return steps
 
     def _is_waiting(self) -> bool:
         return not self._inbox.calls.empty()
