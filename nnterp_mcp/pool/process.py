@@ -46,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_MESSAGE = 1 << 30
 _GRACE = 3.0
-_QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+_QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "RUST_BACKTRACE": "0"}
+"""A Rust library that panics for want of memory waits for itself forever if it is to write a trace as well."""
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 """For glibc, whose dynamic thresholds lead to fragmentation by small tensors."""
 _SMALLER = "Ask for less at once: fewer prompts, layers or new tokens."
