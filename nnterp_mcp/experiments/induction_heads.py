@@ -111,7 +111,7 @@ def repeat_random_tokens(
 
 
 def recall_kinds(model: StandardizedTransformer, work: Workload, repeated: RepeatedTokens) -> HeadKinds:
-    """The kinds of all heads of a model without interventions, scored once for all loads of its files.
+    """The kinds of all heads of a model without interventions, scored once for all loads of its weights.
 
     Args:
         model: The model.
@@ -126,8 +126,8 @@ def recall_kinds(model: StandardizedTransformer, work: Workload, repeated: Repea
         kinds = score_heads(model, work, choose_heads(model), repeated.second)
         return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(kinds).items()}
 
-    drawn = (len(repeated.prompts), repeated.length, repeated.seed)
-    known = recall(model.module, "kinds of heads", drawn, 0, score)
+    situation = (model.fingerprint, len(repeated.prompts), repeated.length, repeated.seed)
+    known = recall(model.module, "kinds of heads", situation, 0, score)
     heads = [(layer, head) for layer, head in known["heads"]]
     return HeadKinds(heads, **{name: torch.tensor(value) for name, value in known.items() if name != "heads"})
 

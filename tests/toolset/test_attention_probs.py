@@ -227,6 +227,19 @@ def test_the_kinds_of_the_unedited_model_are_scored_once(llama: Bench):
         assert head.kinds == pytest.approx(own[head.layer, head.head])
 
 
+def test_kinds_are_scored_again_when_weights_change(llama: Bench):
+    before = ask(llama, prompts="Spain")
+    weights = llama.model.anatomy.layers[0].block.module.self_attn.v_proj.weight.data
+    weights *= 2
+    try:
+        changed = ask(llama, prompts="Spain")
+    finally:
+        weights /= 2
+
+    assert changed.copying != before.copying
+    assert ask(llama, prompts="Spain").copying == before.copying
+
+
 def test_interventions_reach_the_random_tokens_too(llama: Bench):
     plain = ask(llama, prompts="Spain")
     cut = ask(llama, prompts="Spain", interventions=[{"op": "knockout", "layers": "all"}])
