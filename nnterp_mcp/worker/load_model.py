@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nnterp_mcp.errors import Forbidden, InvalidRequest
@@ -13,6 +10,7 @@ from nnterp_mcp.request.adapter_folder import split_scale
 from nnterp_mcp.toolset.load_model.params import LoadModelParams
 from nnterp_mcp.toolset.load_model.result import CheckLine, LoadModelResult
 from nnterp_mcp.worker.adapters import load_adapter
+from nnterp_mcp.worker.collection import collection_paused
 from nnterp_mcp.worker.job import Job
 from nnterp_mcp.worker.model_files import ModelFiles, ModelOrigin
 
@@ -49,18 +47,6 @@ def run(bench: Bench, params: LoadModelParams, job: Job) -> LoadModelResult:
     bench.place(model, origin)
     bench.request = params.model_dump(mode="json")
     return card_of(bench, time.monotonic() - begun)
-
-
-@contextmanager
-def collection_paused() -> Generator[None]:
-    """Pauses garbage collection, which would go through all the objects of a load again and again: they stay anyway."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def card_of(bench: Bench, seconds: float = 0.0) -> LoadModelResult:

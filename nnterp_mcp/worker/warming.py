@@ -16,9 +16,9 @@ from typing import Any
 
 from nnterp_mcp.errors import Cancelled
 from nnterp_mcp.toolset import specs
+from nnterp_mcp.worker.collection import collection_paused
 from nnterp_mcp.worker.execution import run_tool
 from nnterp_mcp.worker.job import Job
-from nnterp_mcp.worker.load_model import collection_paused
 from nnterp_mcp.worker.workbench import Bench
 
 MOST = 30.0
