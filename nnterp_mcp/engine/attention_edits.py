@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnterp_mcp.engine.edits import Edit
+from nnterp_mcp.engine.edits import Edit, EditOfRuns, Scaled, StateEdit
 from nnterp_mcp.engine.hook_points import Place
 from nnterp_mcp.engine.interpreter import Data
 from nnterp_mcp.engine.token_spans import Reach, Window
@@ -124,6 +124,19 @@ class PatternEdit:
             return (key == self.horizon.first(query)).float()
         before = query - self.horizon.reaches(query, query - 1).long()
         return (key == (before if self.pattern == "previous" else query)).float()
+
+
+def reads_ahead(edit: Edit) -> bool:
+    """True where an edit may let queries read keys behind them, so that early states depend on later tokens."""
+    if isinstance(edit, EditOfRuns):
+        return reads_ahead(edit.edit)
+    if isinstance(edit, KnockedOut):
+        return any(reads_ahead(other) for other in edit.others)
+    if isinstance(edit, PatternEdit):
+        return isinstance(edit.pattern, Tensor) and bool(edit.pattern.triu(1).any())
+    if isinstance(edit, KnockoutEdit) or (isinstance(edit, StateEdit) and isinstance(edit.change, Scaled)):
+        return False
+    return edit.place.site == "attention_probabilities"
 
 
 def fitting_matrix(pattern: Sequence[Sequence[float]], prompts: Sequence[EncodedPrompt]) -> Float[Tensor, "query key"]:

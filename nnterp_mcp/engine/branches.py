@@ -8,13 +8,15 @@ where its first edit is, as a copy of the unedited row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnterp_mcp.engine.attention_edits import reads_ahead
 from nnterp_mcp.engine.batching import LOGITS_AT_ONCE, rows_at_most, run_halving
 from nnterp_mcp.engine.branch_pass import BranchPass, Input
 from nnterp_mcp.engine.edits import Reached, StateEdit
@@ -161,7 +163,10 @@ class Branches:
 
     @cached_property
     def sharing(self) -> Sharing:
-        """The largest share of the pass that rows can have in common exactly."""
+        """The largest share of the pass that rows can have in common exactly.
+
+        The way is known from other inputs; whether early states depend on later tokens is a matter of this one's edits.
+        """
         late, length = max(self._first.values()), len(self.base)
         kind = lengths_of(self.model.module).kind
         sites: list[Site] = list(dict.fromkeys(edit.place.site for edit in self.edits))
@@ -176,7 +181,8 @@ class Branches:
             self.base.operations,
         )
         found = recall(self.model.module, SHARED, situation, length, lambda: astuple(self._try_sharing(sites, late)))
-        return Sharing(*found)
+        known, edits = Sharing(*found), chain.from_iterable(self.base.edits.values())
+        return replace(known, prefix=known.prefix and not any(map(reads_ahead, edits)))
 
     @torch.inference_mode()
     def _try_sharing(self, sites: Sequence[Site], position: int) -> Sharing:

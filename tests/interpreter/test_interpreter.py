@@ -86,6 +86,12 @@ ONCE: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"prompts": "cat dog France", "targets": {"one": "cat"}, "method": "gradient"}
         | {"interventions": [{"op": "knockout", "layers": 1, "query_positions": 0, "key_positions": 0}]},
     ),
+    "a pattern that reads ahead, of the second prompt": (
+        "llama",
+        "steer",
+        {"prompts": ["cat dog France", "a b"], "vector": [1.0] * 64, "layers": 2, "factors": [2], "positions": "last"}
+        | {"interventions": [{"op": "set_attention", "layers": [1, 2], "pattern": [[0.25] * 4] * 4, "prompts": 1}]},
+    ),
 }
 """Calls about which the two once disagreed."""
 
